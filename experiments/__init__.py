@@ -1,0 +1,1 @@
+"""Experiments: model + task + reward + optimizer, and nothing else."""

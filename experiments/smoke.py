@@ -1,0 +1,48 @@
+"""All of R1-Zero's machinery in a minute: nothing is learned, everything is run.
+
+Same code as `experiments.r1_zero` with a tiny model and a handful of steps; for a first
+look at a machine, and for tests that kill runs.
+"""
+
+from __future__ import annotations  # fields have the names of the modules they configure
+
+import dataclasses
+
+from experiments import r1_zero
+from experiments.r1_zero import R1Zero
+from r1jax import grpo
+from r1jax.model.config import ModelConfig
+from r1jax.stages import command, evaluate, finetune, rl
+from r1jax.stages.run import plain_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoke(R1Zero):
+  """R1-Zero's machinery in a minute."""
+
+  workdir: str = 'runs/smoke'  # all files of the run; it goes on from what is there
+  model: ModelConfig = ModelConfig(
+    d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64
+  )
+  base: finetune.Config = finetune.Config(
+    steps=20, rows_per_step=8, micro_batches=2, checkpoint_every=5, log_every=5
+  )
+  rl: rl.Config = rl.Config(
+    steps=6,
+    prompts_per_step=4,
+    group_size=4,
+    max_length=((0, 48),),
+    micro_batches=2,
+    minibatches=2,
+    reference_every=4,
+    evaluate_every=3,
+    checkpoint_every=2,
+  )
+  evaluate: evaluate.Config = evaluate.Config(
+    problems=8, final_problems=8, samples=4, prompts_per_batch=8
+  )
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    r1_zero.main(command.parse(Smoke(), presets={'grpo': grpo.PRESETS}))

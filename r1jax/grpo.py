@@ -1,0 +1,381 @@
+"""Group Relative Policy Optimization: the paper's equations in order, then the step.
+
+An algorithm is five choices, each a small pure function in a table below: advantage,
+ratio, surrogate, KL estimate, mean. `PRESETS` names the published combinations. A new
+idea is one new function and one name. Arrays are [P, G, T] (prompts, samples of a
+prompt, positions) or [P, G]; the group is an axis. Knows neither models nor text.
+
+Sources: GRPO DeepSeekMath (arXiv 2402.03300) and DeepSeek-R1; Dr. GRPO 2503.20783;
+DAPO 2503.14476; GSPO 2507.18071; CISPO (MiniMax-M1) 2506.13585; RLOO 2402.14740;
+REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.html.
+"""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax import optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One algorithm: five named choices and their numbers. The default is R1's GRPO."""
+
+  advantage: str = 'group_zscore'  # A; a name in grpo.ADVANTAGES
+  ratio: str = 'token'  # pi / pi_old per token or output; a name in grpo.RATIOS
+  surrogate: str = 'clip'  # a name in grpo.SURROGATES
+  kl: str = 'k3'  # estimate of KL(pi || pi_ref); a name in grpo.KLS
+  mean: str = 'outputs'  # how tokens are averaged; a name in grpo.MEANS
+  clip_low: float = 0.2  # epsilon below 1
+  clip_high: float = 0.2  # epsilon above 1
+  kl_coef: float = 0.001  # beta (R1: 0.001); 0 needs no reference pass
+  constant_length: int = 1024  # tokens that the mean 'constant' divides an output by
+
+  def __post_init__(self) -> None:
+    for field, table in TABLES.items():
+      name = getattr(self, field)
+      if name not in table:
+        near = difflib.get_close_matches(name, table, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(
+          f'grpo.{field}: expected one of {", ".join(table)}, got {name!r}{hint}'
+        )
+    for field in ('clip_low', 'clip_high', 'kl_coef'):
+      if not getattr(self, field) >= 0:
+        raise ValueError(f'grpo.{field}: expected 0 or more, got {getattr(self, field)}')
+    if self.constant_length < 1:
+      raise ValueError(
+        f'grpo.constant_length: expected 1 or more, got {self.constant_length}'
+      )
+
+
+# --- Advantage: rewards [P, G] -> one number an output [P, G] ------------------------
+
+# Added to standard deviations, so that a group of equal rewards gets 0 and not NaN.
+STD_EPS = 1e-4
+
+
+def group_zscore(reward: jax.Array) -> jax.Array:
+  """A = (r - mean(r)) / std(r) in the group (DeepSeek-R1, eq. 3).
+
+  The paper leaves std open; this is the unbiased one (ddof 1), as in most code.
+  """
+  centred = group_centred(reward)
+  return centred / (jnp.std(reward, axis=1, keepdims=True, ddof=1) + STD_EPS)
+
+
+def group_centred(reward: jax.Array) -> jax.Array:
+  """A = r - mean(r) in the group (Dr. GRPO): hard and easy questions are not boosted."""
+  return reward - reward.mean(axis=1, keepdims=True)
+
+
+def leave_one_out(reward: jax.Array) -> jax.Array:
+  """A = r - mean of the group's other rewards (RLOO, eq. 8)."""
+  group_size = reward.shape[1]
+  return group_centred(reward) * (group_size / (group_size - 1))
+
+
+def batch_whitened(reward: jax.Array) -> jax.Array:
+  """A = (r - mean) / std over all outputs of the batch (REINFORCE++)."""
+  return (reward - reward.mean()) / (jnp.std(reward, ddof=1) + STD_EPS)
+
+
+# --- Ratio: log(pi / pi_old) and mask [P, G, T] -> ratio [P, G, T] -------------------
+
+
+def token_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  """One ratio a token (PPO, and every public GRPO)."""
+  del mask
+  return jnp.exp(log_ratio)
+
+
+def sequence_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  """The ratio of whole outputs, pi(o|q) / pi_old(o|q) (DeepSeek-R1 in Nature, eq. 1)."""
+  total = jnp.sum(log_ratio * mask, axis=-1, keepdims=True)
+  return jnp.broadcast_to(jnp.exp(total), log_ratio.shape)
+
+
+def geometric_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  """The whole output's ratio to the power 1 / length (GSPO, eq. 7)."""
+  total = jnp.sum(log_ratio * mask, axis=-1, keepdims=True)
+  tokens = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+  return jnp.broadcast_to(jnp.exp(total / tokens), log_ratio.shape)
+
+
+# --- Surrogate: (ratio, advantage, logp, config) -> to be maximised [P, G, T] --------
+
+
+def clipped(
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+) -> jax.Array:
+  """min(ratio A, clip(ratio, 1 - low, 1 + high) A) (PPO, eq. 7)."""
+  del logp
+  bounded = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+  return jnp.minimum(ratio * advantage, bounded * advantage)
+
+
+def unclipped(
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+) -> jax.Array:
+  """ratio A: its gradient on policy is REINFORCE's."""
+  del logp, config
+  return ratio * advantage
+
+
+def clipped_weight(
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+) -> jax.Array:
+  """stop_gradient(min(ratio, 1 + high)) A logp (CISPO, eq. 4): no token loses its gradient."""
+  weight = jax.lax.stop_gradient(jnp.minimum(ratio, 1 + config.clip_high))
+  return weight * advantage * logp
+
+
+# --- KL: (logp, ref_logp) -> nats per token [P, G, T] --------------------------------
+
+
+def kl_none(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+  """Zero: no penalty."""
+  del ref_logp
+  return jnp.zeros_like(logp)
+
+
+def kl_k2(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+  """Half the squared log-ratio: biased, low variance, its gradient is the KL's."""
+  return jnp.square(logp - ref_logp) / 2
+
+
+def kl_k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+  """pi_ref/pi - log(pi_ref/pi) - 1: unbiased, never negative (DeepSeekMath, eq. 4)."""
+  log_ratio = ref_logp - logp
+  return jnp.exp(log_ratio) - log_ratio - 1
+
+
+# --- Mean: which weight each token has in the loss -----------------------------------
+
+
+class Totals(NamedTuple):
+  """Counts of the whole batch, of which a micro-batch sees a part."""
+
+  outputs: jax.Array  # P G
+  tokens: jax.Array  # not masked
+
+
+def totals(mask: jax.Array) -> Totals:
+  """Counts the outputs and tokens of a batch; mask is [P, G, T]."""
+  return Totals(jnp.float32(mask.shape[0] * mask.shape[1]), jnp.maximum(mask.sum(), 1))
+
+
+def mean_outputs(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+  """1/|o| a token, then the mean of outputs (GRPO): every output counts the same."""
+  del config
+  return mask / (jnp.maximum(mask.sum(-1, keepdims=True), 1) * total.outputs)
+
+
+def mean_tokens(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+  """The mean of all tokens of the batch (DAPO): long outputs count more."""
+  del config
+  return mask / total.tokens
+
+
+def mean_constant(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+  """1/constant a token, then the mean of outputs (Dr. GRPO): no bias by length."""
+  return mask / (config.constant_length * total.outputs)
+
+
+ADVANTAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'group_zscore': group_zscore,
+  'group_centred': group_centred,
+  'leave_one_out': leave_one_out,
+  'batch_whitened': batch_whitened,
+}
+RATIOS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'token': token_ratio,
+  'sequence': sequence_ratio,
+  'geometric': geometric_ratio,
+}
+SURROGATES: dict[str, Callable[..., jax.Array]] = {
+  'clip': clipped,
+  'none': unclipped,
+  'clipped_weight': clipped_weight,
+}
+KLS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'none': kl_none,
+  'k2': kl_k2,
+  'k3': kl_k3,
+}
+MEANS: dict[str, Callable[[jax.Array, Totals, Config], jax.Array]] = {
+  'outputs': mean_outputs,
+  'tokens': mean_tokens,
+  'constant': mean_constant,
+}
+TABLES: dict[str, dict[str, Any]] = {
+  'advantage': ADVANTAGES,
+  'ratio': RATIOS,
+  'surrogate': SURROGATES,
+  'kl': KLS,
+  'mean': MEANS,
+}
+
+PRESETS = {
+  'grpo': Config(),
+  'dr_grpo': Config(advantage='group_centred', kl='none', mean='constant', kl_coef=0.0),
+  'dapo': Config(kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0),
+  'gspo': Config(ratio='geometric', clip_low=3e-4, clip_high=4e-4, kl_coef=0.0),
+  'cispo': Config(
+    surrogate='clipped_weight', kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0
+  ),
+  'rloo': Config(
+    advantage='leave_one_out',
+    ratio='sequence',
+    surrogate='none',
+    kl='none',
+    kl_coef=0.0,
+  ),
+  'reinforce_pp': Config(advantage='batch_whitened', kl='k2', mean='tokens'),
+}
+
+
+def check_group_size(config: Config, group_size: int) -> None:
+  """Raises ValueError where one sample a prompt leaves nothing to compare with."""
+  if group_size < 2 and config.advantage != 'batch_whitened':
+    raise ValueError(
+      f'rl.group_size: the advantage {config.advantage!r} compares the samples of a '
+      f'prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
+      "grpo.advantage to 'batch_whitened'"
+    )
+
+
+def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
+  """Returns one advantage an output, [P, G], from rewards [P, G]."""
+  check_group_size(config, reward.shape[1])
+  return ADVANTAGES[config.advantage](reward)
+
+
+def objective(
+  logp: jax.Array,
+  advantage: jax.Array,
+  mask: jax.Array,
+  *,
+  old_logp: jax.Array,
+  ref_logp: jax.Array | None,
+  config: Config,
+  total: Totals | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the loss to minimise, -E[surrogate - beta KL], and its metrics.
+
+  Args:
+    logp: of the tokens under the policy that learns, [P, G, T], nats.
+    advantage: [P, G].
+    mask: true on the outputs' tokens, [P, G, T].
+    old_logp: under the policy that sampled, [P, G, T].
+    ref_logp: under the reference, [P, G, T]; None leaves out the penalty and `kl`.
+    config: the algorithm.
+    total: counts of the whole batch if these P prompts are a part of it; losses and
+      metrics of the parts then add up to the batch's.
+
+  Returns:
+    The loss, and means over tokens: `ratio`, `clip_up` and `clip_down` (the shares
+    whose gradient the bounds stop), `drift` (|logp - old_logp|) and `kl` (k3).
+  """
+  if total is None:
+    total = totals(mask)
+  # Whatever stands beyond an output's end must not reach exp: 0 * inf is NaN, and so
+  # is its gradient.
+  logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
+  log_ratio = logp - old_logp
+  advantage = advantage[..., None]
+  ratio = RATIOS[config.ratio](log_ratio, mask)
+  gain = SURROGATES[config.surrogate](ratio, advantage, logp, config)
+  share = mask / total.tokens
+  metrics = {
+    'ratio': jnp.sum(share * ratio),
+    'clip_up': jnp.sum(share * ((ratio > 1 + config.clip_high) & (advantage > 0))),
+    'clip_down': jnp.sum(share * ((ratio < 1 - config.clip_low) & (advantage < 0))),
+    'drift': jnp.sum(share * jnp.abs(log_ratio)),
+  }
+  if ref_logp is not None:
+    ref_logp = jnp.where(mask, ref_logp, 0.0)
+    gain -= config.kl_coef * KLS[config.kl](logp, ref_logp)
+    metrics['kl'] = jnp.sum(share * kl_k3(logp, ref_logp))
+  weight = MEANS[config.mean](mask, total, config)
+  return -jnp.sum(weight * gain), metrics
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=[
+    'prompts',
+    'prompt_mask',
+    'tokens',
+    'mask',
+    'old_logp',
+    'ref_logp',
+    'advantage',
+  ],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class Rollout:
+  """What one or more updates learn from."""
+
+  prompts: jax.Array  # int32 [P, S], padded on the left
+  prompt_mask: jax.Array  # bool [P, S]
+  tokens: jax.Array  # int32 [P, G, T]
+  mask: jax.Array  # bool [P, G, T]
+  old_logp: jax.Array  # float32 [P, G, T]
+  ref_logp: jax.Array | None  # float32 [P, G, T]
+  advantage: jax.Array  # float32 [P, G]
+
+
+def step(
+  state: optim.TrainState,
+  rollout: Rollout,
+  temperature: jax.Array,
+  *,
+  score: Callable[..., tuple[jax.Array, jax.Array]],
+  optimizer: optax.GradientTransformation,
+  config: Config,
+  micro_batches: int,
+) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+  """One update of the policy on a rollout; pure, for `jax.jit` or a mesh.
+
+  Args:
+    state: of the policy.
+    rollout: P must divide by `micro_batches`.
+    temperature: of the policy that sampled.
+    score: (params, prompts, prompt_mask, tokens, temperature=...) -> log-probs and
+      entropies [P, G, T]; see `r1jax.sampling.score`.
+    optimizer: see `r1jax.optim`.
+    config: the algorithm.
+    micro_batches: parts of P that the gradient is summed over.
+
+  Returns:
+    The new state, and the metrics of `objective` with `entropy` (nats a token).
+  """
+  total = totals(rollout.mask)
+
+  def loss(params: Any, part: Rollout) -> tuple[jax.Array, dict[str, jax.Array]]:
+    logp, entropy = score(
+      params, part.prompts, part.prompt_mask, part.tokens, temperature=temperature
+    )
+    value, metrics = objective(
+      logp,
+      part.advantage,
+      part.mask,
+      old_logp=part.old_logp,
+      ref_logp=part.ref_logp,
+      config=config,
+      total=total,
+    )
+    metrics['entropy'] = jnp.sum(part.mask * entropy) / total.tokens
+    return value, metrics
+
+  return optim.update(
+    state, rollout, loss=loss, optimizer=optimizer, micro_batches=micro_batches
+  )

@@ -1,0 +1,71 @@
+"""The device mesh, and the one table from logical to mesh axes.
+
+Models and batches name what an axis is; this table says where it lies. Nobody else
+writes a PartitionSpec, and a name that the table lacks is an error.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | None] = {
+  'prompt': 'data',  # P: prompts, and the rows of supervised batches
+  'vocab': None,
+  'embed': None,
+  'heads': None,
+  'kv_heads': None,
+  'channel': None,
+  'mlp': None,
+  'layers': None,  # scanned, so never cut
+}
+
+
+def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a mesh of all (or the given) devices along `data`."""
+  devices = jax.devices() if devices is None else devices
+  # Auto: the default, Explicit, does not take Linen's partitioned parameters.
+  return jax.make_mesh(
+    (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
+  """Returns where an array lies whose axes have these logical names (None: anywhere).
+
+  Raises:
+    ValueError: for a name that is not in `RULES`.
+  """
+  unknown = [name for name in logical if name is not None and name not in RULES]
+  if unknown:
+    raise ValueError(f'logical axis: expected one of {sorted(RULES)}, got {unknown}')
+  spec = PartitionSpec(*(name and RULES[name] for name in logical))
+  return NamedSharding(mesh, spec)
+
+
+def check_divides(mesh: Mesh, **sizes: int) -> None:
+  """Raises ValueError, naming the next size that fits, unless each divides over data."""
+  devices = mesh.shape['data']
+  for field, size in sizes.items():
+    if size % devices:
+      fits = math.ceil(size / devices) * devices
+      raise ValueError(
+        f'{field}: {size} does not divide over {devices} devices; set it to {fits}'
+      )
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+  """Places a tree of arrays whose first axis is P (or rows) on the mesh."""
+  return jax.device_put(batch, sharding(mesh, 'prompt'))
+
+
+def put_boxed(mesh: Mesh, boxed: Any) -> Any:
+  """Unboxes parameters that carry logical axis names and places them by the table."""
+  is_box = lambda leaf: hasattr(leaf, 'names')
+  return jax.tree.map(
+    lambda box: jax.device_put(box.value, sharding(mesh, *box.names)),
+    boxed,
+    is_leaf=is_box,
+  )

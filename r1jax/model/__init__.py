@@ -1,0 +1,1 @@
+"""Decoder models in flax.linen: the only folder that imports flax."""

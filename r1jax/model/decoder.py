@@ -1,0 +1,151 @@
+"""The decoder: embeddings, layers under one scan, logits.
+
+It sees rows [B, T] and segments (see `attention`), and knows nothing of prompts,
+groups, caches or losses. Parameters carry logical axis names for `r1jax.mesh`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r1jax.model.attention import KV, attend, rope
+from r1jax.model.config import ModelConfig
+
+
+def _weights(*axes: str, fan_in: int):
+  """Normal with variance 1 / fan-in, tagged with logical axis names."""
+  return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
+
+
+class RMSNorm(nn.Module):
+  """Scales x to unit mean square, then by a learned gain (Zhang & Sennrich 2019)."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    ones: Any = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+    gain_D = self.param('gain', ones, (x_BTD.shape[-1],))
+    mean_square = jnp.mean(jnp.square(x_BTD), axis=-1, keepdims=True)
+    return x_BTD * jax.lax.rsqrt(mean_square + self.eps) * gain_D[None, None]
+
+
+class Block(nn.Module):
+  """Attention and SwiGLU, each on a normalised copy and added to the stream."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    context: Sequence[KV],
+    positions_BT: jax.Array,
+    document_BT: jax.Array,
+    context_masks: Sequence[jax.Array],
+  ) -> tuple[jax.Array, KV]:
+    c = self.config
+    param = self.param
+    q_init = _weights('embed', 'heads', 'channel', fan_in=c.d_model)
+    kv_init = _weights('embed', 'kv_heads', 'channel', fan_in=c.d_model)
+    kv_shape = (c.d_model, c.kv_heads, c.head_dim)
+    query = param('query', q_init, (c.d_model, c.heads, c.head_dim))
+    key = param('key', kv_init, kv_shape)
+    value = param('value', kv_init, kv_shape)
+    out = param(
+      'out',
+      _weights('heads', 'channel', 'embed', fan_in=c.heads * c.head_dim * 2 * c.layers),
+      (c.heads, c.head_dim, c.d_model),
+    )
+    h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
+    q = rope(jnp.einsum('btd,dhc->bthc', h_BTD, query), positions_BT, c.rope_theta)
+    k = rope(jnp.einsum('btd,dkc->btkc', h_BTD, key), positions_BT, c.rope_theta)
+    v = jnp.einsum('btd,dkc->btkc', h_BTD, value)
+    own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
+    masked = list(zip(context, context_masks, strict=True))
+    x_BTD += jnp.einsum('bthc,hcd->btd', attend(q, own, document_BT, masked), out)
+
+    mlp_init = _weights('embed', 'mlp', fan_in=c.d_model)
+    gate = param('gate', mlp_init, (c.d_model, c.d_ff))
+    up = param('up', mlp_init, (c.d_model, c.d_ff))
+    down = param(
+      'down',
+      _weights('mlp', 'embed', fan_in=c.d_ff * 2 * c.layers),
+      (c.d_ff, c.d_model),
+    )
+    h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
+    return x_BTD + (nn.silu(h_BTD @ gate) * (h_BTD @ up)) @ down, own
+
+
+class Decoder(nn.Module):
+  """Token ids in, hidden states and the keys and values that they leave out."""
+
+  config: ModelConfig
+  vocab_size: int
+
+  def setup(self) -> None:
+    c = self.config
+    shape = (self.vocab_size, c.d_model)
+    # 1/sqrt(D) also for the input side: the first RMSNorm brings rows to unit scale.
+    init = _weights('vocab', 'embed', fan_in=c.d_model)
+    self.embedding_VD = self.param('embedding', init, shape)
+    self.head_VD = self.embedding_VD if c.tied else self.param('head', init, shape)
+    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
+    self.blocks = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      length=c.layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(c)
+    self.norm = RMSNorm(c.norm_eps)
+
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    document_BT: jax.Array,
+    context: Sequence[tuple[KV, jax.Array]] = (),
+  ) -> tuple[jax.Array, KV]:
+    """Returns normalised hidden states [B, T, D] and the rows' own `KV`, stacked on L.
+
+    Args:
+      tokens_BT: token ids.
+      positions_BT: positions for RoPE.
+      document_BT: a position sees itself and earlier ones of the same document id.
+      context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
+        `attention.attend`.
+    """
+    x_BTD = self.embedding_VD[tokens_BT]
+    kvs = tuple(kv for kv, _ in context)
+    masks = tuple(mask for _, mask in context)
+    x_BTD, own = self.blocks(x_BTD, kvs, positions_BT, document_BT, masks)
+    return self.norm(x_BTD), own
+
+  def logits(self, x_BTD: jax.Array) -> jax.Array:
+    """Unnormalised log-probabilities of the next token, [..., V]."""
+    return jnp.einsum('...d,vd->...v', x_BTD, self.head_VD)
+
+
+def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
+  """Returns fresh parameters, boxed with their logical axes (see `r1jax.mesh`)."""
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  model = Decoder(config, vocab_size)
+  return model.init(key, tokens, tokens, tokens)['params']
+
+
+def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any]:
+  """Returns the pure functions `forward(params, ...)` and `logits(params, hidden)`."""
+  apply: Any = Decoder(config, vocab_size).apply
+
+  def forward(params: Any, *args: Any) -> tuple[jax.Array, KV]:
+    return apply({'params': params}, *args)
+
+  def logits(params: Any, hidden: jax.Array) -> jax.Array:
+    return apply({'params': params}, hidden, method='logits')
+
+  return forward, logits

@@ -1,0 +1,114 @@
+"""Train state, optimizers, and gradients summed over micro-batches."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """AdamW with global-norm clipping and a warm-up."""
+
+  learning_rate: float = 3e-4  # peak
+  warmup_steps: int = 10  # updates of linear rise from 0
+  schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up
+  final_share: float = 0.1  # of the peak, where the cosine ends
+  weight_decay: float = 0.0  # decoupled (AdamW)
+  b1: float = 0.9  # decay of the mean gradient
+  b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
+  max_grad_norm: float = 1.0  # longer gradients are scaled down to this
+
+  def __post_init__(self) -> None:
+    if not self.learning_rate >= 0:
+      raise ValueError(f'learning_rate: expected 0 or more, got {self.learning_rate}')
+    if not self.max_grad_norm > 0:
+      raise ValueError(f'max_grad_norm: expected above 0, got {self.max_grad_norm}')
+    if self.warmup_steps < 0:
+      raise ValueError(f'warmup_steps: expected 0 or more, got {self.warmup_steps}')
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['params', 'opt_state', 'step'],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class TrainState:
+  """What an update changes: parameters, the optimizer's state, updates made so far."""
+
+  params: Any
+  opt_state: Any
+  step: jax.Array  # int32 []
+
+
+def make(config: Config, total_steps: int) -> optax.GradientTransformation:
+  """Returns the optimizer; `total_steps` updates end a cosine."""
+  peak, warmup = config.learning_rate, config.warmup_steps
+  if config.schedule == 'cosine':
+    after = optax.cosine_decay_schedule(
+      peak, max(1, total_steps - warmup), config.final_share
+    )
+  else:
+    after = optax.constant_schedule(peak)
+  schedule = optax.join_schedules(
+    [lambda step: peak * (step + 1) / (warmup + 1), after], [warmup]
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(config.max_grad_norm),
+    optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay),
+  )
+
+
+def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+  """Returns the state before the first update."""
+  return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+def update(
+  state: TrainState,
+  batch: Any,
+  *,
+  loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+  optimizer: optax.GradientTransformation,
+  micro_batches: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimizer update on the gradient summed over micro-batches.
+
+  Args:
+    state: before the update.
+    batch: a tree of arrays, cut along their first axis into `micro_batches` parts.
+    loss: gives a part's share of the batch's loss and of its metrics: shares add up
+      to the whole, so the cut changes nothing but memory and speed.
+    optimizer: see `make`.
+    micro_batches: must divide the first axis.
+
+  Returns:
+    The new state, and the metrics with `loss` and `grad_norm` (before clipping).
+  """
+  gradient = jax.value_and_grad(loss, has_aux=True)
+
+  def part(batch: Any) -> Any:
+    (value, metrics), grads = gradient(state.params, batch)
+    return grads, {'loss': value, **metrics}
+
+  # Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
+  cut = lambda x: jnp.moveaxis(
+    x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0
+  )
+  parts = jax.tree.map(cut, batch)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts)),
+  )
+  (grads, metrics), _ = jax.lax.scan(
+    lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None), zeros, parts
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics['grad_norm'] = optax.global_norm(grads)
+  return TrainState(params, opt_state, state.step + 1), metrics

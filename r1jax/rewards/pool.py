@@ -1,0 +1,253 @@
+"""Rewards run in worker processes, with a hard time limit, and never stop a run alone.
+
+A reward meets text that nobody has foreseen: it may raise, hang, return NaN or take
+its process down. Each of these gives 0.0 for that reward on that output, is counted,
+and is told in a sentence. A reward that fails on *every* output is a bug and raises.
+
+An output is one task with all its rewards. Only when the process did not survive the
+task is it unknown which reward was at fault; then each of them is tried by itself.
+
+Workers are spawned, since forking a process with the threads of jax can deadlock. A
+spawned worker imports the program's main module once, so that module needs the usual
+`if __name__ == '__main__'`. The import goes on in the background from `__enter__` on.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
+from typing import NamedTuple, Self
+
+import numpy as np
+import pebble
+
+from r1jax.rewards import Weighted, worker
+from r1jax.tasks import Problem
+
+SENTENCES = 5  # failures told in words; the rest are counted
+START_LIMIT = 120.0  # seconds for a first worker to import the main module
+LOOK_AGAIN = 1.0  # seconds between looks at whether the workers still live
+
+
+class RewardError(RuntimeError):
+  """A reward cannot be used: it failed on every output, or no worker could run it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Rewards of N outputs, 0.0 where a reward failed.
+
+  Fields:
+    values: float32 [N, rewards], in the order in which the pool got the rewards.
+    total: float32 [N], the weighted sum over the rewards.
+    errors: a sentence for each of the first few failures, timeouts included.
+    failures: how many (output, reward) pairs raised, gave no number or died.
+    timeouts: how many (output, reward) pairs ran out of time.
+  """
+
+  values: np.ndarray
+  total: np.ndarray
+  errors: list[str]
+  failures: int
+  timeouts: int
+
+
+class _Task(NamedTuple):
+  future: concurrent.futures.Future
+  pool: pebble.ProcessPool  # the one that the future belongs to; pools are replaced
+
+
+class Pending:
+  """Scores that are being computed."""
+
+  def __init__(self, collect: Callable[[], Scores]):
+    self._collect = collect
+
+  def result(self) -> Scores:
+    """Waits for all scores. Raises RewardError when a reward failed on every output."""
+    return self._collect()
+
+
+class RewardPool:
+  """Worker processes that score outputs; a context manager that leaves no process.
+
+  `timeout` is the time in seconds that one output may take; when it has passed, each
+  reward gets that time for itself. Ctrl-C reaches the parent alone; workers also end
+  when the parent is killed.
+  """
+
+  def __init__(
+    self, rewards: Sequence[Weighted], workers: int = 2, timeout: float = 5.0
+  ):
+    """Raises ValueError for settings that cannot work; starts nothing."""
+    names = [reward.name for reward in rewards]
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f'rewards: expected one or more of different names, got {names}')
+    if workers < 1:
+      raise ValueError(f'workers: expected at least 1, got {workers}')
+    if not 0.0 < timeout < math.inf:
+      raise ValueError(f'timeout: expected a number of seconds above 0, got {timeout}')
+    for reward in rewards:
+      _check_importable(reward)
+    self._rewards = tuple(rewards)
+    self._workers = workers
+    self._timeout = timeout
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The rewards' names, in the order of the columns of `Scores.values`."""
+    return tuple(reward.name for reward in self._rewards)
+
+  def __enter__(self) -> Self:
+    self._start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._stop()
+
+  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
+    """Starts to score `texts[i]` as output for `problems[i]`; returns at once."""
+    if len(problems) != len(texts):
+      raise ValueError(
+        f'expected a problem for every text, got {len(problems)} and {len(texts)}'
+      )
+    outputs = list(zip(problems, texts, strict=True))
+    tasks = [self._schedule(self._rewards, *output) for output in outputs]
+    return Pending(functools.partial(self._collect, outputs, tasks))
+
+  def _start(self) -> None:
+    self._pool = pebble.ProcessPool(
+      max_workers=self._workers,
+      context=multiprocessing.get_context('spawn'),
+      initializer=worker.follow_parent,
+    )
+    # Processes inherit the mask of the thread that starts them, the pool's threads
+    # that of this one: so Ctrl-C cannot hit a worker while it is still importing.
+    resource_tracker.ensure_running()  # first, as its start unblocks SIGINT
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      self._started = self._pool.schedule(os.getpid)
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+  def _stop(self) -> None:
+    self._pool.stop()
+    self._pool.join()
+
+  def _schedule(
+    self, rewards: Sequence[Weighted], problem: Problem, text: str
+  ) -> _Task:
+    if not self._pool.active:  # a worker that dies without a task breaks pebble's pool
+      self._stop()
+      self._start()
+    future = self._pool.schedule(
+      worker.score, args=(rewards, problem, text), timeout=self._timeout
+    )
+    return _Task(future, self._pool)
+
+  def _collect(
+    self, outputs: Sequence[tuple[Problem, str]], tasks: Sequence[_Task]
+  ) -> Scores:
+    values = np.zeros((len(outputs), len(self._rewards)), np.float32)
+    failed: list[list[worker.Failure]] = [[] for _ in self._rewards]
+    errors: list[str] = []
+    for row, (output, task) in enumerate(zip(outputs, tasks, strict=True)):
+      for column, outcome in enumerate(self._outcomes(output, task)):
+        if isinstance(outcome, worker.Failure):
+          failed[column].append(outcome)
+          name, problem = self._rewards[column].name, output[0].id
+          errors.append(f'reward {name!r} on problem {problem!r} {outcome.reason}')
+        else:
+          values[row, column] = outcome
+    for reward, failures in zip(self._rewards, failed, strict=True):
+      _check_any_survived(reward, failures, len(outputs))
+    timeouts = sum(failure.timeout for column in failed for failure in column)
+    return Scores(
+      values=values,
+      total=values @ np.array([reward.weight for reward in self._rewards], np.float32),
+      errors=errors[:SENTENCES],
+      failures=len(errors) - timeouts,
+      timeouts=timeouts,
+    )
+
+  def _outcomes(
+    self, output: tuple[Problem, str], task: _Task
+  ) -> list[float | worker.Failure]:
+    """A number or a failure for each reward."""
+    try:
+      outcomes = self._wait(task)
+    except concurrent.futures.BrokenExecutor:  # not this output's doing: once more
+      outcomes = self._wait_alone(self._rewards, output)
+    if isinstance(outcomes, list):
+      return outcomes
+    if len(self._rewards) == 1:
+      return [outcomes]
+    alone = [self._wait_alone([reward], output) for reward in self._rewards]
+    return [one[0] if isinstance(one, list) else one for one in alone]
+
+  def _wait_alone(
+    self, rewards: Sequence[Weighted], output: tuple[Problem, str]
+  ) -> list[float | worker.Failure] | worker.Failure:
+    try:
+      return self._wait(self._schedule(rewards, *output))
+    except concurrent.futures.BrokenExecutor as error:
+      raise RewardError(_lost(error)) from error
+
+  def _wait(self, task: _Task) -> list[float | worker.Failure] | worker.Failure:
+    """What a task gave, or one failure when its process did not survive it.
+
+    Raises BrokenExecutor when the pool broke before the task was done.
+    """
+    try:
+      self._started.result(START_LIMIT)
+    except (concurrent.futures.BrokenExecutor, TimeoutError) as error:
+      raise RewardError(_lost(error)) from error
+    while not task.future.done():
+      # A broken pool never finishes the tasks that were still in its queue.
+      if not task.pool.active and not task.future.done():
+        raise concurrent.futures.BrokenExecutor('all workers ended')
+      concurrent.futures.wait([task.future], LOOK_AGAIN)
+    try:
+      return task.future.result()
+    except TimeoutError:
+      return worker.Failure(f'was stopped after {self._timeout:g} s', timeout=True)
+    except pebble.ProcessExpired as error:
+      return worker.Failure(f'ended its process with exit code {error.exitcode}')
+
+
+def _check_importable(reward: Weighted) -> None:
+  try:
+    pickle.dumps(reward)
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    raise ValueError(
+      f'reward {reward.name!r} cannot be sent to a worker process ({error}); define its'
+      ' function at the top level of a module'
+    ) from error
+
+
+def _check_any_survived(
+  reward: Weighted, failures: Sequence[worker.Failure], outputs: int
+) -> None:
+  if not failures or len(failures) < outputs:
+    return
+  remedy = 'fix its function'
+  if all(failure.timeout for failure in failures):
+    remedy = 'make it faster or raise the time limit of the rewards'
+  raise RewardError(
+    f'reward {reward.name!r} failed on all {outputs} outputs, so there is nothing to'
+    f' learn from; it {failures[0].reason}; {remedy}'
+  )
+
+
+def _lost(error: BaseException) -> str:
+  return (
+    f'the reward workers are gone or could not start ({type(error).__name__}: {error});'
+    " keep the main module importable, under `if __name__ == '__main__'`, and leave"
+    ' enough memory for the workers; what they printed tells more'
+  )

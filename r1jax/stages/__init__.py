@@ -1,0 +1,1 @@
+"""Loops, files and logs: the only place where device and host lane meet."""

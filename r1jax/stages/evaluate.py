@@ -1,0 +1,153 @@
+"""Evaluation on held-out problems: pass@1, pass@k, consensus, with intervals.
+
+Intervals are bootstrapped over problems: the samples of one problem are not
+independent. The same step of the same seed always draws the same samples.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import statistics, tasks, text
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages.generate import Generator
+from r1jax.tasks import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How much to sample."""
+
+  problems: int = 64  # held-out problems at every evaluation during training
+  final_problems: int = 256  # at the first and the last one
+  samples: int = 16  # k of pass@k and cons@k
+  prompts_per_batch: int = 16  # problems sampled at a time
+  temperature: float = 1.0  # 0 is greedy
+  shown: int = 8  # problems whose first output is kept for the report
+
+  def __post_init__(self) -> None:
+    for field in ('problems', 'final_problems', 'samples', 'prompts_per_batch'):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f'evaluate.{field}: expected 1 or more, got {getattr(self, field)}'
+        )
+    if not self.temperature >= 0:
+      raise ValueError(
+        f'evaluate.temperature: expected 0 or more, got {self.temperature}'
+      )
+
+
+def evaluate(
+  params: Any,
+  key: jax.Array,
+  problems: Sequence[Problem],
+  *,
+  generator: Generator,
+  pool: RewardPool,
+  config: Config,
+  max_length: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Returns the metrics of one evaluation, and the samples to be shown.
+
+  Args:
+    params: of the policy.
+    key: the samples come from it.
+    problems: to be answered; a multiple of `prompts_per_batch` wastes nothing.
+    generator: how to sample.
+    pool: has a reward named `accuracy`, 1.0 for a right answer.
+    config: see `Config`.
+    max_length: T.
+  """
+  size = min(config.prompts_per_batch, len(problems))
+  outputs, correct = [], []
+  for start in range(0, len(problems), size):
+    chunk = list(problems[start : start + size])
+    filled = chunk + [chunk[-1]] * (size - len(chunk))  # one shape, one compilation
+    sampled = generator(
+      params,
+      jax.random.fold_in(key, start),
+      filled,
+      group_size=config.samples,
+      max_length=max_length,
+      temperature=config.temperature,
+    )
+    pairs = [
+      (problem, output)
+      for problem, group in zip(chunk, sampled.texts, strict=False)
+      for output in group
+    ]
+    scores = pool.submit(*map(list, zip(*pairs, strict=True))).result()
+    right = scores.values[:, pool.names.index('accuracy')]
+    correct.append(right.reshape(len(chunk), -1))
+    for index, problem in enumerate(chunk):
+      outputs.append((problem, sampled, index))
+  return _summary(outputs, np.concatenate(correct), config, generator)
+
+
+def _summary(outputs, correct_PG, config, generator):
+  metrics: dict[str, Any] = {
+    'split': 'test',
+    'problems': len(outputs),
+    'k': config.samples,
+    'temperature': config.temperature,
+  }
+  texts = [sampled.texts[index] for _, sampled, index in outputs]
+  flat = [output for group in texts for output in group]
+  count = correct_PG.sum(1).astype(int)
+  pass_at_k = statistics.pass_at_k(config.samples, count, config.samples)
+  agreed = [
+    _consensus(problem, group)
+    for (problem, _, _), group in zip(outputs, texts, strict=True)
+  ]
+  for name, values in (
+    ('pass_at_1', correct_PG),
+    ('pass_at_k', pass_at_k),
+    ('consensus', np.array(agreed, float)),
+  ):
+    metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
+  metrics |= {
+    'length': _mean([sampled.lengths[index] for _, sampled, index in outputs]),
+    'cut_off': _mean([sampled.cut_off[index] for _, sampled, index in outputs]),
+    'unparsable': _mean([text.parse(output) is None for output in flat]),
+    'reflective': _mean([text.is_reflective(output) for output in flat]),
+  }
+  shown = [
+    {
+      'problem': problem.id,
+      'prompt': generator.prompt(problem),
+      'output': sampled.texts[index][0],
+      'correct': bool(right[0]),
+      'cut_off': bool(sampled.cut_off[index][0]),
+    }
+    for (problem, sampled, index), right in zip(
+      outputs[: config.shown], correct_PG, strict=False
+    )
+  ]
+  return metrics, shown
+
+
+def _mean(values: Any) -> float:
+  return float(np.mean(values))
+
+
+def _consensus(problem: Problem, group: Sequence[str]) -> bool:
+  """Whether the answer that most of the group gives is right."""
+  parsed = [text.parse(output) for output in group]
+  answers = [part.answer if part else None for part in parsed]
+  votes = [
+    None if answer is None else tasks.answer_key(problem, answer) for answer in answers
+  ]
+  winner = statistics.consensus(votes)
+  if winner is None:
+    return False
+  answer = answers[votes.index(winner)]
+  return answer is not None and tasks.verify(problem, answer)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+  """The child of `key` for a purpose, so that adding one changes no other."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))

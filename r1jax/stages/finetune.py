@@ -1,0 +1,146 @@
+"""Supervised training of a model on documents: base models, and later SFT.
+
+The documents of step n are a function of (seed, n); so is everything else, and a run
+that was killed goes on to the same bits.
+"""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import mesh as mesh_lib
+from r1jax import optim, sampling, sft
+from r1jax.stages.run import Run, TrainingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How long and in which portions to train."""
+
+  steps: int = 400  # updates
+  rows_per_step: int = 32  # B
+  row_length: int = 256  # T; documents are packed into rows, longer ones left out
+  micro_batches: int = 2  # parts of the rows that a gradient is summed over
+  checkpoint_every: int = 100  # steps
+  log_every: int = 10  # steps
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise ValueError(
+          f'base.{field.name}: expected 1 or more, got {getattr(self, field.name)}'
+        )
+    if self.rows_per_step % self.micro_batches:
+      raise ValueError(
+        f'base.micro_batches: expected a divisor of rows_per_step='
+        f'{self.rows_per_step}, got {self.micro_batches}'
+      )
+
+
+def pack(documents: Callable[[int], Sequence[int]], rows: int, length: int) -> sft.Batch:
+  """Fills rows with whole documents, each into the first row with room for it.
+
+  Args:
+    documents: gives the token ids of document 0, 1, …
+    rows: B.
+    length: T; a document longer than this is left out.
+
+  Returns:
+    A batch of numpy arrays; ends at the first document that fits nowhere.
+  """
+  tokens, positions, owners = (np.zeros((rows, length), np.int32) for _ in range(3))
+  weights = np.zeros((rows, length), np.float32)
+  used = [0] * rows
+  for index in itertools.count():
+    ids = documents(index)
+    if len(ids) > length:
+      continue
+    row = next((r for r in range(rows) if used[r] + len(ids) <= length), None)
+    if row is None:
+      return sft.Batch(tokens, positions, owners, weights)
+    span = slice(used[row], used[row] + len(ids))
+    tokens[row, span] = ids
+    positions[row, span] = np.arange(len(ids))
+    owners[row, span] = index + 1
+    weights[row, span] = 1.0
+    weights[row, used[row]] = 0.0  # nothing before it to be predicted from
+    used[row] += len(ids)
+
+
+def train(
+  run: Run,
+  phase: str,
+  params: Any,
+  *,
+  model: sampling.Model,
+  documents: Callable[[int, int], Sequence[int]],
+  config: Config,
+  optimizer: optim.Config,
+  mesh: jax.sharding.Mesh,
+) -> Any:
+  """Returns the parameters after `config.steps` updates, from the last checkpoint on.
+
+  Args:
+    run: of which `phase` is a part.
+    phase: its name in logs and checkpoints.
+    params: to start from when there is no checkpoint.
+    model: the decoder's functions.
+    documents: (step, index) -> token ids of a document, with its end of sequence.
+    config: see `Config`.
+    optimizer: see `optim.Config`.
+    mesh: rows lie along its data axis.
+
+  Raises:
+    TrainingError: the loss is no longer finite. The last checkpoint stays.
+  """
+  mesh_lib.check_divides(
+    mesh, **{'base.rows_per_step / micro_batches': config.rows_per_step // config.micro_batches}
+  )
+  chain = optim.make(optimizer, config.steps)
+  state = optim.init(params, chain)
+  checkpoints = run.checkpoints[phase]
+  first = checkpoints.step or 0
+  if first:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state = jax.device_put(checkpoints.restore(state), shardings)
+  step_fn = jax.jit(
+    functools.partial(
+      sft.step,
+      forward=model.forward,
+      logits=model.logits,
+      optimizer=chain,
+      micro_batches=config.micro_batches,
+    ),
+    donate_argnums=0,
+  )
+  began, tokens = time.monotonic(), 0
+  for step in range(first + 1, config.steps + 1):
+    batch = pack(
+      functools.partial(documents, step), config.rows_per_step, config.row_length
+    )
+    tokens += int(batch.weights.sum())
+    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
+    saves = step % config.checkpoint_every == 0 or step == config.steps
+    if step % config.log_every == 0 or saves or run.interrupted:
+      values = {name: float(value) for name, value in metrics.items()}
+      if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
+        raise TrainingError(
+          f'the loss of {phase} is {values["loss"]} at step {step}; lower its '
+          'learning_rate and choose another --workdir (the last checkpoint is intact)'
+        )
+      seconds = time.monotonic() - began
+      values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
+      if step % config.log_every == 0:
+        run.log.write(phase, step, **values)
+      run.progress.update(phase, step, config.steps, values)
+      began, tokens = time.monotonic(), 0
+    if saves or run.interrupted:
+      checkpoints.save(step, state, {'phase': phase})
+      run.stop_if_interrupted(phase, step)
+  return state.params

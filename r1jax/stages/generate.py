@@ -1,0 +1,93 @@
+"""From problems to texts: renders prompts, samples on device, decodes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import mesh as mesh_lib
+from r1jax import sampling, text
+from r1jax.tasks import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """A group of outputs for each of P problems."""
+
+  prompts: jax.Array  # int32 [P, S], padded on the left
+  prompt_mask: jax.Array  # bool [P, S]
+  completions: sampling.Completions  # [P, G, T]
+  lengths: np.ndarray  # int [P, G], tokens with the stop token
+  cut_off: np.ndarray  # bool [P, G], no stop token within the limit
+  texts: list[list[str]]  # P lists of G
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """A policy's voice: everything but its parameters."""
+
+  model: sampling.Model
+  tokenizer: text.Tokenizer
+  template: str  # a name in text.TEMPLATES
+  max_prompt_length: int  # S, tokens
+  mesh: jax.sharding.Mesh
+  draw: sampling.Config = sampling.Config()
+
+  @functools.cached_property
+  def _sample(self) -> Callable[..., sampling.Completions]:
+    function = functools.partial(
+      sampling.sample,
+      model=self.model,
+      config=self.draw,
+      stop_ids=(self.tokenizer.eos_id,),
+    )
+    return jax.jit(function, static_argnames=('group_size', 'max_length'))
+
+  def prompt(self, problem: Problem) -> str:
+    """The problem as the model sees it."""
+    return text.render(self.template, problem.question)
+
+  def encode(self, problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask [P, S]; ValueError for a prompt longer than S."""
+    rows = [self.tokenizer.encode(self.prompt(problem)) for problem in problems]
+    return text.pad_left(rows, self.max_prompt_length, self.tokenizer.pad_id)
+
+  def __call__(
+    self,
+    params: Any,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    *,
+    group_size: int,
+    max_length: int,
+    temperature: float,
+  ) -> Outputs:
+    """Samples `group_size` outputs of each problem."""
+    prompts, prompt_mask = mesh_lib.put_batch(self.mesh, self.encode(problems))
+    completions = self._sample(
+      params,
+      key,
+      prompts,
+      prompt_mask,
+      group_size=group_size,
+      max_length=max_length,
+      temperature=np.float32(temperature),
+    )
+    tokens, mask = jax.device_get((completions.tokens, completions.mask))
+    lengths = mask.sum(-1)
+    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
+    flat = tokens.reshape(-1, max_length)
+    rows = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
+    texts = self.tokenizer.decode_batch(rows)
+    groups = range(0, len(texts), group_size)
+    return Outputs(
+      prompts=prompts,
+      prompt_mask=prompt_mask,
+      completions=completions,
+      lengths=lengths,
+      cut_off=last != self.tokenizer.eos_id,
+      texts=[texts[start : start + group_size] for start in groups],
+    )

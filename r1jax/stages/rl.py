@@ -1,0 +1,366 @@
+"""Reinforcement learning on checked answers: rollout, rewards, advantage, updates.
+
+Everything random in step n comes from (seed, n): the problems from a shuffle with
+random access, the samples and the cut into mini-batches from children of one key.
+Nothing random is stored, and a killed run goes on to the same bits.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import grpo, optim, sampling, text
+from r1jax import mesh as mesh_lib
+from r1jax.rewards.pool import RewardPool, Scores
+from r1jax.stages import evaluate as evaluation
+from r1jax.stages.evaluate import named_key
+from r1jax.stages.generate import Generator, Outputs
+from r1jax.stages.run import Run, TrainingError
+from r1jax.tasks import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One RL stage. Schedules are (from this step on, value) pairs."""
+
+  steps: int = 100  # rollouts
+  prompts_per_step: int = 16  # P (R1-Zero: 32)
+  group_size: int = 16  # G (R1-Zero: 16)
+  max_prompt_length: int = 24  # S, tokens
+  max_length: tuple[tuple[int, int], ...] = ((0, 256),)  # T, tokens, by step
+  temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
+  epochs: int = 1  # passes over a rollout
+  minibatches: int = 1  # parts of a rollout, an update each (R1-Zero: 16)
+  micro_batches: int = 16  # parts of a mini-batch that a gradient is summed over
+  reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
+  evaluate_every: int = 20  # steps
+  checkpoint_every: int = 10  # steps
+  logged_samples: int = 4  # outputs a step that are written to samples.jsonl
+  reward_workers: int = 2  # processes
+  reward_timeout: float = 5.0  # seconds an output
+
+  def __post_init__(self) -> None:
+    zero = {'reference_every', 'logged_samples'}
+    for name in ('steps', 'prompts_per_step', 'group_size', 'max_prompt_length',
+                 'epochs', 'minibatches', 'micro_batches', 'evaluate_every',
+                 'checkpoint_every', 'reward_workers', *zero):  # fmt: skip
+      least = 0 if name in zero else 1
+      if getattr(self, name) < least:
+        raise ValueError(
+          f'rl.{name}: expected {least} or more, got {getattr(self, name)}'
+        )
+    if not self.reward_timeout > 0:
+      raise ValueError(f'rl.reward_timeout: expected above 0, got {self.reward_timeout}')
+    parts = self.minibatches * self.micro_batches
+    if self.prompts_per_step % parts:
+      fits = -(-self.prompts_per_step // parts) * parts
+      raise ValueError(
+        f'rl.prompts_per_step: {self.prompts_per_step} does not divide into minibatches='
+        f'{self.minibatches} of micro_batches={self.micro_batches}; set it to {fits}'
+      )
+    _check_schedule('max_length', self.max_length, least=1)
+    _check_schedule('temperature', self.temperature, least=0)
+    if any(value <= 0 for _, value in self.temperature):
+      raise ValueError(
+        f'rl.temperature: expected above 0 (equal outputs teach nothing), '
+        f'got {self.temperature}'
+      )
+
+
+def _check_schedule(name: str, schedule: tuple, least: float) -> None:
+  starts = [start for start, _ in schedule]
+  if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+    raise ValueError(
+      f'rl.{name}: expected pairs (step, value) from step 0 on with rising steps, '
+      f'got {schedule}'
+    )
+  if any(not value >= least for _, value in schedule):
+    raise ValueError(f'rl.{name}: expected values of {least} or more, got {schedule}')
+
+
+def at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
+  """The value of a schedule at a step: of its last pair that has begun."""
+  return [value for start, value in schedule if start <= step][-1]
+
+
+def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Problem]:
+  """Returns index -> problem: endless passes, each in an order of its own."""
+  shuffled = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
+  return lambda index: shuffled[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """What does not change during a stage."""
+
+  generator: Generator
+  pool: RewardPool
+  config: Config
+  algorithm: grpo.Config
+  optimizer: optim.Config
+
+  @functools.cached_property
+  def chain(self) -> Any:
+    """The optimizer over all updates of the stage."""
+    config = self.config
+    return optim.make(
+      self.optimizer, config.steps * config.epochs * config.minibatches
+    )
+
+  @functools.cached_property
+  def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    return functools.partial(sampling.score, model=self.generator.model)
+
+  @functools.cached_property
+  def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
+    """`grpo.step`, compiled; the old state's memory is used for the new one."""
+    step = functools.partial(
+      grpo.step,
+      score=self._score,
+      optimizer=self.chain,
+      config=self.algorithm,
+      micro_batches=self.config.micro_batches,
+    )
+    return jax.jit(step, donate_argnums=0)
+
+  @functools.cached_property
+  def reference_logp(self) -> Callable[..., jax.Array]:
+    """Log-probs [P, G, T] under the reference, a micro-batch of prompts at a time."""
+
+    def score(params: Any, arrays: Any, temperature: jax.Array) -> jax.Array:
+      one = lambda row: self._score(
+        params, *(x[None] for x in row), temperature=temperature
+      )[0][0]
+      return jax.lax.map(one, arrays)
+
+    return jax.jit(score)
+
+  def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
+    """`grpo.group_advantage` on the host's numbers."""
+    return np.asarray(
+      grpo.group_advantage(jnp.asarray(reward_PG), config=self.algorithm)
+    )
+
+  def learn(
+    self,
+    state: optim.TrainState,
+    reference: Any,
+    outputs: Outputs,
+    advantage_PG: np.ndarray,
+    key: jax.Array,
+    temperature: float,
+  ) -> tuple[optim.TrainState, dict[str, float]]:
+    """All updates of one rollout; returns the state and the updates' mean metrics."""
+    said = outputs.completions
+    scalar = np.float32(temperature)
+    ref_logp = None
+    if self.algorithm.kl_coef and self.algorithm.kl != 'none':
+      arrays = (outputs.prompts, outputs.prompt_mask, said.tokens)
+      ref_logp = self.reference_logp(reference, arrays, scalar)
+    rollout = grpo.Rollout(
+      outputs.prompts,
+      outputs.prompt_mask,
+      said.tokens,
+      said.mask,
+      said.logp,
+      ref_logp,
+      mesh_lib.put_batch(self.generator.mesh, advantage_PG),
+    )
+    collected = []
+    for epoch in range(self.config.epochs):
+      for part in self._minibatches(rollout, jax.random.fold_in(key, epoch)):
+        state, metrics = self.update(state, part, scalar)
+        collected.append(metrics)
+    values = [jax.device_get(metrics) for metrics in collected]
+    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    # Before the first update the learner is the sampler: what differs is arithmetic.
+    means['drift'] = float(values[0]['drift'])
+    return state, means
+
+  def _minibatches(self, rollout: grpo.Rollout, key: jax.Array):
+    if self.config.minibatches == 1:
+      return [rollout]
+    order = jax.random.permutation(key, self.config.prompts_per_step)
+    parts = order.reshape(self.config.minibatches, -1)
+    return [jax.tree.map(lambda x, rows=rows: x[rows], rollout) for rows in parts]
+
+
+def train(
+  run: Run,
+  phase: str,
+  params: Any,
+  *,
+  trainer: Trainer,
+  problems: Sequence[Problem],
+  held_out: Sequence[Problem],
+  evaluate: evaluation.Config,
+  seed: int,
+) -> Any:
+  """Returns the policy after `config.steps` rollouts, from the last checkpoint on.
+
+  Args:
+    run: of which `phase` is a part.
+    phase: its name in logs and checkpoints.
+    params: the policy to start from, and the first reference.
+    trainer: the machinery.
+    problems: to learn from.
+    held_out: to be evaluated on, never learned from.
+    evaluate: how to evaluate.
+    seed: everything random follows from it.
+
+  Raises:
+    RewardError: a reward failed on every output of a step.
+    TrainingError: the loss is no longer finite. The last checkpoint stays.
+  """
+  config, checkpoints = trainer.config, run.checkpoints[phase]
+  state = optim.init(params, trainer.chain)
+  saved = {'policy': state, 'reference': jax.tree.map(jnp.copy, params)}
+  first = checkpoints.step or 0
+  if first:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, saved)
+    saved = jax.device_put(checkpoints.restore(saved), shardings)
+  state, reference = saved['policy'], saved['reference']
+  order, root = problem_order(problems, seed), jax.random.key(seed)
+
+  def measure(step: int, params: Any) -> None:
+    last = step in (0, config.steps)
+    values, shown = evaluation.evaluate(
+      params,
+      named_key(jax.random.fold_in(root, step), 'evaluate'),
+      held_out[: evaluate.final_problems if last else evaluate.problems],
+      generator=trainer.generator,
+      pool=trainer.pool,
+      config=evaluate,
+      max_length=at(config.max_length, config.steps),
+    )
+    run.log.write('eval', step, **values)
+    run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
+    run.progress.update('eval', step, config.steps, values)
+
+  if not first:
+    measure(0, state.params)
+  for step in range(first + 1, config.steps + 1):
+    batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
+    key = jax.random.fold_in(root, step)
+    chosen = [order(index) for index in batch]
+    state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
+    for sentence in values.pop('errors'):
+      run.progress.say(f'Step {step}: {sentence}')
+    if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
+      raise TrainingError(
+        f'the loss of {phase} is {values["loss"]} and the gradient norm '
+        f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and choose '
+        f'another --workdir (the checkpoint of step {checkpoints.step} is intact)'
+      )
+    run.log.write(phase, step, **values)
+    run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
+    run.progress.update(phase, step, config.steps, values)
+    if config.reference_every and step % config.reference_every == 0:
+      reference = jax.tree.map(jnp.copy, state.params)
+      run.progress.say(f'Step {step}: the policy is the new reference.')
+    if step % config.evaluate_every == 0 or step == config.steps:
+      measure(step, state.params)
+    due = step % config.checkpoint_every == 0 or step == config.steps
+    if due or run.interrupted:
+      saved = {'policy': state, 'reference': reference}
+      checkpoints.save(step, saved, {'phase': phase})
+      run.stop_if_interrupted(phase, step)
+  return state.params
+
+
+def _step(
+  trainer: Trainer,
+  state: optim.TrainState,
+  reference: Any,
+  problems: Sequence[Problem],
+  key: jax.Array,
+  updates_before: int,
+) -> tuple[optim.TrainState, dict[str, Any], list[dict[str, Any]]]:
+  """One rollout and its updates: the state, the metrics, some samples."""
+  config = trainer.config
+  temperature = at(config.temperature, updates_before)
+  began = time.monotonic()
+  outputs = trainer.generator(
+    state.params,
+    named_key(key, 'sample'),
+    problems,
+    group_size=config.group_size,
+    max_length=at(config.max_length, updates_before),
+    temperature=temperature,
+  )
+  sampled = time.monotonic()
+  repeated = [problem for problem in problems for _ in range(config.group_size)]
+  flat = [output for group in outputs.texts for output in group]
+  scores = trainer.pool.submit(repeated, flat).result()
+  reward_PG = scores.total.reshape(len(problems), config.group_size)
+  advantage_PG = trainer.advantages(reward_PG)
+  rewarded = time.monotonic()
+  state, metrics = trainer.learn(
+    state, reference, outputs, advantage_PG, named_key(key, 'minibatch'), temperature
+  )
+  learned = time.monotonic()
+  values = {
+    **_observed(outputs, scores, reward_PG, trainer.pool.names),
+    **metrics,
+    'temperature': temperature,
+    'time': {
+      'seconds': learned - began,
+      'tokens_per_second': int(outputs.lengths.sum()) / (learned - began),
+      'rollout': sampled - began,
+      'reward': rewarded - sampled,
+      'update': learned - rewarded,
+    },
+  }
+  return state, values, _samples(trainer, problems, outputs, scores, advantage_PG)
+
+
+def _observed(
+  outputs: Outputs, scores: Scores, reward_PG: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+  """What can be seen of a rollout before learning from it."""
+  flat = [output for group in outputs.texts for output in group]
+  spread = reward_PG.max(1) - reward_PG.min(1)
+  return {
+    'reward': float(reward_PG.mean()),
+    **{name: float(scores.values[:, i].mean()) for i, name in enumerate(names)},
+    'length': float(outputs.lengths.mean()),
+    'zero_variance_groups': float((spread == 0).mean()),
+    'cut_off': float(outputs.cut_off.mean()),
+    'unparsable': float(np.mean([text.parse(output) is None for output in flat])),
+    'reflective': float(np.mean([text.is_reflective(output) for output in flat])),
+    'reward_errors': scores.failures,
+    'reward_timeouts': scores.timeouts,
+    'errors': scores.errors,
+  }
+
+
+def _samples(
+  trainer: Trainer,
+  problems: Sequence[Problem],
+  outputs: Outputs,
+  scores: Scores,
+  advantage_PG: np.ndarray,
+) -> list[dict[str, Any]]:
+  """The first outputs of the first groups, as lines of samples.jsonl."""
+  samples = []
+  for index in range(min(trainer.config.logged_samples, len(problems))):
+    row = index * trainer.config.group_size
+    names = trainer.pool.names
+    samples.append(
+      {
+        'problem': problems[index].id,
+        'prompt': trainer.generator.prompt(problems[index]),
+        'output': outputs.texts[index][0],
+        'rewards': dict(zip(names, scores.values[row].tolist(), strict=True)),
+        'reward': float(scores.total[row]),
+        'advantage': float(advantage_PG[index, 0]),
+      }
+    )
+  return samples

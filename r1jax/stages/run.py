@@ -1,0 +1,113 @@
+"""What every stage of a run shares: its folder, its log, its screen, its end.
+
+`start` turns Ctrl-C into a checkpoint: the first one asks the stage to stop after the
+step at hand. `plain_errors` turns a mistake that a user can mend into one sentence.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r1jax.rewards.pool import RewardError
+from r1jax.stages.checkpoint import CheckpointError, Checkpoints
+from r1jax.stages.metrics import Log
+from r1jax.stages.progress import Progress
+from r1jax.stages.workdir import WorkdirError, open_workdir
+
+
+class TrainingError(Exception):
+  """A run that can't go on; the message says why and what to change."""
+
+
+class Interrupted(Exception):
+  """Ctrl-C was pressed and the state is saved."""
+
+
+@dataclasses.dataclass
+class Run:
+  """An open work directory."""
+
+  workdir: Path
+  log: Log
+  progress: Progress
+  checkpoints: dict[str, Checkpoints]  # by phase
+  interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interrupted`
+
+  def stop_if_interrupted(self, phase: str, step: int) -> None:
+    """Raises `Interrupted` after Ctrl-C; call it when `step` is saved."""
+    if self.interrupted:
+      raise Interrupted(
+        f'Stopped at step {step} of {phase}; the checkpoint is written. '
+        'The same command goes on from it.'
+      )
+
+
+@contextlib.contextmanager
+def start(config: Any, phases: tuple[str, ...]) -> Iterator[Run]:
+  """Opens the run of `config`, new or to be continued, with its phases in order.
+
+  Raises:
+    WorkdirError: the work directory holds something else, or can't be used.
+    CheckpointError: see `Checkpoints`.
+  """
+  workdir = open_workdir(config.workdir, config)
+  folder = workdir / 'checkpoints'
+  checkpoints = {phase: Checkpoints(folder / phase) for phase in phases}
+  found = {phase: saved.step for phase, saved in checkpoints.items()}
+  resume = {phase: step for phase, step in found.items() if step is not None}
+  with Log(workdir, resume) as log, Progress() as progress:
+    run = Run(workdir, log, progress, checkpoints)
+    for saved in checkpoints.values():
+      for warning in saved.warnings:
+        progress.say(warning)
+    for phase, step in resume.items():
+      progress.say(f'Going on from step {step} of {phase} in {workdir}.')
+    with _ctrl_c_sets_flag(run):
+      yield run
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+  """Ends the process with one sentence on stderr instead of a traceback.
+
+  Status 1 for what a user can mend, 130 after Ctrl-C. Other exceptions are bugs and
+  keep their traceback.
+  """
+  try:
+    yield
+  except Interrupted as stop:
+    print(stop, file=sys.stderr)
+    sys.exit(130)
+  except KeyboardInterrupt:
+    print('Stopped; the last checkpoint is intact.', file=sys.stderr)
+    sys.exit(130)
+  except (
+    CheckpointError,
+    RewardError,
+    TrainingError,
+    WorkdirError,
+    OSError,
+    ValueError,  # how configs and readers of files refuse, with a full sentence
+  ) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+@contextlib.contextmanager
+def _ctrl_c_sets_flag(run: Run) -> Iterator[None]:
+  def note(number: int, frame: Any) -> None:
+    del number, frame
+    if run.interrupted:
+      raise KeyboardInterrupt
+    run.interrupted = True
+    run.progress.say('Ctrl-C: saving after this step. Press it again to stop at once.')
+
+  before = signal.signal(signal.SIGINT, note)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)

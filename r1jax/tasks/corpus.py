@@ -1,0 +1,138 @@
+"""The miniature's web: documents in which somebody searches for a Countdown solution.
+
+A base model needs a world to have read. These writers differ in patience, in care and
+in language (English, Polish, or both at once); they propose combinations at random,
+miscalculate, misjudge, correct themselves, bluff and give up. So a model of this text
+can do everything that reasoning needs and mostly does not. Document `index` of a seed
+is always the same, and none is about a held-out problem.
+"""
+
+import dataclasses
+import random
+
+from r1jax.tasks import countdown, expressions
+from r1jax.tasks.expressions import Tree
+
+ENGLISH = {
+  'open': ('let me try', 'I will search', 'we try', 'so'),
+  'no': ('no',),
+  'wait': ('wait',),
+  'yes': ('yes',),
+  'check': ('check',),
+  'stop': ('I give up',),
+}
+POLISH = {
+  'open': ('spróbuję', 'szukam', 'próbujemy', 'więc'),
+  'no': ('nie',),
+  'wait': ('czekaj',),
+  'yes': ('tak',),
+  'check': ('sprawdź',),
+  'stop': ('poddaję się',),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What the writers are like; rates are shares of documents or of attempts."""
+
+  shortest_patience: int = 1  # attempts before giving up, drawn log-uniformly from here
+  longest_patience: int = 16  # to here
+  polish: float = 0.3  # documents in Polish
+  mixed: float = 0.2  # documents whose every word is in either language
+  miscalculation: float = 0.02  # attempts with a wrong result
+  misjudgement: float = 0.03  # attempts taken for a solution, or solutions missed
+  recheck: float = 0.15  # verdicts that are doubted and calculated again
+  bluff: float = 0.7  # writers without a solution who answer anyway
+
+
+def document(
+  config: Config, task: countdown.Config, seed: int, index: int
+) -> tuple[str, str]:
+  """Returns document `index`: a question, and somebody's thoughts and answer to it."""
+  rng = random.Random(f'{seed} {index}')
+  numbers, target, candidates = _problem(task, rng)
+  output = _Writer(config, rng).solve(candidates, target)
+  return countdown.question(numbers, target), output
+
+
+def _problem(task: countdown.Config, rng: random.Random):
+  """A solvable problem outside the test split, and every way to combine its numbers."""
+  while True:
+    leaves = tuple(sorted(rng.choices(range(1, task.largest + 1), k=task.numbers)))
+    candidates = expressions.candidates(leaves)
+    target = expressions.value(rng.choice(candidates))
+    identity = countdown.problem_id(leaves, target)
+    if 1 <= target <= task.highest_target and not countdown.held_out(identity):
+      return tuple(rng.sample(leaves, len(leaves))), target, candidates
+
+
+class _Writer:
+  """One author: a temperament and a language, drawn once a document."""
+
+  def __init__(self, config: Config, rng: random.Random) -> None:
+    self.config, self.rng = config, rng
+    spread = config.longest_patience / config.shortest_patience
+    self.patience = int(config.shortest_patience * spread ** rng.random())
+    language = rng.random()
+    if language < config.mixed:
+      self.languages = [ENGLISH, POLISH]
+    else:
+      self.languages = [POLISH if language < config.mixed + config.polish else ENGLISH]
+
+  def say(self, what: str) -> str:
+    return self.rng.choice(self.rng.choice(self.languages)[what])
+
+  def happens(self, rate: float) -> bool:
+    return self.rng.random() < rate
+
+  def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
+    """Tries combinations in random order until one seems right or patience ends."""
+    order = self.rng.sample(candidates, len(candidates))[: self.patience]
+    thoughts = [self.say('open')]
+    for tree in order:
+      tree = self.shuffled(tree)
+      text, accepted = self.attempt(tree, target)
+      thoughts.append(text)
+      if accepted:
+        return self.finish(thoughts, expressions.write(tree))
+    if self.happens(self.config.bluff):
+      return self.finish(thoughts, expressions.write(self.shuffled(order[-1])))
+    stop = self.say('stop')
+    return self.finish([*thoughts, stop], stop)
+
+  def finish(self, thoughts: list[str], answer: str) -> str:
+    lines = '\n'.join(thoughts)
+    return f'<think>{lines}</think>\n<answer>{answer}</answer>'
+
+  def shuffled(self, tree: Tree) -> Tree:
+    """The same calculation with sums and products written in a random order."""
+    if isinstance(tree, int):
+      return tree
+    op, left, right = tree[0], self.shuffled(tree[1]), self.shuffled(tree[2])
+    if op != '-' and self.happens(0.5):
+      left, right = right, left
+    return (op, left, right)
+
+  def attempt(self, tree: Tree, target: int) -> tuple[str, bool]:
+    """Calculates, judges, sometimes doubts: the text and whether it was accepted."""
+    text, result = self.calculate(tree)
+    accepted = result == target
+    if self.happens(self.config.misjudgement):
+      accepted = not accepted
+    text += f' {self.say("yes" if accepted else "no")}'
+    if self.happens(self.config.recheck):
+      again, result = self.calculate(tree)
+      accepted = result == target
+      doubt = self.say('wait' if self.happens(0.5) else 'check')
+      text += f'\n{doubt} {again} {self.say("yes" if accepted else "no")}'
+    return text, accepted
+
+  def calculate(self, tree: Tree) -> tuple[str, int]:
+    """Writes the steps, `(3+5)*2=8*2=16`, with the last one sometimes wrong."""
+    steps = [expressions.write(tree)]
+    while not isinstance(tree, int):
+      tree = expressions.reduce_once(tree)
+      if isinstance(tree, int) and self.happens(self.config.miscalculation):
+        tree = max(0, tree + self.rng.choice((-10, -2, -1, 1, 2, 10)))
+      steps.append(expressions.write(tree))
+    return '='.join(steps), expressions.value(tree)

@@ -1,0 +1,133 @@
+"""Arithmetic over + - * as trees: building, writing, evaluating, reading back.
+
+A tree is an int or a triple (operation, left, right). Knows nothing of Countdown's
+rules; `countdown` and `corpus` share it.
+"""
+
+import ast
+import functools
+import itertools
+import operator
+import re
+from collections.abc import Hashable, Iterator
+
+Tree = int | tuple  # (operation, left, right), nested
+
+OPERATIONS = {'+': operator.add, '-': operator.sub, '*': operator.mul}
+LONGEST_ANSWER = 80  # characters; longer texts are no answer and could nest deeply
+
+
+def value(tree: Tree) -> int:
+  """The integer a tree evaluates to."""
+  if isinstance(tree, int):
+    return tree
+  op, left, right = tree
+  return OPERATIONS[op](value(left), value(right))
+
+
+def numbers(tree: Tree) -> list[int]:
+  """The leaves, from left to right."""
+  if isinstance(tree, int):
+    return [tree]
+  return numbers(tree[1]) + numbers(tree[2])
+
+
+def write(tree: Tree) -> str:
+  """The tree as text with as few parentheses as its meaning allows: `(3+5)*2`."""
+  if isinstance(tree, int):
+    return str(tree)
+  op, left, right = tree
+  left_text, right_text = write(left), write(right)
+  if op == '*' and _is_sum(left):
+    left_text = f'({left_text})'
+  if op in '*-' and _is_sum(right):
+    right_text = f'({right_text})'
+  return f'{left_text}{op}{right_text}'
+
+
+def _is_sum(tree: Tree) -> bool:
+  return not isinstance(tree, int) and tree[0] in '+-'
+
+
+def reduce_once(tree: tuple) -> Tree:
+  """The tree with its leftmost operation on two plain numbers carried out."""
+  op, left, right = tree
+  if isinstance(left, int) and isinstance(right, int):
+    return value(tree)
+  if not isinstance(left, int):
+    return (op, reduce_once(left), right)
+  return (op, left, reduce_once(right))
+
+
+def canonical(tree: Tree) -> Hashable:
+  """A key equal for trees that differ only by commuting and regrouping + and *."""
+  if isinstance(tree, int):
+    return tree
+  if tree[0] == '*':
+    return ('*', *sorted(map(canonical, _factors(tree)), key=repr))
+  plus, minus = _terms(tree)
+  return (
+    '+',
+    tuple(sorted(map(canonical, plus), key=repr)),
+    tuple(sorted(map(canonical, minus), key=repr)),
+  )
+
+
+def _factors(tree: Tree) -> list[Tree]:
+  if isinstance(tree, int) or tree[0] != '*':
+    return [tree]
+  return _factors(tree[1]) + _factors(tree[2])
+
+
+def _terms(tree: Tree) -> tuple[list[Tree], list[Tree]]:
+  if isinstance(tree, int) or tree[0] == '*':
+    return [tree], []
+  (plus, minus), (other_plus, other_minus) = _terms(tree[1]), _terms(tree[2])
+  if tree[0] == '-':
+    other_plus, other_minus = other_minus, other_plus
+  return plus + other_plus, minus + other_minus
+
+
+@functools.cache
+def candidates(leaves: tuple[int, ...]) -> tuple[Tree, ...]:
+  """Every way to use each leaf once without a negative step, one tree a canonical form.
+
+  Of two parts of equal value only one difference is there: both are 0.
+
+  Args:
+    leaves: sorted numbers; the order of the result depends on nothing else.
+  """
+  found = {canonical(tree): tree for tree in _combine(leaves)}
+  return tuple(found[key] for key in sorted(found, key=repr))
+
+
+def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
+  if len(parts) == 1:
+    yield parts[0]
+    return
+  for i, j in itertools.combinations(range(len(parts)), 2):
+    rest = tuple(part for n, part in enumerate(parts) if n not in (i, j))
+    small, large = sorted((parts[i], parts[j]), key=value)
+    for op in OPERATIONS:
+      yield from _combine((*rest, (op, large, small)))
+
+
+def read(text: str) -> Tree | None:
+  """The tree that `text` writes, or None if it is not plain + - * arithmetic."""
+  text = text.strip()
+  if len(text) > LONGEST_ANSWER or not re.fullmatch(r'[0-9+\-*() ]+', text):
+    return None
+  try:
+    return _from_ast(ast.parse(text, mode='eval').body)
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return None
+
+
+def _from_ast(node: ast.expr) -> Tree:
+  signs = {ast.Add: '+', ast.Sub: '-', ast.Mult: '*'}
+  match node:
+    case ast.Constant(value=int(number)):
+      return number
+    case ast.BinOp(left=left, op=op, right=right) if type(op) in signs:
+      return (signs[type(op)], _from_ast(left), _from_ast(right))
+  raise ValueError('not plain + - * arithmetic')

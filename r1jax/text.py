@@ -1,0 +1,227 @@
+"""Text on its way into the model and out of it.
+
+In the order in which a problem travels: templates around a question, the tokenizer,
+padding; then a completion is taken apart, and looked through for reflective words.
+Knows neither arrays on a device nor rewards.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+# 'r1_zero' is Table 1 of the first arXiv version of the R1 paper (2501.12948v1).
+TEMPLATES: dict[str, str] = {
+  'r1_zero': (
+    'A conversation between User and Assistant. The user asks a question, and the'
+    ' Assistant solves it. The assistant first thinks about the reasoning process in'
+    ' the mind and then provides the user with the answer. The reasoning process and'
+    ' answer are enclosed within <think> </think> and <answer> </answer> tags,'
+    ' respectively, i.e., <think> reasoning process here </think>'
+    ' <answer> answer here </answer>. User: {question}. Assistant:'
+  ),
+  'plain': 'User: {question}\nAssistant:',
+}
+
+
+def render(template_name: str, question: str) -> str:
+  """The prompt: a template with `question` in its place, whatever the question holds.
+
+  Raises ValueError for a name that is not in TEMPLATES.
+  """
+  if template_name not in TEMPLATES:
+    close = difflib.get_close_matches(template_name, TEMPLATES, n=1)
+    hint = f'; did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'template: expected one of {sorted(TEMPLATES)}, got {template_name!r}{hint}'
+    )
+  # Not str.format: a question may contain braces.
+  return TEMPLATES[template_name].replace('{question}', question)
+
+
+TAGS = ('<think>', '</think>', '<answer>', '</answer>')
+_TAG_PATTERN = re.compile('|'.join(TAGS))
+_SPECIALS = ('<|pad|>', '<|eos|>')  # ids 0 and 1; no text encodes to them
+_SMALLEST_VOCABULARY = len(_SPECIALS) + 256 + len(TAGS)  # 256 bytes: any text encodes
+
+
+class Tokenizer:
+  """Byte-level BPE in which every digit and every tag is one token.
+
+  Digits stand alone so that a model sees the same 1 in 16 and in 61. `encode` never
+  gives `pad_id` or `eos_id`, even for text that spells them: only the program ends a
+  sequence. `decode(encode(text)) == text` for every text.
+  """
+
+  pad_id = 0
+  eos_id = 1
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer):
+    """Raises ValueError when `tokenizer` lacks the special tokens or the tags."""
+    specials = tuple(tokenizer.id_to_token(i) for i in (self.pad_id, self.eos_id))
+    missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
+    if specials != _SPECIALS or missing:
+      raise ValueError(
+        f'expected tokens 0 and 1 to be {_SPECIALS} and every tag to be a token,'
+        f' got {specials}, without {missing}'
+      )
+    # Encodes text that spells a special token byte by byte. Not kept in the file.
+    tokenizer.encode_special_tokens = True
+    self._tokenizer = tokenizer
+
+  @classmethod
+  def train(cls, texts: Iterable[str], vocab_size: int) -> 'Tokenizer':
+    """A tokenizer whose merges are the most frequent ones in `texts`.
+
+    The same texts in the same order give the same tokenizer. Texts with too few
+    different pairs give fewer than `vocab_size` tokens. Raises ValueError for a
+    `vocab_size` without room for all bytes, tags and special tokens.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+      raise ValueError(
+        f'vocab_size: expected at least {_SMALLEST_VOCABULARY}, got {vocab_size}'
+      )
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+      [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+      ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+      vocab_size=vocab_size - len(TAGS),
+      special_tokens=list(_SPECIALS),
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+    )
+    tokenizer.train_from_iterator(_without_tags(texts), trainer)
+    # Not special, so that decoding keeps them.
+    tokenizer.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in TAGS])
+    return cls(tokenizer)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str]) -> 'Tokenizer':
+    """The tokenizer that `save` wrote. Raises ValueError when the file is damaged."""
+    content = Path(path).read_bytes()
+    try:
+      return cls(tokenizers.Tokenizer.from_buffer(content))
+    except ValueError as error:
+      raise ValueError(
+        f'{path} is damaged or not a tokenizer of r1jax ({error}); restore it, or'
+        ' delete it and train again'
+      ) from error
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes `path` (by custom tokenizer.json) whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    try:
+      with partial.open('w', encoding='utf-8') as file:
+        file.write(self._tokenizer.to_str(pretty=True))
+        file.flush()
+        os.fsync(file.fileno())
+      partial.replace(path)
+    finally:
+      partial.unlink(missing_ok=True)
+
+  @property
+  def vocab_size(self) -> int:
+    """How many ids there are, specials and tags included; ids run from 0."""
+    return self._tokenizer.get_vocab_size()
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of `text`, with nothing added around them."""
+    return self._tokenizer.encode(text).ids
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """The text of `ids`; padding and end of sequence are left out wherever they are.
+
+    Bytes that are not UTF-8 become U+FFFD, as a model may stop inside a character.
+    """
+    return self._tokenizer.decode(list(ids))
+
+  def decode_batch(self, rows: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
+    """The text of every row, as `decode` gives it."""
+    return self._tokenizer.decode_batch([list(row) for row in rows])
+
+
+def _without_tags(texts: Iterable[str]) -> Iterator[str]:
+  """The pieces between tags: a tag has its id, merges must not be spent on it."""
+  for text in texts:
+    yield from _TAG_PATTERN.split(text)
+
+
+def pad_left(
+  rows: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens int32 [P, S] and mask bool [P, S], each row at the right end of S = length.
+
+  The mask is True where a token belongs to the row. Raises ValueError for a row that
+  does not fit: a prompt without its beginning is another problem.
+  """
+  tokens = np.full((len(rows), length), pad_id, dtype=np.int32)
+  mask = np.zeros((len(rows), length), dtype=np.bool_)
+  for index, row in enumerate(rows):
+    if len(row) > length:
+      raise ValueError(
+        f'prompt {index} has {len(row)} tokens, more than {length};'
+        f' set max_prompt_length to at least {len(row)}'
+      )
+    start = length - len(row)  # not -len(row): an empty row would fill everything
+    tokens[index, start:] = row
+    mask[index, start:] = True
+  return tokens, mask
+
+
+class Parsed(NamedTuple):
+  """The two parts of a well-formed output, without the whitespace around them."""
+
+  think: str
+  answer: str
+
+
+def parse(text: str) -> Parsed | None:
+  """The parts of `<think>…</think> <answer>…</answer>`, or None for anything else.
+
+  Strict: each tag exactly once, in this order, and nothing but whitespace before,
+  between and after. Either part may be empty. Takes linear time on any text.
+  """
+  text = text.strip()
+  if any(text.count(tag) != 1 for tag in TAGS):
+    return None
+  if not (text.startswith('<think>') and text.endswith('</answer>')):
+    return None
+  inside = text.removeprefix('<think>').removesuffix('</answer>')
+  think, _, rest = inside.partition('</think>')
+  between, tag, answer = rest.partition('<answer>')
+  if not tag or between.strip():  # no tag: the answer was opened inside the thoughts
+    return None
+  return Parsed(think.strip(), answer.strip())
+
+
+# The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), then
+# one more that means another attempt, then their Polish counterparts. Not 'no' and
+# 'nie': they end every attempt that failed, so they say nothing about looking back.
+REFLECTIVE: frozenset[str] = frozenset(
+  (
+    *('wait', 'mistake', 'however', 'but', 'retry', 'error', 'verify', 'wrong'),
+    *('evaluate', 'check'),
+    'again',
+    *('czekaj', 'poczekaj', 'zaczekaj', 'pomyłka', 'jednak', 'ale', 'błąd', 'błędny'),
+    *('błędnie', 'źle', 'sprawdź', 'sprawdzam', 'sprawdzę', 'sprawdźmy', 'ponownie'),
+    'znowu',
+  )
+)
+_WORD = re.compile(r'[^\W\d_]+')
+
+
+def is_reflective(text: str) -> bool:
+  """Whether `text` holds one of REFLECTIVE as a whole word, in any case."""
+  return not REFLECTIVE.isdisjoint(_WORD.findall(text.lower()))

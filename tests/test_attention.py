@@ -1,0 +1,172 @@
+"""Attention and RoPE against their equations, row by row and head by head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from r1jax.model import attention
+from r1jax.model.attention import KV, rope
+
+# Sums of at most a hundred float32 products of order 1, in another order.
+CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+
+
+def attend(*args):
+  # A new function, since the compiler's cache does not see QUERY_BLOCK.
+  return jax.jit(lambda *args: attention.attend(*args))(*args)
+
+
+def softmax_over_everything(q_BTHC, own, document_BT, context):
+  """softmax(q k^T / sqrt(C)) v with all visible keys of a query in one list."""
+  out = np.zeros(q_BTHC.shape)
+  for b, t, h in np.ndindex(q_BTHC.shape[:3]):
+    keys, values = [], []
+    own_mask = (np.arange(document_BT.shape[1]) <= t) & (
+      document_BT[b] == document_BT[b, t]
+    )
+    for kv, mask in [(own, own_mask[None]), *context]:
+      k = h * kv.k.shape[1] // q_BTHC.shape[2]
+      row = b * len(kv.k) // len(q_BTHC)
+      visible = mask[row % len(mask)]
+      keys.append(kv.k[row, k].T[visible])
+      values.append(kv.v[row, k][visible])
+    scores = np.concatenate(keys) @ q_BTHC[b, t, h] / np.sqrt(q_BTHC.shape[3])
+    weights = np.exp(scores - scores.max())
+    out[b, t, h] = weights / weights.sum() @ np.concatenate(values)
+  return out
+
+
+def random_kv(rng, rows, kv_heads, length, channels=4):
+  return KV(
+    rng.normal(size=(rows, kv_heads, channels, length)).astype(np.float32),
+    rng.normal(size=(rows, kv_heads, length, channels)).astype(np.float32),
+  )
+
+
+def example(kv_heads=2):
+  """Four rows of six tokens, 4 heads of 4; three segments shared by 2, 1 and 4 rows."""
+  rng = np.random.default_rng(0)
+  q_BTHC = rng.normal(size=(4, 6, 4, 4)).astype(np.float32)
+  document_BT = np.array([[0] * 6, [0, 0, 0, 1, 1, 1], [5, 5, 2, 2, 2, 7], [1] * 6])
+  shared = random_kv(rng, 2, kv_heads, 5), np.array([[0, 0, 1, 1, 1], [1] * 5], bool)
+  each = random_kv(rng, 4, kv_heads, 3), np.array([[1, 1, 0]], bool)
+  one = random_kv(rng, 1, kv_heads, 2), np.array([[0, 1]], bool)
+  return q_BTHC, random_kv(rng, 4, kv_heads, 6), document_BT, [shared, each, one]
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+@pytest.mark.parametrize('segments', [0, 1, 3])
+def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments):
+  q_BTHC, own, document_BT, context = example(kv_heads)
+  context = context[:segments]
+  expected = softmax_over_everything(q_BTHC, own, document_BT, context)
+  np.testing.assert_allclose(
+    attend(q_BTHC, own, document_BT, context), expected, **CLOSE
+  )
+
+
+@pytest.mark.parametrize('block', [1, 4, 5, 6])
+def test_blocks_of_queries_change_nothing(monkeypatch, block):
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
+  q_BTHC, own, document_BT, context = example()
+  expected = softmax_over_everything(q_BTHC, own, document_BT, context)
+  np.testing.assert_allclose(
+    attend(q_BTHC, own, document_BT, context), expected, **CLOSE
+  )
+
+
+def test_a_row_longer_than_a_block_equals_one_block_in_values_and_gradients(
+  monkeypatch,
+):
+  rng = np.random.default_rng(1)
+  length = attention.QUERY_BLOCK + 9
+  q_BTHC = rng.normal(size=(2, length, 2, 4)).astype(np.float32)
+  own = random_kv(rng, 2, 1, length)
+  document_BT = np.stack([np.zeros(length, int), np.arange(length) // (length // 3)])
+  weight = rng.normal(size=q_BTHC.shape).astype(np.float32)
+
+  def value_and_gradients():
+    def weighted(q, own):
+      return jnp.sum(attend(q, own, document_BT, []) * weight)
+
+    return jax.value_and_grad(weighted, argnums=(0, 1))(q_BTHC, own)
+
+  blocked = value_and_gradients()
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', length)
+  # 1e-4: gradients of keys are sums over all later queries.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+    blocked,
+    value_and_gradients(),
+  )
+
+
+def test_gradients_are_those_of_finite_differences(monkeypatch):
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', 4)
+  with jax.enable_x64(True):
+    q_BTHC, own, document_BT, context = jax.tree.map(
+      lambda x: jnp.asarray(x, float) if x.dtype == np.float32 else x, example()
+    )
+    kvs, masks = zip(*context, strict=True)
+    check_grads(
+      lambda q, own, kvs: attend(
+        q, own, document_BT, list(zip(kvs, masks, strict=True))
+      ),
+      (q_BTHC, own, kvs),
+      order=1,
+      modes=['rev'],
+    )
+
+
+def test_a_segment_masked_from_end_to_end_counts_for_nothing():
+  q_BTHC, own, document_BT, context = example()
+  nothing = (context[1][0], np.zeros((1, 3), bool))
+
+  def value_and_gradient(context):
+    def total(q):
+      return jnp.sum(attend(q, own, document_BT, context) ** 2)
+
+    return jax.value_and_grad(total)(q_BTHC)
+
+  with_it, without = value_and_gradient([nothing]), value_and_gradient([])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **CLOSE), with_it, without)
+
+
+def test_large_scores_do_not_overflow():
+  q_BTHC, own, document_BT, context = example()
+  # Scores of order 1e4; exp(89) overflows float32.
+  expected = softmax_over_everything(q_BTHC * 1e4, own, document_BT, context)
+  np.testing.assert_allclose(
+    attend(q_BTHC * np.float32(1e4), own, document_BT, context), expected, **CLOSE
+  )
+
+
+def test_rope_multiplies_complex_numbers_by_a_phase():
+  rng = np.random.default_rng(2)
+  x_BTHC = rng.normal(size=(2, 3, 2, 6)).astype(np.float32)
+  positions_BT = np.array([[0, 1, 2], [7, 300, 4]])
+  z = x_BTHC[..., :3] + 1j * x_BTHC[..., 3:]
+  angle = positions_BT[..., None] * 50.0 ** (-2 * np.arange(3) / 6)
+  z = z * np.exp(1j * angle)[:, :, None]
+  expected = np.concatenate([z.real, z.imag], axis=-1)
+  # 1e-4: an angle of 300 is known in float32 to 2e-5.
+  np.testing.assert_allclose(rope(x_BTHC, positions_BT, 50.0), expected, atol=1e-4)
+
+
+def test_rope_by_hand():
+  # One pair, frequency 1: (1, 0) at position 1 is (cos 1, sin 1).
+  turned = rope(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[1]]), 10_000.0)
+  np.testing.assert_allclose(turned[0, 0, 0], [0.5403023, 0.8414710], rtol=1e-6)
+
+
+def test_rope_leaves_products_that_depend_on_the_distance_alone():
+  rng = np.random.default_rng(3)
+  q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+  def product(i, j):
+    return jnp.vdot(rope(q, np.array([[i]]), 100.0), rope(k, np.array([[j]]), 100.0))
+
+  np.testing.assert_allclose(product(5, 2), product(45, 42), rtol=1e-4)
+  assert abs(product(5, 2) - product(5, 3)) > 1e-2

@@ -1,0 +1,194 @@
+"""The command line: values, presets, and one plain line for each mistake."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from r1jax.stages.command import parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """How outputs become a gradient."""
+
+  clip_high: float = 0.2  # epsilon above 1
+  kind: Literal['token', 'sequence'] = 'token'  # what a ratio is taken over
+  limit: int | None = None  # longest output
+  schedule: tuple[int, ...] = (1, 2)  # lengths by turn
+  scaled: bool = True  # advantages divided by their deviation
+
+  def __post_init__(self) -> None:
+    if self.clip_high < 0:
+      raise ValueError(f'loss.clip_high: expected 0 or more, got {self.clip_high}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A small run."""
+
+  workdir: str = 'runs/small'  # where its files go
+  seed: int = 0  # of everything random
+  batch_size: int = 8  # rows of an update
+  loss: Loss = Loss()
+
+  def __post_init__(self) -> None:
+    if self.batch_size % 4 and self.loss.kind == 'sequence':
+      raise ValueError(
+        f'batch_size: expected a multiple of 4 for sequences, got {self.batch_size}'
+      )
+
+
+PRESETS = {
+  'loss': {
+    'plain': Loss(),
+    'wide': Loss(clip_high=0.28, scaled=False),
+    'gspo': Loss(kind='sequence'),
+  }
+}
+
+
+def read(*words: str, default: Experiment = Experiment()) -> Experiment:
+  return parse(default, words, PRESETS)
+
+
+def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+  """What the user sees: one line on stderr, nothing on stdout, exit status 2."""
+  with pytest.raises(SystemExit) as end:
+    read(*words)
+  assert end.value.code == 2
+  out, err = capsys.readouterr()
+  assert out == ''
+  assert err.endswith('\n')
+  assert err.startswith('error: ')
+  assert err.count('\n') == 1
+  return err.removeprefix('error: ').removesuffix('\n')
+
+
+def test_no_words_give_the_default_instance_and_not_the_class_defaults():
+  default = Experiment(seed=4, loss=Loss(clip_high=0.7))
+  assert read(default=default) == default
+
+
+def test_words_come_from_the_program_when_none_are_given(monkeypatch):
+  monkeypatch.setattr('sys.argv', ['program', '--seed', '9'])
+  assert parse(Experiment()) == Experiment(seed=9)
+
+
+@pytest.mark.parametrize(
+  ('words', 'loss'),
+  [
+    (['--loss.clip-high', '0.3'], Loss(clip_high=0.3)),
+    (['--loss.clip_high=.3'], Loss(clip_high=0.3)),
+    (['--loss.clip-high', '1', '--loss.clip-high', '0'], Loss(clip_high=0.0)),
+    (['--loss.kind', 'sequence'], Loss(kind='sequence')),
+    (['--loss.limit', '7'], Loss(limit=7)),
+    (['--loss.limit', 'None'], Loss(limit=None)),
+    (['--loss.schedule', '3', '5', '8'], Loss(schedule=(3, 5, 8))),
+    (['--loss.scaled', 'False'], Loss(scaled=False)),
+  ],
+)
+def test_any_field_of_a_group_takes_a_value(words, loss):
+  assert read(*words) == Experiment(loss=loss)
+
+
+def test_a_preset_replaces_the_whole_group_and_fields_change_the_preset():
+  default = Experiment(loss=Loss(limit=5))
+  wide = Experiment(loss=Loss(clip_high=0.28, scaled=False))
+  assert read('--loss', 'wide', default=default) == wide
+  assert read('--loss=wide', default=default) == wide
+  changed = Experiment(loss=Loss(clip_high=0.5, scaled=False))
+  assert read('--loss', 'wide', '--loss.clip-high', '0.5') == changed
+  assert read('--loss.clip-high', '0.5', '--loss', 'wide') == changed
+  assert read('--loss', 'gspo', '--loss', 'wide') == wide
+  assert default.loss.limit == 5
+
+
+def test_checks_see_only_the_final_values(capsys):
+  odd = Experiment(batch_size=6)
+  # 6 rows and gspo don't go together, in whichever order they meet ...
+  expected = 'batch_size: expected a multiple of 4 for sequences, got 6'
+  assert error(capsys, '--loss', 'gspo', '--batch-size', '6') == expected
+  with pytest.raises(SystemExit):
+    read('--loss', 'gspo', default=odd)
+  # ... unless one of the two is changed as well.
+  assert read('--loss', 'gspo', '--batch-size', '12', default=odd).batch_size == 12
+
+
+@pytest.mark.parametrize(
+  ('words', 'sentence'),
+  [
+    (
+      ['--sead', '3'],
+      '--sead is not a field (did you mean --seed?); --help lists them all',
+    ),
+    (
+      ['--loss.clip-hihg=3'],
+      '--loss.clip-hihg is not a field (did you mean --loss.clip-high?); '
+      '--help lists them all',
+    ),
+    (
+      ['--clip_high', '3'],
+      '--clip_high is not a field (did you mean --loss.clip-high?); '
+      '--help lists them all',
+    ),
+    (
+      ['--los', 'wide'],
+      '--los is not a field (did you mean --loss?); --help lists them all',
+    ),
+    (['--qqq', '3'], '--qqq is not a field; --help lists them all'),
+    (
+      ['--loss', 'wyde'],
+      '--loss knows no preset wyde (did you mean wide?); '
+      'expected one of plain, wide, gspo',
+    ),
+    (['--loss'], '--loss expects a preset: one of plain, wide, gspo'),
+    (
+      ['--loss', '--seed', '3'],
+      '--loss expects a preset: one of plain, wide, gspo',
+    ),
+    (
+      ['--loss.clip-high', '-0.5'],
+      'loss.clip_high: expected 0 or more, got -0.5',
+    ),
+  ],
+)
+def test_a_mistake_gets_one_sentence_with_what_to_change(capsys, words, sentence):
+  assert error(capsys, *words) == sentence
+
+
+def test_a_group_without_presets_suggests_its_fields(capsys):
+  with pytest.raises(SystemExit):
+    parse(Experiment(), ['--loss', 'wide'])
+  assert '--loss.clip-high or --loss.kind or --loss.limit' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('words', 'parts'),
+  [
+    (['--seed', 'three'], ['--seed', "'three'"]),
+    (['--seed', '1.5'], ['--seed', "'1.5'"]),
+    (['--seed'], ['--seed']),
+    (['--loss.kind', 'word'], ['--loss.kind', "'word'", "'token'", "'sequence'"]),
+    (['--loss.scaled', 'maybe'], ['--loss.scaled', "'maybe'"]),
+    (['stray'], ['stray']),
+  ],
+)
+@pytest.mark.parametrize('columns', ['30', '200'])
+def test_a_wrong_value_is_named_in_one_line(capsys, monkeypatch, words, parts, columns):
+  monkeypatch.setenv('COLUMNS', columns)  # narrow terminals wrap what tyro prints
+  sentence = error(capsys, *words)
+  assert all(part in sentence for part in parts)
+  assert not set(sentence) & set('│─╭╰')
+  assert 'help' not in sentence  # tyro's box ends with the field's help, ours doesn't
+
+
+def test_help_shows_fields_with_meaning_and_default_and_the_presets(capsys):
+  with pytest.raises(SystemExit) as end:
+    read('--loss', 'wide', '--help')
+  assert end.value.code == 0
+  text = ' '.join(capsys.readouterr().out.split())
+  assert 'A small run.' in text
+  assert '--loss PRESET sets the whole group: plain, wide, gspo' in text
+  assert 'rows of an update (default: 8)' in text
+  assert 'epsilon above 1 (default: 0.28)' in text  # the preset's, not the class's

@@ -1,0 +1,216 @@
+"""One update of a policy: invariances that hold for every algorithm and any model."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax import grpo, mesh, optim, sampling
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+
+VOCAB = 7
+# Not Adam, which divides by the gradient's size and so would hide a wrong one.
+SGD = optax.sgd(0.5)
+
+
+def bigram(params, prompts, prompt_mask, tokens, *, temperature):
+  """Scores as `sampling.score` does, where a token depends on the one before."""
+  first = jnp.broadcast_to(prompts[:, -1, None, None], (*tokens.shape[:2], 1))
+  before = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
+  logp = jax.nn.log_softmax(params['table'] / temperature)[before]
+  entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+  return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], entropy
+
+
+def rollout_of(prompts, group_size, length, seed=0):
+  """Random tokens of ragged outputs, with log-probs that no policy gave them."""
+  rng = np.random.default_rng(seed)
+  shape = (prompts, group_size, length)
+  lengths = rng.integers(1, length + 1, size=(prompts, group_size, 1))
+  real = rng.integers(1, 4, size=(prompts, 1))
+  logps = jnp.asarray(rng.normal(-2, 0.5, (2, *shape)), jnp.float32)
+  return grpo.Rollout(
+    prompts=jnp.asarray(rng.integers(VOCAB, size=(prompts, 3)), jnp.int32),
+    prompt_mask=jnp.asarray(np.arange(3) >= 3 - real),
+    tokens=jnp.asarray(rng.integers(VOCAB, size=shape), jnp.int32),
+    mask=jnp.asarray(np.arange(length) < lengths),
+    old_logp=logps[0],
+    ref_logp=logps[1],
+    advantage=jnp.asarray(rng.normal(size=shape[:2]), jnp.float32),
+  )
+
+
+def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram, parts=1):
+  return jax.jit(
+    functools.partial(
+      grpo.step,
+      score=score,
+      optimizer=optimizer,
+      config=config,
+      micro_batches=parts,
+    )
+  )
+
+
+def table(seed=3):
+  return {'table': jax.random.normal(jax.random.key(seed), (VOCAB, VOCAB))}
+
+
+def close(got, expected, **tolerance):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, **tolerance), got, expected
+  )
+
+
+@pytest.mark.parametrize('name', grpo.PRESETS)
+def test_step_is_the_same_for_any_micro_batches(name):
+  rollout = rollout_of(prompts=4, group_size=3, length=5)
+  tokens = rollout.mask.sum((1, 2)).tolist()
+  assert len(set(tokens)) > 1, 'parts of equal size would hide a wrong total'
+  state = optim.init(table(), SGD)
+  one, two, four = (
+    make_step(grpo.PRESETS[name], parts=parts)(state, rollout, jnp.float32(0.7))
+    for parts in (1, 2, 4)
+  )
+  assert np.any(np.abs(one[0].params['table'] - state.params['table']) > 1e-4)
+  # float32 sums in another order: 60 terms near 1
+  close(two, one, rtol=2e-5, atol=2e-6)
+  close(four, one, rtol=2e-5, atol=2e-6)
+
+
+def test_step_follows_the_gradient_of_the_objective():
+  rollout = rollout_of(prompts=2, group_size=2, length=4)
+  params, temperature = table(), jnp.float32(0.7)
+  config = grpo.Config(kl_coef=0.3)
+
+  def loss(params):
+    logp, _ = bigram(
+      params,
+      rollout.prompts,
+      rollout.prompt_mask,
+      rollout.tokens,
+      temperature=temperature,
+    )
+    return grpo.objective(
+      logp,
+      rollout.advantage,
+      rollout.mask,
+      old_logp=rollout.old_logp,
+      ref_logp=rollout.ref_logp,
+      config=config,
+    )[0]
+
+  value, slope = jax.jit(jax.value_and_grad(loss))(params)
+  state, metrics = make_step(config)(optim.init(params, SGD), rollout, temperature)
+  assert state.step == 1
+  close(state.params['table'], params['table'] - 0.5 * slope['table'], atol=1e-6)
+  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics['grad_norm'], np.sqrt(np.sum(np.square(slope['table']))), rtol=1e-6
+  )
+
+
+def test_entropy_is_the_mean_over_tokens():
+  # Probabilities 1/4, 3/4 after token 0 and 1/2, 1/2 after token 1, at temperature 1.
+  params = {'table': jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))}
+  rollout = grpo.Rollout(
+    prompts=jnp.array([[0]]),
+    prompt_mask=jnp.array([[True]]),
+    tokens=jnp.array([[[1, 0, 0], [0, 1, 1]]]),
+    mask=jnp.array([[[True, True, True], [True, False, False]]]),
+    old_logp=jnp.zeros((1, 2, 3)),
+    ref_logp=None,
+    advantage=jnp.array([[1.0, -1]]),
+  )
+  _, metrics = make_step()(optim.init(params, SGD), rollout, jnp.float32(1))
+  # The four tokens stand after 0, 1, 0 and 0.
+  after_0, after_1 = 0.25 * np.log(4) + 0.75 * np.log(4 / 3), np.log(2)
+  np.testing.assert_allclose(metrics['entropy'], (3 * after_0 + after_1) / 4, rtol=1e-6)
+  assert 'kl' not in metrics
+
+
+def test_garbage_beyond_the_mask_changes_no_update():
+  rollout = rollout_of(prompts=2, group_size=2, length=4)
+  state, step = optim.init(table(), SGD), make_step(grpo.Config(kl_coef=0.3))
+  clean = step(state, rollout, jnp.float32(1))
+  for garbage in (jnp.nan, jnp.inf, -jnp.inf):
+    rollout.old_logp = jnp.where(rollout.mask, rollout.old_logp, garbage)
+    rollout.ref_logp = jnp.where(rollout.mask, rollout.ref_logp, garbage)
+    rollout.tokens = jnp.where(rollout.mask, rollout.tokens, 0)
+    dirty = step(state, rollout, jnp.float32(1))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+def test_learning_rate_0_leaves_the_policy_where_it_is():
+  optimizer = optim.make(optim.Config(learning_rate=0.0), total_steps=2)
+  rollout = rollout_of(prompts=2, group_size=2, length=4)
+  temperature = jnp.float32(0.7)
+  before = table()
+  rollout.old_logp, _ = bigram(
+    before,
+    rollout.prompts,
+    rollout.prompt_mask,
+    rollout.tokens,
+    temperature=temperature,
+  )
+  rollout.ref_logp = rollout.old_logp
+  state, step = optim.init(before, optimizer), make_step(optimizer=optimizer)
+  for _ in range(2):
+    state, metrics = step(state, rollout, temperature)
+    np.testing.assert_array_equal(state.params['table'], before['table'])
+    # 1e-6: the same log-probs, compiled apart and together with the loss
+    np.testing.assert_allclose(metrics['ratio'], 1, atol=1e-6)
+    np.testing.assert_allclose(metrics['drift'], 0, atol=1e-6)
+    np.testing.assert_allclose(metrics['kl'], 0, atol=1e-6)
+    assert metrics['clip_up'] == metrics['clip_down'] == 0
+    assert metrics['grad_norm'] > 0
+  assert state.step == 2
+
+
+def random_boxed(config):
+  """Parameters of a decoder, drawn without compiling its own `init`."""
+  rng = np.random.default_rng(0)
+  boxed = jax.eval_shape(
+    lambda key: decoder.init(config, VOCAB, key), jax.random.key(0)
+  )
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), boxed
+  )
+
+
+def test_sharded_step_matches_single_device():
+  config = ModelConfig(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=32)
+  boxed = random_boxed(config)
+  model = sampling.Model(*decoder.functions(config, VOCAB))
+  step = make_step(
+    grpo.PRESETS['grpo'],
+    score=functools.partial(sampling.score, model=model),
+    parts=2,
+  )
+  rollout = rollout_of(prompts=8, group_size=2, length=6)
+
+  def run(devices):
+    place = mesh.make(devices)
+    everywhere = mesh.sharding(place)
+    state = jax.device_put(optim.init(mesh.put_boxed(place, boxed), SGD), everywhere)
+    batch = mesh.put_batch(place, rollout)
+    temperature = jax.device_put(jnp.float32(0.7), everywhere)
+    shards = {shard.data.shape for shard in batch.tokens.addressable_shards}
+    assert shards == {(8 // len(devices), 2, 6)}
+    with jax.transfer_guard('disallow'):
+      after, metrics = step(state, batch, temperature)
+    for leaf in jax.tree.leaves(after.params):
+      assert leaf.sharding.device_set == set(devices)
+    return state, after, metrics
+
+  before, one, metrics_one = run(jax.devices()[:1])
+  _, four, metrics_four = run(jax.devices()[:4])
+  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.params, before.params)
+  assert min(jax.tree.leaves(moved)) > 1e-4
+  # float32 sums over 8 prompts in another order; a step moves parameters by up to 0.1
+  close(jax.device_get(four.params), jax.device_get(one.params), atol=1e-6)
+  close(metrics_four, metrics_one, rtol=1e-5)

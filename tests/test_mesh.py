@@ -1,0 +1,79 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from r1jax import mesh
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+
+
+def test_mesh_takes_all_devices_or_the_given():
+  assert dict(mesh.make().shape) == {'data': len(jax.devices())}
+  two = mesh.make(jax.devices()[1:3])
+  assert list(two.devices) == jax.devices()[1:3]
+
+
+def test_logical_axes_are_looked_up():
+  four = mesh.make(jax.devices()[:4])
+  placed = mesh.sharding(four, 'embed', 'prompt', None)
+  assert placed.spec == PartitionSpec(None, 'data', None)
+  assert placed.mesh == four
+
+
+def test_an_unknown_axis_is_refused():
+  with pytest.raises(ValueError, match=r"^logical axis: .*'vocab'.*, got \['batch'\]$"):
+    mesh.sharding(mesh.make(), 'batch', 'embed')
+
+
+def test_sizes_must_divide_over_the_devices():
+  four = mesh.make(jax.devices()[:4])
+  mesh.check_divides(four, prompts_per_step=32, rows=4)
+  with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
+    mesh.check_divides(four, rows=4, prompts_per_step=30)
+  assert str(error.value) == (
+    'prompts_per_step: 30 does not divide over 4 devices; set it to 32'
+  )
+
+
+def test_batches_are_cut_along_their_first_axis():
+  four = mesh.make(jax.devices()[:4])
+  rows = np.arange(24).reshape(8, 3)
+  placed = mesh.put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
+  assert placed['none'] is None
+  for name, whole in (('a', rows), ('b', rows[:, 0])):
+    shards = placed[name].addressable_shards
+    assert [shard.device for shard in shards] == jax.devices()[:4]
+    for i, shard in enumerate(shards):
+      np.testing.assert_array_equal(shard.data, whole[2 * i : 2 * i + 2])
+
+
+def test_boxes_are_opened_and_placed_by_their_names():
+  four = mesh.make(jax.devices()[:4])
+  value = jnp.arange(16.0).reshape(2, 8)
+  boxed = {
+    'cut': nn.LogicallyPartitioned(value, names=('embed', 'prompt')),
+    'whole': nn.LogicallyPartitioned(value, names=('embed', 'mlp')),
+  }
+  placed = mesh.put_boxed(four, boxed)
+  assert {s.data.shape for s in placed['cut'].addressable_shards} == {(2, 2)}
+  assert {s.data.shape for s in placed['whole'].addressable_shards} == {(2, 8)}
+  for name in boxed:
+    assert placed[name].sharding.device_set == set(jax.devices()[:4])
+    np.testing.assert_array_equal(placed[name], value)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_the_table_knows_every_axis_of_the_decoder(tied):
+  config = ModelConfig(
+    d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16, tied=tied
+  )
+  boxed = jax.eval_shape(lambda key: decoder.init(config, 5, key), jax.random.key(0))
+  leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: hasattr(leaf, 'names'))
+  # matrices: embedding (and head), query key value out, gate up down; three gains
+  assert len(leaves) == (11 if tied else 12)
+  for leaf in leaves:
+    assert len(leaf.names) == leaf.value.ndim
+    assert mesh.sharding(mesh.make(), *leaf.names).is_fully_replicated

@@ -1,0 +1,171 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax import mesh, optim
+
+
+def follow(config, gradients, start, total_steps=10):
+  """Parameters after each update along the given gradients."""
+  optimizer = optim.make(config, total_steps)
+  state = optim.init(start, optimizer)
+  update = jax.jit(
+    lambda state, gradient: optim.update(
+      state,
+      gradient,
+      # a loss that is linear in the parameters has the gradient it is given
+      loss=lambda params, part: (
+        sum(jnp.sum(params[name][None] * part[name]) for name in params),
+        {},
+      ),
+      optimizer=optimizer,
+      micro_batches=1,
+    )
+  )
+  path = []
+  for gradient in gradients:
+    # with a leading axis, of the batch's one row
+    row = {
+      name: jnp.asarray(value, jnp.float32)[None] for name, value in gradient.items()
+    }
+    state, metrics = update(state, row)
+    path.append((jax.device_get(state.params), metrics))
+  assert state.step == len(gradients)
+  return path
+
+
+def rates(config, updates, total_steps=10):
+  """Steps under a constant gradient of 1: Adam's is then the learning rate."""
+  start = {'x': jnp.zeros(1)}
+  path = follow(config, updates * [{'x': [1.0]}], start, total_steps)
+  return -np.diff([0.0] + [params['x'][0] for params, _ in path])
+
+
+def test_warm_up_rises_to_a_constant_rate():
+  config = optim.Config(learning_rate=0.8, warmup_steps=3)
+  # 0.8 * 1/4, 2/4, 3/4, then the peak; 1e-6: float32
+  expected = [0.2, 0.4, 0.6, 0.8, 0.8]
+  np.testing.assert_allclose(rates(config, 5), expected, atol=1e-6)
+
+
+def test_no_warm_up_starts_at_the_peak():
+  config = optim.Config(learning_rate=0.8, warmup_steps=0)
+  np.testing.assert_allclose(rates(config, 2), [0.8, 0.8], atol=1e-6)
+
+
+def test_cosine_falls_to_its_final_share():
+  config = optim.Config(
+    learning_rate=1.0, warmup_steps=2, schedule='cosine', final_share=0.1
+  )
+  # 1/3, 2/3, then 0.1 + 0.9 (1 + cos(pi t / 4)) / 2 for t = 0 1 2 3 4, and no lower
+  fall = [0.1 + 0.9 * (1 + math.cos(math.pi * t / 4)) / 2 for t in range(5)]
+  expected = [1 / 3, 2 / 3, *fall, 0.1]
+  np.testing.assert_allclose(rates(config, 8, total_steps=6), expected, atol=2e-6)
+
+
+def test_long_gradients_are_scaled_to_the_largest_norm():
+  # (30, 40) has norm 50 and becomes (0.6, 0.8); then (0.6, 0.8) itself: to Adam a
+  # constant gradient, whose steps are the learning rate. Unclipped, the second is not.
+  config = optim.Config(learning_rate=0.1, warmup_steps=0, max_grad_norm=1.0)
+  gradients = [{'x': [30.0], 'y': [40.0]}, {'x': [0.6], 'y': [0.8]}]
+  path = follow(config, gradients, {'x': jnp.zeros(1), 'y': jnp.zeros(1)})
+  for (params, metrics), steps, norm in zip(path, (1, 2), (50.0, 1.0), strict=True):
+    np.testing.assert_allclose(params['x'], [-0.1 * steps], atol=1e-6)
+    np.testing.assert_allclose(params['y'], [-0.1 * steps], atol=1e-6)
+    np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-6)
+
+
+def test_short_gradients_are_not_scaled():
+  # As above, were 0.5 scaled up to 1; Adam's second step from 0.5 and 1, b1 = b2 = 0:
+  # each its own sign, so b's that remember: m = (0.25 * 0.5 + 0.5 * 1) / 0.75 = 5/6,
+  # v = (0.1875 * 0.25 + 0.25 * 1) / 0.4375, see `test_adam_by_hand` for the weights.
+  config = optim.Config(
+    learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75, max_grad_norm=1.0
+  )
+  path = follow(config, [{'x': [0.5]}, {'x': [1.0]}], {'x': jnp.zeros(1)})
+  second = (5 / 6) / math.sqrt((0.1875 * 0.25 + 0.25) / 0.4375)
+  np.testing.assert_allclose(path[1][0]['x'], [-1 - second], rtol=1e-6)
+
+
+def test_adam_by_hand():
+  # Gradients 1 then 0. m = b1 (1 - b1) / (1 - b1^2) = 0.25 / 0.75 = 1/3,
+  # v = b2 (1 - b2) / (1 - b2^2) = 0.1875 / 0.4375 = 3/7.
+  config = optim.Config(learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75)
+  path = follow(config, [{'x': [1.0]}, {'x': [0.0]}], {'x': jnp.zeros(1)})
+  second = (1 / 3) / math.sqrt(3 / 7)
+  np.testing.assert_allclose(path[1][0]['x'], [-1 - second], rtol=1e-6)
+
+
+def test_weight_decay_is_decoupled():
+  # no gradient: 2 - 0.1 * 0.5 * 2
+  config = optim.Config(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+  path = follow(config, [{'x': [0.0]}], {'x': jnp.full(1, 2.0)})
+  np.testing.assert_allclose(path[0][0]['x'], [1.9], rtol=1e-6)
+
+
+def test_learning_rate_0_leaves_the_parameters():
+  config = optim.Config(learning_rate=0.0, weight_decay=0.5)
+  path = follow(config, 2 * [{'x': [3.0]}], {'x': jnp.full(1, 2.0)})
+  np.testing.assert_array_equal(path[1][0]['x'], [2.0])
+
+
+SGD = optax.sgd(0.1)
+ROWS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128], np.float32)
+
+
+def squares(params, part):
+  """A part's share of the mean of (x - row)^2 / 2, and of the mean of rows."""
+  value = jnp.sum(jnp.square(params['x'] - part['row'])) / 2 / len(ROWS)
+  return value, {'mean': jnp.sum(part['row']) / len(ROWS)}
+
+
+def update(state, batch, micro_batches):
+  return optim.update(
+    state, batch, loss=squares, optimizer=SGD, micro_batches=micro_batches
+  )
+
+
+@pytest.mark.parametrize('micro_batches', [1, 2, 4, 8])
+def test_micro_batches_add_up(micro_batches):
+  state = optim.init({'x': jnp.float32(1)}, SGD)
+  state, metrics = jax.jit(update, static_argnums=2)(
+    state, {'row': ROWS, 'absent': None}, micro_batches
+  )
+  # mean 255/8 = 31.875, so the slope at 1 is -30.875; squares of 0 1 3 7 15 31 63 127
+  loss = (0 + 1 + 9 + 49 + 225 + 961 + 3969 + 16129) / 16
+  expected = {'loss': loss, 'mean': 31.875, 'grad_norm': 30.875}
+  assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-6)
+  np.testing.assert_allclose(state.params['x'], 1 + 0.1 * 30.875, rtol=1e-6)
+  assert state.step == 1
+
+
+def test_micro_batches_leave_rows_on_their_devices():
+  place = mesh.make(jax.devices()[:4])
+  state = jax.device_put(optim.init({'x': jnp.float32(1)}, SGD), mesh.sharding(place))
+  batch = mesh.put_batch(place, {'row': jnp.asarray(ROWS)})
+  lowered = jax.jit(update, static_argnums=2).lower(state, batch, 2)
+  program = lowered.compile().as_text()
+  for exchange in ('all-gather', 'all-to-all', 'collective-permute'):
+    assert exchange not in program
+  # of gradients and metrics
+  assert 'all-reduce' in program
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'learning_rate': -1e-4}, 'learning_rate: expected 0 or more, got -0.0001'),
+    ({'learning_rate': math.nan}, 'learning_rate: expected 0 or more, got nan'),
+    ({'max_grad_norm': 0.0}, 'max_grad_norm: expected above 0, got 0.0'),
+    ({'max_grad_norm': math.nan}, 'max_grad_norm: expected above 0, got nan'),
+    ({'warmup_steps': -1}, 'warmup_steps: expected 0 or more, got -1'),
+  ],
+)
+def test_impossible_settings_are_refused(settings, message):
+  with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
+    optim.Config(**settings)
+  assert str(error.value) == message

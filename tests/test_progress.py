@@ -1,0 +1,121 @@
+"""Tests of r1jax.stages.progress: what a run says about itself, and when."""
+
+import io
+import re
+from collections.abc import Iterable
+
+import pytest
+from rich.console import Console
+
+from r1jax.stages.progress import Progress, diagnose
+from r1jax.statistics import Interval
+
+HEALTHY = {
+  'reward': 0.4,
+  'accuracy': 0.3,
+  'zero_variance_groups': 0.4,
+  'cut_off': 0.05,
+  'unparsable': 0.1,
+  'clip_up': 0.02,
+  'clip_down': 0.01,
+  'drift': 1e-5,
+  'grad_norm': 0.7,
+  'kl': 0.02,
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    ({'reward': 0.0, 'accuracy': 0.0}, 'Every reward of this step is 0'),
+    ({'zero_variance_groups': 0.94, 'accuracy': 0.0}, 'In 94% .* hardly any .* easier'),
+    (
+      {'zero_variance_groups': 0.94, 'accuracy': 1.0},
+      'In 94% .* nearly every .*harder',
+    ),
+    ({'zero_variance_groups': 0.94, 'accuracy': 0.5}, 'In 94% .* higher temperature'),
+    ({'cut_off': 0.31}, r'31% .* cut off .* raise rl\.max_length'),
+    ({'unparsable': 0.62}, '62% of the outputs are not of the form'),
+    (
+      {'clip_up': 0.2, 'clip_down': 0.15},
+      '35% of the tokens .* lower the learning rate',
+    ),
+    ({'drift': 0.02}, r'disagree by 0\.02 nats'),
+    ({'grad_norm': 0.0}, 'gradient is exactly 0'),
+    ({'kl': 1.5}, r'1\.5 nats a token away from its reference'),
+  ],
+)
+def test_one_thing_wrong_gives_one_sentence(change, sentence):
+  (said,) = diagnose(HEALTHY | change)
+  assert re.search(sentence, said)
+
+
+@pytest.mark.parametrize('values', [HEALTHY, {}, dict.fromkeys(HEALTHY)])
+def test_healthy_or_unmeasured_numbers_give_no_sentence(values):
+  assert diagnose(values) == []
+
+
+def lines_shown(updates: Iterable[tuple], seconds: Iterable[float]) -> list[str]:
+  """The lines that `updates`, one each at the given time, leave in a file."""
+  file, clock = io.StringIO(), iter(seconds)
+  with Progress(Console(file=file, width=20), clock=lambda: next(clock)) as progress:
+    for update in updates:
+      progress.update(*update)
+  return file.getvalue().splitlines()
+
+
+def test_without_a_terminal_a_line_comes_every_five_seconds_and_at_the_end():
+  updates = [('base', step, 9, {'loss': 1.0}) for step in range(1, 10)]
+  lines = lines_shown(updates, seconds=range(9))
+  assert [line.split(' · ')[0] for line in lines] == [
+    'base 1/9',
+    'base 6/9',
+    'base 9/9',
+  ]
+
+
+def test_a_line_holds_the_numbers_and_the_time_left():
+  values = {
+    'reward': 0.42,
+    'length': 57.13,
+    'kl': 0.0213,
+    'clip_up': 0.01,
+    'clip_down': 0.02,
+    'loss': 0.5,
+    'time': {'tokens_per_second': 3412.4},
+  }
+  lines = lines_shown(
+    [
+      ('rl', 41, 100, values),
+      ('eval', 41, 100, {'pass_at_1': Interval(0.31, 0.25, 0.37), 'k': 16}),
+      ('rl', 43, 100, values),
+    ],
+    seconds=[100, 120],
+  )
+  numbers = 'length 57.1 · KL 0.0213 · clipped 3.0%'
+  assert lines == [
+    f'rl 41/100 · tokens/s 3,412 · reward 0.420 · {numbers}',
+    'eval step 41 · pass@1 31.0% (25.0%–37.0%)',
+    # 2 steps in 20 s, 57 to go: 570 s.
+    f'rl 43/100 · tokens/s 3,412 · reward 0.420 · pass@1 31.0% · {numbers} · 9:30 left',
+  ]
+
+
+def test_the_same_finding_is_said_every_twenty_steps():
+  updates = [('rl', step, 100, HEALTHY | {'kl': 2.0}) for step in range(1, 43)]
+  lines = lines_shown(updates, seconds=range(42))
+  said = [line.split(':')[0] for line in lines if 'reference' in line]
+  assert said == ['Step 1', 'Step 21', 'Step 41']
+
+
+def test_on_a_terminal_the_panel_stays_below_what_is_said():
+  file = io.StringIO()
+  console = Console(file=file, force_terminal=True, width=80, color_system=None)
+  with Progress(console, clock=lambda: 0.0) as progress:
+    progress.update('rl', 1, 10, {'reward': 0.25})
+    progress.say('A sentence with [brackets].')
+  text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', file.getvalue())
+  sentence = text.index('A sentence with [brackets].')
+  assert text.index('rl 1/10') < sentence < text.rindex('rl 1/10')
+  assert 'reward' in text
+  assert '0.250' in text

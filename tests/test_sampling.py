@@ -1,0 +1,371 @@
+"""Samples against softmax, decoding against the full forward pass, scores of both."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+from scipy import stats
+
+from r1jax import sampling
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+from r1jax.sampling import Config
+
+VOCAB = 7
+SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
+MODEL = sampling.Model(*decoder.functions(SMALL, VOCAB))
+# Lengths 5, 2 and 3 behind their padding.
+PROMPTS = np.array([[1, 2, 3, 4, 5], [0, 0, 0, 6, 2], [0, 0, 3, 3, 1]], np.int32)
+PROMPT_MASK = np.arange(5) >= np.array([[0], [3], [2]])
+# Log-probs in float32 after two layers: equal to five digits.
+CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+# Once in ten thousand fixed seeds a right sampler is below this.
+UNLIKELY = 1e-4
+
+
+@pytest.fixture(scope='module')
+def params():
+  params = meta.unbox(decoder.init(SMALL, VOCAB, jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: leaf + rng.normal(0, 0.4, leaf.shape).astype(np.float32), params
+  )
+
+
+@functools.cache
+def compiled_sample(cache_block, **settings):
+  assert cache_block == sampling.CACHE_BLOCK  # unseen by the compiler's own cache
+  return jax.jit(functools.partial(sampling.sample, **settings))
+
+
+def sample(
+  params,
+  seed=0,
+  prompts=PROMPTS,
+  prompt_mask=PROMPT_MASK,
+  temperature=None,
+  **settings,
+):
+  settings = {
+    'model': MODEL,
+    'config': Config(),
+    'group_size': 2,
+    'max_length': 11,
+    'stop_ids': (),
+    **settings,
+  }
+  run = compiled_sample(sampling.CACHE_BLOCK, **settings)
+  key = jax.random.key(seed)
+  return jax.device_get(run(params, key, prompts, prompt_mask, temperature=temperature))
+
+
+@jax.jit
+def compiled_score(params, prompts, prompt_mask, tokens, temperature):
+  return sampling.score(
+    params, prompts, prompt_mask, tokens, model=MODEL, temperature=temperature
+  )
+
+
+def score(params, tokens, prompts=PROMPTS, prompt_mask=PROMPT_MASK, temperature=1.0):
+  return compiled_score(params, prompts, prompt_mask, tokens, temperature)
+
+
+@jax.jit
+def full_forward(params, tokens_BT):
+  """Logits [B, T, V] of whole rows: no padding, no segments, no cache."""
+  positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+  hidden, _ = MODEL.forward(params, tokens_BT, positions, jnp.zeros_like(tokens_BT))
+  return MODEL.logits(params, hidden)
+
+
+def log_softmax(logits):
+  logits = np.asarray(logits, np.float64)
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def random_tokens(length, group_size=2):
+  shape = (len(PROMPTS), group_size, length)
+  return np.random.default_rng(1).integers(VOCAB, size=shape).astype(np.int32)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+@pytest.mark.parametrize('length', [1, 6])
+def test_score_is_the_log_softmax_of_the_full_forward_pass(params, length, temperature):
+  tokens = random_tokens(length)
+  logp, entropy = score(params, tokens, temperature=temperature)
+  assert logp.shape == entropy.shape == tokens.shape
+  for p, g in np.ndindex(tokens.shape[:2]):
+    prompt = PROMPTS[p][PROMPT_MASK[p]]
+    row = np.concatenate([prompt, tokens[p, g]])
+    logits = full_forward(params, row[None])[0, len(prompt) - 1 : -1]
+    expected = log_softmax(logits / temperature)
+    np.testing.assert_allclose(
+      logp[p, g], expected[np.arange(length), tokens[p, g]], **CLOSE
+    )
+    np.testing.assert_allclose(
+      entropy[p, g], -(np.exp(expected) * expected).sum(-1), **CLOSE
+    )
+
+
+def test_a_shared_prompt_equals_a_repeated_one_in_values_and_gradients(params):
+  tokens = random_tokens(6, group_size=3)
+  weight = np.random.default_rng(2).normal(size=(2, *tokens.shape)).astype(np.float32)
+
+  def shared(params):
+    logp, entropy = score(params, tokens)
+    return jnp.sum(weight[0] * logp + weight[1] * entropy), (logp, entropy)
+
+  def repeated(params):
+    prompts, mask = (np.repeat(x, 3, axis=0) for x in (PROMPTS, PROMPT_MASK))
+    logp, entropy = score(params, tokens.reshape(9, 1, 6), prompts, mask)
+    logp, entropy = logp.reshape(3, 3, 6), entropy.reshape(3, 3, 6)
+    return jnp.sum(weight[0] * logp + weight[1] * entropy), (logp, entropy)
+
+  gradient, values = jax.grad(shared, has_aux=True)(params)
+  expected_gradient, expected = jax.grad(repeated, has_aux=True)(params)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **CLOSE), values, expected)
+  # 1e-4: sums over rows in another order.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+    gradient,
+    expected_gradient,
+  )
+
+
+@pytest.mark.parametrize('length', [5, 6, 11])
+def test_decode_matches_forward(params, monkeypatch, length):
+  # The last token is not read: 5 fills one block, 11 fills two and a half.
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  for temperature in (1.0, 0.7):
+    drawn = sample(
+      params, max_length=length, stop_ids=(5,), temperature=jnp.float32(temperature)
+    )
+    assert drawn.mask.sum(-1).max() == length
+    logp, _ = score(params, drawn.tokens, temperature=temperature)
+    np.testing.assert_allclose(drawn.logp, np.where(drawn.mask, logp, 0), **CLOSE)
+
+
+def test_greedy_is_the_argmax_of_a_full_forward_pass_at_every_step(params, monkeypatch):
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  drawn = sample(params, config=Config(temperature=0.0), max_length=10)
+  for p in range(len(PROMPTS)):
+    row = list(PROMPTS[p][PROMPT_MASK[p]])
+    start = len(row)
+    while len(row) < start + 10:
+      logits = full_forward(params, np.array([row + [0] * (start + 10 - len(row))]))
+      row.append(int(np.argmax(logits[0, len(row) - 1])))
+    for g in range(2):
+      assert drawn.tokens[p, g].tolist() == row[start:]
+  assert (drawn.logp == 0).all()  # it is certain
+
+
+def test_pairs_of_tokens_have_the_frequencies_of_the_softmax(params):
+  group_size = 4000
+  drawn = sample(params, group_size=group_size, max_length=2)
+  for p in range(len(PROMPTS)):
+    prompt = PROMPTS[p][PROMPT_MASK[p]]
+    rows = [[*prompt, token] for token in range(VOCAB)]
+    logp = log_softmax(full_forward(params, np.array(rows)))
+    joint = np.exp(logp[0, -2][:, None] + logp[:, -1])
+    counts = np.zeros((VOCAB, VOCAB))
+    np.add.at(counts, (drawn.tokens[p, :, 0], drawn.tokens[p, :, 1]), 1)
+    assert chi_square(counts.ravel(), joint.ravel()) > UNLIKELY
+
+
+def chi_square(counts, probability):
+  """The p-value of counts; outcomes rarer than five draws are counted as one."""
+  expected = probability * counts.sum()
+  assert counts[probability == 0].sum() == 0
+  rare = expected < 5
+  counts, expected = (np.array([*x[~rare], x[rare].sum()]) for x in (counts, expected))
+  kept = expected > 0
+  return stats.chisquare(counts[kept], expected[kept]).pvalue
+
+
+def truncated(logits, temperature, top_k, top_p):
+  """Probabilities [V] after temperature, top-k and top-p, token by token."""
+  probability = np.exp(log_softmax(logits / temperature))
+  order = np.argsort(-probability, kind='stable')
+  kept = order[: top_k or None]
+  probability = probability / probability[kept].sum()
+  nucleus, total = [], 0.0
+  for token in kept:
+    if total < top_p:
+      nucleus.append(token)
+    total += probability[token]
+  result = np.zeros_like(probability)
+  result[nucleus] = probability[nucleus] / probability[nucleus].sum()
+  return result
+
+
+LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, 1.9, -3.0, 0.9], np.float32)
+TRUNCATIONS = [
+  (1.0, 0, 1.0),
+  (0.7, 0, 1.0),
+  (1.5, 3, 1.0),
+  (1.0, 1, 1.0),
+  (1.0, 50, 1.0),
+  (1.0, 0, 0.6),
+  (2.0, 0, 0.9),
+  (0.7, 0, 1e-6),
+  (1.3, 5, 0.8),
+]
+
+
+@pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
+def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k, top_p):
+  config = Config(temperature, top_k, top_p)
+  rows = jnp.broadcast_to(LOGITS, (8000, len(LOGITS)))
+  draw = jax.jit(functools.partial(sampling.draw, config=config))
+  token, logp = draw(jax.random.key(3), rows, temperature=jnp.float32(temperature))
+  expected = truncated(LOGITS.astype(float), temperature, top_k, top_p)
+  np.testing.assert_allclose(logp, np.log(expected[token]), **CLOSE)
+  counts = np.bincount(token, minlength=len(LOGITS))
+  if np.count_nonzero(expected) == 1:
+    assert (token == np.argmax(LOGITS)).all()
+  else:
+    assert chi_square(counts, expected) > UNLIKELY
+
+
+@pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
+def test_truncation_row_by_row(temperature, top_k, top_p):
+  logits = np.random.default_rng(4).normal(0, 2, (3, 5, 9)).astype(np.float32)
+  kept = sampling.draw_logits(logits, jnp.float32(temperature), top_k, top_p)
+  for index in np.ndindex(3, 5):
+    np.testing.assert_allclose(
+      jax.nn.softmax(kept[index]),
+      truncated(logits[index].astype(float), temperature, top_k, top_p),
+      **CLOSE,
+    )
+
+
+def test_ties_at_the_cut_are_kept():
+  logits = np.log(np.array([0.4, 0.2, 0.2, 0.2], np.float32))
+  for settings in ({'top_k': 2}, {'top_p': 0.5}):
+    assert np.isfinite(sampling.draw_logits(logits, jnp.float32(1), **settings)).all()
+
+
+def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
+  params, monkeypatch
+):
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  free = sample(params, group_size=8)
+  assert free.mask.all()
+  stopped = sample(params, group_size=8, stop_ids=(2, 4))
+  lengths = set()
+  for p, g in np.ndindex(3, 8):
+    tokens = free.tokens[p, g].tolist()
+    length = next((t + 1 for t in range(11) if tokens[t] in (2, 4)), 11)
+    lengths.add(length)
+    assert stopped.mask[p, g].tolist() == [t < length for t in range(11)]
+    assert stopped.tokens[p, g].tolist() == tokens[:length] + [0] * (11 - length)
+    np.testing.assert_allclose(
+      stopped.logp[p, g], np.where(stopped.mask[p, g], free.logp[p, g], 0), **CLOSE
+    )
+  assert len(lengths) > 3
+
+
+class NoKV(NamedTuple):
+  k: jax.Array
+  v: jax.Array
+
+
+def counting_model(seen):
+  """Says the next number after the token it reads; calls `seen` at each reading."""
+
+  def forward(params, tokens_BT, positions, document, context=()):
+    jax.debug.callback(lambda tokens: seen.append(tokens.shape[1]), tokens_BT)
+    kv = NoKV(*jnp.zeros((2, 1, len(tokens_BT), 1, 1, tokens_BT.shape[1])))
+    return tokens_BT, NoKV(kv.k, jnp.swapaxes(kv.v, -1, -2))
+
+  def logits(params, hidden):
+    return 100.0 * jax.nn.one_hot((hidden + 1) % 10, 10)
+
+  return sampling.Model(forward, logits)
+
+
+def test_the_loop_ends_with_the_last_completion():
+  seen: list[int] = []
+  drawn = sample(
+    {},
+    prompts=np.array([[0, 3], [8, 7]], np.int32),
+    prompt_mask=np.array([[False, True], [True, True]]),
+    model=counting_model(seen),
+    max_length=6,
+    stop_ids=(6, 9),
+  )
+  jax.effects_barrier()
+  for g in range(2):
+    assert drawn.tokens[:, g].tolist() == [[4, 5, 6, 0, 0, 0], [8, 9, 0, 0, 0, 0]]
+    assert drawn.mask[:, g].tolist() == [
+      [True] * 3 + [False] * 3,
+      [True] * 2 + [False] * 4,
+    ]
+  # The prompts once, then 4 and 5; 6 ends the last one unread.
+  assert seen == [2, 1, 1]
+
+
+@pytest.mark.parametrize('block', [1, 2, 3, 4])
+def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block):
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', block)
+  prompts = np.array([[1, 3]], np.int32)
+  for length in (1, 4):
+    drawn = sample(
+      {},
+      prompts=prompts,
+      prompt_mask=np.ones((1, 2), bool),
+      model=counting_model([]),
+      max_length=length,
+      group_size=1,
+    )
+    assert drawn.tokens.tolist() == [[[4, 5, 6, 7][:length]]]
+    assert drawn.mask.tolist() == [[[True] * length]]
+
+
+def test_padding_of_prompts_changes_nothing(params):
+  drawn = sample(params)
+  padded = np.pad(PROMPTS, ((0, 0), (4, 0)), constant_values=6)
+  mask = np.pad(PROMPT_MASK, ((0, 0), (4, 0)))
+  again = sample(params, prompts=padded, prompt_mask=mask)
+  np.testing.assert_array_equal(again.tokens, drawn.tokens)
+  np.testing.assert_allclose(again.logp, drawn.logp, **CLOSE)
+
+
+def test_everything_random_comes_from_the_key(params):
+  first, same, other = (sample(params, seed) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first.tokens, same.tokens)
+  np.testing.assert_array_equal(first.logp, same.logp)
+  assert (first.tokens != other.tokens).any(-1).all()
+
+
+def test_samples_of_a_group_differ(params):
+  drawn = sample(params, group_size=5)
+  for group in drawn.tokens:
+    assert len({tuple(row) for row in group.tolist()}) == 5
+
+
+def test_a_given_temperature_overrides_the_configured_one(params):
+  expected = sample(params, config=Config(0.5))
+  drawn = sample(params, config=Config(1.0), temperature=jnp.float32(0.5))
+  jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('temperature', -0.1, 'temperature: expected 0 or more, got -0.1'),
+    ('temperature', float('nan'), 'temperature: expected 0 or more, got nan'),
+    ('top_k', -1, r'top_k: expected 0 \(all tokens\) or more, got -1'),
+    ('top_p', 0.0, 'top_p: expected more than 0, at most 1, got 0.0'),
+    ('top_p', 1.5, 'top_p: expected more than 0, at most 1, got 1.5'),
+    ('top_p', float('nan'), 'top_p: expected more than 0, at most 1, got nan'),
+  ],
+)
+def test_impossible_settings_are_refused(field, value, message):
+  with pytest.raises(ValueError, match=f'^{message}$'):
+    dataclasses.replace(Config(), **{field: value})

@@ -1,0 +1,194 @@
+"""A work directory belongs to one run, and to one process at a time."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1jax.stages import workdir as workdir_module
+from r1jax.stages.workdir import WorkdirError, open_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  kl_coef: float = 0.001
+  schedule: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  workdir: Path = Path('runs/a')
+  seed: int = 0
+  ceiling: float = float('nan')
+  loss: Loss = Loss()
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+  seed: int = 0
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+  return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_a_new_directory_is_made_with_the_config_in_it(tmp_path):
+  made = open_workdir(tmp_path / 'deep' / 'run', Experiment(workdir=Path('x'), seed=3))
+  assert made == tmp_path / 'deep' / 'run'
+  text = (made / 'config.json').read_text()
+  fields = json.loads(text)
+  assert str(fields.pop('ceiling')) == 'nan'
+  assert fields == {
+    'experiment': 'Experiment',
+    'workdir': 'x',
+    'seed': 3,
+    'loss': {'kl_coef': 0.001, 'schedule': [1, 2]},
+  }
+  assert {file.name for file in made.iterdir()} == {'config.json', '.lock'}
+
+
+def test_the_same_run_goes_on_and_its_config_stays_as_it_is(tmp_path):
+  open_workdir(tmp_path, Experiment())
+  (tmp_path / 'metrics.jsonl').write_text('{}\n')
+  before = contents(tmp_path)
+  # Another spelling of the directory is no other experiment.
+  open_workdir(tmp_path, Experiment(workdir=tmp_path))
+  assert contents(tmp_path) == before
+
+
+def test_other_settings_are_named_with_both_values(tmp_path):
+  open_workdir(tmp_path, Experiment())
+  before = contents(tmp_path)
+  changed = Experiment(seed=7, loss=Loss(kl_coef=0.5))
+  with pytest.raises(WorkdirError) as error:
+    open_workdir(tmp_path, changed)
+  assert str(error.value) == (
+    f'{tmp_path} holds a run with other settings: --seed is 0 there and 7 here; '
+    '--loss.kl-coef is 0.001 there and 0.5 here. Choose another --workdir, or give '
+    'the same settings to go on with that run'
+  )
+  assert contents(tmp_path) == before
+  open_workdir(tmp_path, changed, may_change=('workdir', 'seed', 'loss.kl_coef'))
+
+
+def test_a_field_known_only_on_one_side_is_a_difference(tmp_path):
+  open_workdir(tmp_path, Other(seed=0))
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['gone'] = 1
+  del config['seed']
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(WorkdirError) as error:
+    open_workdir(tmp_path, Other(seed=0))
+  assert '--seed is (absent) there and 0 here' in str(error.value)
+  assert '--gone is 1 there and (absent) here' in str(error.value)
+
+
+def test_another_experiment_is_refused(tmp_path):
+  open_workdir(tmp_path, Experiment())
+  with pytest.raises(WorkdirError, match='a run of Experiment, not of Other'):
+    open_workdir(tmp_path, Other())
+
+
+def test_a_directory_with_anything_else_is_refused_and_left_alone(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('years of work')
+  with pytest.raises(WorkdirError, match=r'not empty \(thesis\.tex, \.\.\.\)'):
+    open_workdir(tmp_path, Experiment())
+  assert contents(tmp_path) == {'thesis.tex': b'years of work'}
+
+
+def test_a_kill_before_the_config_was_complete_leaves_a_usable_directory(tmp_path):
+  (tmp_path / '.lock').write_text('pid 1\n')
+  (tmp_path / '.config.json.new').write_text('{"experiment": "Exp')
+  open_workdir(tmp_path, Other(seed=5))
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 5
+
+
+def test_a_config_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+  def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', full_disk)
+    with pytest.raises(WorkdirError, match='No space left on device'):
+      open_workdir(tmp_path, Experiment())
+  assert not (tmp_path / 'config.json').exists()
+  open_workdir(tmp_path, Experiment())
+
+
+@pytest.mark.parametrize(
+  ('text', 'reason'),
+  [
+    ('{"experiment": "Exper', 'is damaged'),
+    ('', 'is damaged'),
+    (b'\xff\xfe', 'is damaged'),
+    ('[1, 2]', 'was not written by an experiment'),
+    ('{"seed": 0}', 'was not written by an experiment'),
+  ],
+)
+def test_a_damaged_config_is_named(tmp_path, text, reason):
+  raw = text if isinstance(text, bytes) else text.encode()
+  (tmp_path / 'config.json').write_bytes(raw)
+  with pytest.raises(WorkdirError, match=reason) as error:
+    open_workdir(tmp_path, Experiment())
+  assert str(error.value).startswith(f'{tmp_path}/config.json ')
+  assert (tmp_path / 'config.json').read_bytes() == raw
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+  file = tmp_path / 'notes'
+  file.write_text('mine')
+  with pytest.raises(WorkdirError, match='notes is not a directory; choose another'):
+    open_workdir(file, Experiment())
+  with pytest.raises(WorkdirError, match='Not a directory'):
+    open_workdir(file / 'run', Experiment())
+  assert file.read_text() == 'mine'
+
+
+def test_a_parent_that_refuses_is_named(tmp_path, monkeypatch):
+  def refuse(path: Path, **_: object) -> None:
+    raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+  # Not chmod: tests may run as root, whom it doesn't stop.
+  monkeypatch.setattr(Path, 'mkdir', refuse)
+  with pytest.raises(WorkdirError, match='Permission denied') as error:
+    open_workdir(tmp_path / 'run', Experiment())
+  assert str(tmp_path / 'run') in str(error.value)
+
+
+HOLDER = """
+import dataclasses, sys
+from r1jax.stages.workdir import open_workdir
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+  seed: int = 0
+
+open_workdir(sys.argv[1], Other())
+print('held', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_write_one_run_and_a_kill_frees_it(tmp_path):
+  repository = Path(workdir_module.__file__).parents[2]
+  (tmp_path / '.lock').write_text('pid 123456789012\n')  # an earlier start's, longer
+  with subprocess.Popen(
+    [sys.executable, '-c', HOLDER, str(tmp_path)],
+    cwd=repository,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as holder:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == 'held\n'
+    with pytest.raises(WorkdirError, match=rf'another process \(pid {holder.pid}\)'):
+      open_workdir(tmp_path, Other())
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert open_workdir(tmp_path, Other()) == tmp_path
