@@ -5,7 +5,9 @@ of searches for Countdown solutions; then GRPO teaches it by nothing but checked
 answers. What it costs and reaches on two CPU cores stands in README.md.
 """
 
-from __future__ import annotations  # fields have the names of the modules they configure
+from __future__ import (
+  annotations,
+)  # fields have the names of the modules they configure
 
 import dataclasses
 
@@ -35,7 +37,9 @@ class R1Zero:
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   vocab_size: int = 320  # V, at most, of the tokenizer trained on the corpus
   accuracy_weight: float = 1.0  # of the accuracy reward
-  format_weight: float = 0.1  # of the format reward
+  # 0.0: in groups without a right answer the z-score blows up any other difference,
+  # and with 0.1 lengths fell from 77 to 38 tokens in 8 steps. Format is still measured.
+  format_weight: float = 0.0  # of the format reward
   task: countdown.Config = countdown.Config()
   corpus: corpus.Config = corpus.Config()
   model: ModelConfig = ModelConfig(
@@ -43,7 +47,7 @@ class R1Zero:
   )
   base: finetune.Config = finetune.Config()
   base_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, warmup_steps=50, schedule='cosine', weight_decay=0.1
+    learning_rate=3e-3, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
   rl: rl.Config = rl.Config()
   rl_optim: optim.Config = optim.Config()
@@ -67,6 +71,16 @@ def main(config: R1Zero) -> None:
     map(document, range(TOKENIZER_DOCUMENTS)), config.vocab_size
   )
   devices = mesh.make()
+  for field, size, parts in (
+    ('base.rows_per_step', config.base.rows_per_step, config.base.micro_batches),
+    (
+      'rl.prompts_per_step',
+      config.rl.prompts_per_step,
+      config.rl.minibatches * config.rl.micro_batches,
+    ),
+    ('evaluate.prompts_per_batch', config.evaluate.prompts_per_batch, 1),
+  ):
+    mesh.check_divides(devices, field, size, parts)
   model = sampling.Model(*decoder.functions(config.model, tokenizer.vocab_size))
   generator = Generator(
     model, tokenizer, TEMPLATE, config.rl.max_prompt_length, devices
@@ -93,7 +107,9 @@ def main(config: R1Zero) -> None:
         tokenizer.eos_id,
       ],
       config=config.base,
-      optimizer=config.base_optim,
+      optimizer=optim.make(
+        config.base_optim, config.base.steps, decoder.matrices(config.model)
+      ),
       mesh=devices,
     )
     rl.train(

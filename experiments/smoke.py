@@ -4,7 +4,9 @@ Same code as `experiments.r1_zero` with a tiny model and a handful of steps; for
 look at a machine, and for tests that kill runs.
 """
 
-from __future__ import annotations  # fields have the names of the modules they configure
+from __future__ import (
+  annotations,
+)  # fields have the names of the modules they configure
 
 import dataclasses
 

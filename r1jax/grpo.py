@@ -48,7 +48,14 @@ class Config:
         )
     for field in ('clip_low', 'clip_high', 'kl_coef'):
       if not getattr(self, field) >= 0:
-        raise ValueError(f'grpo.{field}: expected 0 or more, got {getattr(self, field)}')
+        raise ValueError(
+          f'grpo.{field}: expected 0 or more, got {getattr(self, field)}'
+        )
+    if self.kl == 'none' and self.kl_coef:
+      raise ValueError(
+        f"grpo.kl_coef: expected 0 with grpo.kl 'none', got {self.kl_coef}; set "
+        "grpo.kl to 'k3', or the coefficient to 0"
+      )
     if self.constant_length < 1:
       raise ValueError(
         f'grpo.constant_length: expected 1 or more, got {self.constant_length}'
@@ -71,7 +78,7 @@ def group_zscore(reward: jax.Array) -> jax.Array:
 
 
 def group_centred(reward: jax.Array) -> jax.Array:
-  """A = r - mean(r) in the group (Dr. GRPO): hard and easy questions are not boosted."""
+  """A = r - mean(r) in the group (Dr. GRPO): no boost for hard or easy ones."""
   return reward - reward.mean(axis=1, keepdims=True)
 
 
@@ -96,7 +103,7 @@ def token_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sequence_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
-  """The ratio of whole outputs, pi(o|q) / pi_old(o|q) (DeepSeek-R1 in Nature, eq. 1)."""
+  """The ratio of outputs, pi(o|q) / pi_old(o|q) (DeepSeek-R1 in Nature, eq. 1)."""
   total = jnp.sum(log_ratio * mask, axis=-1, keepdims=True)
   return jnp.broadcast_to(jnp.exp(total), log_ratio.shape)
 
@@ -131,7 +138,7 @@ def unclipped(
 def clipped_weight(
   ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
 ) -> jax.Array:
-  """stop_gradient(min(ratio, 1 + high)) A logp (CISPO, eq. 4): no token loses its gradient."""
+  """stop_gradient(min(ratio, 1 + high)) A logp: no token is cut (CISPO, eq. 4)."""
   weight = jax.lax.stop_gradient(jnp.minimum(ratio, 1 + config.clip_high))
   return weight * advantage * logp
 
@@ -226,7 +233,9 @@ PRESETS = {
   'grpo': Config(),
   'dr_grpo': Config(advantage='group_centred', kl='none', mean='constant', kl_coef=0.0),
   'dapo': Config(kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0),
-  'gspo': Config(ratio='geometric', clip_low=3e-4, clip_high=4e-4, kl_coef=0.0),
+  'gspo': Config(
+    ratio='geometric', kl='none', clip_low=3e-4, clip_high=4e-4, kl_coef=0.0
+  ),
   'cispo': Config(
     surrogate='clipped_weight', kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0
   ),

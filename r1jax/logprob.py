@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from logits, in the form that is fast in both directions."""
+"""Log-probabilities of tokens from logits, fast in both directions."""
 
 import jax
 import jax.numpy as jnp

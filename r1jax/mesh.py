@@ -45,15 +45,17 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec)
 
 
-def check_divides(mesh: Mesh, **sizes: int) -> None:
-  """Raises ValueError, naming the next size that fits, unless each divides over data."""
-  devices = mesh.shape['data']
-  for field, size in sizes.items():
-    if size % devices:
-      fits = math.ceil(size / devices) * devices
-      raise ValueError(
-        f'{field}: {size} does not divide over {devices} devices; set it to {fits}'
-      )
+def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
+  """Raises ValueError unless `size`, cut into `parts`, divides over the data axis.
+
+  `field` is the setting that holds `size`; the message names the next one that fits.
+  """
+  needed = mesh.shape['data'] * parts
+  if size % needed:
+    raise ValueError(
+      f'{field}: {size} does not divide over {mesh.shape["data"]} devices in {parts} '
+      f'parts; set it to {math.ceil(size / needed) * needed}'
+    )
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
@@ -61,9 +63,17 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
   return jax.device_put(batch, sharding(mesh, 'prompt'))
 
 
+def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+  """Places a copy of each array of the tree on every device of the mesh."""
+  return jax.device_put(tree, sharding(mesh))
+
+
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
   """Unboxes parameters that carry logical axis names and places them by the table."""
-  is_box = lambda leaf: hasattr(leaf, 'names')
+
+  def is_box(leaf):
+    return hasattr(leaf, 'names')
+
   return jax.tree.map(
     lambda box: jax.device_put(box.value, sharding(mesh, *box.names)),
     boxed,

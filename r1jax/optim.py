@@ -8,13 +8,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """AdamW with global-norm clipping and a warm-up."""
+  """AdamW, or Muon for weight matrices, with global-norm clipping and a warm-up."""
 
   learning_rate: float = 3e-4  # peak
+  muon_learning_rate: float = 0.0  # peak, of weight matrices; 0: AdamW for them too
   warmup_steps: int = 10  # updates of linear rise from 0
   schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up
   final_share: float = 0.1  # of the peak, where the cosine ends
@@ -26,6 +28,10 @@ class Config:
   def __post_init__(self) -> None:
     if not self.learning_rate >= 0:
       raise ValueError(f'learning_rate: expected 0 or more, got {self.learning_rate}')
+    if not self.muon_learning_rate >= 0:
+      raise ValueError(
+        f'muon_learning_rate: expected 0 or more, got {self.muon_learning_rate}'
+      )
     if not self.max_grad_norm > 0:
       raise ValueError(f'max_grad_norm: expected above 0, got {self.max_grad_norm}')
     if self.warmup_steps < 0:
@@ -46,21 +52,54 @@ class TrainState:
   step: jax.Array  # int32 []
 
 
-def make(config: Config, total_steps: int) -> optax.GradientTransformation:
-  """Returns the optimizer; `total_steps` updates end a cosine."""
-  peak, warmup = config.learning_rate, config.warmup_steps
+def make(
+  config: Config, total_steps: int, matrices: Any = None
+) -> optax.GradientTransformation:
+  """Returns the optimizer of `config`.
+
+  Args:
+    config: see `Config`.
+    total_steps: updates, after which a cosine ends.
+    matrices: for Muon (Jordan et al. 2024), which orthogonalises the updates of weight
+      matrices: a tree like the parameters' with (input axes, output axes) for each
+      matrix and None for what stays with AdamW.
+  """
+  adamw = optax.adamw(
+    _schedule(config, config.learning_rate, total_steps),
+    config.b1,
+    config.b2,
+    weight_decay=config.weight_decay,
+  )
+  rule = adamw
+  if config.muon_learning_rate:
+    is_axes = lambda leaf: leaf is None or isinstance(leaf, tuple)
+    numbers = jax.tree.map(
+      lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
+      matrices,
+      is_leaf=is_axes,
+    )
+    rule = optax.contrib.muon(
+      _schedule(config, config.muon_learning_rate, total_steps),
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      weight_decay=config.weight_decay,
+      adam_weight_decay=config.weight_decay,
+      adam_learning_rate=_schedule(config, config.learning_rate, total_steps),
+      muon_weight_dimension_numbers=numbers,
+    )
+  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
+
+
+def _schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
+  warmup = config.warmup_steps
   if config.schedule == 'cosine':
     after = optax.cosine_decay_schedule(
       peak, max(1, total_steps - warmup), config.final_share
     )
   else:
     after = optax.constant_schedule(peak)
-  schedule = optax.join_schedules(
+  return optax.join_schedules(
     [lambda step: peak * (step + 1) / (warmup + 1), after], [warmup]
-  )
-  return optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay),
   )
 
 
@@ -97,9 +136,9 @@ def update(
     return grads, {'loss': value, **metrics}
 
   # Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
-  cut = lambda x: jnp.moveaxis(
-    x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0
-  )
+  def cut(x):
+    return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+
   parts = jax.tree.map(cut, batch)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
@@ -110,5 +149,5 @@ def update(
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  metrics['grad_norm'] = optax.global_norm(grads)
+  metrics['grad_norm'] = optax.tree.norm(grads)
   return TrainState(params, opt_state, state.step + 1), metrics

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax import optim
@@ -22,10 +23,12 @@ from r1jax.logprob import token_logp
 class Batch:
   """Rows of packed documents, each field [B, T]."""
 
-  tokens: jax.Array  # int32
-  positions: jax.Array  # int32, from 0 in every document
-  documents: jax.Array  # int32, one id a document of the row; 0 is padding
-  weights: jax.Array  # float32, of predicting this token; 0 on first tokens and padding
+  tokens: jax.Array | np.ndarray  # int32
+  positions: jax.Array | np.ndarray  # int32, from 0 in every document
+  documents: jax.Array | np.ndarray  # int32, one id a document of the row; 0 is padding
+  weights: (
+    jax.Array | np.ndarray
+  )  # float32, of predicting this token; 0 on first tokens and padding
 
 
 def cross_entropy(
@@ -48,7 +51,7 @@ def cross_entropy(
   hidden_BTD, _ = forward(
     params, batch.tokens[:, :-1], batch.positions[:, :-1], batch.documents[:, :-1]
   )
-  logp_BT, _ = token_logp(logits(params, hidden_BTD), batch.tokens[:, 1:])
+  logp_BT, _ = token_logp(logits(params, hidden_BTD), jnp.asarray(batch.tokens)[:, 1:])
   loss = -jnp.sum(batch.weights[:, 1:] * logp_BT) / total
   return loss, {}
 

@@ -1,5 +1,7 @@
 """Attention and RoPE against their equations, row by row and head by head."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from r1jax.model import attention
 from r1jax.model.attention import KV, rope
 
 # Sums of at most a hundred float32 products of order 1, in another order.
-CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+CLOSE: Any = {'rtol': 1e-5, 'atol': 1e-5}
 
 
 def attend(*args):
@@ -56,8 +58,7 @@ def example(kv_heads=2):
   return q_BTHC, random_kv(rng, 4, kv_heads, 6), document_BT, [shared, each, one]
 
 
-@pytest.mark.parametrize('kv_heads', [1, 2, 4])
-@pytest.mark.parametrize('segments', [0, 1, 3])
+@pytest.mark.parametrize(('kv_heads', 'segments'), [(1, 3), (2, 0), (2, 3), (4, 1)])
 def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments):
   q_BTHC, own, document_BT, context = example(kv_heads)
   context = context[:segments]
@@ -67,7 +68,7 @@ def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments)
   )
 
 
-@pytest.mark.parametrize('block', [1, 4, 5, 6])
+@pytest.mark.parametrize('block', [1, 4])
 def test_blocks_of_queries_change_nothing(monkeypatch, block):
   monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
   q_BTHC, own, document_BT, context = example()
@@ -152,7 +153,9 @@ def test_rope_multiplies_complex_numbers_by_a_phase():
   z = z * np.exp(1j * angle)[:, :, None]
   expected = np.concatenate([z.real, z.imag], axis=-1)
   # 1e-4: an angle of 300 is known in float32 to 2e-5.
-  np.testing.assert_allclose(rope(x_BTHC, positions_BT, 50.0), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    rope(jnp.asarray(x_BTHC), jnp.asarray(positions_BT), 50.0), expected, atol=1e-4
+  )
 
 
 def test_rope_by_hand():
@@ -163,10 +166,10 @@ def test_rope_by_hand():
 
 def test_rope_leaves_products_that_depend_on_the_distance_alone():
   rng = np.random.default_rng(3)
-  q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+  q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 8)), jnp.float32)
 
   def product(i, j):
-    return jnp.vdot(rope(q, np.array([[i]]), 100.0), rope(k, np.array([[j]]), 100.0))
+    return jnp.vdot(rope(q, jnp.array([[i]]), 100.0), rope(k, jnp.array([[j]]), 100.0))
 
   np.testing.assert_allclose(product(5, 2), product(45, 42), rtol=1e-4)
   assert abs(product(5, 2) - product(5, 3)) > 1e-2

@@ -23,6 +23,12 @@ TREES = strategies.recursive(
 )
 
 
+def tree_of(text):
+  tree = read(text)
+  assert tree is not None
+  return tree
+
+
 def every_text(numbers):
   """Every order, operation and full parenthesisation of the numbers, as text."""
 
@@ -55,7 +61,7 @@ def test_text_means_what_the_tree_means(tree):
   assert value(tree) == eval(text)
   # 80 characters are room for 8 numbers up to 20, 7 signs and most parentheses.
   hypothesis.assume(len(text) <= expressions.LONGEST_ANSWER)
-  again = read(text)
+  again = tree_of(text)
   assert value(again) == value(tree)
   assert expressions.numbers(again) == expressions.numbers(tree)
   assert canonical(again) == canonical(tree)
@@ -153,7 +159,7 @@ def test_reading_never_raises_and_agrees_with_python(text):
 
 
 def test_steps_are_carried_out_from_the_left():
-  tree = read('(7-3)*(2+1)-5')
+  tree = tree_of('(7-3)*(2+1)-5')
   steps = []
   while not isinstance(tree, int):
     tree = reduce_once(tree)
@@ -181,27 +187,33 @@ def test_a_step_keeps_the_value_and_removes_one_number(tree):
   ],
 )
 def test_commuted_and_regrouped_forms_share_a_key(texts):
-  assert len({canonical(read(text)) for text in texts}) == 1
+  assert len({canonical(tree_of(text)) for text in texts}) == 1
 
 
 def test_different_calculations_have_different_keys():
   texts = [
-    *[
-      '2+3',
-      '2*3',
-      '2-3',
-      '3-2',
-      '1+4',
-      '5',
-      '6',
-      '(2+3)*4',
-      '2+3*4',
-      '2*3+4',
-      '2*(3+4)',
-    ],
-    *['2*3-4', '4-2*3', '2*(3-4)', '2*(4-3)', '2-3-4', '2-(3-4)', '3*3', '3+3', '3-3'],
+    '2+3',
+    '2*3',
+    '2-3',
+    '3-2',
+    '1+4',
+    '5',
+    '6',
+    '(2+3)*4',
+    '2+3*4',
+    '2*3+4',
+    '2*(3+4)',
+    '2*3-4',
+    '4-2*3',
+    '2*(3-4)',
+    '2*(4-3)',
+    '2-3-4',
+    '2-(3-4)',
+    '3*3',
+    '3+3',
+    '3-3',
   ]
-  assert len({canonical(read(text)) for text in texts}) == len(texts)
+  assert len({canonical(tree_of(text)) for text in texts}) == len(texts)
 
 
 @hypothesis.given(TREES, strategies.randoms(use_true_random=False))
@@ -243,6 +255,6 @@ def test_candidates_are_all_different_calculations_once(leaves):
     return {'+': left + right, '-': left - right, '*': left * right}[tree[0]]
 
   calculations = {
-    elsewhere(read(text)) for text in every_text(leaves) if lowest_step(text) >= 0
+    elsewhere(tree_of(text)) for text in every_text(leaves) if lowest_step(text) >= 0
   }
   assert sorted(map(elsewhere, candidates(leaves))) == sorted(calculations)

@@ -25,10 +25,12 @@ def test_group_zscore_divides_by_the_unbiased_std_of_the_group():
   # [1,0,0,1]: mean 1/2, squared deviations 4/4, variance 1/3
   # [0,0,0,3]: mean 3/4, 3 * 9/16 + 81/16 = 27/4, variance 9/4
   first, second = math.sqrt(1 / 3) + 1e-4, 1.5 + 1e-4
-  expected = [
-    [0.5 / first, -0.5 / first, -0.5 / first, 0.5 / first],
-    [-0.75 / second, -0.75 / second, -0.75 / second, 2.25 / second],
-  ]
+  expected = np.array(
+    [
+      [0.5 / first, -0.5 / first, -0.5 / first, 0.5 / first],
+      [-0.75 / second, -0.75 / second, -0.75 / second, 2.25 / second],
+    ]
+  )
   got = grpo.group_zscore(jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 3]]))
   np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
@@ -42,7 +44,7 @@ def test_group_centred_subtracts_the_mean_of_the_group():
 def test_leave_one_out_subtracts_the_mean_of_the_others():
   # [1,0,0,1]: the others' mean is 1/3 for a 1, 2/3 for a 0; [0,0,0,3]: 1 or 0
   got = grpo.leave_one_out(jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 3]]))
-  expected = [[2 / 3, -2 / 3, -2 / 3, 2 / 3], [-1, -1, -1, 3]]
+  expected = np.array([[2 / 3, -2 / 3, -2 / 3, 2 / 3], [-1, -1, -1, 3]])
   np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
@@ -215,6 +217,14 @@ def test_objective_without_reference():
     'drift': (2 * math.log(1.5) + LN2) / 3,
   }
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_bounds_stop_no_token_that_moves_back():
+  # the same ratios 3/2, 3/2 and 1/2 with a bad and a good output
+  loss, metrics = hand_case(advantage=jnp.array([[-1.0, 1]]))
+  # gains -3/2, -3/2 and 1/2; means of outputs -3/2 and 1/2
+  np.testing.assert_allclose(loss, 0.5, rtol=TOLERANCE)
+  assert metrics['clip_up'] == metrics['clip_down'] == 0
 
 
 def test_objective_subtracts_beta_kl():

@@ -15,6 +15,11 @@ from r1jax.model.config import ModelConfig
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
 SGD = optax.sgd(0.5)
+# A program that runs once takes longer to optimize than to run.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
 
 def bigram(params, prompts, prompt_mask, tokens, *, temperature):
@@ -52,7 +57,8 @@ def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram, parts=1)
       optimizer=optimizer,
       config=config,
       micro_batches=parts,
-    )
+    ),
+    compiler_options=QUICK,
   )
 
 

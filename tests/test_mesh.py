@@ -30,11 +30,12 @@ def test_an_unknown_axis_is_refused():
 
 def test_sizes_must_divide_over_the_devices():
   four = mesh.make(jax.devices()[:4])
-  mesh.check_divides(four, prompts_per_step=32, rows=4)
+  mesh.check_divides(four, 'rows', 4)
+  mesh.check_divides(four, 'rl.prompts_per_step', 32, parts=2)
   with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
-    mesh.check_divides(four, rows=4, prompts_per_step=30)
+    mesh.check_divides(four, 'rl.prompts_per_step', 30, parts=2)
   assert str(error.value) == (
-    'prompts_per_step: 30 does not divide over 4 devices; set it to 32'
+    'rl.prompts_per_step: 30 does not divide over 4 devices in 2 parts; set it to 32'
   )
 
 

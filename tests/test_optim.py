@@ -19,7 +19,7 @@ def follow(config, gradients, start, total_steps=10):
       gradient,
       # a loss that is linear in the parameters has the gradient it is given
       loss=lambda params, part: (
-        sum(jnp.sum(params[name][None] * part[name]) for name in params),
+        sum((jnp.sum(params[k][None] * part[k]) for k in params), jnp.float32(0)),
         {},
       ),
       optimizer=optimizer,
@@ -80,9 +80,8 @@ def test_long_gradients_are_scaled_to_the_largest_norm():
 
 
 def test_short_gradients_are_not_scaled():
-  # As above, were 0.5 scaled up to 1; Adam's second step from 0.5 and 1, b1 = b2 = 0:
-  # each its own sign, so b's that remember: m = (0.25 * 0.5 + 0.5 * 1) / 0.75 = 5/6,
-  # v = (0.1875 * 0.25 + 0.25 * 1) / 0.4375, see `test_adam_by_hand` for the weights.
+  # Gradients 0.5 then 1, weighted as in `test_adam_by_hand`: m = (0.25 / 2 + 0.5) /
+  # 0.75 = 5/6, v = (0.1875 / 4 + 0.25) / 0.4375. Scaled up to norm 1, both were 1.
   config = optim.Config(
     learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75, max_grad_norm=1.0
   )
@@ -149,6 +148,7 @@ def test_micro_batches_leave_rows_on_their_devices():
   batch = mesh.put_batch(place, {'row': jnp.asarray(ROWS)})
   lowered = jax.jit(update, static_argnums=2).lower(state, batch, 2)
   program = lowered.compile().as_text()
+  assert program is not None
   for exchange in ('all-gather', 'all-to-all', 'collective-permute'):
     assert exchange not in program
   # of gradients and metrics

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,18 @@ MODEL = sampling.Model(*decoder.functions(SMALL, VOCAB))
 PROMPTS = np.array([[1, 2, 3, 4, 5], [0, 0, 0, 6, 2], [0, 0, 3, 3, 1]], np.int32)
 PROMPT_MASK = np.arange(5) >= np.array([[0], [3], [2]])
 # Log-probs in float32 after two layers: equal to five digits.
-CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+CLOSE: Any = {'rtol': 1e-5, 'atol': 1e-5}
 # Once in ten thousand fixed seeds a right sampler is below this.
 UNLIKELY = 1e-4
 
 
 @pytest.fixture(scope='module')
 def params():
-  params = meta.unbox(decoder.init(SMALL, VOCAB, jax.random.key(0)))
+  init = functools.partial(decoder.init, SMALL, VOCAB)
+  shapes = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
   rng = np.random.default_rng(0)
   return jax.tree.map(
-    lambda leaf: leaf + rng.normal(0, 0.4, leaf.shape).astype(np.float32), params
+    lambda leaf: rng.normal(0.1, 0.5, leaf.shape).astype(np.float32), shapes
   )
 
 
@@ -54,7 +55,7 @@ def sample(
   settings = {
     'model': MODEL,
     'config': Config(),
-    'group_size': 2,
+    'group_size': 4,
     'max_length': 11,
     'stop_ids': (),
     **settings,
@@ -76,11 +77,16 @@ def score(params, tokens, prompts=PROMPTS, prompt_mask=PROMPT_MASK, temperature=
 
 
 @jax.jit
-def full_forward(params, tokens_BT):
-  """Logits [B, T, V] of whole rows: no padding, no segments, no cache."""
+def compiled_forward(params, tokens_BT):
   positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
   hidden, _ = MODEL.forward(params, tokens_BT, positions, jnp.zeros_like(tokens_BT))
   return MODEL.logits(params, hidden)
+
+
+def full_forward(params, row):
+  """Logits [T, V] of a whole row: no segments, no cache, no padding on the left."""
+  # What follows has no influence; with one length there is one compilation.
+  return compiled_forward(params, np.pad(row, (0, 16 - len(row)))[None])[0, : len(row)]
 
 
 def log_softmax(logits):
@@ -102,7 +108,7 @@ def test_score_is_the_log_softmax_of_the_full_forward_pass(params, length, tempe
   for p, g in np.ndindex(tokens.shape[:2]):
     prompt = PROMPTS[p][PROMPT_MASK[p]]
     row = np.concatenate([prompt, tokens[p, g]])
-    logits = full_forward(params, row[None])[0, len(prompt) - 1 : -1]
+    logits = full_forward(params, row)[len(prompt) - 1 : -1]
     expected = log_softmax(logits / temperature)
     np.testing.assert_allclose(
       logp[p, g], expected[np.arange(length), tokens[p, g]], **CLOSE
@@ -137,7 +143,7 @@ def test_a_shared_prompt_equals_a_repeated_one_in_values_and_gradients(params):
   )
 
 
-@pytest.mark.parametrize('length', [5, 6, 11])
+@pytest.mark.parametrize('length', [5, 11])
 def test_decode_matches_forward(params, monkeypatch, length):
   # The last token is not read: 5 fills one block, 11 fills two and a half.
   monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
@@ -150,16 +156,14 @@ def test_decode_matches_forward(params, monkeypatch, length):
     np.testing.assert_allclose(drawn.logp, np.where(drawn.mask, logp, 0), **CLOSE)
 
 
-def test_greedy_is_the_argmax_of_a_full_forward_pass_at_every_step(params, monkeypatch):
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
-  drawn = sample(params, config=Config(temperature=0.0), max_length=10)
+def test_greedy_is_the_argmax_of_a_full_forward_pass_at_every_step(params):
+  drawn = sample(params, temperature=jnp.float32(0))
   for p in range(len(PROMPTS)):
     row = list(PROMPTS[p][PROMPT_MASK[p]])
     start = len(row)
-    while len(row) < start + 10:
-      logits = full_forward(params, np.array([row + [0] * (start + 10 - len(row))]))
-      row.append(int(np.argmax(logits[0, len(row) - 1])))
-    for g in range(2):
+    while len(row) < start + 11:
+      row.append(int(np.argmax(full_forward(params, row)[-1])))
+    for g in range(4):
       assert drawn.tokens[p, g].tolist() == row[start:]
   assert (drawn.logp == 0).all()  # it is certain
 
@@ -169,8 +173,8 @@ def test_pairs_of_tokens_have_the_frequencies_of_the_softmax(params):
   drawn = sample(params, group_size=group_size, max_length=2)
   for p in range(len(PROMPTS)):
     prompt = PROMPTS[p][PROMPT_MASK[p]]
-    rows = [[*prompt, token] for token in range(VOCAB)]
-    logp = log_softmax(full_forward(params, np.array(rows)))
+    rows = [full_forward(params, [*prompt, token]) for token in range(VOCAB)]
+    logp = log_softmax(np.stack(rows))
     joint = np.exp(logp[0, -2][:, None] + logp[:, -1])
     counts = np.zeros((VOCAB, VOCAB))
     np.add.at(counts, (drawn.tokens[p, :, 0], drawn.tokens[p, :, 1]), 1)
@@ -205,12 +209,9 @@ def truncated(logits, temperature, top_k, top_p):
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.1, 0.0, 1.9, -3.0, 0.9], np.float32)
 TRUNCATIONS = [
-  (1.0, 0, 1.0),
   (0.7, 0, 1.0),
   (1.5, 3, 1.0),
-  (1.0, 1, 1.0),
   (1.0, 50, 1.0),
-  (1.0, 0, 0.6),
   (2.0, 0, 0.9),
   (0.7, 0, 1e-6),
   (1.3, 5, 0.8),
@@ -235,7 +236,9 @@ def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k,
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
 def test_truncation_row_by_row(temperature, top_k, top_p):
   logits = np.random.default_rng(4).normal(0, 2, (3, 5, 9)).astype(np.float32)
-  kept = sampling.draw_logits(logits, jnp.float32(temperature), top_k, top_p)
+  kept = sampling.draw_logits(
+    jnp.asarray(logits), jnp.float32(temperature), top_k, top_p
+  )
   for index in np.ndindex(3, 5):
     np.testing.assert_allclose(
       jax.nn.softmax(kept[index]),
@@ -247,18 +250,20 @@ def test_truncation_row_by_row(temperature, top_k, top_p):
 def test_ties_at_the_cut_are_kept():
   logits = np.log(np.array([0.4, 0.2, 0.2, 0.2], np.float32))
   for settings in ({'top_k': 2}, {'top_p': 0.5}):
-    assert np.isfinite(sampling.draw_logits(logits, jnp.float32(1), **settings)).all()
+    assert np.isfinite(
+      sampling.draw_logits(jnp.asarray(logits), jnp.float32(1), **settings)
+    ).all()
 
 
 def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
   params, monkeypatch
 ):
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
-  free = sample(params, group_size=8)
+  free = sample(params)
   assert free.mask.all()
-  stopped = sample(params, group_size=8, stop_ids=(2, 4))
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  stopped = sample(params, stop_ids=(2, 4))
   lengths = set()
-  for p, g in np.ndindex(3, 8):
+  for p, g in np.ndindex(3, 4):
     tokens = free.tokens[p, g].tolist()
     length = next((t + 1 for t in range(11) if tokens[t] in (2, 4)), 11)
     lengths.add(length)
@@ -295,6 +300,7 @@ def test_the_loop_ends_with_the_last_completion():
     {},
     prompts=np.array([[0, 3], [8, 7]], np.int32),
     prompt_mask=np.array([[False, True], [True, True]]),
+    group_size=2,
     model=counting_model(seen),
     max_length=6,
     stop_ids=(6, 9),
@@ -310,7 +316,7 @@ def test_the_loop_ends_with_the_last_completion():
   assert seen == [2, 1, 1]
 
 
-@pytest.mark.parametrize('block', [1, 2, 3, 4])
+@pytest.mark.parametrize('block', [1, 3])
 def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block):
   monkeypatch.setattr(sampling, 'CACHE_BLOCK', block)
   prompts = np.array([[1, 3]], np.int32)
@@ -344,9 +350,8 @@ def test_everything_random_comes_from_the_key(params):
 
 
 def test_samples_of_a_group_differ(params):
-  drawn = sample(params, group_size=5)
-  for group in drawn.tokens:
-    assert len({tuple(row) for row in group.tolist()}) == 5
+  for group in sample(params).tokens:
+    assert len({tuple(row) for row in group.tolist()}) == 4
 
 
 def test_a_given_temperature_overrides_the_configured_one(params):

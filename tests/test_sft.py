@@ -14,6 +14,11 @@ from r1jax.model.config import ModelConfig
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
 SGD = optax.sgd(0.5)
+# A program that runs once takes longer to optimize than to run.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
 
 def forward(params, tokens, positions, documents):
@@ -44,7 +49,8 @@ def make_step(forward=forward, logits=logits, parts=1):
   return jax.jit(
     functools.partial(
       sft.step, forward=forward, logits=logits, optimizer=SGD, micro_batches=parts
-    )
+    ),
+    compiler_options=QUICK,
   )
 
 
@@ -71,6 +77,21 @@ def test_cross_entropy_by_hand():
   # ln 2 + ln 4 + 3 ln 4/3 of the first row, 2 ln 8 of the second
   expected = (math.log(2) + math.log(4) + 3 * math.log(4 / 3) + 2 * math.log(8)) / 10
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_model_sees_a_tokens_own_position_and_document():
+  seen: list[list[list[int]]] = []
+
+  def record(params, *arrays):
+    seen.extend(np.asarray(array).tolist() for array in arrays)
+    return forward(params, *arrays)
+
+  batch = batch_of(tokens=[[3, 4, 5, 6]], weights=[[0, 1, 0, 1]])
+  batch.positions = jnp.array([[0, 1, 0, 1]])
+  batch.documents = jnp.array([[1, 1, 2, 2]])
+  sft.cross_entropy(table(), batch, forward=record, logits=logits, total=jnp.float32(2))
+  # all but the last token, which predicts nothing
+  assert seen == [[[3, 4, 5]], [[0, 1, 0]], [[1, 1, 2]]]
 
 
 def test_step_follows_softmax_minus_one_hot():

@@ -149,3 +149,26 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any]:
     return apply({'params': params}, hidden, method='logits')
 
   return forward, logits
+
+
+def matrices(config: ModelConfig) -> Any:
+  """Returns (input axes, output axes) of each weight matrix, None for the rest.
+
+  A tree like the parameters'; axis 0 counts layers. Embeddings and gains are no
+  matrices in the sense of Muon.
+  """
+  into_heads, plain = ((1,), (2, 3)), ((1,), (2,))
+  gain = {'gain': None}
+  blocks = {
+    'attention_norm': gain,
+    'mlp_norm': gain,
+    'query': into_heads,
+    'key': into_heads,
+    'value': into_heads,
+    'out': ((1, 2), (3,)),
+    'gate': plain,
+    'up': plain,
+    'down': plain,
+  }
+  rest = {'embedding': None} if config.tied else {'embedding': None, 'head': None}
+  return {'blocks': blocks, 'norm': gain, **rest}

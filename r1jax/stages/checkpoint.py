@@ -5,7 +5,6 @@ full disk leaves the ones before it as they were.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +108,8 @@ class Checkpoints:
       number = len(list(aside.iterdir()))
       (self._folder / str(step)).rename(aside / f'{step}-{number}')
       self.warnings.append(
-        f'The checkpoint of step {step} in {self._folder} is damaged ({reason}); it was '
-        f'moved to {aside}, and the one before it is used.'
+        f'The checkpoint of step {step} in {self._folder} is damaged ({reason}); it '
+        f'was moved to {aside}, and the one before it is used.'
       )
 
 

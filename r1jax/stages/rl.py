@@ -57,13 +57,16 @@ class Config:
           f'rl.{name}: expected {least} or more, got {getattr(self, name)}'
         )
     if not self.reward_timeout > 0:
-      raise ValueError(f'rl.reward_timeout: expected above 0, got {self.reward_timeout}')
+      raise ValueError(
+        f'rl.reward_timeout: expected above 0, got {self.reward_timeout}'
+      )
     parts = self.minibatches * self.micro_batches
     if self.prompts_per_step % parts:
       fits = -(-self.prompts_per_step // parts) * parts
       raise ValueError(
-        f'rl.prompts_per_step: {self.prompts_per_step} does not divide into minibatches='
-        f'{self.minibatches} of micro_batches={self.micro_batches}; set it to {fits}'
+        f'rl.prompts_per_step: {self.prompts_per_step} does not divide into '
+        f'minibatches={self.minibatches} of micro_batches={self.micro_batches}; set it '
+        f'to {fits}'
       )
     _check_schedule('max_length', self.max_length, least=1)
     _check_schedule('temperature', self.temperature, least=0)
@@ -110,9 +113,7 @@ class Trainer:
   def chain(self) -> Any:
     """The optimizer over all updates of the stage."""
     config = self.config
-    return optim.make(
-      self.optimizer, config.steps * config.epochs * config.minibatches
-    )
+    return optim.make(self.optimizer, config.steps * config.epochs * config.minibatches)
 
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -135,9 +136,11 @@ class Trainer:
     """Log-probs [P, G, T] under the reference, a micro-batch of prompts at a time."""
 
     def score(params: Any, arrays: Any, temperature: jax.Array) -> jax.Array:
-      one = lambda row: self._score(
-        params, *(x[None] for x in row), temperature=temperature
-      )[0][0]
+      def one(row):
+        return self._score(params, *(x[None] for x in row), temperature=temperature)[0][
+          0
+        ]
+
       return jax.lax.map(one, arrays)
 
     return jax.jit(score)
@@ -220,8 +223,14 @@ def train(
     TrainingError: the loss is no longer finite. The last checkpoint stays.
   """
   config, checkpoints = trainer.config, run.checkpoints[phase]
-  state = optim.init(params, trainer.chain)
-  saved = {'policy': state, 'reference': jax.tree.map(jnp.copy, params)}
+  # Placed before the first step: another layout in the second would compile again.
+  saved = mesh_lib.put_everywhere(
+    trainer.generator.mesh,
+    {
+      'policy': optim.init(params, trainer.chain),
+      'reference': jax.tree.map(jnp.copy, params),
+    },
+  )
   first = checkpoints.step or 0
   if first:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, saved)
@@ -256,8 +265,9 @@ def train(
     if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
       raise TrainingError(
         f'the loss of {phase} is {values["loss"]} and the gradient norm '
-        f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and choose '
-        f'another --workdir (the checkpoint of step {checkpoints.step} is intact)'
+        f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and '
+        f'choose another --workdir (the checkpoint of step {checkpoints.step} is '
+        'intact)'
       )
     run.log.write(phase, step, **values)
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)

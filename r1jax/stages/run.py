@@ -23,7 +23,7 @@ class TrainingError(Exception):
   """A run that can't go on; the message says why and what to change."""
 
 
-class Interrupted(Exception):
+class Interruption(Exception):
   """Ctrl-C was pressed and the state is saved."""
 
 
@@ -35,12 +35,12 @@ class Run:
   log: Log
   progress: Progress
   checkpoints: dict[str, Checkpoints]  # by phase
-  interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interrupted`
+  interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interruption`
 
   def stop_if_interrupted(self, phase: str, step: int) -> None:
-    """Raises `Interrupted` after Ctrl-C; call it when `step` is saved."""
+    """Raises `Interruption` after Ctrl-C; call it when `step` is saved."""
     if self.interrupted:
-      raise Interrupted(
+      raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '
         'The same command goes on from it.'
       )
@@ -79,7 +79,7 @@ def plain_errors() -> Iterator[None]:
   """
   try:
     yield
-  except Interrupted as stop:
+  except Interruption as stop:
     print(stop, file=sys.stderr)
     sys.exit(130)
   except KeyboardInterrupt:

@@ -15,7 +15,8 @@ from r1jax.tasks.expressions import Tree
 
 ENGLISH = {
   'open': ('let me try', 'I will search', 'we try', 'so'),
-  'no': ('no',),
+  'low': ('low',),
+  'high': ('high',),
   'wait': ('wait',),
   'yes': ('yes',),
   'check': ('check',),
@@ -23,7 +24,8 @@ ENGLISH = {
 }
 POLISH = {
   'open': ('spróbuję', 'szukam', 'próbujemy', 'więc'),
-  'no': ('nie',),
+  'low': ('mało',),
+  'high': ('dużo',),
   'wait': ('czekaj',),
   'yes': ('tak',),
   'check': ('sprawdź',),
@@ -39,10 +41,12 @@ class Config:
   longest_patience: int = 16  # to here
   polish: float = 0.3  # documents in Polish
   mixed: float = 0.2  # documents whose every word is in either language
-  miscalculation: float = 0.02  # attempts with a wrong result
-  misjudgement: float = 0.03  # attempts taken for a solution, or solutions missed
+  miscalculation: float = 0.01  # attempts with a wrong result
+  misjudgement: float = 0.02  # attempts taken for a solution, or solutions missed
   recheck: float = 0.15  # verdicts that are doubted and calculated again
   bluff: float = 0.7  # writers without a solution who answer anyway
+  schoolbook: float = 0.4  # documents that drill calculating and comparing
+  drill_lines: int = 12  # calculations in a schoolbook document
 
 
 def document(
@@ -50,9 +54,11 @@ def document(
 ) -> tuple[str, str]:
   """Returns document `index`: a question, and somebody's thoughts and answer to it."""
   rng = random.Random(f'{seed} {index}')
+  writer = _Writer(config, rng)
+  if writer.happens(config.schoolbook):
+    return 'practise', writer.drill(task)
   numbers, target, candidates = _problem(task, rng)
-  output = _Writer(config, rng).solve(candidates, target)
-  return countdown.question(numbers, target), output
+  return countdown.question(numbers, target), writer.solve(candidates, target)
 
 
 def _problem(task: countdown.Config, rng: random.Random):
@@ -100,6 +106,27 @@ class _Writer:
     stop = self.say('stop')
     return self.finish([*thoughts, stop], stop)
 
+  def drill(self, task: countdown.Config) -> str:
+    """Sums, differences and products of the sizes that searches meet, each compared.
+
+    Half of the results are what they are compared with: in a search few are, and a
+    small model would read very many before it learned to tell.
+    """
+    lines = []
+    for _ in range(self.config.drill_lines):
+      right = self.rng.randint(1, task.largest)
+      op = self.rng.choice('+-*')
+      most = task.largest if op == '*' and self.happens(0.7) else 2 * task.largest
+      left = self.rng.randint(right if op == '-' else 1, max(right, most))
+      if op != '-' and self.happens(0.5):
+        left, right = right, left
+      result = expressions.value((op, left, right))
+      near = max(1, result + self.rng.randint(-12, 12))
+      target = result if self.happens(0.5) else near
+      verdict = self.say(self.judge(result, target))
+      lines.append(f'{left}{op}{right}={result}?{target} {verdict}')
+    return '\n'.join(lines)
+
   def finish(self, thoughts: list[str], answer: str) -> str:
     lines = '\n'.join(thoughts)
     return f'<think>{lines}</think>\n<answer>{answer}</answer>'
@@ -116,16 +143,19 @@ class _Writer:
   def attempt(self, tree: Tree, target: int) -> tuple[str, bool]:
     """Calculates, judges, sometimes doubts: the text and whether it was accepted."""
     text, result = self.calculate(tree)
-    accepted = result == target
+    judged = self.judge(result, target)
     if self.happens(self.config.misjudgement):
-      accepted = not accepted
-    text += f' {self.say("yes" if accepted else "no")}'
+      judged = self.rng.choice(('low', 'high', 'yes'))
+    text += f'?{target} {self.say(judged)}'
     if self.happens(self.config.recheck):
       again, result = self.calculate(tree)
-      accepted = result == target
+      judged = self.judge(result, target)
       doubt = self.say('wait' if self.happens(0.5) else 'check')
-      text += f'\n{doubt} {again} {self.say("yes" if accepted else "no")}'
-    return text, accepted
+      text += f'\n{doubt} {again}?{target} {self.say(judged)}'
+    return text, judged == 'yes'
+
+  def judge(self, result: int, target: int) -> str:
+    return 'yes' if result == target else 'low' if result < target else 'high'
 
   def calculate(self, tree: Tree) -> tuple[str, int]:
     """Writes the steps, `(3+5)*2=8*2=16`, with the last one sometimes wrong."""

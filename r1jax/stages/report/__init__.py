@@ -43,4 +43,7 @@ def write(workdir: Path | str) -> Path:
 
 def result(workdir: Path | str) -> list[str]:
   """Where the page is, and the result in three lines: base -> trained."""
-  return [f'Report: {Path(workdir) / "report.html"}', *words.result(read(Path(workdir)))]
+  return [
+    f'Report: {Path(workdir) / "report.html"}',
+    *words.result(read(Path(workdir))),
+  ]

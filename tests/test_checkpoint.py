@@ -1,0 +1,150 @@
+"""Checkpoints come back as they were, or not at all."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.stages.checkpoint import KEEP, CheckpointError, Checkpoints, digest
+
+
+def tree(value: float = 1.0):
+  return {'policy': {'w': jnp.full((3, 2), value)}, 'step': jnp.int32(value)}
+
+
+def test_restored_arrays_are_the_saved_ones(tmp_path):
+  saved = Checkpoints(tmp_path / 'rl')
+  assert saved.step is None
+  saved.save(4, tree(1.5), {'phase': 'rl'})
+  again = Checkpoints(tmp_path / 'rl')
+  assert again.step == 4
+  restored = again.restore(tree())
+  np.testing.assert_array_equal(restored['policy']['w'], np.full((3, 2), 1.5))
+  assert restored['policy']['w'].dtype == np.float32
+  assert restored['step'] == 1
+  assert restored['step'].dtype == np.int32
+  assert again.manifest()['phase'] == 'rl'
+  assert again.manifest()['step'] == 4
+
+
+def test_digest_is_that_of_names_types_shapes_and_bytes():
+  arrays: dict[str, np.ndarray] = {
+    'b': np.zeros(2, np.int8),
+    'a': np.ones((1, 2), np.float32),
+  }
+  expected = hashlib.sha256(
+    b'a float32 (1, 2) ' + b'\x00\x00\x80?' * 2 + b'b int8 (2,) ' + b'\x00\x00'
+  )
+  assert digest(arrays) == expected.hexdigest()
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  saved = Checkpoints(tmp_path / 'rl')
+  for step in range(1, KEEP + 3):
+    saved.save(step, tree(step), {})
+  left = sorted(int(p.name) for p in (tmp_path / 'rl').iterdir() if p.name.isdigit())
+  assert left == [KEEP + 1, KEEP + 2]
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove manifest'])
+def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+  saved = Checkpoints(tmp_path / 'rl')
+  rng = np.random.default_rng(0)
+  big = {'w': rng.normal(size=10_000).astype(np.float32)}
+  saved.save(1, big, {})
+  saved.save(2, {'w': big['w'] + 1}, {})
+  files = [path for path in (tmp_path / 'rl' / '2').rglob('*') if path.is_file()]
+  largest = max(files, key=lambda path: path.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  if damage == 'flip':
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+  elif damage == 'truncate':
+    largest.write_bytes(content[: len(content) // 2])
+  else:
+    next(p for p in files if 'manifest' in p.parts).unlink()
+  again = Checkpoints(tmp_path / 'rl')
+  assert again.step == 1
+  np.testing.assert_array_equal(again.restore(big)['w'], big['w'])
+  assert len(again.warnings) == 1
+  assert 'checkpoint of step 2' in again.warnings[0]
+  assert str(tmp_path / 'rl-damaged') in again.warnings[0]
+  again.save(2, big, {})  # the step can be reached again
+  assert Checkpoints(tmp_path / 'rl').step == 2
+
+
+def test_only_checkpoint_damaged_starts_over(tmp_path):
+  saved = Checkpoints(tmp_path / 'rl')
+  saved.save(1, tree(), {})
+  (tmp_path / 'rl' / '1' / 'manifest' / 'metadata').write_text('{')
+  again = Checkpoints(tmp_path / 'rl')
+  assert again.step is None
+  assert len(again.warnings) == 1
+
+
+def test_another_models_checkpoint_is_refused_by_name_and_shape(tmp_path):
+  saved = Checkpoints(tmp_path / 'rl')
+  saved.save(1, tree(), {})
+  other = {'policy': {'w': jnp.zeros((3, 5))}, 'step': jnp.int32(0)}
+  with pytest.raises(CheckpointError, match=r"'w'.*float32\[3, 5\].*float32\[3, 2\]"):
+    saved.restore(other)
+  with pytest.raises(CheckpointError, match='absent'):
+    saved.restore({'step': jnp.int32(0)})
+
+
+def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path):
+  # RLIMIT_FSIZE makes the kernel refuse to write, as a full disk does.
+  script = textwrap.dedent("""
+    import pathlib, resource, signal, sys
+    import numpy as np
+    from r1jax.stages.checkpoint import CheckpointError, Checkpoints
+    saved = Checkpoints(pathlib.Path(sys.argv[1]))
+    saved.save(1, {'w': np.zeros(10, np.float32)}, {})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    noise = np.random.default_rng(0).normal(size=1_000_000)
+    try:
+      saved.save(2, {'w': noise}, {})
+    except CheckpointError as error:
+      print(error)
+      sys.exit(7)
+  """)
+  command = [sys.executable, '-c', script, str(tmp_path / 'rl')]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 7, done.stderr
+  assert 'checkpoint of step 2 could not be written' in done.stdout
+  assert 'the one of step 1 is intact' in done.stdout
+  again = Checkpoints(tmp_path / 'rl')
+  assert again.step == 1
+  assert not again.warnings
+
+
+def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):
+  script = textwrap.dedent("""
+    import itertools, pathlib, sys
+    import numpy as np
+    from r1jax.stages.checkpoint import Checkpoints
+    saved = Checkpoints(pathlib.Path(sys.argv[1]))
+    array = np.random.default_rng(0).normal(size=2_000_000)
+    for step in itertools.count((saved.step or 0) + 1):
+      saved.save(step, {'w': array + step}, {})
+      print(step, flush=True)
+  """)
+  command = [sys.executable, '-c', script, str(tmp_path / 'rl')]
+  reached = 0
+  for _ in range(3):
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    reached = int(process.stdout.readline())  # the next one is being written
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = Checkpoints(tmp_path / 'rl')
+    assert again.step is not None
+    assert again.step >= reached
+    assert not again.warnings
