@@ -72,11 +72,10 @@ def make(
   )
   rule = adamw
   if config.muon_learning_rate:
-    is_axes = lambda leaf: leaf is None or isinstance(leaf, tuple)
     numbers = jax.tree.map(
       lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
       matrices,
-      is_leaf=is_axes,
+      is_leaf=lambda leaf: leaf is None or isinstance(leaf, tuple),
     )
     rule = optax.contrib.muon(
       _schedule(config, config.muon_learning_rate, total_steps),

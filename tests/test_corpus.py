@@ -12,11 +12,12 @@ from r1jax import tasks, text
 from r1jax.tasks import Problem, corpus, countdown
 
 TASK = countdown.Config(3, 8, 60)
-CAREFUL = corpus.Config(miscalculation=0.0, misjudgement=0.0)
+SEARCHES = corpus.Config(schoolbook=0.0)
+CAREFUL = dataclasses.replace(SEARCHES, miscalculation=0.0, misjudgement=0.0)
 QUESTION = re.compile(r'make (\d+) from (\d+(?: \d+)*)')
 CHAIN = re.compile(r'[0-9+*()-]+(?:=[0-9+*()-]+)+')
-VERDICT = re.compile(rf'({CHAIN.pattern}) (\w+)')
-YES, NO = {'yes', 'tak'}, {'no', 'nie'}
+VERDICT = re.compile(rf'({CHAIN.pattern})\?(\d+) (\w+)')
+YES, LOW, HIGH = {'yes', 'tak'}, {'low', 'mało'}, {'high', 'dużo'}
 STOP = {'I give up', 'poddaję się'}
 
 
@@ -34,6 +35,10 @@ def documents(config, count=200, seed=0, task=TASK):
     yield Problem(identity, 'countdown', question, truth), parsed, output
 
 
+def verdict(value, target):
+  return YES if value == target else LOW if value < target else HIGH
+
+
 def words(output):
   return set(re.findall(r'[^\W\d_]+', re.sub(r'</?\w+>', ' ', output)))
 
@@ -45,15 +50,16 @@ def vocabulary(language):
 
 
 def test_a_document_depends_on_seed_and_index_alone():
-  first, again = (list(documents(corpus.Config(), 30)) for _ in range(2))
+  first, again = (list(documents(SEARCHES, 30)) for _ in range(2))
   assert first == again
   outputs = {output for *_, output in first}
   assert len(outputs) > 25
-  assert not outputs & {output for *_, output in documents(corpus.Config(), 30, seed=1)}
+  assert not outputs & {output for *_, output in documents(SEARCHES, 30, seed=1)}
   code = (
     'from r1jax.tasks import corpus, countdown\n'
     'task = countdown.Config(3, 8, 60)\n'
-    'print(ascii([corpus.document(corpus.Config(), task, 0, i) for i in range(30)]))'
+    'config = corpus.Config(schoolbook=0.0)\n'
+    'print(ascii([corpus.document(config, task, 0, i) for i in range(30)]))'
   )
   environment = {**os.environ, 'PYTHONHASHSEED': '7'}
   there = subprocess.run(
@@ -67,7 +73,7 @@ def test_a_document_depends_on_seed_and_index_alone():
 def test_no_document_is_about_a_held_out_problem(task):
   held_out = {problem.id for problem in countdown.generate(task, 'test')}
   train = {problem.id for problem in countdown.generate(task, 'train')}
-  for problem, *_ in documents(corpus.Config(), 200, task=task):
+  for problem, *_ in documents(SEARCHES, 200, task=task):
     assert problem.id not in held_out
     assert problem.id in train  # solvable, and within the difficulty
 
@@ -76,14 +82,15 @@ def test_careful_writers_calculate_and_judge_rightly():
   attempts = doubts = 0
   for problem, parsed, _ in documents(dataclasses.replace(CAREFUL, recheck=0.3)):
     for match in VERDICT.finditer(parsed.think):
-      chain, word = match.groups()
+      chain, compared, word = match.groups()
       start, *steps = chain.split('=')
       assert {eval(step) for step in steps} == {eval(start)}
       assert steps[-1].isdigit()
       assert sorted(map(int, re.findall(r'\d+', start))) == sorted(
         problem.truth['numbers']
       )
-      assert word in (YES if eval(start) == problem.truth['target'] else NO)
+      assert int(compared) == problem.truth['target']
+      assert word in verdict(eval(start), int(compared))
       attempts += 1
     assert len(CHAIN.findall(parsed.think)) == len(VERDICT.findall(parsed.think))
     doubts += len(re.findall(r'\b(?:wait|check|czekaj|sprawdź)\b', parsed.think))
@@ -108,7 +115,9 @@ def test_the_answer_is_the_solution_that_was_found_or_a_bluff():
 
 def test_careless_writers_are_wrong():
   wrong = total = 0
-  config = corpus.Config(miscalculation=1.0, misjudgement=0.0, recheck=0.0)
+  config = dataclasses.replace(
+    SEARCHES, miscalculation=1.0, misjudgement=0.0, recheck=0.0
+  )
   for _, parsed, _ in documents(config, 50):
     for chain in CHAIN.findall(parsed.think):
       first, *_, last = chain.split('=')
@@ -116,24 +125,31 @@ def test_careless_writers_are_wrong():
       wrong += eval(first) > 0 and eval(first) != int(last)
       assert abs(eval(first) - int(last)) <= 10
   assert wrong == total > 50
-  config = corpus.Config(miscalculation=0.0, misjudgement=1.0, recheck=0.0)
+  config = dataclasses.replace(
+    SEARCHES, miscalculation=0.0, misjudgement=1.0, recheck=0.0
+  )
   for problem, parsed, _ in documents(config, 50):
-    for chain, word in VERDICT.findall(parsed.think):
-      right = eval(chain.split('=')[0]) == problem.truth['target']
-      assert word in (NO if right else YES)
+    for chain, compared, word in VERDICT.findall(parsed.think):
+      assert int(compared) == problem.truth['target']
+      assert word in (YES | LOW | HIGH)
+      assert word not in verdict(eval(chain.split('=')[0]), int(compared))
 
 
 def test_doubt_corrects_a_misjudgement():
   # Every verdict is wrong, then every one is doubted and calculated again rightly.
-  config = corpus.Config(miscalculation=0.0, misjudgement=1.0, recheck=1.0, bluff=0.0)
+  config = dataclasses.replace(
+    SEARCHES, miscalculation=0.0, misjudgement=1.0, recheck=1.0, bluff=0.0
+  )
   for problem, parsed, _ in documents(config, 50):
     verdicts = VERDICT.findall(parsed.think)
-    for (chain, word), (again, corrected) in zip(
+    for (chain, _, word), (again, target, corrected) in zip(
       verdicts[::2], verdicts[1::2], strict=True
     ):
       assert chain == again
-      assert (word in YES) != (corrected in YES)
-    assert tasks.verify(problem, parsed.answer) == (verdicts[-1][1] in YES)
+      right = verdict(eval(chain.split('=')[0]), int(target))
+      assert word not in right
+      assert corrected in right
+    assert tasks.verify(problem, parsed.answer) == (verdicts[-1][2] in YES)
 
 
 @pytest.mark.parametrize('patience', [1, 3])
@@ -152,7 +168,7 @@ def test_writers_speak_english_polish_or_both():
   assert not english & polish
   settings = {'english': (0, 0), 'polish': (1, 0), 'mixed': (0, 1)}
   for name, (polish_share, mixed_share) in settings.items():
-    config = corpus.Config(polish=polish_share, mixed=mixed_share)
+    config = dataclasses.replace(SEARCHES, polish=polish_share, mixed=mixed_share)
     used = [words(output) for *_, output in documents(config, 50)]
     assert all(said <= english | polish for said in used)
     languages = [(bool(said & english), bool(said & polish)) for said in used]
@@ -161,8 +177,29 @@ def test_writers_speak_english_polish_or_both():
     else:
       assert set(languages) == {(name == 'english', name == 'polish')}
   used = [
-    words(output) for *_, output in documents(corpus.Config(polish=0.3, mixed=0.3))
+    words(output)
+    for *_, output in documents(dataclasses.replace(SEARCHES, polish=0.3, mixed=0.3))
   ]
   # 60 each, of 200, with a deviation of 6.5; a short mixed one may seem pure.
   assert 30 < sum(bool(said & english and said & polish) for said in used) < 86
   assert 34 < sum(not said & english for said in used) < 100
+
+
+def test_schoolbooks_drill_right_results_half_of_them_equal():
+  config = dataclasses.replace(CAREFUL, schoolbook=1.0)
+  lines = []
+  for index in range(100):
+    question, output = corpus.document(config, TASK, 0, index)
+    assert question == 'practise'
+    assert len(output.splitlines()) == config.drill_lines
+    lines += output.splitlines()
+  equal = 0
+  for line in lines:
+    match = re.fullmatch(r'(\d+[-+*]\d+)=(\d+)\?(\d+) (\w+)', line)
+    assert match is not None
+    calculation, result, target, word = match.groups()
+    assert eval(calculation) == int(result)
+    assert word in verdict(int(result), int(target))
+    equal += result == target
+  # 1200 lines: a half are made equal, a 25th of the others are by chance; deviation 17.
+  assert 550 < equal < 700

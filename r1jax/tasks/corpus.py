@@ -72,6 +72,14 @@ def _problem(task: countdown.Config, rng: random.Random):
       return tuple(rng.sample(leaves, len(leaves))), target, candidates
 
 
+VERDICTS = ('low', 'high', 'yes')
+
+
+def judge(result: int, target: int) -> str:
+  """The true verdict on a result, one of `VERDICTS`."""
+  return 'yes' if result == target else 'low' if result < target else 'high'
+
+
 class _Writer:
   """One author: a temperament and a language, drawn once a document."""
 
@@ -123,7 +131,7 @@ class _Writer:
       result = expressions.value((op, left, right))
       near = max(1, result + self.rng.randint(-12, 12))
       target = result if self.happens(0.5) else near
-      verdict = self.say(self.judge(result, target))
+      verdict = self.say(judge(result, target))
       lines.append(f'{left}{op}{right}={result}?{target} {verdict}')
     return '\n'.join(lines)
 
@@ -143,19 +151,16 @@ class _Writer:
   def attempt(self, tree: Tree, target: int) -> tuple[str, bool]:
     """Calculates, judges, sometimes doubts: the text and whether it was accepted."""
     text, result = self.calculate(tree)
-    judged = self.judge(result, target)
+    verdict = judge(result, target)
     if self.happens(self.config.misjudgement):
-      judged = self.rng.choice(('low', 'high', 'yes'))
-    text += f'?{target} {self.say(judged)}'
+      verdict = self.rng.choice([other for other in VERDICTS if other != verdict])
+    text += f'?{target} {self.say(verdict)}'
     if self.happens(self.config.recheck):
       again, result = self.calculate(tree)
-      judged = self.judge(result, target)
+      verdict = judge(result, target)
       doubt = self.say('wait' if self.happens(0.5) else 'check')
-      text += f'\n{doubt} {again}?{target} {self.say(judged)}'
-    return text, judged == 'yes'
-
-  def judge(self, result: int, target: int) -> str:
-    return 'yes' if result == target else 'low' if result < target else 'high'
+      text += f'\n{doubt} {again}?{target} {self.say(verdict)}'
+    return text, verdict == 'yes'
 
   def calculate(self, tree: Tree) -> tuple[str, int]:
     """Writes the steps, `(3+5)*2=8*2=16`, with the last one sometimes wrong."""

@@ -1,0 +1,114 @@
+"""Evaluation of a policy whose outputs are written down beforehand."""
+
+import types
+from typing import cast
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax.rewards import Weighted, rules
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages.evaluate import Config, evaluate
+from r1jax.stages.generate import Generator
+from r1jax.tasks import Problem
+
+
+def say(answer: str) -> str:
+  return f'<think>wait</think><answer>{answer}</answer>'
+
+
+PROBLEMS = [
+  Problem('a', 'countdown', 'make 5 from 2 3', {'numbers': [2, 3], 'target': 5}),
+  Problem('b', 'countdown', 'make 6 from 2 3', {'numbers': [2, 3], 'target': 6}),
+  Problem('c', 'countdown', 'make 1 from 2 3', {'numbers': [2, 3], 'target': 1}),
+]
+OUTPUTS = {
+  'a': [say('2+3'), say('3+2'), say('2*3'), 'garbage'],  # 2 right, and they agree
+  'b': [say('2+3'), say('3+2'), say('2*3'), say('2')],  # 1 right, outvoted
+  'c': ['garbage', 'garbage', say('I give up'), say('2-')],  # none, and no vote
+}
+
+
+class Written:
+  """Stands in for a Generator; the third output of each group is cut off."""
+
+  def __init__(self):
+    self.keys = []
+
+  def __call__(self, params, key, problems, *, group_size, max_length, temperature):
+    assert (group_size, max_length, temperature) == (4, 100, 0.5)
+    assert len(problems) == 2  # one shape, also for the last batch
+    self.keys.append(tuple(jax.random.key_data(key).tolist()))
+    shape = (len(problems), group_size)
+    return types.SimpleNamespace(
+      texts=[OUTPUTS[problem.id] for problem in problems],
+      lengths=np.tile([10, 20, 30, 40], (len(problems), 1)),
+      cut_off=np.broadcast_to([False, False, True, False], shape),
+    )
+
+  def prompt(self, problem):
+    return f'? {problem.question}'
+
+
+@pytest.fixture(scope='module')
+def evaluated():
+  generator = cast(Generator, Written())
+  config = Config(samples=4, prompts_per_batch=2, temperature=0.5, shown=2)
+  with RewardPool([Weighted('accuracy', rules.accuracy, 1.0)], workers=1) as pool:
+    metrics, shown = evaluate(
+      None,
+      jax.random.key(0),
+      PROBLEMS,
+      generator=generator,
+      pool=pool,
+      config=config,
+      max_length=100,
+    )
+  return metrics, shown, generator
+
+
+def test_metrics_are_those_of_the_three_problems(evaluated):
+  metrics, _, _ = evaluated
+  assert metrics['problems'] == 3
+  assert metrics['k'] == 4
+  assert metrics['pass_at_1']['mean'] == pytest.approx(3 / 12)  # 2, 1 and 0 of 4
+  assert metrics['pass_at_k']['mean'] == pytest.approx(2 / 3)
+  assert metrics['consensus']['mean'] == pytest.approx(1 / 3)  # 'b' is outvoted 2 to 1
+  assert metrics['length'] == 25
+  assert metrics['cut_off'] == 0.25
+  assert metrics['unparsable'] == pytest.approx(3 / 12)
+  assert metrics['reflective'] == pytest.approx(9 / 12)
+
+
+def test_intervals_hold_their_means(evaluated):
+  metrics, _, _ = evaluated
+  for name in ('pass_at_1', 'pass_at_k', 'consensus'):
+    assert metrics[name]['low'] <= metrics[name]['mean'] <= metrics[name]['high']
+    assert metrics[name]['low'] < metrics[name]['high']
+
+
+def test_the_first_outputs_of_the_first_problems_are_shown(evaluated):
+  _, shown, _ = evaluated
+  assert shown == [
+    {
+      'problem': 'a',
+      'prompt': '? make 5 from 2 3',
+      'output': say('2+3'),
+      'correct': True,
+      'cut_off': False,
+    },
+    {
+      'problem': 'b',
+      'prompt': '? make 6 from 2 3',
+      'output': say('2+3'),
+      'correct': False,
+      'cut_off': False,
+    },
+  ]
+
+
+def test_every_batch_has_a_key_of_its_own(evaluated):
+  _, _, generator = evaluated
+  assert len(generator.keys) == 2
+  assert len(set(generator.keys)) == 2
