@@ -10,6 +10,7 @@ from __future__ import (
 )  # fields have the names of the modules they configure
 
 import dataclasses
+from pathlib import Path
 
 import jax
 
@@ -50,8 +51,12 @@ class R1Zero:
     learning_rate=3e-3, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
   rl: rl.Config = rl.Config()
-  rl_optim: optim.Config = optim.Config()
-  grpo: grpo.Config = grpo.PRESETS['grpo']
+  rl_optim: optim.Config = optim.Config(learning_rate=4e-4)
+  # The mean over tokens lets long outputs count for what they are; the mean over outputs
+  # divides the credit of a long search by its length.
+  grpo: grpo.Config = dataclasses.replace(
+    grpo.PRESETS['grpo'], mean='tokens', clip_high=0.28
+  )
   evaluate: evaluate.Config = evaluate.Config()
 
   def __post_init__(self) -> None:
@@ -67,9 +72,13 @@ def main(config: R1Zero) -> None:
     question, output = corpus.document(config.corpus, config.task, config.seed, index)
     return f'{text.render(TEMPLATE, question)} {output}'
 
-  tokenizer = text.Tokenizer.train(
-    map(document, range(TOKENIZER_DOCUMENTS)), config.vocab_size
-  )
+  tokenizer_file = Path(config.workdir) / 'tokenizer.json'
+  if tokenizer_file.exists():
+    tokenizer = text.Tokenizer.load(tokenizer_file)
+  else:
+    tokenizer = text.Tokenizer.train(
+      map(document, range(TOKENIZER_DOCUMENTS)), config.vocab_size
+    )
   devices = mesh.make()
   for field, size, parts in (
     ('base.rows_per_step', config.base.rows_per_step, config.base.micro_batches),
@@ -93,7 +102,8 @@ def main(config: R1Zero) -> None:
   pool = RewardPool(rewards, config.rl.reward_workers, config.rl.reward_timeout)
 
   with start(config, phases=('base', 'rl')) as run, pool:
-    tokenizer.save(run.workdir / 'tokenizer.json')
+    if not tokenizer_file.exists():
+      tokenizer.save(tokenizer_file)
     boxed = decoder.init(
       config.model, tokenizer.vocab_size, jax.random.key(config.seed)
     )

@@ -18,7 +18,7 @@ from r1jax.logprob import token_logp
 
 # Positions a block of the decoding cache holds. A full block is frozen and only read;
 # so the loop carries and copies one block, not the cache, and attends to what exists.
-CACHE_BLOCK = 32
+CACHE_BLOCK = 64
 
 
 class Model(NamedTuple):

@@ -12,13 +12,12 @@ from r1jax import tasks, text
 from r1jax.tasks import Problem, corpus, countdown
 
 TASK = countdown.Config(3, 8, 60)
-SEARCHES = corpus.Config(schoolbook=0.0)
-CAREFUL = dataclasses.replace(SEARCHES, miscalculation=0.0, misjudgement=0.0)
+SEARCH = corpus.Config(schoolbook=0.0)
+CAREFUL = dataclasses.replace(SEARCH, miscalculation=0.0, misjudgement=0.0)
 QUESTION = re.compile(r'make (\d+) from (\d+(?: \d+)*)')
-CHAIN = re.compile(r'[0-9+*()-]+(?:=[0-9+*()-]+)+')
-VERDICT = re.compile(rf'({CHAIN.pattern})\?(\d+) (\w+)')
-YES, LOW, HIGH = {'yes', 'tak'}, {'low', 'mało'}, {'high', 'dużo'}
-STOP = {'I give up', 'poddaję się'}
+# A chain of equal calculations, what its result is compared with, and a verdict.
+ATTEMPT = re.compile(r'([0-9+*()-]+(?:=[0-9+*()-]+)+)\?(\d+) (\w+)')
+WORDS = {what: {*corpus.ENGLISH[what], *corpus.POLISH[what]} for what in corpus.ENGLISH}
 
 
 def documents(config, count=200, seed=0, task=TASK):
@@ -35,8 +34,17 @@ def documents(config, count=200, seed=0, task=TASK):
     yield Problem(identity, 'countdown', question, truth), parsed, output
 
 
-def verdict(value, target):
-  return YES if value == target else LOW if value < target else HIGH
+def verdict(result, target):
+  """The words that say truly how the result compares."""
+  return WORDS['low' if result < target else 'high' if result > target else 'yes']
+
+
+def attempts(problem, thoughts):
+  """Pairs of the first calculation and the verdict, of every attempt."""
+  found = ATTEMPT.findall(thoughts)
+  assert len(found) == thoughts.count('?')
+  assert all(int(target) == problem.truth['target'] for _, target, _ in found)
+  return [(chain, word) for chain, _, word in found]
 
 
 def words(output):
@@ -50,106 +58,101 @@ def vocabulary(language):
 
 
 def test_a_document_depends_on_seed_and_index_alone():
-  first, again = (list(documents(SEARCHES, 30)) for _ in range(2))
-  assert first == again
-  outputs = {output for *_, output in first}
-  assert len(outputs) > 25
-  assert not outputs & {output for *_, output in documents(SEARCHES, 30, seed=1)}
+  config = corpus.Config(schoolbook=0.5)
+
+  def several(seed):
+    return [corpus.document(config, TASK, seed, index) for index in range(30)]
+
+  here = several(0)
+  assert several(0) == here
+  assert len(set(here)) > 25
+  assert not set(here) & set(several(1))
   code = (
     'from r1jax.tasks import corpus, countdown\n'
-    'task = countdown.Config(3, 8, 60)\n'
-    'config = corpus.Config(schoolbook=0.0)\n'
+    'config, task = corpus.Config(schoolbook=0.5), countdown.Config(3, 8, 60)\n'
     'print(ascii([corpus.document(config, task, 0, i) for i in range(30)]))'
   )
   environment = {**os.environ, 'PYTHONHASHSEED': '7'}
   there = subprocess.run(
     [sys.executable, '-c', code], env=environment, capture_output=True, check=True
   )
-  here = [(problem.question, output) for problem, _, output in first]
   assert there.stdout.decode().strip() == ascii(here)
 
 
 @pytest.mark.parametrize('task', [TASK, countdown.Config(2, 12, 100)])
-def test_no_document_is_about_a_held_out_problem(task):
+def test_no_search_is_about_a_held_out_problem(task):
   held_out = {problem.id for problem in countdown.generate(task, 'test')}
   train = {problem.id for problem in countdown.generate(task, 'train')}
-  for problem, *_ in documents(SEARCHES, 200, task=task):
+  for problem, *_ in documents(SEARCH, 200, task=task):
     assert problem.id not in held_out
     assert problem.id in train  # solvable, and within the difficulty
 
 
 def test_careful_writers_calculate_and_judge_rightly():
-  attempts = doubts = 0
+  total = doubts = 0
   for problem, parsed, _ in documents(dataclasses.replace(CAREFUL, recheck=0.3)):
-    for match in VERDICT.finditer(parsed.think):
-      chain, compared, word = match.groups()
+    for chain, word in attempts(problem, parsed.think):
       start, *steps = chain.split('=')
       assert {eval(step) for step in steps} == {eval(start)}
       assert steps[-1].isdigit()
-      assert sorted(map(int, re.findall(r'\d+', start))) == sorted(
-        problem.truth['numbers']
-      )
-      assert int(compared) == problem.truth['target']
-      assert word in verdict(eval(start), int(compared))
-      attempts += 1
-    assert len(CHAIN.findall(parsed.think)) == len(VERDICT.findall(parsed.think))
-    doubts += len(re.findall(r'\b(?:wait|check|czekaj|sprawdź)\b', parsed.think))
-  assert attempts > 400
-  assert 0.2 < doubts / (attempts - doubts) < 0.4  # 0.3 +- 4 deviations at 400
+      numbers = map(int, re.findall(r'\d+', start))
+      assert sorted(numbers) == sorted(problem.truth['numbers'])
+      assert word in verdict(eval(start), problem.truth['target'])
+      total += 1
+    doubts += sum(
+      line.split()[0] in WORDS['wait'] | WORDS['check']
+      for line in parsed.think.splitlines()
+    )
+  assert total > 400
+  assert 0.2 < doubts / (total - doubts) < 0.4  # 0.3 +- 4 deviations at 400
 
 
 def test_the_answer_is_the_solution_that_was_found_or_a_bluff():
   solved = 0
   for problem, parsed, _ in documents(dataclasses.replace(CAREFUL, bluff=0.0)):
-    found = any(word in YES for word in words(parsed.think))
+    found = bool(words(parsed.think) & WORDS['yes'])
     assert tasks.verify(problem, parsed.answer) == found
-    assert found or parsed.answer in STOP
+    assert found or parsed.answer in WORDS['stop']
     solved += found
   assert 20 < solved < 180
   for problem, parsed, _ in documents(dataclasses.replace(CAREFUL, bluff=1.0)):
-    found = any(word in YES for word in words(parsed.think))
+    found = bool(words(parsed.think) & WORDS['yes'])
     assert tasks.verify(problem, parsed.answer) == found
     numbers = map(int, re.findall(r'\d+', parsed.answer))
     assert sorted(numbers) == sorted(problem.truth['numbers'])
 
 
 def test_careless_writers_are_wrong():
-  wrong = total = 0
-  config = dataclasses.replace(
-    SEARCHES, miscalculation=1.0, misjudgement=0.0, recheck=0.0
-  )
-  for _, parsed, _ in documents(config, 50):
-    for chain in CHAIN.findall(parsed.think):
-      first, *_, last = chain.split('=')
-      total += eval(first) > 0  # a slip below 0 is written as 0, right where 0 is
-      wrong += eval(first) > 0 and eval(first) != int(last)
-      assert abs(eval(first) - int(last)) <= 10
-  assert wrong == total > 50
-  config = dataclasses.replace(
-    SEARCHES, miscalculation=0.0, misjudgement=1.0, recheck=0.0
-  )
+  total = 0
+  config = dataclasses.replace(CAREFUL, miscalculation=1.0)
   for problem, parsed, _ in documents(config, 50):
-    for chain, compared, word in VERDICT.findall(parsed.think):
-      assert int(compared) == problem.truth['target']
-      assert word in (YES | LOW | HIGH)
-      assert word not in verdict(eval(chain.split('=')[0]), int(compared))
+    for chain, word in attempts(problem, parsed.think):
+      first, *_, last = chain.split('=')
+      # A slip below 0 is written as 0, and so is right where 0 is.
+      assert eval(first) != int(last) or eval(first) == 0
+      assert abs(eval(first) - int(last)) <= 10
+      assert word in verdict(int(last), problem.truth['target'])
+      total += 1
+  assert total > 50
+  config = dataclasses.replace(CAREFUL, misjudgement=1.0, recheck=0.0)
+  for problem, parsed, _ in documents(config, 50):
+    for chain, word in attempts(problem, parsed.think):
+      result = eval(chain.split('=')[0])
+      assert word in WORDS['low'] | WORDS['high'] | WORDS['yes']
+      assert word not in verdict(result, problem.truth['target'])
 
 
 def test_doubt_corrects_a_misjudgement():
   # Every verdict is wrong, then every one is doubted and calculated again rightly.
-  config = dataclasses.replace(
-    SEARCHES, miscalculation=0.0, misjudgement=1.0, recheck=1.0, bluff=0.0
-  )
+  config = dataclasses.replace(CAREFUL, misjudgement=1.0, recheck=1.0, bluff=0.0)
   for problem, parsed, _ in documents(config, 50):
-    verdicts = VERDICT.findall(parsed.think)
-    for (chain, _, word), (again, target, corrected) in zip(
-      verdicts[::2], verdicts[1::2], strict=True
-    ):
+    found = attempts(problem, parsed.think)
+    for (chain, word), (again, corrected) in zip(found[::2], found[1::2], strict=True):
       assert chain == again
-      right = verdict(eval(chain.split('=')[0]), int(target))
+      right = verdict(eval(chain.split('=')[0]), problem.truth['target'])
       assert word not in right
       assert corrected in right
-    assert tasks.verify(problem, parsed.answer) == (verdicts[-1][2] in YES)
+    assert tasks.verify(problem, parsed.answer) == (found[-1][1] in WORDS['yes'])
 
 
 @pytest.mark.parametrize('patience', [1, 3])
@@ -157,49 +160,51 @@ def test_patience_is_the_greatest_number_of_attempts(patience):
   config = dataclasses.replace(
     CAREFUL, shortest_patience=patience, longest_patience=patience, recheck=0.0
   )
-  for _, parsed, _ in documents(config, 50):
-    found = any(word in YES for word in words(parsed.think))
-    attempts = len(CHAIN.findall(parsed.think))
-    assert attempts == patience or (found and attempts < patience)
+  for problem, parsed, _ in documents(config, 50):
+    found = attempts(problem, parsed.think)
+    assert len(found) <= patience
+    assert len(found) == patience or found[-1][1] in WORDS['yes']
+
+
+def test_schoolbooks_are_right_and_half_of_their_results_are_the_target():
+  config = corpus.Config(schoolbook=1.0, drill_lines=7)
+  equal = 0
+  for index in range(60):
+    _, output = corpus.document(config, TASK, 0, index)
+    lines = [ATTEMPT.fullmatch(line) for line in output.splitlines()]
+    assert len(lines) == 7
+    for line in lines:
+      assert line is not None
+      calculation, result = line[1].split('=')
+      assert eval(calculation) == int(result) >= 0
+      assert line[3] in verdict(int(result), int(line[2]))
+      equal += result == line[2]
+  # Half of 420 and the near misses of no distance, about 10; deviation 10.
+  assert 170 < equal < 270
+
+
+def test_schoolbooks_have_the_configured_share():
+  config = corpus.Config(schoolbook=0.3)
+  drills = sum(
+    not QUESTION.fullmatch(corpus.document(config, TASK, 0, index)[0])
+    for index in range(200)
+  )
+  assert 30 < drills < 90  # 60, with a deviation of 6.5
 
 
 def test_writers_speak_english_polish_or_both():
   english, polish = vocabulary(corpus.ENGLISH), vocabulary(corpus.POLISH)
   assert not english & polish
-  settings = {'english': (0, 0), 'polish': (1, 0), 'mixed': (0, 1)}
-  for name, (polish_share, mixed_share) in settings.items():
-    config = dataclasses.replace(SEARCHES, polish=polish_share, mixed=mixed_share)
-    used = [words(output) for *_, output in documents(config, 50)]
-    assert all(said <= english | polish for said in used)
-    languages = [(bool(said & english), bool(said & polish)) for said in used]
-    if name == 'mixed':
-      assert languages.count((True, True)) > 25
-    else:
-      assert set(languages) == {(name == 'english', name == 'polish')}
-  used = [
-    words(output)
-    for *_, output in documents(dataclasses.replace(SEARCHES, polish=0.3, mixed=0.3))
-  ]
+
+  def speaking(polish_share, mixed_share, count):
+    config = dataclasses.replace(SEARCH, polish=polish_share, mixed=mixed_share)
+    return [words(output) for *_, output in documents(config, count)]
+
+  assert all(said <= english for said in speaking(0.0, 0.0, 50))
+  assert all(said <= polish for said in speaking(1.0, 0.0, 50))
+  assert sum(bool(said & english and said & polish) for said in speaking(0, 1, 50)) > 25
+  used = speaking(0.3, 0.3, 200)
+  assert all(said <= english | polish for said in used)
   # 60 each, of 200, with a deviation of 6.5; a short mixed one may seem pure.
   assert 30 < sum(bool(said & english and said & polish) for said in used) < 86
   assert 34 < sum(not said & english for said in used) < 100
-
-
-def test_schoolbooks_drill_right_results_half_of_them_equal():
-  config = dataclasses.replace(CAREFUL, schoolbook=1.0)
-  lines = []
-  for index in range(100):
-    question, output = corpus.document(config, TASK, 0, index)
-    assert question == 'practise'
-    assert len(output.splitlines()) == config.drill_lines
-    lines += output.splitlines()
-  equal = 0
-  for line in lines:
-    match = re.fullmatch(r'(\d+[-+*]\d+)=(\d+)\?(\d+) (\w+)', line)
-    assert match is not None
-    calculation, result, target, word = match.groups()
-    assert eval(calculation) == int(result)
-    assert word in verdict(int(result), int(target))
-    equal += result == target
-  # 1200 lines: a half are made equal, a 25th of the others are by chance; deviation 17.
-  assert 550 < equal < 700

@@ -23,7 +23,7 @@ class Config:
   """How much to sample."""
 
   problems: int = 64  # held-out problems at every evaluation during training
-  final_problems: int = 256  # at the first and the last one
+  final_problems: int = 128  # at the first and the last one
   samples: int = 16  # k of pass@k and cons@k
   prompts_per_batch: int = 16  # problems sampled at a time
   temperature: float = 1.0  # 0 is greedy

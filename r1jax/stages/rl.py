@@ -30,17 +30,17 @@ from r1jax.tasks import Problem
 class Config:
   """One RL stage. Schedules are (from this step on, value) pairs."""
 
-  steps: int = 100  # rollouts
+  steps: int = 40  # rollouts
   prompts_per_step: int = 16  # P (R1-Zero: 32)
   group_size: int = 16  # G (R1-Zero: 16)
   max_prompt_length: int = 24  # S, tokens
-  max_length: tuple[tuple[int, int], ...] = ((0, 256),)  # T, tokens, by step
+  max_length: tuple[tuple[int, int], ...] = ((0, 320),)  # T, tokens, by step
   temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
   epochs: int = 1  # passes over a rollout
-  minibatches: int = 1  # parts of a rollout, an update each (R1-Zero: 16)
-  micro_batches: int = 16  # parts of a mini-batch that a gradient is summed over
+  minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
+  micro_batches: int = 8  # parts of a mini-batch that a gradient is summed over
   reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
-  evaluate_every: int = 20  # steps
+  evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
   logged_samples: int = 4  # outputs a step that are written to samples.jsonl
   reward_workers: int = 2  # processes
