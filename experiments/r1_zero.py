@@ -52,8 +52,8 @@ class R1Zero:
   )
   rl: rl.Config = rl.Config()
   rl_optim: optim.Config = optim.Config(learning_rate=4e-4)
-  # The mean over tokens lets long outputs count for what they are; the mean over outputs
-  # divides the credit of a long search by its length.
+  # The mean over outputs divides the credit of a long search by its length; over
+  # tokens it counts in full, and searching longer is learned sooner.
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'], mean='tokens', clip_high=0.28
   )

@@ -1,0 +1,50 @@
+"""Several runs that differ in their seed alone: means and intervals over the seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1jax import statistics
+from r1jax.stages.report.run import Run, measured, read
+
+_ROWS = {'pass@1': 'pass_at_1', 'consensus': 'consensus', 'length': 'length'}
+
+
+def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
+  """A line a quantity: base and trained, mean over seeds with its 95 % t-interval.
+
+  Raises:
+    FileNotFoundError: a directory holds no run.
+    ValueError: a run has no evaluation after its base model's, two runs have the same
+      seed, or they differ in more than seed and place.
+  """
+  runs = [read(Path(workdir)) for workdir in workdirs]
+  _check_alike(runs, workdirs)
+  lines = [f'{len(runs)} seeds: {", ".join(str(run.config["seed"]) for run in runs)}']
+  for name, key in _ROWS.items():
+    texts = []
+    for index in (0, -1):
+      values = [measured(run.evaluations[index], key) for run in runs]
+      means = [value.mean for value in values if value is not None]
+      mean, low, high = statistics.seeds_interval(means)
+      unit = 1 if key == 'length' else 100
+      texts.append(f'{mean * unit:.1f} ({low * unit:.1f} to {high * unit:.1f})')
+    sign = 'tokens' if key == 'length' else '%'
+    lines.append(f'{name:9} base {texts[0]} {sign} -> trained {texts[1]} {sign}')
+  return lines
+
+
+def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
+  def settings(run: Run) -> dict:
+    return {k: v for k, v in run.config.items() if k not in ('seed', 'workdir')}
+
+  seeds = [run.config.get('seed') for run in runs]
+  if len(set(seeds)) < len(seeds):
+    raise ValueError(f'expected a different seed for every run, got {seeds}')
+  for run, workdir in zip(runs, workdirs, strict=True):
+    if len(run.evaluations) < 2:
+      raise ValueError(f'{workdir} is not finished: it holds no trained evaluation')
+    if settings(run) != settings(runs[0]):
+      raise ValueError(
+        f'{workdir} was run with other settings than {workdirs[0]}; compare runs that '
+        'differ in --seed alone'
+      )

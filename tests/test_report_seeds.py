@@ -1,0 +1,47 @@
+"""Means over runs that differ in their seed."""
+
+import json
+
+import pytest
+
+from r1jax.stages.report.seeds import over_seeds
+
+
+def write_run(folder, seed, trained, evaluations=2, **settings):
+  folder.mkdir()
+  config = {'experiment': 'R1Zero', 'seed': seed, 'workdir': str(folder), **settings}
+  (folder / 'config.json').write_text(json.dumps(config))
+  lines = [
+    {
+      'phase': 'eval',
+      'step': step,
+      'pass_at_1': {'mean': value, 'low': 0, 'high': 1},
+      'consensus': {'mean': value, 'low': 0, 'high': 1},
+      'length': 100 * value,
+    }
+    for step, value in ((0, 0.2), (40, trained))
+  ]
+  text = '\n'.join(json.dumps(line) for line in lines[:evaluations])
+  (folder / 'metrics.jsonl').write_text(text + '\n')
+  return folder
+
+
+def test_interval_is_student_t_over_seeds(tmp_path):
+  runs = [write_run(tmp_path / str(n), n, v) for n, v in enumerate((0.7, 0.8, 0.9))]
+  # Mean 80 %, deviation 10 %, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3).
+  assert over_seeds(runs) == [
+    '3 seeds: 0, 1, 2',
+    'pass@1    base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 104.8) %',
+    'consensus base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 104.8) %',
+    'length    base 20.0 (20.0 to 20.0) tokens -> trained 80.0 (55.2 to 104.8) tokens',
+  ]
+
+
+def test_runs_that_are_no_repetitions_are_refused(tmp_path):
+  first = write_run(tmp_path / 'a', 0, 0.7)
+  with pytest.raises(ValueError, match='a different seed for every run'):
+    over_seeds([first, write_run(tmp_path / 'b', 0, 0.7)])
+  with pytest.raises(ValueError, match='other settings'):
+    over_seeds([first, write_run(tmp_path / 'c', 1, 0.7, vocab_size=9)])
+  with pytest.raises(ValueError, match='not finished'):
+    over_seeds([first, write_run(tmp_path / 'd', 1, 0.7, evaluations=1)])
