@@ -89,30 +89,39 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
 
 
 def batch_whitened(reward: jax.Array) -> jax.Array:
-  """A = (r - mean) / std over all outputs of the batch (REINFORCE++)."""
+  """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
+  if reward.size < 2:
+    raise ValueError(f'rewards: expected 2 or more to whiten, got {reward.size}')
   return (reward - reward.mean()) / (jnp.std(reward, ddof=1) + STD_EPS)
 
 
 # --- Ratio: log(pi / pi_old) and mask [P, G, T] -> ratio [P, G, T] -------------------
 
+# exp of more is infinite in float32, and the gradient of a clipped infinity NaN.
+LARGEST_LOG_RATIO = 80.0
+
+
+def _exp(log_ratio: jax.Array) -> jax.Array:
+  return jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
+
 
 def token_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
   """One ratio a token (PPO, and every public GRPO)."""
   del mask
-  return jnp.exp(log_ratio)
+  return _exp(log_ratio)
 
 
 def sequence_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
   """The ratio of outputs, pi(o|q) / pi_old(o|q) (DeepSeek-R1 in Nature, eq. 1)."""
   total = jnp.sum(log_ratio * mask, axis=-1, keepdims=True)
-  return jnp.broadcast_to(jnp.exp(total), log_ratio.shape)
+  return jnp.broadcast_to(_exp(total), log_ratio.shape)
 
 
 def geometric_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
   """The whole output's ratio to the power 1 / length (GSPO, eq. 7)."""
   total = jnp.sum(log_ratio * mask, axis=-1, keepdims=True)
   tokens = jnp.maximum(mask.sum(-1, keepdims=True), 1)
-  return jnp.broadcast_to(jnp.exp(total / tokens), log_ratio.shape)
+  return jnp.broadcast_to(_exp(total / tokens), log_ratio.shape)
 
 
 # --- Surrogate: (ratio, advantage, logp, config) -> to be maximised [P, G, T] --------
@@ -290,7 +299,8 @@ def objective(
 
   Returns:
     The loss, and means over tokens: `ratio`, `clip_up` and `clip_down` (the shares
-    whose gradient the bounds stop), `drift` (|logp - old_logp|) and `kl` (k3).
+    beyond the bounds on the side where 'clip' stops the gradient), `drift`
+    (|logp - old_logp|) and `kl` (k3).
   """
   if total is None:
     total = totals(mask)

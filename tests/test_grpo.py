@@ -240,7 +240,7 @@ def test_kl_metric_is_k3_whatever_the_penalty():
   logp = jnp.full((1, 2, 2), -1.0)
   ref_logp = logp + LN2
   for name in grpo.KLS:
-    config = grpo.Config(kl=name)
+    config = grpo.Config(kl=name, kl_coef=0.0)
     _, metrics = hand_case(logp=logp, ref_logp=ref_logp, config=config)
     np.testing.assert_allclose(metrics['kl'], 1 - LN2, rtol=TOLERANCE)
 
@@ -478,3 +478,25 @@ def test_a_group_of_one_can_be_whitened():
   got = grpo.group_advantage(jnp.array([[0.0], [2.0]]), config=config)
   std = math.sqrt(2) + 1e-4
   np.testing.assert_allclose(got, [[-1 / std], [1 / std]], rtol=TOLERANCE)
+
+
+def test_penalty_without_an_estimate_is_refused():
+  with pytest.raises(ValueError, match=r"kl_coef: expected 0 with grpo\.kl 'none'"):
+    grpo.Config(kl='none', kl_coef=0.01)
+
+
+def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
+  # exp(100) is infinite in float32; clipped for A > 0, so the gradient is 0.
+  mask, advantage = jnp.ones((1, 1, 2), bool), jnp.ones((1, 1))
+  old_logp = jnp.full((1, 1, 2), -101.0)
+
+  def loss(logp, name):
+    config = grpo.Config(ratio=name, kl='none', kl_coef=0.0)
+    return grpo.objective(
+      logp, advantage, mask, old_logp=old_logp, ref_logp=None, config=config
+    )[0]
+
+  for name in grpo.RATIOS:
+    value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1, 2), -1.0), name)
+    np.testing.assert_allclose(value, -1.2, rtol=TOLERANCE)
+    np.testing.assert_array_equal(gradient, 0.0)
