@@ -30,14 +30,14 @@ class Smoke(R1Zero):
     steps=20, rows_per_step=8, micro_batches=2, checkpoint_every=5, log_every=5
   )
   rl: rl.Config = rl.Config(
-    steps=6,
+    steps=12,
     prompts_per_step=4,
     group_size=4,
     max_length=((0, 48),),
     micro_batches=2,
     minibatches=2,
     reference_every=4,
-    evaluate_every=3,
+    evaluate_every=6,
     checkpoint_every=2,
   )
   evaluate: evaluate.Config = evaluate.Config(
