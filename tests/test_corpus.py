@@ -208,3 +208,17 @@ def test_writers_speak_english_polish_or_both():
   # 60 each, of 200, with a deviation of 6.5; a short mixed one may seem pure.
   assert 30 < sum(bool(said & english and said & polish) for said in used) < 86
   assert 34 < sum(not said & english for said in used) < 100
+
+
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({'polish': 1.5}, 'corpus.polish: expected 0 to 1, got 1.5'),
+    ({'shortest_patience': 0}, 'corpus.shortest_patience: expected 1'),
+    ({'shortest_patience': 9, 'longest_patience': 3}, 'longest_patience=3, got 9'),
+    ({'drill_lines': 0}, 'corpus.drill_lines'),
+  ],
+)
+def test_impossible_settings_are_named(fields, expected):
+  with pytest.raises(ValueError, match=expected):
+    corpus.Config(**fields)

@@ -144,12 +144,19 @@ def _parse_fields(start: Any, words: list[str], description: str) -> Any:
         default=start,
         args=words,
         description=description,
+        prog=_program(),
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
       )
   except SystemExit as end:
     if end.code == 0:
       raise
     raise ValueError(_unboxed(printed.getvalue())) from end
+
+
+def _program() -> str:
+  """How the running module is started: `python -m experiments.r1_zero`."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  return f'python -m {spec.name}' if spec else sys.argv[0]
 
 
 def _unboxed(box: str) -> str:

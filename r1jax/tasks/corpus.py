@@ -48,6 +48,28 @@ class Config:
   schoolbook: float = 0.4  # documents that drill calculating and comparing
   drill_lines: int = 12  # calculations in a schoolbook document
 
+  def __post_init__(self) -> None:
+    if not 1 <= self.shortest_patience <= self.longest_patience:
+      raise ValueError(
+        f'corpus.shortest_patience: expected 1 to longest_patience='
+        f'{self.longest_patience}, got {self.shortest_patience}'
+      )
+    if self.drill_lines < 1:
+      raise ValueError(
+        f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
+      )
+    for name in (
+      'polish',
+      'mixed',
+      'miscalculation',
+      'misjudgement',
+      'recheck',
+      'bluff',
+      'schoolbook',
+    ):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'corpus.{name}: expected 0 to 1, got {getattr(self, name)}')
+
 
 def document(
   config: Config, task: countdown.Config, seed: int, index: int
