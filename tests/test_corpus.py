@@ -222,3 +222,14 @@ def test_writers_speak_english_polish_or_both():
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     corpus.Config(**fields)
+
+
+def test_schoolbooks_hold_no_solution_of_a_held_out_problem():
+  task = countdown.Config(2, 12, 100)
+  held_out = {problem.id for problem in countdown.generate(task, 'test')}
+  config = dataclasses.replace(CAREFUL, schoolbook=1.0)
+  for index in range(50):
+    _, output = corpus.document(config, task, 0, index)
+    for left, right, result in re.findall(r'(\d+)[-+*](\d+)=(\d+)', output):
+      numbers = int(left), int(right)
+      assert countdown.problem_id(numbers, int(result)) not in held_out

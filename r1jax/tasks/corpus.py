@@ -39,6 +39,7 @@ class Config:
 
   shortest_patience: int = 1  # attempts before giving up, drawn log-uniformly from here
   longest_patience: int = 16  # to here
+  orderly: float = 0.3  # searches that go through the combinations in a fixed order
   polish: float = 0.3  # documents in Polish
   mixed: float = 0.2  # documents whose every word is in either language
   miscalculation: float = 0.01  # attempts with a wrong result
@@ -59,6 +60,7 @@ class Config:
         f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
       )
     for name in (
+      'orderly',
       'polish',
       'mixed',
       'miscalculation',
@@ -87,11 +89,11 @@ def _problem(task: countdown.Config, rng: random.Random):
   """A solvable problem outside the test split, and every way to combine its numbers."""
   while True:
     leaves = tuple(sorted(rng.choices(range(1, task.largest + 1), k=task.numbers)))
-    candidates = expressions.candidates(leaves)
-    target = expressions.value(rng.choice(candidates))
+    target = expressions.value(rng.choice(expressions.candidates(leaves)))
     identity = countdown.problem_id(leaves, target)
     if 1 <= target <= task.highest_target and not countdown.held_out(identity):
-      return tuple(rng.sample(leaves, len(leaves))), target, candidates
+      numbers = tuple(rng.sample(leaves, len(leaves)))
+      return numbers, target, expressions.candidates(numbers)
 
 
 VERDICTS = ('low', 'high', 'yes')
@@ -122,11 +124,13 @@ class _Writer:
     return self.rng.random() < rate
 
   def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
-    """Tries combinations in random order until one seems right or patience ends."""
-    order = self.rng.sample(candidates, len(candidates))[: self.patience]
+    """Tries combinations until one seems right or patience ends."""
+    orderly = self.happens(self.config.orderly)
+    order = candidates if orderly else self.rng.sample(candidates, len(candidates))
+    order = order[: self.patience]
     thoughts = [self.say('open')]
     for tree in order:
-      tree = self.shuffled(tree)
+      tree = tree if orderly else self.shuffled(tree)
       text, accepted = self.attempt(tree, target)
       thoughts.append(text)
       if accepted:
@@ -142,8 +146,8 @@ class _Writer:
     Half of the results are what they are compared with: in a search few are, and a
     small model would read very many before it learned to tell.
     """
-    lines = []
-    for _ in range(self.config.drill_lines):
+    lines: list[str] = []
+    while len(lines) < self.config.drill_lines:
       right = self.rng.randint(1, task.largest)
       op = self.rng.choice('+-*')
       most = task.largest if op == '*' and self.happens(0.7) else 2 * task.largest
@@ -151,6 +155,9 @@ class _Writer:
       if op != '-' and self.happens(0.5):
         left, right = right, left
       result = expressions.value((op, left, right))
+      identity = countdown.problem_id((left, right), result)
+      if task.numbers == 2 and countdown.held_out(identity):
+        continue  # the line would be the solution of a held-out problem
       near = max(1, result + self.rng.randint(-12, 12))
       target = result if self.happens(0.5) else near
       verdict = self.say(judge(result, target))

@@ -95,10 +95,13 @@ def candidates(leaves: tuple[int, ...]) -> tuple[Tree, ...]:
   Of two parts of equal value only one difference is there: both are 0.
 
   Args:
-    leaves: sorted numbers; the order of the result depends on nothing else.
+    leaves: the numbers. Their order decides that of the result: first what begins
+      with the first two, added, subtracted, multiplied; and so on.
   """
-  found = {canonical(tree): tree for tree in _combine(leaves)}
-  return tuple(found[key] for key in sorted(found, key=repr))
+  found: dict[Hashable, Tree] = {}
+  for tree in _combine(leaves):
+    found.setdefault(canonical(tree), tree)
+  return tuple(found.values())
 
 
 def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
