@@ -39,7 +39,6 @@ class Config:
 
   shortest_patience: int = 1  # attempts before giving up, drawn log-uniformly from here
   longest_patience: int = 16  # to here
-  orderly: float = 0.3  # searches that go through the combinations in a fixed order
   polish: float = 0.3  # documents in Polish
   mixed: float = 0.2  # documents whose every word is in either language
   miscalculation: float = 0.01  # attempts with a wrong result
@@ -60,7 +59,6 @@ class Config:
         f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
       )
     for name in (
-      'orderly',
       'polish',
       'mixed',
       'miscalculation',
@@ -89,11 +87,11 @@ def _problem(task: countdown.Config, rng: random.Random):
   """A solvable problem outside the test split, and every way to combine its numbers."""
   while True:
     leaves = tuple(sorted(rng.choices(range(1, task.largest + 1), k=task.numbers)))
-    target = expressions.value(rng.choice(expressions.candidates(leaves)))
+    candidates = expressions.candidates(leaves)
+    target = expressions.value(rng.choice(candidates))
     identity = countdown.problem_id(leaves, target)
     if 1 <= target <= task.highest_target and not countdown.held_out(identity):
-      numbers = tuple(rng.sample(leaves, len(leaves)))
-      return numbers, target, expressions.candidates(numbers)
+      return tuple(rng.sample(leaves, len(leaves))), target, candidates
 
 
 VERDICTS = ('low', 'high', 'yes')
@@ -124,13 +122,11 @@ class _Writer:
     return self.rng.random() < rate
 
   def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
-    """Tries combinations until one seems right or patience ends."""
-    orderly = self.happens(self.config.orderly)
-    order = candidates if orderly else self.rng.sample(candidates, len(candidates))
-    order = order[: self.patience]
+    """Tries combinations in random order until one seems right or patience ends."""
+    order = self.rng.sample(candidates, len(candidates))[: self.patience]
     thoughts = [self.say('open')]
     for tree in order:
-      tree = tree if orderly else self.shuffled(tree)
+      tree = self.shuffled(tree)
       text, accepted = self.attempt(tree, target)
       thoughts.append(text)
       if accepted:

@@ -95,13 +95,10 @@ def candidates(leaves: tuple[int, ...]) -> tuple[Tree, ...]:
   Of two parts of equal value only one difference is there: both are 0.
 
   Args:
-    leaves: the numbers. Their order decides that of the result: first what begins
-      with the first two, added, subtracted, multiplied; and so on.
+    leaves: sorted numbers; the order of the result depends on nothing else.
   """
-  found: dict[Hashable, Tree] = {}
-  for tree in _combine(leaves):
-    found.setdefault(canonical(tree), tree)
-  return tuple(found.values())
+  found = {canonical(tree): tree for tree in _combine(leaves)}
+  return tuple(found[key] for key in sorted(found, key=repr))
 
 
 def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
