@@ -132,7 +132,6 @@ def test_killed_run_ends_with_the_same_bits(start, unbroken, tmp_path):
   assert_same_run(tmp_path / 'run', unbroken[0])
 
 
-@pytest.mark.xfail(reason='failed once in two runs; cause unknown', strict=False)
 def test_ctrl_c_saves_and_the_same_command_goes_on(start, unbroken, tmp_path):
   process = start(tmp_path / 'run')
   wait_for(process, tmp_path / 'run', 'rl', 2)

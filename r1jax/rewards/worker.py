@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import numbers
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ def follow_parent() -> None:
   """Makes this worker end with its parent, even one that was killed during a task."""
   parent = multiprocessing.parent_process()
   assert parent is not None  # only workers run this
+  # Pebble's handler runs in Python and, hit twice, prints a traceback; this can't.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
   def wait() -> None:
     parent.join()
