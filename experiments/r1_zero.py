@@ -46,9 +46,11 @@ class R1Zero:
   model: ModelConfig = ModelConfig(
     d_model=96, layers=3, heads=3, kv_heads=1, head_dim=32, d_ff=256
   )
-  base: finetune.Config = finetune.Config()
+  base: finetune.Config = finetune.Config(
+    steps=2300, rows_per_step=8, checkpoint_every=200
+  )
   base_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
+    learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
   rl: rl.Config = rl.Config()
   rl_optim: optim.Config = optim.Config(learning_rate=4e-4)

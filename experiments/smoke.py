@@ -40,8 +40,9 @@ class Smoke(R1Zero):
     evaluate_every=6,
     checkpoint_every=2,
   )
+  # In batches of the shape of a rollout, so that the sampler is compiled once.
   evaluate: evaluate.Config = evaluate.Config(
-    problems=8, final_problems=8, samples=4, prompts_per_batch=8
+    problems=8, final_problems=8, samples=4, prompts_per_batch=4
   )
 
 

@@ -127,7 +127,15 @@ def update(
 
   Returns:
     The new state, and the metrics with `loss` and `grad_norm` (before clipping).
+
+  Raises:
+    ValueError: `micro_batches` does not divide the first axis.
   """
+  size = len(jax.tree.leaves(batch)[0])
+  if size % micro_batches:
+    raise ValueError(
+      f'micro_batches: expected a divisor of the batch size {size}, got {micro_batches}'
+    )
   gradient = jax.value_and_grad(loss, has_aux=True)
 
   def part(batch: Any) -> Any:

@@ -1,15 +1,17 @@
 """What the writers write, checked with regular expressions and with `eval`."""
 
 import dataclasses
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from r1jax import tasks, text
-from r1jax.tasks import Problem, corpus, countdown
+from r1jax.tasks import Problem, corpus, countdown, expressions
 
 TASK = countdown.Config(3, 8, 60)
 SEARCH = corpus.Config(schoolbook=0.0)
@@ -164,6 +166,35 @@ def test_patience_is_the_greatest_number_of_attempts(patience):
     found = attempts(problem, parsed.think)
     assert len(found) <= patience
     assert len(found) == patience or found[-1][1] in WORDS['yes']
+
+
+def first_calculations(config, count=80):
+  """Of every document, the candidates and the places of its attempts among them."""
+  config = dataclasses.replace(config, recheck=0.0, shortest_patience=16)
+  for problem, parsed, _ in documents(config, count):
+    trees = expressions.candidates(tuple(problem.truth['numbers']))
+    keys = [expressions.canonical(tree) for tree in trees]
+    found = attempts(problem, parsed.think)
+    texts = [chain.split('=')[0] for chain, _ in found]
+    yield keys, [keys.index(expressions.canonical(expressions.read(t))) for t in texts]
+
+
+def test_orderly_writers_go_through_all_candidates_from_anywhere():
+  starts = set()
+  for keys, places in first_calculations(dataclasses.replace(CAREFUL, orderly=1.0)):
+    start = places[0]
+    assert places == [(start + n) % len(keys) for n in range(len(places))]
+    starts.add(start)
+  assert len(starts) > 10
+
+
+def test_other_writers_try_in_no_order_but_nothing_twice():
+  steps = Counter()
+  for keys, places in first_calculations(dataclasses.replace(CAREFUL, orderly=0.0)):
+    assert len(set(places)) == len(places)
+    steps.update((b - a) % len(keys) for a, b in itertools.pairwise(places))
+  # About 450 steps over 10 to 18 lengths: no length takes much more than its share.
+  assert max(steps.values()) < 0.2 * sum(steps.values())
 
 
 def test_schoolbooks_are_right_and_half_of_their_results_are_the_target():

@@ -203,3 +203,9 @@ def test_files_give_back_what_was_generated_and_are_built_once(tmp_path, monkeyp
 def test_impossible_difficulties_are_refused(fields, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
     Config(**fields)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').write_text('not a folder')
+  with pytest.raises(OSError, match=r'data_dir: .*/file/.*choose another --data-dir'):
+    countdown.load(Config(2, 6, 9), 'train', str(tmp_path / 'file'))

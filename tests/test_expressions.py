@@ -240,6 +240,16 @@ def test_candidates_reach_what_brute_force_reaches(leaves):
   assert candidates(leaves) == trees
 
 
+def test_candidates_come_in_the_order_of_somebody_who_goes_through_them():
+  # 3 and 5 with 2, 3 and 2 with 5, 5 and 2 with 3. What is there already is left out:
+  # 5-3+2 is 5+2-3 of the third group in another order, so it is left out there.
+  assert [write(tree) for tree in candidates((3, 5, 2))] == [
+    *('3+5+2', '3+5-2', '(3+5)*2', '5-3+2', '5-3-2', '(5-3)*2', '3*5+2', '3*5-2'),
+    *('3*5*2', '3+2-5', '(3+2)*5', '(3-2)*5', '3*2+5', '3*2-5'),
+    *('(5+2)*3', '(5-2)*3', '5*2+3', '5*2-3'),
+  ]
+
+
 @pytest.mark.parametrize('leaves', [(2, 3, 7), (2, 3, 4, 19)])
 def test_candidates_are_all_different_calculations_once(leaves):
   # No two parts of these leaves are equal. Texts are the same calculation if they agree

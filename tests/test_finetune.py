@@ -6,15 +6,22 @@ import pytest
 from r1jax.stages.finetune import Config, pack
 
 
-def test_documents_go_whole_into_the_first_row_with_room():
-  documents = [[5, 6, 7], [8, 9], [1] * 9, [2, 3], [4, 4, 4]]
-  batch = pack(lambda index: documents[index], rows=2, length=4)
-  # 5 6 7 leaves one place, so 8 9 goes below; nine tokens are left out; 2 3 fits
-  # behind 8 9; 4 4 4 fits nowhere and ends the batch.
-  np.testing.assert_array_equal(batch.tokens, [[5, 6, 7, 0], [8, 9, 2, 3]])
-  np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 0], [0, 1, 0, 1]])
-  np.testing.assert_array_equal(batch.documents, [[1, 1, 1, 0], [2, 2, 4, 4]])
-  np.testing.assert_array_equal(batch.weights, [[0, 1, 1, 0], [0, 1, 0, 1]])
+def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
+  documents = [[5, 6, 7], [8, 9], [1] * 9, [2], [3], [4, 4, 4]]
+  batch = pack(lambda index: documents[index], rows=3, length=4)
+  # 9 does not fit behind 5 6 7 8; the nine tokens fill a row; of 4 4 4 two fit.
+  np.testing.assert_array_equal(
+    batch.tokens, [[5, 6, 7, 8], [1, 1, 1, 1], [2, 3, 4, 4]]
+  )
+  np.testing.assert_array_equal(
+    batch.positions, [[0, 1, 2, 0], [0, 1, 2, 3], [0, 0, 0, 1]]
+  )
+  np.testing.assert_array_equal(
+    batch.documents, [[1, 1, 1, 2], [3, 3, 3, 3], [4, 5, 6, 6]]
+  )
+  np.testing.assert_array_equal(
+    batch.weights, [[0, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]]
+  )
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,12 @@ def test_micro_batches_leave_rows_on_their_devices():
   assert 'all-reduce' in program
 
 
+def test_micro_batches_that_do_not_divide_are_refused():
+  state = optim.init({'x': jnp.float32(1)}, SGD)
+  with pytest.raises(ValueError, match='micro_batches: .* batch size 8, got 3'):
+    update(state, {'row': ROWS}, 3)
+
+
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [

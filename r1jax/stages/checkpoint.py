@@ -83,6 +83,16 @@ class Checkpoints:
         )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
+  def resume(self, state: Any) -> tuple[Any, int]:
+    """Returns the newest checkpoint, placed like `state`, and its step.
+
+    Without any it is `state` itself, and step 0. Raises what `restore` raises.
+    """
+    if self.step is None:
+      return state, 0
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.device_put(self.restore(state), shardings), self.step
+
   def manifest(self) -> dict[str, Any]:
     """The newest checkpoint's manifest: what `save` was given, with its digest."""
     return self._newest()[1]

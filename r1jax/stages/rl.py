@@ -231,27 +231,12 @@ def train(
       'reference': jax.tree.map(jnp.copy, params),
     },
   )
-  first = checkpoints.step or 0
-  if first:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, saved)
-    saved = jax.device_put(checkpoints.restore(saved), shardings)
+  saved, first = checkpoints.resume(saved)
   state, reference = saved['policy'], saved['reference']
   order, root = problem_order(problems, seed), jax.random.key(seed)
-
-  def measure(step: int, params: Any) -> None:
-    last = step in (0, config.steps)
-    values, shown = evaluation.evaluate(
-      params,
-      named_key(jax.random.fold_in(root, step), 'evaluate'),
-      held_out[: evaluate.final_problems if last else evaluate.problems],
-      generator=trainer.generator,
-      pool=trainer.pool,
-      config=evaluate,
-      max_length=at(config.max_length, config.steps),
-    )
-    run.log.write('eval', step, **values)
-    run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
-    run.progress.update('eval', step, config.steps, values)
+  measure = functools.partial(
+    _measure, run, trainer=trainer, held_out=held_out, config=evaluate, root=root
+  )
 
   if not first:
     measure(0, state.params)
@@ -266,8 +251,7 @@ def train(
       raise TrainingError(
         f'the loss of {phase} is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and '
-        f'choose another --workdir (the checkpoint of step {checkpoints.step} is '
-        'intact)'
+        'choose another --workdir (earlier checkpoints are intact)'
       )
     run.log.write(phase, step, **values)
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
@@ -283,6 +267,33 @@ def train(
       checkpoints.save(step, saved, {'phase': phase})
       run.stop_if_interrupted(phase, step)
   return state.params
+
+
+def _measure(
+  run: Run,
+  step: int,
+  params: Any,
+  *,
+  trainer: Trainer,
+  held_out: Sequence[Problem],
+  config: evaluation.Config,
+  root: jax.Array,
+) -> None:
+  """Evaluates the policy of `step` and writes down and shows what comes out."""
+  last = trainer.config.steps
+  problems = config.final_problems if step in (0, last) else config.problems
+  values, shown = evaluation.evaluate(
+    params,
+    named_key(jax.random.fold_in(root, step), 'evaluate'),
+    held_out[:problems],
+    generator=trainer.generator,
+    pool=trainer.pool,
+    config=config,
+    max_length=at(trainer.config.max_length, last),
+  )
+  run.log.write('eval', step, **values)
+  run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
+  run.progress.update('eval', step, last, values)
 
 
 def _step(

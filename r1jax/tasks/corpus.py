@@ -15,6 +15,7 @@ from r1jax.tasks.expressions import Tree
 
 ENGLISH = {
   'open': ('let me try', 'I will search', 'we try', 'so'),
+  'orderly': ('one by one', 'in turn'),
   'low': ('low',),
   'high': ('high',),
   'wait': ('wait',),
@@ -24,6 +25,7 @@ ENGLISH = {
 }
 POLISH = {
   'open': ('spróbuję', 'szukam', 'próbujemy', 'więc'),
+  'orderly': ('po kolei', 'jedno po drugim'),
   'low': ('mało',),
   'high': ('dużo',),
   'wait': ('czekaj',),
@@ -39,6 +41,7 @@ class Config:
 
   shortest_patience: int = 1  # attempts before giving up, drawn log-uniformly from here
   longest_patience: int = 16  # to here
+  orderly: float = 0.6  # searches that go through the combinations in order
   polish: float = 0.3  # documents in Polish
   mixed: float = 0.2  # documents whose every word is in either language
   miscalculation: float = 0.01  # attempts with a wrong result
@@ -59,6 +62,7 @@ class Config:
         f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
       )
     for name in (
+      'orderly',
       'polish',
       'mixed',
       'miscalculation',
@@ -86,12 +90,12 @@ def document(
 def _problem(task: countdown.Config, rng: random.Random):
   """A solvable problem outside the test split, and every way to combine its numbers."""
   while True:
-    leaves = tuple(sorted(rng.choices(range(1, task.largest + 1), k=task.numbers)))
-    candidates = expressions.candidates(leaves)
+    numbers = tuple(rng.choices(range(1, task.largest + 1), k=task.numbers))
+    candidates = expressions.candidates(numbers)
     target = expressions.value(rng.choice(candidates))
-    identity = countdown.problem_id(leaves, target)
+    identity = countdown.problem_id(numbers, target)
     if 1 <= target <= task.highest_target and not countdown.held_out(identity):
-      return tuple(rng.sample(leaves, len(leaves))), target, candidates
+      return numbers, target, candidates
 
 
 VERDICTS = ('low', 'high', 'yes')
@@ -108,7 +112,7 @@ class _Writer:
   def __init__(self, config: Config, rng: random.Random) -> None:
     self.config, self.rng = config, rng
     spread = config.longest_patience / config.shortest_patience
-    self.patience = int(config.shortest_patience * spread ** rng.random())
+    self.patience = round(config.shortest_patience * spread ** rng.random())
     language = rng.random()
     if language < config.mixed:
       self.languages = [ENGLISH, POLISH]
@@ -122,17 +126,27 @@ class _Writer:
     return self.rng.random() < rate
 
   def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
-    """Tries combinations in random order until one seems right or patience ends."""
-    order = self.rng.sample(candidates, len(candidates))[: self.patience]
-    thoughts = [self.say('open')]
+    """Tries combinations until one seems right or patience ends.
+
+    At random, or through all of them in order from somewhere; none twice.
+    """
+    if self.happens(self.config.orderly):
+      start = self.rng.randrange(len(candidates))
+      order = [*candidates[start:], *candidates[:start]]
+      thoughts = [self.say('orderly')]
+    else:
+      order = [
+        self.shuffled(tree) for tree in self.rng.sample(candidates, len(candidates))
+      ]
+      thoughts = [self.say('open')]
+    order = order[: self.patience]
     for tree in order:
-      tree = self.shuffled(tree)
       text, accepted = self.attempt(tree, target)
       thoughts.append(text)
       if accepted:
         return self.finish(thoughts, expressions.write(tree))
     if self.happens(self.config.bluff):
-      return self.finish(thoughts, expressions.write(self.shuffled(order[-1])))
+      return self.finish(thoughts, expressions.write(order[-1]))
     stop = self.say('stop')
     return self.finish([*thoughts, stop], stop)
 

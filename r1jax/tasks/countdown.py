@@ -5,6 +5,7 @@ that some expression over it reaches. A hash of the problem decides its split, s
 train and test share no problem whatever the difficulty.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -115,6 +116,9 @@ def load(config: Config, split: str, data_dir: str | None = None) -> list[Proble
     config: the difficulty; each has its own folder.
     split: 'train' or 'test'.
     data_dir: where tensorflow-datasets keeps data; None is its own default.
+
+  Raises:
+    OSError: `data_dir` can't be written.
   """
   source = _builder(config, data_dir).as_data_source(split=split)
   return [
@@ -170,5 +174,12 @@ def _builder(config: Config, data_dir: str | None) -> Any:
     data_dir=data_dir,
     file_format='array_record',
   )
-  builder.download_and_prepare()
+  try:
+    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
+      builder.download_and_prepare()
+  except OSError as error:
+    raise OSError(
+      f'data_dir: the problems could not be written to {builder.data_dir} ({error}); '
+      'choose another --data-dir'
+    ) from error
   return builder

@@ -92,13 +92,15 @@ def _terms(tree: Tree) -> tuple[list[Tree], list[Tree]]:
 def candidates(leaves: tuple[int, ...]) -> tuple[Tree, ...]:
   """Every way to use each leaf once without a negative step, one tree a canonical form.
 
-  Of two parts of equal value only one difference is there: both are 0.
-
-  Args:
-    leaves: sorted numbers; the order of the result depends on nothing else.
+  In the order of somebody who goes through them: the first two leaves added, with the
+  third added, subtracted, multiplied; then the first two subtracted, and multiplied;
+  then the first and the third. Of two parts of equal value only one difference is
+  there: both are 0.
   """
-  found = {canonical(tree): tree for tree in _combine(leaves)}
-  return tuple(found[key] for key in sorted(found, key=repr))
+  found: dict[Hashable, Tree] = {}
+  for tree in _combine(leaves):
+    found.setdefault(canonical(tree), tree)
+  return tuple(found.values())
 
 
 def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
@@ -107,9 +109,11 @@ def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
     return
   for i, j in itertools.combinations(range(len(parts)), 2):
     rest = tuple(part for n, part in enumerate(parts) if n not in (i, j))
-    small, large = sorted((parts[i], parts[j]), key=value)
     for op in OPERATIONS:
-      yield from _combine((*rest, (op, large, small)))
+      left, right = parts[i], parts[j]
+      if op == '-' and value(left) < value(right):
+        left, right = right, left
+      yield from _combine(((op, left, right), *rest))
 
 
 def read(text: str) -> Tree | None:
