@@ -46,14 +46,15 @@ class R1Zero:
   model: ModelConfig = ModelConfig(
     d_model=96, layers=3, heads=3, kv_heads=1, head_dim=32, d_ff=256
   )
+  # Rows are as long as a prompt and its longest output: later positions must be known.
   base: finetune.Config = finetune.Config(
-    steps=2300, rows_per_step=8, checkpoint_every=200
+    steps=2300, rows_per_step=6, row_length=344, micro_batches=3, checkpoint_every=200
   )
   base_optim: optim.Config = optim.Config(
     learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
   rl: rl.Config = rl.Config()
-  rl_optim: optim.Config = optim.Config(learning_rate=4e-4)
+  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
   # The mean over outputs divides the credit of a long search by its length; over
   # tokens it counts in full, and searching longer is learned sooner.
   grpo: grpo.Config = dataclasses.replace(

@@ -157,20 +157,28 @@ def test_doubt_corrects_a_misjudgement():
     assert tasks.verify(problem, parsed.answer) == (found[-1][1] in WORDS['yes'])
 
 
-@pytest.mark.parametrize('patience', [1, 3])
-def test_patience_is_the_greatest_number_of_attempts(patience):
-  config = dataclasses.replace(
-    CAREFUL, shortest_patience=patience, longest_patience=patience, recheck=0.0
-  )
-  for problem, parsed, _ in documents(config, 50):
-    found = attempts(problem, parsed.think)
-    assert len(found) <= patience
-    assert len(found) == patience or found[-1][1] in WORDS['yes']
+def test_impatience_is_the_chance_of_giving_up_after_a_failed_attempt():
+  def last_verdicts(impatience, tenacious=0.0):
+    config = dataclasses.replace(
+      CAREFUL, tenacious=tenacious, impatience=impatience, recheck=0.0
+    )
+    for problem, parsed, _ in documents(config):
+      found = attempts(problem, parsed.think)
+      yield len(found), found[-1][1] in WORDS['yes']
+
+  assert all(found for _, found in last_verdicts(0.0))
+  assert all(found for _, found in last_verdicts(1.0, tenacious=1.0))
+  assert all(count == 1 for count, _ in last_verdicts(1.0))
+  seen = list(last_verdicts(0.3))
+  failed = sum(count - found for count, found in seen)
+  gave_up = sum(not found for _, found in seen)
+  assert failed > 300
+  assert 0.2 < gave_up / failed < 0.4  # 0.3 +- 4 deviations at 350
 
 
 def first_calculations(config, count=80):
   """Of every document, the candidates and the places of its attempts among them."""
-  config = dataclasses.replace(config, recheck=0.0, shortest_patience=16)
+  config = dataclasses.replace(config, recheck=0.0, impatience=0.0)
   for problem, parsed, _ in documents(config, count):
     trees = expressions.candidates(tuple(problem.truth['numbers']))
     keys = [expressions.canonical(tree) for tree in trees]
@@ -245,8 +253,7 @@ def test_writers_speak_english_polish_or_both():
   ('fields', 'expected'),
   [
     ({'polish': 1.5}, 'corpus.polish: expected 0 to 1, got 1.5'),
-    ({'shortest_patience': 0}, 'corpus.shortest_patience: expected 1'),
-    ({'shortest_patience': 9, 'longest_patience': 3}, 'longest_patience=3, got 9'),
+    ({'impatience': -0.1}, 'corpus.impatience: expected 0 to 1, got -0.1'),
     ({'drill_lines': 0}, 'corpus.drill_lines'),
   ],
 )

@@ -157,7 +157,7 @@ def test_micro_batches_leave_rows_on_their_devices():
 
 def test_micro_batches_that_do_not_divide_are_refused():
   state = optim.init({'x': jnp.float32(1)}, SGD)
-  with pytest.raises(ValueError, match='micro_batches: .* batch size 8, got 3'):
+  with pytest.raises(ValueError, match=r'micro_batches: .* batch size 8, got 3'):
     update(state, {'row': ROWS}, 3)
 
 

@@ -1,10 +1,10 @@
 """The miniature's web: documents in which somebody searches for a Countdown solution.
 
-A base model needs a world to have read. These writers differ in patience, in care and
-in language (English, Polish, or both at once); they propose combinations at random,
-miscalculate, misjudge, correct themselves, bluff and give up. So a model of this text
-can do everything that reasoning needs and mostly does not. Document `index` of a seed
-is always the same, and none is about a held-out problem.
+A base model needs a world to have read. These writers differ in method, in patience
+and in language (English, Polish, or both at once); they go through the combinations in
+order or at random, miscalculate, misjudge, correct themselves, bluff and give up. So a
+model of this text can do everything that reasoning needs and mostly does not. Document
+`index` of a seed is always the same, and none is about a held-out problem.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ POLISH = {
 class Config:
   """What the writers are like; rates are shares of documents or of attempts."""
 
-  shortest_patience: int = 1  # attempts before giving up, drawn log-uniformly from here
-  longest_patience: int = 16  # to here
-  orderly: float = 0.6  # searches that go through the combinations in order
+  tenacious: float = 0.25  # writers who never give up
+  impatience: float = 0.4  # of the others: the chance to give up after a failed attempt
+  orderly: float = 0.9  # searches that go through the combinations in order
   polish: float = 0.3  # documents in Polish
   mixed: float = 0.2  # documents whose every word is in either language
   miscalculation: float = 0.01  # attempts with a wrong result
@@ -52,16 +52,13 @@ class Config:
   drill_lines: int = 12  # calculations in a schoolbook document
 
   def __post_init__(self) -> None:
-    if not 1 <= self.shortest_patience <= self.longest_patience:
-      raise ValueError(
-        f'corpus.shortest_patience: expected 1 to longest_patience='
-        f'{self.longest_patience}, got {self.shortest_patience}'
-      )
     if self.drill_lines < 1:
       raise ValueError(
         f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
       )
     for name in (
+      'tenacious',
+      'impatience',
       'orderly',
       'polish',
       'mixed',
@@ -111,8 +108,7 @@ class _Writer:
 
   def __init__(self, config: Config, rng: random.Random) -> None:
     self.config, self.rng = config, rng
-    spread = config.longest_patience / config.shortest_patience
-    self.patience = round(config.shortest_patience * spread ** rng.random())
+    self.impatience = 0.0 if self.happens(config.tenacious) else config.impatience
     language = rng.random()
     if language < config.mixed:
       self.languages = [ENGLISH, POLISH]
@@ -126,9 +122,9 @@ class _Writer:
     return self.rng.random() < rate
 
   def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
-    """Tries combinations until one seems right or patience ends.
+    """Tries combinations until one seems right or patience ends, none of them twice.
 
-    At random, or through all of them in order from somewhere; none twice.
+    At random, or in order from somewhere on, and then the ones before it.
     """
     if self.happens(self.config.orderly):
       start = self.rng.randrange(len(candidates))
@@ -139,14 +135,15 @@ class _Writer:
         self.shuffled(tree) for tree in self.rng.sample(candidates, len(candidates))
       ]
       thoughts = [self.say('open')]
-    order = order[: self.patience]
     for tree in order:
       text, accepted = self.attempt(tree, target)
       thoughts.append(text)
       if accepted:
         return self.finish(thoughts, expressions.write(tree))
+      if self.happens(self.impatience):
+        break
     if self.happens(self.config.bluff):
-      return self.finish(thoughts, expressions.write(order[-1]))
+      return self.finish(thoughts, expressions.write(tree))
     stop = self.say('stop')
     return self.finish([*thoughts, stop], stop)
 
