@@ -64,6 +64,8 @@ class R1Zero:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
 
 
 def main(config: R1Zero) -> None:
@@ -76,24 +78,22 @@ def main(config: R1Zero) -> None:
     return f'{text.render(TEMPLATE, question)} {output}'
 
   tokenizer_file = Path(config.workdir) / 'tokenizer.json'
-  if tokenizer_file.exists():
+  # Without config.json the folder is new, or somebody else's, which `start` refuses.
+  if tokenizer_file.exists() and tokenizer_file.with_name('config.json').exists():
     tokenizer = text.Tokenizer.load(tokenizer_file)
   else:
     tokenizer = text.Tokenizer.train(
       map(document, range(TOKENIZER_DOCUMENTS)), config.vocab_size
     )
-  devices = mesh.make()
-  for field, size, parts in (
-    ('base.rows_per_step', config.base.rows_per_step, config.base.micro_batches),
-    (
-      'rl.prompts_per_step',
-      config.rl.prompts_per_step,
-      config.rl.minibatches * config.rl.micro_batches,
-    ),
-    ('evaluate.prompts_per_batch', config.evaluate.prompts_per_batch, 1),
-  ):
-    mesh.check_divides(devices, field, size, parts)
+  # The rows or prompts of each batch that is computed at a time.
+  sizes = (
+    config.base.rows_per_step // config.base.micro_batches,
+    config.rl.prompts_per_step // (config.rl.minibatches * config.rl.micro_batches),
+    config.evaluate.prompts_per_batch,
+  )
+  devices = mesh.fitting(sizes)
   model = sampling.Model(*decoder.functions(config.model, tokenizer.vocab_size))
+  matrices = decoder.matrices(config.model)
   generator = Generator(
     model, tokenizer, TEMPLATE, config.rl.max_prompt_length, devices
   )
@@ -105,6 +105,12 @@ def main(config: R1Zero) -> None:
   pool = RewardPool(rewards, config.rl.reward_workers, config.rl.reward_timeout)
 
   with start(config, phases=('base', 'rl')) as run, pool:
+    if devices.size < jax.device_count():
+      run.progress.say(
+        f'Using {devices.size} of {jax.device_count()} devices: micro-batches of '
+        f'{sizes[0]} rows (base) and {sizes[1]} prompts (rl) lie on no more. Fewer '
+        'base.micro_batches and rl.micro_batches use more devices.'
+      )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)
     boxed = decoder.init(
@@ -120,16 +126,16 @@ def main(config: R1Zero) -> None:
         tokenizer.eos_id,
       ],
       config=config.base,
-      optimizer=optim.make(
-        config.base_optim, config.base.steps, decoder.matrices(config.model)
-      ),
+      optimizer=optim.make(config.base_optim, config.base.steps, matrices),
       mesh=devices,
     )
     rl.train(
       run,
       'rl',
       base,
-      trainer=rl.Trainer(generator, pool, config.rl, config.grpo, config.rl_optim),
+      trainer=rl.Trainer(
+        generator, pool, config.rl, config.grpo, config.rl_optim, matrices
+      ),
       problems=problems,
       held_out=held_out,
       evaluate=config.evaluate,

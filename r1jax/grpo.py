@@ -73,8 +73,7 @@ def group_zscore(reward: jax.Array) -> jax.Array:
 
   The paper leaves std open; this is the unbiased one (ddof 1), as in most code.
   """
-  centred = group_centred(reward)
-  return centred / (jnp.std(reward, axis=1, keepdims=True, ddof=1) + STD_EPS)
+  return _over_std(group_centred(reward), reward, axis=1)
 
 
 def group_centred(reward: jax.Array) -> jax.Array:
@@ -92,7 +91,14 @@ def batch_whitened(reward: jax.Array) -> jax.Array:
   """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
   if reward.size < 2:
     raise ValueError(f'rewards: expected 2 or more to whiten, got {reward.size}')
-  return (reward - reward.mean()) / (jnp.std(reward, ddof=1) + STD_EPS)
+  return _over_std(reward - reward.mean(), reward, axis=None)
+
+
+def _over_std(centred: jax.Array, reward: jax.Array, axis: int | None) -> jax.Array:
+  scaled = centred / (jnp.std(reward, axis=axis, keepdims=True, ddof=1) + STD_EPS)
+  # The mean of equal numbers may be off by rounding, which 1 / STD_EPS would blow up.
+  equal = jnp.max(reward, axis, keepdims=True) == jnp.min(reward, axis, keepdims=True)
+  return jnp.where(equal, 0.0, scaled)
 
 
 # --- Ratio: log(pi / pi_old) and mask [P, G, T] -> ratio [P, G, T] -------------------
@@ -169,7 +175,7 @@ def kl_k2(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
 def kl_k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   """pi_ref/pi - log(pi_ref/pi) - 1: unbiased, never negative (DeepSeekMath, eq. 4)."""
   log_ratio = ref_logp - logp
-  return jnp.exp(log_ratio) - log_ratio - 1
+  return _exp(log_ratio) - log_ratio - 1
 
 
 # --- Mean: which weight each token has in the loss -----------------------------------
@@ -298,9 +304,9 @@ def objective(
       metrics of the parts then add up to the batch's.
 
   Returns:
-    The loss, and means over tokens: `ratio`, `clip_up` and `clip_down` (the shares
-    beyond the bounds on the side where 'clip' stops the gradient), `drift`
-    (|logp - old_logp|) and `kl` (k3).
+    The loss, and means over tokens: `ratio`, `drift` (|logp - old_logp|), `kl` (k3),
+    and with the surrogate 'clip' the shares `clip_up` and `clip_down` whose gradient
+    it stops, above and below.
   """
   if total is None:
     total = totals(mask)
@@ -314,10 +320,12 @@ def objective(
   share = mask / total.tokens
   metrics = {
     'ratio': jnp.sum(share * ratio),
-    'clip_up': jnp.sum(share * ((ratio > 1 + config.clip_high) & (advantage > 0))),
-    'clip_down': jnp.sum(share * ((ratio < 1 - config.clip_low) & (advantage < 0))),
     'drift': jnp.sum(share * jnp.abs(log_ratio)),
   }
+  if config.surrogate == 'clip':
+    up = (ratio > 1 + config.clip_high) & (advantage > 0)
+    down = (ratio < 1 - config.clip_low) & (advantage < 0)
+    metrics |= {'clip_up': jnp.sum(share * up), 'clip_down': jnp.sum(share * down)}
   if ref_logp is not None:
     ref_logp = jnp.where(mask, ref_logp, 0.0)
     gain -= config.kl_coef * KLS[config.kl](logp, ref_logp)

@@ -45,17 +45,12 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
   return NamedSharding(mesh, spec)
 
 
-def check_divides(mesh: Mesh, field: str, size: int, parts: int = 1) -> None:
-  """Raises ValueError unless `size`, cut into `parts`, divides over the data axis.
-
-  `field` is the setting that holds `size`; the message names the next one that fits.
-  """
-  needed = mesh.shape['data'] * parts
-  if size % needed:
-    raise ValueError(
-      f'{field}: {size} does not divide over {mesh.shape["data"]} devices in {parts} '
-      f'parts; set it to {math.ceil(size / needed) * needed}'
-    )
+def fitting(sizes: Sequence[int]) -> Mesh:
+  """Returns a mesh of the largest number of devices that divides all these sizes."""
+  devices = jax.devices()
+  common = math.gcd(*sizes)
+  count = max(n for n in range(1, len(devices) + 1) if common % n == 0)
+  return make(devices[:count])
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:

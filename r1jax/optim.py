@@ -28,6 +28,11 @@ class Config:
   def __post_init__(self) -> None:
     if not self.learning_rate >= 0:
       raise ValueError(f'learning_rate: expected 0 or more, got {self.learning_rate}')
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+          f'{name}: expected at least 0, less than 1, got {getattr(self, name)}'
+        )
     if not self.muon_learning_rate >= 0:
       raise ValueError(
         f'muon_learning_rate: expected 0 or more, got {self.muon_learning_rate}'
@@ -72,6 +77,11 @@ def make(
   )
   rule = adamw
   if config.muon_learning_rate:
+    if matrices is None:
+      raise ValueError(
+        'muon_learning_rate: expected 0 where the weight matrices are not known, got '
+        f'{config.muon_learning_rate}'
+      )
     numbers = jax.tree.map(
       lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
       matrices,
@@ -105,6 +115,21 @@ def _schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
 def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
   """Returns the state before the first update."""
   return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+def cut(batch: Any, parts: int) -> Any:
+  """Returns the tree's arrays [N, ...] as [parts, N / parts, ...]; `join` undoes it.
+
+  Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
+  """
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
+  )
+
+
+def join(parts: Any) -> Any:
+  """Returns the tree's arrays [parts, N / parts, ...] as the [N, ...] they were."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def update(
@@ -142,11 +167,7 @@ def update(
     (value, metrics), grads = gradient(state.params, batch)
     return grads, {'loss': value, **metrics}
 
-  # Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
-  def cut(x):
-    return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
-
-  parts = jax.tree.map(cut, batch)
+  parts = cut(batch, micro_batches)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts)),

@@ -128,6 +128,10 @@ class Tokenizer:
         file.flush()
         os.fsync(file.fileno())
       partial.replace(path)
+    except OSError as error:
+      raise OSError(
+        f'cannot write {path} ({error.strerror}); make room for it and start again'
+      ) from error
     finally:
       partial.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """Checkpoints come back as they were, or not at all."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax.stages import checkpoint
 from r1jax.stages.checkpoint import KEEP, CheckpointError, Checkpoints, digest
 
 
@@ -72,7 +74,8 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
   again = Checkpoints(tmp_path / 'rl')
   assert again.step == 1
   np.testing.assert_array_equal(again.restore(big)['w'], big['w'])
-  assert len(again.warnings) == 1
+  assert len(again.warnings) == 2
+  assert again.warnings[1] == 'The one of step 1 before it is used.'
   assert 'checkpoint of step 2' in again.warnings[0]
   assert str(tmp_path / 'rl-damaged') in again.warnings[0]
   again.save(2, big, {})  # the step can be reached again
@@ -85,7 +88,24 @@ def test_only_checkpoint_damaged_starts_over(tmp_path):
   (tmp_path / 'rl' / '1' / 'manifest' / 'metadata').write_text('{')
   again = Checkpoints(tmp_path / 'rl')
   assert again.step is None
-  assert len(again.warnings) == 1
+  assert len(again.warnings) == 2
+  assert again.warnings[1] == f'No whole checkpoint is left in {tmp_path / "rl"}.'
+
+
+@pytest.mark.parametrize(
+  'error', [MemoryError(), OSError(errno.EMFILE, 'Too many open files')]
+)
+def test_what_cannot_be_read_now_is_not_taken_for_damage(tmp_path, monkeypatch, error):
+  Checkpoints(tmp_path / 'rl').save(1, tree(), {})
+
+  def refuse(folder, step):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, '_read', refuse)
+    with pytest.raises(CheckpointError, match='may be whole, so it is left'):
+      Checkpoints(tmp_path / 'rl')
+  assert Checkpoints(tmp_path / 'rl').step == 1
 
 
 def test_another_models_checkpoint_is_refused_by_name_and_shape(tmp_path):

@@ -180,11 +180,11 @@ def first_calculations(config, count=80):
   """Of every document, the candidates and the places of its attempts among them."""
   config = dataclasses.replace(config, recheck=0.0, impatience=0.0)
   for problem, parsed, _ in documents(config, count):
-    trees = expressions.candidates(tuple(problem.truth['numbers']))
-    keys = [expressions.canonical(tree) for tree in trees]
+    candidates = expressions.candidates(tuple(problem.truth['numbers']))
+    keys = [expressions.canonical(tree) for tree in candidates]
     found = attempts(problem, parsed.think)
-    texts = [chain.split('=')[0] for chain, _ in found]
-    yield keys, [keys.index(expressions.canonical(expressions.read(t))) for t in texts]
+    trees = [expressions.read(chain.split('=')[0]) for chain, _ in found]
+    yield keys, [keys.index(expressions.canonical(tree)) for tree in trees if tree]
 
 
 def test_orderly_writers_go_through_all_candidates_from_anywhere():
@@ -197,7 +197,7 @@ def test_orderly_writers_go_through_all_candidates_from_anywhere():
 
 
 def test_other_writers_try_in_no_order_but_nothing_twice():
-  steps = Counter()
+  steps: Counter[int] = Counter()
   for keys, places in first_calculations(dataclasses.replace(CAREFUL, orderly=0.0)):
     assert len(set(places)) == len(places)
     steps.update((b - a) % len(keys) for a, b in itertools.pairwise(places))
@@ -253,6 +253,7 @@ def test_writers_speak_english_polish_or_both():
   ('fields', 'expected'),
   [
     ({'polish': 1.5}, 'corpus.polish: expected 0 to 1, got 1.5'),
+    ({'polish': 0.9, 'mixed': 0.9}, 'polish: expected at most 1 - mixed=0.9, got 0.9'),
     ({'impatience': -0.1}, 'corpus.impatience: expected 0 to 1, got -0.1'),
     ({'drill_lines': 0}, 'corpus.drill_lines'),
   ],

@@ -209,3 +209,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('not a folder')
   with pytest.raises(OSError, match=r'data_dir: .*/file/.*choose another --data-dir'):
     countdown.load(Config(2, 6, 9), 'train', str(tmp_path / 'file'))
+
+
+def test_a_difficulty_without_held_out_problems_is_refused(tmp_path):
+  config = Config(2, 3, 1)
+  assert not list(generate(config, 'test'))
+  with pytest.raises(ValueError, match="problems in both splits, got none in 'test'"):
+    countdown.load(config, 'train', str(tmp_path))
+
+
+def test_damaged_files_are_named(tmp_path):
+  config = Config(2, 6, 9)
+  countdown.load(config, 'test', str(tmp_path))
+  (file,) = tmp_path.rglob('*test.array_record*')
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 255
+  file.write_bytes(content)
+  with pytest.raises(OSError, match=r'problems in .* are damaged .*delete that folder'):
+    countdown.load(config, 'test', str(tmp_path))

@@ -1,9 +1,17 @@
-"""Packing documents into rows."""
+"""Packing documents into rows, and a loss that turns NaN."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from r1jax import mesh, sampling
+from r1jax.stages import finetune
 from r1jax.stages.finetune import Config, pack
+from r1jax.stages.run import TrainingError, start
 
 
 def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
@@ -34,3 +42,35 @@ def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     Config(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  workdir: str
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+  model = sampling.Model(
+    lambda params, tokens, positions, documents: (tokens, None),
+    lambda params, hidden: params['table'][hidden],
+  )
+  table = jnp.zeros((6, 6)).at[5].set(jnp.nan)
+  with start(Experiment(str(tmp_path / 'run')), phases=('base',)) as run:
+    with pytest.raises(TrainingError, match='loss of base is nan at step 3; lower its'):
+      finetune.train(
+        run,
+        'base',
+        {'table': table},
+        model=model,
+        documents=lambda step, index: [1, 2, 5 if step == 3 else 3, 0],
+        config=Config(
+          rows_per_step=2,
+          row_length=8,
+          micro_batches=1,
+          checkpoint_every=1,
+          log_every=1,
+        ),
+        optimizer=optax.sgd(0.1),
+        mesh=mesh.make(jax.devices()[:1]),
+      )
+    assert run.checkpoints['base'].step == 2

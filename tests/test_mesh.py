@@ -28,15 +28,12 @@ def test_an_unknown_axis_is_refused():
     mesh.sharding(mesh.make(), 'batch', 'embed')
 
 
-def test_sizes_must_divide_over_the_devices():
-  four = mesh.make(jax.devices()[:4])
-  mesh.check_divides(four, 'rows', 4)
-  mesh.check_divides(four, 'rl.prompts_per_step', 32, parts=2)
-  with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
-    mesh.check_divides(four, 'rl.prompts_per_step', 30, parts=2)
-  assert str(error.value) == (
-    'rl.prompts_per_step: 30 does not divide over 4 devices in 2 parts; set it to 32'
-  )
+def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
+  assert len(jax.devices()) >= 4
+  for sizes, most in (((12, 8), 4), ((6, 4), 2), ((6, 9), 3), ((5, 16), 1)):
+    fitting = [n for n in range(1, len(jax.devices()) + 1) if n in (1, 2, 3, 4, most)]
+    assert mesh.fitting(sizes).size in fitting
+    assert mesh.fitting(sizes).size == most
 
 
 def test_batches_are_cut_along_their_first_axis():

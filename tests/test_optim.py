@@ -155,6 +155,39 @@ def test_micro_batches_leave_rows_on_their_devices():
   assert 'all-reduce' in program
 
 
+def test_muon_orthogonalises_the_matrices_that_it_is_told():
+  rng = np.random.default_rng(0)
+  grads = {
+    'stack': rng.normal(size=(2, 6, 2, 3)).astype(
+      np.float32
+    ),  # two matrices 6 x (2, 3)
+    'table': rng.normal(size=(6, 6)).astype(np.float32),
+  }
+  config = optim.Config(
+    learning_rate=0.5, muon_learning_rate=0.1, warmup_steps=0, max_grad_norm=1e9
+  )
+  chain = optim.make(config, 10, {'stack': ((1,), (2, 3)), 'table': None})
+  params = jax.tree.map(jnp.zeros_like, grads)
+  updates, _ = chain.update(grads, chain.init(params), params)
+  for update, grad in zip(updates['stack'], grads['stack'], strict=True):
+    left, _, right = np.linalg.svd(grad.reshape(6, 6))
+    # Newton-Schulz brings singular values near 1, between about 0.7 and 1.2.
+    spread = np.diag(left.T @ -np.reshape(update, (6, 6)) @ right.T)
+    assert (np.abs(spread / 0.1) > 0.5).all()
+    assert (np.abs(spread / 0.1) < 1.5).all()
+  # Adam's first step is the sign times the learning rate; with Nesterov's look ahead
+  # the mean gradient (0.1 g) counts 0.9 / (1 - 0.9^2) and the gradient itself 1.
+  step = 0.5 * (0.9 * 0.1 / 0.19 + 1)
+  np.testing.assert_allclose(
+    updates['table'], -step * np.sign(grads['table']), rtol=1e-3
+  )
+
+
+def test_muon_without_matrices_is_refused():
+  with pytest.raises(ValueError, match='muon_learning_rate: expected 0 where'):
+    optim.make(optim.Config(muon_learning_rate=0.1), 10)
+
+
 def test_micro_batches_that_do_not_divide_are_refused():
   state = optim.init({'x': jnp.float32(1)}, SGD)
   with pytest.raises(ValueError, match=r'micro_batches: .* batch size 8, got 3'):
@@ -166,6 +199,7 @@ def test_micro_batches_that_do_not_divide_are_refused():
   [
     ({'learning_rate': -1e-4}, 'learning_rate: expected 0 or more, got -0.0001'),
     ({'learning_rate': math.nan}, 'learning_rate: expected 0 or more, got nan'),
+    ({'b1': 1.5}, 'b1: expected at least 0, less than 1, got 1.5'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm: expected above 0, got 0.0'),
     ({'max_grad_norm': math.nan}, 'max_grad_norm: expected above 0, got nan'),
     ({'warmup_steps': -1}, 'warmup_steps: expected 0 or more, got -1'),

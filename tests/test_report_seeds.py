@@ -10,6 +10,7 @@ from r1jax.stages.report.seeds import over_seeds
 def write_run(folder, seed, trained, evaluations=2, **settings):
   folder.mkdir()
   config = {'experiment': 'R1Zero', 'seed': seed, 'workdir': str(folder), **settings}
+  config['rl'] = {'steps': 40}
   (folder / 'config.json').write_text(json.dumps(config))
   lines = [
     {
@@ -43,5 +44,7 @@ def test_runs_that_are_no_repetitions_are_refused(tmp_path):
     over_seeds([first, write_run(tmp_path / 'b', 0, 0.7)])
   with pytest.raises(ValueError, match='other settings'):
     over_seeds([first, write_run(tmp_path / 'c', 1, 0.7, vocab_size=9)])
-  with pytest.raises(ValueError, match='not finished'):
+  with pytest.raises(
+    ValueError, match='expected an evaluation of step 40, the last one is of 0'
+  ):
     over_seeds([first, write_run(tmp_path / 'd', 1, 0.7, evaluations=1)])

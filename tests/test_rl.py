@@ -1,10 +1,17 @@
 """The parts of the RL stage that need no training."""
 
 import collections
+from types import SimpleNamespace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from r1jax.stages.rl import Config, at, problem_order
+from r1jax import grpo, mesh, optim, sampling
+from r1jax.model.attention import KV
+from r1jax.stages.rl import Config, Trainer, at, problem_order
 from r1jax.tasks import Problem
 
 
@@ -50,3 +57,36 @@ def test_order_is_a_function_of_seed_and_index_alone():
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     Config(**fields)
+
+
+def test_minibatches_and_reference_stay_cut_over_the_devices():
+  # A model that says every token with probability 1/2, on four devices.
+  def forward(params, tokens, positions, document, context=()):
+    return tokens, KV(*jnp.zeros((2, 1, len(tokens), 1, 1, tokens.shape[1])))
+
+  def logits(params, hidden):
+    return jnp.zeros((*hidden.shape, 2))
+
+  place = mesh.make(jax.devices()[:4])
+  model = sampling.Model(forward, logits)
+  generator: Any = SimpleNamespace(mesh=place, model=model)
+  pool: Any = None  # unused here
+  config = Config(prompts_per_step=16, minibatches=2, micro_batches=2)
+  trainer = Trainer(generator, pool, config, grpo.Config(), optim.Config())
+  rows = np.arange(16)
+  prompts = mesh.put_batch(place, np.repeat(rows[:, None], 3, 1).astype(np.int32))
+  said = mesh.put_batch(place, np.zeros((16, 2, 5), np.int32))
+  arrays = (prompts, prompts >= 0, said)
+  logp = trainer.reference_logp({}, arrays, jnp.float32(1))
+  np.testing.assert_allclose(logp, np.full((16, 2, 5), np.log(0.5)), rtol=1e-6)
+  compiled: Any = trainer.reference_logp
+  program = compiled.lower({}, arrays, jnp.float32(1)).compile().as_text()
+  assert 'all-gather' not in program
+  advantage = mesh.put_batch(place, rows.astype(np.float32))
+  rollout = grpo.Rollout(*arrays, said == 0, logp, logp, advantage)
+  parts = trainer._minibatches(rollout, jax.random.key(0))
+  assert sorted(np.concatenate([part.advantage for part in parts])) == rows.tolist()
+  for part in parts:
+    np.testing.assert_array_equal(part.prompts[:, 0], part.advantage)
+    for leaf in jax.tree.leaves(part):
+      assert not leaf.sharding.is_fully_replicated

@@ -4,6 +4,7 @@ A checkpoint appears under its step number only once it is complete, so a kill o
 full disk leaves the ones before it as they were.
 """
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+# What the system says when a file may be whole but can't be read now.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 KEEP = 2  # newest; the older of them is there if the newest turns out damaged
 
 
@@ -109,9 +112,16 @@ class Checkpoints:
       try:
         arrays, manifest = _read(self._folder, step)
         if manifest['digest'] == digest(arrays):
+          if self.warnings:
+            self.warnings.append(f'The one of step {step} before it is used.')
           return
         reason = 'its arrays do not match their digest'
       except Exception as error:  # whatever a damaged file makes its reader raise
+        if isinstance(error, MemoryError) or getattr(error, 'errno', None) in REFUSED:
+          raise CheckpointError(
+            f'{self._folder}/{step} could not be read ({_first_line(error)}); it may '
+            'be whole, so it is left as it is'
+          ) from error
         reason = _first_line(error)
       aside = self._folder.with_name(f'{self._folder.name}-damaged')
       aside.mkdir(exist_ok=True)
@@ -119,8 +129,10 @@ class Checkpoints:
       (self._folder / str(step)).rename(aside / f'{step}-{number}')
       self.warnings.append(
         f'The checkpoint of step {step} in {self._folder} is damaged ({reason}); it '
-        f'was moved to {aside}, and the one before it is used.'
+        f'was moved to {aside}.'
       )
+    if self.warnings:
+      self.warnings.append(f'No whole checkpoint is left in {self._folder}.')
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:

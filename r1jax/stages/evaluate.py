@@ -35,6 +35,8 @@ class Config:
         raise ValueError(
           f'evaluate.{field}: expected 1 or more, got {getattr(self, field)}'
         )
+    if self.shown < 0:
+      raise ValueError(f'evaluate.shown: expected 0 or more, got {self.shown}')
     if not self.temperature >= 0:
       raise ValueError(
         f'evaluate.temperature: expected 0 or more, got {self.temperature}'
@@ -62,7 +64,7 @@ def evaluate(
     config: see `Config`.
     max_length: T.
   """
-  size = min(config.prompts_per_batch, len(problems))
+  size = config.prompts_per_batch
   outputs, correct = [], []
   for start in range(0, len(problems), size):
     chunk = list(problems[start : start + size])

@@ -103,13 +103,13 @@ class _File:
 
   def __init__(self, path: Path) -> None:
     self._path = path
-    with _explained(path):
+    with explained(path):
       path.parent.mkdir(parents=True, exist_ok=True)
       self._file = path.open('ab', buffering=0)
 
   def append(self, content: bytes) -> None:
     rest = memoryview(content)
-    with _explained(self._path):
+    with explained(self._path):
       while rest:
         rest = rest[self._file.write(rest) :]
 
@@ -118,7 +118,7 @@ class _File:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
   """Turns what the system says about writing `path` into what to do about it."""
   try:
     yield
@@ -134,7 +134,7 @@ def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> None:
   if not path.exists():
     return
   kept_path = path.with_name(path.name + '.tmp')
-  with _explained(kept_path), path.open('rb') as lines, kept_path.open('wb') as kept:
+  with explained(kept_path), path.open('rb') as lines, kept_path.open('wb') as kept:
     for number, raw in enumerate(lines, start=1):
       line = parse_line(raw)
       if line is None and raw.endswith(b'\n'):

@@ -28,7 +28,7 @@ from r1jax.tasks import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One RL stage. Schedules are (from this step on, value) pairs."""
+  """One RL stage. Schedules are pairs (after this many rollouts, value)."""
 
   steps: int = 40  # rollouts
   prompts_per_step: int = 16  # P (R1-Zero: 32)
@@ -89,7 +89,7 @@ def _check_schedule(name: str, schedule: tuple, least: float) -> None:
 
 
 def at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
-  """The value of a schedule at a step: of its last pair that has begun."""
+  """The value of a schedule after `step` rollouts: of its last pair that has begun."""
   return [value for start, value in schedule if start <= step][-1]
 
 
@@ -108,12 +108,14 @@ class Trainer:
   config: Config
   algorithm: grpo.Config
   optimizer: optim.Config
+  matrices: Any = None  # of the model, for Muon; see `optim.make`
 
   @functools.cached_property
   def chain(self) -> Any:
     """The optimizer over all updates of the stage."""
     config = self.config
-    return optim.make(self.optimizer, config.steps * config.epochs * config.minibatches)
+    updates = config.steps * config.epochs * config.minibatches
+    return optim.make(self.optimizer, updates, self.matrices)
 
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -134,14 +136,13 @@ class Trainer:
   @functools.cached_property
   def reference_logp(self) -> Callable[..., jax.Array]:
     """Log-probs [P, G, T] under the reference, a micro-batch of prompts at a time."""
+    parts = self.config.minibatches * self.config.micro_batches
 
     def score(params: Any, arrays: Any, temperature: jax.Array) -> jax.Array:
-      def one(row):
-        return self._score(params, *(x[None] for x in row), temperature=temperature)[0][
-          0
-        ]
+      def one(part):
+        return self._score(params, *part, temperature=temperature)[0]
 
-      return jax.lax.map(one, arrays)
+      return optim.join(jax.lax.map(one, optim.cut(arrays, parts)))
 
     return jax.jit(score)
 
@@ -164,7 +165,7 @@ class Trainer:
     said = outputs.completions
     scalar = np.float32(temperature)
     ref_logp = None
-    if self.algorithm.kl_coef and self.algorithm.kl != 'none':
+    if self.algorithm.kl_coef:
       arrays = (outputs.prompts, outputs.prompt_mask, said.tokens)
       ref_logp = self.reference_logp(reference, arrays, scalar)
     rollout = grpo.Rollout(
@@ -192,7 +193,11 @@ class Trainer:
       return [rollout]
     order = jax.random.permutation(key, self.config.prompts_per_step)
     parts = order.reshape(self.config.minibatches, -1)
-    return [jax.tree.map(lambda x, rows=rows: x[rows], rollout) for rows in parts]
+    mesh = self.generator.mesh  # a selection of rows lies everywhere until it is put
+    return [
+      mesh_lib.put_batch(mesh, jax.tree.map(lambda x, rows=rows: x[rows], rollout))
+      for rows in parts
+    ]
 
 
 def train(
@@ -302,18 +307,18 @@ def _step(
   reference: Any,
   problems: Sequence[Problem],
   key: jax.Array,
-  updates_before: int,
+  rollouts_before: int,
 ) -> tuple[optim.TrainState, dict[str, Any], list[dict[str, Any]]]:
   """One rollout and its updates: the state, the metrics, some samples."""
   config = trainer.config
-  temperature = at(config.temperature, updates_before)
+  temperature = at(config.temperature, rollouts_before)
   began = time.monotonic()
   outputs = trainer.generator(
     state.params,
     named_key(key, 'sample'),
     problems,
     group_size=config.group_size,
-    max_length=at(config.max_length, updates_before),
+    max_length=at(config.max_length, rollouts_before),
     temperature=temperature,
   )
   sampled = time.monotonic()

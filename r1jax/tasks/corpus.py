@@ -70,6 +70,10 @@ class Config:
     ):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'corpus.{name}: expected 0 to 1, got {getattr(self, name)}')
+    if self.polish + self.mixed > 1:
+      raise ValueError(
+        f'corpus.polish: expected at most 1 - mixed={self.mixed}, got {self.polish}'
+      )
 
 
 def document(

@@ -118,18 +118,34 @@ def load(config: Config, split: str, data_dir: str | None = None) -> list[Proble
     data_dir: where tensorflow-datasets keeps data; None is its own default.
 
   Raises:
-    OSError: `data_dir` can't be written.
+    OSError: the files can't be written, or are damaged.
+    ValueError: no problem is that easy or that hard in one of the splits.
   """
-  source = _builder(config, data_dir).as_data_source(split=split)
-  return [
-    Problem(
-      id=row['id'].decode(),
-      task='countdown',
-      question=row['question'].decode(),
-      truth=json.loads(row['truth']),
-    )
-    for row in source
-  ]
+  builder = _builder(config, data_dir)
+  try:
+    return [
+      Problem(
+        id=row['id'].decode(),
+        task='countdown',
+        question=row['question'].decode(),
+        truth=json.loads(row['truth']),
+      )
+      for row in builder.as_data_source(split=split)
+    ]
+  except Exception as error:  # whatever a damaged file makes its reader raise
+    raise OSError(
+      f'the problems in {builder.data_dir} are damaged ({type(error).__name__}); '
+      'delete that folder and start again: it is built anew'
+    ) from error
+
+
+def _check_splits(config: Config) -> None:
+  for split in ('train', 'test'):
+    if next(generate(config, split), None) is None:
+      raise ValueError(
+        f'task: expected problems in both splits, got none in {split!r} with {config}; '
+        'raise task.largest or task.highest_target'
+      )
 
 
 def _builder(config: Config, data_dir: str | None) -> Any:
@@ -174,6 +190,8 @@ def _builder(config: Config, data_dir: str | None) -> Any:
     data_dir=data_dir,
     file_format='array_record',
   )
+  if not Path(builder.data_dir).exists():
+    _check_splits(config)
   try:
     with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
       builder.download_and_prepare()

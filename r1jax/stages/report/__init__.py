@@ -11,6 +11,7 @@ while a run goes on or after it was killed; what is not there yet is said in wor
 from html import escape
 from pathlib import Path
 
+from r1jax.stages.metrics import explained
 from r1jax.stages.report import figures, sections, words
 from r1jax.stages.report.run import read
 from r1jax.stages.report.template import PAGE
@@ -36,9 +37,10 @@ def write(workdir: Path | str) -> Path:
     body='\n'.join(body),
   )
   partial = workdir / 'report.html.tmp'
-  # replace: JSON can hold half a surrogate pair, UTF-8 can't.
-  partial.write_text(page, encoding='utf-8', errors='replace')
-  return partial.replace(workdir / 'report.html')
+  with explained(partial):
+    # replace: JSON can hold half a surrogate pair, UTF-8 can't.
+    partial.write_text(page, encoding='utf-8', errors='replace')
+    return partial.replace(workdir / 'report.html')
 
 
 def result(workdir: Path | str) -> list[str]:

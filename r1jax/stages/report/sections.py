@@ -207,6 +207,12 @@ def _flags(fields: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]
     if isinstance(value, dict):
       flags += _flags(value, dashed + '.')
     else:
-      items = value if isinstance(value, list) else [value]
-      flags.append((dashed, ' '.join(map(str, items))))
+      flags.append((dashed, ' '.join(_words(value))))
   return flags
+
+
+def _words(value: Any) -> list[str]:
+  """A value as the command line wants it: pairs of a schedule one after the other."""
+  if isinstance(value, list):
+    return [word for item in value for word in _words(item)]
+  return [str(value)]

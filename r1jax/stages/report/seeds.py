@@ -14,8 +14,8 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
 
   Raises:
     FileNotFoundError: a directory holds no run.
-    ValueError: a run has no evaluation after its base model's, two runs have the same
-      seed, or they differ in more than seed and place.
+    ValueError: a run is not finished, two runs have the same seed, or they differ in
+      more than seed and place.
   """
   runs = [read(Path(workdir)) for workdir in workdirs]
   _check_alike(runs, workdirs)
@@ -41,8 +41,13 @@ def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
   if len(set(seeds)) < len(seeds):
     raise ValueError(f'expected a different seed for every run, got {seeds}')
   for run, workdir in zip(runs, workdirs, strict=True):
-    if len(run.evaluations) < 2:
-      raise ValueError(f'{workdir} is not finished: it holds no trained evaluation')
+    last, steps = run.evaluations[-1:], run.config['rl']['steps']
+    if not last or last[0]['step'] != steps:
+      reached = last[0]['step'] if last else 'none'
+      raise ValueError(
+        f'{workdir} is not finished: expected an evaluation of step {steps}, the last '
+        f'one is of {reached}; start its command again'
+      )
     if settings(run) != settings(runs[0]):
       raise ValueError(
         f'{workdir} was run with other settings than {workdirs[0]}; compare runs that '

@@ -98,7 +98,7 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
     sentences.append(
       'The 95\u202f% intervals do not overlap.'
       if apart
-      else 'The 95\u202f% intervals overlap, so this run alone shows no clear change.'
+      else 'The 95\u202f% intervals overlap.'
     )
   votes = measured(base, 'consensus'), measured(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
