@@ -35,7 +35,8 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
 
 def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
   def settings(run: Run) -> dict:
-    return {k: v for k, v in run.config.items() if k not in ('seed', 'workdir')}
+    free = ('seed', 'workdir', 'data_dir')
+    return {k: v for k, v in run.config.items() if k not in free}
 
   seeds = [run.config.get('seed') for run in runs]
   if len(set(seeds)) < len(seeds):
