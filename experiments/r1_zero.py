@@ -43,8 +43,9 @@ class R1Zero:
   format_weight: float = 0.0  # of the format reward
   task: countdown.Config = countdown.Config()
   corpus: corpus.Config = corpus.Config()
+  # remat: at this size a CPU computes a layer again faster than it stores and loads it.
   model: ModelConfig = ModelConfig(
-    d_model=96, layers=3, heads=3, kv_heads=1, head_dim=32, d_ff=256
+    d_model=96, layers=3, heads=3, kv_heads=1, head_dim=32, d_ff=256, remat=True
   )
   # Rows are as long as a prompt and its longest output: later positions must be known.
   base: finetune.Config = finetune.Config(
@@ -53,7 +54,7 @@ class R1Zero:
   base_optim: optim.Config = optim.Config(
     learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
-  rl: rl.Config = rl.Config()
+  rl: rl.Config = rl.Config(steps=60)
   rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
   # The mean over outputs divides the credit of a long search by its length; over
   # tokens it counts in full, and searching longer is learned sooner.

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax import sampling
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages.evaluate import Config, evaluate
@@ -36,8 +37,8 @@ class Written:
   def __init__(self):
     self.keys = []
 
-  def __call__(self, params, key, problems, *, group_size, max_length, temperature):
-    assert (group_size, max_length, temperature) == (4, 100, 0.5)
+  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+    assert (group_size, max_length, draw.temperature) == (4, 100, 0.5)
     assert len(problems) == 2  # one shape, also for the last batch
     self.keys.append(tuple(jax.random.key_data(key).tolist()))
     shape = (len(problems), group_size)
@@ -54,7 +55,7 @@ class Written:
 @pytest.fixture(scope='module')
 def evaluated():
   generator = cast(Generator, Written())
-  config = Config(samples=4, prompts_per_batch=2, temperature=0.5, shown=2)
+  config = Config(samples=4, prompts_per_batch=2, draw=sampling.Config(0.5), shown=2)
   with RewardPool([Weighted('accuracy', rules.accuracy, 1.0)], workers=1) as pool:
     metrics, shown = evaluate(
       None,
@@ -75,6 +76,7 @@ def test_metrics_are_those_of_the_three_problems(evaluated):
   assert metrics['pass_at_1']['mean'] == pytest.approx(3 / 12)  # 2, 1 and 0 of 4
   assert metrics['pass_at_k']['mean'] == pytest.approx(2 / 3)
   assert metrics['consensus']['mean'] == pytest.approx(1 / 3)  # 'b' is outvoted 2 to 1
+  assert metrics['right'] == [2, 1, 0]
   assert metrics['length'] == 25
   assert metrics['cut_off'] == 0.25
   assert metrics['unparsable'] == pytest.approx(3 / 12)

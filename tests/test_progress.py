@@ -12,7 +12,7 @@ from r1jax.statistics import Interval
 
 HEALTHY = {
   'reward': 0.4,
-  'accuracy': 0.3,
+  'rewards': {'accuracy': 0.3},
   'zero_variance_groups': 0.4,
   'cut_off': 0.05,
   'unparsable': 0.1,
@@ -27,13 +27,23 @@ HEALTHY = {
 @pytest.mark.parametrize(
   ('change', 'sentence'),
   [
-    ({'reward': 0.0, 'accuracy': 0.0}, 'Every reward of this step is 0'),
-    ({'zero_variance_groups': 0.94, 'accuracy': 0.0}, 'In 94% .* hardly any .* easier'),
+    ({'reward': 0.0, 'rewards': {'accuracy': 0.0}}, 'Every reward of this step is 0'),
     (
-      {'zero_variance_groups': 0.94, 'accuracy': 1.0},
+      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 0.0}},
+      'In 94% .* hardly any .* easier',
+    ),
+    (
+      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 1.0}},
       'In 94% .* nearly every .*harder',
     ),
-    ({'zero_variance_groups': 0.94, 'accuracy': 0.5}, 'In 94% .* higher temperature'),
+    (
+      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 0.5}},
+      'In 94% .* higher temperature',
+    ),
+    (
+      {'zero_variance_groups': 0.94, 'rewards': {'helpful': 0.5}},
+      'In 94% .* same reward',
+    ),
     ({'cut_off': 0.31}, r'31% .* cut off .* raise rl\.max_length'),
     ({'unparsable': 0.62}, '62% of the outputs are not of the form'),
     (

@@ -97,23 +97,38 @@ def page_of(workdir: Path) -> Page:
 
 
 def test_a_clear_rise_is_called_one(tmp_path):
-  metrics = [evaluation(0, 0.125), rl(1), rl(40), evaluation(40, 0.7, length=80.0)]
+  metrics = [
+    evaluation(0, 0.125, right=[2] * 8),
+    rl(1),
+    rl(40),
+    evaluation(40, 0.7, length=80.0, right=[10] * 8),
+  ]
   write_run(tmp_path, metrics)
   text = page_of(tmp_path).text
   assert 'The base model solves 12.5 % (9.5–15.5) of the held-out problems' in text
   assert 'after 40 steps of reinforcement learning it solves 70.0 % (67.0–73.0)' in text
-  assert 'The 95 % intervals do not overlap.' in text
+  # 8 of 16 more on each of 8 problems: of the 2^8 patterns of signs, 2 are as extreme.
+  assert 'that is +50.0 points (+50.0 to +50.0; sign-flip test, p = 0.008).' in text
   assert 'right for 80.0 % of the problems (22.5 % before)' in text
   assert 'Outputs grow, from 40 to 80 tokens on average.' in text
   assert 'checks itself stays about the same, from 25.0 % to 25.0 %' in text
   assert '40 steps of reinforcement learning in 0.1 minutes' in text  # 2 lines of 3 s
 
 
-def test_overlapping_intervals_are_said_to_overlap(tmp_path):
-  write_run(tmp_path, [evaluation(0, 0.3, 0.1), evaluation(40, 0.4, 0.1)])
+def test_a_difference_that_may_be_luck_is_given_with_its_p_value(tmp_path):
+  # The problems that both evaluations hold: 4 of 16 more on one, 4 fewer on the other.
+  first, last = (
+    evaluation(0, 0.4, right=[4, 8, 16, 0]),
+    evaluation(40, 0.4, right=[8, 4]),
+  )
+  write_run(tmp_path, [first, last])
   text = page_of(tmp_path).text
-  assert 'intervals overlap.' in text
-  assert 'do not overlap' not in text
+  assert 'that is +0.0 points (−25.0 to +25.0; sign-flip test, p = 1.000).' in text
+
+
+def test_evaluations_without_results_by_problem_are_not_compared(tmp_path):
+  write_run(tmp_path, [evaluation(0, 0.3), evaluation(40, 0.4, right=[8, 4])])
+  assert 'sign-flip' not in page_of(tmp_path).text
 
 
 def test_shrinking_outputs_are_said_to_shrink(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies
 
 from r1jax.rewards import Weighted, rules
+from r1jax.rewards import pool as pool_module
 from r1jax.rewards.pool import RewardError, RewardPool
 from r1jax.tasks import Problem
 
@@ -39,6 +40,11 @@ def moody(problem, output):
     threading.Event().wait()
   values = {'none': None, 'text': '1', 'huge': 1e300, 'true': np.True_}
   return values[output] if output in values else float(output)
+
+
+def slow(problem, output):
+  threading.Event().wait(0.3)
+  return 1.0
 
 
 def process(problem, output):
@@ -157,6 +163,27 @@ def test_a_reward_that_fails_on_every_output_ends_the_run(pool, misdeed, remedy)
   with pytest.raises(RewardError, match=f"'moody' failed on all 2 outputs.*{remedy}"):
     score(pool, [misdeed] * 2)
   assert score(pool, ['6']).values[0, 0] == 6  # and the pool is still of use
+
+
+def test_a_reward_that_hangs_on_the_first_outputs_is_not_waited_for_on_the_rest(
+  monkeypatch,
+):
+  monkeypatch.setattr(pool_module, 'HOPELESS', 2)
+  rewards = [Weighted('length', length, 1.0), Weighted('moody', moody, 1.0)]
+  with RewardPool(rewards, workers=2, timeout=0.5) as pool:
+    message = "'moody' was stopped after 0.5 s on each of the first 2 outputs; make it"
+    with pytest.raises(RewardError, match=message):
+      score(pool, ['hang'] * 1000)  # would take four minutes
+    assert score(pool, ['6']).values.tolist() == [[1.0, 6.0]]
+
+
+def test_rewards_that_are_too_slow_only_together_all_count(monkeypatch):
+  monkeypatch.setattr(pool_module, 'HOPELESS', 2)
+  rewards = [Weighted('one', slow, 1.0), Weighted('two', slow, 1.0)]
+  with RewardPool(rewards, workers=2, timeout=0.5) as pool:
+    scores = score(pool, ['a', 'b', 'c'])
+  assert scores.values.tolist() == [[1.0, 1.0]] * 3
+  assert (scores.failures, scores.timeouts) == (0, 0)
 
 
 @pytest.mark.parametrize('weight', [math.nan, math.inf])

@@ -13,11 +13,17 @@ import jax.numpy as jnp
 
 from r1jax.model.attention import KV, attend, rope
 from r1jax.model.config import ModelConfig
+from r1jax.model.dense import dense
 
 
 def _weights(*axes: str, fan_in: int):
   """Normal with variance 1 / fan-in, tagged with logical axis names."""
   return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
+
+
+def _to_heads(x_BTD: jax.Array, w_DHC: jax.Array) -> jax.Array:
+  heads = dense(x_BTD, w_DHC.reshape(w_DHC.shape[0], -1))
+  return heads.reshape(*x_BTD.shape[:2], *w_DHC.shape[1:])
 
 
 class RMSNorm(nn.Module):
@@ -61,12 +67,15 @@ class Block(nn.Module):
       (c.heads, c.head_dim, c.d_model),
     )
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
-    q = rope(jnp.einsum('btd,dhc->bthc', h_BTD, query), positions_BT, c.rope_theta)
-    k = rope(jnp.einsum('btd,dkc->btkc', h_BTD, key), positions_BT, c.rope_theta)
-    v = jnp.einsum('btd,dkc->btkc', h_BTD, value)
+    q = rope(_to_heads(h_BTD, query), positions_BT, c.rope_theta)
+    k = rope(_to_heads(h_BTD, key), positions_BT, c.rope_theta)
+    v = _to_heads(h_BTD, value)
     own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
     masked = list(zip(context, context_masks, strict=True))
-    x_BTD += jnp.einsum('bthc,hcd->btd', attend(q, own, document_BT, masked), out)
+    attended = attend(q, own, document_BT, masked)
+    x_BTD += dense(
+      attended.reshape(*attended.shape[:2], -1), out.reshape(-1, c.d_model)
+    )
 
     mlp_init = _weights('embed', 'mlp', fan_in=c.d_model)
     gate = param('gate', mlp_init, (c.d_model, c.d_ff))
@@ -77,7 +86,8 @@ class Block(nn.Module):
       (c.d_ff, c.d_model),
     )
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
-    return x_BTD + (nn.silu(h_BTD @ gate) * (h_BTD @ up)) @ down, own
+    hidden_BTF = nn.silu(dense(h_BTD, gate)) * dense(h_BTD, up)
+    return x_BTD + dense(hidden_BTF, down), own
 
 
 class Decoder(nn.Module):

@@ -32,6 +32,7 @@ from r1jax.tasks import Problem
 
 SENTENCES = 5  # failures told in words; the rest are counted
 START_LIMIT = 120.0  # seconds for a first worker to import the main module
+HOPELESS = 16  # outputs; if the first so many run out of time, so will the rest
 LOOK_AGAIN = 1.0  # seconds between looks at whether the workers still live
 
 
@@ -154,6 +155,8 @@ class RewardPool:
   def _collect(
     self, outputs: Sequence[tuple[Problem, str]], tasks: Sequence[_Task]
   ) -> Scores:
+    if len(tasks) > HOPELESS and all(map(self._timed_out, tasks[:HOPELESS])):
+      self._find_hanging(outputs[0])
     values = np.zeros((len(outputs), len(self._rewards)), np.float32)
     failed: list[list[worker.Failure]] = [[] for _ in self._rewards]
     errors: list[str] = []
@@ -175,6 +178,25 @@ class RewardPool:
       failures=len(errors) - timeouts,
       timeouts=timeouts,
     )
+
+  def _timed_out(self, task: _Task) -> bool:
+    try:
+      outcome = self._wait(task)
+    except concurrent.futures.BrokenExecutor:
+      return False
+    return isinstance(outcome, worker.Failure) and outcome.timeout
+
+  def _find_hanging(self, output: tuple[Problem, str]) -> None:
+    """Drops all tasks; raises RewardError for a reward that runs out of time alone."""
+    self._stop()
+    self._start()
+    for reward in self._rewards:
+      outcome = self._wait_alone([reward], output)
+      if isinstance(outcome, worker.Failure) and outcome.timeout:
+        raise RewardError(
+          f'reward {reward.name!r} {outcome.reason} on each of the first {HOPELESS} '
+          'outputs; make it faster or raise the time limit of the rewards'
+        )
 
   def _outcomes(
     self, output: tuple[Problem, str], task: _Task

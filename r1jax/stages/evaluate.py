@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import statistics, tasks, text
+from r1jax import sampling, statistics, tasks, text
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages.generate import Generator
 from r1jax.tasks import Problem
@@ -26,7 +26,7 @@ class Config:
   final_problems: int = 128  # at the first and the last one
   samples: int = 16  # k of pass@k and cons@k
   prompts_per_batch: int = 16  # problems sampled at a time
-  temperature: float = 1.0  # 0 is greedy
+  draw: sampling.Config = sampling.Config()  # R1's: temperature 0.6, top-p 0.95
   shown: int = 8  # problems whose first output is kept for the report
 
   def __post_init__(self) -> None:
@@ -37,10 +37,6 @@ class Config:
         )
     if self.shown < 0:
       raise ValueError(f'evaluate.shown: expected 0 or more, got {self.shown}')
-    if not self.temperature >= 0:
-      raise ValueError(
-        f'evaluate.temperature: expected 0 or more, got {self.temperature}'
-      )
 
 
 def evaluate(
@@ -75,7 +71,7 @@ def evaluate(
       filled,
       group_size=config.samples,
       max_length=max_length,
-      temperature=config.temperature,
+      draw=config.draw,
     )
     pairs = [
       (problem, output)
@@ -95,7 +91,7 @@ def _summary(outputs, correct_PG, config, generator):
     'split': 'test',
     'problems': len(outputs),
     'k': config.samples,
-    'temperature': config.temperature,
+    **dataclasses.asdict(config.draw),
   }
   texts = [sampled.texts[index] for _, sampled, index in outputs]
   flat = [output for group in texts for output in group]
@@ -111,6 +107,7 @@ def _summary(outputs, correct_PG, config, generator):
     ('consensus', np.array(agreed, float)),
   ):
     metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
+  metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
   metrics |= {
     'length': _mean([sampled.lengths[index] for _, sampled, index in outputs]),
     'cut_off': _mean([sampled.cut_off[index] for _, sampled, index in outputs]),

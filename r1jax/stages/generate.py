@@ -34,17 +34,13 @@ class Generator:
   template: str  # a name in text.TEMPLATES
   max_prompt_length: int  # S, tokens
   mesh: jax.sharding.Mesh
-  draw: sampling.Config = sampling.Config()
 
   @functools.cached_property
   def _sample(self) -> Callable[..., sampling.Completions]:
     function = functools.partial(
-      sampling.sample,
-      model=self.model,
-      config=self.draw,
-      stop_ids=(self.tokenizer.eos_id,),
+      sampling.sample, model=self.model, stop_ids=(self.tokenizer.eos_id,)
     )
-    return jax.jit(function, static_argnames=('group_size', 'max_length'))
+    return jax.jit(function, static_argnames=('config', 'group_size', 'max_length'))
 
   def prompt(self, problem: Problem) -> str:
     """The problem as the model sees it."""
@@ -63,7 +59,7 @@ class Generator:
     *,
     group_size: int,
     max_length: int,
-    temperature: float,
+    draw: sampling.Config,
   ) -> Outputs:
     """Samples `group_size` outputs of each problem."""
     prompts, prompt_mask = mesh_lib.put_batch(self.mesh, self.encode(problems))
@@ -72,9 +68,11 @@ class Generator:
       key,
       prompts,
       prompt_mask,
+      # Another temperature is another number, not another program.
+      config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
-      temperature=np.float32(temperature),
+      temperature=np.float32(draw.temperature),
     )
     tokens, mask = jax.device_get((completions.tokens, completions.mask))
     lengths = mask.sum(-1)

@@ -33,15 +33,18 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     number = values.get(name)
     return float('nan') if number is None else number  # NaN: every comparison fails
 
-  flat, accuracy = value('zero_variance_groups'), value('accuracy')
-  if value('reward') == 0 and not accuracy > 0:
+  flat = value('zero_variance_groups')
+  accuracy = (values.get('rewards') or {}).get('accuracy')
+  if value('reward') == 0 and not (accuracy or 0) > 0:
     yield (
       'reward',
       'Every reward of this step is 0, so there is nothing to learn from: make the '
       'problems easier, or train the base model for longer.',
     )
   elif flat > 0.9:
-    if accuracy < 0.05:
+    if accuracy is None:
+      why = 'the outputs of a problem all get the same reward'
+    elif accuracy < 0.05:
       why = 'hardly any output is right; make the problems easier'
     elif accuracy > 0.95:
       why = 'nearly every output is right; make the problems harder'

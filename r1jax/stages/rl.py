@@ -22,75 +22,9 @@ from r1jax.rewards.pool import RewardPool, Scores
 from r1jax.stages import evaluate as evaluation
 from r1jax.stages.evaluate import named_key
 from r1jax.stages.generate import Generator, Outputs
+from r1jax.stages.rl_config import Config, at
 from r1jax.stages.run import Run, TrainingError
 from r1jax.tasks import Problem
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """One RL stage. Schedules are pairs (after this many rollouts, value)."""
-
-  steps: int = 40  # rollouts
-  prompts_per_step: int = 16  # P (R1-Zero: 32)
-  group_size: int = 16  # G (R1-Zero: 16)
-  max_prompt_length: int = 24  # S, tokens
-  max_length: tuple[tuple[int, int], ...] = ((0, 320),)  # T, tokens, by step
-  temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
-  epochs: int = 1  # passes over a rollout
-  minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
-  micro_batches: int = 8  # parts of a mini-batch that a gradient is summed over
-  reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
-  evaluate_every: int = 10  # steps
-  checkpoint_every: int = 10  # steps
-  logged_samples: int = 4  # outputs a step that are written to samples.jsonl
-  reward_workers: int = 2  # processes
-  reward_timeout: float = 5.0  # seconds an output
-
-  def __post_init__(self) -> None:
-    zero = {'reference_every', 'logged_samples'}
-    for name in ('steps', 'prompts_per_step', 'group_size', 'max_prompt_length',
-                 'epochs', 'minibatches', 'micro_batches', 'evaluate_every',
-                 'checkpoint_every', 'reward_workers', *zero):  # fmt: skip
-      least = 0 if name in zero else 1
-      if getattr(self, name) < least:
-        raise ValueError(
-          f'rl.{name}: expected {least} or more, got {getattr(self, name)}'
-        )
-    if not self.reward_timeout > 0:
-      raise ValueError(
-        f'rl.reward_timeout: expected above 0, got {self.reward_timeout}'
-      )
-    parts = self.minibatches * self.micro_batches
-    if self.prompts_per_step % parts:
-      fits = -(-self.prompts_per_step // parts) * parts
-      raise ValueError(
-        f'rl.prompts_per_step: {self.prompts_per_step} does not divide into '
-        f'minibatches={self.minibatches} of micro_batches={self.micro_batches}; set it '
-        f'to {fits}'
-      )
-    _check_schedule('max_length', self.max_length, least=1)
-    _check_schedule('temperature', self.temperature, least=0)
-    if any(value <= 0 for _, value in self.temperature):
-      raise ValueError(
-        f'rl.temperature: expected above 0 (equal outputs teach nothing), '
-        f'got {self.temperature}'
-      )
-
-
-def _check_schedule(name: str, schedule: tuple, least: float) -> None:
-  starts = [start for start, _ in schedule]
-  if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-    raise ValueError(
-      f'rl.{name}: expected pairs (step, value) from step 0 on with rising steps, '
-      f'got {schedule}'
-    )
-  if any(not value >= least for _, value in schedule):
-    raise ValueError(f'rl.{name}: expected values of {least} or more, got {schedule}')
-
-
-def at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
-  """The value of a schedule after `step` rollouts: of its last pair that has begun."""
-  return [value for start, value in schedule if start <= step][-1]
 
 
 def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Problem]:
@@ -319,7 +253,7 @@ def _step(
     problems,
     group_size=config.group_size,
     max_length=at(config.max_length, rollouts_before),
-    temperature=temperature,
+    draw=sampling.Config(temperature),
   )
   sampled = time.monotonic()
   repeated = [problem for problem in problems for _ in range(config.group_size)]
@@ -355,7 +289,9 @@ def _observed(
   spread = reward_PG.max(1) - reward_PG.min(1)
   return {
     'reward': float(reward_PG.mean()),
-    **{name: float(scores.values[:, i].mean()) for i, name in enumerate(names)},
+    'rewards': {
+      name: float(scores.values[:, i].mean()) for i, name in enumerate(names)
+    },
     'length': float(outputs.lengths.mean()),
     'zero_variance_groups': float((spread == 0).mean()),
     'cut_off': float(outputs.cut_off.mean()),

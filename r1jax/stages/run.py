@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ def start(config: Any, phases: tuple[str, ...]) -> Iterator[Run]:
 def plain_errors() -> Iterator[None]:
   """Ends the process with one sentence on stderr instead of a traceback.
 
-  Status 1 for what a user can mend, 130 after Ctrl-C. Other exceptions are bugs and
-  keep their traceback.
+  Status 1 for what a user can mend, 130 after Ctrl-C. Other exceptions, and a
+  ValueError that a library raised, are bugs and keep their traceback.
   """
   try:
     yield
@@ -93,8 +94,17 @@ def plain_errors() -> Iterator[None]:
     OSError,
     ValueError,  # how configs and readers of files refuse, with a full sentence
   ) as error:
+    if type(error) is ValueError and not _is_ours(error):
+      raise
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
+
+
+def _is_ours(error: BaseException) -> bool:
+  """Whether r1jax or an experiment refused, and not a library that a bug misused."""
+  *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+  package = frame.f_globals['__name__'].split('.')[0]
+  return package in ('r1jax', 'experiments', '__main__')
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The sentences of a report: what the run shows, as far as its numbers carry it."""
 
+from r1jax import statistics
 from r1jax.stages.progress import diagnose
 from r1jax.stages.report.run import Line, Measured, Run, measured, number
 
@@ -93,12 +94,13 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
     f'output; after {last["step"]:,} steps of reinforcement learning it solves '
     f'{_with_interval(after)}.'
   ]
-  if None not in (*before, *after):
-    apart = before.high < after.low or after.high < before.low  # type: ignore[operator]
+  compared = _compared(base, last)
+  if compared is not None:
+    mean, low, high = (f'{100 * x:+.1f}'.replace('-', '−') for x in compared.difference)
+    p = f'p = {compared.p:.3f}' if compared.p >= 0.001 else 'p < 0.001'
     sentences.append(
-      'The 95\u202f% intervals do not overlap.'
-      if apart
-      else 'The 95\u202f% intervals overlap.'
+      f'Compared problem by problem, that is {mean} points ({low} to {high}; sign-flip '
+      f'test, {p}).'
     )
   votes = measured(base, 'consensus'), measured(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
@@ -107,6 +109,18 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
       f'{percent(votes[1].mean)} of the problems ({percent(votes[0].mean)} before).'
     )
   return sentences
+
+
+def _compared(base: Line, last: Line) -> statistics.Paired | None:
+  """pass@1 of the last evaluation against the first, on the problems both hold."""
+  shares = []
+  for line in (base, last):
+    right, k = line.get('right'), number(line, 'k')
+    if not right or not k or not isinstance(right, list):
+      return None
+    shares.append([count / k for count in right])
+  both = min(map(len, shares))  # a shorter evaluation takes the first problems
+  return statistics.paired(shares[0][:both], shares[1][:both], seed=0)
 
 
 def _writing(base: Line, last: Line) -> list[str]:
