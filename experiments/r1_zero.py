@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from r1jax import grpo, mesh, optim, sampling, text
+from r1jax import grpo, mesh, optim, packing, sampling, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
@@ -89,7 +89,8 @@ def main(config: R1Zero) -> None:
   # The rows or prompts of each batch that is computed at a time.
   sizes = (
     config.base.rows_per_step // config.base.micro_batches,
-    config.rl.prompts_per_step // (config.rl.minibatches * config.rl.micro_batches),
+    config.rl.prompts_per_step,
+    config.rl.micro_batch_rows // packing.PROMPT_ROWS,
     config.evaluate.prompts_per_batch,
   )
   devices = mesh.fitting(sizes)
@@ -108,9 +109,10 @@ def main(config: R1Zero) -> None:
   with start(config, phases=('base', 'rl')) as run, pool:
     if devices.size < jax.device_count():
       run.progress.say(
-        f'Using {devices.size} of {jax.device_count()} devices: micro-batches of '
-        f'{sizes[0]} rows (base) and {sizes[1]} prompts (rl) lie on no more. Fewer '
-        'base.micro_batches and rl.micro_batches use more devices.'
+        f'Using {devices.size} of {jax.device_count()} devices, as many as divide '
+        f'{sizes[0]} rows of base training (rows_per_step / micro_batches), '
+        f'rl.prompts_per_step={sizes[1]}, {sizes[2]} half micro_batch_rows of rl and '
+        f'evaluate.prompts_per_batch={sizes[3]}.'
       )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)

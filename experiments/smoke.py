@@ -34,7 +34,7 @@ class Smoke(R1Zero):
     prompts_per_step=4,
     group_size=4,
     max_length=((0, 48),),
-    micro_batches=2,
+    micro_batch_rows=4,
     minibatches=2,
     reference_every=4,
     evaluate_every=6,

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from r1jax import optim
+from r1jax import optim, packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,69 +341,118 @@ def objective(
     'prompts',
     'prompt_mask',
     'tokens',
-    'mask',
+    'offsets',
+    'documents',
     'old_logp',
     'ref_logp',
     'advantage',
+    'starts',
+    'lengths',
   ],
   meta_fields=[],
 )
 @dataclasses.dataclass
 class Rollout:
-  """What one or more updates learn from."""
+  """What an update learns from: N micro-batches, as `packing.Layout` lays them out."""
 
-  prompts: jax.Array  # int32 [P, S], padded on the left
-  prompt_mask: jax.Array  # bool [P, S]
-  tokens: jax.Array  # int32 [P, G, T]
-  mask: jax.Array  # bool [P, G, T]
-  old_logp: jax.Array  # float32 [P, G, T]
-  ref_logp: jax.Array | None  # float32 [P, G, T]
-  advantage: jax.Array  # float32 [P, G]
+  prompts: Any  # int32 [N, P, S], padded on the left
+  prompt_mask: Any  # bool [N, P, S]
+  tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
+  offsets: Any  # int32 [N, P, B, T], position of a token within its output
+  documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
+  old_logp: Any  # float32 [N, P, B, T]
+  ref_logp: Any  # float32 [N, P, B, T], or None
+  advantage: Any  # float32 [N, P, O]
+  starts: Any  # int32 [N, P, O], of an output in the B * T positions
+  lengths: Any  # int32 [N, P, O], 0 where no output is
+
+
+def pack(
+  layout: packing.Layout,
+  *,
+  prompts: np.ndarray,
+  prompt_mask: np.ndarray,
+  tokens: np.ndarray,
+  old_logp: np.ndarray,
+  ref_logp: np.ndarray | None,
+  advantage: np.ndarray,
+) -> Rollout:
+  """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
+  return Rollout(
+    prompts=layout.by_prompt(prompts),
+    prompt_mask=layout.by_prompt(prompt_mask),
+    tokens=layout.by_token(tokens),
+    offsets=layout.offsets,
+    documents=layout.documents,
+    old_logp=layout.by_token(old_logp),
+    ref_logp=None if ref_logp is None else layout.by_token(ref_logp),
+    advantage=layout.by_output(advantage),
+    starts=layout.starts,
+    lengths=layout.lengths,
+  )
 
 
 def step(
   state: optim.TrainState,
   rollout: Rollout,
+  count: jax.Array,
   temperature: jax.Array,
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   optimizer: optax.GradientTransformation,
   config: Config,
-  micro_batches: int,
 ) -> tuple[optim.TrainState, dict[str, jax.Array]]:
   """One update of the policy on a rollout; pure, for `jax.jit` or a mesh.
 
   Args:
     state: of the policy.
-    rollout: P must divide by `micro_batches`.
+    rollout: see `Rollout`; the gradient is summed over its micro-batches.
+    count: int32 [], how many micro-batches hold something; the rest costs nothing.
     temperature: of the policy that sampled.
-    score: (params, prompts, prompt_mask, tokens, temperature=...) -> log-probs and
-      entropies [P, G, T]; see `r1jax.sampling.score`.
+    score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
+      -> log-probs and entropies [P, B, T]; see `r1jax.sampling.score`.
     optimizer: see `r1jax.optim`.
     config: the algorithm.
-    micro_batches: parts of P that the gradient is summed over.
 
   Returns:
     The new state, and the metrics of `objective` with `entropy` (nats a token).
   """
-  total = totals(rollout.mask)
+  total = Totals(
+    jnp.maximum(jnp.sum(rollout.lengths > 0), 1).astype(jnp.float32),
+    jnp.maximum(rollout.lengths.sum(), 1),
+  )
 
   def loss(params: Any, part: Rollout) -> tuple[jax.Array, dict[str, jax.Array]]:
     logp, entropy = score(
-      params, part.prompts, part.prompt_mask, part.tokens, temperature=temperature
+      params,
+      part.prompts,
+      part.prompt_mask,
+      part.tokens,
+      part.offsets,
+      part.documents,
+      temperature=temperature,
     )
+    length = part.tokens.shape[-1]
+    mask = jnp.arange(length)[None, None] < part.lengths[..., None]
+    place = part.starts[..., None] + jnp.arange(length)[None, None]
+
+    def by_output(x_PBT: jax.Array) -> jax.Array:
+      """Row by row becomes output by output, [P, O, T], with others' tokens behind."""
+      x_PX = x_PBT.reshape(len(x_PBT), -1)
+      place_PX = jnp.minimum(place, x_PX.shape[1] - 1).reshape(len(x_PBT), -1)
+      return jnp.take_along_axis(x_PX, place_PX, axis=1).reshape(mask.shape)
+
+    ref_logp = part.ref_logp
     value, metrics = objective(
-      logp,
+      by_output(logp),
       part.advantage,
-      part.mask,
-      old_logp=part.old_logp,
-      ref_logp=part.ref_logp,
+      mask,
+      old_logp=by_output(part.old_logp),
+      ref_logp=None if ref_logp is None else by_output(ref_logp),
       config=config,
       total=total,
     )
-    metrics['entropy'] = jnp.sum(part.mask * entropy) / total.tokens
+    metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
     return value, metrics
 
-  return optim.update(
-    state, rollout, loss=loss, optimizer=optimizer, micro_batches=micro_batches
-  )
+  return optim.update(state, rollout, loss=loss, optimizer=optimizer, count=count)

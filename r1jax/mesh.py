@@ -53,9 +53,9 @@ def fitting(sizes: Sequence[int]) -> Mesh:
   return make(devices[:count])
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """Places a tree of arrays whose first axis is P (or rows) on the mesh."""
-  return jax.device_put(batch, sharding(mesh, 'prompt'))
+def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+  """Places a tree of arrays one axis of which is P (or rows) on the mesh."""
+  return jax.device_put(batch, sharding(mesh, *[None] * axis, 'prompt'))
 
 
 def put_everywhere(mesh: Mesh, tree: Any) -> Any:

@@ -118,62 +118,57 @@ def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def cut(batch: Any, parts: int) -> Any:
-  """Returns the tree's arrays [N, ...] as [parts, N / parts, ...]; `join` undoes it.
+  """Returns the tree's arrays [N, ...] as [parts, N / parts, ...].
 
   Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
+
+  Raises:
+    ValueError: `parts` does not divide the first axis.
   """
+  size = len(jax.tree.leaves(batch)[0])
+  if size % parts:
+    raise ValueError(
+      f'micro_batches: expected a divisor of the batch size {size}, got {parts}'
+    )
   return jax.tree.map(
     lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
   )
 
 
-def join(parts: Any) -> Any:
-  """Returns the tree's arrays [parts, N / parts, ...] as the [N, ...] they were."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
-
-
 def update(
   state: TrainState,
-  batch: Any,
+  parts: Any,
   *,
   loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
   optimizer: optax.GradientTransformation,
-  micro_batches: int,
+  count: int | jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimizer update on the gradient summed over micro-batches.
 
   Args:
     state: before the update.
-    batch: a tree of arrays, cut along their first axis into `micro_batches` parts.
+    parts: a tree of arrays [N, ...]: N micro-batches.
     loss: gives a part's share of the batch's loss and of its metrics: shares add up
       to the whole, so the cut changes nothing but memory and speed.
     optimizer: see `make`.
-    micro_batches: must divide the first axis.
+    count: of the micro-batches only the first so many are computed; None is all.
 
   Returns:
     The new state, and the metrics with `loss` and `grad_norm` (before clipping).
-
-  Raises:
-    ValueError: `micro_batches` does not divide the first axis.
   """
-  size = len(jax.tree.leaves(batch)[0])
-  if size % micro_batches:
-    raise ValueError(
-      f'micro_batches: expected a divisor of the batch size {size}, got {micro_batches}'
-    )
   gradient = jax.value_and_grad(loss, has_aux=True)
 
-  def part(batch: Any) -> Any:
-    (value, metrics), grads = gradient(state.params, batch)
+  def one(index: int | jax.Array) -> Any:
+    part = jax.tree.map(lambda x: x[index], parts)
+    (value, metrics), grads = gradient(state.params, part)
     return grads, {'loss': value, **metrics}
 
-  parts = cut(batch, micro_batches)
-  zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(part, jax.tree.map(lambda x: x[0], parts)),
-  )
-  (grads, metrics), _ = jax.lax.scan(
-    lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None), zeros, parts
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
+  grads, metrics = jax.lax.fori_loop(
+    0,
+    len(jax.tree.leaves(parts)[0]) if count is None else count,
+    lambda index, total: jax.tree.map(jnp.add, total, one(index)),
+    zeros,
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

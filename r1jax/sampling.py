@@ -219,6 +219,8 @@ def score(
   prompts: jax.Array,
   prompt_mask: jax.Array,
   tokens: jax.Array,
+  offsets: jax.Array | None = None,
+  documents: jax.Array | None = None,
   *,
   model: Model,
   temperature: jax.Array | float = 1.0,
@@ -226,27 +228,36 @@ def score(
   """Returns log-probs of the tokens and entropies of their distributions, [P, G, T].
 
   The prompt is computed once and shared by its group; gradients flow through it.
-  Nats, at the given temperature, without truncation.
+  Nats, at the given temperature, without truncation. A row may hold several outputs
+  one after the other (see `r1jax.packing`), told apart by `documents`.
 
   Args:
     params: of `model`.
     prompts: int32 [P, S], padded on the left.
     prompt_mask: bool [P, S].
     tokens: int32 [P, G, T]; what follows a stop token must be masked by the caller.
+    offsets: int32 [P, G, T], position within the output; None is 0, 1, 2, …
+    documents: int32 [P, G, T], an id an output; None is one output a row.
     model: the decoder's functions.
     temperature: divides the logits, above 0.
   """
   groups, group_size, length = tokens.shape
   rows = groups * group_size
   last_PD, prompt, length_P = _prefill(params, prompts, prompt_mask, model)
-  first_BD = jnp.repeat(last_PD, group_size, axis=0)
   tokens_BT = tokens.reshape(rows, length)
-  hidden_BTD = first_BD[:, None]
+  if offsets is None:
+    offsets = jnp.broadcast_to(jnp.arange(length)[None, None], tokens.shape)
+  if documents is None:
+    documents = jnp.zeros_like(tokens)
+  offset_BT, document_BT = offsets.reshape(rows, -1), documents.reshape(rows, -1)
+  # An output's first token comes after the prompt, any other after the one before it.
+  hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
   if length > 1:  # the last token is predicted, never read
-    positions = jnp.repeat(length_P, group_size)[:, None] + jnp.arange(length - 1)[None]
+    position_BT = jnp.repeat(length_P, group_size)[:, None] + offset_BT
     rest_BTD, _ = model.forward(
-      params, tokens_BT[:, :-1], positions, jnp.zeros_like(positions), [prompt]
+      params, tokens_BT[:, :-1], position_BT[:, :-1], document_BT[:, :-1], [prompt]
     )
+    rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
     hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)
   logits_BTV = model.logits(params, hidden_BTD) / temperature
   logp_BT, entropy_BT = token_logp(logits_BTV, tokens_BT)

@@ -68,6 +68,5 @@ def step(
   """One update on a batch; pure. B must divide by `micro_batches`."""
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
-  return optim.update(
-    state, batch, loss=loss, optimizer=optimizer, micro_batches=micro_batches
-  )
+  parts = optim.cut(batch, micro_batches)
+  return optim.update(state, parts, loss=loss, optimizer=optimizer)

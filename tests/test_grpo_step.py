@@ -1,6 +1,7 @@
 """One update of a policy: invariances that hold for every algorithm and any model."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import grpo, mesh, optim, sampling
+from r1jax import grpo, mesh, optim, packing, sampling
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 
@@ -22,42 +23,63 @@ QUICK = {
 }
 
 
-def bigram(params, prompts, prompt_mask, tokens, *, temperature):
+def bigram(
+  params, prompts, prompt_mask, tokens, offsets=None, documents=None, *, temperature
+):
   """Scores as `sampling.score` does, where a token depends on the one before."""
-  first = jnp.broadcast_to(prompts[:, -1, None, None], (*tokens.shape[:2], 1))
-  before = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
+  if offsets is None:
+    offsets = jnp.broadcast_to(jnp.arange(tokens.shape[-1])[None, None], tokens.shape)
+  before = jnp.roll(tokens, 1, axis=-1)
+  before = jnp.where(offsets == 0, prompts[:, -1, None, None], before)
   logp = jax.nn.log_softmax(params['table'] / temperature)[before]
   entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
   return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], entropy
 
 
-def rollout_of(prompts, group_size, length, seed=0):
+class Outputs(NamedTuple):
+  """The arguments of `grpo.pack`, and the outputs' lengths [P, G]."""
+
+  lengths: Any
+  prompts: Any
+  prompt_mask: Any
+  tokens: Any
+  old_logp: Any
+  ref_logp: Any
+  advantage: Any
+
+  @property
+  def mask(self):
+    return np.arange(self.tokens.shape[-1]) < self.lengths[..., None]
+
+  def packed(self, rows=4):
+    """The rollout in micro-batches of so many rows, and how many of them are filled."""
+    layout = packing.plan(self.lengths, self.tokens.shape[-1], rows)
+    fields = self._asdict()
+    del fields['lengths']
+    rollout = grpo.pack(layout, **fields)
+    return jax.tree.map(jnp.asarray, rollout), jnp.int32(layout.count)
+
+
+def outputs_of(prompts, group_size, length, seed=0):
   """Random tokens of ragged outputs, with log-probs that no policy gave them."""
   rng = np.random.default_rng(seed)
   shape = (prompts, group_size, length)
-  lengths = rng.integers(1, length + 1, size=(prompts, group_size, 1))
   real = rng.integers(1, 4, size=(prompts, 1))
-  logps = jnp.asarray(rng.normal(-2, 0.5, (2, *shape)), jnp.float32)
-  return grpo.Rollout(
-    prompts=jnp.asarray(rng.integers(VOCAB, size=(prompts, 3)), jnp.int32),
-    prompt_mask=jnp.asarray(np.arange(3) >= 3 - real),
-    tokens=jnp.asarray(rng.integers(VOCAB, size=shape), jnp.int32),
-    mask=jnp.asarray(np.arange(length) < lengths),
-    old_logp=logps[0],
-    ref_logp=logps[1],
-    advantage=jnp.asarray(rng.normal(size=shape[:2]), jnp.float32),
+  old_logp, ref_logp = rng.normal(-2, 0.5, (2, *shape)).astype(np.float32)
+  return Outputs(
+    lengths=rng.integers(1, length + 1, size=(prompts, group_size)),
+    prompts=rng.integers(VOCAB, size=(prompts, 3)).astype(np.int32),
+    prompt_mask=np.arange(3) >= 3 - real,
+    tokens=rng.integers(VOCAB, size=shape).astype(np.int32),
+    old_logp=old_logp,
+    ref_logp=ref_logp,
+    advantage=rng.normal(size=shape[:2]).astype(np.float32),
   )
 
 
-def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram, parts=1):
+def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram):
   return jax.jit(
-    functools.partial(
-      grpo.step,
-      score=score,
-      optimizer=optimizer,
-      config=config,
-      micro_batches=parts,
-    ),
+    functools.partial(grpo.step, score=score, optimizer=optimizer, config=config),
     compiler_options=QUICK,
   )
 
@@ -74,65 +96,75 @@ def close(got, expected, **tolerance):
 
 @pytest.mark.parametrize('name', grpo.PRESETS)
 def test_step_is_the_same_for_any_micro_batches(name):
-  rollout = rollout_of(prompts=4, group_size=3, length=5)
-  tokens = rollout.mask.sum((1, 2)).tolist()
+  outputs = outputs_of(prompts=4, group_size=3, length=5)
+  tokens = outputs.lengths.sum(1).tolist()
   assert len(set(tokens)) > 1, 'parts of equal size would hide a wrong total'
-  state = optim.init(table(), SGD)
-  one, two, four = (
-    make_step(grpo.PRESETS[name], parts=parts)(state, rollout, jnp.float32(0.7))
-    for parts in (1, 2, 4)
-  )
-  assert np.any(np.abs(one[0].params['table'] - state.params['table']) > 1e-4)
+  state, step = optim.init(table(), SGD), make_step(grpo.PRESETS[name])
+  packed = [outputs.packed(rows) for rows in (8, 4, 2)]
+  assert [int(count) for _, count in packed] == [1, 2, 4]
+  one, two, four = (step(state, *batch, jnp.float32(0.7)) for batch in packed)
+  assert np.any(np.abs(one[0].params['table'] - state.params['table']) > 1e-5)
   # float32 sums in another order: 60 terms near 1
   close(two, one, rtol=2e-5, atol=2e-6)
   close(four, one, rtol=2e-5, atol=2e-6)
 
 
 def test_step_follows_the_gradient_of_the_objective():
-  rollout = rollout_of(prompts=2, group_size=2, length=4)
-  params, temperature = table(), jnp.float32(0.7)
+  # Of a real model, and of outputs side by side: neighbours must not be seen.
   config = grpo.Config(kl_coef=0.3)
+  outputs = outputs_of(prompts=3, group_size=4, length=6)
+  params = jax.tree.map(lambda box: box.value, random_boxed(MODEL), is_leaf=is_box)
+  score = functools.partial(
+    sampling.score, model=sampling.Model(*decoder.functions(MODEL, VOCAB))
+  )
+  temperature = jnp.float32(0.7)
 
   def loss(params):
-    logp, _ = bigram(
+    logp, _ = score(
       params,
-      rollout.prompts,
-      rollout.prompt_mask,
-      rollout.tokens,
+      outputs.prompts,
+      outputs.prompt_mask,
+      outputs.tokens,
       temperature=temperature,
     )
     return grpo.objective(
       logp,
-      rollout.advantage,
-      rollout.mask,
-      old_logp=rollout.old_logp,
-      ref_logp=rollout.ref_logp,
+      outputs.advantage,
+      outputs.mask,
+      old_logp=outputs.old_logp,
+      ref_logp=outputs.ref_logp,
       config=config,
     )[0]
 
   value, slope = jax.jit(jax.value_and_grad(loss))(params)
-  state, metrics = make_step(config)(optim.init(params, SGD), rollout, temperature)
-  assert state.step == 1
-  close(state.params['table'], params['table'] - 0.5 * slope['table'], atol=1e-6)
-  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-6)
-  np.testing.assert_allclose(
-    metrics['grad_norm'], np.sqrt(np.sum(np.square(slope['table']))), rtol=1e-6
+  state, metrics = make_step(config, score=score)(
+    optim.init(params, SGD), *outputs.packed(), temperature
   )
+  assert state.step == 1
+  # float32 sums in another order; the gradient's entries are up to 1
+  close(
+    state.params,
+    jax.tree.map(lambda x, dx: x - 0.5 * dx, params, slope),
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-5)
+  norm = np.sqrt(sum(np.sum(np.square(dx)) for dx in jax.tree.leaves(slope)))
+  np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-5)
 
 
 def test_entropy_is_the_mean_over_tokens():
   # Probabilities 1/4, 3/4 after token 0 and 1/2, 1/2 after token 1, at temperature 1.
   params = {'table': jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))}
-  rollout = grpo.Rollout(
-    prompts=jnp.array([[0]]),
-    prompt_mask=jnp.array([[True]]),
-    tokens=jnp.array([[[1, 0, 0], [0, 1, 1]]]),
-    mask=jnp.array([[[True, True, True], [True, False, False]]]),
-    old_logp=jnp.zeros((1, 2, 3)),
+  outputs = Outputs(
+    lengths=np.array([[3, 1]]),
+    prompts=np.array([[0]]),
+    prompt_mask=np.array([[True]]),
+    tokens=np.array([[[1, 0, 0], [0, 1, 1]]]),
+    old_logp=np.zeros((1, 2, 3)),
     ref_logp=None,
-    advantage=jnp.array([[1.0, -1]]),
+    advantage=np.array([[1.0, -1]]),
   )
-  _, metrics = make_step()(optim.init(params, SGD), rollout, jnp.float32(1))
+  _, metrics = make_step()(optim.init(params, SGD), *outputs.packed(), jnp.float32(1))
   # The four tokens stand after 0, 1, 0 and 0.
   after_0, after_1 = 0.25 * np.log(4) + 0.75 * np.log(4 / 3), np.log(2)
   np.testing.assert_allclose(metrics['entropy'], (3 * after_0 + after_1) / 4, rtol=1e-6)
@@ -140,33 +172,39 @@ def test_entropy_is_the_mean_over_tokens():
 
 
 def test_garbage_beyond_the_mask_changes_no_update():
-  rollout = rollout_of(prompts=2, group_size=2, length=4)
+  outputs = outputs_of(prompts=2, group_size=2, length=4)
   state, step = optim.init(table(), SGD), make_step(grpo.Config(kl_coef=0.3))
-  clean = step(state, rollout, jnp.float32(1))
+  clean = step(state, *outputs.packed(), jnp.float32(1))
   for garbage in (jnp.nan, jnp.inf, -jnp.inf):
-    rollout.old_logp = jnp.where(rollout.mask, rollout.old_logp, garbage)
-    rollout.ref_logp = jnp.where(rollout.mask, rollout.ref_logp, garbage)
-    rollout.tokens = jnp.where(rollout.mask, rollout.tokens, 0)
-    dirty = step(state, rollout, jnp.float32(1))
+    beyond = outputs._replace(
+      old_logp=np.where(outputs.mask, outputs.old_logp, garbage),
+      ref_logp=np.where(outputs.mask, outputs.ref_logp, garbage),
+      tokens=np.where(outputs.mask, outputs.tokens, 0),
+    )
+    rollout, count = beyond.packed()
+    # and on the padding of the rows
+    rollout.old_logp = jnp.where(rollout.documents > 0, rollout.old_logp, garbage)
+    dirty = step(state, rollout, count, jnp.float32(1))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
 def test_learning_rate_0_leaves_the_policy_where_it_is():
   optimizer = optim.make(optim.Config(learning_rate=0.0), total_steps=2)
-  rollout = rollout_of(prompts=2, group_size=2, length=4)
+  outputs = outputs_of(prompts=2, group_size=2, length=4)
   temperature = jnp.float32(0.7)
   before = table()
-  rollout.old_logp, _ = bigram(
+  logp, _ = bigram(
     before,
-    rollout.prompts,
-    rollout.prompt_mask,
-    rollout.tokens,
+    outputs.prompts,
+    outputs.prompt_mask,
+    outputs.tokens,
     temperature=temperature,
   )
-  rollout.ref_logp = rollout.old_logp
+  logp = np.asarray(logp)
+  rollout, count = outputs._replace(old_logp=logp, ref_logp=logp).packed()
   state, step = optim.init(before, optimizer), make_step(optimizer=optimizer)
   for _ in range(2):
-    state, metrics = step(state, rollout, temperature)
+    state, metrics = step(state, rollout, count, temperature)
     np.testing.assert_array_equal(state.params['table'], before['table'])
     # 1e-6: the same log-probs, compiled apart and together with the loss
     np.testing.assert_allclose(metrics['ratio'], 1, atol=1e-6)
@@ -175,6 +213,13 @@ def test_learning_rate_0_leaves_the_policy_where_it_is():
     assert metrics['clip_up'] == metrics['clip_down'] == 0
     assert metrics['grad_norm'] > 0
   assert state.step == 2
+
+
+MODEL = ModelConfig(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=32)
+
+
+def is_box(leaf):
+  return hasattr(leaf, 'names')
 
 
 def random_boxed(config):
@@ -189,26 +234,25 @@ def random_boxed(config):
 
 
 def test_sharded_step_matches_single_device():
-  config = ModelConfig(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=32)
-  boxed = random_boxed(config)
-  model = sampling.Model(*decoder.functions(config, VOCAB))
+  boxed = random_boxed(MODEL)
+  model = sampling.Model(*decoder.functions(MODEL, VOCAB))
   step = make_step(
     grpo.PRESETS['grpo'],
     score=functools.partial(sampling.score, model=model),
-    parts=2,
   )
-  rollout = rollout_of(prompts=8, group_size=2, length=6)
+  rollout, count = outputs_of(prompts=8, group_size=2, length=6).packed(rows=8)
+  assert count == 2
 
   def run(devices):
     place = mesh.make(devices)
     everywhere = mesh.sharding(place)
     state = jax.device_put(optim.init(mesh.put_boxed(place, boxed), SGD), everywhere)
-    batch = mesh.put_batch(place, rollout)
-    temperature = jax.device_put(jnp.float32(0.7), everywhere)
+    batch = mesh.put_batch(place, rollout, axis=1)
+    numbers = jax.device_put((count, jnp.float32(0.7)), everywhere)
     shards = {shard.data.shape for shard in batch.tokens.addressable_shards}
-    assert shards == {(8 // len(devices), 2, 6)}
+    assert shards == {(2, 4 // len(devices), 2, 6)}
     with jax.transfer_guard('disallow'):
-      after, metrics = step(state, batch, temperature)
+      after, metrics = step(state, batch, *numbers)
     for leaf in jax.tree.leaves(after.params):
       assert leaf.sharding.device_set == set(devices)
     return state, after, metrics

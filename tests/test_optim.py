@@ -16,14 +16,13 @@ def follow(config, gradients, start, total_steps=10):
   update = jax.jit(
     lambda state, gradient: optim.update(
       state,
-      gradient,
+      optim.cut(gradient, 1),
       # a loss that is linear in the parameters has the gradient it is given
       loss=lambda params, part: (
         sum((jnp.sum(params[k][None] * part[k]) for k in params), jnp.float32(0)),
         {},
       ),
       optimizer=optimizer,
-      micro_batches=1,
     )
   )
   path = []
@@ -122,10 +121,9 @@ def squares(params, part):
   return value, {'mean': jnp.sum(part['row']) / len(ROWS)}
 
 
-def update(state, batch, micro_batches):
-  return optim.update(
-    state, batch, loss=squares, optimizer=SGD, micro_batches=micro_batches
-  )
+def update(state, batch, micro_batches, count=None):
+  parts = optim.cut(batch, micro_batches)
+  return optim.update(state, parts, loss=squares, optimizer=SGD, count=count)
 
 
 @pytest.mark.parametrize('micro_batches', [1, 2, 4, 8])
@@ -140,6 +138,17 @@ def test_micro_batches_add_up(micro_batches):
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-6)
   np.testing.assert_allclose(state.params['x'], 1 + 0.1 * 30.875, rtol=1e-6)
   assert state.step == 1
+
+
+def test_only_the_first_parts_count():
+  # Cut strided: the first 2 of 4 parts are rows 1, 16 and 2, 32.
+  state = optim.init({'x': jnp.float32(1)}, SGD)
+  state, metrics = jax.jit(update, static_argnums=2)(
+    state, {'row': ROWS}, 4, jnp.int32(2)
+  )
+  np.testing.assert_allclose(metrics['mean'], (1 + 16 + 2 + 32) / 8, rtol=1e-6)
+  slope = (4 * 1 - (1 + 16 + 2 + 32)) / 8
+  np.testing.assert_allclose(state.params['x'], 1 - 0.1 * slope, rtol=1e-6)
 
 
 def test_micro_batches_leave_rows_on_their_devices():

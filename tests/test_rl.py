@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo, mesh, optim, sampling
+from r1jax import grpo, mesh, optim, packing, sampling
 from r1jax.model.attention import KV
 from r1jax.stages.rl import Config, Trainer, at, problem_order
 from r1jax.tasks import Problem
@@ -44,7 +44,8 @@ def test_order_is_a_function_of_seed_and_index_alone():
   ('fields', 'expected'),
   [
     ({'group_size': 0}, 'rl.group_size: expected 1 or more, got 0'),
-    ({'prompts_per_step': 5, 'minibatches': 2, 'micro_batches': 2}, 'set it to 8'),
+    ({'prompts_per_step': 5, 'minibatches': 2}, 'multiple of 2, got 5; set it to 6'),
+    ({'micro_batch_rows': 7}, 'rl.micro_batch_rows: .* multiple of 2, got 7; .* 8'),
     ({'temperature': ((0, -1.0),)}, 'rl.temperature'),
     ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected above 0'),
     ({'max_length': ()}, 'rl.max_length: expected pairs'),
@@ -59,34 +60,56 @@ def test_impossible_settings_are_named(fields, expected):
     Config(**fields)
 
 
-def test_minibatches_and_reference_stay_cut_over_the_devices():
-  # A model that says every token with probability 1/2, on four devices.
+def test_every_minibatch_takes_other_problems():
+  nothing: Any = None  # unused here
+  config = Config(prompts_per_step=16, minibatches=4)
+  trainer = Trainer(nothing, nothing, config, grpo.Config(), optim.Config())
+  parts = trainer._minibatches(jax.random.key(0))
+  assert parts.shape == (4, 4)
+  assert sorted(parts.reshape(-1).tolist()) == list(range(16))
+  assert parts.tolist() != trainer._minibatches(jax.random.key(1)).tolist()
+
+
+def test_reference_scores_every_output_and_stays_cut_over_the_devices():
+  # A model that says the token before once more with probability 3/4, of two tokens,
+  # on four devices.
   def forward(params, tokens, positions, document, context=()):
-    return tokens, KV(*jnp.zeros((2, 1, len(tokens), 1, 1, tokens.shape[1])))
+    return tokens[..., None], KV(*jnp.zeros((2, 1, len(tokens), 1, 1, tokens.shape[1])))
 
   def logits(params, hidden):
-    return jnp.zeros((*hidden.shape, 2))
+    return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
 
   place = mesh.make(jax.devices()[:4])
-  model = sampling.Model(forward, logits)
-  generator: Any = SimpleNamespace(mesh=place, model=model)
-  pool: Any = None  # unused here
-  config = Config(prompts_per_step=16, minibatches=2, micro_batches=2)
-  trainer = Trainer(generator, pool, config, grpo.Config(), optim.Config())
-  rows = np.arange(16)
-  prompts = mesh.put_batch(place, np.repeat(rows[:, None], 3, 1).astype(np.int32))
-  said = mesh.put_batch(place, np.zeros((16, 2, 5), np.int32))
-  arrays = (prompts, prompts >= 0, said)
-  logp = trainer.reference_logp({}, arrays, jnp.float32(1))
-  np.testing.assert_allclose(logp, np.full((16, 2, 5), np.log(0.5)), rtol=1e-6)
-  compiled: Any = trainer.reference_logp
-  program = compiled.lower({}, arrays, jnp.float32(1)).compile().as_text()
+  generator: Any = SimpleNamespace(mesh=place, model=sampling.Model(forward, logits))
+  nothing: Any = None  # unused here
+  config = Config(prompts_per_step=8, micro_batch_rows=8)
+  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  rng = np.random.default_rng(0)
+  prompts = rng.integers(2, size=(8, 3)).astype(np.int32)
+  tokens = rng.integers(2, size=(8, 4, 5)).astype(np.int32)
+  lengths = rng.integers(1, 6, size=(8, 4))
+  outputs: Any = SimpleNamespace(
+    prompts=prompts, prompt_mask=prompts >= 0, tokens=tokens, lengths=lengths
+  )
+  logp = trainer.reference_logp({}, outputs, np.float32(1))
+  last = np.broadcast_to(prompts[:, None, -1:], (8, 4, 1))
+  before = np.concatenate([last, tokens[..., :-1]], axis=-1)
+  expected = np.log(np.where(before == tokens, 0.75, 0.25))
+  real = np.arange(5) < lengths[..., None]
+  np.testing.assert_allclose(logp, np.where(real, expected, 0), rtol=1e-6)
+
+  layout = packing.plan(lengths, 5, 8)
+  rows = trainer._put(
+    (
+      layout.by_prompt(prompts),
+      layout.by_prompt(prompts >= 0),
+      layout.by_token(tokens),
+      layout.offsets,
+      layout.documents,
+    )
+  )
+  compiled: Any = trainer._reference
+  arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
+  program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
-  advantage = mesh.put_batch(place, rows.astype(np.float32))
-  rollout = grpo.Rollout(*arrays, said == 0, logp, logp, advantage)
-  parts = trainer._minibatches(rollout, jax.random.key(0))
-  assert sorted(np.concatenate([part.advantage for part in parts])) == rows.tolist()
-  for part in parts:
-    np.testing.assert_array_equal(part.prompts[:, 0], part.advantage)
-    for leaf in jax.tree.leaves(part):
-      assert not leaf.sharding.is_fully_replicated
+  assert all(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(rows))

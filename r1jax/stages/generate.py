@@ -17,9 +17,10 @@ from r1jax.tasks import Problem
 class Outputs:
   """A group of outputs for each of P problems."""
 
-  prompts: jax.Array  # int32 [P, S], padded on the left
-  prompt_mask: jax.Array  # bool [P, S]
-  completions: sampling.Completions  # [P, G, T]
+  prompts: np.ndarray  # int32 [P, S], padded on the left
+  prompt_mask: np.ndarray  # bool [P, S]
+  tokens: np.ndarray  # int32 [P, G, T], 0 beyond an output's end
+  logp: np.ndarray  # float32 [P, G, T], nats, under the policy that sampled
   lengths: np.ndarray  # int [P, G], tokens with the stop token
   cut_off: np.ndarray  # bool [P, G], no stop token within the limit
   texts: list[list[str]]  # P lists of G
@@ -62,20 +63,19 @@ class Generator:
     draw: sampling.Config,
   ) -> Outputs:
     """Samples `group_size` outputs of each problem."""
-    prompts, prompt_mask = mesh_lib.put_batch(self.mesh, self.encode(problems))
+    prompts, prompt_mask = self.encode(problems)
     completions = self._sample(
       params,
       key,
-      prompts,
-      prompt_mask,
+      *mesh_lib.put_batch(self.mesh, (prompts, prompt_mask)),
       # Another temperature is another number, not another program.
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
       temperature=np.float32(draw.temperature),
     )
-    tokens, mask = jax.device_get((completions.tokens, completions.mask))
-    lengths = mask.sum(-1)
+    said = jax.device_get(completions)
+    tokens, lengths = said.tokens, said.mask.sum(-1)
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     flat = tokens.reshape(-1, max_length)
     rows = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
@@ -84,7 +84,8 @@ class Generator:
     return Outputs(
       prompts=prompts,
       prompt_mask=prompt_mask,
-      completions=completions,
+      tokens=tokens,
+      logp=said.logp,
       lengths=lengths,
       cut_off=last != self.tokenizer.eos_id,
       texts=[texts[start : start + group_size] for start in groups],

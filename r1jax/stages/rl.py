@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import grpo, optim, sampling, text
+from r1jax import grpo, optim, packing, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.rewards.pool import RewardPool, Scores
 from r1jax.stages import evaluate as evaluation
@@ -59,26 +59,39 @@ class Trainer:
   def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
     """`grpo.step`, compiled; the old state's memory is used for the new one."""
     step = functools.partial(
-      grpo.step,
-      score=self._score,
-      optimizer=self.chain,
-      config=self.algorithm,
-      micro_batches=self.config.micro_batches,
+      grpo.step, score=self._score, optimizer=self.chain, config=self.algorithm
     )
     return jax.jit(step, donate_argnums=0)
 
   @functools.cached_property
-  def reference_logp(self) -> Callable[..., jax.Array]:
-    """Log-probs [P, G, T] under the reference, a micro-batch of prompts at a time."""
-    parts = self.config.minibatches * self.config.micro_batches
+  def _reference(self) -> Callable[..., jax.Array]:
+    """Log-probs [N, P, B, T], a micro-batch at a time."""
 
-    def score(params: Any, arrays: Any, temperature: jax.Array) -> jax.Array:
-      def one(part):
-        return self._score(params, *part, temperature=temperature)[0]
+    def score(params: Any, rows: Any, count: jax.Array, temperature: jax.Array):
+      def one(index: jax.Array, logp: jax.Array) -> jax.Array:
+        part = jax.tree.map(lambda x: x[index], rows)
+        return logp.at[index].set(
+          self._score(params, *part, temperature=temperature)[0]
+        )
 
-      return optim.join(jax.lax.map(one, optim.cut(arrays, parts)))
+      return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
     return jax.jit(score)
+
+  def reference_logp(
+    self, params: Any, outputs: Outputs, temperature: np.float32
+  ) -> np.ndarray:
+    """Log-probs of the outputs' tokens under the reference, [P, G, T]."""
+    layout = self._plan(outputs.lengths, outputs.tokens)
+    rows = (
+      layout.by_prompt(outputs.prompts),
+      layout.by_prompt(outputs.prompt_mask),
+      layout.by_token(outputs.tokens),
+      layout.offsets,
+      layout.documents,
+    )
+    logp = self._reference(params, self._put(rows), np.int32(layout.count), temperature)
+    return layout.undo(jax.device_get(logp), outputs.tokens.shape)
 
   def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
     """`grpo.group_advantage` on the host's numbers."""
@@ -96,42 +109,44 @@ class Trainer:
     temperature: float,
   ) -> tuple[optim.TrainState, dict[str, float]]:
     """All updates of one rollout; returns the state and the updates' mean metrics."""
-    said = outputs.completions
     scalar = np.float32(temperature)
     ref_logp = None
     if self.algorithm.kl_coef:
-      arrays = (outputs.prompts, outputs.prompt_mask, said.tokens)
-      ref_logp = self.reference_logp(reference, arrays, scalar)
-    rollout = grpo.Rollout(
-      outputs.prompts,
-      outputs.prompt_mask,
-      said.tokens,
-      said.mask,
-      said.logp,
-      ref_logp,
-      mesh_lib.put_batch(self.generator.mesh, advantage_PG),
-    )
-    collected = []
+      ref_logp = self.reference_logp(reference, outputs, scalar)
+    values = []
     for epoch in range(self.config.epochs):
-      for part in self._minibatches(rollout, jax.random.fold_in(key, epoch)):
-        state, metrics = self.update(state, part, scalar)
-        collected.append(metrics)
-    values = [jax.device_get(metrics) for metrics in collected]
+      for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
+        layout = self._plan(outputs.lengths[chosen], outputs.tokens)
+        rollout = grpo.pack(
+          layout,
+          prompts=outputs.prompts[chosen],
+          prompt_mask=outputs.prompt_mask[chosen],
+          tokens=outputs.tokens[chosen],
+          old_logp=outputs.logp[chosen],
+          ref_logp=None if ref_logp is None else ref_logp[chosen],
+          advantage=advantage_PG[chosen],
+        )
+        count = np.int32(layout.count)
+        state, metrics = self.update(state, self._put(rollout), count, scalar)
+        values.append(jax.device_get(metrics))
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     # Before the first update the learner is the sampler: what differs is arithmetic.
     means['drift'] = float(values[0]['drift'])
     return state, means
 
-  def _minibatches(self, rollout: grpo.Rollout, key: jax.Array):
-    if self.config.minibatches == 1:
-      return [rollout]
-    order = jax.random.permutation(key, self.config.prompts_per_step)
-    parts = order.reshape(self.config.minibatches, -1)
-    mesh = self.generator.mesh  # a selection of rows lies everywhere until it is put
-    return [
-      mesh_lib.put_batch(mesh, jax.tree.map(lambda x, rows=rows: x[rows], rollout))
-      for rows in parts
-    ]
+  def _minibatches(self, key: jax.Array) -> np.ndarray:
+    """Which problems each mini-batch takes, [minibatches, problems]."""
+    prompts, parts = self.config.prompts_per_step, self.config.minibatches
+    if parts == 1:
+      return np.arange(prompts)[None]
+    return np.asarray(jax.random.permutation(key, prompts)).reshape(parts, -1)
+
+  def _plan(self, length_PG: np.ndarray, token_PGT: np.ndarray) -> packing.Layout:
+    rows = self.config.micro_batch_rows
+    return packing.plan(length_PG, token_PGT.shape[-1], rows)
+
+  def _put(self, parts: Any) -> Any:
+    return mesh_lib.put_batch(self.generator.mesh, parts, axis=1)
 
 
 def train(

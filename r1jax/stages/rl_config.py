@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from r1jax import packing
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -16,7 +18,7 @@ class Config:
   temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
   epochs: int = 1  # passes over a rollout
   minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
-  micro_batches: int = 8  # parts of a mini-batch that a gradient is summed over
+  micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
   reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
@@ -27,7 +29,7 @@ class Config:
   def __post_init__(self) -> None:
     zero = {'reference_every', 'logged_samples'}
     for name in ('steps', 'prompts_per_step', 'group_size', 'max_prompt_length',
-                 'epochs', 'minibatches', 'micro_batches', 'evaluate_every',
+                 'epochs', 'minibatches', 'micro_batch_rows', 'evaluate_every',
                  'checkpoint_every', 'reward_workers', *zero):  # fmt: skip
       least = 0 if name in zero else 1
       if getattr(self, name) < least:
@@ -38,14 +40,8 @@ class Config:
       raise ValueError(
         f'rl.reward_timeout: expected above 0, got {self.reward_timeout}'
       )
-    parts = self.minibatches * self.micro_batches
-    if self.prompts_per_step % parts:
-      fits = -(-self.prompts_per_step // parts) * parts
-      raise ValueError(
-        f'rl.prompts_per_step: {self.prompts_per_step} does not divide into '
-        f'minibatches={self.minibatches} of micro_batches={self.micro_batches}; set it '
-        f'to {fits}'
-      )
+    _check_divides('prompts_per_step', self.prompts_per_step, self.minibatches)
+    _check_divides('micro_batch_rows', self.micro_batch_rows, packing.PROMPT_ROWS)
     _check_schedule('max_length', self.max_length, least=1)
     _check_schedule('temperature', self.temperature, least=0)
     if any(value <= 0 for _, value in self.temperature):
@@ -53,6 +49,14 @@ class Config:
         f'rl.temperature: expected above 0 (equal outputs teach nothing), '
         f'got {self.temperature}'
       )
+
+
+def _check_divides(name: str, value: int, by: int) -> None:
+  if value % by:
+    fits = -(-value // by) * by
+    raise ValueError(
+      f'rl.{name}: expected a multiple of {by}, got {value}; set it to {fits}'
+    )
 
 
 def _check_schedule(name: str, schedule: tuple, least: float) -> None:

@@ -1,0 +1,145 @@
+"""Outputs of a prompt laid side by side in rows, so that padding costs little.
+
+Outputs [P, G, T] differ widely in length, and most of a padded batch is padding. Here
+the outputs of a prompt are packed into as few rows of T positions as first fit finds;
+`PROMPT_ROWS` rows at a time share one computed prompt, and a micro-batch takes as many
+of those as the memory of a step allows. How many micro-batches come out depends on the
+lengths, their shape does not: a program is compiled once. Numpy only.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+PROMPT_ROWS = 2  # more waste rows of short groups, fewer compute prompts again
+ROW_OUTPUTS = 4  # at most, in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where each token of [P, G, T] lies in N micro-batches of [P', B, T].
+
+  P' is how many prompts a micro-batch computes, B = `PROMPT_ROWS`, and O is
+  B * `ROW_OUTPUTS`, the places for outputs that belong to one such prompt.
+
+  Fields:
+    count: micro-batches that hold something; the arrays have room for the worst case.
+    prompts: int [N, P'], which prompt; 0 where nothing is.
+    tokens: int [N, P', B, T], index into the P * G * T tokens; -1 is padding.
+    offsets: int32 [N, P', B, T], position within the output.
+    documents: int32 [N, P', B, T], 1 + the output's place in 0 … O - 1; 0 is padding.
+    outputs: int [N, P', O], index into the P * G outputs; -1 is an empty place.
+    starts: int32 [N, P', O], where an output begins in the B * T positions.
+    lengths: int32 [N, P', O], tokens of an output; 0 for an empty place.
+  """
+
+  count: int
+  prompts: np.ndarray
+  tokens: np.ndarray
+  offsets: np.ndarray
+  documents: np.ndarray
+  outputs: np.ndarray
+  starts: np.ndarray
+  lengths: np.ndarray
+
+  def by_prompt(self, x_PS: np.ndarray) -> np.ndarray:
+    """Returns the prompts' arrays as [N, P', S]."""
+    return x_PS[self.prompts]
+
+  def by_token(self, x_PGT: np.ndarray) -> np.ndarray:
+    """Returns the tokens' array as [N, P', B, T], 0 on padding."""
+    return _take(x_PGT, self.tokens)
+
+  def by_output(self, x_PG: np.ndarray) -> np.ndarray:
+    """Returns the outputs' array as [N, P', O], 0 at empty places."""
+    return _take(x_PG, self.outputs)
+
+  def undo(self, x_NPBT: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns what `by_token` made as [P, G, T], 0 beyond the outputs' ends."""
+    x_PGT = np.zeros(shape, x_NPBT.dtype)
+    real = self.tokens >= 0
+    x_PGT.reshape(-1)[self.tokens[real]] = x_NPBT[real]
+    return x_PGT
+
+
+def _take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+  return np.where(index < 0, np.zeros((), x.dtype), x.reshape(-1)[index])
+
+
+def plan(length_PG: np.ndarray, length: int, micro_batch_rows: int) -> Layout:
+  """Returns a layout for outputs of these lengths.
+
+  Args:
+    length_PG: tokens of each output, 1 to `length`.
+    length: T, positions of a row.
+    micro_batch_rows: P' * B, a multiple of `PROMPT_ROWS`.
+  """
+  prompts, group_size = length_PG.shape
+  at_a_time = micro_batch_rows // PROMPT_ROWS
+  worst = prompts * -(-group_size // PROMPT_ROWS)
+  shape = (-(-worst // at_a_time), at_a_time)
+  places = (*shape, PROMPT_ROWS * ROW_OUTPUTS)
+  layout = Layout(
+    count=0,
+    prompts=np.zeros(shape, int),
+    tokens=np.full((*shape, PROMPT_ROWS, length), -1),
+    offsets=np.zeros((*shape, PROMPT_ROWS, length), np.int32),
+    documents=np.zeros((*shape, PROMPT_ROWS, length), np.int32),
+    outputs=np.full(places, -1),
+    starts=np.zeros(places, np.int32),
+    lengths=np.zeros(places, np.int32),
+  )
+  used = 0
+  for prompt in range(prompts):
+    rows = first_fit(length_PG[prompt], length, ROW_OUTPUTS)
+    for first in range(0, len(rows), PROMPT_ROWS):
+      _fill(layout, used, prompt, rows[first : first + PROMPT_ROWS], length_PG)
+      used += 1
+  return dataclasses.replace(layout, count=-(-used // at_a_time))
+
+
+def _fill(
+  layout: Layout,
+  slot: int,
+  prompt: int,
+  rows: Sequence[Sequence[int]],
+  length_PG: np.ndarray,
+) -> None:
+  """Writes rows of a prompt's outputs to one place of the layout."""
+  here = divmod(slot, layout.prompts.shape[1])
+  length = layout.tokens.shape[-1]
+  layout.prompts[here] = prompt
+  place = 0
+  for row, samples in enumerate(rows):
+    start = 0
+    for sample in samples:
+      output, tokens = prompt * length_PG.shape[1] + sample, length_PG[prompt, sample]
+      span = (*here, row, slice(start, start + tokens))
+      layout.tokens[span] = output * length + np.arange(tokens)
+      layout.offsets[span] = np.arange(tokens)
+      layout.documents[span] = place + 1
+      layout.outputs[(*here, place)] = output
+      layout.starts[(*here, place)] = row * length + start
+      layout.lengths[(*here, place)] = tokens
+      start, place = start + tokens, place + 1
+
+
+def first_fit(
+  lengths: np.ndarray, row_length: int, row_outputs: int
+) -> list[list[int]]:
+  """Returns rows of indices: each, longest first, in the first row with room for it."""
+  rows: list[list[int]] = []
+  room: list[int] = []
+  for index in np.argsort(-lengths, kind='stable').tolist():
+    wanted = int(lengths[index])
+    for row, free in enumerate(room):
+      if free >= wanted and len(rows[row]) < row_outputs:
+        break
+    else:
+      row = len(rows)
+      rows.append([])
+      room.append(row_length)
+    rows[row].append(index)
+    room[row] -= wanted
+  return rows

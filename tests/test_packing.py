@@ -1,0 +1,68 @@
+"""Outputs side by side: everything is there once, and nothing else."""
+
+import hypothesis
+import numpy as np
+from hypothesis import strategies
+
+from r1jax import packing
+
+
+def test_the_longest_go_first_and_each_into_the_first_row_with_room():
+  lengths = np.array([4, 9, 3, 6, 1])
+  # 9 alone; 6 and 4 fill a row of 10; 3 needs a third; 1 goes back to the first.
+  assert packing.first_fit(lengths, 10, 4) == [[1, 4], [3, 0], [2]]
+
+
+def test_a_row_takes_no_more_than_its_number_of_outputs():
+  assert packing.first_fit(np.ones(5, int), 100, 2) == [[0, 1], [2, 3], [4]]
+
+
+@hypothesis.given(strategies.data())
+def test_every_token_lies_in_one_place_beside_others_of_its_prompt(data):
+  prompts, group_size, length = (
+    data.draw(strategies.integers(1, most)) for most in (4, 9, 7)
+  )
+  numbers = strategies.integers(1, length)
+  count = prompts * group_size
+  drawn = data.draw(strategies.lists(numbers, min_size=count, max_size=count))
+  lengths = np.reshape(drawn, (prompts, group_size))
+  layout = packing.plan(lengths, length, data.draw(strategies.sampled_from([2, 4, 6])))
+
+  real = np.arange(length) < lengths[..., None]
+  tokens = 1 + np.arange(real.size).reshape(real.shape)
+  packed = layout.by_token(tokens)
+  assert np.array_equal(layout.undo(packed, real.shape), np.where(real, tokens, 0))
+  assert np.count_nonzero(packed) == real.sum()
+  assert np.array_equal(packed > 0, layout.documents > 0)
+  # Whatever is not counted is empty.
+  assert not packed[layout.count :].any()
+  assert packed[: layout.count].any(axis=(1, 2, 3)).all()
+
+  owner = layout.by_prompt(np.arange(prompts))
+  advantage = layout.by_output(np.arange(1, count + 1).reshape(lengths.shape))
+  assert sorted(advantage[advantage > 0]) == list(range(1, count + 1))
+  for n, p, o in zip(*np.nonzero(advantage), strict=True):
+    prompt, sample = divmod(advantage[n, p, o] - 1, group_size)
+    span = slice(
+      layout.starts[n, p, o], layout.starts[n, p, o] + lengths[prompt, sample]
+    )
+    assert owner[n, p] == prompt
+    assert layout.lengths[n, p, o] == lengths[prompt, sample]
+    assert np.array_equal(
+      packed[n, p].reshape(-1)[span], tokens[prompt, sample][real[prompt, sample]]
+    )
+    assert (layout.documents[n, p].reshape(-1)[span] == o + 1).all()
+    offsets = layout.offsets[n, p].reshape(-1)[span]
+    assert offsets.tolist() == list(range(len(offsets)))
+  assert np.count_nonzero(layout.lengths) == count
+
+
+def test_the_shape_does_not_depend_on_the_lengths():
+  short, long = (
+    packing.plan(np.full((3, 5), 2), 8, 4),
+    packing.plan(np.full((3, 5), 8), 8, 4),
+  )
+  assert short.tokens.shape == long.tokens.shape
+  # 5 outputs of 2 tokens: a row of 4 and one of 1, so a place a prompt, 2 at a time;
+  # 5 of 8 tokens: 5 rows, 3 places a prompt.
+  assert (short.count, long.count) == (2, 5)
