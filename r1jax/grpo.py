@@ -79,7 +79,7 @@ def group_zscore(reward: jax.Array) -> jax.Array:
 
 def group_centred(reward: jax.Array) -> jax.Array:
   """A = r - mean(r) in the group (Dr. GRPO): no boost for hard or easy ones."""
-  return reward - reward.mean(axis=1, keepdims=True)
+  return _centred(reward, axis=1)
 
 
 def leave_one_out(reward: jax.Array) -> jax.Array:
@@ -92,14 +92,18 @@ def batch_whitened(reward: jax.Array) -> jax.Array:
   """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
   if reward.size < 2:
     raise ValueError(f'rewards: expected 2 or more to whiten, got {reward.size}')
-  return _over_std(reward - reward.mean(), reward, axis=None)
+  return _over_std(_centred(reward, axis=None), reward, axis=None)
+
+
+def _centred(reward: jax.Array, axis: int | None) -> jax.Array:
+  # The mean of equal numbers may be off by rounding, which a sign or a division by a
+  # small number would blow up.
+  equal = jnp.max(reward, axis, keepdims=True) == jnp.min(reward, axis, keepdims=True)
+  return jnp.where(equal, 0.0, reward - jnp.mean(reward, axis, keepdims=True))
 
 
 def _over_std(centred: jax.Array, reward: jax.Array, axis: int | None) -> jax.Array:
-  scaled = centred / (jnp.std(reward, axis=axis, keepdims=True, ddof=1) + STD_EPS)
-  # The mean of equal numbers may be off by rounding, which 1 / STD_EPS would blow up.
-  equal = jnp.max(reward, axis, keepdims=True) == jnp.min(reward, axis, keepdims=True)
-  return jnp.where(equal, 0.0, scaled)
+  return centred / (jnp.std(reward, axis=axis, keepdims=True, ddof=1) + STD_EPS)
 
 
 # --- Ratio: log(pi / pi_old) and mask [P, G, T] -> ratio [P, G, T] -------------------

@@ -23,11 +23,14 @@ class Config:
   weight_decay: float = 0.0  # decoupled (AdamW)
   b1: float = 0.9  # decay of the mean gradient
   b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
+  eps: float = 1e-6  # beside a gradient's size; 1e-8 makes full steps of rounding noise
   max_grad_norm: float = 1.0  # longer gradients are scaled down to this
 
   def __post_init__(self) -> None:
     if not self.learning_rate >= 0:
       raise ValueError(f'learning_rate: expected 0 or more, got {self.learning_rate}')
+    if not self.eps > 0:
+      raise ValueError(f'eps: expected above 0, got {self.eps}')
     for name in ('b1', 'b2'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(
@@ -73,6 +76,7 @@ def make(
     _schedule(config, config.learning_rate, total_steps),
     config.b1,
     config.b2,
+    config.eps,
     weight_decay=config.weight_decay,
   )
   rule = adamw
@@ -91,6 +95,7 @@ def make(
       _schedule(config, config.muon_learning_rate, total_steps),
       adam_b1=config.b1,
       adam_b2=config.b2,
+      eps=config.eps,
       weight_decay=config.weight_decay,
       adam_weight_decay=config.weight_decay,
       adam_learning_rate=_schedule(config, config.learning_rate, total_steps),

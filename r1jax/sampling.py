@@ -17,16 +17,19 @@ import jax.numpy as jnp
 from r1jax.logprob import token_logp
 
 # Positions a block of the decoding cache holds. A full block is frozen and only read;
-# so the loop carries and copies one block, not the cache, and attends to what exists.
+# so the loop writes to one block, not to the cache, and attends to what exists.
 CACHE_BLOCK = 64
+CDF_BLOCK = 128  # tokens; a row is searched in two steps of about sqrt(V)
 
 
 class Model(NamedTuple):
-  """The two functions of a decoder (see `r1jax.model.decoder.Decoder`)."""
+  """The functions of a decoder (see `r1jax.model.decoder.functions`)."""
 
   # (params, tokens, positions, document, context), the last may be left out
   forward: Callable[..., tuple[jax.Array, Any]]
   logits: Callable[[Any, jax.Array], jax.Array]  # (params, hidden)
+  # params -> (tokens, positions, context) -> hidden, keys and values by layer
+  decoding: Callable[[Any], Callable[..., tuple[jax.Array, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +92,50 @@ def draw_logits(
 
 
 def draw(
-  key: jax.Array, logits: jax.Array, config: Config, temperature: jax.Array
+  uniform: jax.Array, logits: jax.Array, config: Config, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws one token a row; returns ids and log-probs, each [...].
+  """Returns a token a row and its log-prob, each [...], from numbers in [0, 1) [...].
 
   With temperature 0 the most likely token, of log-prob 0: it is certain.
   """
-  greedy = temperature == 0
-  safe = jnp.where(greedy, 1.0, temperature)
-  tempered = draw_logits(logits, safe, config.top_k, config.top_p)
-  drawn = jax.random.categorical(key, tempered)
-  token = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn)
-  logp = jnp.take_along_axis(
-    jax.nn.log_softmax(tempered, axis=-1), token[..., None], axis=-1
-  )[..., 0]
-  return token.astype(jnp.int32), jnp.where(greedy, 0.0, logp)
+
+  def greedy() -> tuple[jax.Array, jax.Array]:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros_like(uniform)
+
+  def random() -> tuple[jax.Array, jax.Array]:
+    tempered = draw_logits(logits, temperature, config.top_k, config.top_p)
+    weights = jnp.exp(tempered - tempered.max(axis=-1, keepdims=True))
+    token = inverse_cdf(uniform, weights)
+    chosen = jnp.take_along_axis(weights, token[..., None], axis=-1)[..., 0]
+    return token, jnp.log(chosen / weights.sum(axis=-1))
+
+  return jax.lax.cond(temperature == 0, greedy, random)
+
+
+def inverse_cdf(uniform: jax.Array, weights: jax.Array) -> jax.Array:
+  """Returns where `uniform` [...] in [0, 1) falls among weights [..., V], int32 [...].
+
+  One random number a row, where the Gumbel trick needs V of them: on a CPU those cost
+  as much as the model. First the block of `CDF_BLOCK` weights, then the place in it. An
+  entry of weight 0 is never chosen.
+  """
+  short = -weights.shape[-1] % CDF_BLOCK
+  weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, short)])
+  blocks = weights.reshape(*weights.shape[:-1], -1, CDF_BLOCK)
+
+  def fall(target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first place whose running sum is above `target`, and the sum before it."""
+    total = jnp.cumsum(weights, axis=-1)
+    # Rounding must not lead beyond the last weight that is not 0.
+    target = jnp.minimum(target, total[..., -1] * (1 - 2**-23))
+    below = total <= target[..., None]
+    return below.sum(-1, dtype=jnp.int32), jnp.max(total * below, axis=-1)
+
+  target = uniform * blocks.sum((-1, -2))
+  block, before = fall(target, blocks.sum(-1))
+  inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+  place, _ = fall(target - before, inside)
+  return block * CDF_BLOCK + place
 
 
 def _prefill(params: Any, prompts: jax.Array, prompt_mask: jax.Array, model: Model):
@@ -120,6 +152,22 @@ def _put_column(array_BT: jax.Array, x_B: jax.Array, column: jax.Array) -> jax.A
   return jax.lax.dynamic_update_slice_in_dim(array_BT, x_B1, column, axis=1)
 
 
+class _State(NamedTuple):
+  """B completions that are being written; they have all come to position `t`."""
+
+  t: jax.Array  # int32 [], position of the newest token
+  tokens: jax.Array  # int32 [B, T]
+  mask: jax.Array  # bool [B, T]
+  logp: jax.Array  # float32 [B, T]
+  done: jax.Array  # bool [B]
+  row: jax.Array  # int32 [B], which of all P * G completions this is
+
+  def going_on(self, more_than: int) -> jax.Array:
+    """Whether more rows than this are not done, and there is room for a token."""
+    room = self.t < self.tokens.shape[1] - 1
+    return room & (jnp.sum(~self.done) > more_than)
+
+
 def sample(
   params: Any,
   key: jax.Array,
@@ -132,6 +180,7 @@ def sample(
   max_length: int,
   stop_ids: Sequence[int],
   temperature: jax.Array | None = None,
+  halvings: int = 2,
 ) -> Completions:
   """Samples G completions of each prompt, of at most `max_length` tokens.
 
@@ -146,72 +195,153 @@ def sample(
     max_length: T.
     stop_ids: a completion ends with any of these.
     temperature: overrides the config's, so that a schedule does not recompile.
+    halvings: how often, at the most, the rows that are not done are moved together
+      when they are half or fewer; 0 where rows are cut over devices.
   """
   if temperature is None:
     temperature = jnp.float32(config.temperature)
   rows = prompts.shape[0] * group_size
   stops = jnp.asarray(stop_ids, jnp.int32)
-  last_PD, prompt, length_P = _prefill(params, prompts, prompt_mask, model)
-  length_B = jnp.repeat(length_P, group_size)
-  pick = functools.partial(draw, config=config, temperature=temperature)
+  last_PD, (prompt_kv, _), length_P = _prefill(params, prompts, prompt_mask, model)
+  decode = model.decoding(params)
 
-  # Every sample of a group starts from the same distribution, drawn G times.
-  logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
-  token_B, logp_B = pick(jax.random.fold_in(key, 0), logits_BV)
-  tokens = jnp.zeros((rows, max_length), jnp.int32).at[:, 0].set(token_B)
-  logp = jnp.zeros((rows, max_length)).at[:, 0].set(logp_B)
-  mask = jnp.zeros((rows, max_length), bool).at[:, 0].set(True)
-  state = (jnp.int32(0), tokens, mask, logp, jnp.isin(token_B, stops))
+  def choose(t: jax.Array, logits_BV: jax.Array, row_B: jax.Array):
+    # A row's number is its own, whichever rows are still there.
+    uniform_B = jax.random.uniform(jax.random.fold_in(key, t), (rows,))[row_B]
+    return draw(uniform_B, logits_BV, config, temperature)
 
-  def step(start, blocks, carry):
+  def step(state: _State, context: Any) -> tuple[_State, Any]:
     """Feeds the token at t, draws the one at t + 1."""
-    (t, tokens, mask, logp, done_B), block = carry
+    t, tokens, mask, logp, done_B, row_B = state
     token_B = jax.lax.dynamic_index_in_dim(tokens, t, axis=1, keepdims=False)
-    written = (jnp.arange(block.k.shape[-1]) < t - start)[None]
-    hidden, own = model.forward(
-      params,
-      token_B[:, None],
-      (length_B + t)[:, None],
-      jnp.zeros((rows, 1), jnp.int32),
-      [prompt, *blocks, (block, written)],
-    )
-    token_B, logp_B = pick(
-      jax.random.fold_in(key, t + 1), model.logits(params, hidden[:, 0])
-    )
+    hidden_BD, own = decode(token_B, length_P[row_B // group_size] + t, context)
+    token_B, logp_B = choose(t + 1, model.logits(params, hidden_BD), row_B)
     put = functools.partial(_put_column, column=t + 1)
     tokens = put(tokens, jnp.where(done_B, 0, token_B))
     logp = put(logp, jnp.where(done_B, 0.0, logp_B))
     mask = put(mask, ~done_B)
     done_B |= jnp.isin(token_B, stops)
-    block = type(block)(
-      jax.lax.dynamic_update_slice_in_dim(block.k, own.k, t - start, axis=-1),
-      jax.lax.dynamic_update_slice_in_dim(block.v, own.v, t - start, axis=-2),
-    )
-    return (t + 1, tokens, mask, logp, done_B), block
+    return _State(t + 1, tokens, mask, logp, done_B, row_B), own
 
-  def unfinished(end, carry):
-    (t, _, _, _, done_B), _ = carry
-    return (t < end) & ~jnp.all(done_B)
+  # Every sample of a group starts from the same distribution, drawn G times.
+  row_B = jnp.arange(rows)
+  logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
+  token_B, logp_B = choose(jnp.int32(0), logits_BV, row_B)
+  state = _State(
+    t=jnp.int32(0),
+    tokens=jnp.zeros((rows, max_length), jnp.int32).at[:, 0].set(token_B),
+    mask=jnp.zeros((rows, max_length), bool).at[:, 0].set(True),
+    logp=jnp.zeros((rows, max_length)).at[:, 0].set(logp_B),
+    done=jnp.isin(token_B, stops),
+    row=row_B,
+  )
+  if max_length > 1:
+    prompt = (_layers(prompt_kv), prompt_mask)
+    state, past = _decode_in_blocks(state, prompt, step, halvings)
+    state = _decode_the_rest(state, prompt, row_B // group_size, past, step, halvings)
+  shape = (prompts.shape[0], group_size, max_length)
+  said = (state.tokens, state.mask, state.logp)
+  return Completions(*(x.reshape(shape) for x in said))
 
+
+def _layers(kv: Any) -> list[Any]:
+  """A `KV` stacked over layers as one for each: a scan would copy each at each step."""
+  return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
+
+
+def _write(block: list[Any], own: list[Any], column: jax.Array) -> list[Any]:
+  """Puts one position's keys and values of each layer into a block."""
+  put = jax.lax.dynamic_update_slice_in_dim
+  return [
+    type(into)(put(into.k, new.k, column, axis=-1), put(into.v, new.v, column, axis=-2))
+    for into, new in zip(block, own, strict=True)
+  ]
+
+
+def _share(rows: int, halvings: int) -> int:
+  """How many rows not done are few enough to be moved together."""
+  return rows // 2 if halvings else 0
+
+
+def _decode_in_blocks(
+  state: _State, prompt: Any, step: Callable[..., Any], halvings: int
+) -> tuple[_State, list[Any]]:
+  """Decodes until few rows are left; returns also all keys and values by layer."""
+  rows, max_length = state.tokens.shape
   blocks: list[Any] = []
   for start in range(0, max_length - 1, CACHE_BLOCK):
     width = min(CACHE_BLOCK, max_length - 1 - start)
-    layers, _, kv_heads, channels, _ = prompt[0].k.shape
-    shape = (layers, rows, kv_heads)
-    empty = type(prompt[0])(
-      jnp.zeros((*shape, channels, width), prompt[0].k.dtype),
-      jnp.zeros((*shape, width, channels), prompt[0].v.dtype),
-    )
-    state, block = jax.lax.while_loop(
-      functools.partial(unfinished, start + width),
-      functools.partial(step, start, tuple(blocks)),
-      (state, empty),
-    )
-    blocks.append((block, jnp.ones((1, width), bool)))
+    full = [(block, jnp.ones((1, block[0].k.shape[-1]), bool)) for block in blocks]
 
-  _, tokens, mask, logp, _ = state
-  shape = (prompts.shape[0], group_size, max_length)
-  return Completions(tokens.reshape(shape), mask.reshape(shape), logp.reshape(shape))
+    def unfinished(carry, end=start + width):
+      state, _ = carry
+      return (state.t < end) & state.going_on(more_than=_share(rows, halvings))
+
+    def body(carry, start=start, width=width, full=full):
+      state, block = carry
+      written = (jnp.arange(width) < state.t - start)[None]
+      column = state.t - start
+      state, own = step(state, [prompt, *full, (block, written)])
+      return state, _write(block, own, column)
+
+    empty = [
+      type(kv)(
+        jnp.zeros((rows, *kv.k.shape[1:-1], width), kv.k.dtype),
+        jnp.zeros((rows, kv.v.shape[1], width, kv.v.shape[-1]), kv.v.dtype),
+      )
+      for kv in prompt[0]  # of each layer
+    ]
+    state, block = jax.lax.while_loop(unfinished, body, (state, empty))
+    blocks.append(block)
+  past = [
+    type(kvs[0])(
+      jnp.concatenate([kv.k for kv in kvs], axis=-1),
+      jnp.concatenate([kv.v for kv in kvs], axis=-2),
+    )
+    for kvs in zip(*blocks, strict=True)
+  ]
+  return state, past
+
+
+def _decode_the_rest(
+  state: _State,
+  prompt: Any,
+  prompt_B: jax.Array,
+  past: list[Any],
+  step: Callable[..., Any],
+  halvings: int,
+) -> _State:
+  """Moves the rows that are not done together, half as many, and goes on with them.
+
+  `prompt_B` says which row of the prompts' segment belongs to a row.
+  """
+  half = len(state.done) // 2
+  if not halvings or not half:
+    return state
+
+  def rest(state: _State) -> _State:
+    kept = jnp.argsort(state.done)[:half]  # stable: those not done come first
+    few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
+    own_prompt = jax.tree.map(lambda x: x[prompt_B[kept]], prompt)
+
+    def body(carry):
+      few, past = carry
+      written = (jnp.arange(past[0].k.shape[-1]) < few.t)[None]
+      after, own = step(few, [own_prompt, (past, written)])
+      return after, _write(past, own, few.t)
+
+    few, own_past = jax.lax.while_loop(
+      lambda carry: carry[0].going_on(more_than=_share(half, halvings - 1)),
+      body,
+      (few, jax.tree.map(lambda x: x[kept], past)),
+    )
+    own_B = jnp.arange(half)
+    few = _decode_the_rest(few, own_prompt, own_B, own_past, step, halvings - 1)
+    return jax.tree.map(
+      lambda all_rows, x: all_rows.at[kept].set(x) if x.ndim else x, state, few
+    )
+
+  return jax.lax.cond(state.going_on(more_than=0), rest, lambda state: state, state)
 
 
 def score(

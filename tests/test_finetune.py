@@ -53,6 +53,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tm
   model = sampling.Model(
     lambda params, tokens, positions, documents: (tokens, None),
     lambda params, hidden: params['table'][hidden],
+    lambda params: lambda *_: (jnp.zeros(0), None),
   )
   table = jnp.zeros((6, 6)).at[5].set(jnp.nan)
   with start(Experiment(str(tmp_path / 'run')), phases=('base',)) as run:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -11,6 +12,7 @@ from r1jax import mesh, optim
 
 def follow(config, gradients, start, total_steps=10):
   """Parameters after each update along the given gradients."""
+  config = dataclasses.replace(config, eps=1e-9)  # too small for numbers by hand
   optimizer = optim.make(config, total_steps)
   state = optim.init(start, optimizer)
   update = jax.jit(
@@ -96,6 +98,14 @@ def test_adam_by_hand():
   path = follow(config, [{'x': [1.0]}, {'x': [0.0]}], {'x': jnp.zeros(1)})
   second = (1 / 3) / math.sqrt(3 / 7)
   np.testing.assert_allclose(path[1][0]['x'], [-1 - second], rtol=1e-6)
+
+
+def test_rounding_noise_makes_no_full_step():
+  # 1e-9 / (1e-9 + 1e-6), where a gradient of any other size moves by 1.
+  optimizer = optim.make(optim.Config(learning_rate=1.0, warmup_steps=0), 10)
+  grads = {'x': jnp.array([1e-9])}
+  updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+  np.testing.assert_allclose(updates['x'], [-1e-3], rtol=2e-3)
 
 
 def test_weight_decay_is_decoupled():
@@ -208,6 +218,7 @@ def test_micro_batches_that_do_not_divide_are_refused():
   [
     ({'learning_rate': -1e-4}, 'learning_rate: expected 0 or more, got -0.0001'),
     ({'learning_rate': math.nan}, 'learning_rate: expected 0 or more, got nan'),
+    ({'eps': 0.0}, 'eps: expected above 0, got 0.0'),
     ({'b1': 1.5}, 'b1: expected at least 0, less than 1, got 1.5'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm: expected above 0, got 0.0'),
     ({'max_grad_norm': math.nan}, 'max_grad_norm: expected above 0, got nan'),

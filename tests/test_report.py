@@ -112,7 +112,7 @@ def test_a_clear_rise_is_called_one(tmp_path):
   assert 'right for 80.0 % of the problems (22.5 % before)' in text
   assert 'Outputs grow, from 40 to 80 tokens on average.' in text
   assert 'checks itself stays about the same, from 25.0 % to 25.0 %' in text
-  assert '40 steps of reinforcement learning in 0.1 minutes' in text  # 2 lines of 3 s
+  assert '40 steps of reinforcement learning in 6 s' in text  # 2 lines of 3 s
 
 
 def test_a_difference_that_may_be_luck_is_given_with_its_p_value(tmp_path):

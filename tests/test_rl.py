@@ -80,8 +80,10 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
     return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
 
   place = mesh.make(jax.devices()[:4])
-  generator: Any = SimpleNamespace(mesh=place, model=sampling.Model(forward, logits))
   nothing: Any = None  # unused here
+  generator: Any = SimpleNamespace(
+    mesh=place, model=sampling.Model(forward, logits, nothing)
+  )
   config = Config(prompts_per_step=8, micro_batch_rows=8)
   trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
   rng = np.random.default_rng(0)

@@ -223,7 +223,8 @@ def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k,
   config = Config(temperature, top_k, top_p)
   rows = jnp.broadcast_to(LOGITS, (8000, len(LOGITS)))
   draw = jax.jit(functools.partial(sampling.draw, config=config))
-  token, logp = draw(jax.random.key(3), rows, temperature=jnp.float32(temperature))
+  uniform = jax.random.uniform(jax.random.key(3), (8000,))
+  token, logp = draw(uniform, rows, temperature=jnp.float32(temperature))
   expected = truncated(LOGITS.astype(float), temperature, top_k, top_p)
   np.testing.assert_allclose(logp, np.log(expected[token]), **CLOSE)
   counts = np.bincount(token, minlength=len(LOGITS))
@@ -231,6 +232,34 @@ def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k,
     assert (token == np.argmax(LOGITS)).all()
   else:
     assert chi_square(counts, expected) > UNLIKELY
+
+
+ALMOST_1 = np.nextafter(np.float32(1), np.float32(0))
+
+
+@pytest.mark.parametrize(
+  ('uniform', 'expected'),
+  [(0.0, 0), (0.24, 0), (0.25, 2), (0.74, 2), (0.75, 3), (ALMOST_1, 3)],
+)
+def test_inverse_cdf_takes_the_place_a_number_falls_into(uniform, expected):
+  # Shares 1/4, 0, 1/2, 1/4, 0; a place without a share is never taken.
+  weights = jnp.array([1.0, 0.0, 2.0, 1.0, 0.0])
+  assert sampling.inverse_cdf(jnp.float32(uniform), weights) == expected
+
+
+def test_inverse_cdf_over_many_blocks():
+  weights = np.random.default_rng(0).random((50, 1000)).astype(np.float32) ** 8
+  weights[:, ::3] = 0
+  weights[:, 700:] = 0  # the last blocks are empty
+  uniform = np.linspace(0, ALMOST_1, 50, dtype=np.float32)
+  got = sampling.inverse_cdf(jnp.asarray(uniform), jnp.asarray(weights))
+  total = np.cumsum(weights.astype(float), axis=1)
+  target = uniform * total[:, -1]
+  rows = np.arange(50)
+  assert (weights[rows, got] > 0).all()
+  # float32 sums of numbers up to 100, so the place may be wrong by that much at an edge
+  assert (total[rows, got] > target - 1e-4).all()
+  assert (total[rows, got] - weights[rows, got] < target + 1e-4).all()
 
 
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
@@ -275,6 +304,20 @@ def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
   assert len(lengths) > 3
 
 
+def test_moving_rows_together_changes_no_completion(params, monkeypatch):
+  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  plain, moved = (
+    sample(params, stop_ids=(2, 4), max_length=24, halvings=halvings)
+    for halvings in (0, 3)
+  )
+  # 12 rows: some lengths of the last 6, 3 and 1 rows, so that all of it is run
+  lengths = np.sort(plain.mask.sum(-1).ravel())
+  assert lengths[-7] < lengths[-4] < lengths[-1], lengths
+  np.testing.assert_array_equal(moved.tokens, plain.tokens)
+  np.testing.assert_array_equal(moved.mask, plain.mask)
+  np.testing.assert_allclose(moved.logp, plain.logp, **CLOSE)
+
+
 class NoKV(NamedTuple):
   k: jax.Array
   v: jax.Array
@@ -291,7 +334,14 @@ def counting_model(seen):
   def logits(params, hidden):
     return 100.0 * jax.nn.one_hot((hidden + 1) % 10, 10)
 
-  return sampling.Model(forward, logits)
+  def decoding(params):
+    def decode(token_B, position_B, context):
+      hidden, kv = forward(params, token_B[:, None], None, None)
+      return hidden[:, 0], [jax.tree.map(lambda x: x[0], kv)]
+
+    return decode
+
+  return sampling.Model(forward, logits, decoding)
 
 
 def test_the_loop_ends_with_the_last_completion():

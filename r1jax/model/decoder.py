@@ -148,8 +148,15 @@ def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
   return model.init(key, tokens, tokens, tokens)['params']
 
 
-def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any]:
-  """Returns the pure functions `forward(params, ...)` and `logits(params, hidden)`."""
+def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
+  """Returns the pure functions `forward`, `logits` and `decoding`.
+
+  `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s. `decoding(params)`
+  gives `decode(tokens, positions, context)` for one token a row: hidden states [B, D]
+  and the `KV` of each layer in a list; it takes each segment of the context as such a
+  list, too. The same layers as `forward`'s, but written out one after the other: a scan
+  over them would copy all of the cache at each step.
+  """
   apply: Any = Decoder(config, vocab_size).apply
 
   def forward(params: Any, *args: Any) -> tuple[jax.Array, KV]:
@@ -158,7 +165,33 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any]:
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
     return apply({'params': params}, hidden, method='logits')
 
-  return forward, logits
+  block: Any = Block(config)
+  norm: Any = RMSNorm(config.norm_eps)
+
+  def decoding(params: Any) -> Any:
+    layers = [
+      jax.tree.map(lambda w, n=n: w[n], params['blocks']) for n in range(config.layers)
+    ]
+
+    def decode(
+      token_B: jax.Array,
+      position_B: jax.Array,
+      context: Sequence[tuple[Sequence[KV], jax.Array]],
+    ) -> tuple[jax.Array, list[KV]]:
+      x_BTD, position_BT = params['embedding'][token_B][:, None], position_B[:, None]
+      masks, document_BT = [mask for _, mask in context], jnp.zeros_like(position_BT)
+      own = []
+      for n, weights in enumerate(layers):
+        kvs = [kv[n] for kv, _ in context]
+        x_BTD, kv = block.apply(
+          {'params': weights}, x_BTD, kvs, position_BT, document_BT, masks
+        )
+        own.append(kv)
+      return norm.apply({'params': params['norm']}, x_BTD)[:, 0], own
+
+    return decode
+
+  return forward, logits, decoding
 
 
 def matrices(config: ModelConfig) -> Any:

@@ -94,7 +94,6 @@ def _summary(outputs, correct_PG, config, generator):
     **dataclasses.asdict(config.draw),
   }
   texts = [sampled.texts[index] for _, sampled, index in outputs]
-  flat = [output for group in texts for output in group]
   count = correct_PG.sum(1).astype(int)
   pass_at_k = statistics.pass_at_k(config.samples, count, config.samples)
   agreed = [
@@ -105,15 +104,13 @@ def _summary(outputs, correct_PG, config, generator):
     ('pass_at_1', correct_PG),
     ('pass_at_k', pass_at_k),
     ('consensus', np.array(agreed, float)),
+    ('length', [sampled.lengths[index] for _, sampled, index in outputs]),
+    ('cut_off', [sampled.cut_off[index] for _, sampled, index in outputs]),
+    ('unparsable', [[text.parse(o) is None for o in group] for group in texts]),
+    ('reflective', [[text.is_reflective(o) for o in group] for group in texts]),
   ):
     metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
   metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
-  metrics |= {
-    'length': _mean([sampled.lengths[index] for _, sampled, index in outputs]),
-    'cut_off': _mean([sampled.cut_off[index] for _, sampled, index in outputs]),
-    'unparsable': _mean([text.parse(output) is None for output in flat]),
-    'reflective': _mean([text.is_reflective(output) for output in flat]),
-  }
   shown = [
     {
       'problem': problem.id,
@@ -127,10 +124,6 @@ def _summary(outputs, correct_PG, config, generator):
     )
   ]
   return metrics, shown
-
-
-def _mean(values: Any) -> float:
-  return float(np.mean(values))
 
 
 def _consensus(problem: Problem, group: Sequence[str]) -> bool:

@@ -39,7 +39,10 @@ class Generator:
   @functools.cached_property
   def _sample(self) -> Callable[..., sampling.Completions]:
     function = functools.partial(
-      sampling.sample, model=self.model, stop_ids=(self.tokenizer.eos_id,)
+      sampling.sample,
+      model=self.model,
+      stop_ids=(self.tokenizer.eos_id,),
+      halvings=2 if self.mesh.size == 1 else 0,
     )
     return jax.jit(function, static_argnames=('config', 'group_size', 'max_length'))
 

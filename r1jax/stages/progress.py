@@ -210,7 +210,9 @@ def _evaluation_fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if values.get(key) is not None
   ]
   length = values.get('length')
-  return fields if length is None else [*fields, ('length', f'{length:.1f}')]
+  if length is None:
+    return fields
+  return [*fields, ('length', f'{length["mean"]:.1f}')]
 
 
 def _time_left(step: int, total: int, start: int, seconds: float) -> str | None:

@@ -114,7 +114,10 @@ def _ctrl_c_sets_flag(run: Run) -> Iterator[None]:
     if run.interrupted:
       raise KeyboardInterrupt
     run.interrupted = True
-    run.progress.say('Ctrl-C: saving after this step. Press it again to stop at once.')
+    run.progress.say(
+      'Ctrl-C: saving after this step, which may still compile. Press it again to stop '
+      'at once.'
+    )
 
   before = signal.signal(signal.SIGINT, note)
   try:

@@ -20,7 +20,8 @@ def facts(run: Run) -> list[str]:
     seconds = [number(line.get('time') or {}, 'seconds') for line in run.rl]
     total = sum(second for second in seconds if second is not None)
     if total:
-      found[-1] += f' in {total / 60:.3g} minutes'
+      long = total >= 120
+      found[-1] += f' in {total / 60:.0f} minutes' if long else f' in {total:.0f} s'
   if run.evaluations:
     problems, k = (number(run.evaluations[-1], name) for name in ('problems', 'k'))
     if problems and k:
@@ -128,13 +129,13 @@ def _writing(base: Line, last: Line) -> list[str]:
   sentences = []
   short, long = measured(base, 'length'), measured(last, 'length')
   if short is not None and long is not None:
-    verb = _verb(short.mean, long.mean, 'grow', 'shrink', 'stay about as long')
+    verb = _verb(short, long, 'grow', 'shrink', 'stay about as long')
     sentences.append(
       f'Outputs {verb}, from {short.mean:.0f} to {long.mean:.0f} tokens on average.'
     )
   few, many = measured(base, 'reflective'), measured(last, 'reflective')
   if few is not None and many is not None:
-    verb = _verb(few.mean, many.mean, 'rises', 'falls', 'stays about the same')
+    verb = _verb(few, many, 'rises', 'falls', 'stays about the same')
     sentences.append(
       f'The share of outputs in which the model checks itself {verb}, from '
       f'{percent(few.mean)} to {percent(many.mean)}.'
@@ -142,11 +143,18 @@ def _writing(base: Line, last: Line) -> list[str]:
   return sentences
 
 
-def _verb(before: float, after: float, up: str, down: str, level: str) -> str:
-  """The verb for a change; below a twentieth it is not called one."""
-  if abs(after - before) <= 0.05 * abs(before):
-    return level
-  return up if after > before else down
+def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> str:
+  """The verb for a change; it is not called one where the intervals overlap."""
+  (before_low, before_high), (after_low, after_high) = map(_ends, (before, after))
+  if after_low > before_high:
+    return up
+  return down if after_high < before_low else level
+
+
+def _ends(value: Measured) -> tuple[float, float]:
+  if value.low is None or value.high is None:
+    return value.mean, value.mean
+  return value.low, value.high
 
 
 def _with_interval(value: Measured) -> str:
