@@ -28,7 +28,7 @@ class Model(NamedTuple):
   # (params, tokens, positions, document, context), the last may be left out
   forward: Callable[..., tuple[jax.Array, Any]]
   logits: Callable[[Any, jax.Array], jax.Array]  # (params, hidden)
-  # params -> (tokens, positions, context) -> hidden, keys and values by layer
+  # params -> (tokens, positions, context, column) -> hidden, the last segment written
   decoding: Callable[[Any], Callable[..., tuple[jax.Array, Any]]]
 
 
@@ -210,18 +210,19 @@ def sample(
     uniform_B = jax.random.uniform(jax.random.fold_in(key, t), (rows,))[row_B]
     return draw(uniform_B, logits_BV, config, temperature)
 
-  def step(state: _State, context: Any) -> tuple[_State, Any]:
-    """Feeds the token at t, draws the one at t + 1."""
+  def step(state: _State, context: Any, column: jax.Array) -> tuple[_State, Any]:
+    """Feeds the token at t, draws the one at t + 1; writes to the last segment."""
     t, tokens, mask, logp, done_B, row_B = state
     token_B = jax.lax.dynamic_index_in_dim(tokens, t, axis=1, keepdims=False)
-    hidden_BD, own = decode(token_B, length_P[row_B // group_size] + t, context)
+    position_B = length_P[row_B // group_size] + t
+    hidden_BD, written = decode(token_B, position_B, context, column)
     token_B, logp_B = choose(t + 1, model.logits(params, hidden_BD), row_B)
     put = functools.partial(_put_column, column=t + 1)
     tokens = put(tokens, jnp.where(done_B, 0, token_B))
     logp = put(logp, jnp.where(done_B, 0.0, logp_B))
     mask = put(mask, ~done_B)
     done_B |= jnp.isin(token_B, stops)
-    return _State(t + 1, tokens, mask, logp, done_B, row_B), own
+    return _State(t + 1, tokens, mask, logp, done_B, row_B), written
 
   # Every sample of a group starts from the same distribution, drawn G times.
   row_B = jnp.arange(rows)
@@ -249,15 +250,6 @@ def _layers(kv: Any) -> list[Any]:
   return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
 
 
-def _write(block: list[Any], own: list[Any], column: jax.Array) -> list[Any]:
-  """Puts one position's keys and values of each layer into a block."""
-  put = jax.lax.dynamic_update_slice_in_dim
-  return [
-    type(into)(put(into.k, new.k, column, axis=-1), put(into.v, new.v, column, axis=-2))
-    for into, new in zip(block, own, strict=True)
-  ]
-
-
 def _share(rows: int, halvings: int) -> int:
   """How many rows not done are few enough to be moved together."""
   return rows // 2 if halvings else 0
@@ -279,10 +271,9 @@ def _decode_in_blocks(
 
     def body(carry, start=start, width=width, full=full):
       state, block = carry
-      written = (jnp.arange(width) < state.t - start)[None]
       column = state.t - start
-      state, own = step(state, [prompt, *full, (block, written)])
-      return state, _write(block, own, column)
+      seen = (jnp.arange(width) <= column)[None]
+      return step(state, [prompt, *full, (block, seen)], column)
 
     empty = [
       type(kv)(
@@ -326,9 +317,8 @@ def _decode_the_rest(
 
     def body(carry):
       few, past = carry
-      written = (jnp.arange(past[0].k.shape[-1]) < few.t)[None]
-      after, own = step(few, [own_prompt, (past, written)])
-      return after, _write(past, own, few.t)
+      seen = (jnp.arange(past[0].k.shape[-1]) <= few.t)[None]
+      return step(few, [own_prompt, (past, seen)], few.t)
 
     few, own_past = jax.lax.while_loop(
       lambda carry: carry[0].going_on(more_than=_share(half, halvings - 1)),

@@ -43,6 +43,12 @@ def rope(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
   )
 
 
+def write(block: KV, new: KV, column: jax.Array) -> KV:
+  """Returns the block with one position's keys and values at `column`."""
+  put = jax.lax.dynamic_update_slice_in_dim
+  return KV(put(block.k, new.k, column, axis=-1), put(block.v, new.v, column, axis=-2))
+
+
 def attend(
   q_BTHC: jax.Array,
   own: KV,
@@ -71,6 +77,16 @@ def attend(
     parts += [_attend_one(q, kv, mask[:, None]) for kv, mask in context]
     blocks.append(_merge(parts))
   return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+
+
+def attend_all(
+  q_BTHC: jax.Array, segments: Sequence[tuple[KV, jax.Array]]
+) -> jax.Array:
+  """Returns softmax(q k^T / sqrt(C)) v over the segments alone, [B, T, H, C].
+
+  As `attend`, for queries whose own keys and values are among the segments.
+  """
+  return _merge([_attend_one(q_BTHC, kv, mask[:, None]) for kv, mask in segments])
 
 
 def _merge(parts) -> jax.Array:

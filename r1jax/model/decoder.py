@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.attention import KV, attend, rope
+from r1jax.model.attention import KV, attend, attend_all, rope, write
 from r1jax.model.config import ModelConfig
 from r1jax.model.dense import dense
 
@@ -52,7 +52,13 @@ class Block(nn.Module):
     positions_BT: jax.Array,
     document_BT: jax.Array,
     context_masks: Sequence[jax.Array],
+    column: jax.Array | None = None,
   ) -> tuple[jax.Array, KV]:
+    """Returns the stream and the rows' own `KV`.
+
+    With a `column`, for rows of one position: their keys and values are written there
+    into the last segment of the context, and that segment is returned.
+    """
     c = self.config
     param = self.param
     q_init = _weights('embed', 'heads', 'channel', fan_in=c.d_model)
@@ -71,8 +77,14 @@ class Block(nn.Module):
     k = rope(_to_heads(h_BTD, key), positions_BT, c.rope_theta)
     v = _to_heads(h_BTD, value)
     own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
-    masked = list(zip(context, context_masks, strict=True))
-    attended = attend(q, own, document_BT, masked)
+    if column is None:
+      masked = list(zip(context, context_masks, strict=True))
+      attended = attend(q, own, document_BT, masked)
+    else:
+      # Written first and then read: the other way round it would have to be copied.
+      own = write(context[-1], own, column)
+      segments = [*context[:-1], own]
+      attended = attend_all(q, list(zip(segments, context_masks, strict=True)))
     x_BTD += dense(
       attended.reshape(*attended.shape[:2], -1), out.reshape(-1, c.d_model)
     )
@@ -152,9 +164,10 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   """Returns the pure functions `forward`, `logits` and `decoding`.
 
   `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s. `decoding(params)`
-  gives `decode(tokens, positions, context)` for one token a row: hidden states [B, D]
-  and the `KV` of each layer in a list; it takes each segment of the context as such a
-  list, too. The same layers as `forward`'s, but written out one after the other: a scan
+  gives `decode(tokens, positions, context, column)` for one token a row: hidden states
+  [B, D] and the last segment of the context with the rows' keys and values written to
+  `column`, which its mask must let them see. A segment is a list here, of a `KV` for
+  each layer: these are `forward`'s layers written out one after the other, since a scan
   over them would copy all of the cache at each step.
   """
   apply: Any = Decoder(config, vocab_size).apply
@@ -177,17 +190,18 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
       token_B: jax.Array,
       position_B: jax.Array,
       context: Sequence[tuple[Sequence[KV], jax.Array]],
+      column: jax.Array,
     ) -> tuple[jax.Array, list[KV]]:
       x_BTD, position_BT = params['embedding'][token_B][:, None], position_B[:, None]
       masks, document_BT = [mask for _, mask in context], jnp.zeros_like(position_BT)
-      own = []
+      written = []
       for n, weights in enumerate(layers):
         kvs = [kv[n] for kv, _ in context]
         x_BTD, kv = block.apply(
-          {'params': weights}, x_BTD, kvs, position_BT, document_BT, masks
+          {'params': weights}, x_BTD, kvs, position_BT, document_BT, masks, column
         )
-        own.append(kv)
-      return norm.apply({'params': params['norm']}, x_BTD)[:, 0], own
+        written.append(kv)
+      return norm.apply({'params': params['norm']}, x_BTD)[:, 0], written
 
     return decode
 
