@@ -78,6 +78,15 @@ class R1Zero:
     grpo.check_group_size(self.grpo, self.rl.group_size)
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
+    text.check_vocab_size(self.vocab_size)
+    rewards(self)  # a weight that is no number is found out here
+    longest = self.rl.max_prompt_length + max(n for _, n in self.rl.max_length)
+    if self.base.row_length < longest:
+      raise ValueError(
+        f'base.row_length: expected at least {longest} = rl.max_prompt_length + '
+        f'rl.max_length, got {self.base.row_length}; at positions that the base model '
+        'never saw it writes garbage'
+      )
 
 
 def rewards(config: R1Zero) -> list[Weighted]:
@@ -126,7 +135,8 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   generator.encode([*problems, *held_out])  # a prompt too long is found out here
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
 
-  with start(config, phases=('base', 'rl')) as run, pool:
+  facts = {tokenizer_file.name: tokenizer.digest}
+  with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
     if devices.size < jax.device_count():
       run.progress.say(
         f'Using {devices.size} of {jax.device_count()} devices, as many as divide '

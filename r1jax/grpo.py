@@ -13,6 +13,7 @@ REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,10 +48,13 @@ class Config:
         raise ValueError(
           f'grpo.{field}: expected one of {", ".join(table)}, got {name!r}{hint}'
         )
-    for field in ('clip_low', 'clip_high', 'kl_coef'):
-      if not getattr(self, field) >= 0:
+    if not 0 <= self.clip_low <= 1:
+      raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
+    for field in ('clip_high', 'kl_coef'):
+      if not 0 <= getattr(self, field) < math.inf:
         raise ValueError(
-          f'grpo.{field}: expected 0 or more, got {getattr(self, field)}'
+          f'grpo.{field}: expected a finite number of 0 or more, got '
+          f'{getattr(self, field)}'
         )
     if self.kl == 'none' and self.kl_coef:
       raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,8 +28,13 @@ class Config:
   max_grad_norm: float = 1.0  # longer gradients are scaled down to this
 
   def __post_init__(self) -> None:
-    if not self.learning_rate >= 0:
-      raise ValueError(f'learning_rate: expected 0 or more, got {self.learning_rate}')
+    for name in ('learning_rate', 'muon_learning_rate', 'weight_decay'):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(
+          f'{name}: expected a finite number of 0 or more, got {getattr(self, name)}'
+        )
+    if not 0 <= self.final_share <= 1:
+      raise ValueError(f'final_share: expected 0 to 1, got {self.final_share}')
     if not self.eps > 0:
       raise ValueError(f'eps: expected above 0, got {self.eps}')
     for name in ('b1', 'b2'):
@@ -36,10 +42,6 @@ class Config:
         raise ValueError(
           f'{name}: expected at least 0, less than 1, got {getattr(self, name)}'
         )
-    if not self.muon_learning_rate >= 0:
-      raise ValueError(
-        f'muon_learning_rate: expected 0 or more, got {self.muon_learning_rate}'
-      )
     if not self.max_grad_norm > 0:
       raise ValueError(f'max_grad_norm: expected above 0, got {self.max_grad_norm}')
     if self.warmup_steps < 0:

@@ -8,6 +8,7 @@ Neither knows what a model is (they take its two functions), nor what tokens mea
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -41,8 +42,10 @@ class Config:
   top_p: float = 1.0  # only the smallest set of tokens of this total probability
 
   def __post_init__(self) -> None:
-    if not self.temperature >= 0:
-      raise ValueError(f'temperature: expected 0 or more, got {self.temperature}')
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(
+        f'temperature: expected a finite number of 0 or more, got {self.temperature}'
+      )
     if self.top_k < 0:
       raise ValueError(f'top_k: expected 0 (all tokens) or more, got {self.top_k}')
     if not 0 < self.top_p <= 1:

@@ -6,6 +6,7 @@ Knows neither arrays on a device nor rewards.
 """
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,10 +84,7 @@ class Tokenizer:
     different pairs give fewer than `vocab_size` tokens. Raises ValueError for a
     `vocab_size` without room for all bytes, tags and special tokens.
     """
-    if vocab_size < _SMALLEST_VOCABULARY:
-      raise ValueError(
-        f'vocab_size: expected at least {_SMALLEST_VOCABULARY}, got {vocab_size}'
-      )
+    check_vocab_size(vocab_size)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
       [
@@ -136,6 +134,11 @@ class Tokenizer:
       partial.unlink(missing_ok=True)
 
   @property
+  def digest(self) -> str:
+    """The SHA-256 of its file."""
+    return hashlib.sha256(self._tokenizer.to_str(pretty=True).encode()).hexdigest()
+
+  @property
   def vocab_size(self) -> int:
     """How many ids there are, specials and tags included; ids run from 0."""
     return self._tokenizer.get_vocab_size()
@@ -156,6 +159,14 @@ class Tokenizer:
     return self._tokenizer.decode_batch([list(row) for row in rows])
 
 
+def check_vocab_size(vocab_size: int) -> None:
+  """Raises ValueError without room for all bytes, tags and special tokens."""
+  if vocab_size < _SMALLEST_VOCABULARY:
+    raise ValueError(
+      f'vocab_size: expected at least {_SMALLEST_VOCABULARY}, got {vocab_size}'
+    )
+
+
 def _without_tags(texts: Iterable[str]) -> Iterator[str]:
   """The pieces between tags: a tag has its id, merges must not be spent on it."""
   for text in texts:
@@ -172,12 +183,13 @@ def pad_left(
   """
   tokens = np.full((len(rows), length), pad_id, dtype=np.int32)
   mask = np.zeros((len(rows), length), dtype=np.bool_)
+  longest = max(map(len, rows), default=0)
+  if longest > length:
+    raise ValueError(
+      f'max_prompt_length: expected at least {longest}, the tokens of the longest'
+      f' prompt, got {length}'
+    )
   for index, row in enumerate(rows):
-    if len(row) > length:
-      raise ValueError(
-        f'prompt {index} has {len(row)} tokens, more than {length};'
-        f' set max_prompt_length to at least {len(row)}'
-      )
     start = length - len(row)  # not -len(row): an empty row would fill everything
     tokens[index, start:] = row
     mask[index, start:] = True

@@ -168,3 +168,17 @@ def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):
     assert again.step is not None
     assert again.step >= reached
     assert not again.warnings
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+  (tmp_path / 'rl').write_text('')
+  with pytest.raises(CheckpointError, match='is a file, expected a folder'):
+    Checkpoints(tmp_path / 'rl')
+
+
+def test_folders_that_are_no_steps_are_left_alone(tmp_path):
+  for name in ('013', '²', 'notes'):
+    (tmp_path / 'rl' / name).mkdir(parents=True)
+  checkpoints = Checkpoints(tmp_path / 'rl')
+  assert checkpoints.step is None
+  assert checkpoints.warnings == []

@@ -227,3 +227,44 @@ def test_damaged_files_are_named(tmp_path):
   file.write_bytes(content)
   with pytest.raises(OSError, match=r'problems in .* are damaged .*delete that folder'):
     countdown.load(config, 'test', str(tmp_path))
+
+
+def test_a_damaged_description_of_the_files_is_named(tmp_path):
+  config = countdown.Config(numbers=2, largest=5)
+  countdown.load(config, 'test', str(tmp_path))
+  (info,) = tmp_path.rglob('dataset_info.json')
+  info.write_text('{')
+  with pytest.raises(OSError, match=r'are damaged .*delete that folder') as error:
+    countdown.load(config, 'test', str(tmp_path))
+  assert str(info.parent) in str(error.value)
+
+
+def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+  # Root may read everything, so the refusal is played.
+  config = countdown.Config(numbers=2, largest=5)
+  countdown.load(config, 'test', str(tmp_path))
+
+  def refuse(path, *args):
+    raise PermissionError(13, 'Permission denied', str(path))
+
+  monkeypatch.setattr(type(tmp_path), 'open', refuse)
+  with pytest.raises(OSError, match=r'cannot be read .Permission denied.; mend that'):
+    countdown.load(config, 'test', str(tmp_path))
+
+
+def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def fail(*args, **settings):
+    raise RuntimeError('No space left on device\nstack of a writer in another language')
+
+  monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, 'download_and_prepare', fail)
+  with pytest.raises(OSError, match=r'could not be written .*No space left') as error:
+    countdown.load(countdown.Config(numbers=2, largest=5), 'test', str(tmp_path))
+  assert str(error.value).endswith('; make room, or choose another --data-dir')
+  assert '\n' not in str(error.value)
+
+
+def test_the_highest_target_may_be_huge():
+  far = countdown.Config(numbers=2, largest=5, highest_target=10**15)
+  assert list(countdown.generate(far, 'train'))

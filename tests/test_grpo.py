@@ -444,9 +444,15 @@ def test_loss_ignores_masked_tokens(name):
       "grpo.mean: expected one of outputs, tokens, constant, got 'output'; "
       "did you mean 'outputs'?",
     ),
-    ({'clip_low': -0.1}, 'grpo.clip_low: expected 0 or more, got -0.1'),
-    ({'clip_high': -0.72}, 'grpo.clip_high: expected 0 or more, got -0.72'),
-    ({'kl_coef': math.nan}, 'grpo.kl_coef: expected 0 or more, got nan'),
+    ({'clip_low': -0.1}, 'grpo.clip_low: expected 0 to 1, got -0.1'),
+    (
+      {'clip_high': -0.72},
+      'grpo.clip_high: expected a finite number of 0 or more, got -0.72',
+    ),
+    (
+      {'kl_coef': math.nan},
+      'grpo.kl_coef: expected a finite number of 0 or more, got nan',
+    ),
     ({'constant_length': 0}, 'grpo.constant_length: expected 1 or more, got 0'),
   ],
 )

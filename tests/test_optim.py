@@ -216,8 +216,19 @@ def test_micro_batches_that_do_not_divide_are_refused():
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({'learning_rate': -1e-4}, 'learning_rate: expected 0 or more, got -0.0001'),
-    ({'learning_rate': math.nan}, 'learning_rate: expected 0 or more, got nan'),
+    (
+      {'learning_rate': -1e-4},
+      'learning_rate: expected a finite number of 0 or more, got -0.0001',
+    ),
+    (
+      {'weight_decay': math.nan},
+      'weight_decay: expected a finite number of 0 or more, got nan',
+    ),
+    (
+      {'muon_learning_rate': math.inf},
+      'muon_learning_rate: expected a finite number of 0 or more, got inf',
+    ),
+    ({'final_share': 2.0}, 'final_share: expected 0 to 1, got 2.0'),
     ({'eps': 0.0}, 'eps: expected above 0, got 0.0'),
     ({'b1': 1.5}, 'b1: expected at least 0, less than 1, got 1.5'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm: expected above 0, got 0.0'),

@@ -1,6 +1,7 @@
 """The parts of the RL stage that need no training."""
 
 import collections
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,12 +48,16 @@ def test_order_is_a_function_of_seed_and_index_alone():
     ({'prompts_per_step': 5, 'minibatches': 2}, 'multiple of 2, got 5; set it to 6'),
     ({'micro_batch_rows': 7}, 'rl.micro_batch_rows: .* multiple of 2, got 7; .* 8'),
     ({'temperature': ((0, -1.0),)}, 'rl.temperature'),
-    ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected above 0'),
+    ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected values from 0.01'),
     ({'max_length': ()}, 'rl.max_length: expected pairs'),
     ({'max_length': ((5, 100),)}, 'rl.max_length: expected pairs'),
     ({'max_length': ((0, 100), (0, 200))}, 'rising steps'),
-    ({'max_length': ((0, 0),)}, 'values of 1 or more'),
-    ({'reward_timeout': 0.0}, 'rl.reward_timeout'),
+    ({'max_length': ((0, 0),)}, 'values from 1 to 1048576'),
+    ({'reward_timeout': 0.0}, 'rl.reward_timeout: .* above 0, got 0.0'),
+    ({'reward_timeout': math.inf}, 'rl.reward_timeout: .* above 0, got inf'),
+    ({'temperature': ((0, math.nan),)}, 'rl.temperature: expected values from'),
+    ({'max_length': ((0, 2**30),)}, 'rl.max_length: expected values from 1 to'),
+    ({'reward_workers': 1000}, 'rl.reward_workers: expected at most 256, got 1000'),
   ],
 )
 def test_impossible_settings_are_named(fields, expected):

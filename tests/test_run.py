@@ -22,7 +22,7 @@ def stop():
 @pytest.mark.parametrize(
   ('act', 'status', 'told'),
   [
-    (refuse_setting, 1, 'error: grpo.clip_low: expected 0 or more, got -1.0\n'),
+    (refuse_setting, 1, 'error: grpo.clip_low: expected 0 to 1, got -1.0\n'),
     (stop_training, 1, 'error: the loss is nan\n'),
     (stop, 130, 'Stopped at step 3\n'),
   ],

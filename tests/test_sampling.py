@@ -413,8 +413,16 @@ def test_a_given_temperature_overrides_the_configured_one(params):
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [
-    ('temperature', -0.1, 'temperature: expected 0 or more, got -0.1'),
-    ('temperature', float('nan'), 'temperature: expected 0 or more, got nan'),
+    (
+      'temperature',
+      -0.1,
+      'temperature: expected a finite number of 0 or more, got -0.1',
+    ),
+    (
+      'temperature',
+      float('nan'),
+      'temperature: expected a finite number of 0 or more, got nan',
+    ),
     ('top_k', -1, r'top_k: expected 0 \(all tokens\) or more, got -1'),
     ('top_p', 0.0, 'top_p: expected more than 0, at most 1, got 0.0'),
     ('top_p', 1.5, 'top_p: expected more than 0, at most 1, got 1.5'),

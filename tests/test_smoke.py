@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,7 +176,7 @@ def test_damaged_checkpoint_costs_only_its_own_steps(start, unbroken, tmp_path):
   ('words', 'expected'),
   [
     (['--rl.group-size', '1'], 'rl.group_size: the advantage'),
-    (['--rl.prompts-per-step', '5'], 'set it to 8'),
+    (['--rl.prompts-per-step', '5'], 'set it to 6'),
     (['--rl.temperature', '0', '-1'], 'rl.temperature'),
     (['--grpo.kl-coeff', '0'], '--grpo.kl-coef'),
     (['--rl.max-prompt-length', '5'], 'max_prompt_length'),
@@ -191,6 +193,47 @@ def test_impossible_setting_is_one_sentence_before_anything_is_written(
   assert 'Traceback' not in errors
   assert len(errors.strip().splitlines()) <= 2
   assert not (tmp_path / 'run').exists()
+
+
+def cut_the_last_line(path: Path) -> None:
+  content = path.read_bytes()
+  path.write_bytes(content[:-20])
+
+
+def swap_two_digits(path: Path) -> None:
+  text = path.read_text()
+  for old, new in (('"1": ', '"x": '), ('"2": ', '"1": '), ('"x": ', '"2": ')):
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+  path.write_text(text)
+
+
+@pytest.mark.parametrize(
+  ('name', 'damage', 'expected'),
+  [
+    ('metrics.jsonl', cut_the_last_line, 'expected 19 lines .* got 18; restore it'),
+    ('metrics.jsonl', Path.unlink, 'expected 19 lines .* got 0; restore it'),
+    ('tokenizer.json', swap_two_digits, 'is not the one that .* step 12 of rl'),
+  ],
+)
+def test_a_log_or_tokenizer_that_does_not_fit_the_checkpoint_is_refused(
+  start, unbroken, tmp_path, name, damage, expected
+):
+  shutil.copytree(unbroken[0], tmp_path / 'run')
+  damage(tmp_path / 'run' / name)
+  before = digests(tmp_path / 'run')
+  _, errors = start(tmp_path / 'run').communicate(timeout=60)
+  assert re.fullmatch(f'error: .*{name}.*{expected}.*\n', errors)
+  assert digests(tmp_path / 'run') == before
+
+
+def test_settings_that_change_no_number_may_change(start, unbroken, tmp_path):
+  shutil.copytree(unbroken[0], tmp_path / 'run')
+  words = ('--rl.reward-workers', '1', '--rl.reward-timeout', '9')
+  process = start(tmp_path / 'run', *words)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 0, errors
+  assert_same_run(tmp_path / 'run', unbroken[0])
 
 
 def test_another_experiments_directory_is_refused_and_untouched(start, unbroken):

@@ -1,3 +1,4 @@
+import hashlib
 import re
 
 import hypothesis
@@ -245,6 +246,15 @@ def test_damaged_tokenizer_file_is_named(tokenizer, tmp_path, damage):
   assert '\n' not in str(caught.value)
 
 
+def test_digest_is_that_of_the_file(tmp_path):
+  tokenizer = text.Tokenizer.train(['make 16 from 3 5 2'] * 9, 270)
+  tokenizer.save(tmp_path / 'tokenizer.json')
+  again = text.Tokenizer.load(tmp_path / 'tokenizer.json')
+  content = (tmp_path / 'tokenizer.json').read_bytes()
+  assert tokenizer.digest == again.digest == hashlib.sha256(content).hexdigest()
+  assert text.Tokenizer.train(['abab'] * 9, 270).digest != tokenizer.digest
+
+
 def test_pad_left_puts_rows_at_the_right_end():
   tokens, mask = text.pad_left([[5, 6], [], [7, 8, 9]], length=3, pad_id=4)
   assert tokens.tolist() == [[4, 5, 6], [4, 4, 4], [7, 8, 9]]
@@ -255,7 +265,7 @@ def test_pad_left_puts_rows_at_the_right_end():
 def test_pad_left_names_the_prompt_that_does_not_fit():
   with pytest.raises(
     ValueError,
-    match='prompt 1 has 4 tokens, more than 3; set max_prompt_length to at least 4',
+    match=r'max_prompt_length: expected at least 4, the tokens of .* prompt, got 3',
   ):
     text.pad_left([[1], [1, 2, 3, 4]], length=3, pad_id=0)
 

@@ -1,6 +1,7 @@
 """What a decoder is: its sizes, checked when they are written down."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,15 @@ class ModelConfig:
     for name in ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff'):
       if getattr(self, name) < 1:
         raise ValueError(f'model.{name}: expected 1 or more, got {getattr(self, name)}')
+      if getattr(self, name) >= 2**24:
+        raise ValueError(
+          f'model.{name}: expected less than {2**24}, got {getattr(self, name)}'
+        )
+    for name in ('rope_theta', 'norm_eps'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(
+          f'model.{name}: expected a finite number above 0, got {getattr(self, name)}'
+        )
     if self.heads % self.kv_heads:
       raise ValueError(
         f'model.kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}'

@@ -155,7 +155,7 @@ class RewardPool:
   def _collect(
     self, outputs: Sequence[tuple[Problem, str]], tasks: Sequence[_Task]
   ) -> Scores:
-    if len(tasks) > HOPELESS and all(map(self._timed_out, tasks[:HOPELESS])):
+    if len(tasks) >= HOPELESS and all(map(self._timed_out, tasks[:HOPELESS])):
       self._find_hanging(outputs[0])
     values = np.zeros((len(outputs), len(self._rewards)), np.float32)
     failed: list[list[worker.Failure]] = [[] for _ in self._rewards]

@@ -6,6 +6,8 @@ full disk leaves the ones before it as they were.
 
 import errno
 import hashlib
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,15 @@ class Checkpoints:
     try:
       self._manager.save(step, args=args)
     except Exception as error:  # orbax and tensorstore wrap OSError in their own
+      # Left behind, its tasks would each print a traceback when the process ends.
+      sys.unraisablehook = lambda unraisable: None
+      logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
       kept = f'the one of step {self.step} is intact' if self.step else 'none is kept'
+      full = 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error)
+      reason = 'No space left on device' if full else _first_line(error)
       raise CheckpointError(
         f'the checkpoint of step {step} could not be written to {self._folder} '
-        f'({_first_line(error)}); {kept}; free some space and run the same command'
+        f'({reason}); {kept}; free some space and run the same command'
       ) from error
 
   def restore(self, like: Any) -> Any:
@@ -106,8 +113,12 @@ class Checkpoints:
     return _read(self._folder, self.step)
 
   def _set_damaged_aside(self) -> None:
-    found = self._folder.glob('*') if self._folder.exists() else ()
-    steps = sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
+    if self._folder.exists() and not self._folder.is_dir():
+      raise CheckpointError(
+        f'{self._folder} is a file, expected a folder of checkpoints; move it away'
+      )
+    found = self._folder.glob('[1-9]*') if self._folder.exists() else ()
+    steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
     for step in steps:
       try:
         arrays, manifest = _read(self._folder, step)

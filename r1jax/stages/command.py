@@ -165,8 +165,21 @@ def _unboxed(box: str) -> str:
   rows = [row.strip(' │|') for row in plain.splitlines()[1:]]
   lines = [row for row in rows if row.strip('╰╯+─-')]
   reason = re.split('Argument helptext:|For full helptext', ' '.join(lines))[0].strip()
-  # A group's own check names its field already; a flag that can't be read doesn't.
-  return re.sub(r'^Error parsing ((?!--)\S+: )?', '', reason)
+  reason = re.sub(
+    r'Could not find valid parse for arguments: (\[.*\])',
+    r'expected values as --help shows them, got \1',
+    reason,
+  )
+  # A check of the configs names its field; one that serves several groups says only
+  # which field of the group it is.
+  named = re.match(r'Error parsing ([^\s:]+): (.*)', reason, re.DOTALL)
+  if named is None:
+    return reason.removeprefix('Error parsing ')
+  place, text = named.groups()
+  if place.startswith('--'):
+    return f'{place}: {text}'
+  in_group = place.islower() and re.match(r'\w+: ', text)  # else the class, or said
+  return f'{place.replace("-", "_")}.{text}' if in_group else text
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -36,6 +36,8 @@ class Config:
         raise ValueError(
           f'base.{field.name}: expected 1 or more, got {getattr(self, field.name)}'
         )
+    if self.row_length < 2:
+      raise ValueError(f'base.row_length: expected 2 or more, got {self.row_length}')
     if self.rows_per_step % self.micro_batches:
       raise ValueError(
         f'base.micro_batches: expected a divisor of rows_per_step='
@@ -105,8 +107,7 @@ def train(
   """
   # Placed before the first step: another layout in the second would compile again.
   state = mesh_lib.put_everywhere(mesh, optim.init(params, optimizer))
-  checkpoints = run.checkpoints[phase]
-  state, first = checkpoints.resume(state)
+  state, first = run.checkpoints[phase].resume(state)
   step_fn = jax.jit(
     functools.partial(
       sft.step,
@@ -129,8 +130,9 @@ def train(
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
         raise TrainingError(
-          f'the loss of {phase} is {values["loss"]} at step {step}; lower its '
-          'learning_rate and choose another --workdir (earlier checkpoints are intact)'
+          f'the loss of {phase} is {values["loss"]} and the gradient norm '
+          f'{values["grad_norm"]} at step {step}; lower {phase}_optim.learning_rate '
+          'and choose another --workdir (earlier checkpoints are intact)'
         )
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
@@ -139,6 +141,5 @@ def train(
       run.progress.update(phase, step, config.steps, values)
       began, tokens = time.monotonic(), 0
     if saves or run.interrupted:
-      checkpoints.save(step, state, {'phase': phase})
-      run.stop_if_interrupted(phase, step)
+      run.save(phase, step, state)
   return state.params

@@ -7,6 +7,7 @@ numbers under the names they have in metrics.jsonl; models and devices are unkno
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -40,19 +41,29 @@ class Log:
   line are dropped, so that a run that was killed writes the same files as one that was
   not. Each call reaches the file in one system call: write a step, then save it.
 
-  Raises ValueError if a line other than the last one is damaged, and OSError with what
-  to do if the disk is full.
+  Raises ValueError if a line other than the last one is damaged or fewer than
+  `least_lines` of metrics.jsonl are left, and OSError with what to do if the disk is
+  full. `lines` is how many metrics.jsonl has.
   """
 
-  def __init__(self, workdir: Path | str, resume: Mapping[str, int]) -> None:
+  def __init__(
+    self, workdir: Path | str, resume: Mapping[str, int], least_lines: int = 0
+  ) -> None:
     self._workdir = Path(workdir)
     self._resume = dict(resume)
+    self._least_lines = least_lines
+    self.lines = 0
     self._events: dict[str, _File] = {}
 
   def __enter__(self) -> Self:
     metrics, samples = self._workdir / 'metrics.jsonl', self._workdir / 'samples.jsonl'
-    _drop_unfinished(metrics, self._resume)
+    self.lines = _drop_unfinished(metrics, self._resume)
     _drop_unfinished(samples, self._resume)
+    if self.lines < self._least_lines:
+      raise ValueError(
+        f'{metrics}: expected {self._least_lines} lines of the steps up to the '
+        f'checkpoint, got {self.lines}; restore it, or choose another --workdir'
+      )
     self._metrics, self._samples = _File(metrics), _File(samples)
     return self
 
@@ -69,6 +80,7 @@ class Log:
     values = plain(values)
     line = {'phase': phase, 'step': step, **values}
     self._metrics.append(_json_line(line))
+    self.lines += 1
     self._write_event(phase, step, dict(_scalars(phase, values)))
 
   def samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
@@ -123,16 +135,22 @@ def explained(path: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = 'make room for it' if full else 'mend that'
     raise OSError(
-      f'cannot write {path} ({error.strerror}); make room for it, then start the same '
-      'command again: it goes on from the last checkpoint'
+      f'cannot write {path} ({error.strerror}); {remedy}, then start the same command '
+      'again: it goes on from the last checkpoint'
     ) from error
 
 
-def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> None:
-  """Rewrites `path`, atomically, without the lines past the step of their phase."""
+def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> int:
+  """Rewrites `path`, atomically, without the lines past the step of their phase.
+
+  Returns how many lines are left.
+  """
   if not path.exists():
-    return
+    return 0
+  left = 0
   kept_path = path.with_name(path.name + '.tmp')
   with explained(kept_path), path.open('rb') as lines, kept_path.open('wb') as kept:
     for number, raw in enumerate(lines, start=1):
@@ -147,9 +165,11 @@ def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> None:
       phase = line['phase']
       if line['step'] <= resume.get(LOOP_OF.get(phase, phase), -1):
         kept.write(raw.removesuffix(b'\n') + b'\n')
+        left += 1
     kept.flush()
     os.fsync(kept.fileno())
   kept_path.replace(path)
+  return left
 
 
 def plain(value: Any) -> Any:

@@ -176,7 +176,7 @@ def train(
     RewardError: a reward failed on every output of a step.
     TrainingError: the loss is no longer finite. The last checkpoint stays.
   """
-  config, checkpoints = trainer.config, run.checkpoints[phase]
+  config = trainer.config
   # Placed before the first step: another layout in the second would compile again.
   saved = mesh_lib.put_everywhere(
     trainer.generator.mesh,
@@ -185,7 +185,7 @@ def train(
       'reference': jax.tree.map(jnp.copy, params),
     },
   )
-  saved, first = checkpoints.resume(saved)
+  saved, first = run.checkpoints[phase].resume(saved)
   state, reference = saved['policy'], saved['reference']
   order, root = problem_order(problems, seed), jax.random.key(seed)
   measure = functools.partial(
@@ -217,9 +217,7 @@ def train(
       measure(step, state.params)
     due = step % config.checkpoint_every == 0 or step == config.steps
     if due or run.interrupted:
-      saved = {'policy': state, 'reference': reference}
-      checkpoints.save(step, saved, {'phase': phase})
-      run.stop_if_interrupted(phase, step)
+      run.save(phase, step, {'policy': state, 'reference': reference})
   return state.params
 
 

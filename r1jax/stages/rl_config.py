@@ -1,9 +1,13 @@
 """The settings of an RL stage, checked when they are written down; its schedules."""
 
 import dataclasses
+import math
 from typing import Any
 
 from r1jax import packing
+
+MOST_WORKERS = 256  # processes
+LONGEST = 2**20  # tokens of an output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +40,20 @@ class Config:
         raise ValueError(
           f'rl.{name}: expected {least} or more, got {getattr(self, name)}'
         )
-    if not self.reward_timeout > 0:
+    if self.reward_workers > MOST_WORKERS:
       raise ValueError(
-        f'rl.reward_timeout: expected above 0, got {self.reward_timeout}'
+        f'rl.reward_workers: expected at most {MOST_WORKERS}, got {self.reward_workers}'
+      )
+    if not 0 < self.reward_timeout < math.inf:
+      raise ValueError(
+        'rl.reward_timeout: expected a finite number of seconds above 0, got '
+        f'{self.reward_timeout}'
       )
     _check_divides('prompts_per_step', self.prompts_per_step, self.minibatches)
     _check_divides('micro_batch_rows', self.micro_batch_rows, packing.PROMPT_ROWS)
-    _check_schedule('max_length', self.max_length, least=1)
-    _check_schedule('temperature', self.temperature, least=0)
-    if any(value <= 0 for _, value in self.temperature):
-      raise ValueError(
-        f'rl.temperature: expected above 0 (equal outputs teach nothing), '
-        f'got {self.temperature}'
-      )
+    _check_schedule('max_length', self.max_length, 1, LONGEST)
+    # Equal outputs teach nothing.
+    _check_schedule('temperature', self.temperature, 0.01, 100)
 
 
 def _check_divides(name: str, value: int, by: int) -> None:
@@ -59,15 +64,17 @@ def _check_divides(name: str, value: int, by: int) -> None:
     )
 
 
-def _check_schedule(name: str, schedule: tuple, least: float) -> None:
+def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> None:
   starts = [start for start, _ in schedule]
   if not starts or starts[0] != 0 or starts != sorted(set(starts)):
     raise ValueError(
       f'rl.{name}: expected pairs (step, value) from step 0 on with rising steps, '
       f'got {schedule}'
     )
-  if any(not value >= least for _, value in schedule):
-    raise ValueError(f'rl.{name}: expected values of {least} or more, got {schedule}')
+  if any(not least <= value <= most for _, value in schedule):
+    raise ValueError(
+      f'rl.{name}: expected values from {least} to {most}, got {schedule}'
+    )
 
 
 def at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:

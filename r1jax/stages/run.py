@@ -6,18 +6,24 @@ step at hand. `plain_errors` turns a mistake that a user can mend into one sente
 
 import contextlib
 import dataclasses
+import io
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from r1jax.rewards.pool import RewardError
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints
 from r1jax.stages.metrics import Log
 from r1jax.stages.progress import Progress
 from r1jax.stages.workdir import WorkdirError, open_workdir
+
+# Settings that change no number of a run, so that it may go on with others.
+MAY_CHANGE = ('workdir', 'data_dir', 'rl.reward_workers', 'rl.reward_timeout')
 
 
 class TrainingError(Exception):
@@ -36,10 +42,18 @@ class Run:
   log: Log
   progress: Progress
   checkpoints: dict[str, Checkpoints]  # by phase
+  facts: dict[str, str]  # what checkpoints depend on beside the config
   interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interruption`
 
-  def stop_if_interrupted(self, phase: str, step: int) -> None:
-    """Raises `Interruption` after Ctrl-C; call it when `step` is saved."""
+  def save(self, phase: str, step: int, tree: Any) -> None:
+    """Writes a checkpoint of what has been logged; ends the run after Ctrl-C.
+
+    Raises:
+      CheckpointError: it could not be written.
+      Interruption: Ctrl-C was pressed.
+    """
+    manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.facts}
+    self.checkpoints[phase].save(step, tree, manifest)
     if self.interrupted:
       raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '
@@ -48,20 +62,36 @@ class Run:
 
 
 @contextlib.contextmanager
-def start(config: Any, phases: tuple[str, ...]) -> Iterator[Run]:
+def start(
+  config: Any, phases: tuple[str, ...], facts: Mapping[str, str] | None = None
+) -> Iterator[Run]:
   """Opens the run of `config`, new or to be continued, with its phases in order.
 
+  `facts` names files that a checkpoint is worth nothing without, and their digests.
+
   Raises:
-    WorkdirError: the work directory holds something else, or can't be used.
+    WorkdirError: the work directory holds something else, or can't be used, or one of
+      its files is not what it was when the checkpoint was written.
     CheckpointError: see `Checkpoints`.
   """
-  workdir = open_workdir(config.workdir, config)
+  workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+  facts = dict(facts or {})
   folder = workdir / 'checkpoints'
   checkpoints = {phase: Checkpoints(folder / phase) for phase in phases}
   found = {phase: saved.step for phase, saved in checkpoints.items()}
   resume = {phase: step for phase, step in found.items() if step is not None}
-  with Log(workdir, resume) as log, Progress() as progress:
-    run = Run(workdir, log, progress, checkpoints)
+  newest = max(resume, key=phases.index, default=None)
+  manifest = checkpoints[newest].manifest() if newest else {}
+  for name, digest in facts.items():
+    if manifest.get(name, digest) != digest:
+      raise WorkdirError(
+        f'{workdir / name} is not the one that the checkpoint of step '
+        f'{manifest["step"]} of {newest} belongs to; restore it, or choose another '
+        '--workdir'
+      )
+  lines = manifest.get('metrics_lines', 0)
+  with Log(workdir, resume, lines) as log, Progress() as progress:
+    run = Run(workdir, log, progress, checkpoints, facts)
     for saved in checkpoints.values():
       for warning in saved.warnings:
         progress.say(warning)
@@ -78,6 +108,11 @@ def plain_errors() -> Iterator[None]:
   Status 1 for what a user can mend, 130 after Ctrl-C. Other exceptions, and a
   ValueError that a library raised, are bugs and keep their traceback.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(
+        errors='replace'
+      )  # a locale without Polish is no reason to end
   try:
     yield
   except Interruption as stop:
@@ -96,8 +131,27 @@ def plain_errors() -> Iterator[None]:
   ) as error:
     if type(error) is ValueError and not _is_ours(error):
       raise
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {_sentence(error)}', file=sys.stderr)
     sys.exit(1)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    print(
+      f'error: there is not enough memory ({str(error).splitlines()[0]:.200}); lower '
+      'the sizes of the model, rl.max_length, or the rows of a micro-batch',
+      file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+def _sentence(error: BaseException) -> str:
+  """What the error says; what the system says of a file, with what to do."""
+  if isinstance(error, OSError) and error.filename and str(error).startswith('[Errno'):
+    return (
+      f'{error.filename} cannot be used ({error.strerror}); mend that, or choose '
+      'another --workdir'
+    )
+  return str(error)
 
 
 def _is_ours(error: BaseException) -> bool:

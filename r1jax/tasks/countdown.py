@@ -19,6 +19,7 @@ from typing import Any
 from r1jax.tasks import Problem, expressions
 
 TEST_SHARE = 0.15  # of all problems, held out
+VERSION = '1.0.0'  # of the files: to be raised with what they hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
     # Shown in a fixed but arbitrary order: sorted numbers would be a hint.
     orders = sorted(set(itertools.permutations(leaves)))
     values = {expressions.value(tree) for tree in expressions.candidates(leaves)}
-    for target in sorted(values & set(range(1, config.highest_target + 1))):
+    for target in sorted(v for v in values if 1 <= v <= config.highest_target):
       identity = problem_id(leaves, target)
       shown = orders[int(_uniform('order', identity) * len(orders))]
       truth = {'numbers': list(shown), 'target': target}
@@ -118,10 +119,18 @@ def load(config: Config, split: str, data_dir: str | None = None) -> list[Proble
     data_dir: where tensorflow-datasets keeps data; None is its own default.
 
   Raises:
-    OSError: the files can't be written, or are damaged.
+    OSError: the files can't be written or read, or are damaged.
     ValueError: no problem is that easy or that hard in one of the splits.
   """
-  builder = _builder(config, data_dir)
+  import tensorflow_datasets as tfds  # late: it takes a second
+
+  place = Path(data_dir or tfds.core.constants.DATA_DIR)
+  folder = place / 'countdown' / config.name / VERSION
+  if folder.exists():
+    _check_readable(folder)
+  else:
+    _check_splits(config)
+    _prepare(_builder(config, data_dir))
   try:
     return [
       Problem(
@@ -130,12 +139,34 @@ def load(config: Config, split: str, data_dir: str | None = None) -> list[Proble
         question=row['question'].decode(),
         truth=json.loads(row['truth']),
       )
-      for row in builder.as_data_source(split=split)
+      for row in _builder(config, data_dir).as_data_source(split=split)
     ]
   except Exception as error:  # whatever a damaged file makes its reader raise
     raise OSError(
-      f'the problems in {builder.data_dir} are damaged ({type(error).__name__}); '
-      'delete that folder and start again: it is built anew'
+      f'the problems in {folder} are damaged ({type(error).__name__}); delete that '
+      'folder and start again: it is built anew'
+    ) from error
+
+
+def _check_readable(folder: Path) -> None:
+  try:
+    for path in folder.iterdir():
+      path.open('rb').close()
+  except OSError as error:
+    raise OSError(
+      f'data_dir: {error.filename} cannot be read ({error.strerror}); mend that, or '
+      'choose another --data-dir'
+    ) from error
+
+
+def _prepare(builder: Any) -> None:
+  try:
+    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
+      builder.download_and_prepare()
+  except Exception as error:  # what is made of a full disk is no OSError
+    raise OSError(
+      f'data_dir: the problems could not be written to {builder.data_dir} '
+      f'({str(error).splitlines()[0]:.200}); make room, or choose another --data-dir'
     ) from error
 
 
@@ -149,7 +180,7 @@ def _check_splits(config: Config) -> None:
 
 
 def _builder(config: Config, data_dir: str | None) -> Any:
-  """The prepared tensorflow-datasets builder, imported late: it takes a second."""
+  """The tensorflow-datasets builder of a difficulty."""
   import tensorflow_datasets as tfds
 
   # The registry takes a name once, and this class is made anew for each call.
@@ -158,7 +189,7 @@ def _builder(config: Config, data_dir: str | None) -> Any:
   ):
     """Countdown problems with exact ground truth."""
 
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version(VERSION)
     pkg_dir_path = Path(__file__).parent  # a class made here has no package of its own
 
     def _info(self) -> Any:
@@ -185,19 +216,8 @@ def _builder(config: Config, data_dir: str | None) -> Any:
 
   tfds.disable_progress_bar()
   logging.getLogger('absl').setLevel(logging.ERROR)  # it warns of every custom config
-  builder = Countdown(
-    config=tfds.core.BuilderConfig(name=config.name, version='1.0.0'),
+  return Countdown(
+    config=tfds.core.BuilderConfig(name=config.name, version=VERSION),
     data_dir=data_dir,
     file_format='array_record',
   )
-  if not Path(builder.data_dir).exists():
-    _check_splits(config)
-  try:
-    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
-      builder.download_and_prepare()
-  except OSError as error:
-    raise OSError(
-      f'data_dir: the problems could not be written to {builder.data_dir} ({error}); '
-      'choose another --data-dir'
-    ) from error
-  return builder
