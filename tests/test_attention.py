@@ -144,6 +144,16 @@ def test_large_scores_do_not_overflow():
   )
 
 
+def test_masked_keys_count_for_nothing_beside_a_very_low_score():
+  # The query sees one key, of score -1e6 and value 2; that of score 0 it does not.
+  def one(x):
+    return jnp.full((1, 1, 1, 1), x)
+
+  hidden = KV(one(0.0), one(7.0)), np.array([[False]])
+  own = KV(one(-1.0), one(2.0))
+  assert attend(one(1e6), own, np.array([[0]]), [hidden]).item() == 2
+
+
 def test_rope_multiplies_complex_numbers_by_a_phase():
   rng = np.random.default_rng(2)
   x_BTHC = rng.normal(size=(2, 3, 2, 6)).astype(np.float32)

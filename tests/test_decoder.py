@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from jax.test_util import check_grads
 
 from r1jax import mesh
-from r1jax.model import attention, decoder
+from r1jax.model import attention, decoder, dense
 from r1jax.model.config import ModelConfig
 
 SMALL = ModelConfig(
@@ -218,6 +220,46 @@ def test_init_has_the_stated_variances_and_different_layers():
   assert abs(
     np.corrcoef(blocks['query'][0].ravel(), blocks['query'][1].ravel())[0, 1]
   ) < (0.1)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_matrices_have_their_inputs_as_rows_and_outputs_as_columns(tied):
+  config = dataclasses.replace(SMALL, tied=tied)
+  params, found = random_params(config), {}
+
+  def shape(path, leaf, axes):
+    sides = axes and [math.prod(leaf.shape[axis] for axis in side) for side in axes]
+    found[path[-1].key if sides else jax.tree_util.keystr(path)] = sides
+
+  jax.tree_util.tree_map_with_path(shape, params, decoder.matrices(config))
+  # 16 channels, 4 heads and 2 kv heads of 6, 20 in the middle of the SwiGLU.
+  assert {name: sides for name, sides in found.items() if sides} == {
+    'query': [16, 24],
+    'key': [16, 12],
+    'value': [16, 12],
+    'out': [24, 16],
+    'gate': [16, 20],
+    'up': [16, 20],
+    'down': [20, 16],
+  }
+  assert len(found) == len(jax.tree.leaves(params))
+
+
+def test_gradients_of_a_product_are_those_of_finite_differences():
+  rng = np.random.default_rng(9)
+  with jax.enable_x64(True):
+    x_BTD, w_DF = jnp.asarray(rng.normal(size=(3, 4, 5))), rng.normal(size=(5, 2))
+    check_grads(dense.dense, (x_BTD, jnp.asarray(w_DF)), order=1, modes=['rev'])
+
+
+@pytest.mark.parametrize('product', [dense._row_by_row, dense._at_once])
+def test_gradients_of_weights_are_those_of_all_rows_on_every_platform(product):
+  rng = np.random.default_rng(8)
+  x_BTD = rng.normal(size=(3, 4, 5)).astype(np.float32)
+  grad_BTF = rng.normal(size=(3, 4, 2)).astype(np.float32)
+  # d (x w) / d w, summed over 12 tokens
+  expected = x_BTD.reshape(12, 5).T @ grad_BTF.reshape(12, 2)
+  np.testing.assert_allclose(product(x_BTD, grad_BTF), expected, **CLOSE)
 
 
 def test_every_axis_of_every_parameter_is_in_the_mesh_table():

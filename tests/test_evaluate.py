@@ -29,10 +29,12 @@ OUTPUTS = {
   'b': [say('2+3'), say('3+2'), say('2*3'), say('2')],  # 1 right, outvoted
   'c': ['garbage', 'garbage', say('I give up'), say('2-')],  # none, and no vote
 }
+LENGTHS = {'a': [10, 20, 30, 40], 'b': [20, 40, 60, 80], 'c': [30, 60, 90, 120]}
+CUT_OFF = {'a': [0, 0, 1, 0], 'b': [1, 0, 1, 0], 'c': [0, 0, 0, 0]}
 
 
 class Written:
-  """Stands in for a Generator; the third output of each group is cut off."""
+  """Stands in for a Generator."""
 
   def __init__(self):
     self.keys = []
@@ -41,11 +43,10 @@ class Written:
     assert (group_size, max_length, draw.temperature) == (4, 100, 0.5)
     assert len(problems) == 2  # one shape, also for the last batch
     self.keys.append(tuple(jax.random.key_data(key).tolist()))
-    shape = (len(problems), group_size)
     return types.SimpleNamespace(
       texts=[OUTPUTS[problem.id] for problem in problems],
-      lengths=np.tile([10, 20, 30, 40], (len(problems), 1)),
-      cut_off=np.broadcast_to([False, False, True, False], shape),
+      lengths=np.array([LENGTHS[problem.id] for problem in problems]),
+      cut_off=np.array([CUT_OFF[problem.id] for problem in problems], bool),
     )
 
   def prompt(self, problem):
@@ -77,8 +78,8 @@ def test_metrics_are_those_of_the_three_problems(evaluated):
   assert metrics['pass_at_k']['mean'] == pytest.approx(2 / 3)
   assert metrics['consensus']['mean'] == pytest.approx(1 / 3)  # 'b' is outvoted 2 to 1
   assert metrics['right'] == [2, 1, 0]
-  assert metrics['length']['mean'] == 25
-  assert metrics['cut_off']['mean'] == 0.25
+  assert metrics['length']['mean'] == 50  # 25, 50 and 75
+  assert metrics['cut_off']['mean'] == 0.25  # 1, 2 and 0 of 4
   assert metrics['unparsable']['mean'] == pytest.approx(3 / 12)
   assert metrics['reflective']['mean'] == pytest.approx(9 / 12)
 
@@ -105,7 +106,7 @@ def test_the_first_outputs_of_the_first_problems_are_shown(evaluated):
       'prompt': '? make 6 from 2 3',
       'output': say('2+3'),
       'correct': False,
-      'cut_off': False,
+      'cut_off': True,
     },
   ]
 

@@ -202,6 +202,46 @@ def test_muon_orthogonalises_the_matrices_that_it_is_told():
   )
 
 
+def muon(settings, gradients, start=0.0):
+  """Updates of a matrix and of a table, which stays with AdamW, for each gradient."""
+  config = optim.Config(
+    learning_rate=0.5, muon_learning_rate=0.1, max_grad_norm=1e9, **settings
+  )
+  chain = optim.make(config, 10, {'matrix': ((0,), (1,)), 'table': None})
+  params = {name: jnp.full((2, 2), start) for name in ('matrix', 'table')}
+  state, path = chain.init(params), []
+  for gradient in gradients:
+    grads = dict.fromkeys(params, jnp.asarray(gradient, jnp.float32))
+    updates, state = chain.update(grads, state, params)
+    path.append(updates)
+  return path
+
+
+def test_muon_warms_up_both_of_its_rates():
+  gradient = [[3.0, 1.0], [-2.0, 1.0]]
+  (peak,) = muon({'warmup_steps': 0}, [gradient])
+  (first,) = muon({'warmup_steps': 3}, [gradient])
+  for name in ('matrix', 'table'):
+    np.testing.assert_allclose(first[name], peak[name] / 4, rtol=1e-5)
+
+
+def test_muon_decays_both_kinds_of_weights():
+  # no gradient: rate * 0.5 * 2
+  settings = {'warmup_steps': 0, 'weight_decay': 0.5}
+  (decay,) = muon(settings, [np.zeros((2, 2))], start=2.0)
+  np.testing.assert_allclose(decay['matrix'], np.full((2, 2), -0.1), rtol=1e-6)
+  np.testing.assert_allclose(decay['table'], np.full((2, 2), -0.5), rtol=1e-6)
+
+
+def test_muon_gives_adam_its_decay_rates():
+  # Gradients 1 then 0, as in `test_adam_by_hand`, with Nesterov's look ahead:
+  # m = b1 * b1 (1 - b1) / (1 - b1^3) = 0.125 / 0.875 = 1/7, v = 3/7.
+  settings = {'warmup_steps': 0, 'b1': 0.5, 'b2': 0.75}
+  _, second = muon(settings, [np.ones((2, 2)), np.zeros((2, 2))])
+  expected = np.full((2, 2), -0.5 * (1 / 7) / math.sqrt(3 / 7))
+  np.testing.assert_allclose(second['table'], expected, rtol=1e-5)
+
+
 def test_muon_without_matrices_is_refused():
   with pytest.raises(ValueError, match='muon_learning_rate: expected 0 where'):
     optim.make(optim.Config(muon_learning_rate=0.1), 10)

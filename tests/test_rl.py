@@ -1,6 +1,7 @@
-"""The parts of the RL stage that need no training."""
+"""The RL stage with a policy and updates that are written down beforehand."""
 
 import collections
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,11 @@ import pytest
 
 from r1jax import grpo, mesh, optim, packing, sampling
 from r1jax.model.attention import KV
-from r1jax.stages.rl import Config, Trainer, at, problem_order
+from r1jax.rewards.pool import Scores
+from r1jax.stages import evaluate
+from r1jax.stages.generate import Outputs
+from r1jax.stages.rl import Config, Trainer, at, problem_order, train
+from r1jax.stages.run import start
 from r1jax.tasks import Problem
 
 
@@ -120,3 +125,196 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
   assert all(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(rows))
+
+
+def outputs_of(prompts, group_size=2, length=3):
+  """Outputs of one word; prompts, tokens and log-probs are numbers of problems."""
+  number = np.arange(prompts)[:, None, None]
+  said = np.broadcast_to(number, (prompts, group_size, length))
+  return Outputs(
+    prompts=said[:, 0],
+    prompt_mask=np.ones((prompts, length), bool),
+    tokens=said.astype(np.int32),
+    logp=said.astype(np.float32),
+    lengths=np.full((prompts, group_size), length),
+    cut_off=np.zeros((prompts, group_size), bool),
+    texts=[['wait'] * group_size] * prompts,
+  )
+
+
+def learn(monkeypatch, seed=0, **fields):
+  """The problems of each update, by every array that it gets, and the mean metrics."""
+  updates = []
+
+  def update(self, state, rollout, count, temperature):
+    assert temperature == np.float32(0.7)
+    there = rollout.lengths[..., 0] > 0
+    updates.append(
+      {
+        'prompts': rollout.prompts[there][:, 0].tolist(),
+        'tokens': rollout.tokens[there][:, 0, 0].tolist(),
+        'old_logp': rollout.old_logp[there][:, 0, 0].tolist(),
+        'ref_logp': rollout.ref_logp[there][:, 0, 0].tolist(),
+        'advantage': rollout.advantage[there][:, 0].tolist(),
+      }
+    )
+    number = state.params
+    state = dataclasses.replace(state, params=number + 1)
+    return state, {'drift': number, 'loss': number}
+
+  def reference_logp(self, params, outputs, temperature):
+    return params * outputs.logp
+
+  monkeypatch.setattr(Trainer, 'update', update)
+  monkeypatch.setattr(Trainer, 'reference_logp', reference_logp)
+  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
+  pool: Any = None  # unused here
+  config = Config(prompts_per_step=8, minibatches=2, **fields)
+  trainer = Trainer(generator, pool, config, grpo.Config(kl_coef=0.1), optim.Config())
+  policy = optim.TrainState(1.0, None, jnp.int32(0))  # counts its updates
+  outputs, key = outputs_of(8), jax.random.key(seed)
+  advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
+  _, means = trainer.learn(policy, 5.0, outputs, advantage, key, 0.7)
+  return updates, means
+
+
+def test_each_epoch_cuts_a_rollout_into_minibatches_of_its_own(monkeypatch):
+  updates, _ = learn(monkeypatch, epochs=3)
+  orders = [update['prompts'] for update in updates]
+  assert [len(order) for order in orders] == [4] * 6
+  epochs = [orders[i] + orders[i + 1] for i in (0, 2, 4)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(8))
+    assert epoch != list(range(8))
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_minibatch_takes_everything_from_the_same_problems(monkeypatch):
+  updates, _ = learn(monkeypatch)
+  for update in updates:
+    order = update['prompts']
+    assert update['tokens'] == update['old_logp'] == update['advantage'] == order
+    # Of the reference, 5 times the policy's.
+    assert update['ref_logp'] == [5 * number for number in order]
+
+
+def test_metrics_are_means_over_updates_but_drift_is_the_first(monkeypatch):
+  _, means = learn(monkeypatch, epochs=2)
+  assert means == {'drift': 1.0, 'loss': 2.5}  # of 1 2 3 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  workdir: str
+
+
+class Written:
+  """Stands in for a Generator, and writes down what it is asked."""
+
+  mesh = mesh.make(jax.devices()[:1])
+
+  def __init__(self):
+    self.rollouts, self.evaluations = [], []
+
+  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+    asked = {
+      'policy': float(params['x']),
+      'key': tuple(jax.random.key_data(key).tolist()),
+      'problems': [problem.id for problem in problems],
+      'max_length': max_length,
+      'temperature': draw.temperature,
+    }
+    (self.evaluations if group_size == 3 else self.rollouts).append(asked)
+    return outputs_of(len(problems), group_size)
+
+  def prompt(self, problem):
+    return problem.question
+
+
+class Right:
+  """Stands in for a RewardPool: every output is right."""
+
+  names = ('accuracy',)
+
+  def submit(self, problems, texts):
+    one = np.ones(len(texts), np.float32)
+    return SimpleNamespace(result=lambda: Scores(one[:, None], one, [], 0, 0))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """What five steps ask of a generator and of `learn`, and the policy at their end."""
+  learned = []
+
+  def learn(self, state, reference, outputs, advantage, key, temperature):
+    key = tuple(jax.random.key_data(key).tolist())
+    learned.append((float(reference['x']), key, temperature))
+    params = jax.tree.map(lambda x: x + 1, state.params)  # counts the steps
+    return dataclasses.replace(state, params=params), {'loss': 0.0, 'grad_norm': 0.0}
+
+  generator: Any = Written()
+  pool: Any = Right()
+  config = Config(
+    steps=5,
+    prompts_per_step=2,
+    group_size=2,
+    minibatches=1,
+    max_length=((0, 4), (2, 8), (4, 16)),
+    temperature=((0, 1.0), (3, 0.5)),
+    reference_every=2,
+    evaluate_every=2,
+  )
+  problems = [Problem(str(n), 'countdown', '', {}) for n in range(13)]
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Trainer, 'learn', learn)
+    with start(Experiment(str(workdir)), phases=('rl',)) as run:
+      policy = train(
+        run,
+        'rl',
+        {'x': jnp.float32(0)},
+        trainer=Trainer(generator, pool, config, grpo.Config(), optim.Config()),
+        problems=problems[:10],
+        held_out=problems[10:],
+        evaluate=evaluate.Config(
+          problems=1, final_problems=3, samples=3, prompts_per_batch=3
+        ),
+        seed=0,
+      )
+  assert policy['x'] == 5
+  return generator, learned
+
+
+def test_every_step_samples_from_the_policy_by_its_schedules(trained):
+  generator, learned = trained
+  rollouts = generator.rollouts
+  assert [asked['policy'] for asked in rollouts] == [0, 1, 2, 3, 4]
+  assert [asked['max_length'] for asked in rollouts] == [4, 4, 8, 8, 16]
+  temperatures = [1.0, 1.0, 1.0, 0.5, 0.5]
+  assert [asked['temperature'] for asked in rollouts] == temperatures
+  assert [temperature for _, _, temperature in learned] == temperatures
+  # Five steps of two are one pass over the ten problems.
+  seen = [problem for asked in rollouts for problem in asked['problems']]
+  assert sorted(seen) == [str(n) for n in range(10)]
+
+
+def test_the_policy_becomes_the_reference_every_so_many_steps(trained):
+  _, learned = trained
+  assert [reference for reference, _, _ in learned] == [0, 0, 2, 2, 4]
+
+
+def test_evaluations_have_the_greatest_length_and_more_problems_at_both_ends(trained):
+  generator, _ = trained
+  evaluations = generator.evaluations
+  assert [asked['policy'] for asked in evaluations] == [0, 2, 4, 5]
+  assert [asked['max_length'] for asked in evaluations] == [16] * 4
+  # Batches are filled with their last problem.
+  assert [len(set(asked['problems'])) for asked in evaluations] == [3, 1, 1, 3]
+  assert {p for asked in evaluations for p in asked['problems']} == {'10', '11', '12'}
+
+
+def test_no_key_serves_twice(trained):
+  generator, learned = trained
+  keys = [asked['key'] for asked in generator.rollouts + generator.evaluations]
+  keys += [key for _, key, _ in learned]
+  assert len(set(keys)) == len(keys) == 5 + 4 + 5

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -284,6 +285,13 @@ def test_ties_at_the_cut_are_kept():
     ).all()
 
 
+def test_the_nucleus_is_the_smallest_set_of_the_total_probability():
+  logits = jnp.log(jnp.array([0.25, 0.5, 0.25]))
+  # 1/2 is reached by the first token alone.
+  kept = sampling.draw_logits(logits, jnp.float32(1), top_p=0.5)
+  assert np.isfinite(kept).tolist() == [False, True, False]
+
+
 def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
   params, monkeypatch
 ):
@@ -397,6 +405,18 @@ def test_everything_random_comes_from_the_key(params):
   np.testing.assert_array_equal(first.tokens, same.tokens)
   np.testing.assert_array_equal(first.logp, same.logp)
   assert (first.tokens != other.tokens).any(-1).all()
+
+
+def test_tokens_of_a_completion_are_drawn_independently():
+  # Four tokens of probability 1/4 at every position, whatever came before.
+  model = counting_model([])._replace(
+    logits=lambda params, hidden: jnp.zeros((len(hidden), 4))
+  )
+  drawn = sample({}, model=model, group_size=400, max_length=4)
+  rows = drawn.tokens.reshape(-1, 4)
+  for i, j in itertools.combinations(range(4), 2):
+    counts = np.bincount(4 * rows[:, i] + rows[:, j], minlength=16)
+    assert chi_square(counts, np.full(16, 1 / 16)) > UNLIKELY
 
 
 def test_samples_of_a_group_differ(params):
