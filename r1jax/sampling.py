@@ -173,7 +173,7 @@ class _State(NamedTuple):
 
 def sample(
   params: Any,
-  key: jax.Array,
+  keys: jax.Array,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   *,
@@ -189,7 +189,9 @@ def sample(
 
   Args:
     params: of `model`.
-    key: everything random comes from it; the draw at position t from its t-th child.
+    keys: [P]; what is random about a prompt's samples comes from its own key, the draws
+      at position t from the key's t-th child. So it does not matter with which other
+      prompts it is sampled.
     prompts: int32 [P, S], padded on the left.
     prompt_mask: bool [P, S], true on real tokens.
     model: the decoder's functions.
@@ -209,9 +211,11 @@ def sample(
   decode = model.decoding(params)
 
   def choose(t: jax.Array, logits_BV: jax.Array, row_B: jax.Array):
+    uniform_PG = jax.vmap(
+      lambda key: jax.random.uniform(jax.random.fold_in(key, t), (group_size,))
+    )(keys)
     # A row's number is its own, whichever rows are still there.
-    uniform_B = jax.random.uniform(jax.random.fold_in(key, t), (rows,))[row_B]
-    return draw(uniform_B, logits_BV, config, temperature)
+    return draw(uniform_PG.reshape(-1)[row_B], logits_BV, config, temperature)
 
   def step(state: _State, context: Any, column: jax.Array) -> tuple[_State, Any]:
     """Feeds the token at t, draws the one at t + 1; writes to the last segment."""

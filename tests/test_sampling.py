@@ -62,8 +62,10 @@ def sample(
     **settings,
   }
   run = compiled_sample(sampling.CACHE_BLOCK, **settings)
-  key = jax.random.key(seed)
-  return jax.device_get(run(params, key, prompts, prompt_mask, temperature=temperature))
+  keys = jax.random.split(jax.random.key(seed), len(prompts))
+  return jax.device_get(
+    run(params, keys, prompts, prompt_mask, temperature=temperature)
+  )
 
 
 @jax.jit
@@ -417,6 +419,23 @@ def test_tokens_of_a_completion_are_drawn_independently():
   for i, j in itertools.combinations(range(4), 2):
     counts = np.bincount(4 * rows[:, i] + rows[:, j], minlength=16)
     assert chi_square(counts, np.full(16, 1 / 16)) > UNLIKELY
+
+
+def test_a_prompt_gets_the_same_samples_in_any_company(params):
+  together = sample(params)
+  keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+  run = compiled_sample(
+    sampling.CACHE_BLOCK,
+    model=MODEL,
+    config=Config(),
+    group_size=4,
+    max_length=11,
+    stop_ids=(),
+  )
+  for p in range(len(PROMPTS)):
+    only = slice(p, p + 1)
+    alone = run(params, keys[only], PROMPTS[only], PROMPT_MASK[only], temperature=None)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[p])
 
 
 def test_samples_of_a_group_differ(params):

@@ -1,7 +1,11 @@
 """From problems to texts: renders prompts, samples on device, decodes."""
 
+import concurrent.futures
 import dataclasses
 import functools
+import math
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +15,8 @@ import numpy as np
 from r1jax import mesh as mesh_lib
 from r1jax import sampling, text
 from r1jax.tasks import Problem
+
+_COMPILES = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,12 @@ class Generator:
     )
     return jax.jit(function, static_argnames=('config', 'group_size', 'max_length'))
 
+  def _parts(self, prompts: int) -> int:
+    """Programs to run at once: one of the sampler's keeps one core of a CPU busy."""
+    if self.mesh.size > 1 or jax.default_backend() != 'cpu':
+      return 1
+    return math.gcd(prompts, os.cpu_count() or 1)
+
   def prompt(self, problem: Problem) -> str:
     """The problem as the model sees it."""
     return text.render(self.template, problem.question)
@@ -65,19 +77,30 @@ class Generator:
     max_length: int,
     draw: sampling.Config,
   ) -> Outputs:
-    """Samples `group_size` outputs of each problem."""
+    """Samples `group_size` outputs of each problem, in parts side by side on a CPU."""
     prompts, prompt_mask = self.encode(problems)
-    completions = self._sample(
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(problems)))
+    sample = functools.partial(
+      self._sample,
       params,
-      key,
-      *mesh_lib.put_batch(self.mesh, (prompts, prompt_mask)),
       # Another temperature is another number, not another program.
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
       temperature=np.float32(draw.temperature),
     )
-    said = jax.device_get(completions)
+
+    def part(rows: slice) -> sampling.Completions:
+      arrays = (keys[rows], prompts[rows], prompt_mask[rows])
+      with _COMPILES:  # once, and not once a thread; a call returns before it has run
+        completions = sample(*mesh_lib.put_batch(self.mesh, arrays))
+      return jax.device_get(completions)
+
+    size = len(problems) // self._parts(len(problems))
+    slices = [slice(start, start + size) for start in range(0, len(problems), size)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+      parts = list(threads.map(part, slices))
+    said = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     tokens, lengths = said.tokens, said.mask.sum(-1)
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     flat = tokens.reshape(-1, max_length)
