@@ -102,6 +102,16 @@ def rewards(config: R1Zero) -> list[Weighted]:
   ]
 
 
+def _tokenizer(
+  file: Path, document: Callable[[int], str], vocab_size: int
+) -> text.Tokenizer:
+  """The run's tokenizer, or one for a new run."""
+  # Without config.json the folder is new, or somebody else's, which `start` refuses.
+  if file.exists() and file.with_name('config.json').exists():
+    return text.Tokenizer.load(file)
+  return text.Tokenizer.train(map(document, range(TOKENIZER_DOCUMENTS)), vocab_size)
+
+
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
   problems = countdown.load(config.task, 'train', config.data_dir)
@@ -112,21 +122,18 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
     return f'{text.render(TEMPLATE, question)} {output}'
 
   tokenizer_file = Path(config.workdir) / 'tokenizer.json'
-  # Without config.json the folder is new, or somebody else's, which `start` refuses.
-  if tokenizer_file.exists() and tokenizer_file.with_name('config.json').exists():
-    tokenizer = text.Tokenizer.load(tokenizer_file)
-  else:
-    tokenizer = text.Tokenizer.train(
-      map(document, range(TOKENIZER_DOCUMENTS)), config.vocab_size
-    )
-  # The rows or prompts of each batch that is computed at a time.
-  sizes = (
-    config.base.rows_per_step // config.base.micro_batches,
-    config.rl.prompts_per_step,
-    config.rl.micro_batch_rows // packing.PROMPT_ROWS,
-    config.evaluate.prompts_per_batch,
-  )
-  devices = mesh.fitting(sizes)
+  tokenizer = _tokenizer(tokenizer_file, document, config.vocab_size)
+  sizes = {
+    'base.rows_per_step / base.micro_batches': (
+      config.base.rows_per_step // config.base.micro_batches
+    ),
+    'rl.prompts_per_step': config.rl.prompts_per_step,
+    f'rl.micro_batch_rows / {packing.PROMPT_ROWS}': (
+      config.rl.micro_batch_rows // packing.PROMPT_ROWS
+    ),
+    'evaluate.prompts_per_batch': config.evaluate.prompts_per_batch,
+  }
+  devices = mesh.fitting(list(sizes.values()))
   model = sampling.Model(*decoder.functions(config.model, tokenizer.vocab_size))
   matrices = decoder.matrices(config.model)
   generator = Generator(
@@ -139,10 +146,8 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
     if devices.size < jax.device_count():
       run.progress.say(
-        f'Using {devices.size} of {jax.device_count()} devices, as many as divide '
-        f'{sizes[0]} rows of base training (rows_per_step / micro_batches), '
-        f'rl.prompts_per_step={sizes[1]}, {sizes[2]} half micro_batch_rows of rl and '
-        f'evaluate.prompts_per_batch={sizes[3]}.'
+        f'Using {devices.size} of {jax.device_count()} devices: that many divide '
+        + ', '.join(f'{name} = {size}' for name, size in sizes.items())
       )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from r1jax import optim, packing
@@ -343,66 +342,9 @@ def objective(
   return -jnp.sum(weight * gain), metrics
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    'prompts',
-    'prompt_mask',
-    'tokens',
-    'offsets',
-    'documents',
-    'old_logp',
-    'ref_logp',
-    'advantage',
-    'starts',
-    'lengths',
-  ],
-  meta_fields=[],
-)
-@dataclasses.dataclass
-class Rollout:
-  """What an update learns from: N micro-batches, as `packing.Layout` lays them out."""
-
-  prompts: Any  # int32 [N, P, S], padded on the left
-  prompt_mask: Any  # bool [N, P, S]
-  tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
-  offsets: Any  # int32 [N, P, B, T], position of a token within its output
-  documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
-  old_logp: Any  # float32 [N, P, B, T]
-  ref_logp: Any  # float32 [N, P, B, T], or None
-  advantage: Any  # float32 [N, P, O]
-  starts: Any  # int32 [N, P, O], of an output in the B * T positions
-  lengths: Any  # int32 [N, P, O], 0 where no output is
-
-
-def pack(
-  layout: packing.Layout,
-  *,
-  prompts: np.ndarray,
-  prompt_mask: np.ndarray,
-  tokens: np.ndarray,
-  old_logp: np.ndarray,
-  ref_logp: np.ndarray | None,
-  advantage: np.ndarray,
-) -> Rollout:
-  """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
-  return Rollout(
-    prompts=layout.by_prompt(prompts),
-    prompt_mask=layout.by_prompt(prompt_mask),
-    tokens=layout.by_token(tokens),
-    offsets=layout.offsets,
-    documents=layout.documents,
-    old_logp=layout.by_token(old_logp),
-    ref_logp=None if ref_logp is None else layout.by_token(ref_logp),
-    advantage=layout.by_output(advantage),
-    starts=layout.starts,
-    lengths=layout.lengths,
-  )
-
-
 def step(
   state: optim.TrainState,
-  rollout: Rollout,
+  rollout: packing.Rollout,
   count: jax.Array,
   temperature: jax.Array,
   *,
@@ -414,7 +356,7 @@ def step(
 
   Args:
     state: of the policy.
-    rollout: see `Rollout`; the gradient is summed over its micro-batches.
+    rollout: see `packing.Rollout`; the gradient is summed over its micro-batches.
     count: int32 [], how many micro-batches hold something; the rest costs nothing.
     temperature: of the policy that sampled.
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
@@ -430,7 +372,7 @@ def step(
     jnp.maximum(rollout.lengths.sum(), 1),
   )
 
-  def loss(params: Any, part: Rollout) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def loss(params: Any, part: packing.Rollout) -> Any:
     logp, entropy = score(
       params,
       part.prompts,
@@ -440,23 +382,13 @@ def step(
       part.documents,
       temperature=temperature,
     )
-    length = part.tokens.shape[-1]
-    mask = jnp.arange(length)[None, None] < part.lengths[..., None]
-    place = part.starts[..., None] + jnp.arange(length)[None, None]
-
-    def by_output(x_PBT: jax.Array) -> jax.Array:
-      """Row by row becomes output by output, [P, O, T], with others' tokens behind."""
-      x_PX = x_PBT.reshape(len(x_PBT), -1)
-      place_PX = jnp.minimum(place, x_PX.shape[1] - 1).reshape(len(x_PBT), -1)
-      return jnp.take_along_axis(x_PX, place_PX, axis=1).reshape(mask.shape)
-
-    ref_logp = part.ref_logp
+    by_output = functools.partial(packing.unpack, starts=part.starts)
     value, metrics = objective(
       by_output(logp),
       part.advantage,
-      mask,
+      jnp.arange(part.tokens.shape[-1])[None, None] < part.lengths[..., None],
       old_logp=by_output(part.old_logp),
-      ref_logp=None if ref_logp is None else by_output(ref_logp),
+      ref_logp=None if part.ref_logp is None else by_output(part.ref_logp),
       config=config,
       total=total,
     )

@@ -4,12 +4,16 @@ Outputs [P, G, T] differ widely in length, and most of a padded batch is padding
 the outputs of a prompt are packed into as few rows of T positions as first fit finds;
 `PROMPT_ROWS` rows at a time share one computed prompt, and a micro-batch takes as many
 of those as the memory of a step allows. How many micro-batches come out depends on the
-lengths, their shape does not: a program is compiled once. Numpy only.
+lengths, their shape does not: a program is compiled once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 PROMPT_ROWS = 2  # more waste rows of short groups, fewer compute prompts again
@@ -143,3 +147,77 @@ def first_fit(
     rows[row].append(index)
     room[row] -= wanted
   return rows
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=[
+    'prompts',
+    'prompt_mask',
+    'tokens',
+    'offsets',
+    'documents',
+    'old_logp',
+    'ref_logp',
+    'advantage',
+    'starts',
+    'lengths',
+  ],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class Rollout:
+  """What an update learns from: N micro-batches, as a `Layout` lays them out."""
+
+  prompts: Any  # int32 [N, P, S], padded on the left
+  prompt_mask: Any  # bool [N, P, S]
+  tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
+  offsets: Any  # int32 [N, P, B, T], position of a token within its output
+  documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
+  old_logp: Any  # float32 [N, P, B, T]
+  ref_logp: Any  # float32 [N, P, B, T], or None
+  advantage: Any  # float32 [N, P, O]
+  starts: Any  # int32 [N, P, O], of an output in the B * T positions
+  lengths: Any  # int32 [N, P, O], 0 where no output is
+
+
+def pack(
+  layout: Layout,
+  *,
+  prompts: np.ndarray,
+  prompt_mask: np.ndarray,
+  tokens: np.ndarray,
+  old_logp: np.ndarray,
+  ref_logp: np.ndarray | None,
+  advantage: np.ndarray,
+) -> Rollout:
+  """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
+  return Rollout(
+    prompts=layout.by_prompt(prompts),
+    prompt_mask=layout.by_prompt(prompt_mask),
+    tokens=layout.by_token(tokens),
+    offsets=layout.offsets,
+    documents=layout.documents,
+    old_logp=layout.by_token(old_logp),
+    ref_logp=None if ref_logp is None else layout.by_token(ref_logp),
+    advantage=layout.by_output(advantage),
+    starts=layout.starts,
+    lengths=layout.lengths,
+  )
+
+
+def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
+  """Returns rows of outputs side by side as one output a row, [P, O, T].
+
+  Undoes `Layout.by_token` on a micro-batch and on the device. Behind the end of an
+  output stands what follows it in the rows, to be masked.
+
+  Args:
+    x_PBT: a number a token.
+    starts: int32 [P, O], where an output begins in the B * T positions.
+  """
+  prompts, rows, length = x_PBT.shape
+  place_POT = starts[..., None] + jnp.arange(length)[None, None]
+  place_PX = jnp.minimum(place_POT, rows * length - 1).reshape(prompts, -1)
+  x_PX = jnp.take_along_axis(x_PBT.reshape(prompts, -1), place_PX, axis=1)
+  return x_PX.reshape(place_POT.shape)

@@ -37,7 +37,7 @@ def bigram(
 
 
 class Outputs(NamedTuple):
-  """The arguments of `grpo.pack`, and the outputs' lengths [P, G]."""
+  """The arguments of `packing.pack`, and the outputs' lengths [P, G]."""
 
   lengths: Any
   prompts: Any
@@ -56,7 +56,7 @@ class Outputs(NamedTuple):
     layout = packing.plan(self.lengths, self.tokens.shape[-1], rows)
     fields = self._asdict()
     del fields['lengths']
-    rollout = grpo.pack(layout, **fields)
+    rollout = packing.pack(layout, **fields)
     return jax.tree.map(jnp.asarray, rollout), jnp.int32(layout.count)
 
 

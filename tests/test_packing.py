@@ -1,6 +1,7 @@
 """Outputs side by side: everything is there once, and nothing else."""
 
 import hypothesis
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies
 
@@ -66,3 +67,11 @@ def test_the_shape_does_not_depend_on_the_lengths():
   # 5 outputs of 2 tokens: a row of 4 and one of 1, so a place a prompt, 2 at a time;
   # 5 of 8 tokens: 5 rows, 3 places a prompt.
   assert (short.count, long.count) == (2, 5)
+
+
+def test_unpack_puts_each_output_in_a_row_of_its_own():
+  # Two rows of four: outputs of 3, 1 and 2 tokens, and an empty place.
+  rows = jnp.array([[[1, 2, 3, 4], [5, 6, 0, 0]]])
+  got = packing.unpack(rows, jnp.array([[0, 3, 4, 0]]))
+  expected = [[1, 2, 3, 4], [4, 5, 6, 0], [5, 6, 0, 0], [1, 2, 3, 4]]
+  np.testing.assert_array_equal(got, [expected])

@@ -12,10 +12,10 @@ import pytest
 from flax.core import meta
 from scipy import stats
 
-from r1jax import sampling
+from r1jax import drawing, sampling
+from r1jax.drawing import Config
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.sampling import Config
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
@@ -225,7 +225,7 @@ TRUNCATIONS = [
 def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k, top_p):
   config = Config(temperature, top_k, top_p)
   rows = jnp.broadcast_to(LOGITS, (8000, len(LOGITS)))
-  draw = jax.jit(functools.partial(sampling.draw, config=config))
+  draw = jax.jit(functools.partial(drawing.draw, config=config))
   uniform = jax.random.uniform(jax.random.key(3), (8000,))
   token, logp = draw(uniform, rows, temperature=jnp.float32(temperature))
   expected = truncated(LOGITS.astype(float), temperature, top_k, top_p)
@@ -247,7 +247,7 @@ ALMOST_1 = np.nextafter(np.float32(1), np.float32(0))
 def test_inverse_cdf_takes_the_place_a_number_falls_into(uniform, expected):
   # Shares 1/4, 0, 1/2, 1/4, 0; a place without a share is never taken.
   weights = jnp.array([1.0, 0.0, 2.0, 1.0, 0.0])
-  assert sampling.inverse_cdf(jnp.float32(uniform), weights) == expected
+  assert drawing.inverse_cdf(jnp.float32(uniform), weights) == expected
 
 
 def test_inverse_cdf_over_many_blocks():
@@ -255,7 +255,7 @@ def test_inverse_cdf_over_many_blocks():
   weights[:, ::3] = 0
   weights[:, 700:] = 0  # the last blocks are empty
   uniform = np.linspace(0, ALMOST_1, 50, dtype=np.float32)
-  got = sampling.inverse_cdf(jnp.asarray(uniform), jnp.asarray(weights))
+  got = drawing.inverse_cdf(jnp.asarray(uniform), jnp.asarray(weights))
   total = np.cumsum(weights.astype(float), axis=1)
   target = uniform * total[:, -1]
   rows = np.arange(50)
@@ -268,7 +268,7 @@ def test_inverse_cdf_over_many_blocks():
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
 def test_truncation_row_by_row(temperature, top_k, top_p):
   logits = np.random.default_rng(4).normal(0, 2, (3, 5, 9)).astype(np.float32)
-  kept = sampling.draw_logits(
+  kept = drawing.draw_logits(
     jnp.asarray(logits), jnp.float32(temperature), top_k, top_p
   )
   for index in np.ndindex(3, 5):
@@ -283,14 +283,14 @@ def test_ties_at_the_cut_are_kept():
   logits = np.log(np.array([0.4, 0.2, 0.2, 0.2], np.float32))
   for settings in ({'top_k': 2}, {'top_p': 0.5}):
     assert np.isfinite(
-      sampling.draw_logits(jnp.asarray(logits), jnp.float32(1), **settings)
+      drawing.draw_logits(jnp.asarray(logits), jnp.float32(1), **settings)
     ).all()
 
 
 def test_the_nucleus_is_the_smallest_set_of_the_total_probability():
   logits = jnp.log(jnp.array([0.25, 0.5, 0.25]))
   # 1/2 is reached by the first token alone.
-  kept = sampling.draw_logits(logits, jnp.float32(1), top_p=0.5)
+  kept = drawing.draw_logits(logits, jnp.float32(1), top_p=0.5)
   assert np.isfinite(kept).tolist() == [False, True, False]
 
 

@@ -51,6 +51,15 @@ class Trainer:
     updates = config.steps * config.epochs * config.minibatches
     return optim.make(self.optimizer, updates, self.matrices)
 
+  def start(self, params: Any) -> dict[str, Any]:
+    """What a checkpoint holds, before the first step."""
+    before = {
+      'policy': optim.init(params, self.chain),
+      'reference': jax.tree.map(jnp.copy, params),
+    }
+    # Placed now: another layout in the second step would compile again.
+    return mesh_lib.put_everywhere(self.generator.mesh, before)
+
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return functools.partial(sampling.score, model=self.generator.model)
@@ -117,7 +126,7 @@ class Trainer:
     for epoch in range(self.config.epochs):
       for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
         layout = self._plan(outputs.lengths[chosen], outputs.tokens)
-        rollout = grpo.pack(
+        rollout = packing.pack(
           layout,
           prompts=outputs.prompts[chosen],
           prompt_mask=outputs.prompt_mask[chosen],
@@ -177,15 +186,7 @@ def train(
     TrainingError: the loss is no longer finite. The last checkpoint stays.
   """
   config = trainer.config
-  # Placed before the first step: another layout in the second would compile again.
-  saved = mesh_lib.put_everywhere(
-    trainer.generator.mesh,
-    {
-      'policy': optim.init(params, trainer.chain),
-      'reference': jax.tree.map(jnp.copy, params),
-    },
-  )
-  saved, first = run.checkpoints[phase].resume(saved)
+  saved, first = run.checkpoints[phase].resume(trainer.start(params))
   state, reference = saved['policy'], saved['reference']
   order, root = problem_order(problems, seed), jax.random.key(seed)
   measure = functools.partial(
