@@ -96,6 +96,8 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   )
   config = Config(prompts_per_step=8, micro_batch_rows=8)
   trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  dapo = dataclasses.replace(trainer, algorithm=grpo.PRESETS['dapo'])
+  assert dapo.reference_logp({}, nothing, 1.0) is None  # no penalty, no pass
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, size=(8, 3)).astype(np.int32)
   tokens = rng.integers(2, size=(8, 4, 5)).astype(np.int32)
@@ -103,7 +105,8 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   outputs: Any = SimpleNamespace(
     prompts=prompts, prompt_mask=prompts >= 0, tokens=tokens, lengths=lengths
   )
-  logp = trainer.reference_logp({}, outputs, np.float32(1))
+  logp = trainer.reference_logp({}, outputs, 1.0)
+  assert logp is not None
   last = np.broadcast_to(prompts[:, None, -1:], (8, 4, 1))
   before = np.concatenate([last, tokens[..., :-1]], axis=-1)
   expected = np.log(np.where(before == tokens, 0.75, 0.25))
@@ -162,11 +165,7 @@ def learn(monkeypatch, seed=0, **fields):
     state = dataclasses.replace(state, params=number + 1)
     return state, {'drift': number, 'loss': number}
 
-  def reference_logp(self, params, outputs, temperature):
-    return params * outputs.logp
-
   monkeypatch.setattr(Trainer, 'update', update)
-  monkeypatch.setattr(Trainer, 'reference_logp', reference_logp)
   generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
   pool: Any = None  # unused here
   config = Config(prompts_per_step=8, minibatches=2, **fields)
@@ -174,7 +173,7 @@ def learn(monkeypatch, seed=0, **fields):
   policy = optim.TrainState(1.0, None, jnp.int32(0))  # counts its updates
   outputs, key = outputs_of(8), jax.random.key(seed)
   advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
-  _, means = trainer.learn(policy, 5.0, outputs, advantage, key, 0.7)
+  _, means = trainer.learn(policy, outputs, 5 * outputs.logp, advantage, key, 0.7)
   return updates, means
 
 
@@ -246,9 +245,14 @@ def trained(tmp_path_factory):
   """What five steps ask of a generator and of `learn`, and the policy at their end."""
   learned = []
 
-  def learn(self, state, reference, outputs, advantage, key, temperature):
+  def reference_logp(self, params, outputs, temperature):
+    return params['x'], temperature
+
+  def learn(self, state, outputs, ref_logp, advantage, key, temperature):
     key = tuple(jax.random.key_data(key).tolist())
-    learned.append((float(reference['x']), key, temperature))
+    reference, its_temperature = ref_logp
+    assert its_temperature == temperature
+    learned.append((float(reference), key, temperature))
     params = jax.tree.map(lambda x: x + 1, state.params)  # counts the steps
     return dataclasses.replace(state, params=params), {'loss': 0.0, 'grad_norm': 0.0}
 
@@ -268,6 +272,7 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, 'learn', learn)
+    patch.setattr(Trainer, 'reference_logp', reference_logp)
     with start(Experiment(str(workdir)), phases=('rl',)) as run:
       policy = train(
         run,

@@ -88,9 +88,11 @@ class Trainer:
     return jax.jit(score)
 
   def reference_logp(
-    self, params: Any, outputs: Outputs, temperature: np.float32
-  ) -> np.ndarray:
-    """Log-probs of the outputs' tokens under the reference, [P, G, T]."""
+    self, params: Any, outputs: Outputs, temperature: float
+  ) -> np.ndarray | None:
+    """Log-probs of the outputs' tokens, [P, G, T]; None where no penalty needs them."""
+    if not self.algorithm.kl_coef:
+      return None
     layout = self._plan(outputs.lengths, outputs.tokens)
     rows = (
       layout.by_prompt(outputs.prompts),
@@ -99,7 +101,8 @@ class Trainer:
       layout.offsets,
       layout.documents,
     )
-    logp = self._reference(params, self._put(rows), np.int32(layout.count), temperature)
+    count, scalar = np.int32(layout.count), np.float32(temperature)
+    logp = self._reference(params, self._put(rows), count, scalar)
     return layout.undo(jax.device_get(logp), outputs.tokens.shape)
 
   def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
@@ -111,17 +114,13 @@ class Trainer:
   def learn(
     self,
     state: optim.TrainState,
-    reference: Any,
     outputs: Outputs,
+    ref_logp: np.ndarray | None,
     advantage_PG: np.ndarray,
     key: jax.Array,
     temperature: float,
   ) -> tuple[optim.TrainState, dict[str, float]]:
     """All updates of one rollout; returns the state and the updates' mean metrics."""
-    scalar = np.float32(temperature)
-    ref_logp = None
-    if self.algorithm.kl_coef:
-      ref_logp = self.reference_logp(reference, outputs, scalar)
     values = []
     for epoch in range(self.config.epochs):
       for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
@@ -136,7 +135,9 @@ class Trainer:
           advantage=advantage_PG[chosen],
         )
         count = np.int32(layout.count)
-        state, metrics = self.update(state, self._put(rollout), count, scalar)
+        state, metrics = self.update(
+          state, self._put(rollout), count, np.float32(temperature)
+        )
         values.append(jax.device_get(metrics))
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     # Before the first update the learner is the sampler: what differs is arithmetic.
@@ -276,8 +277,10 @@ def _step(
   reward_PG = scores.total.reshape(len(problems), config.group_size)
   advantage_PG = trainer.advantages(reward_PG)
   rewarded = time.monotonic()
+  ref_logp = trainer.reference_logp(reference, outputs, temperature)
+  referred = time.monotonic()
   state, metrics = trainer.learn(
-    state, reference, outputs, advantage_PG, named_key(key, 'minibatch'), temperature
+    state, outputs, ref_logp, advantage_PG, named_key(key, 'minibatch'), temperature
   )
   learned = time.monotonic()
   values = {
@@ -289,7 +292,8 @@ def _step(
       'tokens_per_second': int(outputs.lengths.sum()) / (learned - began),
       'rollout': sampled - began,
       'reward': rewarded - sampled,
-      'update': learned - rewarded,
+      'reference': referred - rewarded,
+      'update': learned - referred,
     },
   }
   return state, values, _samples(trainer, problems, outputs, scores, advantage_PG)

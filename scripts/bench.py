@@ -1,0 +1,285 @@
+"""How fast a GRPO iteration is, beside what the machine could do at the most.
+
+`python -m scripts.bench [--shapes mini small r1_zero] [--iterations 7]` prints a line
+of JSON a shape, then one table. `mini` and `small` are work on which other systems have
+been measured: P prompts of 32 tokens, G completions of exactly 128, temperature 1, KL
+to a reference, clipped surrogate, one AdamW update in float32; `r1_zero` has the sizes
+of that experiment. Each shape is a process of its own, so that its first step is a cold
+one and its peak memory its own. The ceilings, a large product and a large copy, are
+measured in the same process, before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+LAUNCHED = time.monotonic()  # before jax is imported: a user waits for that too
+
+
+class Shape(NamedTuple):
+  """A model and a rollout."""
+
+  vocabulary: int
+  d_model: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  d_ff: int
+  prompts: int
+  group_size: int
+  prompt_length: int
+  length: int
+  micro_batch_rows: int
+
+
+SHAPES = {
+  'mini': Shape(64, 128, 4, 4, 2, 32, 512, 16, 8, 32, 128, 16),
+  'small': Shape(4096, 512, 8, 8, 4, 64, 1536, 4, 8, 32, 128, 16),
+  'r1_zero': Shape(320, 96, 3, 3, 1, 32, 256, 16, 16, 24, 320, 16),
+}
+
+
+def flops(shape: Shape) -> dict[str, float]:
+  """Floating-point operations of the model by phase, with each prompt computed once.
+
+  A product counts 2 for each multiply-add, attention its causal triangle, the head the
+  sampled tokens alone, a gradient twice the forward pass. Recomputed layers count once.
+  """
+  s = shape
+  body = s.d_model * s.head_dim * (2 * s.heads + 2 * s.kv_heads)
+  body = 2 * s.layers * (body + 3 * s.d_model * s.d_ff)
+  head = 2 * s.d_model * s.vocabulary
+  pair = 4 * s.heads * s.head_dim * s.layers  # a query and a key, scores and values
+
+  def triangle(n: int) -> float:
+    return pair * n * (n + 1) / 2
+
+  prompt = s.prompts * (body * s.prompt_length + triangle(s.prompt_length))
+  outputs = s.prompts * s.group_size
+  read = s.length - 1  # the last token is never read
+  attended = triangle(s.prompt_length + read) - triangle(s.prompt_length)
+  forward = prompt + outputs * (body * read + head * s.length + attended)
+  return {'rollout': forward, 'reference': forward, 'update': 3 * forward}
+
+
+def ceilings() -> dict[str, float]:
+  """The machine's float32 product rate in FLOP/s and its copy bandwidth in bytes/s."""
+  import jax
+  import jax.numpy as jnp
+
+  n = 2048
+  x = jax.random.normal(jax.random.key(0), (n, n))
+  product = jax.jit(lambda x: x @ x)
+  big = jnp.zeros(64 * 2**20)  # 256 MiB
+  copy = jax.jit(lambda x: x + 1.0)
+  return {
+    'product': 2 * n**3 / _median(lambda: product(x), 9),
+    'copy': 2 * big.nbytes / _median(lambda: copy(big), 9),
+  }
+
+
+def _median(call: Callable[[], Any], times: int) -> float:
+  import jax
+
+  jax.block_until_ready(call())
+  seconds = []
+  for _ in range(times):
+    began = time.monotonic()
+    jax.block_until_ready(call())
+    seconds.append(time.monotonic() - began)
+  return statistics.median(seconds)
+
+
+class _Tokenizer:
+  """Every text is a random prompt; no token ends a completion."""
+
+  pad_id = 0
+
+  def __init__(self, shape: Shape) -> None:
+    self.shape, self.eos_id = shape, shape.vocabulary
+
+  def encode(self, text: str) -> list[int]:
+    import numpy as np
+
+    rng = np.random.default_rng(len(text))
+    return rng.integers(2, self.shape.vocabulary, self.shape.prompt_length).tolist()
+
+  def decode_batch(self, rows: Any) -> list[str]:
+    return [''] * len(rows)
+
+
+def measure(shape: Shape, iterations: int) -> dict[str, Any]:
+  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+  import jax
+  import numpy as np
+
+  from r1jax import grpo, mesh, optim, sampling
+  from r1jax.model import decoder
+  from r1jax.model.config import ModelConfig
+  from r1jax.stages import rl
+  from r1jax.stages.generate import Generator
+  from r1jax.tasks import Problem
+
+  s = shape
+  config = ModelConfig(
+    s.d_model, s.layers, s.heads, s.kv_heads, s.head_dim, s.d_ff, remat=True
+  )
+  devices = mesh.fitting([s.prompts, s.micro_batch_rows // 2])
+  tokenizer: Any = _Tokenizer(s)
+  model = sampling.Model(*decoder.functions(config, s.vocabulary))
+  generator = Generator(model, tokenizer, 'plain', s.prompt_length, devices)
+  stage = rl.Config(
+    prompts_per_step=s.prompts,
+    group_size=s.group_size,
+    minibatches=1,
+    micro_batch_rows=s.micro_batch_rows,
+  )
+  no_pool: Any = None
+  trainer = rl.Trainer(
+    generator, no_pool, stage, grpo.Config(kl_coef=0.04), optim.Config()
+  )
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(s.prompts)]
+  params = decoder.init(config, s.vocabulary, jax.random.key(0))
+  saved = trainer.start(mesh.put_boxed(devices, params))
+  state, reference = saved['policy'], saved['reference']
+  seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
+
+  def iterate(state: Any, n: int) -> Any:
+    began = time.monotonic()
+    outputs = generator(
+      state.params,
+      jax.random.key(n),
+      problems,
+      group_size=s.group_size,
+      max_length=s.length,
+      draw=sampling.Config(),
+    )
+    assert (outputs.lengths == s.length).all()
+    sampled = time.monotonic()
+    reward = np.mean(outputs.tokens % 2 == 0, axis=-1)
+    ref_logp = trainer.reference_logp(reference, outputs, 1.0)
+    referred = time.monotonic()
+    advantage = trainer.advantages(reward)
+    key = jax.random.key(n)
+    state, _ = trainer.learn(state, outputs, ref_logp, advantage, key, 1.0)
+    jax.block_until_ready(state)
+    updated = time.monotonic()
+    for name, value in (
+      ('rollout', sampled - began),
+      ('reference', referred - sampled),
+      ('update', updated - referred),
+    ):
+      seconds[name].append(value)
+    return state
+
+  state = iterate(state, 0)
+  first = time.monotonic() - LAUNCHED
+  limits = [ceilings()]
+  for times in seconds.values():
+    times.clear()
+  for n in range(1, iterations + 1):
+    state = iterate(state, n)
+  limits.append(ceilings())
+  ceiling = {k: statistics.median(x[k] for x in limits) for k in limits[0]}
+  by_phase = {name: statistics.median(times) for name, times in seconds.items()}
+  work = flops(s)
+  total = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
+  return {
+    'device': jax.devices()[0].device_kind,
+    'rollout_tokens_per_second': s.prompts
+    * s.group_size
+    * s.length
+    / by_phase['rollout'],
+    'seconds': {**by_phase, 'iteration': statistics.median(total)},
+    'first_step_seconds': first,
+    'peak_memory_mb': _peak_memory() / 1e6,
+    'gflop': {name: value / 1e9 for name, value in work.items()},
+    'ceiling_gflops': ceiling['product'] / 1e9,
+    'ceiling_copy_gb_s': ceiling['copy'] / 1e9,
+    'share_of_ceiling': {
+      name: work[name] / by_phase[name] / ceiling['product'] for name in work
+    },
+  }
+
+
+def _peak_memory() -> float:
+  import jax
+
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use']
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _phase(phase: str, row: dict[str, Any]) -> str:
+  return f'{row["seconds"][phase]:.2f} ({row["share_of_ceiling"][phase]:.0%})'
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+  """The rows side by side, for people."""
+  lines = [('', *rows)]
+
+  def add(name: str, text: Callable[[dict[str, Any]], str]) -> None:
+    lines.append((name, *(text(row) for row in rows.values())))
+
+  add('rollout tokens/s', lambda row: f'{row["rollout_tokens_per_second"]:,.0f}')
+  for phase in ('rollout', 'reference', 'update'):
+    add(f'{phase} s (share of ceiling)', functools.partial(_phase, phase))
+  add('iteration s', lambda row: f'{row["seconds"]["iteration"]:.2f}')
+  add('first step s', lambda row: f'{row["first_step_seconds"]:.1f}')
+  add('peak memory MB', lambda row: f'{row["peak_memory_mb"]:,.0f}')
+  add('model GFLOP', lambda row: f'{sum(row["gflop"].values()):,.0f}')
+  add('ceiling GFLOP/s', lambda row: f'{row["ceiling_gflops"]:,.0f}')
+  add('copy GB/s', lambda row: f'{row["ceiling_copy_gb_s"]:,.0f}')
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      [line[0].ljust(widths[0])]
+      + [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+    )
+    for line in lines
+  )
+
+
+def main() -> None:
+  """Measures each shape in a process of its own and prints what it says."""
+  parser = argparse.ArgumentParser(
+    prog='python -m scripts.bench',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
+  parser.add_argument(
+    '--iterations', type=int, default=7, help='warm ones; their median is taken'
+  )
+  parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
+  given = parser.parse_args()
+  if given.iterations < 1:
+    parser.error(f'--iterations: expected 1 or more, got {given.iterations}')
+  if given.alone:
+    (name,) = given.shapes
+    print(json.dumps({'shape': name, **measure(SHAPES[name], given.iterations)}))
+    return
+  rows = {}
+  for name in given.shapes:
+    command = [sys.executable, '-m', 'scripts.bench', '--alone', '--shapes', name]
+    command += ['--iterations', str(given.iterations)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    line = printed.stdout.strip().splitlines()[-1]
+    rows[name] = json.loads(line)
+    print(line, flush=True)
+  print(_table(rows))
+
+
+if __name__ == '__main__':
+  main()
