@@ -20,7 +20,7 @@ from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import command, evaluate, finetune, report, rl
+from r1jax.stages import command, compilation, evaluate, finetune, report, rl
 from r1jax.stages.generate import Generator
 from r1jax.stages.run import plain_errors, start
 from r1jax.tasks import corpus, countdown
@@ -114,6 +114,7 @@ def _tokenizer(
 
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
+  compilation.keep_on_disk()
   problems = countdown.load(config.task, 'train', config.data_dir)
   held_out = countdown.load(config.task, 'test', config.data_dir)
 

@@ -196,7 +196,9 @@ def train(
 
   if not first:
     measure(0, state.params)
+  compiled = run.compilations
   for step in range(first + 1, config.steps + 1):
+    programs, seconds = compiled.programs, compiled.seconds
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
     chosen = [order(index) for index in batch]
@@ -212,6 +214,11 @@ def train(
     run.log.write(phase, step, **values)
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
     run.progress.update(phase, step, config.steps, values)
+    if step > first + 3 and compiled.programs > programs:
+      run.progress.say(
+        f'Step {step}: {compiled.programs - programs} programs were compiled again, '
+        f'in {compiled.seconds - seconds:.1f} s, since a shape or a setting changed.'
+      )
     if config.reference_every and step % config.reference_every == 0:
       reference = jax.tree.map(jnp.copy, state.params)
       run.progress.say(f'Step {step}: the policy is the new reference.')

@@ -18,6 +18,7 @@ import jax
 
 from r1jax.rewards.pool import RewardError
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints
+from r1jax.stages.compilation import Compilations
 from r1jax.stages.metrics import Log
 from r1jax.stages.progress import Progress
 from r1jax.stages.workdir import WorkdirError, open_workdir
@@ -43,6 +44,7 @@ class Run:
   progress: Progress
   checkpoints: dict[str, Checkpoints]  # by phase
   facts: dict[str, str]  # what checkpoints depend on beside the config
+  compilations: Compilations
   interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interruption`
 
   def save(self, phase: str, step: int, tree: Any) -> None:
@@ -90,8 +92,12 @@ def start(
         '--workdir'
       )
   lines = manifest.get('metrics_lines', 0)
-  with Log(workdir, resume, lines) as log, Progress() as progress:
-    run = Run(workdir, log, progress, checkpoints, facts)
+  with (
+    Log(workdir, resume, lines) as log,
+    Progress() as progress,
+    Compilations() as compilations,
+  ):
+    run = Run(workdir, log, progress, checkpoints, facts, compilations)
     for saved in checkpoints.values():
       for warning in saved.warnings:
         progress.say(warning)

@@ -1,0 +1,46 @@
+"""Compiled programs: kept on disk between runs, and counted while one goes on."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+_COMPILED = '/jax/core/compile/backend_compile_duration'  # jax's name of the event
+
+
+def keep_on_disk() -> None:
+  """Lets later runs take compiled programs from the user's cache folder.
+
+  Does nothing where JAX_COMPILATION_CACHE_DIR names another place.
+  """
+  config: Any = jax.config  # its fields are made at run time
+  if not config.jax_compilation_cache_dir:
+    cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))
+
+
+class Compilations:
+  """Counts what is compiled, or taken from disk, while it is open."""
+
+  def __init__(self) -> None:
+    self.programs = 0
+    self.seconds = 0.0
+
+  def __enter__(self) -> Self:
+    jax.monitoring.register_event_duration_secs_listener(self._note)
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._note)
+
+  def _note(self, event: str, duration: float, **details: str | int) -> None:
+    if event == _COMPILED:
+      self.programs += 1
+      self.seconds += duration
