@@ -40,7 +40,7 @@ class Compilations:
   ) -> None:
     jax.monitoring.unregister_event_duration_listener(self._note)
 
-  def _note(self, event: str, duration: float, **details: str | int) -> None:
+  def _note(self, event: str, duration_secs: float, **details: str | int) -> None:
     if event == _COMPILED:
       self.programs += 1
-      self.seconds += duration
+      self.seconds += duration_secs
