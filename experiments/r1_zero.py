@@ -78,6 +78,8 @@ class R1Zero:
     grpo.check_group_size(self.grpo, self.rl.group_size)
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
+    if not self.workdir or self.data_dir == '':
+      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
     text.check_vocab_size(self.vocab_size)
     rewards(self)  # a weight that is no number is found out here
     longest = self.rl.max_prompt_length + max(n for _, n in self.rl.max_length)
@@ -143,6 +145,11 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   generator.encode([*problems, *held_out])  # a prompt too long is found out here
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
 
+  if 'accuracy' not in pool.names:
+    raise ValueError(
+      "rewards: expected one named 'accuracy', which evaluations count, got "
+      + ', '.join(pool.names)
+    )
   facts = {tokenizer_file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
     if devices.size < jax.device_count():

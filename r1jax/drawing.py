@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-CDF_BLOCK = 128  # tokens; a row is searched in two steps of about sqrt(V)
+CDF_BLOCK = 128  # tokens; a row is searched by block, then within one
 
 
 @dataclasses.dataclass(frozen=True)

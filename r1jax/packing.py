@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PROMPT_ROWS = 2  # more waste rows of short groups, fewer compute prompts again
-ROW_OUTPUTS = 4  # at most, in a row
+ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,10 @@ def first_fit(
 )
 @dataclasses.dataclass
 class Rollout:
-  """What an update learns from: N micro-batches, as a `Layout` lays them out."""
+  """What an update learns from: N micro-batches, as a `Layout` lays them out.
+
+  P counts the prompts of a micro-batch, the layout's P'.
+  """
 
   prompts: Any  # int32 [N, P, S], padded on the left
   prompt_mask: Any  # bool [N, P, S]

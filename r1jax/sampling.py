@@ -1,6 +1,6 @@
 """Sampling completions, and scoring them: two sides of one computation.
 
-`sample` prefills each prompt once, then decodes its G samples in one compiled loop;
+`sample` prefills each prompt once, then decodes its G samples in compiled loops;
 `score` gives the log-probabilities of given completions, with gradients. Both attend
 to the same segments: the prompt (shared by its group) and the completion's own past.
 Neither knows what a model is (they take its two functions), nor what tokens mean.
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from r1jax.drawing import Config, draw
 from r1jax.logprob import token_logp
 
-# Positions a block of the decoding cache holds. A full block is frozen and only read;
-# so the loop writes to one block, not to the cache, and attends to what exists.
+# Positions that a block of the decoding cache holds; later blocks hold a quarter of all
+# before them, so that there are few. A full block is frozen and only read: the loop
+# writes to one block and attends to what exists.
 CACHE_BLOCK = 64
 
 
@@ -178,8 +179,9 @@ def _decode_in_blocks(
   """Decodes until few rows are left; returns also all keys and values by layer."""
   rows, max_length = state.tokens.shape
   blocks: list[Any] = []
-  for start in range(0, max_length - 1, CACHE_BLOCK):
-    width = min(CACHE_BLOCK, max_length - 1 - start)
+  start = 0
+  while start < max_length - 1:
+    width = min(max(CACHE_BLOCK, start // 4), max_length - 1 - start)
     full = [(block, jnp.ones((1, block[0].k.shape[-1]), bool)) for block in blocks]
 
     def unfinished(carry, end=start + width):
@@ -201,6 +203,7 @@ def _decode_in_blocks(
     ]
     state, block = jax.lax.while_loop(unfinished, body, (state, empty))
     blocks.append(block)
+    start += width
   past = [
     type(kvs[0])(
       jnp.concatenate([kv.k for kv in kvs], axis=-1),

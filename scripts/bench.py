@@ -6,7 +6,7 @@ been measured: P prompts of 32 tokens, G completions of exactly 128, temperature
 to a reference, clipped surrogate, one AdamW update in float32; `r1_zero` has the sizes
 of that experiment. Each shape is a process of its own, so that its first step is a cold
 one and its peak memory its own. The ceilings, a large product and a large copy, are
-measured in the same process, before and after.
+measured in the same process, right after.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   import jax
   import numpy as np
 
-  from r1jax import grpo, mesh, optim, sampling
+  from r1jax import drawing, grpo, mesh, optim, packing, sampling
   from r1jax.model import decoder
   from r1jax.model.config import ModelConfig
   from r1jax.stages import rl
@@ -134,7 +134,7 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   config = ModelConfig(
     s.d_model, s.layers, s.heads, s.kv_heads, s.head_dim, s.d_ff, remat=True
   )
-  devices = mesh.fitting([s.prompts, s.micro_batch_rows // 2])
+  devices = mesh.fitting([s.prompts, s.micro_batch_rows // packing.PROMPT_ROWS])
   tokenizer: Any = _Tokenizer(s)
   model = sampling.Model(*decoder.functions(config, s.vocabulary))
   generator = Generator(model, tokenizer, 'plain', s.prompt_length, devices)
@@ -162,7 +162,7 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
       problems,
       group_size=s.group_size,
       max_length=s.length,
-      draw=sampling.Config(),
+      draw=drawing.Config(),
     )
     assert (outputs.lengths == s.length).all()
     sampled = time.monotonic()
@@ -184,13 +184,12 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
 
   state = iterate(state, 0)
   first = time.monotonic() - LAUNCHED
-  limits = [ceilings()]
   for times in seconds.values():
     times.clear()
   for n in range(1, iterations + 1):
     state = iterate(state, n)
-  limits.append(ceilings())
-  ceiling = {k: statistics.median(x[k] for x in limits) for k in limits[0]}
+  memory = _peak_memory()  # before the ceilings, which take more
+  ceiling = ceilings()
   by_phase = {name: statistics.median(times) for name, times in seconds.items()}
   work = flops(s)
   total = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
@@ -202,7 +201,7 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
     / by_phase['rollout'],
     'seconds': {**by_phase, 'iteration': statistics.median(total)},
     'first_step_seconds': first,
-    'peak_memory_mb': _peak_memory() / 1e6,
+    'peak_memory_mb': memory / 1e6,
     'gflop': {name: value / 1e9 for name, value in work.items()},
     'ceiling_gflops': ceiling['product'] / 1e9,
     'ceiling_copy_gb_s': ceiling['copy'] / 1e9,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import sampling
+from r1jax import drawing
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages.evaluate import Config, evaluate
@@ -56,7 +56,7 @@ class Written:
 @pytest.fixture(scope='module')
 def evaluated():
   generator = cast(Generator, Written())
-  config = Config(samples=4, prompts_per_batch=2, draw=sampling.Config(0.5), shown=2)
+  config = Config(samples=4, prompts_per_batch=2, draw=drawing.Config(0.5), shown=2)
   with RewardPool([Weighted('accuracy', rules.accuracy, 1.0)], workers=1) as pool:
     metrics, shown = evaluate(
       None,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.smoke import Smoke
 from r1jax import grpo
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
@@ -23,8 +22,9 @@ def experiment(monkeypatch):
 
 
 def test_the_experiment_adds_a_reward(experiment):
-  rewards = experiment['rewards'](Smoke())
+  rewards = experiment['rewards'](experiment['Brief'](brevity_weight=0.5))
   assert [reward.name for reward in rewards] == ['accuracy', 'format', 'brevity']
+  assert rewards[-1].weight == 0.5
   assert [rewards[-1].function(None, 'x' * n) for n in (200, 201)] == [1, 0]
 
 

@@ -171,10 +171,18 @@ def test_a_reward_that_hangs_on_the_first_outputs_is_not_waited_for_on_the_rest(
   monkeypatch.setattr(pool_module, 'HOPELESS', 2)
   rewards = [Weighted('length', length, 1.0), Weighted('moody', moody, 1.0)]
   with RewardPool(rewards, workers=2, timeout=0.5) as pool:
-    message = "'moody' was stopped after 0.5 s on each of the first 2 outputs; make it"
+    message = "'moody' was stopped after 0.5 s on each of the first 2 outputs and on"
     with pytest.raises(RewardError, match=message):
       score(pool, ['hang'] * 1000)  # would take four minutes
     assert score(pool, ['6']).values.tolist() == [[1.0, 6.0]]
+
+
+def test_hanging_on_the_first_problem_alone_ends_nothing(monkeypatch):
+  monkeypatch.setattr(pool_module, 'HOPELESS', 2)
+  with RewardPool([Weighted('moody', moody, 1.0)], workers=2, timeout=0.5) as pool:
+    scores = score(pool, ['hang', 'hang', '3', '4'])
+  assert scores.values[:, 0].tolist() == [0, 0, 3, 4]
+  assert scores.timeouts == 2
 
 
 def test_rewards_that_are_too_slow_only_together_all_count(monkeypatch):

@@ -50,8 +50,11 @@ def test_order_is_a_function_of_seed_and_index_alone():
   ('fields', 'expected'),
   [
     ({'group_size': 0}, 'rl.group_size: expected 1 or more, got 0'),
-    ({'prompts_per_step': 5, 'minibatches': 2}, 'multiple of 2, got 5; set it to 6'),
-    ({'micro_batch_rows': 7}, 'rl.micro_batch_rows: .* multiple of 2, got 7; .* 8'),
+    (
+      {'prompts_per_step': 5, 'minibatches': 2},
+      r'multiple of 2 \(rl.minibatches\), got 5; .* 6',
+    ),
+    ({'micro_batch_rows': 7}, r'micro_batch_rows: .* multiple of 2 .*, got 7; .* 8'),
     ({'temperature': ((0, -1.0),)}, 'rl.temperature'),
     ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected values from 0.01'),
     ({'max_length': ()}, 'rl.max_length: expected pairs'),

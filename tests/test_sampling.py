@@ -12,7 +12,7 @@ import pytest
 from flax.core import meta
 from scipy import stats
 
-from r1jax import drawing, sampling
+from r1jax import drawing, mesh, sampling
 from r1jax.drawing import Config
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
@@ -391,6 +391,27 @@ def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block)
     )
     assert drawn.tokens.tolist() == [[[4, 5, 6, 7][:length]]]
     assert drawn.mask.tolist() == [[[True] * length]]
+
+
+def test_prompts_cut_over_devices_get_the_same_samples(params):
+  prompts = np.concatenate([PROMPTS, PROMPTS[:1]])
+  prompt_mask = np.concatenate([PROMPT_MASK, PROMPT_MASK[:1]])
+  keys = jax.random.split(jax.random.key(0), 4)
+
+  def run(devices):
+    place = mesh.make(devices)
+    arrays = mesh.put_batch(place, (keys, prompts, prompt_mask))
+    settings = {'group_size': 4, 'max_length': 11, 'stop_ids': (2,), 'halvings': 0}
+    drawn = compiled_sample(
+      sampling.CACHE_BLOCK, model=MODEL, config=Config(), **settings
+    )(mesh.put_everywhere(place, params), *arrays, temperature=None)
+    assert drawn.tokens.sharding.device_set == set(devices)
+    return jax.device_get(drawn)
+
+  one, four = run(jax.devices()[:1]), run(jax.devices()[:4])
+  np.testing.assert_array_equal(four.tokens, one.tokens)
+  np.testing.assert_array_equal(four.mask, one.mask)
+  np.testing.assert_allclose(four.logp, one.logp, **CLOSE)
 
 
 def test_padding_of_prompts_changes_nothing(params):

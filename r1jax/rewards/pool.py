@@ -156,7 +156,7 @@ class RewardPool:
     self, outputs: Sequence[tuple[Problem, str]], tasks: Sequence[_Task]
   ) -> Scores:
     if len(tasks) >= HOPELESS and all(map(self._timed_out, tasks[:HOPELESS])):
-      self._find_hanging(outputs[0])
+      self._find_hanging((outputs[0], outputs[-1]))
     values = np.zeros((len(outputs), len(self._rewards)), np.float32)
     failed: list[list[worker.Failure]] = [[] for _ in self._rewards]
     errors: list[str] = []
@@ -186,16 +186,17 @@ class RewardPool:
       return False
     return isinstance(outcome, worker.Failure) and outcome.timeout
 
-  def _find_hanging(self, output: tuple[Problem, str]) -> None:
-    """Drops all tasks; raises RewardError for a reward that runs out of time alone."""
+  def _find_hanging(self, outputs: Sequence[tuple[Problem, str]]) -> None:
+    """Drops all tasks; raises RewardError for a reward that hangs on these, alone."""
     self._stop()
     self._start()
     for reward in self._rewards:
-      outcome = self._wait_alone([reward], output)
-      if isinstance(outcome, worker.Failure) and outcome.timeout:
+      outcomes = [self._wait_alone([reward], output) for output in outputs]
+      if all(isinstance(one, worker.Failure) and one.timeout for one in outcomes):
         raise RewardError(
-          f'reward {reward.name!r} {outcome.reason} on each of the first {HOPELESS} '
-          'outputs; make it faster or raise the time limit of the rewards'
+          f'reward {reward.name!r} was stopped after {self._timeout:g} s on each of '
+          f'the first {HOPELESS} outputs and on the last; make it faster or raise the '
+          'time limit of the rewards'
         )
 
   def _outcomes(

@@ -22,11 +22,16 @@ def keep_on_disk() -> None:
 
 
 class Compilations:
-  """Counts what is compiled, or taken from disk, while it is open."""
+  """Counts what is compiled, or loaded from disk, while it is open."""
 
   def __init__(self) -> None:
-    self.programs = 0
-    self.seconds = 0.0
+    self._programs, self._seconds = 0, 0.0
+
+  def since(self) -> tuple[int, float]:
+    """How many programs, and in how many seconds, since the last call."""
+    counted = self._programs, self._seconds
+    self._programs, self._seconds = 0, 0.0
+    return counted
 
   def __enter__(self) -> Self:
     jax.monitoring.register_event_duration_secs_listener(self._note)
@@ -42,5 +47,5 @@ class Compilations:
 
   def _note(self, event: str, duration_secs: float, **details: str | int) -> None:
     if event == _COMPILED:
-      self.programs += 1
-      self.seconds += duration_secs
+      self._programs += 1
+      self._seconds += duration_secs

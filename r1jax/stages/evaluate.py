@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import sampling, statistics, tasks, text
+from r1jax import drawing, statistics, tasks, text
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages.generate import Generator
 from r1jax.tasks import Problem
@@ -26,7 +26,7 @@ class Config:
   final_problems: int = 128  # at the first and the last one
   samples: int = 16  # k of pass@k and cons@k
   prompts_per_batch: int = 16  # problems sampled at a time
-  draw: sampling.Config = sampling.Config()  # R1's: temperature 0.6, top-p 0.95
+  draw: drawing.Config = drawing.Config()  # as in rollouts (the paper: 0.6, top-p 0.95)
   shown: int = 8  # problems whose first output is kept for the report
 
   def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from r1jax import drawing, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax import sampling, text
 from r1jax.tasks import Problem
 
 _COMPILES = threading.Lock()
+_LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores are taken for free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Generator:
     """Programs to run at once: one of the sampler's keeps one core of a CPU busy."""
     if self.mesh.size > 1 or jax.default_backend() != 'cpu':
       return 1
-    return math.gcd(prompts, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
+    return max(n for n in range(1, cores + 1) if prompts % n == 0)
 
   def prompt(self, problem: Problem) -> str:
     """The problem as the model sees it."""
@@ -75,7 +76,7 @@ class Generator:
     *,
     group_size: int,
     max_length: int,
-    draw: sampling.Config,
+    draw: drawing.Config,
   ) -> Outputs:
     """Samples `group_size` outputs of each problem, in parts side by side on a CPU."""
     prompts, prompt_mask = self.encode(problems)

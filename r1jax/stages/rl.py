@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import grpo, optim, packing, sampling, text
+from r1jax import drawing, grpo, optim, packing, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.rewards.pool import RewardPool, Scores
 from r1jax.stages import evaluate as evaluation
@@ -25,6 +25,8 @@ from r1jax.stages.generate import Generator, Outputs
 from r1jax.stages.rl_config import Config, at
 from r1jax.stages.run import Run, TrainingError
 from r1jax.tasks import Problem
+
+SETTLED = 3  # steps of a run after which nothing should be compiled any more
 
 
 def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Problem]:
@@ -196,9 +198,7 @@ def train(
 
   if not first:
     measure(0, state.params)
-  compiled = run.compilations
   for step in range(first + 1, config.steps + 1):
-    programs, seconds = compiled.programs, compiled.seconds
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
     chosen = [order(index) for index in batch]
@@ -214,16 +214,17 @@ def train(
     run.log.write(phase, step, **values)
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
     run.progress.update(phase, step, config.steps, values)
-    if step > first + 3 and compiled.programs > programs:
-      run.progress.say(
-        f'Step {step}: {compiled.programs - programs} programs were compiled again, '
-        f'in {compiled.seconds - seconds:.1f} s, since a shape or a setting changed.'
-      )
     if config.reference_every and step % config.reference_every == 0:
       reference = jax.tree.map(jnp.copy, state.params)
       run.progress.say(f'Step {step}: the policy is the new reference.')
     if step % config.evaluate_every == 0 or step == config.steps:
       measure(step, state.params)
+    programs, seconds = run.compilations.since()
+    if programs and step > first + SETTLED:
+      run.progress.say(
+        f'Step {step}: {programs} programs had to be compiled or loaded, in '
+        f'{seconds:.1f} s; a shape that changes at many steps costs that each time.'
+      )
     due = step % config.checkpoint_every == 0 or step == config.steps
     if due or run.interrupted:
       run.save(phase, step, {'policy': state, 'reference': reference})
@@ -275,7 +276,7 @@ def _step(
     problems,
     group_size=config.group_size,
     max_length=at(config.max_length, rollouts_before),
-    draw=sampling.Config(temperature),
+    draw=drawing.Config(temperature),
   )
   sampled = time.monotonic()
   repeated = [problem for problem in problems for _ in range(config.group_size)]

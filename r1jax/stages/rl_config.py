@@ -49,19 +49,19 @@ class Config:
         'rl.reward_timeout: expected a finite number of seconds above 0, got '
         f'{self.reward_timeout}'
       )
-    _check_divides('prompts_per_step', self.prompts_per_step, self.minibatches)
-    _check_divides('micro_batch_rows', self.micro_batch_rows, packing.PROMPT_ROWS)
+    for name, by, why in (
+      ('prompts_per_step', self.minibatches, 'rl.minibatches'),
+      ('micro_batch_rows', packing.PROMPT_ROWS, 'the rows that share a prompt'),
+    ):
+      value = getattr(self, name)
+      if value % by:
+        raise ValueError(
+          f'rl.{name}: expected a multiple of {by} ({why}), got {value}; set it to '
+          f'{-(-value // by) * by}'
+        )
     _check_schedule('max_length', self.max_length, 1, LONGEST)
     # Equal outputs teach nothing.
     _check_schedule('temperature', self.temperature, 0.01, 100)
-
-
-def _check_divides(name: str, value: int, by: int) -> None:
-  if value % by:
-    fits = -(-value // by) * by
-    raise ValueError(
-      f'rl.{name}: expected a multiple of {by}, got {value}; set it to {fits}'
-    )
 
 
 def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> None:

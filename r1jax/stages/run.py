@@ -6,10 +6,10 @@ step at hand. `plain_errors` turns a mistake that a user can mend into one sente
 
 import contextlib
 import dataclasses
+import dis
 import io
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,7 @@ from r1jax.stages.checkpoint import CheckpointError, Checkpoints
 from r1jax.stages.compilation import Compilations
 from r1jax.stages.metrics import Log
 from r1jax.stages.progress import Progress
-from r1jax.stages.workdir import WorkdirError, open_workdir
-
-# Settings that change no number of a run, so that it may go on with others.
-MAY_CHANGE = ('workdir', 'data_dir', 'rl.reward_workers', 'rl.reward_timeout')
+from r1jax.stages.workdir import MAY_CHANGE, WorkdirError, open_workdir
 
 
 class TrainingError(Exception):
@@ -135,7 +132,7 @@ def plain_errors() -> Iterator[None]:
     OSError,
     ValueError,  # how configs and readers of files refuse, with a full sentence
   ) as error:
-    if type(error) is ValueError and not _is_ours(error):
+    if isinstance(error, ValueError) and not _is_ours(error):
       raise
     print(f'error: {_sentence(error)}', file=sys.stderr)
     sys.exit(1)
@@ -144,7 +141,7 @@ def plain_errors() -> Iterator[None]:
       raise
     print(
       f'error: there is not enough memory ({str(error).splitlines()[0]:.200}); lower '
-      'the sizes of the model, rl.max_length, or the rows of a micro-batch',
+      'the sizes of the model, rl.max_length, or rl.micro_batch_rows',
       file=sys.stderr,
     )
     sys.exit(1)
@@ -162,9 +159,15 @@ def _sentence(error: BaseException) -> str:
 
 def _is_ours(error: BaseException) -> bool:
   """Whether r1jax or an experiment refused, and not a library that a bug misused."""
-  *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-  package = frame.f_globals['__name__'].split('.')[0]
-  return package in ('r1jax', 'experiments', '__main__')
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  if trace is None:
+    return False
+  code = trace.tb_frame.f_code.co_code
+  raised_here = dis.opname[code[trace.tb_lasti]] == 'RAISE_VARARGS'
+  package = trace.tb_frame.f_globals['__name__'].split('.')[0]
+  return raised_here and package in ('r1jax', 'experiments', '__main__')
 
 
 @contextlib.contextmanager

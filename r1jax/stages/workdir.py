@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Settings of the machine rather than of the experiment: a run may go on with others.
+MAY_CHANGE = ('workdir', 'data_dir', 'rl.reward_workers', 'rl.reward_timeout')
+
 _CONFIG = 'config.json'
 _LOCK = '.lock'
 _HALF_WRITTEN = '.config.json.new'
@@ -137,7 +140,7 @@ def _compare(
       f'{workdir} holds a run of {theirs["experiment"]}, not of {ours["experiment"]}; '
       'choose another --workdir'
     )
-  before, now = _leaves(theirs), _leaves(ours)
+  before, now = leaves(theirs), leaves(ours)
   differing = [
     f'--{name.replace("_", "-")} is {_shown(before, name)} there and '
     f'{_shown(now, name)} here'
@@ -152,15 +155,15 @@ def _compare(
     )
 
 
-def _leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Every value by its dotted name: {'grpo': {'kl_coef': 0}} -> {'grpo.kl_coef': 0}."""
-  leaves: dict[str, Any] = {}
+  found: dict[str, Any] = {}
   for name, value in fields.items():
     if isinstance(value, dict):
-      leaves |= _leaves(value, f'{prefix}{name}.')
+      found |= leaves(value, f'{prefix}{name}.')
     else:
-      leaves[prefix + name] = value
-  return leaves
+      found[prefix + name] = value
+  return found
 
 
 def _shown(leaves: Mapping[str, Any], name: str) -> str:

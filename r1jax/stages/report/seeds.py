@@ -5,6 +5,7 @@ from pathlib import Path
 
 from r1jax import statistics
 from r1jax.stages.report.run import Run, measured, read
+from r1jax.stages.workdir import MAY_CHANGE, leaves
 
 _ROWS = {'pass@1': 'pass_at_1', 'consensus': 'consensus', 'length': 'length'}
 
@@ -35,8 +36,8 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
 
 def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
   def settings(run: Run) -> dict:
-    free = ('seed', 'workdir', 'data_dir')
-    return {k: v for k, v in run.config.items() if k not in free}
+    free = ('seed', *MAY_CHANGE)
+    return {k: v for k, v in leaves(run.config).items() if k not in free}
 
   seeds = [run.config.get('seed') for run in runs]
   if len(set(seeds)) < len(seeds):

@@ -1,0 +1,61 @@
+"""From problems to texts, with a small random model and a real tokenizer."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import drawing, mesh, sampling, text
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+from r1jax.stages.generate import Generator
+from r1jax.tasks import Problem
+
+TOKENIZER = text.Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
+CONFIG = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=16)
+MODEL = sampling.Model(*decoder.functions(CONFIG, TOKENIZER.vocab_size))
+PROBLEMS = [Problem(str(n), '', f'make {n} from 2 3', {}) for n in range(4)]
+
+
+@pytest.fixture(scope='module')
+def params():
+  boxed = decoder.init(CONFIG, TOKENIZER.vocab_size, jax.random.key(0))
+  return mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
+
+
+def generate(params, cores, monkeypatch):
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(cores), raising=False)
+  generator = Generator(MODEL, TOKENIZER, 'plain', 30, mesh.make(jax.devices()[:1]))
+  return generator(
+    params,
+    jax.random.key(3),
+    PROBLEMS,
+    group_size=3,
+    max_length=40,
+    draw=drawing.Config(),
+  )
+
+
+def test_samples_do_not_depend_on_the_number_of_cores(params, monkeypatch):
+  one, *others = (generate(params, cores, monkeypatch) for cores in (1, 2, 4, 7))
+  assert len({tuple(row) for row in one.tokens.reshape(12, -1).tolist()}) == 12
+  for other in others:
+    np.testing.assert_array_equal(other.tokens, one.tokens)
+    np.testing.assert_array_equal(other.prompts, one.prompts)
+    np.testing.assert_allclose(other.logp, one.logp, rtol=1e-5, atol=1e-5)
+    assert other.texts == one.texts
+
+
+def test_lengths_cut_offs_and_texts_are_those_of_the_tokens(params, monkeypatch):
+  outputs = generate(params, 2, monkeypatch)
+  for p, g in np.ndindex(4, 3):
+    tokens = outputs.tokens[p, g].tolist()
+    ended = TOKENIZER.eos_id in tokens
+    length = tokens.index(TOKENIZER.eos_id) + 1 if ended else 40
+    assert outputs.lengths[p, g] == length
+    assert outputs.cut_off[p, g] == (not ended)
+    assert outputs.texts[p][g] == TOKENIZER.decode(tokens[:length])
+  for p, problem in enumerate(PROBLEMS):
+    prompt = outputs.prompts[p][outputs.prompt_mask[p]].tolist()
+    assert TOKENIZER.decode(prompt) == f'User: {problem.question}\nAssistant:'
