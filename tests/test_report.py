@@ -56,7 +56,13 @@ def sample(step: int, output: str, **other) -> dict:
 
 
 def write_run(workdir: Path, metrics: list[dict], samples: list[dict] | None = None):
-  config = {'experiment': 'R1Zero', 'seed': 3, 'grpo': {'kl_coef': 0.001}}
+  command = 'python -m experiments.r1_zero --seed 3'
+  config = {
+    'experiment': 'R1Zero',
+    'seed': 3,
+    'grpo': {'kl_coef': 0.001},
+    'command': command,
+  }
   (workdir / 'config.json').write_text(json.dumps(config))
   for name, lines in ('metrics.jsonl', metrics), ('samples.jsonl', samples or []):
     (workdir / name).write_text(''.join(json.dumps(line) + '\n' for line in lines))
@@ -197,7 +203,7 @@ def test_page_needs_nothing_from_elsewhere(tmp_path):
 def test_settings_are_named_as_on_the_command_line(tmp_path):
   write_run(tmp_path, [evaluation(0, 0.1)])
   page = page_of(tmp_path)
-  assert 'python -m experiments.r1_zero --workdir' in page.text
+  assert 'python -m experiments.r1_zero --seed 3' in page.text
   assert '<tr><th>--grpo.kl-coef</th><td>0.001</td></tr>' in page.html
 
 

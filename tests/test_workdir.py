@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def contents(directory: Path) -> dict[str, bytes]:
   return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_a_new_directory_is_made_with_the_config_in_it(tmp_path):
+def test_a_new_directory_is_made_with_the_config_in_it(tmp_path, monkeypatch):
+  main = types.SimpleNamespace(__spec__=types.SimpleNamespace(name='experiments.mine'))
+  monkeypatch.setitem(sys.modules, '__main__', main)
+  monkeypatch.setattr(sys, 'argv', ['mine.py', '--seed', '3', '--workdir', 'a b'])
   made = open_workdir(tmp_path / 'deep' / 'run', Experiment(workdir=Path('x'), seed=3))
   assert made == tmp_path / 'deep' / 'run'
   text = (made / 'config.json').read_text()
@@ -49,7 +53,13 @@ def test_a_new_directory_is_made_with_the_config_in_it(tmp_path):
     'workdir': 'x',
     'seed': 3,
     'loss': {'kl_coef': 0.001, 'schedule': [1, 2]},
+    'command': "python -m experiments.mine --seed 3 --workdir 'a b'",
   }
+  # Whoever goes on may say it in other words.
+  monkeypatch.setattr(sys, 'argv', ['mine.py', '--seed=3'])
+  again = Experiment(workdir=Path('x'), seed=3)
+  assert open_workdir(tmp_path / 'deep' / 'run', again) == made
+  assert (made / 'config.json').read_text() == text
   assert {file.name for file in made.iterdir()} == {'config.json', '.lock'}
 
 

@@ -9,6 +9,8 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ def open_workdir(
 ) -> Path:
   """The run's directory: new and marked with `config`, or the same run's from before.
 
-  `config` is a dataclass of JSON values, paths and further such dataclasses. Fields of
+  `config` is a dataclass of JSON values, paths and further such dataclasses; beside it
+  the command is written down that started the run. Fields of
   it named in `may_change` may differ from those of the earlier start, whose
   `config.json` then stays as it is. The directory stays locked until this process ends.
 
@@ -50,11 +53,11 @@ def open_workdir(
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(workdir)
     _lock(workdir)
-    ours = _plain(config)
+    ours, may_change = _plain(config), (*may_change, 'command')
     if (workdir / _CONFIG).exists():
       _compare(workdir, _read(workdir), ours, may_change)
     else:
-      _write(workdir, ours)
+      _write(workdir, {**ours, 'command': _command()})
   except FileExistsError as error:
     raise WorkdirError(
       f'{error.filename} is not a directory; choose another --workdir'
@@ -102,6 +105,15 @@ def _plain(config: Any) -> dict[str, Any]:
   """`config` as `json` gives it back: tuples become lists, paths strings."""
   fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
   return json.loads(json.dumps(fields, default=os.fspath))
+
+
+def _command() -> str | None:
+  """The command that started this process; None if that was no `python -m`."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  if spec is None:
+    return None
+  module = spec.name.removesuffix('.__main__')
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
 
 
 def _write(workdir: Path, fields: Mapping[str, Any]) -> None:

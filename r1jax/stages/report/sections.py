@@ -180,22 +180,25 @@ def _marked(text: str) -> str:
 
 def settings(run: Run) -> str:
   """The command that goes on with the run or repeats it, and all its settings."""
-  # Experiments are named after their file: R1Zero is in experiments/r1_zero.py.
-  module = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', run.experiment).lower()
-  fields = {name: x for name, x in run.config.items() if name != 'experiment'}
+  other = ('experiment', 'command')
+  fields = {name: x for name, x in run.config.items() if name not in other}
   rows = ''.join(
     f'<tr><th>--{escape(name)}</th><td>{escape(value)}</td></tr>'
     for name, value in _flags(fields)
   )
   if not rows:
     return ''
+  command = run.config.get('command')
+  again = (
+    '<p>This command started the run. Given again it goes on from the last checkpoint; '
+    'with another <code>--workdir</code> it makes the run once more.</p>'
+    f'<pre class="command">{escape(command)}</pre>'
+    if isinstance(command, str)
+    else ''
+  )
   return (
-    '<h2>Once more</h2><p>With another <code>--workdir</code> and those of the '
-    'settings below that differ from the defaults, this command makes the run again; '
-    'with the same <code>--workdir</code> it goes on from the last checkpoint.</p>'
-    f'<pre class="command">python -m experiments.{escape(module)} --workdir …</pre>'
-    '<details><summary>All settings of this run</summary><div class="scroll">'
-    f'<table class="config">{rows}</table></div></details>'
+    f'<h2>Once more</h2>{again}<details><summary>All settings of this run</summary>'
+    f'<div class="scroll"><table class="config">{rows}</table></div></details>'
   )
 
 

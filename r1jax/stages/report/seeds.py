@@ -36,7 +36,7 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
 
 def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
   def settings(run: Run) -> dict:
-    free = ('seed', *MAY_CHANGE)
+    free = ('seed', 'command', *MAY_CHANGE)
     return {k: v for k, v in leaves(run.config).items() if k not in free}
 
   seeds = [run.config.get('seed') for run in runs]
