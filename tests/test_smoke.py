@@ -202,7 +202,7 @@ def cut_the_last_line(path: Path) -> None:
 
 def swap_two_digits(path: Path) -> None:
   text = path.read_text()
-  for old, new in (('"1": ', '"x": '), ('"2": ', '"1": '), ('"x": ', '"2": ')):
+  for old, new in (('"1": ', '"@@": '), ('"2": ', '"1": '), ('"@@": ', '"2": ')):
     assert text.count(old) == 1
     text = text.replace(old, new)
   path.write_text(text)

@@ -56,7 +56,7 @@ def line_chart(
     height=height,
     right=width - (14 + longest * _CHARACTER if longest else 20),
   )
-  whole = [step for step in ticks(first, last, 5) if step == int(step)]
+  whole = [step for step in ticks(first, last, width // 80) if step == int(step)]
   ticks_x = [step for step in whole if first <= step <= last]
   write = _percent if share else _number
   parts = [_axes(frame, ticks_x, ticks_y, share)]
