@@ -118,17 +118,15 @@ class _Tokenizer:
     return [''] * len(rows)
 
 
-def measure(shape: Shape, iterations: int) -> dict[str, Any]:
-  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+def _trainer(shape: Shape) -> tuple[Any, Any]:
+  """The stage's own machinery for a shape, and its state before the first step."""
   import jax
-  import numpy as np
 
-  from r1jax import drawing, grpo, mesh, optim, packing, sampling
+  from r1jax import grpo, mesh, optim, packing, sampling
   from r1jax.model import decoder
   from r1jax.model.config import ModelConfig
   from r1jax.stages import rl
   from r1jax.stages.generate import Generator
-  from r1jax.tasks import Problem
 
   s = shape
   config = ModelConfig(
@@ -145,18 +143,29 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
     micro_batch_rows=s.micro_batch_rows,
   )
   no_pool: Any = None
-  trainer = rl.Trainer(
-    generator, no_pool, stage, grpo.Config(kl_coef=0.04), optim.Config()
-  )
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(s.prompts)]
+  algorithm = grpo.Config(kl_coef=0.04)
+  trainer = rl.Trainer(generator, no_pool, stage, algorithm, optim.Config())
   params = decoder.init(config, s.vocabulary, jax.random.key(0))
-  saved = trainer.start(mesh.put_boxed(devices, params))
+  return trainer, trainer.start(mesh.put_boxed(devices, params))
+
+
+def measure(shape: Shape, iterations: int) -> dict[str, Any]:
+  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+  import jax
+  import numpy as np
+
+  from r1jax import drawing
+  from r1jax.tasks import Problem
+
+  s = shape
+  trainer, saved = _trainer(s)
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(s.prompts)]
   state, reference = saved['policy'], saved['reference']
   seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
 
   def iterate(state: Any, n: int) -> Any:
     began = time.monotonic()
-    outputs = generator(
+    outputs = trainer.generator(
       state.params,
       jax.random.key(n),
       problems,

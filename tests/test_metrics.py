@@ -137,6 +137,32 @@ def test_damaged_line_in_the_middle_is_named_and_nothing_is_lost(tmp_path):
   assert metrics.read_bytes() == content
 
 
+@pytest.mark.parametrize('content', [b'', b'{"phase": "rl", "step": 1}\n{"phase": "rl'])
+def test_lines_that_a_checkpoint_stands_for_must_be_there(tmp_path, content):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_bytes(content)
+  left = content.count(b'\n')
+  message = f'metrics.jsonl: expected 2 lines of .*, got {left}; restore it'
+  with (
+    pytest.raises(ValueError, match=message),
+    Log(tmp_path, {'rl': 2}, least_lines=2),
+  ):
+    pass
+  assert list(tmp_path.iterdir()) == [metrics]
+  assert metrics.read_bytes() == content  # also the half that may help to restore it
+  with Log(tmp_path, {'rl': 2}, least_lines=left) as log:
+    log.write('rl', 2)
+    assert log.lines == left + 1
+
+
+def test_a_log_that_is_gone_is_missed(tmp_path):
+  with (
+    pytest.raises(ValueError, match=r'expected 1 lines of .*, got 0'),
+    Log(tmp_path, {'rl': 2}, least_lines=1),
+  ):
+    pass
+
+
 @pytest.mark.parametrize(
   'raw',
   [b'', b'[]', b'7', b'{"step": 1}', b'{"phase": "rl", "step": "1"}', b'\xff', b'\0'],

@@ -57,13 +57,8 @@ class Log:
 
   def __enter__(self) -> Self:
     metrics, samples = self._workdir / 'metrics.jsonl', self._workdir / 'samples.jsonl'
-    self.lines = _drop_unfinished(metrics, self._resume)
+    self.lines = _drop_unfinished(metrics, self._resume, self._least_lines)
     _drop_unfinished(samples, self._resume)
-    if self.lines < self._least_lines:
-      raise ValueError(
-        f'{metrics}: expected {self._least_lines} lines of the steps up to the '
-        f'checkpoint, got {self.lines}; restore it, or choose another --workdir'
-      )
     self._metrics, self._samples = _File(metrics), _File(samples)
     return self
 
@@ -143,14 +138,16 @@ def explained(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> int:
+def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> int:
   """Rewrites `path`, atomically, without the lines past the step of their phase.
 
-  Returns how many lines are left.
+  Returns how many lines are left. Fewer than `least` are an error, and `path` is left
+  as it is.
   """
-  if not path.exists():
-    return 0
   left = 0
+  if not path.exists():
+    _check_left(path, left, least)
+    return left
   kept_path = path.with_name(path.name + '.tmp')
   with explained(kept_path), path.open('rb') as lines, kept_path.open('wb') as kept:
     for number, raw in enumerate(lines, start=1):
@@ -168,8 +165,19 @@ def _drop_unfinished(path: Path, resume: Mapping[str, int]) -> int:
         left += 1
     kept.flush()
     os.fsync(kept.fileno())
+  if left < least:
+    kept_path.unlink()
+  _check_left(path, left, least)
   kept_path.replace(path)
   return left
+
+
+def _check_left(path: Path, left: int, least: int) -> None:
+  if left < least:
+    raise ValueError(
+      f'{path}: expected {least} lines of the steps up to the checkpoint, got {left}; '
+      'restore it, or choose another --workdir'
+    )
 
 
 def plain(value: Any) -> Any:
