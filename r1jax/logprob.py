@@ -1,7 +1,51 @@
-"""Log-probabilities of tokens from logits, fast in both directions."""
+"""Log-probabilities of tokens, fast in both directions, without all logits at once."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+# Logits that exist at a time: 8 MiB in float32, about what a CPU's cache holds. But for
+# a large vocabulary at least so many tokens, below which the head is read too often.
+CHUNK_LOGITS = 2**21
+CHUNK_TOKENS = 256
+
+
+def hidden_logp(
+  hidden_BTD: jax.Array,
+  tokens_BT: jax.Array,
+  logits: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+  """Returns `token_logp` of the logits, computed a chunk of positions at a time.
+
+  Logits [B, T, V] never exist: neither in the forward pass nor in the gradient, which
+  computes those of a chunk again. Memory grows with the chunk, not with T.
+
+  Args:
+    hidden_BTD: hidden states.
+    tokens_BT: int32, the tokens that they predict.
+    logits: hidden [B, T', D] -> [B, T', V].
+  """
+  rows, length = tokens_BT.shape
+  vocabulary = jax.eval_shape(logits, hidden_BTD).shape[-1]
+  width = max(1, max(CHUNK_LOGITS // vocabulary, CHUNK_TOKENS) // rows)
+  if width >= length:
+    return token_logp(logits(hidden_BTD), tokens_BT)
+
+  def cut(x_BTX: jax.Array) -> jax.Array:
+    padding = [(0, 0), (0, -length % width)] + [(0, 0)] * (x_BTX.ndim - 2)
+    chunks = jnp.pad(x_BTX, padding).reshape(rows, -1, width, *x_BTX.shape[2:])
+    return jnp.moveaxis(chunks, 1, 0)
+
+  def join(x_NBT: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x_NBT, 0, 1).reshape(rows, -1)[:, :length]
+
+  @jax.checkpoint
+  def chunk(hidden_BTD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return token_logp(logits(hidden_BTD), tokens_BT)
+
+  logp, entropy = jax.lax.map(lambda x: chunk(*x), (cut(hidden_BTD), cut(tokens_BT)))
+  return join(logp), join(entropy)
 
 
 def token_logp(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.drawing import Config, draw
-from r1jax.logprob import token_logp
+from r1jax.logprob import hidden_logp
 
 # Positions that a block of the decoding cache holds; later blocks hold a quarter of all
 # before them, so that there are few. A full block is frozen and only read: the loop
@@ -299,6 +299,7 @@ def score(
     )
     rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
     hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)
-  logits_BTV = model.logits(params, hidden_BTD) / temperature
-  logp_BT, entropy_BT = token_logp(logits_BTV, tokens_BT)
+  logp_BT, entropy_BT = hidden_logp(
+    hidden_BTD, tokens_BT, lambda hidden: model.logits(params, hidden) / temperature
+  )
   return logp_BT.reshape(tokens.shape), entropy_BT.reshape(tokens.shape)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.logprob import token_logp
+from r1jax.logprob import hidden_logp
 
 
 @functools.partial(
@@ -51,7 +51,8 @@ def cross_entropy(
   hidden_BTD, _ = forward(
     params, batch.tokens[:, :-1], batch.positions[:, :-1], batch.documents[:, :-1]
   )
-  logp_BT, _ = token_logp(logits(params, hidden_BTD), jnp.asarray(batch.tokens)[:, 1:])
+  targets_BT = jnp.asarray(batch.tokens)[:, 1:]
+  logp_BT, _ = hidden_logp(hidden_BTD, targets_BT, functools.partial(logits, params))
   loss = -jnp.sum(batch.weights[:, 1:] * logp_BT) / total
   return loss, {}
 
