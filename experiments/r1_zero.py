@@ -10,6 +10,7 @@ from __future__ import (
 )  # fields have the names of the modules they configure
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class R1Zero:
     kv_heads=1,
     head_dim=32,
     d_ff=256,
-    remat=True,
+    remat='full',
   )
   base: finetune.Config = finetune.Config(
     # Rows as long as a prompt and its longest output: later positions must be known.
@@ -139,6 +140,7 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   devices = mesh.fitting(list(sizes.values()))
   model = sampling.Model(*decoder.functions(config.model, tokenizer.vocab_size))
   matrices = decoder.matrices(config.model)
+  quantize = functools.partial(decoder.quantize, config=config.model)
   generator = Generator(
     model, tokenizer, TEMPLATE, config.rl.max_prompt_length, devices
   )
@@ -159,13 +161,11 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
       )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)
-    boxed = decoder.init(
-      config.model, tokenizer.vocab_size, jax.random.key(config.seed)
-    )
+    init = jax.jit(functools.partial(decoder.init, config.model, tokenizer.vocab_size))
     base = finetune.train(
       run,
       'base',
-      mesh.put_boxed(devices, boxed),
+      mesh.put_boxed(devices, init(jax.random.key(config.seed))),
       model=model,
       documents=lambda step, index: [
         *tokenizer.encode(document(step * STEP_DOCUMENTS + index)),
@@ -180,7 +180,13 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
       'rl',
       base,
       trainer=rl.Trainer(
-        generator, pool, config.rl, config.grpo, config.rl_optim, matrices
+        generator,
+        pool,
+        config.rl,
+        config.grpo,
+        config.rl_optim,
+        matrices,
+        quantize if config.rl.int8_rollout else None,
       ),
       problems=problems,
       held_out=held_out,

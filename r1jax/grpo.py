@@ -12,7 +12,6 @@ REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.
 
 import dataclasses
 import difflib
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ class Config:
   clip_high: float = 0.2  # epsilon above 1
   kl_coef: float = 0.001  # beta (R1: 0.001); 0 needs no reference pass
   constant_length: int = 1024  # tokens that the mean 'constant' divides an output by
+  importance_cap: float = 2.0  # of pi_old / pi_sampler, where the two differ
 
   def __post_init__(self) -> None:
     for field, table in TABLES.items():
@@ -59,6 +59,11 @@ class Config:
       raise ValueError(
         f"grpo.kl_coef: expected 0 with grpo.kl 'none', got {self.kl_coef}; set "
         "grpo.kl to 'k3', or the coefficient to 0"
+      )
+    if not 0 < self.importance_cap < math.inf:
+      raise ValueError(
+        'grpo.importance_cap: expected a finite number above 0, got '
+        f'{self.importance_cap}'
       )
     if self.constant_length < 1:
       raise ValueError(
@@ -296,6 +301,7 @@ def objective(
   *,
   old_logp: jax.Array,
   ref_logp: jax.Array | None,
+  sampler_logp: jax.Array | None = None,
   config: Config,
   total: Totals | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -305,16 +311,20 @@ def objective(
     logp: of the tokens under the policy that learns, [P, G, T], nats.
     advantage: [P, G].
     mask: true on the outputs' tokens, [P, G, T].
-    old_logp: under the policy that sampled, [P, G, T].
+    old_logp: under the policy before its updates, [P, G, T].
     ref_logp: under the reference, [P, G, T]; None leaves out the penalty and `kl`.
+    sampler_logp: under what sampled, [P, G, T], where that was not the policy but, say,
+      its weights in int8: each token's gain is weighted by min(pi_old / pi_sampler,
+      importance_cap) (truncated importance sampling; Ionides 2008, Yao et al. 2025).
     config: the algorithm.
     total: counts of the whole batch if these P prompts are a part of it; losses and
       metrics of the parts then add up to the batch's.
 
   Returns:
-    The loss, and means over tokens: `ratio`, `drift` (|logp - old_logp|), `kl` (k3),
-    and with the surrogate 'clip' the shares `clip_up` and `clip_down` whose gradient
-    it stops, above and below.
+    The loss, and means over tokens: `ratio`, `drift` (|logp - logp of what sampled|),
+    `kl` (k3), with the surrogate 'clip' the shares `clip_up` and `clip_down` whose
+    gradient it stops, above and below, and with `sampler_logp` the weight `importance`
+    and the share `importance_capped`.
   """
   if total is None:
     total = totals(mask)
@@ -326,10 +336,18 @@ def objective(
   ratio = RATIOS[config.ratio](log_ratio, mask)
   gain = SURROGATES[config.surrogate](ratio, advantage, logp, config)
   share = mask / total.tokens
-  metrics = {
-    'ratio': jnp.sum(share * ratio),
-    'drift': jnp.sum(share * jnp.abs(log_ratio)),
-  }
+  drift = log_ratio
+  metrics = {'ratio': jnp.sum(share * ratio)}
+  if sampler_logp is not None:
+    sampler_logp = jnp.where(mask, sampler_logp, 0.0)
+    drift = logp - sampler_logp
+    importance = _exp(old_logp - sampler_logp)
+    capped = importance > config.importance_cap
+    importance = jnp.minimum(importance, config.importance_cap)
+    gain *= importance
+    metrics['importance'] = jnp.sum(share * importance)
+    metrics['importance_capped'] = jnp.sum(share * capped)
+  metrics['drift'] = jnp.sum(share * jnp.abs(drift))
   if config.surrogate == 'clip':
     up = (ratio > 1 + config.clip_high) & (advantage > 0)
     down = (ratio < 1 - config.clip_low) & (advantage < 0)
@@ -382,13 +400,20 @@ def step(
       part.documents,
       temperature=temperature,
     )
-    by_output = functools.partial(packing.unpack, starts=part.starts)
+
+    def by_output(x_PBT: jax.Array) -> jax.Array:
+      return packing.unpack(x_PBT, part.starts)
+
+    def by_output_if_given(x_PBT: jax.Array | None) -> jax.Array | None:
+      return None if x_PBT is None else by_output(x_PBT)
+
     value, metrics = objective(
       by_output(logp),
       part.advantage,
       jnp.arange(part.tokens.shape[-1])[None, None] < part.lengths[..., None],
       old_logp=by_output(part.old_logp),
-      ref_logp=None if part.ref_logp is None else by_output(part.ref_logp),
+      ref_logp=by_output_if_given(part.ref_logp),
+      sampler_logp=by_output_if_given(part.sampler_logp),
       config=config,
       total=total,
     )

@@ -159,6 +159,7 @@ def first_fit(
     'documents',
     'old_logp',
     'ref_logp',
+    'sampler_logp',
     'advantage',
     'starts',
     'lengths',
@@ -177,8 +178,9 @@ class Rollout:
   tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
   offsets: Any  # int32 [N, P, B, T], position of a token within its output
   documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
-  old_logp: Any  # float32 [N, P, B, T]
+  old_logp: Any  # float32 [N, P, B, T], under the policy before its updates
   ref_logp: Any  # float32 [N, P, B, T], or None
+  sampler_logp: Any  # float32 [N, P, B, T]; None where the sampler was that policy
   advantage: Any  # float32 [N, P, O]
   starts: Any  # int32 [N, P, O], of an output in the B * T positions
   lengths: Any  # int32 [N, P, O], 0 where no output is
@@ -193,8 +195,13 @@ def pack(
   old_logp: np.ndarray,
   ref_logp: np.ndarray | None,
   advantage: np.ndarray,
+  sampler_logp: np.ndarray | None = None,
 ) -> Rollout:
   """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
+
+  def by_token(x_PGT: np.ndarray | None) -> np.ndarray | None:
+    return None if x_PGT is None else layout.by_token(x_PGT)
+
   return Rollout(
     prompts=layout.by_prompt(prompts),
     prompt_mask=layout.by_prompt(prompt_mask),
@@ -202,7 +209,8 @@ def pack(
     offsets=layout.offsets,
     documents=layout.documents,
     old_logp=layout.by_token(old_logp),
-    ref_logp=None if ref_logp is None else layout.by_token(ref_logp),
+    ref_logp=by_token(ref_logp),
+    sampler_logp=by_token(sampler_logp),
     advantage=layout.by_output(advantage),
     starts=layout.starts,
     lengths=layout.lengths,

@@ -130,7 +130,7 @@ def _trainer(shape: Shape) -> tuple[Any, Any]:
 
   s = shape
   config = ModelConfig(
-    s.d_model, s.layers, s.heads, s.kv_heads, s.head_dim, s.d_ff, remat=True
+    s.d_model, s.layers, s.heads, s.kv_heads, s.head_dim, s.d_ff, remat='full'
   )
   devices = mesh.fitting([s.prompts, s.micro_batch_rows // packing.PROMPT_ROWS])
   tokenizer: Any = _Tokenizer(s)
@@ -145,8 +145,8 @@ def _trainer(shape: Shape) -> tuple[Any, Any]:
   no_pool: Any = None
   algorithm = grpo.Config(kl_coef=0.04)
   trainer = rl.Trainer(generator, no_pool, stage, algorithm, optim.Config())
-  params = decoder.init(config, s.vocabulary, jax.random.key(0))
-  return trainer, trainer.start(mesh.put_boxed(devices, params))
+  init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
+  return trainer, trainer.start(mesh.put_boxed(devices, init(jax.random.key(0))))
 
 
 def measure(shape: Shape, iterations: int) -> dict[str, Any]:
@@ -154,7 +154,6 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   import jax
   import numpy as np
 
-  from r1jax import drawing
   from r1jax.tasks import Problem
 
   s = shape
@@ -165,22 +164,15 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
 
   def iterate(state: Any, n: int) -> Any:
     began = time.monotonic()
-    outputs = trainer.generator(
-      state.params,
-      jax.random.key(n),
-      problems,
-      group_size=s.group_size,
-      max_length=s.length,
-      draw=drawing.Config(),
-    )
+    outputs = trainer.rollout(state.params, jax.random.key(n), problems, s.length, 1.0)
     assert (outputs.lengths == s.length).all()
     sampled = time.monotonic()
     reward = np.mean(outputs.tokens % 2 == 0, axis=-1)
-    ref_logp = trainer.reference_logp(reference, outputs, 1.0)
+    passes = trainer.passes(state.params, reference, outputs, 1.0)
     referred = time.monotonic()
     advantage = trainer.advantages(reward)
     key = jax.random.key(n)
-    state, _ = trainer.learn(state, outputs, ref_logp, advantage, key, 1.0)
+    state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
     jax.block_until_ready(state)
     updated = time.monotonic()
     for name, value in (

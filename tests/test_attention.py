@@ -68,9 +68,10 @@ def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments)
   )
 
 
-@pytest.mark.parametrize('block', [1, 4])
+@pytest.mark.parametrize('block', [1, 2, 4])
 def test_blocks_of_queries_change_nothing(monkeypatch, block):
   monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
+  monkeypatch.setattr(attention, 'SECTIONS', 4)
   q_BTHC, own, document_BT, context = example()
   expected = softmax_over_everything(q_BTHC, own, document_BT, context)
   np.testing.assert_allclose(
@@ -78,19 +79,23 @@ def test_blocks_of_queries_change_nothing(monkeypatch, block):
   )
 
 
+# Two blocks written out; three sections of three blocks, the last one not full.
+@pytest.mark.parametrize(('block', 'most', 'length'), [(64, 8, 73), (5, 3, 41)])
 def test_a_row_longer_than_a_block_equals_one_block_in_values_and_gradients(
-  monkeypatch,
+  monkeypatch, block, most, length
 ):
   rng = np.random.default_rng(1)
-  length = attention.QUERY_BLOCK + 9
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
+  monkeypatch.setattr(attention, 'SECTIONS', most)
   q_BTHC = rng.normal(size=(2, length, 2, 4)).astype(np.float32)
-  own = random_kv(rng, 2, 1, length)
+  own, shared = random_kv(rng, 2, 1, length), random_kv(rng, 1, 1, 3)
+  context = [(shared, np.array([[False, True, True]]))]
   document_BT = np.stack([np.zeros(length, int), np.arange(length) // (length // 3)])
   weight = rng.normal(size=q_BTHC.shape).astype(np.float32)
 
   def value_and_gradients():
     def weighted(q, own):
-      return jnp.sum(attend(q, own, document_BT, []) * weight)
+      return jnp.sum(attend(q, own, document_BT, context) * weight)
 
     return jax.value_and_grad(weighted, argnums=(0, 1))(q_BTHC, own)
 

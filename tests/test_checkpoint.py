@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,10 +22,15 @@ def tree(value: float = 1.0):
   return {'policy': {'w': jnp.full((3, 2), value)}, 'step': jnp.int32(value)}
 
 
+def save(checkpoints, step, arrays, manifest):
+  checkpoints.save(step, arrays, manifest)
+  checkpoints.wait()
+
+
 def test_restored_arrays_are_the_saved_ones(tmp_path):
   saved = Checkpoints(tmp_path / 'rl')
   assert saved.step is None
-  saved.save(4, tree(1.5), {'phase': 'rl'})
+  save(saved, 4, tree(1.5), {'phase': 'rl'})
   again = Checkpoints(tmp_path / 'rl')
   assert again.step == 4
   restored = again.restore(tree())
@@ -49,7 +56,7 @@ def test_digest_is_that_of_names_types_shapes_and_bytes():
 def test_only_the_newest_are_kept(tmp_path):
   saved = Checkpoints(tmp_path / 'rl')
   for step in range(1, KEEP + 3):
-    saved.save(step, tree(step), {})
+    save(saved, step, tree(step), {})
   left = sorted(int(p.name) for p in (tmp_path / 'rl').iterdir() if p.name.isdigit())
   assert left == [KEEP + 1, KEEP + 2]
 
@@ -59,8 +66,8 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
   saved = Checkpoints(tmp_path / 'rl')
   rng = np.random.default_rng(0)
   big = {'w': rng.normal(size=10_000).astype(np.float32)}
-  saved.save(1, big, {})
-  saved.save(2, {'w': big['w'] + 1}, {})
+  save(saved, 1, big, {})
+  save(saved, 2, {'w': big['w'] + 1}, {})
   files = [path for path in (tmp_path / 'rl' / '2').rglob('*') if path.is_file()]
   largest = max(files, key=lambda path: path.stat().st_size)
   content = bytearray(largest.read_bytes())
@@ -78,13 +85,13 @@ def test_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
   assert again.warnings[1] == 'The one of step 1 before it is used.'
   assert 'checkpoint of step 2' in again.warnings[0]
   assert str(tmp_path / 'rl-damaged') in again.warnings[0]
-  again.save(2, big, {})  # the step can be reached again
+  save(again, 2, big, {})  # the step can be reached again
   assert Checkpoints(tmp_path / 'rl').step == 2
 
 
 def test_only_checkpoint_damaged_starts_over(tmp_path):
   saved = Checkpoints(tmp_path / 'rl')
-  saved.save(1, tree(), {})
+  save(saved, 1, tree(), {})
   (tmp_path / 'rl' / '1' / 'manifest' / 'metadata').write_text('{')
   again = Checkpoints(tmp_path / 'rl')
   assert again.step is None
@@ -96,7 +103,7 @@ def test_only_checkpoint_damaged_starts_over(tmp_path):
   'error', [MemoryError(), OSError(errno.EMFILE, 'Too many open files')]
 )
 def test_what_cannot_be_read_now_is_not_taken_for_damage(tmp_path, monkeypatch, error):
-  Checkpoints(tmp_path / 'rl').save(1, tree(), {})
+  save(Checkpoints(tmp_path / 'rl'), 1, tree(), {})
 
   def refuse(folder, step):
     raise error
@@ -110,7 +117,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damage(tmp_path, monkeypatch, 
 
 def test_another_models_checkpoint_is_refused_by_name_and_shape(tmp_path):
   saved = Checkpoints(tmp_path / 'rl')
-  saved.save(1, tree(), {})
+  save(saved, 1, tree(), {})
   other = {'policy': {'w': jnp.zeros((3, 5))}, 'step': jnp.int32(0)}
   with pytest.raises(CheckpointError, match=r"'w'.*float32\[3, 5\].*float32\[3, 2\]"):
     saved.restore(other)
@@ -126,11 +133,13 @@ def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path):
     from r1jax.stages.checkpoint import CheckpointError, Checkpoints
     saved = Checkpoints(pathlib.Path(sys.argv[1]))
     saved.save(1, {'w': np.zeros(10, np.float32)}, {})
+    saved.wait()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     noise = np.random.default_rng(0).normal(size=1_000_000)
     try:
       saved.save(2, {'w': noise}, {})
+      saved.wait()
     except CheckpointError as error:
       print(error)
       sys.exit(7)
@@ -145,6 +154,41 @@ def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path):
   assert not again.warnings
 
 
+def test_a_failed_write_is_told_by_the_next_save(tmp_path, monkeypatch):
+  saved = Checkpoints(tmp_path / 'rl')
+  save(saved, 1, tree(), {})
+
+  def refuse(step, args):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(saved._manager, 'save', refuse)
+    saved.save(2, tree(), {})
+    with pytest.raises(
+      CheckpointError, match=r'of step 2 could not .*step 1 is intact'
+    ):
+      saved.save(3, tree(), {})
+  saved.wait()  # told once
+
+
+def test_arrays_are_those_of_the_moment_of_saving(tmp_path, monkeypatch):
+  saved = Checkpoints(tmp_path / 'rl')
+  go, write = threading.Event(), saved._write
+
+  def late(*args):
+    go.wait()
+    write(*args)
+
+  monkeypatch.setattr(saved, '_write', late)
+  array = jnp.zeros(4)
+  saved.save(1, {'w': array}, {})
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+  add(array)  # as the next step does: the array's memory is used for another
+  go.set()
+  saved.wait()
+  np.testing.assert_array_equal(saved.restore({'w': jnp.zeros(4)})['w'], np.zeros(4))
+
+
 def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):
   script = textwrap.dedent("""
     import itertools, pathlib, sys
@@ -154,6 +198,7 @@ def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):
     array = np.random.default_rng(0).normal(size=2_000_000)
     for step in itertools.count((saved.step or 0) + 1):
       saved.save(step, {'w': array + step}, {})
+      saved.wait()
       print(step, flush=True)
   """)
   command = [sys.executable, '-c', script, str(tmp_path / 'rl')]

@@ -185,7 +185,7 @@ def test_remat_and_query_blocks_change_nothing(monkeypatch):
 
   plain = gradient(SMALL)(params)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 3)
-  blocks, remat = gradient(SMALL), gradient(dataclasses.replace(SMALL, remat=True))
+  blocks, remat = gradient(SMALL), gradient(dataclasses.replace(SMALL, remat='full'))
   products = [
     str(jax.make_jaxpr(f)(params)).count('dot_general') for f in (blocks, remat)
   ]

@@ -16,7 +16,7 @@ from r1jax.model.attention import KV
 from r1jax.rewards.pool import Scores
 from r1jax.stages import evaluate
 from r1jax.stages.generate import Outputs
-from r1jax.stages.rl import Config, Trainer, at, problem_order, train
+from r1jax.stages.rl import Config, Passes, Trainer, at, problem_order, train
 from r1jax.stages.run import start
 from r1jax.tasks import Problem
 
@@ -100,7 +100,8 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   config = Config(prompts_per_step=8, micro_batch_rows=8)
   trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
   dapo = dataclasses.replace(trainer, algorithm=grpo.PRESETS['dapo'])
-  assert dapo.reference_logp({}, nothing, 1.0) is None  # no penalty, no pass
+  # No penalty and the policy itself as the sampler: no pass.
+  assert dapo.passes({}, {}, nothing, 1.0)[:2] == (None, None)
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, size=(8, 3)).astype(np.int32)
   tokens = rng.integers(2, size=(8, 4, 5)).astype(np.int32)
@@ -108,7 +109,7 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   outputs: Any = SimpleNamespace(
     prompts=prompts, prompt_mask=prompts >= 0, tokens=tokens, lengths=lengths
   )
-  logp = trainer.reference_logp({}, outputs, 1.0)
+  logp = trainer.passes({}, {}, outputs, 1.0).ref_logp
   assert logp is not None
   last = np.broadcast_to(prompts[:, None, -1:], (8, 4, 1))
   before = np.concatenate([last, tokens[..., :-1]], axis=-1)
@@ -126,7 +127,7 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
       layout.documents,
     )
   )
-  compiled: Any = trainer._reference
+  compiled: Any = trainer._logp
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
@@ -145,6 +146,7 @@ def outputs_of(prompts, group_size=2, length=3):
     lengths=np.full((prompts, group_size), length),
     cut_off=np.zeros((prompts, group_size), bool),
     texts=[['wait'] * group_size] * prompts,
+    seconds=0.0,
   )
 
 
@@ -176,7 +178,8 @@ def learn(monkeypatch, seed=0, **fields):
   policy = optim.TrainState(1.0, None, jnp.int32(0))  # counts its updates
   outputs, key = outputs_of(8), jax.random.key(seed)
   advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
-  _, means = trainer.learn(policy, outputs, 5 * outputs.logp, advantage, key, 0.7)
+  passes = Passes(None, 5 * outputs.logp, 0.0)
+  _, means, _ = trainer.learn(policy, outputs, passes, advantage, key, 0.7)
   return updates, means
 
 
@@ -227,7 +230,8 @@ class Written:
       'temperature': draw.temperature,
     }
     (self.evaluations if group_size == 3 else self.rollouts).append(asked)
-    return outputs_of(len(problems), group_size)
+    outputs = outputs_of(len(problems), group_size)
+    return dataclasses.replace(outputs, logp=outputs.logp * 0 + params['x'])
 
   def prompt(self, problem):
     return problem.question
@@ -248,16 +252,18 @@ def trained(tmp_path_factory):
   """What five steps ask of a generator and of `learn`, and the policy at their end."""
   learned = []
 
-  def reference_logp(self, params, outputs, temperature):
-    return params['x'], temperature
+  def passes(self, policy, reference, outputs, temperature):
+    assert policy['x'] == outputs.logp[0, 0, 0]  # the one that sampled
+    return Passes(None, np.array([reference['x'], temperature]), 0.0)
 
-  def learn(self, state, outputs, ref_logp, advantage, key, temperature):
+  def learn(self, state, outputs, passes, advantage, key, temperature):
     key = tuple(jax.random.key_data(key).tolist())
-    reference, its_temperature = ref_logp
+    reference, its_temperature = passes.ref_logp
     assert its_temperature == temperature
     learned.append((float(reference), key, temperature))
     params = jax.tree.map(lambda x: x + 1, state.params)  # counts the steps
-    return dataclasses.replace(state, params=params), {'loss': 0.0, 'grad_norm': 0.0}
+    state = dataclasses.replace(state, params=params)
+    return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
 
   generator: Any = Written()
   pool: Any = Right()
@@ -275,7 +281,7 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, 'learn', learn)
-    patch.setattr(Trainer, 'reference_logp', reference_logp)
+    patch.setattr(Trainer, 'passes', passes)
     with start(Experiment(str(workdir)), phases=('rl',)) as run:
       policy = train(
         run,

@@ -7,7 +7,7 @@ group without a copy. Prefill, decoding, scoring and training differ only in seg
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,10 @@ MASKED = -1e30
 # rows stay in a CPU's cache. 64 took a third of the time of 256 at once, forward and
 # backward (16 rows of 256 tokens, 4 heads of 32).
 QUERY_BLOCK = 64
+# Blocks are written out up to this many; those of a longer row are looped over in so
+# many sections, each of which scores the keys up to its end: a program's size does not
+# grow with the row, and at most an eighth of the scores are masked in vain.
+SECTIONS = 8
 
 
 class KV(NamedTuple):
@@ -31,16 +35,18 @@ class KV(NamedTuple):
 
 
 def rope(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-  """Turns channel pairs (i, i + C/2) by position * theta^(-2i/C) (RoFormer, eq. 34)."""
+  """Turns channel pairs (i, i + C/2) by position * theta^(-2i/C) (RoFormer, eq. 34).
+
+  In float32; the result has the type of `x_BTHC`.
+  """
   half = x_BTHC.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
   angle = positions_BT11 * frequency[None, None, None]
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   first, second = x_BTHC[..., :half], x_BTHC[..., half:]
-  return jnp.concatenate(
-    [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(turned, axis=-1).astype(x_BTHC.dtype)
 
 
 def write(block: KV, new: KV, column: jax.Array) -> KV:
@@ -65,18 +71,42 @@ def attend(
       that every query may see. B' divides B: each row of the `KV` serves B / B'
       consecutive rows of queries.
   """
-  blocks = []
   length = q_BTHC.shape[1]
-  for start in range(0, length, QUERY_BLOCK):
-    stop = min(start + QUERY_BLOCK, length)
-    q = q_BTHC[:, start:stop]
-    causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None]
-    same = document_BT[:, start:stop, None] == document_BT[:, None, :stop]
+  blocks = -(-length // (SECTIONS * QUERY_BLOCK))  # of a section
+  sections = []
+  for start in range(0, length, blocks * QUERY_BLOCK):
+    stop = min(start + blocks * QUERY_BLOCK, length)
     past = KV(own.k[..., :stop], own.v[..., :stop, :])
-    parts = [_attend_one(q, past, causal[None] & same)]
-    parts += [_attend_one(q, kv, mask[:, None]) for kv, mask in context]
-    blocks.append(_merge(parts))
-  return jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
+
+    def block(q, query_document, first, past=past, stop=stop):
+      place = first + jnp.arange(q.shape[1])
+      causal = place[:, None] >= jnp.arange(stop)[None]
+      same = query_document[..., None] == document_BT[:, None, :stop]
+      parts = [_attend_one(q, past, causal[None] & same)]
+      parts += [_attend_one(q, kv, mask[:, None]) for kv, mask in context]
+      return _merge(parts)
+
+    queries = q_BTHC[:, start:stop], document_BT[:, start:stop]
+    sections.append(
+      block(*queries, start) if blocks == 1 else _loop(block, queries, start)
+    )
+  return jnp.concatenate(sections, axis=1) if len(sections) > 1 else sections[0]
+
+
+def _loop(block: Any, queries: tuple[jax.Array, ...], start: int) -> jax.Array:
+  """Applies `block` to `QUERY_BLOCK` queries at a time and keeps only their outputs."""
+  rows, length = queries[0].shape[:2]
+  count = -(-length // QUERY_BLOCK)
+
+  def cut(x: jax.Array) -> jax.Array:
+    short = count * QUERY_BLOCK - length
+    padded = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(padded.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
+
+  firsts = start + QUERY_BLOCK * jnp.arange(count)
+  one = jax.checkpoint(lambda parts: block(*parts))
+  out = jax.lax.map(one, (*map(cut, queries), firsts))
+  return jnp.moveaxis(out, 0, 1).reshape(rows, -1, *out.shape[3:])[:, :length]
 
 
 def attend_all(
@@ -105,6 +135,8 @@ def _merge(parts) -> jax.Array:
 def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
   """Unnormalised output [B, T, H, C], largest score and sum of weights [B, T, H].
 
+  float32, whatever the type of queries, keys and values.
+
   `mask` broadcasts to [B', T, S]; only B' = 1 or B may differ along T.
   """
   rows, length, heads, channels = q_BTHC.shape
@@ -117,7 +149,7 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   top = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - top[..., None])
-  out = _product(weights, kv.v)
+  out = _product(weights.astype(kv.v.dtype), kv.v)
 
   def back(x_BKRQ: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BKRQ, 3, 1).reshape(rows, length, heads, *x_BKRQ.shape[4:])
@@ -126,7 +158,8 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
 
 
 def _product(x_BKRQM: jax.Array, y_BKMN: jax.Array) -> jax.Array:
-  """x @ y for every row and kv head, [B, K, R, Q, N]."""
+  """x @ y for every row and kv head, [B, K, R, Q, N], float32."""
   rows, kv_heads, repeats, queries, inner = x_BKRQM.shape
   flat = x_BKRQM.reshape(rows, kv_heads, repeats * queries, inner)
-  return (flat @ y_BKMN).reshape(rows, kv_heads, repeats, queries, -1)
+  product = jnp.matmul(flat, y_BKMN, preferred_element_type=jnp.float32)
+  return product.reshape(rows, kv_heads, repeats, queries, -1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,12 @@ class ModelConfig:
   rope_theta: float = 10_000.0  # longest RoPE wavelength / 2 pi, in tokens
   norm_eps: float = 1e-6  # added to the mean square in RMSNorm
   tied: bool = True  # one matrix embeds tokens and reads logits
-  remat: bool = False  # recompute a layer's activations in the backward pass
+  # What the backward pass computes again: nothing, all but the products with weights,
+  # or a whole layer. From the most memory to the least.
+  remat: Literal['none', 'dots', 'full'] = 'none'
+  # Of products, keys and values; parameters, sums, norms, softmax and log-probs stay
+  # float32.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
     for name in ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff'):

@@ -5,7 +5,7 @@ groups, caches or losses. Parameters carry logical axis names for `r1jax.mesh`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,23 +15,36 @@ from r1jax.model.attention import KV, attend, attend_all, rope, write
 from r1jax.model.config import ModelConfig
 
 
+class Int8(NamedTuple):
+  """A weight matrix in a byte a number: values times the scale of their output."""
+
+  values: jax.Array  # int8, the matrix's shape
+  scale: jax.Array  # float32, its output axes
+
+
 def _weights(*axes: str, fan_in: int):
   """Normal with variance 1 / fan-in, tagged with logical axis names."""
   return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
 
 
-def dense(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
+def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
   """Returns x @ w, [B, T, F], as one product over the positions of all rows.
 
   Its gradients are such products too. Of one that keeps the rows apart, the weights'
   gradient is transposed or summed row by row, which took a CPU 8 times as long.
+
+  Args:
+    x_BTD: activations.
+    w: an array or `Int8` whose first axes make up D, and its last ones F.
+    dtype: to compute in, and of the result.
   """
-  return (x_BTD.reshape(-1, x_BTD.shape[-1]) @ w_DF).reshape(*x_BTD.shape[:-1], -1)
-
-
-def _to_heads(x_BTD: jax.Array, w_DHC: jax.Array) -> jax.Array:
-  heads = dense(x_BTD, w_DHC.reshape(w_DHC.shape[0], -1))
-  return heads.reshape(*x_BTD.shape[:2], *w_DHC.shape[1:])
+  values, scale = w if isinstance(w, Int8) else (w, None)
+  inputs = x_BTD.shape[-1]
+  x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
+  out_NF = x_ND @ values.reshape(inputs, -1).astype(dtype)
+  if scale is not None:
+    out_NF *= scale.reshape(-1)[None].astype(dtype)
+  return out_NF.reshape(*x_BTD.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):
@@ -81,9 +94,14 @@ class Block(nn.Module):
       (c.heads, c.head_dim, c.d_model),
     )
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
-    q = rope(_to_heads(h_BTD, query), positions_BT, c.rope_theta)
-    k = rope(_to_heads(h_BTD, key), positions_BT, c.rope_theta)
-    v = _to_heads(h_BTD, value)
+
+    def project(w: Any, heads: int) -> jax.Array:
+      flat = dense(h_BTD, w, c.dtype)
+      return flat.reshape(*x_BTD.shape[:2], heads, c.head_dim)
+
+    q = rope(project(query, c.heads), positions_BT, c.rope_theta)
+    k = rope(project(key, c.kv_heads), positions_BT, c.rope_theta)
+    v = project(value, c.kv_heads)
     own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
     if column is None:
       masked = list(zip(context, context_masks, strict=True))
@@ -93,9 +111,7 @@ class Block(nn.Module):
       own = write(context[-1], own, column)
       segments = [*context[:-1], own]
       attended = attend_all(q, list(zip(segments, context_masks, strict=True)))
-    x_BTD += dense(
-      attended.reshape(*attended.shape[:2], -1), out.reshape(-1, c.d_model)
-    )
+    x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
 
     mlp_init = _weights('embed', 'mlp', fan_in=c.d_model)
     gate = param('gate', mlp_init, (c.d_model, c.d_ff))
@@ -106,8 +122,15 @@ class Block(nn.Module):
       (c.d_ff, c.d_model),
     )
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
-    hidden_BTF = nn.silu(dense(h_BTD, gate)) * dense(h_BTD, up)
-    return x_BTD + dense(hidden_BTF, down), own
+    hidden_BTF = nn.silu(dense(h_BTD, gate, c.dtype)) * dense(h_BTD, up, c.dtype)
+    return x_BTD + dense(hidden_BTF, down, c.dtype), own
+
+
+def _remat(kept: str) -> Any:
+  """`Block` that computes activations again in the backward pass; see the config."""
+  policies = jax.checkpoint_policies
+  policy = policies.dots_with_no_batch_dims_saveable if kept == 'dots' else None
+  return nn.remat(Block, prevent_cse=False, policy=policy)
 
 
 class Decoder(nn.Module):
@@ -123,9 +146,8 @@ class Decoder(nn.Module):
     init = _weights('vocab', 'embed', fan_in=c.d_model)
     self.embedding_VD = self.param('embedding', init, shape)
     self.head_VD = self.embedding_VD if c.tied else self.param('head', init, shape)
-    block = nn.remat(Block, prevent_cse=False) if c.remat else Block
     self.blocks = nn.scan(
-      block,
+      Block if c.remat == 'none' else _remat(c.remat),
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -158,7 +180,13 @@ class Decoder(nn.Module):
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Unnormalised log-probabilities of the next token, [..., V]."""
-    return jnp.einsum('...d,vd->...v', x_BTD, self.head_VD)
+    dtype = self.config.dtype
+    return jnp.einsum(
+      '...d,vd->...v',
+      x_BTD.astype(dtype),
+      self.head_VD.astype(dtype),
+      preferred_element_type=jnp.float32,
+    )
 
 
 def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
@@ -237,3 +265,25 @@ def matrices(config: ModelConfig) -> Any:
   }
   rest = {'embedding': None} if config.tied else {'embedding': None, 'head': None}
   return {'blocks': blocks, 'norm': gain, **rest}
+
+
+def quantize(params: Any, config: ModelConfig) -> Any:
+  """Returns the parameters with each layer's weight matrices as `Int8`.
+
+  For the rollout alone: half or a quarter of the bytes that a step of decoding reads. A
+  weight is rounded to 1/127 of the largest one that leads to the same output.
+  Embedding and head stay as they are.
+  """
+
+  def one(axes: Any, w: jax.Array) -> Any:
+    if axes is None:
+      return w
+    inputs, _ = axes
+    largest = jnp.max(jnp.abs(w), axis=inputs, keepdims=True)
+    scale = jnp.maximum(largest, 1e-30) / 127
+    values = jnp.round(w / scale).astype(jnp.int8)
+    return Int8(values, jnp.squeeze(scale, inputs))
+
+  return jax.tree.map(
+    one, matrices(config), params, is_leaf=lambda x: x is None or isinstance(x, tuple)
+  )

@@ -4,6 +4,7 @@ A checkpoint appears under its step number only once it is complete, so a kill o
 full disk leaves the ones before it as they were.
 """
 
+import concurrent.futures
 import errno
 import hashlib
 import logging
@@ -36,9 +37,11 @@ class Checkpoints:
     self.warnings: list[str] = []  # a sentence for every damaged checkpoint
     self._set_damaged_aside()
     self._manager = self._open()
+    self._writer = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing: concurrent.futures.Future[None] | None = None
 
   def _open(self) -> ocp.CheckpointManager:
-    # Synchronous: a failed write is reported by the step that caused it.
+    # Synchronous, in a thread of our own that computes the digest too.
     options = ocp.CheckpointManagerOptions(
       max_to_keep=KEEP, enable_async_checkpointing=False
     )
@@ -50,13 +53,29 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, tree: Any, manifest: dict[str, Any]) -> None:
-    """Writes a tree of arrays and a manifest of JSON values under `step`.
+    """Begins to write a tree of arrays and a manifest of JSON values under `step`.
+
+    Returns once the arrays are copied to the host; they are written while the run goes
+    on. `wait` says how it ended; so does the next `save`, which waits first.
+    """
+    self.wait()
+    arrays = _by_path(tree)
+    self._writing = self._writer.submit(self._write, step, arrays, manifest)
+
+  def wait(self) -> None:
+    """Returns when the last checkpoint is on the disk.
 
     Raises:
       CheckpointError: the disk is full or the folder can't be written. Earlier
         checkpoints are untouched.
     """
-    arrays = _by_path(tree)
+    writing, self._writing = self._writing, None
+    if writing is not None:
+      writing.result()
+
+  def _write(
+    self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]
+  ) -> None:
     content = {'digest': digest(arrays), 'step': step, **manifest}
     args = ocp.args.Composite(
       arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(content)

@@ -21,6 +21,16 @@ def keep_on_disk() -> None:
     config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))
 
 
+def options() -> dict[str, Any]:
+  """Compiler options of the stages' programs, for `jax.jit`.
+
+  On a CPU LLVM's level 1, where its own default is 3: programs come a quarter sooner,
+  and none of the sampler's or the learner's was slower.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  return {'xla_backend_optimization_level': 1} if on_cpu else {}
+
+
 class Compilations:
   """Counts what is compiled, or loaded from disk, while it is open."""
 

@@ -61,7 +61,7 @@ def evaluate(
     max_length: T.
   """
   size = config.prompts_per_batch
-  outputs, correct = [], []
+  outputs, pending = [], []
   for start in range(0, len(problems), size):
     chunk = list(problems[start : start + size])
     filled = chunk + [chunk[-1]] * (size - len(chunk))  # one shape, one compilation
@@ -78,12 +78,13 @@ def evaluate(
       for problem, group in zip(chunk, sampled.texts, strict=False)
       for output in group
     ]
-    scores = pool.submit(*map(list, zip(*pairs, strict=True))).result()
-    right = scores.values[:, pool.names.index('accuracy')]
-    correct.append(right.reshape(len(chunk), -1))
+    # Scored while the next ones are sampled.
+    pending.append(pool.submit(*map(list, zip(*pairs, strict=True))))
     for index, problem in enumerate(chunk):
       outputs.append((problem, sampled, index))
-  return _summary(outputs, np.concatenate(correct), config, generator)
+  accuracy = pool.names.index('accuracy')
+  right = np.concatenate([scores.result().values[:, accuracy] for scores in pending])
+  return _summary(outputs, right.reshape(len(outputs), -1), config, generator)
 
 
 def _summary(outputs, correct_PG, config, generator):

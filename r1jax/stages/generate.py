@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from r1jax import drawing, sampling, text
 from r1jax import mesh as mesh_lib
+from r1jax.stages import compilation
 from r1jax.tasks import Problem
 
 _COMPILES = threading.Lock()
@@ -30,6 +32,7 @@ class Outputs:
   lengths: np.ndarray  # int [P, G], tokens with the stop token
   cut_off: np.ndarray  # bool [P, G], no stop token within the limit
   texts: list[list[str]]  # P lists of G
+  seconds: float  # from the first program's start to the last one's end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Generator:
       stop_ids=(self.tokenizer.eos_id,),
       halvings=2 if self.mesh.size == 1 else 0,
     )
-    return jax.jit(function, static_argnames=('config', 'group_size', 'max_length'))
+    static = ('config', 'group_size', 'max_length')
+    options = compilation.options()
+    return jax.jit(function, static_argnames=static, compiler_options=options)
 
   def _parts(self, prompts: int) -> int:
     """Programs to run at once: one of the sampler's keeps one core of a CPU busy."""
@@ -98,9 +103,11 @@ class Generator:
       return jax.device_get(completions)
 
     size = len(problems) // self._parts(len(problems))
+    began = time.monotonic()
     slices = [slice(start, start + size) for start in range(0, len(problems), size)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
       parts = list(threads.map(part, slices))
+    seconds = time.monotonic() - began
     said = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     tokens, lengths = said.tokens, said.mask.sum(-1)
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
@@ -116,4 +123,5 @@ class Generator:
       lengths=lengths,
       cut_off=last != self.tokenizer.eos_id,
       texts=[texts[start : start + group_size] for start in groups],
+      seconds=seconds,
     )

@@ -5,11 +5,12 @@ random access, the samples and the cut into mini-batches from children of one ke
 Nothing random is stored, and a killed run goes on to the same bits.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from r1jax import drawing, grpo, optim, packing, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.rewards.pool import RewardPool, Scores
+from r1jax.stages import compilation
 from r1jax.stages import evaluate as evaluation
 from r1jax.stages.evaluate import named_key
 from r1jax.stages.generate import Generator, Outputs
@@ -35,6 +37,14 @@ def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Pro
   return lambda index: shuffled[index]
 
 
+class Passes(NamedTuple):
+  """Log-probs [P, G, T] of a rollout's tokens, and the seconds that they took."""
+
+  old_logp: np.ndarray | None  # of the policy; None if the sampler was the policy
+  ref_logp: np.ndarray | None  # of the reference; None if no penalty needs it
+  seconds: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """What does not change during a stage."""
@@ -45,6 +55,9 @@ class Trainer:
   algorithm: grpo.Config
   optimizer: optim.Config
   matrices: Any = None  # of the model, for Muon; see `optim.make`
+  # What rollouts are sampled with in the place of the policy's parameters, say their
+  # `decoder.quantize`; None is the policy itself.
+  sampler_params: Callable[[Any], Any] | None = None
 
   @functools.cached_property
   def chain(self) -> Any:
@@ -72,10 +85,34 @@ class Trainer:
     step = functools.partial(
       grpo.step, score=self._score, optimizer=self.chain, config=self.algorithm
     )
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compilation.options())
 
   @functools.cached_property
-  def _reference(self) -> Callable[..., jax.Array]:
+  def _sampler_params(self) -> Callable[[Any], Any]:
+    if self.sampler_params is None:
+      return lambda params: params
+    return jax.jit(self.sampler_params, compiler_options=compilation.options())
+
+  def rollout(
+    self,
+    params: Any,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    max_length: int,
+    temperature: float,
+  ) -> Outputs:
+    """Samples the group of each problem."""
+    return self.generator(
+      self._sampler_params(params),
+      key,
+      problems,
+      group_size=self.config.group_size,
+      max_length=max_length,
+      draw=drawing.Config(temperature),
+    )
+
+  @functools.cached_property
+  def _logp(self) -> Callable[..., jax.Array]:
     """Log-probs [N, P, B, T], a micro-batch at a time."""
 
     def score(params: Any, rows: Any, count: jax.Array, temperature: jax.Array):
@@ -87,14 +124,22 @@ class Trainer:
 
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
-    return jax.jit(score)
+    return jax.jit(score, compiler_options=compilation.options())
 
-  def reference_logp(
-    self, params: Any, outputs: Outputs, temperature: float
-  ) -> np.ndarray | None:
-    """Log-probs of the outputs' tokens, [P, G, T]; None where no penalty needs them."""
-    if not self.algorithm.kl_coef:
-      return None
+  def passes(
+    self, policy: Any, reference: Any, outputs: Outputs, temperature: float
+  ) -> Passes:
+    """Log-probs that the update needs beside the sampler's."""
+    began = time.monotonic()
+    old_logp, ref_logp = None, None
+    if self.sampler_params is not None:
+      old_logp = self.logp(policy, outputs, temperature)
+    if self.algorithm.kl_coef:
+      ref_logp = self.logp(reference, outputs, temperature)
+    return Passes(old_logp, ref_logp, time.monotonic() - began)
+
+  def logp(self, params: Any, outputs: Outputs, temperature: float) -> np.ndarray:
+    """Log-probs of the outputs' tokens, [P, G, T]."""
     layout = self._plan(outputs.lengths, outputs.tokens)
     rows = (
       layout.by_prompt(outputs.prompts),
@@ -104,7 +149,7 @@ class Trainer:
       layout.documents,
     )
     count, scalar = np.int32(layout.count), np.float32(temperature)
-    logp = self._reference(params, self._put(rows), count, scalar)
+    logp = self._logp(params, self._put(rows), count, scalar)
     return layout.undo(jax.device_get(logp), outputs.tokens.shape)
 
   def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
@@ -117,13 +162,23 @@ class Trainer:
     self,
     state: optim.TrainState,
     outputs: Outputs,
-    ref_logp: np.ndarray | None,
+    passes: Passes,
     advantage_PG: np.ndarray,
     key: jax.Array,
     temperature: float,
-  ) -> tuple[optim.TrainState, dict[str, float]]:
-    """All updates of one rollout; returns the state and the updates' mean metrics."""
-    values = []
+  ) -> tuple[optim.TrainState, dict[str, float], float]:
+    """All updates of one rollout.
+
+    Returns the state, the updates' mean metrics, and the seconds that the device took.
+    """
+
+    def chosen_of(x_PGT: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
+      return None if x_PGT is None else x_PGT[chosen]
+
+    old_logp, sampler_logp = outputs.logp, None
+    if passes.old_logp is not None:
+      old_logp, sampler_logp = passes.old_logp, outputs.logp
+    values, began = [], None
     for epoch in range(self.config.epochs):
       for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
         layout = self._plan(outputs.lengths[chosen], outputs.tokens)
@@ -132,19 +187,23 @@ class Trainer:
           prompts=outputs.prompts[chosen],
           prompt_mask=outputs.prompt_mask[chosen],
           tokens=outputs.tokens[chosen],
-          old_logp=outputs.logp[chosen],
-          ref_logp=None if ref_logp is None else ref_logp[chosen],
+          old_logp=old_logp[chosen],
+          ref_logp=chosen_of(passes.ref_logp, chosen),
+          sampler_logp=chosen_of(sampler_logp, chosen),
           advantage=advantage_PG[chosen],
         )
+        began = began or time.monotonic()
         count = np.int32(layout.count)
         state, metrics = self.update(
           state, self._put(rollout), count, np.float32(temperature)
         )
-        values.append(jax.device_get(metrics))
+        values.append(metrics)  # not fetched: the next part is packed meanwhile
+    values = jax.device_get(values)
+    seconds = time.monotonic() - (began or 0.0)
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     # Before the first update the learner is the sampler: what differs is arithmetic.
     means['drift'] = float(values[0]['drift'])
-    return state, means
+    return state, means, seconds
 
   def _minibatches(self, key: jax.Array) -> np.ndarray:
     """Which problems each mini-batch takes, [minibatches, problems]."""
@@ -198,6 +257,7 @@ def train(
 
   if not first:
     measure(0, state.params)
+  ended = time.monotonic()
   for step in range(first + 1, config.steps + 1):
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
@@ -211,6 +271,14 @@ def train(
         f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and '
         'choose another --workdir (earlier checkpoints are intact)'
       )
+    began, ended = ended, time.monotonic()
+    seconds = ended - began
+    values['time'] |= {
+      'seconds': seconds,
+      'tokens_per_second': values['time'].pop('tokens') / seconds,
+      # Of the time since the last step's end, in which that step was written down.
+      'device_waited': max(0.0, 1 - values['time'].pop('device') / seconds),
+    }
     run.log.write(phase, step, **values)
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
     run.progress.update(phase, step, config.steps, values)
@@ -219,6 +287,7 @@ def train(
       run.progress.say(f'Step {step}: the policy is the new reference.')
     if step % config.evaluate_every == 0 or step == config.steps:
       measure(step, state.params)
+      ended = time.monotonic()
     programs, seconds = run.compilations.since()
     if programs and step > first + SETTLED:
       run.progress.say(
@@ -270,38 +339,38 @@ def _step(
   config = trainer.config
   temperature = at(config.temperature, rollouts_before)
   began = time.monotonic()
-  outputs = trainer.generator(
-    state.params,
-    named_key(key, 'sample'),
-    problems,
-    group_size=config.group_size,
-    max_length=at(config.max_length, rollouts_before),
-    draw=drawing.Config(temperature),
+  length = at(config.max_length, rollouts_before)
+  outputs = trainer.rollout(
+    state.params, named_key(key, 'sample'), problems, length, temperature
   )
   sampled = time.monotonic()
   repeated = [problem for problem in problems for _ in range(config.group_size)]
   flat = [output for group in outputs.texts for output in group]
-  scores = trainer.pool.submit(repeated, flat).result()
+  # The worker processes score the texts while the device scores the tokens.
+  with concurrent.futures.ThreadPoolExecutor(1) as aside:
+    passing = aside.submit(
+      trainer.passes, state.params, reference, outputs, temperature
+    )
+    scores = trainer.pool.submit(repeated, flat).result()
+    rewarded = time.monotonic()
+    passes = passing.result()
   reward_PG = scores.total.reshape(len(problems), config.group_size)
   advantage_PG = trainer.advantages(reward_PG)
-  rewarded = time.monotonic()
-  ref_logp = trainer.reference_logp(reference, outputs, temperature)
   referred = time.monotonic()
-  state, metrics = trainer.learn(
-    state, outputs, ref_logp, advantage_PG, named_key(key, 'minibatch'), temperature
+  state, metrics, learning = trainer.learn(
+    state, outputs, passes, advantage_PG, named_key(key, 'minibatch'), temperature
   )
-  learned = time.monotonic()
   values = {
     **_observed(outputs, scores, reward_PG, trainer.pool.names),
     **metrics,
     'temperature': temperature,
     'time': {
-      'seconds': learned - began,
-      'tokens_per_second': int(outputs.lengths.sum()) / (learned - began),
       'rollout': sampled - began,
       'reward': rewarded - sampled,
-      'reference': referred - rewarded,
-      'update': learned - referred,
+      'reference': passes.seconds,
+      'update': time.monotonic() - referred,
+      'tokens': int(outputs.lengths.sum()),
+      'device': outputs.seconds + passes.seconds + learning,
     },
   }
   return state, values, _samples(trainer, problems, outputs, scores, advantage_PG)

@@ -21,6 +21,7 @@ class Config:
   max_length: tuple[tuple[int, int], ...] = ((0, 320),)  # T, tokens, by step
   temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
   epochs: int = 1  # passes over a rollout
+  int8_rollout: bool = False  # sample with weights in int8; costs a pass of the policy
   minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
   micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
   reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)

@@ -45,15 +45,16 @@ class Run:
   interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interruption`
 
   def save(self, phase: str, step: int, tree: Any) -> None:
-    """Writes a checkpoint of what has been logged; ends the run after Ctrl-C.
+    """Begins to write a checkpoint of what has been logged; ends the run after Ctrl-C.
 
     Raises:
-      CheckpointError: it could not be written.
+      CheckpointError: it, or the one before, could not be written.
       Interruption: Ctrl-C was pressed.
     """
     manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.facts}
     self.checkpoints[phase].save(step, tree, manifest)
     if self.interrupted:
+      self.checkpoints[phase].wait()
       raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '
         'The same command goes on from it.'
@@ -102,6 +103,8 @@ def start(
       progress.say(f'Going on from step {step} of {phase} in {workdir}.')
     with _ctrl_c_sets_flag(run):
       yield run
+      for saved in checkpoints.values():
+        saved.wait()
 
 
 @contextlib.contextmanager
