@@ -17,10 +17,14 @@ import jax.numpy as jnp
 from r1jax.drawing import Config, draw
 from r1jax.logprob import hidden_logp
 
-# Positions that a block of the decoding cache holds; later blocks hold a quarter of all
-# before them, so that there are few. A full block is frozen and only read: the loop
-# writes to one block and attends to what exists.
+# Positions that the first block of the decoding cache holds; a later one holds as many
+# as all before it, so that there are few. A full block is frozen and only read: the
+# loop writes to one block and attends to what exists.
 CACHE_BLOCK = 64
+# Rows that are not done are moved together when they are a third of all. Thirds were as
+# fast as halves, on lengths with a long tail, with half as many loops to compile.
+FEWER = 3
+FEWEST_ROWS = 8  # a step of fewer takes about as long
 
 
 class Model(NamedTuple):
@@ -94,7 +98,7 @@ def sample(
   max_length: int,
   stop_ids: Sequence[int],
   temperature: jax.Array | None = None,
-  halvings: int = 2,
+  compact: bool = True,
 ) -> Completions:
   """Samples G completions of each prompt, of at most `max_length` tokens.
 
@@ -111,8 +115,8 @@ def sample(
     max_length: T.
     stop_ids: a completion ends with any of these.
     temperature: overrides the config's, so that a schedule does not recompile.
-    halvings: how often, at the most, the rows that are not done are moved together
-      when they are half or fewer; 0 where rows are cut over devices.
+    compact: whether rows that are not done are moved together when they are few; False
+      where rows are cut over devices.
   """
   if temperature is None:
     temperature = jnp.float32(config.temperature)
@@ -156,8 +160,9 @@ def sample(
   )
   if max_length > 1:
     prompt = (_layers(prompt_kv), prompt_mask)
-    state, past = _decode_in_blocks(state, prompt, step, halvings)
-    state = _decode_the_rest(state, prompt, row_B // group_size, past, step, halvings)
+    state, past = _decode_in_blocks(state, prompt, step, compact)
+    segment = functools.partial(_with_prompt, prompt, row_B // group_size, past)
+    state = _decode_the_rest(state, segment, step, compact)
   shape = (prompts.shape[0], group_size, max_length)
   said = (state.tokens, state.mask, state.logp)
   return Completions(*(x.reshape(shape) for x in said))
@@ -168,25 +173,36 @@ def _layers(kv: Any) -> list[Any]:
   return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
 
 
-def _share(rows: int, halvings: int) -> int:
-  """How many rows not done are few enough to be moved together."""
-  return rows // 2 if halvings else 0
+def _empty(kv: Any, rows: int, width: int) -> Any:
+  """A block of the cache for keys and values like these; see `attention.write`."""
+  _, heads, channels, _ = kv.k.shape
+  lead = (rows, heads) if heads > 1 else (rows,)
+  return type(kv)(
+    jnp.zeros((*lead, channels, width), kv.k.dtype),
+    jnp.zeros((*lead, width, channels), kv.v.dtype),
+  )
+
+
+def _fewer(rows: int, compact: bool) -> int:
+  """How many rows not done are few enough to be moved together; 0 for never."""
+  fewer = rows // FEWER
+  return fewer if compact and fewer >= FEWEST_ROWS else 0
 
 
 def _decode_in_blocks(
-  state: _State, prompt: Any, step: Callable[..., Any], halvings: int
+  state: _State, prompt: Any, step: Callable[..., Any], compact: bool
 ) -> tuple[_State, list[Any]]:
   """Decodes until few rows are left; returns also all keys and values by layer."""
   rows, max_length = state.tokens.shape
   blocks: list[Any] = []
   start = 0
   while start < max_length - 1:
-    width = min(max(CACHE_BLOCK, start // 4), max_length - 1 - start)
+    width = min(max(CACHE_BLOCK, start), max_length - 1 - start)
     full = [(block, jnp.ones((1, block[0].k.shape[-1]), bool)) for block in blocks]
 
     def unfinished(carry, end=start + width):
       state, _ = carry
-      return (state.t < end) & state.going_on(more_than=_share(rows, halvings))
+      return (state.t < end) & state.going_on(more_than=_fewer(rows, compact))
 
     def body(carry, start=start, width=width, full=full):
       state, block = carry
@@ -194,13 +210,7 @@ def _decode_in_blocks(
       seen = (jnp.arange(width) <= column)[None]
       return step(state, [prompt, *full, (block, seen)], column)
 
-    empty = [
-      type(kv)(
-        jnp.zeros((rows, *kv.k.shape[1:-1], width), kv.k.dtype),
-        jnp.zeros((rows, kv.v.shape[1], width, kv.v.shape[-1]), kv.v.dtype),
-      )
-      for kv in prompt[0]  # of each layer
-    ]
+    empty = [_empty(kv, rows, width) for kv in prompt[0]]  # of each layer
     state, block = jax.lax.while_loop(unfinished, body, (state, empty))
     blocks.append(block)
     start += width
@@ -215,43 +225,90 @@ def _decode_in_blocks(
 
 
 def _decode_the_rest(
-  state: _State,
-  prompt: Any,
-  prompt_B: jax.Array,
-  past: list[Any],
-  step: Callable[..., Any],
-  halvings: int,
+  state: _State, segment: Callable[..., Any], step: Callable[..., Any], compact: bool
 ) -> _State:
-  """Moves the rows that are not done together, half as many, and goes on with them.
+  """Moves the rows that are not done together, a third as many, and goes on with them.
 
-  `prompt_B` says which row of the prompts' segment belongs to a row.
+  `segment(rows)` gives, by layer, the keys and values of prompts and outputs of these
+  rows as one segment, with room for those to come, and their mask.
   """
-  half = len(state.done) // 2
-  if not halvings or not half:
+  fewer = _fewer(len(state.done), compact)
+  if not fewer:
     return state
 
   def rest(state: _State) -> _State:
-    kept = jnp.argsort(state.done)[:half]  # stable: those not done come first
+    kept = jnp.argsort(state.done)[:fewer]  # stable: those not done come first
     few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
-    own_prompt = jax.tree.map(lambda x: x[prompt_B[kept]], prompt)
+    past, mask = segment(kept)
+    few, past = _decode_in_columns(few, past, mask, step, compact)
 
-    def body(carry):
-      few, past = carry
-      seen = (jnp.arange(past[0].k.shape[-1]) <= few.t)[None]
-      return step(few, [own_prompt, (past, seen)], few.t)
+    def own_segment(rows: jax.Array) -> Any:
+      return jax.tree.map(lambda x: x[rows], (past, mask))
 
-    few, own_past = jax.lax.while_loop(
-      lambda carry: carry[0].going_on(more_than=_share(half, halvings - 1)),
-      body,
-      (few, jax.tree.map(lambda x: x[kept], past)),
-    )
-    own_B = jnp.arange(half)
-    few = _decode_the_rest(few, own_prompt, own_B, own_past, step, halvings - 1)
+    few = _decode_the_rest(few, own_segment, step, compact)
     return jax.tree.map(
       lambda all_rows, x: all_rows.at[kept].set(x) if x.ndim else x, state, few
     )
 
   return jax.lax.cond(state.going_on(more_than=0), rest, lambda state: state, state)
+
+
+def _decode_in_columns(
+  state: _State,
+  past: list[Any],
+  mask: jax.Array,
+  step: Callable[..., Any],
+  compact: bool,
+) -> tuple[_State, list[Any]]:
+  """Decodes with one segment, first with the first half of its columns alone."""
+  columns = mask.shape[1]
+  first = columns - (state.tokens.shape[1] - 1)  # column of the outputs' first token
+  fewer = _fewer(len(state.done), compact)
+  halves = [columns // 2] if columns // 2 > first + CACHE_BLOCK else []
+  for width in [*halves, columns]:
+
+    def unfinished(carry, width=width):
+      state, _ = carry
+      return (first + state.t < width) & state.going_on(more_than=fewer)
+
+    def body(carry, width=width):
+      state, near = carry
+      column = first + state.t
+      seen = mask[:, :width] & (jnp.arange(width) <= column)[None]
+      return step(state, [(near, seen)], column)
+
+    near = [type(kv)(kv.k[..., :width], kv.v[..., :width, :]) for kv in past]
+    state, near = jax.lax.while_loop(unfinished, body, (state, near))
+    past = [
+      type(kv)(
+        jnp.concatenate([kv.k, far.k[..., width:]], axis=-1),
+        jnp.concatenate([kv.v, far.v[..., width:, :]], axis=-2),
+      )
+      for kv, far in zip(near, past, strict=True)
+    ]
+  return state, past
+
+
+def _with_prompt(
+  prompt: Any, prompt_B: jax.Array, past: list[Any], rows: jax.Array
+) -> Any:
+  """Keys and values of these rows by layer, behind those of their prompts; the mask.
+
+  `prompt_B` says which row of the prompts' segment belongs to a row.
+  """
+  prompt_kvs, prompt_mask = prompt
+
+  def join(prompt: jax.Array, past: jax.Array, axis: int) -> jax.Array:
+    prompt, past = prompt[prompt_B[rows]], past[rows]
+    shape = past.shape[:-2] + prompt.shape[-2:]  # without K as in `_empty`
+    return jnp.concatenate([prompt.reshape(shape), past], axis)
+
+  joined = [
+    type(kv)(join(prompt_kv.k, kv.k, -1), join(prompt_kv.v, kv.v, -2))
+    for prompt_kv, kv in zip(prompt_kvs, past, strict=True)
+  ]
+  outputs = [(0, 0), (0, past[0].k.shape[-1])]
+  return joined, jnp.pad(prompt_mask[prompt_B[rows]], outputs, constant_values=True)
 
 
 def score(

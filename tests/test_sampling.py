@@ -29,14 +29,18 @@ CLOSE: Any = {'rtol': 1e-5, 'atol': 1e-5}
 UNLIKELY = 1e-4
 
 
-@pytest.fixture(scope='module')
-def params():
-  init = functools.partial(decoder.init, SMALL, VOCAB)
+def random_params(config):
+  init = functools.partial(decoder.init, config, VOCAB)
   shapes = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda leaf: rng.normal(0.1, 0.5, leaf.shape).astype(np.float32), shapes
   )
+
+
+@pytest.fixture(scope='module')
+def params():
+  return random_params(SMALL)
 
 
 @functools.cache
@@ -314,15 +318,28 @@ def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
   assert len(lengths) > 3
 
 
-def test_moving_rows_together_changes_no_completion(params, monkeypatch):
+# With one kv head the cache has another shape; see `attention.write`.
+@pytest.mark.parametrize('kv_heads', [1, 2])
+def test_moving_rows_together_changes_no_completion(monkeypatch, kv_heads):
   monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  monkeypatch.setattr(sampling, 'FEWEST_ROWS', 1)
+  config = dataclasses.replace(SMALL, kv_heads=kv_heads)
+  model = sampling.Model(*decoder.functions(config, VOCAB))
   plain, moved = (
-    sample(params, stop_ids=(2, 4), max_length=24, halvings=halvings)
-    for halvings in (0, 3)
+    sample(
+      random_params(config),
+      model=model,
+      stop_ids=(2,),
+      max_length=24,
+      compact=compact,
+    )
+    for compact in (False, True)
   )
-  # 12 rows: some lengths of the last 6, 3 and 1 rows, so that all of it is run
+  # 12 rows, then 4, then 1: lengths differ so that all of it is run, and the last one
+  # goes on beyond half of the columns.
   lengths = np.sort(plain.mask.sum(-1).ravel())
-  assert lengths[-7] < lengths[-4] < lengths[-1], lengths
+  assert lengths[-5] < lengths[-2] < lengths[-1], lengths
+  assert lengths[-1] > 14
   np.testing.assert_array_equal(moved.tokens, plain.tokens)
   np.testing.assert_array_equal(moved.mask, plain.mask)
   np.testing.assert_allclose(moved.logp, plain.logp, **CLOSE)
@@ -401,7 +418,7 @@ def test_prompts_cut_over_devices_get_the_same_samples(params):
   def run(devices):
     place = mesh.make(devices)
     arrays = mesh.put_batch(place, (keys, prompts, prompt_mask))
-    settings = {'group_size': 4, 'max_length': 11, 'stop_ids': (2,), 'halvings': 0}
+    settings = {'group_size': 4, 'max_length': 11, 'stop_ids': (2,), 'compact': False}
     drawn = compiled_sample(
       sampling.CACHE_BLOCK, model=MODEL, config=Config(), **settings
     )(mesh.put_everywhere(place, params), *arrays, temperature=None)

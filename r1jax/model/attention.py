@@ -50,9 +50,17 @@ def rope(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
 
 
 def write(block: KV, new: KV, column: jax.Array) -> KV:
-  """Returns the block with one position's keys and values at `column`."""
-  put = jax.lax.dynamic_update_slice_in_dim
-  return KV(put(block.k, new.k, column, axis=-1), put(block.v, new.v, column, axis=-2))
+  """Returns the block with one position's keys and values at `column`.
+
+  Also of a block that has no axis K, for the one kv head: with an axis of size 1 XLA
+  would copy the block for each write instead of changing it in place.
+  """
+
+  def put(into: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    x = x.reshape(x.shape[:1] + x.shape[-2:]) if into.ndim == 3 else x
+    return jax.lax.dynamic_update_slice_in_dim(into, x, column, axis)
+
+  return KV(put(block.k, new.k, -1), put(block.v, new.v, -2))
 
 
 def attend(
@@ -121,6 +129,9 @@ def attend_all(
 
 def _merge(parts) -> jax.Array:
   """One softmax from several, by their log-sum-exp, as in flash attention."""
+  if len(parts) == 1:
+    ((out, _, total),) = parts
+    return out / total[..., None]
   top = parts[0][1]
   for _, m, _ in parts[1:]:
     top = jnp.maximum(top, m)
@@ -140,6 +151,8 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
   `mask` broadcasts to [B', T, S]; only B' = 1 or B may differ along T.
   """
   rows, length, heads, channels = q_BTHC.shape
+  if kv.k.ndim == 3:  # see `write`
+    kv = KV(kv.k[:, None], kv.v[:, None])
   kv_rows, kv_heads = kv.k.shape[:2]
   # Rows that share a segment become more queries of one larger product.
   queries = rows // kv_rows * length

@@ -51,7 +51,7 @@ class Generator:
       sampling.sample,
       model=self.model,
       stop_ids=(self.tokenizer.eos_id,),
-      halvings=2 if self.mesh.size == 1 else 0,
+      compact=self.mesh.size == 1,
     )
     static = ('config', 'group_size', 'max_length')
     options = compilation.options()
