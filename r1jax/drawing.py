@@ -51,6 +51,7 @@ def draw_logits(
   return logits
 
 
+@jax.named_scope('draw')
 def draw(
   uniform: jax.Array, logits: jax.Array, config: Config, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

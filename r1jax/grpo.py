@@ -294,6 +294,7 @@ def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
   return ADVANTAGES[config.advantage](reward)
 
 
+@jax.named_scope('objective')
 def objective(
   logp: jax.Array,
   advantage: jax.Array,

@@ -48,6 +48,7 @@ def hidden_logp(
   return join(logp), join(entropy)
 
 
+@jax.named_scope('logp')
 def token_logp(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns log p(token) and the entropies of the distributions, both [...], in nats.
 

@@ -177,7 +177,8 @@ def update(
     lambda index, total: jax.tree.map(jnp.add, total, one(index)),
     zeros,
   )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  metrics['grad_norm'] = optax.tree.norm(grads)
+  with jax.named_scope('optimizer'):
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics['grad_norm'] = optax.tree.norm(grads)
   return TrainState(params, opt_state, state.step + 1), metrics

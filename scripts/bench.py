@@ -3,10 +3,12 @@
 `python -m scripts.bench [--shapes mini small r1_zero] [--iterations 7]` prints a line
 of JSON a shape, then one table. `mini` and `small` are work on which other systems have
 been measured: P prompts of 32 tokens, G completions of exactly 128, temperature 1, KL
-to a reference, clipped surrogate, one AdamW update in float32; `r1_zero` has the sizes
-of that experiment. Each shape is a process of its own, so that its first step is a cold
-one and its peak memory its own. The ceilings, a large product and a large copy, are
-measured in the same process, right after.
+to a reference, clipped surrogate, one AdamW update; `r1_zero` has the sizes of that
+experiment, `qwen2.5-0.5b` and `qwen2.5-1.5b` those of these models, for a GPU or TPU.
+Each shape is a process of its own, so that its first step is a cold one and its peak
+memory its own, and then a second one, that finds the first one's compiled programs. The
+ceilings, a large product and a large copy, are measured in the same process, right
+after. `scripts.sweeps` measures what length, group and uneven lengths cost.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 LAUNCHED = time.monotonic()  # before jax is imported: a user waits for that too
 
@@ -40,26 +44,32 @@ class Shape(NamedTuple):
   prompt_length: int
   length: int
   micro_batch_rows: int
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
 
 
 SHAPES = {
   'mini': Shape(64, 128, 4, 4, 2, 32, 512, 16, 8, 32, 128, 16),
   'small': Shape(4096, 512, 8, 8, 4, 64, 1536, 4, 8, 32, 128, 16),
   'r1_zero': Shape(320, 96, 3, 3, 1, 32, 256, 16, 16, 24, 320, 16),
+  'qwen2.5-0.5b': Shape(151_936, 896, 24, 14, 2, 64, 4864, 8, 16, 128, 512, 16),
+  'qwen2.5-1.5b': Shape(151_936, 1536, 28, 12, 2, 128, 8960, 8, 16, 128, 512, 16),
 }
+HERE = ('mini', 'small', 'r1_zero')  # what a laptop does in minutes
 
 
-def flops(shape: Shape) -> dict[str, float]:
+def flops(shape: Shape, attention: bool = True) -> dict[str, float]:
   """Floating-point operations of the model by phase, with each prompt computed once.
 
   A product counts 2 for each multiply-add, attention its causal triangle, the head the
   sampled tokens alone, a gradient twice the forward pass. Recomputed layers count once.
+  Without `attention`, the weights' products are left.
   """
   s = shape
   body = s.d_model * s.head_dim * (2 * s.heads + 2 * s.kv_heads)
   body = 2 * s.layers * (body + 3 * s.d_model * s.d_ff)
   head = 2 * s.d_model * s.vocabulary
-  pair = 4 * s.heads * s.head_dim * s.layers  # a query and a key, scores and values
+  # A query and a key, scores and values.
+  pair = 4 * s.heads * s.head_dim * s.layers if attention else 0
 
   def triangle(n: int) -> float:
     return pair * n * (n + 1) / 2
@@ -72,13 +82,24 @@ def flops(shape: Shape) -> dict[str, float]:
   return {'rollout': forward, 'reference': forward, 'update': 3 * forward}
 
 
-def ceilings() -> dict[str, float]:
-  """The machine's float32 product rate in FLOP/s and its copy bandwidth in bytes/s."""
+def rollout_bytes(shape: Shape) -> float:
+  """What decoding has to read: at each step all weights and what the cache holds."""
+  s = shape
+  body = s.d_model * s.head_dim * (2 * s.heads + 2 * s.kv_heads)
+  weights = s.layers * (body + 3 * s.d_model * s.d_ff) + s.vocabulary * s.d_model
+  # A prompt's keys and values once for its group; half of an output's on average.
+  cached = s.prompts * (s.prompt_length + s.group_size * s.length / 2)
+  cache = 2 * s.layers * s.kv_heads * s.head_dim * cached
+  return s.length * (weights + cache) * (2 if s.dtype == 'bfloat16' else 4)
+
+
+def ceilings(dtype: str = 'float32') -> dict[str, float]:
+  """The machine's product rate in FLOP/s and its copy bandwidth in bytes/s."""
   import jax
   import jax.numpy as jnp
 
   n = 2048
-  x = jax.random.normal(jax.random.key(0), (n, n))
+  x = jax.random.normal(jax.random.key(0), (n, n)).astype(dtype)
   product = jax.jit(lambda x: x @ x)
   big = jnp.zeros(64 * 2**20)  # 256 MiB
   copy = jax.jit(lambda x: x + 1.0)
@@ -118,7 +139,7 @@ class _Tokenizer:
     return [''] * len(rows)
 
 
-def _trainer(shape: Shape) -> tuple[Any, Any]:
+def trainer_of(shape: Shape) -> tuple[Any, Any]:
   """The stage's own machinery for a shape, and its state before the first step."""
   import jax
 
@@ -130,7 +151,14 @@ def _trainer(shape: Shape) -> tuple[Any, Any]:
 
   s = shape
   config = ModelConfig(
-    s.d_model, s.layers, s.heads, s.kv_heads, s.head_dim, s.d_ff, remat='full'
+    s.d_model,
+    s.layers,
+    s.heads,
+    s.kv_heads,
+    s.head_dim,
+    s.d_ff,
+    remat='full',
+    dtype=s.dtype,
   )
   devices = mesh.fitting([s.prompts, s.micro_batch_rows // packing.PROMPT_ROWS])
   tokenizer: Any = _Tokenizer(s)
@@ -154,10 +182,12 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   import jax
   import numpy as np
 
+  from r1jax.stages import compilation
   from r1jax.tasks import Problem
 
+  compilation.keep_on_disk()
   s = shape
-  trainer, saved = _trainer(s)
+  trainer, saved = trainer_of(s)
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(s.prompts)]
   state, reference = saved['policy'], saved['reference']
   seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
@@ -183,14 +213,15 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
       seconds[name].append(value)
     return state
 
+  began = time.monotonic()
   state = iterate(state, 0)
-  first = time.monotonic() - LAUNCHED
+  first = {'iteration': time.monotonic() - began, 'launch': began - LAUNCHED}
   for times in seconds.values():
     times.clear()
   for n in range(1, iterations + 1):
     state = iterate(state, n)
   memory = _peak_memory()  # before the ceilings, which take more
-  ceiling = ceilings()
+  ceiling = ceilings(s.dtype)
   by_phase = {name: statistics.median(times) for name, times in seconds.items()}
   work = flops(s)
   total = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
@@ -201,8 +232,9 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
     * s.length
     / by_phase['rollout'],
     'seconds': {**by_phase, 'iteration': statistics.median(total)},
-    'first_step_seconds': first,
+    'first_seconds': first,
     'peak_memory_mb': memory / 1e6,
+    'rollout_share_of_copy': rollout_bytes(s) / by_phase['rollout'] / ceiling['copy'],
     'gflop': {name: value / 1e9 for name, value in work.items()},
     'ceiling_gflops': ceiling['product'] / 1e9,
     'ceiling_copy_gb_s': ceiling['copy'] / 1e9,
@@ -236,7 +268,10 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
   for phase in ('rollout', 'reference', 'update'):
     add(f'{phase} s (share of ceiling)', functools.partial(_phase, phase))
   add('iteration s', lambda row: f'{row["seconds"]["iteration"]:.2f}')
-  add('first step s', lambda row: f'{row["first_step_seconds"]:.1f}')
+  add('first iteration s', lambda row: f'{row["first_seconds"]["iteration"]:.1f}')
+  add('  programs cached', lambda row: f'{row["cached_seconds"]["iteration"]:.1f}')
+  add('before it s', lambda row: f'{row["first_seconds"]["launch"]:.1f}')
+  add('  programs cached', lambda row: f'{row["cached_seconds"]["launch"]:.1f}')
   add('peak memory MB', lambda row: f'{row["peak_memory_mb"]:,.0f}')
   add('model GFLOP', lambda row: f'{sum(row["gflop"].values()):,.0f}')
   add('ceiling GFLOP/s', lambda row: f'{row["ceiling_gflops"]:,.0f}')
@@ -251,6 +286,18 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
   )
 
 
+def _alone(name: str, dtype: str, iterations: int, cache: str) -> dict[str, Any]:
+  """What a process of its own measures, with its compiled programs in `cache`."""
+  command = [sys.executable, '-m', 'scripts.bench', '--alone', '--shapes', name]
+  command += ['--iterations', str(iterations), '--dtype', dtype]
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache}
+  printed = subprocess.run(
+    command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+  )
+  row: dict[str, Any] = json.loads(printed.stdout.strip().splitlines()[-1])
+  return row
+
+
 def main() -> None:
   """Measures each shape in a process of its own and prints what it says."""
   parser = argparse.ArgumentParser(
@@ -258,9 +305,12 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
+  parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=HERE)
   parser.add_argument(
     '--iterations', type=int, default=7, help='warm ones; their median is taken'
+  )
+  parser.add_argument(
+    '--dtype', choices=('float32', 'bfloat16'), default='float32', help='of products'
   )
   parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
   given = parser.parse_args()
@@ -268,16 +318,16 @@ def main() -> None:
     parser.error(f'--iterations: expected 1 or more, got {given.iterations}')
   if given.alone:
     (name,) = given.shapes
-    print(json.dumps({'shape': name, **measure(SHAPES[name], given.iterations)}))
+    shape = SHAPES[name]._replace(dtype=given.dtype)
+    print(json.dumps({'shape': name, **measure(shape, given.iterations)}))
     return
   rows = {}
   for name in given.shapes:
-    command = [sys.executable, '-m', 'scripts.bench', '--alone', '--shapes', name]
-    command += ['--iterations', str(given.iterations)]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    line = printed.stdout.strip().splitlines()[-1]
-    rows[name] = json.loads(line)
-    print(line, flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+      row = _alone(name, given.dtype, given.iterations, cache)
+      row['cached_seconds'] = _alone(name, given.dtype, 1, cache)['first_seconds']
+    rows[name] = row
+    print(json.dumps(row), flush=True)
   print(_table(rows))
 
 

@@ -71,7 +71,7 @@ def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments)
 @pytest.mark.parametrize('block', [1, 2, 4])
 def test_blocks_of_queries_change_nothing(monkeypatch, block):
   monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
-  monkeypatch.setattr(attention, 'SECTIONS', 4)
+  monkeypatch.setattr(attention, 'LARGEST_BLOCK', block)
   q_BTHC, own, document_BT, context = example()
   expected = softmax_over_everything(q_BTHC, own, document_BT, context)
   np.testing.assert_allclose(
@@ -79,14 +79,19 @@ def test_blocks_of_queries_change_nothing(monkeypatch, block):
   )
 
 
-# Two blocks written out; three sections of three blocks, the last one not full.
-@pytest.mark.parametrize(('block', 'most', 'length'), [(64, 8, 73), (5, 3, 41)])
+# Two blocks written out; three longer ones; and three sections of two blocks, the last
+# one not full.
+@pytest.mark.parametrize(
+  ('block', 'most', 'largest', 'length'),
+  [(64, 8, 256, 73), (5, 3, 20, 41), (5, 3, 5, 28)],
+)
 def test_a_row_longer_than_a_block_equals_one_block_in_values_and_gradients(
-  monkeypatch, block, most, length
+  monkeypatch, block, most, largest, length
 ):
   rng = np.random.default_rng(1)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
   monkeypatch.setattr(attention, 'SECTIONS', most)
+  monkeypatch.setattr(attention, 'LARGEST_BLOCK', largest)
   q_BTHC = rng.normal(size=(2, length, 2, 4)).astype(np.float32)
   own, shared = random_kv(rng, 2, 1, length), random_kv(rng, 1, 1, 3)
   context = [(shared, np.array([[False, True, True]]))]

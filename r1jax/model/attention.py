@@ -18,10 +18,11 @@ MASKED = -1e30
 # rows stay in a CPU's cache. 64 took a third of the time of 256 at once, forward and
 # backward (16 rows of 256 tokens, 4 heads of 32).
 QUERY_BLOCK = 64
-# Blocks are written out up to this many; those of a longer row are looped over in so
-# many sections, each of which scores the keys up to its end: a program's size does not
-# grow with the row, and at most an eighth of the scores are masked in vain.
+# At most so many are written out, and a program's size does not grow with the row: in a
+# longer one blocks become longer, up to the largest, of which then each section has
+# several, in a loop. A section scores the keys up to its end, an eighth of them in vain.
 SECTIONS = 8
+LARGEST_BLOCK = 256
 
 
 class KV(NamedTuple):
@@ -80,10 +81,12 @@ def attend(
       consecutive rows of queries.
   """
   length = q_BTHC.shape[1]
-  blocks = -(-length // (SECTIONS * QUERY_BLOCK))  # of a section
+  longer = -(-length // (SECTIONS * QUERY_BLOCK))
+  size = min(longer * QUERY_BLOCK, LARGEST_BLOCK)
+  blocks = -(-length // (SECTIONS * size))  # of a section
   sections = []
-  for start in range(0, length, blocks * QUERY_BLOCK):
-    stop = min(start + blocks * QUERY_BLOCK, length)
+  for start in range(0, length, blocks * size):
+    stop = min(start + blocks * size, length)
     past = KV(own.k[..., :stop], own.v[..., :stop, :])
 
     def block(q, query_document, first, past=past, stop=stop):
@@ -96,22 +99,24 @@ def attend(
 
     queries = q_BTHC[:, start:stop], document_BT[:, start:stop]
     sections.append(
-      block(*queries, start) if blocks == 1 else _loop(block, queries, start)
+      block(*queries, start) if blocks == 1 else _loop(block, queries, start, size)
     )
   return jnp.concatenate(sections, axis=1) if len(sections) > 1 else sections[0]
 
 
-def _loop(block: Any, queries: tuple[jax.Array, ...], start: int) -> jax.Array:
-  """Applies `block` to `QUERY_BLOCK` queries at a time and keeps only their outputs."""
+def _loop(
+  block: Any, queries: tuple[jax.Array, ...], start: int, size: int
+) -> jax.Array:
+  """Applies `block` to `size` queries at a time and keeps only their outputs."""
   rows, length = queries[0].shape[:2]
-  count = -(-length // QUERY_BLOCK)
+  count = -(-length // size)
 
   def cut(x: jax.Array) -> jax.Array:
-    short = count * QUERY_BLOCK - length
+    short = count * size - length
     padded = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(padded.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
 
-  firsts = start + QUERY_BLOCK * jnp.arange(count)
+  firsts = start + size * jnp.arange(count)
   one = jax.checkpoint(lambda parts: block(*parts))
   out = jax.lax.map(one, (*map(cut, queries), firsts))
   return jnp.moveaxis(out, 0, 1).reshape(rows, -1, *out.shape[3:])[:, :length]

@@ -99,19 +99,24 @@ class Block(nn.Module):
       flat = dense(h_BTD, w, c.dtype)
       return flat.reshape(*x_BTD.shape[:2], heads, c.head_dim)
 
-    q = rope(project(query, c.heads), positions_BT, c.rope_theta)
-    k = rope(project(key, c.kv_heads), positions_BT, c.rope_theta)
-    v = project(value, c.kv_heads)
+    with jax.named_scope('project'):
+      q = rope(project(query, c.heads), positions_BT, c.rope_theta)
+      k = rope(project(key, c.kv_heads), positions_BT, c.rope_theta)
+      v = project(value, c.kv_heads)
     own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
     if column is None:
       masked = list(zip(context, context_masks, strict=True))
-      attended = attend(q, own, document_BT, masked)
+      with jax.named_scope('attend'):
+        attended = attend(q, own, document_BT, masked)
     else:
       # Written first and then read: the other way round it would have to be copied.
-      own = write(context[-1], own, column)
+      with jax.named_scope('write'):
+        own = write(context[-1], own, column)
       segments = [*context[:-1], own]
-      attended = attend_all(q, list(zip(segments, context_masks, strict=True)))
-    x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
+      with jax.named_scope('attend'):
+        attended = attend_all(q, list(zip(segments, context_masks, strict=True)))
+    with jax.named_scope('project'):
+      x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
 
     mlp_init = _weights('embed', 'mlp', fan_in=c.d_model)
     gate = param('gate', mlp_init, (c.d_model, c.d_ff))
@@ -122,8 +127,9 @@ class Block(nn.Module):
       (c.d_ff, c.d_model),
     )
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
-    hidden_BTF = nn.silu(dense(h_BTD, gate, c.dtype)) * dense(h_BTD, up, c.dtype)
-    return x_BTD + dense(hidden_BTF, down, c.dtype), own
+    with jax.named_scope('mlp'):
+      hidden_BTF = nn.silu(dense(h_BTD, gate, c.dtype)) * dense(h_BTD, up, c.dtype)
+      return x_BTD + dense(hidden_BTF, down, c.dtype), own
 
 
 def _remat(kept: str) -> Any:

@@ -6,10 +6,11 @@ Nothing random is stored, and a killed run goes on to the same bits.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -262,7 +263,8 @@ def train(
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
     chosen = [order(index) for index in batch]
-    state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
+    with _profile(run, step == config.profile_step):
+      state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
     for sentence in values.pop('errors'):
       run.progress.say(f'Step {step}: {sentence}')
     if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
@@ -298,6 +300,18 @@ def train(
     if due or run.interrupted:
       run.save(phase, step, {'policy': state, 'reference': reference})
   return state.params
+
+
+@contextlib.contextmanager
+def _profile(run: Run, wanted: bool) -> Iterator[None]:
+  """Writes a trace of what goes on inside, for Perfetto and XProf, if it is wanted."""
+  if not wanted:
+    yield
+    return
+  folder = run.workdir / 'profile'
+  with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+    yield
+  run.progress.say(f'The trace of this step is in {folder}.')
 
 
 def _measure(

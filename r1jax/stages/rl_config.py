@@ -27,12 +27,13 @@ class Config:
   reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
+  profile_step: int = 0  # step whose trace is written to <workdir>/profile; 0 is none
   logged_samples: int = 4  # outputs a step that are written to samples.jsonl
   reward_workers: int = 2  # processes
   reward_timeout: float = 5.0  # seconds an output
 
   def __post_init__(self) -> None:
-    zero = {'reference_every', 'logged_samples'}
+    zero = {'reference_every', 'logged_samples', 'profile_step'}
     for name in ('steps', 'prompts_per_step', 'group_size', 'max_prompt_length',
                  'epochs', 'minibatches', 'micro_batch_rows', 'evaluate_every',
                  'checkpoint_every', 'reward_workers', *zero):  # fmt: skip

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 # Settings of the machine rather than of the experiment: a run may go on with others.
-MAY_CHANGE = ('workdir', 'data_dir', 'rl.reward_workers', 'rl.reward_timeout')
+MAY_CHANGE = (
+  'workdir',
+  'data_dir',
+  'rl.profile_step',
+  'rl.reward_workers',
+  'rl.reward_timeout',
+)
 
 _CONFIG = 'config.json'
 _LOCK = '.lock'

@@ -1,0 +1,1 @@
+"""Benchmarks, a profiler, and the commands that install, run and test."""

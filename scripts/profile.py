@@ -1,0 +1,164 @@
+"""Where the time of an RL step goes: a trace for Perfetto and XProf, and a table.
+
+`python -m scripts.profile experiments.r1_zero [its flags]` runs the experiment in a
+work directory of its own, `runs/profile`, with a base model of 300 steps and five steps
+of RL unless the flags say otherwise, and traces the last one. The trace lies in
+`runs/profile/profile`: `perfetto_trace.json.gz` opens in https://ui.perfetto.dev, the
+folder in XProf. The table counts the time of the device's threads by program and by
+the scopes that the code names.
+
+A run of any length traces one of its steps with `--rl.profile-step N`, without the
+table.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gzip
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+WORKDIR = 'runs/profile'
+PROGRAMS = {'jit_sample': 'rollout', 'jit_score': 'reference', 'jit_step': 'update'}
+# The innermost of these in an operation's name says what it is for.
+SCOPES = (
+  'project', 'attend', 'write', 'mlp', 'attention_norm', 'mlp_norm', 'norm', 'draw',
+  'Decoder.logits', 'logp', 'objective', 'optimizer',
+)  # fmt: skip
+LOOPS = ('while', 'conditional', 'call')  # they only contain what is counted
+
+
+def operations(hlo: Iterable[str]) -> dict[str, str]:
+  """Returns operation -> the name that the code gave it, from lines of a program."""
+  found = {}
+  for line in hlo:
+    name = re.match(r'\s*(?:ROOT )?%([\w.\-]+) = ', line)
+    given = re.search(r'op_name="([^"]*)"', line)
+    if name:
+      found[name.group(1)] = given.group(1) if given else ''
+  return found
+
+
+def scope(name: str) -> str:
+  """Returns the part of the model or the step that an operation belongs to."""
+  parts = re.split(r'[/()]', name)
+  inner = [part for part in parts if part in SCOPES]
+  if not inner:
+    return 'the rest'
+  return f'{inner[-1]}, gradient' if 'transpose' in parts else inner[-1]
+
+
+def thread_seconds(
+  events: Iterable[dict[str, Any]], programs: dict[str, dict[str, str]]
+) -> dict[tuple[str, str], float]:
+  """Returns (phase, scope) -> seconds, summed over the device's threads.
+
+  Args:
+    events: of a trace in Chrome's format, durations in microseconds.
+    programs: module -> its `operations`.
+  """
+  total: dict[tuple[str, str], float] = collections.defaultdict(float)
+  for event in events:
+    given = event.get('args') or {}
+    module, operation = given.get('hlo_module'), given.get('hlo_op', '')
+    if event.get('ph') != 'X' or module is None or operation.startswith(LOOPS):
+      continue
+    name = programs.get(module, {}).get(operation, '')
+    total[PROGRAMS.get(module, 'other programs'), scope(name)] += event['dur'] / 1e6
+  return dict(total)
+
+
+def table(seconds: dict[tuple[str, str], float]) -> str:
+  """The seconds by phase and scope, the longest first."""
+  everything = sum(seconds.values())
+  phases: dict[str, float] = collections.defaultdict(float)
+  for (phase, _), value in seconds.items():
+    phases[phase] += value
+  lines = [f'{"":28}{"thread s":>10}{"share":>8}']
+  for phase, whole in sorted(phases.items(), key=lambda item: -item[1]):
+    lines.append(f'{phase:28}{whole:10.3f}{whole / everything:8.1%}')
+    inner = [(value, s) for (p, s), value in seconds.items() if p == phase]
+    for value, name in sorted(inner, reverse=True):
+      if value >= 0.005 * everything:
+        lines.append(f'  {name:26}{value:10.3f}{value / everything:8.1%}')
+  return '\n'.join(lines)
+
+
+def _experiment(name: str) -> tuple[Any, Any]:
+  """The experiment's module, and its config with the short run's numbers."""
+  try:
+    module = importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    sys.exit(f'error: expected an experiment such as experiments.r1_zero ({error})')
+  found: list[Any] = [
+    value
+    for value in vars(module).values()
+    if dataclasses.is_dataclass(value) and getattr(value, '__module__', '') == name
+  ]
+  if len(found) != 1 or not {'workdir', 'base', 'rl'} <= {
+    field.name for field in dataclasses.fields(found[0])
+  }:
+    sys.exit(
+      f'error: {name}: expected one dataclass with the fields workdir, base and rl, '
+      f'got {[value.__name__ for value in found]}'
+    )
+  config: Any = found[0]()
+  return module, dataclasses.replace(
+    config,
+    workdir=WORKDIR,
+    base=dataclasses.replace(config.base, steps=min(300, config.base.steps)),
+    rl=dataclasses.replace(config.rl, steps=5, profile_step=5, evaluate_every=5),
+    evaluate=dataclasses.replace(config.evaluate, final_problems=16, problems=16),
+  )
+
+
+def main() -> None:
+  """Runs the experiment named on the command line and prints the table."""
+  if len(sys.argv) < 2 or sys.argv[1].startswith('-'):
+    print(__doc__.strip())
+    sys.exit(0 if sys.argv[1:] in (['-h'], ['--help']) else 2)
+  name = sys.argv.pop(1)
+  with tempfile.TemporaryDirectory() as folder:
+    # Programs are written down as they are compiled, so none may come from the disk.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{folder}/cache'
+    flags = f'--xla_dump_to={folder}/programs --xla_dump_hlo_as_text'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
+    module, default = _experiment(name)
+    from experiments import r1_zero
+    from r1jax import grpo
+    from r1jax.stages import command
+    from r1jax.stages.run import plain_errors
+
+    with plain_errors():
+      config = command.parse(default, presets={'grpo': grpo.PRESETS})
+      if config.workdir != WORKDIR:  # which is deleted, so it must not be a run's
+        raise ValueError(
+          f'workdir: expected {WORKDIR}, got {config.workdir}; to trace a step of '
+          'another run, give that run --rl.profile-step'
+        )
+      shutil.rmtree(Path(WORKDIR), ignore_errors=True)
+      getattr(module, 'main', r1_zero.main)(config)
+    programs: dict[str, dict[str, str]] = {}
+    for path in sorted(Path(folder, 'programs').glob('*after_optimizations.txt')):
+      module_name = path.name.split('.')[1]
+      with path.open() as lines:
+        programs.setdefault(module_name, {}).update(operations(lines))
+  traces = Path(config.workdir, 'profile').rglob('perfetto_trace.json.gz')
+  newest = max(traces, key=lambda path: path.stat().st_mtime)
+  with gzip.open(newest) as file:
+    events = json.load(file)['traceEvents']
+  print(table(thread_seconds(events, programs)))
+  print(f'Trace: {newest}')
+
+
+if __name__ == '__main__':
+  main()

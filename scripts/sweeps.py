@@ -1,0 +1,191 @@
+"""What length, group and uneven lengths cost: three sweeps on the model of r1_zero.
+
+`python -m scripts.sweeps [length group uneven]` prints a table for each. `length`: the
+same number of tokens in longer and longer outputs; what grows is attention's share.
+`group`: the same number of outputs from fewer and fewer prompts, of as many tokens as
+an output has; the prompts' share of the work falls as 1 / G. `uneven`: a rollout whose
+lengths have a log-normal distribution, its 99th percentile ten times its median, beside
+one in which all have the mean length. Medians over warm iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scripts.bench import SHAPES, Shape, flops, trainer_of
+
+ITERATIONS = 5
+TOKENS = 2**15
+PROMPT = 24
+MEDIAN, TAIL = 64, 2.326  # tokens; the normal distribution's 99th percentile
+
+
+def iterations(shape: Shape) -> tuple[dict[str, float], float]:
+  """Median seconds of rollout, reference and update, and attention's share of FLOPs."""
+  import jax
+  import numpy as np
+
+  from r1jax.tasks import Problem
+
+  trainer, saved = trainer_of(shape)
+  state, reference = saved['policy'], saved['reference']
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
+  seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
+  for n in range(ITERATIONS + 1):
+    key = jax.random.key(n)
+    began = time.monotonic()
+    outputs = trainer.rollout(state.params, key, problems, shape.length, 1.0)
+    sampled = time.monotonic()
+    passes = trainer.passes(state.params, reference, outputs, 1.0)
+    advantage = trainer.advantages(np.mean(outputs.tokens % 2 == 0, axis=-1))
+    referred = time.monotonic()
+    state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
+    jax.block_until_ready(state)
+    if n:  # the first one compiles
+      seconds['rollout'].append(sampled - began)
+      seconds['reference'].append(referred - sampled)
+      seconds['update'].append(time.monotonic() - referred)
+  whole = flops(shape)['update']
+  without = flops(shape, attention=False)['update']
+  medians = {name: statistics.median(values) for name, values in seconds.items()}
+  return medians, 1 - without / whole
+
+
+def _shape(prompts: int, group: int, prompt_length: int, length: int) -> Shape:
+  return SHAPES['r1_zero']._replace(
+    prompts=prompts,
+    group_size=group,
+    prompt_length=prompt_length,
+    length=length,
+    # As many tokens at a time for every length.
+    micro_batch_rows=max(2, 4096 // length // 2 * 2),
+  )
+
+
+def _row(name: str, shape: Shape, note: str) -> str:
+  seconds, attention = iterations(shape)
+  tokens = shape.prompts * shape.group_size * shape.length
+  per = '  '.join(f'{1e6 * value / tokens:10.1f}' for value in seconds.values())
+  return f'{name:>14}  {per}  {attention:10.0%}  {note}'
+
+
+HEADER = (
+  f'{"µs a token":>14}  {"rollout":>10}  {"reference":>10}  {"update":>10}  '
+  f'{"attention":>10}'
+)
+
+
+def length() -> None:
+  """Outputs of 128 to 2,048 tokens, 32,768 in all."""
+  print(HEADER)
+  for n in (128, 256, 512, 1024, 2048):
+    print(_row(f'T = {n}', _shape(TOKENS // n // 4, 4, PROMPT, n), ''), flush=True)
+
+
+def group() -> None:
+  """Groups of 4 to 32, 128 outputs in all."""
+  print(HEADER + '  prompts’ share of the tokens')
+  for g in (4, 8, 16, 32):
+    share = 1 / (1 + g)
+    shape = _shape(128 // g, g, 128, 128)
+    print(_row(f'G = {g}', shape, f'{share:.1%}'), flush=True)
+
+
+def uneven() -> None:
+  """Log-normal lengths against equal ones."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from jax.scipy.stats import norm
+
+  from r1jax import sampling
+  from r1jax.tasks import Problem
+
+  shape = SHAPES['r1_zero']._replace(length=10 * MEDIAN)
+  trainer, saved = trainer_of(shape)
+  params, stop = saved['policy'].params, 0
+  plain = trainer.generator.model
+  deviation = np.log(10) / TAIL
+
+  def decoding(params: Any) -> Callable[..., Any]:
+    decode = plain.decoding(params)
+
+    def also_where(token_B, position_B, context, column):
+      hidden, written = decode(token_B, position_B, context, column)
+      return (hidden, position_B), written
+
+    return also_where
+
+  def logits(params: Any, hidden: Any) -> jax.Array:
+    """The model's, but an output ends with the probability of the distribution."""
+    if not isinstance(hidden, tuple):
+      return plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
+    hidden, position = hidden
+    said = position - shape.prompt_length + 2.0
+    z = jnp.log(said / MEDIAN) / deviation
+    hazard = norm.pdf(z) / (said * deviation) / jnp.maximum(norm.cdf(-z), 1e-6)
+    hazard = jnp.clip(hazard, 1e-6, 0.5)
+    others = plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
+    odds = jnp.log(hazard) - jnp.log1p(-hazard)
+    return others.at[..., stop].set(jax.nn.logsumexp(others, axis=-1) + odds)
+
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
+
+  def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
+    """Median µs a token, and the outputs' mean and largest length."""
+    from r1jax import drawing
+    from r1jax.stages.generate import Generator
+
+    tokenizer: Any = type(trainer.generator.tokenizer)(shape)
+    tokenizer.eos_id = eos_id
+    generator = Generator(
+      model, tokenizer, 'plain', shape.prompt_length, trainer.generator.mesh
+    )
+    times, lengths = [], []
+    for n in range(ITERATIONS + 1):
+      began = time.monotonic()
+      outputs = generator(
+        params,
+        jax.random.key(n),
+        problems,
+        group_size=shape.group_size,
+        max_length=most,
+        draw=drawing.Config(),
+      )
+      if n:
+        times.append(1e6 * (time.monotonic() - began) / outputs.lengths.sum())
+        lengths.append(outputs.lengths)
+    return statistics.median(times), float(np.mean(lengths)), int(np.max(lengths))
+
+  drawn = sampling.Model(plain.forward, logits, decoding)
+  skewed, mean, longest = measure(drawn, stop, shape.length)
+  equal, *_ = measure(plain, shape.vocabulary, round(mean))
+  print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs a token')
+  print(f'all of {mean:.0f}: {equal:.1f} µs a token; ratio {skewed / equal:.2f}')
+
+
+SWEEPS = {'length': length, 'group': group, 'uneven': uneven}
+
+
+def main() -> None:
+  """Runs the sweeps named on the command line, or all of them."""
+  parser = argparse.ArgumentParser(
+    prog='python -m scripts.sweeps',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('sweeps', nargs='*', metavar='SWEEP', help=', '.join(SWEEPS))
+  given = parser.parse_args()
+  unknown = [name for name in given.sweeps if name not in SWEEPS]
+  if unknown:
+    parser.error(f'expected some of {", ".join(SWEEPS)}, got {unknown[0]}')
+  for name in given.sweeps or SWEEPS:
+    SWEEPS[name]()
+
+
+if __name__ == '__main__':
+  main()
