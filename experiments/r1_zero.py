@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from r1jax import grpo, mesh, optim, packing, sampling, text
+from r1jax import grpo, mesh, optim, sampling, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
@@ -132,9 +132,7 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
       config.base.rows_per_step // config.base.micro_batches
     ),
     'rl.prompts_per_step': config.rl.prompts_per_step,
-    f'rl.micro_batch_rows / {packing.PROMPT_ROWS}': (
-      config.rl.micro_batch_rows // packing.PROMPT_ROWS
-    ),
+    'rl.micro_batch_rows': config.rl.micro_batch_rows,
     'evaluate.prompts_per_batch': config.evaluate.prompts_per_batch,
   }
   devices = mesh.fitting(list(sizes.values()))

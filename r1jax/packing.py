@@ -1,14 +1,15 @@
 """Outputs of a prompt laid side by side in rows, so that padding costs little.
 
 Outputs [P, G, T] differ widely in length, and most of a padded batch is padding. Here
-the outputs of a prompt are packed into as few rows of T positions as first fit finds;
-`PROMPT_ROWS` rows at a time share one computed prompt, and a micro-batch takes as many
-of those as the memory of a step allows. How many micro-batches come out depends on the
-lengths, their shape does not: a program is compiled once.
+the outputs of a prompt are packed into as few rows of T positions as first fit finds; a
+few rows at a time share one computed prompt, and a micro-batch takes as many of those
+as the memory of a step allows. How many micro-batches come out depends on the lengths,
+their shape does not: a program is compiled once.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PROMPT_ROWS = 2  # more waste rows of short groups, fewer compute prompts again
 ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many places
 
 
@@ -24,7 +24,7 @@ ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many plac
 class Layout:
   """Where each token of [P, G, T] lies in N micro-batches of [P', B, T].
 
-  P' is how many prompts a micro-batch computes, B = `PROMPT_ROWS`, and O is
+  P' is how many prompts a micro-batch computes, B its rows, and O is
   B * `ROW_OUTPUTS`, the places for outputs that belong to one such prompt.
 
   Fields:
@@ -71,25 +71,51 @@ def _take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
   return np.where(index < 0, np.zeros((), x.dtype), x.reshape(-1)[index])
 
 
-def plan(length_PG: np.ndarray, length: int, micro_batch_rows: int) -> Layout:
+def rows_of_a_prompt(
+  group_size: int,
+  prompt_length: int,
+  length: int,
+  micro_batch_rows: int,
+  devices: int = 1,
+) -> int:
+  """Returns how many rows should share one computed prompt, B.
+
+  Fewer compute prompts again, which costs S / (B T) of the work; more leave rows of a
+  group empty, (B - 1) / 2 of its G at the most. The sum is least at sqrt(2 G S / T);
+  taken is the nearest number, on a logarithmic scale, that divides the rows of a
+  micro-batch and leaves a multiple of `devices` prompts to be cut over them.
+  """
+  best = math.sqrt(2 * group_size * prompt_length / length)
+  possible = [
+    rows
+    for rows in range(1, micro_batch_rows + 1)
+    if micro_batch_rows % rows == 0 and micro_batch_rows // rows % devices == 0
+  ]
+  return min(possible, key=lambda rows: abs(math.log(rows / best)))
+
+
+def plan(
+  length_PG: np.ndarray, length: int, micro_batch_rows: int, prompt_rows: int
+) -> Layout:
   """Returns a layout for outputs of these lengths.
 
   Args:
     length_PG: tokens of each output, 1 to `length`.
     length: T, positions of a row.
-    micro_batch_rows: P' * B, a multiple of `PROMPT_ROWS`.
+    micro_batch_rows: P' * B.
+    prompt_rows: B, a divisor of that; see `rows_of_a_prompt`.
   """
   prompts, group_size = length_PG.shape
-  at_a_time = micro_batch_rows // PROMPT_ROWS
-  worst = prompts * -(-group_size // PROMPT_ROWS)
+  at_a_time = micro_batch_rows // prompt_rows
+  worst = prompts * -(-group_size // prompt_rows)
   shape = (-(-worst // at_a_time), at_a_time)
-  places = (*shape, PROMPT_ROWS * ROW_OUTPUTS)
+  places = (*shape, prompt_rows * ROW_OUTPUTS)
   layout = Layout(
     count=0,
     prompts=np.zeros(shape, int),
-    tokens=np.full((*shape, PROMPT_ROWS, length), -1),
-    offsets=np.zeros((*shape, PROMPT_ROWS, length), np.int32),
-    documents=np.zeros((*shape, PROMPT_ROWS, length), np.int32),
+    tokens=np.full((*shape, prompt_rows, length), -1),
+    offsets=np.zeros((*shape, prompt_rows, length), np.int32),
+    documents=np.zeros((*shape, prompt_rows, length), np.int32),
     outputs=np.full(places, -1),
     starts=np.zeros(places, np.int32),
     lengths=np.zeros(places, np.int32),
@@ -97,8 +123,8 @@ def plan(length_PG: np.ndarray, length: int, micro_batch_rows: int) -> Layout:
   used = 0
   for prompt in range(prompts):
     rows = first_fit(length_PG[prompt], length, ROW_OUTPUTS)
-    for first in range(0, len(rows), PROMPT_ROWS):
-      _fill(layout, used, prompt, rows[first : first + PROMPT_ROWS], length_PG)
+    for first in range(0, len(rows), prompt_rows):
+      _fill(layout, used, prompt, rows[first : first + prompt_rows], length_PG)
       used += 1
   return dataclasses.replace(layout, count=-(-used // at_a_time))
 

@@ -143,7 +143,7 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
   """The stage's own machinery for a shape, and its state before the first step."""
   import jax
 
-  from r1jax import grpo, mesh, optim, packing, sampling
+  from r1jax import grpo, mesh, optim, sampling
   from r1jax.model import decoder
   from r1jax.model.config import ModelConfig
   from r1jax.stages import rl
@@ -160,7 +160,7 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
     remat='full',
     dtype=s.dtype,
   )
-  devices = mesh.fitting([s.prompts, s.micro_batch_rows // packing.PROMPT_ROWS])
+  devices = mesh.fitting([s.prompts, s.micro_batch_rows])
   tokenizer: Any = _Tokenizer(s)
   model = sampling.Model(*decoder.functions(config, s.vocabulary))
   generator = Generator(model, tokenizer, 'plain', s.prompt_length, devices)

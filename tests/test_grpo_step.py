@@ -53,7 +53,7 @@ class Outputs(NamedTuple):
 
   def packed(self, rows=4):
     """The rollout in micro-batches of so many rows, and how many of them are filled."""
-    layout = packing.plan(self.lengths, self.tokens.shape[-1], rows)
+    layout = packing.plan(self.lengths, self.tokens.shape[-1], rows, 2)
     fields = self._asdict()
     del fields['lengths']
     rollout = packing.pack(layout, **fields)

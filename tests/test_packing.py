@@ -3,6 +3,7 @@
 import hypothesis
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies
 
 from r1jax import packing
@@ -27,7 +28,8 @@ def test_every_token_lies_in_one_place_beside_others_of_its_prompt(data):
   count = prompts * group_size
   drawn = data.draw(strategies.lists(numbers, min_size=count, max_size=count))
   lengths = np.reshape(drawn, (prompts, group_size))
-  layout = packing.plan(lengths, length, data.draw(strategies.sampled_from([2, 4, 6])))
+  rows = data.draw(strategies.sampled_from([(2, 1), (2, 2), (6, 2), (6, 3)]))
+  layout = packing.plan(lengths, length, *rows)
 
   real = np.arange(length) < lengths[..., None]
   tokens = 1 + np.arange(real.size).reshape(real.shape)
@@ -60,13 +62,28 @@ def test_every_token_lies_in_one_place_beside_others_of_its_prompt(data):
 
 def test_the_shape_does_not_depend_on_the_lengths():
   short, long = (
-    packing.plan(np.full((3, 5), 2), 8, 4),
-    packing.plan(np.full((3, 5), 8), 8, 4),
+    packing.plan(np.full((3, 5), 2), 8, 4, 2),
+    packing.plan(np.full((3, 5), 8), 8, 4, 2),
   )
   assert short.tokens.shape == long.tokens.shape
   # 5 outputs of 2 tokens: a row of 4 and one of 1, so a place a prompt, 2 at a time;
   # 5 of 8 tokens: 5 rows, 3 places a prompt.
   assert (short.count, long.count) == (2, 5)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'expected'),
+  [
+    ((16, 24, 320, 16), 2),  # sqrt(2.4) = 1.5: 2 is nearer than 1
+    ((32, 128, 128, 32), 8),  # sqrt(64)
+    ((8, 32, 128, 6), 2),  # of 1, 2, 3, 6
+    ((16, 4, 1000, 16), 1),  # sqrt(0.128)
+    ((64, 1000, 100, 8), 8),  # sqrt(1280), but no more than there are
+    ((32, 128, 128, 32, 8), 4),  # 32 / 8 would not leave a prompt for each device
+  ],
+)
+def test_rows_share_a_prompt_where_it_is_long_beside_the_outputs(sizes, expected):
+  assert packing.rows_of_a_prompt(*sizes) == expected
 
 
 def test_unpack_puts_each_output_in_a_row_of_its_own():

@@ -11,7 +11,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 }
 ENTRY %main () -> f32[2] {
   %copy.1 = f32[2]{0} copy(%x)
-  %fusion.2 = (f32[2]{0}, s32[]) fusion(%y), metadata={op_name="jit(step)/optimizer/add"}
+  %fusion.2 = (f32[2], s32[]) fusion(%y), metadata={op_name="jit(step)/optimizer/add"}
 }
 """
 

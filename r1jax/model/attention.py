@@ -20,7 +20,7 @@ MASKED = -1e30
 QUERY_BLOCK = 64
 # At most so many are written out, and a program's size does not grow with the row: in a
 # longer one blocks become longer, up to the largest, of which then each section has
-# several, in a loop. A section scores the keys up to its end, an eighth of them in vain.
+# several, in a loop. A section scores keys up to its end, an eighth of them in vain.
 SECTIONS = 8
 LARGEST_BLOCK = 256
 

@@ -141,7 +141,7 @@ class Trainer:
 
   def logp(self, params: Any, outputs: Outputs, temperature: float) -> np.ndarray:
     """Log-probs of the outputs' tokens, [P, G, T]."""
-    layout = self._plan(outputs.lengths, outputs.tokens)
+    layout = self._plan(outputs)
     rows = (
       layout.by_prompt(outputs.prompts),
       layout.by_prompt(outputs.prompt_mask),
@@ -182,7 +182,7 @@ class Trainer:
     values, began = [], None
     for epoch in range(self.config.epochs):
       for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
-        layout = self._plan(outputs.lengths[chosen], outputs.tokens)
+        layout = self._plan(outputs, chosen)
         rollout = packing.pack(
           layout,
           prompts=outputs.prompts[chosen],
@@ -213,9 +213,15 @@ class Trainer:
       return np.arange(prompts)[None]
     return np.asarray(jax.random.permutation(key, prompts)).reshape(parts, -1)
 
-  def _plan(self, length_PG: np.ndarray, token_PGT: np.ndarray) -> packing.Layout:
+  def _plan(
+    self, outputs: Outputs, chosen: np.ndarray | slice = slice(None)
+  ) -> packing.Layout:
+    _, group_size, length = outputs.tokens.shape
     rows = self.config.micro_batch_rows
-    return packing.plan(length_PG, token_PGT.shape[-1], rows)
+    prompt_rows = packing.rows_of_a_prompt(
+      group_size, outputs.prompts.shape[1], length, rows, self.generator.mesh.size
+    )
+    return packing.plan(outputs.lengths[chosen], length, rows, prompt_rows)
 
   def _put(self, parts: Any) -> Any:
     return mesh_lib.put_batch(self.generator.mesh, parts, axis=1)

@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-from r1jax import packing
-
 MOST_WORKERS = 256  # processes
 LONGEST = 2**20  # tokens of an output
 
@@ -51,16 +49,12 @@ class Config:
         'rl.reward_timeout: expected a finite number of seconds above 0, got '
         f'{self.reward_timeout}'
       )
-    for name, by, why in (
-      ('prompts_per_step', self.minibatches, 'rl.minibatches'),
-      ('micro_batch_rows', packing.PROMPT_ROWS, 'the rows that share a prompt'),
-    ):
-      value = getattr(self, name)
-      if value % by:
-        raise ValueError(
-          f'rl.{name}: expected a multiple of {by} ({why}), got {value}; set it to '
-          f'{-(-value // by) * by}'
-        )
+    prompts, parts = self.prompts_per_step, self.minibatches
+    if prompts % parts:
+      raise ValueError(
+        f'rl.prompts_per_step: expected a multiple of {parts} (rl.minibatches), got '
+        f'{prompts}; set it to {-(-prompts // parts) * parts}'
+      )
     _check_schedule('max_length', self.max_length, 1, LONGEST)
     # Equal outputs teach nothing.
     _check_schedule('temperature', self.temperature, 0.01, 100)
