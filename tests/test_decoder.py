@@ -185,15 +185,74 @@ def test_remat_and_query_blocks_change_nothing(monkeypatch):
 
   plain = gradient(SMALL)(params)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 3)
-  blocks, remat = gradient(SMALL), gradient(dataclasses.replace(SMALL, remat='full'))
-  products = [
-    str(jax.make_jaxpr(f)(params)).count('dot_general') for f in (blocks, remat)
+  variants = [
+    gradient(dataclasses.replace(SMALL, remat=name))
+    for name in ('none', 'dots', 'full')
   ]
-  assert products[1] > products[0]  # it does compute again
-  other = remat(params)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), plain, other
+  products = [str(jax.make_jaxpr(f)(params)).count('dot_general') for f in variants]
+  # They do compute again: attention's products, then those with weights as well.
+  assert products[0] < products[1] < products[2]
+  for variant in variants:
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+      plain,
+      variant(params),
+    )
+
+
+def test_bfloat16_changes_hidden_states_by_its_rounding_and_keeps_the_rest_float32():
+  params = random_params(SMALL)
+  tokens = np.random.default_rng(10).integers(VOCAB, size=(2, 9))
+  config = dataclasses.replace(SMALL, dtype='bfloat16')
+  plain, _ = forward(SMALL, params, tokens)
+  hidden, own = forward(config, params, tokens)
+  assert (hidden.dtype, own.k.dtype, own.v.dtype) == ('float32', 'bfloat16', 'bfloat16')
+  # A product rounds to 2^-9; a dozen of them in two layers, on states of mean square 1.
+  difference = np.abs(hidden - plain)
+  assert 1e-4 < np.sqrt(np.mean(difference**2)) < 12 * 2**-9
+  logits = decoder.functions(config, VOCAB)[1]
+  assert logits(params, hidden).dtype == np.float32
+  slopes = jax.grad(lambda params: jnp.sum(forward(config, params, tokens)[0] ** 3))
+  assert {leaf.dtype for leaf in jax.tree.leaves(slopes(params))} == {
+    np.dtype('float32')
+  }
+
+
+def test_int8_weights_are_off_by_half_a_step_and_the_rest_is_left():
+  params = random_params(SMALL)
+  small = decoder.quantize(params, SMALL)
+  for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down'):
+    w = params['blocks'][name]
+    values, scale = small['blocks'][name]
+    assert values.dtype == np.int8
+    assert values.shape == w.shape
+    # Of each layer and output a scale: the largest weight that leads there over 127.
+    inputs, _ = decoder.matrices(SMALL)['blocks'][name]
+    np.testing.assert_allclose(scale, np.abs(w).max(inputs) / 127, rtol=1e-6)
+    wide = np.expand_dims(scale, inputs)
+    assert (np.abs(values * wide - w) <= 0.5001 * wide).all()
+  np.testing.assert_array_equal(small['embedding'], params['embedding'])
+  np.testing.assert_array_equal(small['norm']['gain'], params['norm']['gain'])
+
+
+def test_int8_weights_compute_what_their_values_times_scales_do():
+  params = random_params(SMALL)
+  small = decoder.quantize(params, SMALL)
+
+  def wide(leaf, axes):
+    return leaf.values * jnp.expand_dims(leaf.scale, axes[0]) if axes else leaf
+
+  restored = jax.tree.map(
+    wide,
+    small,
+    decoder.matrices(SMALL),
+    is_leaf=lambda leaf: isinstance(leaf, decoder.Int8),
   )
+  tokens = np.random.default_rng(11).integers(VOCAB, size=(2, 9))
+  expected, _ = forward(SMALL, restored, tokens)
+  hidden, _ = forward(SMALL, small, tokens)
+  np.testing.assert_allclose(hidden, expected, **CLOSE)
+  assert np.abs(hidden - forward(SMALL, params, tokens)[0]).max() > 1e-3
 
 
 def test_init_has_the_stated_variances_and_different_layers():

@@ -422,6 +422,10 @@ def test_loss_ignores_masked_tokens(name):
   ('settings', 'message'),
   [
     (
+      {'importance_cap': 0.0},
+      'grpo.importance_cap: expected a finite number above 0, got 0.0',
+    ),
+    (
       {'advantage': 'group_zcore'},
       'grpo.advantage: expected one of group_zscore, group_centred, leave_one_out, '
       "batch_whitened, got 'group_zcore'; did you mean 'group_zscore'?",
@@ -507,3 +511,66 @@ def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
     value, gradient = jax.value_and_grad(loss)(jnp.full((1, 1, 2), -1.0), name)
     np.testing.assert_allclose(value, -1.2, rtol=TOLERANCE)
     np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_importance_weights_the_gain_of_each_token_up_to_its_cap():
+  # pi_old / pi_sampler is 1/2, 1 and 4, of which 2 is left; the ratio is 1 throughout.
+  logp = jnp.log(jnp.array([[[0.2, 0.5, 0.4]]]))
+  sampler_logp = jnp.log(jnp.array([[[0.4, 0.5, 0.1]]]))
+  ref_logp = logp - LN2  # k3 is 1/2 + ln 2 - 1
+  config = grpo.Config(kl_coef=0.1, mean='tokens', importance_cap=2.0)
+  loss, metrics = objective(
+    logp,
+    jnp.array([[3.0]]),
+    jnp.ones((1, 1, 3), bool),
+    old_logp=logp,
+    ref_logp=ref_logp,
+    sampler_logp=sampler_logp,
+    config=config,
+  )
+  gain = 3 * (0.5 + 1 + 2) / 3
+  np.testing.assert_allclose(loss, 0.1 * (LN2 - 0.5) - gain, rtol=TOLERANCE)
+  np.testing.assert_allclose(metrics['importance'], 3.5 / 3, rtol=TOLERANCE)
+  np.testing.assert_allclose(metrics['importance_capped'], 1 / 3, rtol=TOLERANCE)
+  # What differs is learner and sampler: 1, 0 and 2 times ln 2.
+  np.testing.assert_allclose(metrics['drift'], LN2, rtol=TOLERANCE)
+
+
+def test_importance_makes_the_samplers_gradient_that_of_the_policy():
+  # One token of four, in as many outputs as the sampler's probabilities say.
+  policy, sampler = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.1, 0.3, 0.2])
+  advantage = np.array([1.0, -2, 0.5, 3])
+  config = grpo.Config(kl_coef=0.0, mean='tokens', importance_cap=10.0)
+
+  def loss(logits):
+    logp = jax.nn.log_softmax(logits)
+    return grpo.objective(
+      logp[None, :, None],
+      jnp.asarray(4 * sampler * advantage, jnp.float32)[None],
+      jnp.ones((1, 4, 1), bool),
+      old_logp=jax.lax.stop_gradient(logp)[None, :, None],
+      ref_logp=None,
+      sampler_logp=jnp.log(jnp.asarray(sampler, jnp.float32))[None, :, None],
+      config=config,
+    )[0]
+
+  got = jax.grad(loss)(jnp.log(jnp.asarray(policy, jnp.float32)))
+  # - sum of pi A (one-hot - pi)
+  expected = -(policy * advantage) @ (np.eye(4) - policy)
+  np.testing.assert_allclose(got, expected, atol=TOLERANCE)
+
+
+def test_beyond_an_outputs_end_importance_counts_for_nothing():
+  mask = jnp.array([[[True, False]]])
+  strange = jnp.array([[[-1.0, -jnp.inf]]])
+  (loss, metrics), slope = gradient(
+    strange,
+    jnp.array([[1.0]]),
+    mask,
+    old_logp=strange,
+    ref_logp=None,
+    sampler_logp=jnp.array([[[-1.0, jnp.nan]]]),
+    config=grpo.Config(kl_coef=0.0),
+  )
+  assert (loss, metrics['importance'], metrics['drift']) == (-1, 1, 0)
+  assert slope.tolist() == [[[-1, 0]]]

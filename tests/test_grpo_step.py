@@ -46,6 +46,7 @@ class Outputs(NamedTuple):
   old_logp: Any
   ref_logp: Any
   advantage: Any
+  sampler_logp: Any = None
 
   @property
   def mask(self):
@@ -109,10 +110,15 @@ def test_step_is_the_same_for_any_micro_batches(name):
   close(four, one, rtol=2e-5, atol=2e-6)
 
 
-def test_step_follows_the_gradient_of_the_objective():
+@pytest.mark.parametrize('sampled_by_another', [False, True])
+def test_step_follows_the_gradient_of_the_objective(sampled_by_another):
   # Of a real model, and of outputs side by side: neighbours must not be seen.
   config = grpo.Config(kl_coef=0.3)
   outputs = outputs_of(prompts=3, group_size=4, length=6)
+  if sampled_by_another:
+    noise = np.random.default_rng(1).normal(0, 0.5, outputs.old_logp.shape)
+    sampler_logp = (outputs.old_logp + noise).astype(np.float32)
+    outputs = outputs._replace(sampler_logp=sampler_logp)
   params = jax.tree.map(lambda box: box.value, random_boxed(MODEL), is_leaf=is_box)
   score = functools.partial(
     sampling.score, model=sampling.Model(*decoder.functions(MODEL, VOCAB))
@@ -133,6 +139,7 @@ def test_step_follows_the_gradient_of_the_objective():
       outputs.mask,
       old_logp=outputs.old_logp,
       ref_logp=outputs.ref_logp,
+      sampler_logp=outputs.sampler_logp,
       config=config,
     )[0]
 

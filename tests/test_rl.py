@@ -149,7 +149,34 @@ def outputs_of(prompts, group_size=2, length=3):
   )
 
 
-def learn(monkeypatch, seed=0, **fields):
+def test_a_sampler_of_its_own_gets_other_parameters_and_costs_a_pass(monkeypatch):
+  generator: Any = Written()
+  nothing: Any = None  # unused here
+
+  def double(params):
+    return {'x': 2 * params['x']}
+
+  trainer = Trainer(
+    generator, nothing, Config(), grpo.PRESETS['dapo'], optim.Config(), None, double
+  )
+  outputs = trainer.rollout(
+    {'x': jnp.float32(3)}, jax.random.key(0), [Problem('0', '', '', {})], 8, 1.0
+  )
+  assert [asked['policy'] for asked in generator.rollouts] == [6]
+  monkeypatch.setattr(Trainer, 'logp', lambda self, params, outputs, t: params['x'] * t)
+  passes = trainer.passes({'x': 3.0}, {'x': 5.0}, outputs, 0.5)
+  assert passes[:2] == (1.5, None)  # of the policy; dapo needs none of the reference
+
+
+def test_updates_learn_what_sampled_beside_the_policys_own_log_probs(monkeypatch):
+  updates, _ = learn(monkeypatch, old=7)
+  for update in updates:
+    order = update['prompts']
+    assert update['old_logp'] == [7 * number for number in order]
+    assert update['sampler_logp'] == order
+
+
+def learn(monkeypatch, seed=0, old=None, **fields):
   """The problems of each update, by every array that it gets, and the mean metrics."""
   updates = []
 
@@ -162,6 +189,9 @@ def learn(monkeypatch, seed=0, **fields):
         'tokens': rollout.tokens[there][:, 0, 0].tolist(),
         'old_logp': rollout.old_logp[there][:, 0, 0].tolist(),
         'ref_logp': rollout.ref_logp[there][:, 0, 0].tolist(),
+        'sampler_logp': None
+        if rollout.sampler_logp is None
+        else rollout.sampler_logp[there][:, 0, 0].tolist(),
         'advantage': rollout.advantage[there][:, 0].tolist(),
       }
     )
@@ -177,7 +207,8 @@ def learn(monkeypatch, seed=0, **fields):
   policy = optim.TrainState(1.0, None, jnp.int32(0))  # counts its updates
   outputs, key = outputs_of(8), jax.random.key(seed)
   advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
-  passes = Passes(None, 5 * outputs.logp, 0.0)
+  old_logp = None if old is None else old * outputs.logp
+  passes = Passes(old_logp, 5 * outputs.logp, 0.0)
   _, means, _ = trainer.learn(policy, outputs, passes, advantage, key, 0.7)
   return updates, means
 
@@ -198,6 +229,7 @@ def test_a_minibatch_takes_everything_from_the_same_problems(monkeypatch):
   for update in updates:
     order = update['prompts']
     assert update['tokens'] == update['old_logp'] == update['advantage'] == order
+    assert update['sampler_logp'] is None  # the policy itself
     # Of the reference, 5 times the policy's.
     assert update['ref_logp'] == [5 * number for number in order]
 

@@ -318,6 +318,23 @@ def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
   assert len(lengths) > 3
 
 
+@pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
+def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
+  config = dataclasses.replace(SMALL, dtype='bfloat16') if kind == 'bfloat16' else SMALL
+  model = sampling.Model(*decoder.functions(config, VOCAB))
+  sampler = decoder.quantize(params, config) if kind == 'int8' else params
+  drawn = sample(sampler, model=model)
+  score = jax.jit(functools.partial(sampling.score, model=model))
+  same, _ = score(sampler, PROMPTS, PROMPT_MASK, drawn.tokens)
+  # Of the same weights: bfloat16 rounds to 2^-9, in sums of another order.
+  closeness = 0.05 if kind == 'bfloat16' else 1e-4
+  np.testing.assert_allclose(drawn.logp, same, atol=closeness)
+  if kind == 'int8':
+    other, _ = score(params, PROMPTS, PROMPT_MASK, drawn.tokens)
+    drift = np.abs(drawn.logp - other).mean()
+    assert 1e-3 < drift < 0.1, drift
+
+
 # With one kv head the cache has another shape; see `attention.write`.
 @pytest.mark.parametrize('kv_heads', [1, 2])
 def test_moving_rows_together_changes_no_completion(monkeypatch, kv_heads):

@@ -117,6 +117,32 @@ def test_sampler_and_learner_agree(unbroken):
   assert max(drifts) < 1e-5
 
 
+def test_lower_precision_and_a_trace_are_settings(start, tmp_path):
+  words = '--base.steps 5 --rl.steps 3 --rl.profile-step 3 --rl.int8-rollout True'
+  words += ' --model.dtype bfloat16 --model.remat dots'
+  process = start(tmp_path / 'run', *words.split())
+  output, errors = process.communicate(timeout=900)
+  assert process.returncode == 0, errors
+  for line in lines(tmp_path / 'run' / 'metrics.jsonl'):
+    if line['phase'] == 'rl':
+      # The sampler's weights are rounded to 1/127, the learner's products to 1/512.
+      assert 1e-5 < line['drift'] < 0.1
+      assert abs(line['importance'] - 1) < 0.01
+      assert line['importance_capped'] == 0
+  assert f'The trace of this step is in {tmp_path}/run/profile.' in output
+  assert len(list((tmp_path / 'run/profile').rglob('perfetto_trace.json.gz'))) == 1
+
+
+def test_every_step_tells_how_long_the_device_waited(unbroken):
+  for text in (unbroken[0] / 'metrics.jsonl').read_text().splitlines():
+    line = json.loads(text)
+    if line['phase'] == 'rl':
+      clock = line['time']
+      assert 0 <= clock['device_waited'] < 1
+      parts = sum(clock[name] for name in ('rollout', 'update'))
+      assert parts <= clock['seconds']
+
+
 def test_killed_run_ends_with_the_same_bits(start, unbroken, tmp_path):
   rng = random.Random(0)
   for phase, step in (('base', 5), ('base', 10), ('rl', 2), ('rl', 6)):

@@ -4,22 +4,17 @@ It sees rows [B, T] and segments (see `attention`), and knows nothing of prompts
 groups, caches or losses. Parameters carry logical axis names for `r1jax.mesh`.
 """
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.attention import KV, attend, attend_all, rope, write
+from r1jax.model.attention import KV, attend, rope
 from r1jax.model.config import ModelConfig
-
-
-class Int8(NamedTuple):
-  """A weight matrix in a byte a number: values times the scale of their output."""
-
-  values: jax.Array  # int8, the matrix's shape
-  scale: jax.Array  # float32, its output axes
+from r1jax.model.decode import Int8, decoding
 
 
 def _weights(*axes: str, fan_in: int):
@@ -73,13 +68,8 @@ class Block(nn.Module):
     positions_BT: jax.Array,
     document_BT: jax.Array,
     context_masks: Sequence[jax.Array],
-    column: jax.Array | None = None,
   ) -> tuple[jax.Array, KV]:
-    """Returns the stream and the rows' own `KV`.
-
-    With a `column`, for rows of one position: their keys and values are written there
-    into the last segment of the context, and that segment is returned.
-    """
+    """Returns the stream and the rows' own `KV`."""
     c = self.config
     param = self.param
     q_init = _weights('embed', 'heads', 'channel', fan_in=c.d_model)
@@ -104,17 +94,9 @@ class Block(nn.Module):
       k = rope(project(key, c.kv_heads), positions_BT, c.rope_theta)
       v = project(value, c.kv_heads)
     own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
-    if column is None:
-      masked = list(zip(context, context_masks, strict=True))
-      with jax.named_scope('attend'):
-        attended = attend(q, own, document_BT, masked)
-    else:
-      # Written first and then read: the other way round it would have to be copied.
-      with jax.named_scope('write'):
-        own = write(context[-1], own, column)
-      segments = [*context[:-1], own]
-      with jax.named_scope('attend'):
-        attended = attend_all(q, list(zip(segments, context_masks, strict=True)))
+    masked = list(zip(context, context_masks, strict=True))
+    with jax.named_scope('attend'):
+      attended = attend(q, own, document_BT, masked)
     with jax.named_scope('project'):
       x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
 
@@ -205,12 +187,8 @@ def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
 def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   """Returns the pure functions `forward`, `logits` and `decoding`.
 
-  `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s. `decoding(params)`
-  gives `decode(tokens, positions, context, column)` for one token a row: hidden states
-  [B, D] and the last segment of the context with the rows' keys and values written to
-  `column`, which its mask must let them see. A segment is a list here, of a `KV` for
-  each layer: these are `forward`'s layers written out one after the other, since a scan
-  over them would copy all of the cache at each step.
+  `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s; `decoding(params)`
+  gives a function for one token a row, see `decode.decoding`.
   """
   apply: Any = Decoder(config, vocab_size).apply
 
@@ -220,34 +198,7 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
     return apply({'params': params}, hidden, method='logits')
 
-  block: Any = Block(config)
-  norm: Any = RMSNorm(config.norm_eps)
-
-  def decoding(params: Any) -> Any:
-    layers = [
-      jax.tree.map(lambda w, n=n: w[n], params['blocks']) for n in range(config.layers)
-    ]
-
-    def decode(
-      token_B: jax.Array,
-      position_B: jax.Array,
-      context: Sequence[tuple[Sequence[KV], jax.Array]],
-      column: jax.Array,
-    ) -> tuple[jax.Array, list[KV]]:
-      x_BTD, position_BT = params['embedding'][token_B][:, None], position_B[:, None]
-      masks, document_BT = [mask for _, mask in context], jnp.zeros_like(position_BT)
-      written = []
-      for n, weights in enumerate(layers):
-        kvs = [kv[n] for kv, _ in context]
-        x_BTD, kv = block.apply(
-          {'params': weights}, x_BTD, kvs, position_BT, document_BT, masks, column
-        )
-        written.append(kv)
-      return norm.apply({'params': params['norm']}, x_BTD)[:, 0], written
-
-    return decode
-
-  return forward, logits, decoding
+  return forward, logits, functools.partial(decoding, config)
 
 
 def matrices(config: ModelConfig) -> Any:

@@ -7,15 +7,19 @@ from typing import Any, Self
 
 import jax
 
+WORTH_KEEPING = (
+  0.1  # seconds of compilation; jax's own default, 1, leaves out small ones
+)
 _COMPILED = '/jax/core/compile/backend_compile_duration'  # jax's name of the event
 
 
 def keep_on_disk() -> None:
   """Lets later runs take compiled programs from the user's cache folder.
 
-  Does nothing where JAX_COMPILATION_CACHE_DIR names another place.
+  Or from where JAX_COMPILATION_CACHE_DIR points to.
   """
   config: Any = jax.config  # its fields are made at run time
+  config.update('jax_persistent_cache_min_compile_time_secs', WORTH_KEEPING)
   if not config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))

@@ -296,11 +296,16 @@ def train(
     if step % config.evaluate_every == 0 or step == config.steps:
       measure(step, state.params)
       ended = time.monotonic()
-    programs, seconds = run.compilations.since()
-    if programs and step > first + SETTLED:
+    programs, compiling = run.compilations.since()
+    if step == first + 1:
+      run.progress.say(
+        f'The first step took {values["time"]["seconds"]:.1f} s; compiling or loading '
+        f'{programs} programs took {compiling:.1f} s so far.'
+      )
+    elif programs and step > first + SETTLED:
       run.progress.say(
         f'Step {step}: {programs} programs had to be compiled or loaded, in '
-        f'{seconds:.1f} s; a shape that changes at many steps costs that each time.'
+        f'{compiling:.1f} s; a shape that changes at many steps costs that each time.'
       )
     due = step % config.checkpoint_every == 0 or step == config.steps
     if due or run.interrupted:
