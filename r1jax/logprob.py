@@ -18,8 +18,9 @@ def hidden_logp(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns `token_logp` of the logits, computed a chunk of positions at a time.
 
-  Logits [B, T, V] never exist: neither in the forward pass nor in the gradient, which
-  computes those of a chunk again. Memory grows with the chunk, not with T.
+  Where there is more than one chunk, logits [B, T, V] never exist: neither in the
+  forward pass nor in the gradient, which computes those of a chunk again. Memory grows
+  with the chunk, not with T.
 
   Args:
     hidden_BTD: hidden states.

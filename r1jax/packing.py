@@ -24,7 +24,7 @@ ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many plac
 class Layout:
   """Where each token of [P, G, T] lies in N micro-batches of [P', B, T].
 
-  P' is how many prompts a micro-batch computes, B its rows, and O is
+  P' is how many prompts a micro-batch computes, B the rows of each, and O is
   B * `ROW_OUTPUTS`, the places for outputs that belong to one such prompt.
 
   Fields:
@@ -80,15 +80,23 @@ def rows_of_a_prompt(
 ) -> int:
   """Returns how many rows should share one computed prompt, B.
 
-  Fewer compute prompts again, which costs S / (B T) of the work; more leave rows of a
-  group empty, (B - 1) / 2 of its G at the most. The sum is least at sqrt(2 G S / T);
-  taken is the nearest number, on a logarithmic scale, that divides the rows of a
-  micro-batch and leaves a multiple of `devices` prompts to be cut over them.
+  Fewer compute prompts again, which costs S / (B T) of the work; more leave rows empty,
+  (B - 1) / 2 a group on average, of at most G. The sum is least at sqrt(2 G S / T);
+  taken is the nearest number up to G, on a logarithmic scale, that divides the rows of
+  a micro-batch and leaves a multiple of `devices` prompts to be cut over them.
+
+  Raises:
+    ValueError: `micro_batch_rows` is no multiple of `devices`.
   """
+  if micro_batch_rows % devices:
+    raise ValueError(
+      f'rl.micro_batch_rows: expected a multiple of the {devices} devices, got '
+      f'{micro_batch_rows}'
+    )
   best = math.sqrt(2 * group_size * prompt_length / length)
   possible = [
     rows
-    for rows in range(1, micro_batch_rows + 1)
+    for rows in range(1, min(group_size, micro_batch_rows) + 1)
     if micro_batch_rows % rows == 0 and micro_batch_rows // rows % devices == 0
   ]
   return min(possible, key=lambda rows: abs(math.log(rows / best)))

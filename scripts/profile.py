@@ -1,10 +1,10 @@
 """Where the time of an RL step goes: a trace for Perfetto and XProf, and a table.
 
-`python -m scripts.profile experiments.r1_zero [its flags]` runs the experiment in a
-work directory of its own, `runs/profile`, with a base model of 300 steps and five steps
-of RL unless the flags say otherwise, and traces the last one. The trace lies in
-`runs/profile/profile`: `perfetto_trace.json.gz` opens in https://ui.perfetto.dev, the
-folder in XProf. The table counts the time of the device's threads by program and by
+`python -m scripts.profile experiments.r1_zero [its flags]` runs the experiment in a new
+work directory below `runs/profile`, with a base model of 300 steps and five steps of RL
+unless the flags say otherwise, and traces the last one. The trace lies in its folder
+`profile`: `perfetto_trace.json.gz` opens in https://ui.perfetto.dev, the folder in
+XProf. The table counts the time of the device's threads by program and by
 the scopes that the code names.
 
 A run of any length traces one of its steps with `--rl.profile-step N`, without the
@@ -20,14 +20,13 @@ import importlib
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-WORKDIR = 'runs/profile'
 PROGRAMS = {'jit_sample': 'rollout', 'jit_score': 'reference', 'jit_step': 'update'}
 # The innermost of these in an operation's name says what it is for.
 SCOPES = (
@@ -97,26 +96,27 @@ def _experiment(name: str) -> tuple[Any, Any]:
   """The experiment's module, and its config with the short run's numbers."""
   try:
     module = importlib.import_module(name)
-  except ModuleNotFoundError as error:
+  except (ImportError, TypeError, ValueError) as error:
     sys.exit(f'error: expected an experiment such as experiments.r1_zero ({error})')
   found: list[Any] = [
     value
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and getattr(value, '__module__', '') == name
   ]
-  if len(found) != 1 or not {'workdir', 'base', 'rl'} <= {
+  if len(found) != 1 or not {'workdir', 'base', 'rl', 'evaluate'} <= {
     field.name for field in dataclasses.fields(found[0])
   }:
     sys.exit(
-      f'error: {name}: expected one dataclass with the fields workdir, base and rl, '
+      f'error: {name}: expected one dataclass with the fields workdir, base, rl '
+      'and evaluate, '
       f'got {[value.__name__ for value in found]}'
     )
   config: Any = found[0]()
   return module, dataclasses.replace(
     config,
-    workdir=WORKDIR,
+    workdir=time.strftime('runs/profile/%Y%m%d-%H%M%S'),
     base=dataclasses.replace(config.base, steps=min(300, config.base.steps)),
-    rl=dataclasses.replace(config.rl, steps=5, profile_step=5, evaluate_every=5),
+    rl=dataclasses.replace(config.rl, steps=5, evaluate_every=5),
     evaluate=dataclasses.replace(config.evaluate, final_problems=16, problems=16),
   )
 
@@ -140,19 +140,24 @@ def main() -> None:
 
     with plain_errors():
       config = command.parse(default, presets={'grpo': grpo.PRESETS})
-      if config.workdir != WORKDIR:  # which is deleted, so it must not be a run's
-        raise ValueError(
-          f'workdir: expected {WORKDIR}, got {config.workdir}; to trace a step of '
-          'another run, give that run --rl.profile-step'
-        )
-      shutil.rmtree(Path(WORKDIR), ignore_errors=True)
-      getattr(module, 'main', r1_zero.main)(config)
+      config = dataclasses.replace(
+        config, rl=dataclasses.replace(config.rl, profile_step=config.rl.steps)
+      )
+      if hasattr(module, 'main'):
+        module.main(config)
+      else:  # a variation of r1_zero, perhaps with rewards of its own
+        r1_zero.main(config, getattr(module, 'rewards', r1_zero.rewards))
     programs: dict[str, dict[str, str]] = {}
     for path in sorted(Path(folder, 'programs').glob('*after_optimizations.txt')):
       module_name = path.name.split('.')[1]
       with path.open() as lines:
         programs.setdefault(module_name, {}).update(operations(lines))
-  traces = Path(config.workdir, 'profile').rglob('perfetto_trace.json.gz')
+  traces = list(Path(config.workdir, 'profile').rglob('perfetto_trace.json.gz'))
+  if not traces:
+    sys.exit(
+      f'error: the run in {config.workdir} had come to its end before, so no step was '
+      'traced; choose another --workdir'
+    )
   newest = max(traces, key=lambda path: path.stat().st_mtime)
   with gzip.open(newest) as file:
     events = json.load(file)['traceEvents']

@@ -11,6 +11,7 @@ one in which all have the mean length. Medians over warm iterations.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -95,12 +96,26 @@ def group() -> None:
     print(_row(f'G = {g}', shape, f'{share:.1%}'), flush=True)
 
 
+def hazard(said: Any) -> Any:
+  """The probability that an output of at least `said` tokens ends with this one.
+
+  Of a log-normal distribution with the median `MEDIAN` and a 99th percentile ten times
+  as large.
+  """
+  import jax.numpy as jnp
+  from jax.scipy.stats import norm
+
+  deviation = math.log(10) / TAIL
+  z = jnp.log(said / MEDIAN) / deviation
+  density = norm.pdf(z) / (said * deviation)
+  return jnp.clip(density / jnp.maximum(norm.cdf(-z), 1e-6), 1e-6, 0.5)
+
+
 def uneven() -> None:
   """Log-normal lengths against equal ones."""
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from jax.scipy.stats import norm
 
   from r1jax import sampling
   from r1jax.tasks import Problem
@@ -109,7 +124,6 @@ def uneven() -> None:
   trainer, saved = trainer_of(shape)
   params, stop = saved['policy'].params, 0
   plain = trainer.generator.model
-  deviation = np.log(10) / TAIL
 
   def decoding(params: Any) -> Callable[..., Any]:
     decode = plain.decoding(params)
@@ -126,11 +140,9 @@ def uneven() -> None:
       return plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
     hidden, position = hidden
     said = position - shape.prompt_length + 2.0
-    z = jnp.log(said / MEDIAN) / deviation
-    hazard = norm.pdf(z) / (said * deviation) / jnp.maximum(norm.cdf(-z), 1e-6)
-    hazard = jnp.clip(hazard, 1e-6, 0.5)
+    ends = hazard(said)
     others = plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
-    odds = jnp.log(hazard) - jnp.log1p(-hazard)
+    odds = jnp.log(ends) - jnp.log1p(-ends)
     return others.at[..., stop].set(jax.nn.logsumexp(others, axis=-1) + odds)
 
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]

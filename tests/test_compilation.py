@@ -36,3 +36,20 @@ def test_a_place_that_the_user_chose_is_kept(monkeypatch, given, expected):
   found = config.jax_compilation_cache_dir
   config.update('jax_compilation_cache_dir', before)
   assert found == expected
+
+
+@pytest.mark.parametrize(('given', 'expected'), [(None, 0.1), ('0.5', 2.0)])
+def test_small_programs_are_kept_unless_the_user_says_otherwise(
+  monkeypatch, given, expected
+):
+  name = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+  monkeypatch.delenv(name, raising=False)
+  if given:
+    monkeypatch.setenv(name, given)
+  config: Any = jax.config
+  before = config.jax_persistent_cache_min_compile_time_secs
+  config.update(name.lower(), 2.0)  # jax read the variable when it was imported
+  compilation.keep_on_disk()
+  found = config.jax_persistent_cache_min_compile_time_secs
+  config.update(name.lower(), before)
+  assert found == expected

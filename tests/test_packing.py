@@ -79,11 +79,17 @@ def test_the_shape_does_not_depend_on_the_lengths():
     ((8, 32, 128, 6), 2),  # of 1, 2, 3, 6
     ((16, 4, 1000, 16), 1),  # sqrt(0.128)
     ((64, 1000, 100, 8), 8),  # sqrt(1280), but no more than there are
+    ((1, 1024, 512, 16), 1),  # sqrt(4), but a group fills no more than G
     ((32, 128, 128, 32, 8), 4),  # 32 / 8 would not leave a prompt for each device
   ],
 )
 def test_rows_share_a_prompt_where_it_is_long_beside_the_outputs(sizes, expected):
   assert packing.rows_of_a_prompt(*sizes) == expected
+
+
+def test_rows_that_do_not_divide_by_the_devices_are_refused():
+  with pytest.raises(ValueError, match='multiple of the 4 devices, got 6'):
+    packing.rows_of_a_prompt(8, 10, 10, 6, devices=4)
 
 
 def test_unpack_puts_each_output_in_a_row_of_its_own():

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,7 @@ def test_order_is_a_function_of_seed_and_index_alone():
     ({'reward_timeout': math.inf}, 'rl.reward_timeout: .* above 0, got inf'),
     ({'temperature': ((0, math.nan),)}, 'rl.temperature: expected values from'),
     ({'max_length': ((0, 2**30),)}, 'rl.max_length: expected values from 1 to'),
+    ({'profile_step': 41}, 'rl.profile_step: expected at most rl.steps = 40, got 41'),
     ({'reward_workers': 1000}, 'rl.reward_workers: expected at most 256, got 1000'),
   ],
 )
@@ -163,9 +165,11 @@ def test_a_sampler_of_its_own_gets_other_parameters_and_costs_a_pass(monkeypatch
     {'x': jnp.float32(3)}, jax.random.key(0), [Problem('0', '', '', {})], 8, 1.0
   )
   assert [asked['policy'] for asked in generator.rollouts] == [6]
-  monkeypatch.setattr(Trainer, 'logp', lambda self, params, outputs, t: params['x'] * t)
+  monkeypatch.setattr(
+    Trainer, 'logp', lambda self, params, outputs, t: (params['x'] * t, 2.0)
+  )
   passes = trainer.passes({'x': 3.0}, {'x': 5.0}, outputs, 0.5)
-  assert passes[:2] == (1.5, None)  # of the policy; dapo needs none of the reference
+  assert passes == (1.5, None, 2.0)  # of the policy; dapo needs none of the reference
 
 
 def test_updates_learn_what_sampled_beside_the_policys_own_log_probs(monkeypatch):
@@ -327,11 +331,11 @@ def trained(tmp_path_factory):
         seed=0,
       )
   assert policy['x'] == 5
-  return generator, learned
+  return generator, learned, workdir
 
 
 def test_every_step_samples_from_the_policy_by_its_schedules(trained):
-  generator, learned = trained
+  generator, learned, _ = trained
   rollouts = generator.rollouts
   assert [asked['policy'] for asked in rollouts] == [0, 1, 2, 3, 4]
   assert [asked['max_length'] for asked in rollouts] == [4, 4, 8, 8, 16]
@@ -344,12 +348,12 @@ def test_every_step_samples_from_the_policy_by_its_schedules(trained):
 
 
 def test_the_policy_becomes_the_reference_every_so_many_steps(trained):
-  _, learned = trained
+  _, learned, _ = trained
   assert [reference for reference, _, _ in learned] == [0, 0, 2, 2, 4]
 
 
 def test_evaluations_have_the_greatest_length_and_more_problems_at_both_ends(trained):
-  generator, _ = trained
+  generator, *_ = trained
   evaluations = generator.evaluations
   assert [asked['policy'] for asked in evaluations] == [0, 2, 4, 5]
   assert [asked['max_length'] for asked in evaluations] == [16] * 4
@@ -358,8 +362,18 @@ def test_evaluations_have_the_greatest_length_and_more_problems_at_both_ends(tra
   assert {p for asked in evaluations for p in asked['problems']} == {'10', '11', '12'}
 
 
+def test_a_device_that_was_never_busy_waited_all_the_time(trained):
+  *_, workdir = trained
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  clocks = [line['time'] for line in lines if line['phase'] == 'rl']
+  assert len(clocks) == 5
+  for clock in clocks:
+    assert clock['device_waited'] == 1
+    assert clock['rollout'] + clock['update'] <= clock['seconds']
+
+
 def test_no_key_serves_twice(trained):
-  generator, learned = trained
+  generator, learned, _ = trained
   keys = [asked['key'] for asked in generator.rollouts + generator.evaluations]
   keys += [key for _, key, _ in learned]
   assert len(set(keys)) == len(keys) == 5 + 4 + 5

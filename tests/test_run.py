@@ -1,10 +1,16 @@
 """What a user sees at the end of a run that went wrong."""
 
+import dataclasses
+import errno
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from r1jax import grpo, statistics
-from r1jax.stages.run import Interruption, TrainingError, plain_errors
+from r1jax.stages.checkpoint import CheckpointError, Checkpoints
+from r1jax.stages.run import Interruption, TrainingError, plain_errors, start
 
 
 def refuse_setting():
@@ -43,3 +49,62 @@ def test_a_value_error_of_a_library_keeps_its_traceback():
 def test_other_exceptions_keep_their_traceback():
   with pytest.raises(ZeroDivisionError), plain_errors():
     statistics.Interval(1 / 0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  workdir: str
+
+
+@pytest.fixture
+def experiment(tmp_path):
+  return Experiment(str(tmp_path / 'run'))
+
+
+def save_and_fail(experiment, spoil=lambda checkpoints: None):
+  with start(experiment, phases=('rl',)) as run:
+    spoil(run.checkpoints['rl'])
+    run.save('rl', 3, {'w': np.ones(2)})
+    stop_training()
+
+
+def refuse(step, args):
+  raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+def test_a_run_that_fails_first_finishes_its_checkpoint(experiment, monkeypatch):
+  write = Checkpoints._write
+
+  def late(*args):
+    time.sleep(0.3)
+    write(*args)
+
+  monkeypatch.setattr(Checkpoints, '_write', late)
+  with pytest.raises(TrainingError, match='the loss is nan'):
+    save_and_fail(experiment)
+  assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step == 3
+
+
+def test_a_run_that_fails_tells_of_a_checkpoint_that_failed_too(
+  experiment, monkeypatch, capsys
+):
+  def spoil(checkpoints):
+    monkeypatch.setattr(checkpoints._manager, 'save', refuse)
+
+  with pytest.raises(TrainingError, match='the loss is nan'):
+    save_and_fail(experiment, spoil)
+  assert 'of step 3 could not be written' in capsys.readouterr().out
+
+
+def test_a_phase_does_not_go_on_from_a_checkpoint_that_is_not_there(
+  experiment, monkeypatch
+):
+  def go_on():
+    with start(experiment, phases=('base', 'rl')) as run:
+      monkeypatch.setattr(run.checkpoints['base']._manager, 'save', refuse)
+      run.save('base', 5, {'w': np.ones(2)})
+      run.save('rl', 1, {'w': np.ones(2)})
+
+  with pytest.raises(CheckpointError, match='of step 5 could not be written'):
+    go_on()
+  assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step is None

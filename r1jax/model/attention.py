@@ -28,7 +28,8 @@ LARGEST_BLOCK = 256
 class KV(NamedTuple):
   """Keys after RoPE [B, K, C, S] and values [B, K, S, C], as the products read them.
 
-  With a leading L axis when stacked over layers.
+  With a leading L axis when stacked over layers; a block that `write` changes has no
+  axis K where K is 1.
   """
 
   k: jax.Array

@@ -4,6 +4,9 @@ import dataclasses
 import math
 from typing import Literal
 
+REMAT = ('none', 'dots', 'full')
+DTYPES = ('float32', 'bfloat16')
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -32,6 +35,12 @@ class ModelConfig:
       if getattr(self, name) >= 2**24:
         raise ValueError(
           f'model.{name}: expected less than {2**24}, got {getattr(self, name)}'
+        )
+    for name, known in (('remat', REMAT), ('dtype', DTYPES)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'model.{name}: expected one of {", ".join(known)}, got '
+          f'{getattr(self, name)!r}'
         )
     for name in ('rope_theta', 'norm_eps'):
       if not 0 < getattr(self, name) < math.inf:

@@ -227,8 +227,9 @@ def matrices(config: ModelConfig) -> Any:
 def quantize(params: Any, config: ModelConfig) -> Any:
   """Returns the parameters with each layer's weight matrices as `Int8`.
 
-  For the rollout alone: half or a quarter of the bytes that a step of decoding reads. A
-  weight is rounded to 1/127 of the largest one that leads to the same output.
+  For the rollout alone: half or a quarter of the bytes that a step of decoding reads
+  for the layers' weights. A weight is rounded to 1/127 of the largest one that leads to
+  the same output.
   Embedding and head stay as they are.
   """
 

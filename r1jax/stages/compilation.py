@@ -16,17 +16,19 @@ _COMPILED = '/jax/core/compile/backend_compile_duration'  # jax's name of the ev
 def keep_on_disk() -> None:
   """Lets later runs take compiled programs from the user's cache folder.
 
-  Or from where JAX_COMPILATION_CACHE_DIR points to.
+  Or from where JAX_COMPILATION_CACHE_DIR points to. Small ones too, unless
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise.
   """
   config: Any = jax.config  # its fields are made at run time
-  config.update('jax_persistent_cache_min_compile_time_secs', WORTH_KEEPING)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    config.update('jax_persistent_cache_min_compile_time_secs', WORTH_KEEPING)
   if not config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))
 
 
 def options() -> dict[str, Any]:
-  """Compiler options of the stages' programs, for `jax.jit`.
+  """Compiler options of the programs of RL, for `jax.jit`.
 
   On a CPU LLVM's level 1, where its own default is 3: programs come a quarter sooner,
   and none of the sampler's or the learner's was slower.

@@ -39,7 +39,7 @@ def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Pro
 
 
 class Passes(NamedTuple):
-  """Log-probs [P, G, T] of a rollout's tokens, and the seconds that they took."""
+  """Log-probs [P, G, T] of a rollout's tokens, and the device's seconds for them."""
 
   old_logp: np.ndarray | None  # of the policy; None if the sampler was the policy
   ref_logp: np.ndarray | None  # of the reference; None if no penalty needs it
@@ -131,16 +131,17 @@ class Trainer:
     self, policy: Any, reference: Any, outputs: Outputs, temperature: float
   ) -> Passes:
     """Log-probs that the update needs beside the sampler's."""
-    began = time.monotonic()
-    old_logp, ref_logp = None, None
+    old_logp, ref_logp, first, second = None, None, 0.0, 0.0
     if self.sampler_params is not None:
-      old_logp = self.logp(policy, outputs, temperature)
+      old_logp, first = self.logp(policy, outputs, temperature)
     if self.algorithm.kl_coef:
-      ref_logp = self.logp(reference, outputs, temperature)
-    return Passes(old_logp, ref_logp, time.monotonic() - began)
+      ref_logp, second = self.logp(reference, outputs, temperature)
+    return Passes(old_logp, ref_logp, first + second)
 
-  def logp(self, params: Any, outputs: Outputs, temperature: float) -> np.ndarray:
-    """Log-probs of the outputs' tokens, [P, G, T]."""
+  def logp(
+    self, params: Any, outputs: Outputs, temperature: float
+  ) -> tuple[np.ndarray, float]:
+    """Log-probs of the outputs' tokens, [P, G, T], and the device's seconds."""
     layout = self._plan(outputs)
     rows = (
       layout.by_prompt(outputs.prompts),
@@ -150,8 +151,11 @@ class Trainer:
       layout.documents,
     )
     count, scalar = np.int32(layout.count), np.float32(temperature)
-    logp = self._logp(params, self._put(rows), count, scalar)
-    return layout.undo(jax.device_get(logp), outputs.tokens.shape)
+    rows = self._put(rows)
+    began = time.monotonic()
+    logp = jax.device_get(self._logp(params, rows, count, scalar))
+    seconds = time.monotonic() - began
+    return layout.undo(logp, outputs.tokens.shape), seconds
 
   def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
     """`grpo.group_advantage` on the host's numbers."""
@@ -202,7 +206,7 @@ class Trainer:
     values = jax.device_get(values)
     seconds = time.monotonic() - (began or 0.0)
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    # Before the first update the learner is the sampler: what differs is arithmetic.
+    # Before the first update the learner is what sampled, but for rounding.
     means['drift'] = float(values[0]['drift'])
     return state, means, seconds
 
@@ -264,6 +268,10 @@ def train(
 
   if not first:
     measure(0, state.params)
+  if 0 < config.profile_step <= first:
+    run.progress.say(
+      f'Step {config.profile_step} is done, so it can no longer be traced.'
+    )
   ended = time.monotonic()
   for step in range(first + 1, config.steps + 1):
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)

@@ -40,6 +40,11 @@ class Config:
         raise ValueError(
           f'rl.{name}: expected {least} or more, got {getattr(self, name)}'
         )
+    if self.profile_step > self.steps:
+      raise ValueError(
+        f'rl.profile_step: expected at most rl.steps = {self.steps}, got '
+        f'{self.profile_step}'
+      )
     if self.reward_workers > MOST_WORKERS:
       raise ValueError(
         f'rl.reward_workers: expected at most {MOST_WORKERS}, got {self.reward_workers}'

@@ -52,6 +52,9 @@ class Run:
       Interruption: Ctrl-C was pressed.
     """
     manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.facts}
+    for name, saved in self.checkpoints.items():
+      if name != phase:  # this checkpoint is worth nothing without those before it
+        saved.wait()
     self.checkpoints[phase].save(step, tree, manifest)
     if self.interrupted:
       self.checkpoints[phase].wait()
@@ -102,7 +105,16 @@ def start(
     for phase, step in resume.items():
       progress.say(f'Going on from step {step} of {phase} in {workdir}.')
     with _ctrl_c_sets_flag(run):
-      yield run
+      try:
+        yield run
+      except BaseException:
+        # The process may end now, and must not while a checkpoint is being written.
+        for saved in checkpoints.values():
+          try:
+            saved.wait()
+          except CheckpointError as error:
+            progress.say(str(error))
+        raise
       for saved in checkpoints.values():
         saved.wait()
 
@@ -182,7 +194,7 @@ def _ctrl_c_sets_flag(run: Run) -> Iterator[None]:
     run.interrupted = True
     run.progress.say(
       'Ctrl-C: saving after this step, which may still compile. Press it again to stop '
-      'at once.'
+      'without saving.'
     )
 
   before = signal.signal(signal.SIGINT, note)
