@@ -76,4 +76,4 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tm
         optimizer=optax.sgd(0.1),
         mesh=mesh.make(jax.devices()[:1]),
       )
-    assert run.checkpoints['base'].step == 2
+  assert run.checkpoints['base'].step == 2
