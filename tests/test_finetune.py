@@ -56,24 +56,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tm
     lambda params: lambda *_: (jnp.zeros(0), None),
   )
   table = jnp.zeros((6, 6)).at[5].set(jnp.nan)
-  with start(Experiment(str(tmp_path / 'run')), phases=('base',)) as run:
-    with pytest.raises(
+  with (
+    pytest.raises(
       TrainingError, match=r'loss of base is nan and .* step 3; lower base_optim'
-    ):
-      finetune.train(
-        run,
-        'base',
-        {'table': table},
-        model=model,
-        documents=lambda step, index: [1, 2, 5 if step == 3 else 3, 0],
-        config=Config(
-          rows_per_step=2,
-          row_length=8,
-          micro_batches=1,
-          checkpoint_every=1,
-          log_every=1,
-        ),
-        optimizer=optax.sgd(0.1),
-        mesh=mesh.make(jax.devices()[:1]),
-      )
+    ),
+    start(Experiment(str(tmp_path / 'run')), phases=('base',)) as run,
+  ):
+    finetune.train(
+      run,
+      'base',
+      {'table': table},
+      model=model,
+      documents=lambda step, index: [1, 2, 5 if step == 3 else 3, 0],
+      config=Config(
+        rows_per_step=2,
+        row_length=8,
+        micro_batches=1,
+        checkpoint_every=1,
+        log_every=1,
+      ),
+      optimizer=optax.sgd(0.1),
+      mesh=mesh.make(jax.devices()[:1]),
+    )
   assert run.checkpoints['base'].step == 2
