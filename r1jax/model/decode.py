@@ -40,9 +40,9 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
     column: jax.Array,
   ) -> tuple[jax.Array, list[KV]]:
     x_DB = params['embedding'][token_B].T
-    masks, written = [mask for _, mask in context], []
+    written = []
     for n, weights in enumerate(layers):
-      segments = [(kv[n], mask) for (kv, _), mask in zip(context, masks, strict=True)]
+      segments = [(kv[n], mask) for kv, mask in context]
       x_DB, kv = _layer(config, weights, x_DB, position_B[:, None], segments, column)
       written.append(kv)
     return jax.lax.optimization_barrier(
