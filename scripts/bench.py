@@ -177,54 +177,55 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
   return trainer, trainer.start(mesh.put_boxed(devices, init(jax.random.key(0))))
 
 
-def measure(shape: Shape, iterations: int) -> dict[str, Any]:
-  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+def iterate(
+  shape: Shape, trainer: Any, reference: Any, state: Any, n: int
+) -> tuple[Any, dict[str, float]]:
+  """One iteration: the new state, and the seconds of rollout, reference and update."""
   import jax
   import numpy as np
 
-  from r1jax.stages import compilation
   from r1jax.tasks import Problem
+
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
+  key = jax.random.key(n)
+  began = time.monotonic()
+  outputs = trainer.rollout(state.params, key, problems, shape.length, 1.0)
+  assert (outputs.lengths == shape.length).all()
+  sampled = time.monotonic()
+  passes = trainer.passes(state.params, reference, outputs, 1.0)
+  referred = time.monotonic()
+  advantage = trainer.advantages(np.mean(outputs.tokens % 2 == 0, axis=-1))
+  state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
+  jax.block_until_ready(state)
+  return state, {
+    'rollout': sampled - began,
+    'reference': referred - sampled,
+    'update': time.monotonic() - referred,
+  }
+
+
+def measure(shape: Shape, iterations: int) -> dict[str, Any]:
+  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+  import jax
+
+  from r1jax.stages import compilation
 
   compilation.keep_on_disk()
   s = shape
   trainer, saved = trainer_of(s)
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(s.prompts)]
-  state, reference = saved['policy'], saved['reference']
-  seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
-
-  def iterate(state: Any, n: int) -> Any:
-    began = time.monotonic()
-    outputs = trainer.rollout(state.params, jax.random.key(n), problems, s.length, 1.0)
-    assert (outputs.lengths == s.length).all()
-    sampled = time.monotonic()
-    reward = np.mean(outputs.tokens % 2 == 0, axis=-1)
-    passes = trainer.passes(state.params, reference, outputs, 1.0)
-    referred = time.monotonic()
-    advantage = trainer.advantages(reward)
-    key = jax.random.key(n)
-    state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
-    jax.block_until_ready(state)
-    updated = time.monotonic()
-    for name, value in (
-      ('rollout', sampled - began),
-      ('reference', referred - sampled),
-      ('update', updated - referred),
-    ):
-      seconds[name].append(value)
-    return state
-
+  once = functools.partial(iterate, s, trainer, saved['reference'])
   began = time.monotonic()
-  state = iterate(state, 0)
+  state, _ = once(saved['policy'], 0)
   first = {'iteration': time.monotonic() - began, 'launch': began - LAUNCHED}
-  for times in seconds.values():
-    times.clear()
+  rows = []
   for n in range(1, iterations + 1):
-    state = iterate(state, n)
+    state, seconds = once(state, n)
+    rows.append(seconds)
   memory = _peak_memory()  # before the ceilings, which take more
   ceiling = ceilings(s.dtype)
-  by_phase = {name: statistics.median(times) for name, times in seconds.items()}
+  by_phase = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
   work = flops(s)
-  total = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
+  total = [sum(row.values()) for row in rows]
   return {
     'device': jax.devices()[0].device_kind,
     'rollout_tokens_per_second': s.prompts

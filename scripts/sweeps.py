@@ -11,13 +11,14 @@ one in which all have the mean length. Medians over warm iterations.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-from scripts.bench import SHAPES, Shape, flops, trainer_of
+from scripts.bench import SHAPES, Shape, flops, iterate, trainer_of
 
 ITERATIONS = 5
 TOKENS = 2**15
@@ -27,32 +28,16 @@ MEDIAN, TAIL = 64, 2.326  # tokens; the normal distribution's 99th percentile
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
   """Median seconds of rollout, reference and update, and attention's share of FLOPs."""
-  import jax
-  import numpy as np
-
-  from r1jax.tasks import Problem
-
   trainer, saved = trainer_of(shape)
-  state, reference = saved['policy'], saved['reference']
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
-  seconds: dict[str, list[float]] = {'rollout': [], 'reference': [], 'update': []}
-  for n in range(ITERATIONS + 1):
-    key = jax.random.key(n)
-    began = time.monotonic()
-    outputs = trainer.rollout(state.params, key, problems, shape.length, 1.0)
-    sampled = time.monotonic()
-    passes = trainer.passes(state.params, reference, outputs, 1.0)
-    advantage = trainer.advantages(np.mean(outputs.tokens % 2 == 0, axis=-1))
-    referred = time.monotonic()
-    state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
-    jax.block_until_ready(state)
-    if n:  # the first one compiles
-      seconds['rollout'].append(sampled - began)
-      seconds['reference'].append(referred - sampled)
-      seconds['update'].append(time.monotonic() - referred)
+  once = functools.partial(iterate, shape, trainer, saved['reference'])
+  state, _ = once(saved['policy'], 0)  # compiles
+  rows = []
+  for n in range(1, ITERATIONS + 1):
+    state, seconds = once(state, n)
+    rows.append(seconds)
   whole = flops(shape)['update']
   without = flops(shape, attention=False)['update']
-  medians = {name: statistics.median(values) for name, values in seconds.items()}
+  medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
   return medians, 1 - without / whole
 
 
