@@ -44,14 +44,14 @@ class R1Zero:
   task: countdown.Config = countdown.Config()
   corpus: corpus.Config = corpus.Config()
   model: ModelConfig = ModelConfig(
-    # remat: at this size a CPU computes a layer again faster than it loads it.
+    # remat: a CPU computes norms and softmax again faster than it loads them.
     d_model=96,
     layers=3,
     heads=3,
     kv_heads=1,
     head_dim=32,
     d_ff=256,
-    remat='full',
+    remat='dots',
   )
   base: finetune.Config = finetune.Config(
     # Rows as long as a prompt and its longest output: later positions must be known.

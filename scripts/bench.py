@@ -157,7 +157,7 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
     s.kv_heads,
     s.head_dim,
     s.d_ff,
-    remat='full',
+    remat='dots',
     dtype=s.dtype,
   )
   devices = mesh.fitting([s.prompts, s.micro_batch_rows])
