@@ -197,17 +197,19 @@ def pad_left(
 
 
 class Parsed(NamedTuple):
-  """The two parts of a well-formed output, without the whitespace around them."""
+  """The parts of a well-formed output, without the whitespace around them."""
 
   think: str
+  summary: str
   answer: str
 
 
 def parse(text: str) -> Parsed | None:
-  """The parts of `<think>…</think> <answer>…</answer>`, or None for anything else.
+  """The parts of `<think>…</think> … <answer>…</answer>`, or None for anything else.
 
-  Strict: each tag exactly once, in this order, and nothing but whitespace before,
-  between and after. Either part may be empty. Takes linear time on any text.
+  Strict: each tag exactly once, in this order, and nothing but whitespace before and
+  after. What stands between thoughts and answer is the summary, which R1 learns to
+  write in its first stage; any part may be empty. Takes linear time on any text.
   """
   text = text.strip()
   if any(text.count(tag) != 1 for tag in TAGS):
@@ -216,10 +218,19 @@ def parse(text: str) -> Parsed | None:
     return None
   inside = text.removeprefix('<think>').removesuffix('</answer>')
   think, _, rest = inside.partition('</think>')
-  between, tag, answer = rest.partition('<answer>')
-  if not tag or between.strip():  # no tag: the answer was opened inside the thoughts
+  summary, tag, answer = rest.partition('<answer>')
+  if not tag:  # the answer was opened inside the thoughts
     return None
-  return Parsed(think.strip(), answer.strip())
+  return Parsed(think.strip(), summary.strip(), answer.strip())
+
+
+def visible(output: str) -> str:
+  """What a user is shown of an output: all that follows the thoughts, without tags.
+
+  An output that never stops thinking shows nothing.
+  """
+  _, _, rest = output.partition('</think>')
+  return _TAG_PATTERN.sub('', rest).strip()
 
 
 # The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), then

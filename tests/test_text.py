@@ -69,13 +69,15 @@ def test_render_suggests_the_template_that_was_meant():
 @pytest.mark.parametrize(
   ('output', 'parts'),
   [
-    ('<think>a</think><answer>b</answer>', ('a', 'b')),
-    (' \n<think> a\nb </think>\n\n<answer> c </answer>\n', ('a\nb', 'c')),
-    ('<think></think><answer></answer>', ('', '')),
-    ('<think>1 < 2 > <b></think><answer><answer</answer>', ('1 < 2 > <b>', '<answer')),
+    ('<think>a</think><answer>b</answer>', ('a', '', 'b')),
+    (' \n<think> a\nb </think>\n\n<answer> c </answer>\n', ('a\nb', '', 'c')),
+    ('<think></think><answer></answer>', ('', '', '')),
+    ('<think>1 < 2 > <b></think><answer><answer</answer>',
+     ('1 < 2 > <b>', '', '<answer')),
+    ('<think>a</think>\nso it is b:\n<answer>b</answer>', ('a', 'so it is b:', 'b')),
   ],
-)
-def test_parse_gives_both_parts(output, parts):
+)  # fmt: skip
+def test_parse_gives_the_parts(output, parts):
   assert text.parse(output) == parts
 
 
@@ -91,7 +93,6 @@ def test_parse_gives_both_parts(output, parts):
     'a</think><answer>b</answer>',
     '<think>a</think>b</answer>',
     'so <think>a</think><answer>b</answer>',
-    '<think>a</think>so<answer>b</answer>',
     '<think>a</think><answer>b</answer>so',
     '<answer>b</answer><think>a</think>',
     '<think>a<answer>b</think></answer>',
@@ -115,10 +116,23 @@ def test_parse_takes_nothing_else(output):
 def test_parse_agrees_with_the_pattern_that_defines_it(output):
   # Each part is text in which no tag begins; slow on long garbage, plain to read.
   part = r'((?:(?!</?think>|</?answer>).)*)'
-  pattern = rf'\s*<think>{part}</think>\s*<answer>{part}</answer>\s*'
+  pattern = rf'\s*<think>{part}</think>{part}<answer>{part}</answer>\s*'
   match = re.fullmatch(pattern, output, re.DOTALL)
   expected = match and tuple(found.strip() for found in match.groups())
   assert text.parse(output) == expected
+
+
+@pytest.mark.parametrize(
+  ('output', 'shown'),
+  [
+    ('<think>a</think>\nso:\n<answer>b</answer>', 'so:\nb'),
+    ('<think>a</think> b', 'b'),
+    ('<think>a', ''),
+    ('b', ''),
+  ],
+)
+def test_visible_is_what_follows_the_thoughts(output, shown):
+  assert text.visible(output) == shown
 
 
 @pytest.mark.parametrize(
