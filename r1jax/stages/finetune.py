@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,6 +45,110 @@ class Config:
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+  """Passes over a set of examples: supervised fine-tuning (SFT)."""
+
+  epochs: int = 2  # passes (R1: 2 to 3)
+  rows_per_step: int = 6  # B (R1: 128)
+  row_length: int = 352  # T; rows are filled with whole examples
+  micro_batches: int = 3  # parts of the rows that a gradient is summed over
+  checkpoint_every: int = 100  # steps
+  log_every: int = 10  # steps
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) < 1:
+        raise ValueError(
+          f'sft.{field.name}: expected 1 or more, got {getattr(self, field.name)}'
+        )
+    if self.rows_per_step % self.micro_batches:
+      raise ValueError(
+        f'sft.micro_batches: expected a divisor of rows_per_step='
+        f'{self.rows_per_step}, got {self.micro_batches}'
+      )
+
+
+class Example(NamedTuple):
+  """Token ids of a prompt, from which nothing is learned, and of what follows it."""
+
+  prompt: Sequence[int]
+  output: Sequence[int]
+
+
+class Passes:
+  """Batches of whole examples, each example once an epoch, in an order of the seed.
+
+  Attributes:
+    steps: of all epochs.
+
+  Raises ValueError without examples, or for one that is longer than a row.
+  """
+
+  def __init__(self, examples: Sequence[Example], config: Epochs, seed: int) -> None:
+    longest = max((len(x.prompt) + len(x.output) for x in examples), default=0)
+    if not longest:
+      raise ValueError('examples: expected at least one to learn from, got none')
+    if longest > config.row_length:
+      raise ValueError(
+        f'sft.row_length: expected at least {longest}, the tokens of the longest '
+        f'example, got {config.row_length}'
+      )
+    self._examples, self._config = examples, config
+    self._rows: list[list[int]] = []  # examples of each row
+    for epoch in range(config.epochs):
+      order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+      self._rows += _in_rows(order.tolist(), examples, config.row_length)
+    self.steps = -(-len(self._rows) // config.rows_per_step)
+
+  def batch(self, step: int) -> sft.Batch:
+    """The rows of a step, counted from 1; the last step's may be padded."""
+    rows, length = self._config.rows_per_step, self._config.row_length
+    batch = _empty(rows, length)
+    for row, chosen in enumerate(self._rows[(step - 1) * rows : step * rows]):
+      used = 0
+      for owner, index in enumerate(chosen, start=1):
+        example = self._examples[index]
+        _put(batch, row, used, [*example.prompt, *example.output], owner)
+        batch.weights[row, used : used + max(1, len(example.prompt))] = 0.0
+        used += len(example.prompt) + len(example.output)
+    return batch
+
+
+def _in_rows(
+  order: Sequence[int], examples: Sequence[Example], length: int
+) -> list[list[int]]:
+  """Examples side by side, each in the first of the last rows that has room for it."""
+  rows: list[list[int]] = []
+  room: list[int] = []
+  for index in order:
+    size = len(examples[index].prompt) + len(examples[index].output)
+    recent = range(max(0, len(rows) - 16), len(rows))  # older ones are nearly full
+    row = next((n for n in recent if room[n] >= size), None)
+    if row is None:
+      rows.append([])
+      room.append(length)
+      row = len(rows) - 1
+    rows[row].append(index)
+    room[row] -= size
+  return rows
+
+
+def _empty(rows: int, length: int) -> sft.Batch:
+  tokens, positions, owners = (np.zeros((rows, length), np.int32) for _ in range(3))
+  return sft.Batch(tokens, positions, owners, np.zeros((rows, length), np.float32))
+
+
+def _put(batch: Any, row: int, start: int, ids: Sequence[int], owner: int) -> None:
+  """Writes a document into a row; nothing is before its first token to predict it."""
+  span = slice(start, start + len(ids))
+  batch.tokens[row, span] = ids
+  batch.positions[row, span] = np.arange(len(ids))
+  batch.documents[row, span] = owner
+  batch.weights[row, span] = 1.0
+  batch.weights[row, start] = 0.0
+
+
 def pack(
   documents: Callable[[int], Sequence[int]], rows: int, length: int
 ) -> sft.Batch:
@@ -62,21 +166,16 @@ def pack(
   Returns:
     A batch of numpy arrays.
   """
-  tokens, positions, owners = (np.zeros((rows, length), np.int32) for _ in range(3))
-  weights = np.ones((rows, length), np.float32)
+  batch = _empty(rows, length)
   index = 0
   for row in range(rows):
     used = 0
     while used < length:
       ids = documents(index)[: length - used]
       index += 1
-      span = slice(used, used + len(ids))
-      tokens[row, span] = ids
-      positions[row, span] = np.arange(len(ids))
-      owners[row, span] = index
-      weights[row, used] = 0.0  # nothing before it to be predicted from
+      _put(batch, row, used, ids, index)
       used += len(ids)
-  return sft.Batch(tokens, positions, owners, weights)
+  return batch
 
 
 def train(
@@ -85,20 +184,22 @@ def train(
   params: Any,
   *,
   model: sampling.Model,
-  documents: Callable[[int, int], Sequence[int]],
-  config: Config,
+  batch: Callable[[int], sft.Batch],
+  steps: int,
+  config: Config | Epochs,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
 ) -> Any:
-  """Returns the parameters after `config.steps` updates, from the last checkpoint on.
+  """Returns the parameters after `steps` updates, from the last checkpoint on.
 
   Args:
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
     params: to start from when there is no checkpoint.
     model: the decoder's functions.
-    documents: (step, index) -> token ids of a document, with its end of sequence.
-    config: see `Config`.
+    batch: step, from 1 on -> what to learn from; see `pack` and `Passes`.
+    steps: updates.
+    config: see `Config` and `Epochs`.
     optimizer: see `optim.make`.
     mesh: rows lie along its data axis.
 
@@ -119,13 +220,11 @@ def train(
     donate_argnums=0,
   )
   began, tokens = time.monotonic(), 0
-  for step in range(first + 1, config.steps + 1):
-    batch = pack(
-      functools.partial(documents, step), config.rows_per_step, config.row_length
-    )
-    tokens += int(batch.weights.sum())
-    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
-    saves = step % config.checkpoint_every == 0 or step == config.steps
+  for step in range(first + 1, steps + 1):
+    rows = batch(step)
+    tokens += int(rows.weights.sum())
+    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows))
+    saves = step % config.checkpoint_every == 0 or step == steps
     if step % config.log_every == 0 or saves or run.interrupted:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
@@ -138,7 +237,7 @@ def train(
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
       if step % config.log_every == 0:
         run.log.write(phase, step, **values)
-      run.progress.update(phase, step, config.steps, values)
+      run.progress.update(phase, step, steps, values)
       began, tokens = time.monotonic(), 0
     if saves or run.interrupted:
       run.save(phase, step, state)

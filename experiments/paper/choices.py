@@ -1,0 +1,166 @@
+"""What the paper leaves open, and what r1jax takes.
+
+A choice that is a setting names its place in this package, so that whoever doubts it
+can change it.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Choice(NamedTuple):
+  """A question to which the paper has no answer, or more than one."""
+
+  question: str
+  paper: str  # what it says
+  ours: str
+  why: str
+  setting: str = ''  # where it stands, as an expression: module.CONSTANT.field
+  value: Any = None  # which it has there
+
+
+CHOICES = (
+  Choice(
+    'Is the ratio of a token or of an output?',
+    '[N] eq. 1 writes it for the whole output.',
+    'of a token',
+    'Every public implementation does so; the product over thousands of tokens leaves '
+    'any clip range at once.',
+    'r1_zero.R1_ZERO.grpo.ratio',
+    'token',
+  ),
+  Choice(
+    'How are the tokens of a batch averaged?',
+    '[N] eq. 1 has one term an output, so nothing to average within it.',
+    'within each output, then over outputs',
+    'With a ratio a token this keeps the weight of an output that eq. 1 gives it.',
+    'r1_zero.R1_ZERO.grpo.mean',
+    'outputs',
+  ),
+  Choice(
+    "Is std the group's own or an estimate (Bessel's correction)?",
+    'std(r), without more.',
+    'the estimate, divided by G − 1',
+    'Most public code; with G = 16 advantages are 3 % smaller than with G.',
+    'r1_zero.R1_ZERO.grpo.advantage',
+    'group_zscore',
+  ),
+  Choice(
+    'Where does the KL penalty enter?',
+    'In the objective beside the surrogate, written for the whole output.',
+    'in the loss, a token at a time, outside the clip; never in the reward',
+    'In the reward it would be divided by the std of the group; a token at a time, '
+    'since the ratio is too.',
+    'r1_zero.R1_ZERO.grpo.kl',
+    'k3',
+  ),
+  Choice(
+    'What is a step, and how many updates does a rollout serve?',
+    '32 questions a step, rollouts of 8,192 outputs in 16 mini-batches, one epoch.',
+    'a step is an update; 16 a rollout',
+    '32 × 16 = 512 outputs a step, and 8,192 / 16 = 512 a mini-batch: the same.',
+    'r1_zero.R1_ZERO.rl.minibatches',
+    16,
+  ),
+  Choice(
+    'Which limit has the rollout during which step 8,200 falls?',
+    '32,768 tokens until step 8,200, then 65,536.',
+    'the shorter one; 513 rollouts have it',
+    'It is sampled after step 8,192. Other counts are rounded up likewise.',
+    'r1_zero.R1_ZERO.rl.max_length',
+    ((0, 32_768), (513, 65_536)),
+  ),
+  Choice(
+    'Does the limit of length count the prompt?',
+    'Maximum length, without more.',
+    'no, the output alone',
+    'A long question must not shorten the thoughts.',
+  ),
+  Choice(
+    'On which set are 10,400 steps 1.6 epochs?',
+    '10,400 × 32 / 1.6 is 208,000 questions; the table of RL data sums to 146,000, of '
+    'which 80,000 for reasoning.',
+    'the 80,000; steps are kept, epochs follow',
+    'Steps tie together the schedules of reference and length.',
+    'r1_zero.R1_ZERO.rl.steps',
+    650,
+  ),
+  Choice(
+    "What is R1-Zero's ε?",
+    'Nothing; ε = 10 is given for stage 2.',
+    '0.2',
+    "PPO's; most public code.",
+    'r1_zero.R1_ZERO.grpo.clip_high',
+    0.2,
+  ),
+  Choice(
+    'What does ε = 10 clip?',
+    'The ratio to 1 − ε … 1 + ε, so to −9 … 11.',
+    'above 11 alone: clip_low 1, clip_high 10',
+    'A ratio is never negative, so the lower bound does nothing.',
+    'r1.REASONING.grpo.clip_low',
+    1.0,
+  ),
+  Choice(
+    'How long is stage 2?',
+    'As R1-Zero; no number of its own.',
+    "R1-Zero's steps and lengths",
+    'The only numbers there are.',
+    'r1.REASONING.rl.steps',
+    650,
+  ),
+  Choice(
+    'How long may outputs be in stage 4?',
+    'Nothing of its own.',
+    '32,768 tokens',
+    'Its examples in stage 3 are no longer, nor are outputs that are evaluated.',
+    'r1.ALL_SCENARIOS.rl.max_length',
+    ((0, 32_768),),
+  ),
+  Choice(
+    'What do the rewards weigh against each other?',
+    'Accuracy and format the same; language is added, and so is the general reward.',
+    '1 each, format also in stages 2 and 4',
+    'A plain sum is what the formulas say.',
+  ),
+  Choice(
+    'What does stage 3 start from?',
+    'The base, not the model of stage 2 that wrote the examples.',
+    'the base',
+    'What stage 2 learned reaches it through the examples.',
+    'r1.REJECTION.start',
+    'DeepSeek-V3-Base',
+  ),
+  Choice(
+    'Is a batch of 128 (64 for students) one of examples or of filled rows?',
+    'Batch 128 (64), context 32,768.',
+    'of rows, filled with examples',
+    'The mean example of 5,355 tokens fills 16 % of a row.',
+    'r1.REJECTION.finetune.rows_per_step',
+    128,
+  ),
+  Choice(
+    'How many examples has the cold start, and how many epochs?',
+    'Thousands; 2 to 3.',
+    '5,000; 3',
+    'With examples as long as those of stage 3 even three passes are only about 20 '
+    'updates of 128 filled rows.',
+    'r1.COLD_START.finetune.epochs',
+    3,
+  ),
+  Choice(
+    'How many epochs do students learn?',
+    '2 to 3.',
+    '2',
+    'As stage 3, on the same examples.',
+    "distill.STUDENTS['Qwen-32B'].finetune.epochs",
+    2,
+  ),
+  Choice(
+    'Which optimizer, and is there a warm-up?',
+    'Learning rates only.',
+    'AdamW without warm-up, with the defaults of optim.Config',
+    'The usual one; a warm-up would change the rates that the paper gives.',
+    'r1_zero.R1_ZERO.optim.warmup_steps',
+    0,
+  ),
+)

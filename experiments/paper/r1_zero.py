@@ -1,0 +1,44 @@
+"""R1-Zero: pure RL on DeepSeek-V3-Base, no examples before it, rules as the reward.
+
+Paper: [N], the section on R1-Zero and its methods. There AIME 2024 pass@1 went from
+15.6 to 77.9 %; see `results.R1_ZERO`.
+"""
+
+from experiments.paper import data
+from experiments.paper.stage import BASE, MINIBATCHES, RL, Rewards, rollouts
+from r1jax import grpo, optim
+from r1jax.stages import rl_config
+
+TEMPLATE = 'r1_zero'  # a name in text.TEMPLATES: [v1], Table 1
+
+R1_ZERO = RL(
+  start=BASE,
+  rl=rl_config.Config(
+    steps=rollouts(10_400),  # 650 [N]
+    prompts_per_step=512,  # of a rollout: 8,192 outputs / 16; an update takes 32 [N]
+    group_size=16,  # G [N]
+    max_prompt_length=2_048,  # ours
+    max_length=((0, 32_768), (rollouts(8_200), 65_536)),  # at 512.5, so 513 [N]
+    temperature=((0, 1.0),),  # [N]
+    epochs=1,  # one inner epoch [N]
+    minibatches=MINIBATCHES,
+    reference_every=rollouts(400),  # 25 [N]
+  ),
+  optim=optim.Config(
+    learning_rate=3e-6,  # [N]
+    warmup_steps=0,  # the paper names none
+    schedule='constant',  # ours: the paper names none
+  ),
+  grpo=grpo.Config(
+    advantage='group_zscore',  # (r - mean) / std [N]
+    ratio='token',  # see `choices`
+    surrogate='clip',  # [N]
+    kl='k3',  # [N]
+    mean='outputs',  # see `choices`
+    clip_low=0.2,  # ours: PPO's; the paper gives none for R1-Zero
+    clip_high=0.2,
+    kl_coef=0.001,  # beta [N]
+  ),
+  rewards=((0, Rewards(accuracy=1.0, format=1.0)),),  # equal weight [N]
+  data=((0, data.REASONING),),  # [N]
+)

@@ -1,0 +1,71 @@
+"""What the paper reached: in percent, but for the rating on Codeforces.
+
+Not ours, and not to be expected of a miniature; their shape is. An independent
+evaluation of the students' weights was up to 7 points away on AIME.
+"""
+
+from typing import NamedTuple
+
+
+class TwoVersions(NamedTuple):
+  """A number in [N] and in [v1]; None where it is not there."""
+
+  nature: float | None
+  first: float | None
+
+
+R1_ZERO = {
+  'AIME 2024 pass@1, before': TwoVersions(15.6, 15.6),
+  'AIME 2024 pass@1': TwoVersions(77.9, 71.0),
+  'AIME 2024 cons@16': TwoVersions(86.7, None),
+  'AIME 2024 cons@64': TwoVersions(None, 86.7),
+  'MATH-500': TwoVersions(95.9, 95.9),
+  'GPQA Diamond': TwoVersions(75.8, 73.3),
+  'LiveCodeBench': TwoVersions(50.0, 50.0),
+  'Codeforces': TwoVersions(1444, 1444),
+}
+
+
+class Stages(NamedTuple):
+  """R1-Zero, then what comes out of each stage of `r1`."""
+
+  r1_zero: float
+  dev1: float
+  dev2: float
+  dev3: float
+  r1: float
+
+
+STAGES = {  # [N]
+  'AIME 2024': Stages(77.9, 59.0, 74.0, 78.1, 79.8),
+  'MATH-500': Stages(95.9, 94.2, 95.9, 95.4, 97.3),
+  'Codeforces': Stages(1444, 1534, 1687, 1746, 2029),
+  'LiveCodeBench': Stages(50.0, 57.5, 63.5, 64.6, 65.9),
+  'GPQA Diamond': Stages(75.8, 66.1, 70.7, 71.2, 71.5),
+  'IF-Eval': Stages(46.6, 71.7, 72.0, 78.1, 83.3),
+  'AlpacaEval 2': Stages(24.7, 50.1, 55.8, 62.1, 87.6),
+  'ArenaHard': Stages(53.6, 77.0, 73.2, 75.6, 92.3),
+}
+
+
+class Student(NamedTuple):
+  """A small model's results; None where the paper gives none."""
+
+  aime_2024: float  # pass@1
+  aime_2024_cons_64: float | None
+  math_500: float
+  gpqa_diamond: float
+  livecodebench: float
+  codeforces: float | None
+
+
+STUDENTS = {  # [N]; the keys of `distill.STUDENTS`
+  'Qwen-1.5B': Student(28.9, 52.7, 83.9, 33.8, 16.9, 954),
+  'Qwen-7B': Student(55.5, 83.3, 92.8, 49.1, 37.6, 1189),
+  'Qwen-14B': Student(69.7, 80.0, 93.9, 59.1, 53.1, 1481),
+  'Qwen-32B': Student(72.6, 83.3, 94.3, 62.1, 57.2, 1691),
+  'Llama-8B': Student(50.4, 80.0, 89.1, 49.0, 39.6, 1205),
+  'Llama-70B': Student(70.0, 86.7, 94.5, 65.2, 57.5, 1633),
+}
+
+RL_32B = Student(47.0, None, 91.6, 55.0, 40.2, None)  # `distill.RL_32B`: RL alone [N]
