@@ -1,6 +1,7 @@
 """Log-probabilities of tokens, fast in both directions, without all logits at once."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,37 @@ def hidden_logp(
   tokens_BT: jax.Array,
   logits: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns `token_logp` of the logits, computed a chunk of positions at a time.
-
-  Where there is more than one chunk, logits [B, T, V] never exist: neither in the
-  forward pass nor in the gradient, which computes those of a chunk again. Memory grows
-  with the chunk, not with T.
+  """Returns `token_logp` of the logits, computed by `in_chunks`.
 
   Args:
     hidden_BTD: hidden states.
     tokens_BT: int32, the tokens that they predict.
     logits: hidden [B, T', D] -> [B, T', V].
   """
-  rows, length = tokens_BT.shape
-  vocabulary = jax.eval_shape(logits, hidden_BTD).shape[-1]
-  width = max(1, max(CHUNK_LOGITS // vocabulary, CHUNK_TOKENS) // rows)
-  if width >= length:
+
+  def score(hidden_BTD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     return token_logp(logits(hidden_BTD), tokens_BT)
+
+  vocabulary = jax.eval_shape(logits, hidden_BTD).shape[-1]
+  return in_chunks(score, hidden_BTD, tokens_BT, size=vocabulary)
+
+
+def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> Any:
+  """Returns function(*arrays), computed a chunk of positions at a time.
+
+  Where there is more than one chunk, logits [B, T, V] never exist: neither in the
+  forward pass nor in the gradient, which computes those of a chunk again. Memory grows
+  with the chunk, not with T.
+
+  Args:
+    function: of arrays [B, T', ...], each position by itself -> a tree of [B, T'].
+    arrays: each [B, T, ...].
+    size: logits that the function makes of one position.
+  """
+  rows, length = arrays[0].shape[:2]
+  width = max(1, max(CHUNK_LOGITS // size, CHUNK_TOKENS) // rows)
+  if width >= length:
+    return function(*arrays)
 
   def cut(x_BTX: jax.Array) -> jax.Array:
     padding = [(0, 0), (0, -length % width)] + [(0, 0)] * (x_BTX.ndim - 2)
@@ -41,12 +57,9 @@ def hidden_logp(
   def join(x_NBT: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_NBT, 0, 1).reshape(rows, -1)[:, :length]
 
-  @jax.checkpoint
-  def chunk(hidden_BTD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return token_logp(logits(hidden_BTD), tokens_BT)
-
-  logp, entropy = jax.lax.map(lambda x: chunk(*x), (cut(hidden_BTD), cut(tokens_BT)))
-  return join(logp), join(entropy)
+  chunk = jax.checkpoint(function)
+  chunks = jax.lax.map(lambda x: chunk(*x), tuple(cut(x) for x in arrays))
+  return jax.tree.map(join, chunks)
 
 
 @jax.named_scope('logp')
