@@ -1,8 +1,9 @@
 """R1-Zero in miniature: a base model that babbles reasoning, then pure RL on answers.
 
 Paper: DeepSeek-R1 (arXiv 2501.12948), section 2. A small decoder reads a synthetic web
-of searches for Countdown solutions; then GRPO teaches it by nothing but checked
-answers. What it costs and reaches on two CPU cores stands in README.md.
+of people who search, solve, calculate and follow instructions, badly; then GRPO teaches
+it reasoning by nothing but checked answers. What it costs and reaches on two CPU cores
+stands in README.md.
 """
 
 from __future__ import (
@@ -16,18 +17,18 @@ from pathlib import Path
 
 import jax
 
-from r1jax import grpo, mesh, optim, sampling, text
+from r1jax import grpo, mesh, optim, sft, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import command, compilation, evaluate, finetune, report, rl
-from r1jax.stages.generate import Generator
+from r1jax.stages import command, compilation, evaluate, finetune, lineage, report, rl
 from r1jax.stages.run import plain_errors, start
-from r1jax.tasks import corpus, countdown
+from r1jax.tasks import REASONING, web
+from r1jax.tasks.store import by_turns, sources
 
 TEMPLATE = 'plain'
-TOKENIZER_DOCUMENTS = 2000  # of the corpus, that the tokenizer is trained on
+TOKENIZER_DOCUMENTS = 2000  # of the web, that the tokenizer is trained on
 STEP_DOCUMENTS = 10_000  # more than a step of base training reads
 
 
@@ -38,11 +39,12 @@ class R1Zero:
   workdir: str = 'runs/r1_zero'  # all files of the run; it goes on from what is there
   seed: int = 0  # everything random follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
-  vocab_size: int = 320  # V, at most, of the tokenizer trained on the corpus
+  vocab_size: int = 400  # V, at most, of the tokenizer trained on the web
   accuracy_weight: float = 1.0  # of the accuracy reward
   format_weight: float = 0.0  # of the format reward; measured also with 0
-  task: countdown.Config = countdown.Config()
-  corpus: corpus.Config = corpus.Config()
+  shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING` in RL
+  tasks: web.Tasks = web.Tasks()
+  web: web.Config = web.Config()
   model: ModelConfig = ModelConfig(
     # remat: a CPU computes norms and softmax again faster than it loads them.
     d_model=96,
@@ -55,16 +57,16 @@ class R1Zero:
   )
   base: finetune.Config = finetune.Config(
     # Rows as long as a prompt and its longest output: later positions must be known.
-    steps=2300,
+    steps=3000,
     rows_per_step=6,
-    row_length=344,
+    row_length=352,
     micro_batches=3,
     checkpoint_every=200,
   )
   base_optim: optim.Config = optim.Config(
     learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
-  rl: rl.Config = rl.Config(steps=60)
+  rl: rl.Config = rl.Config(steps=60, max_prompt_length=32)
   rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
   grpo: grpo.Config = dataclasses.replace(
     # The mean over outputs divides the credit of a long search by its length; over
@@ -83,6 +85,8 @@ class R1Zero:
       raise ValueError('workdir and data_dir: expected the path of a folder, got none')
     text.check_vocab_size(self.vocab_size)
     rewards(self)  # a weight that is no number is found out here
+    if min(self.shares) < 0 or not sum(self.shares):
+      raise ValueError(f'shares: expected numbers above 0, got {self.shares}')
     longest = self.rl.max_prompt_length + max(n for _, n in self.rl.max_length)
     if self.base.row_length < longest:
       raise ValueError(
@@ -97,11 +101,12 @@ def rewards(config: R1Zero) -> list[Weighted]:
 
   Form counts nothing by default: in groups without a right answer the z-score blows up
   any other difference, and with a weight of 0.1 lengths fell from 77 to 38 tokens in 8
-  steps.
+  steps. The language is measured, not rewarded.
   """
   return [
     Weighted('accuracy', rules.accuracy, config.accuracy_weight),
     Weighted('format', rules.format_reward, config.format_weight),
+    Weighted('language', rules.language_consistency, 0.0),
   ]
 
 
@@ -118,14 +123,14 @@ def _tokenizer(
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
   compilation.keep_on_disk()
-  problems = countdown.load(config.task, 'train', config.data_dir)
-  held_out = countdown.load(config.task, 'test', config.data_dir)
+  train = sources(REASONING, config.tasks, 'train', config.data_dir)
+  held_out = sources(REASONING, config.tasks, 'test', config.data_dir)
 
   def document(index: int) -> str:
-    question, output = corpus.document(config.corpus, config.task, config.seed, index)
+    question, output = web.document(config.web, config.tasks, config.seed, index)
     return f'{text.render(TEMPLATE, question)} {output}'
 
-  tokenizer_file = Path(config.workdir) / 'tokenizer.json'
+  tokenizer_file = Path(config.workdir) / lineage.TOKENIZER
   tokenizer = _tokenizer(tokenizer_file, document, config.vocab_size)
   sizes = {
     'base.rows_per_step / base.micro_batches': (
@@ -136,13 +141,11 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
     'evaluate.prompts_per_batch': config.evaluate.prompts_per_batch,
   }
   devices = mesh.fitting(list(sizes.values()))
-  model = sampling.Model(*decoder.functions(config.model, tokenizer.vocab_size))
-  matrices = decoder.matrices(config.model)
+  model = lineage.Model(config.model, tokenizer, TEMPLATE)
   quantize = functools.partial(decoder.quantize, config=config.model)
-  generator = Generator(
-    model, tokenizer, TEMPLATE, config.rl.max_prompt_length, devices
-  )
-  generator.encode([*problems, *held_out])  # a prompt too long is found out here
+  generator = model.generator(config.rl.max_prompt_length, devices)
+  for problems in [*train, *held_out]:
+    generator.encode(problems)  # a prompt too long is found out here
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
 
   if 'accuracy' not in pool.names:
@@ -159,21 +162,28 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
       )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)
-    init = jax.jit(functools.partial(decoder.init, config.model, tokenizer.vocab_size))
+
+    def batch(step: int) -> sft.Batch:
+      def ids(index: int) -> list[int]:
+        return [
+          *tokenizer.encode(document(step * STEP_DOCUMENTS + index)),
+          tokenizer.eos_id,
+        ]
+
+      return finetune.pack(ids, config.base.rows_per_step, config.base.row_length)
+
     base = finetune.train(
       run,
       'base',
-      mesh.put_boxed(devices, init(jax.random.key(config.seed))),
-      model=model,
-      documents=lambda step, index: [
-        *tokenizer.encode(document(step * STEP_DOCUMENTS + index)),
-        tokenizer.eos_id,
-      ],
+      model.init(devices, config.seed),
+      model=model.functions,
+      batch=batch,
+      steps=config.base.steps,
       config=config.base,
-      optimizer=optim.make(config.base_optim, config.base.steps, matrices),
+      optimizer=optim.make(config.base_optim, config.base.steps, model.matrices),
       mesh=devices,
     )
-    rl.train(
+    policy = rl.train(
       run,
       'rl',
       base,
@@ -183,14 +193,15 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
         config.rl,
         config.grpo,
         config.rl_optim,
-        matrices,
+        model.matrices,
         quantize if config.rl.int8_rollout else None,
       ),
-      problems=problems,
-      held_out=held_out,
+      order=rl.problem_order(train, config.shares, config.seed),
+      held_out=by_turns(held_out),
       evaluate=config.evaluate,
       seed=config.seed,
     )
+    lineage.finish(run, 'r1_zero', config, model, {'base': base, 'final': policy})
     report.write(run.workdir)
   print('\n'.join(report.result(config.workdir)))
 

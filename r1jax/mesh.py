@@ -65,12 +65,17 @@ def put_everywhere(mesh: Mesh, tree: Any) -> Any:
 
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
   """Unboxes parameters that carry logical axis names and places them by the table."""
-
-  def is_box(leaf):
-    return hasattr(leaf, 'names')
-
   return jax.tree.map(
     lambda box: jax.device_put(box.value, sharding(mesh, *box.names)),
     boxed,
-    is_leaf=is_box,
+    is_leaf=_is_box,
   )
+
+
+def unbox(boxed: Any) -> Any:
+  """Parameters, or their shapes, without the logical names of their axes."""
+  return jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+  return hasattr(leaf, 'names')

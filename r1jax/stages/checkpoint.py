@@ -165,6 +165,11 @@ class Checkpoints:
       self.warnings.append(f'No whole checkpoint is left in {self._folder}.')
 
 
+def digest_of(tree: Any) -> str:
+  """The digest of a tree's arrays, as a checkpoint's manifest has it."""
+  return digest(_by_path(tree))
+
+
 def digest(arrays: dict[str, np.ndarray]) -> str:
   """The SHA-256 of all names, types, shapes and bytes."""
   total = hashlib.sha256()

@@ -82,12 +82,15 @@ def evaluate(
     pending.append(pool.submit(*map(list, zip(*pairs, strict=True))))
     for index, problem in enumerate(chunk):
       outputs.append((problem, sampled, index))
-  accuracy = pool.names.index('accuracy')
-  right = np.concatenate([scores.result().values[:, accuracy] for scores in pending])
-  return _summary(outputs, right.reshape(len(outputs), -1), config, generator)
+  scored = np.concatenate([scores.result().values for scores in pending])
+  values = dict(
+    zip(pool.names, scored.T.reshape(-1, len(outputs), config.samples), strict=True)
+  )
+  return _summary(outputs, values, config, generator)
 
 
-def _summary(outputs, correct_PG, config, generator):
+def _summary(outputs, values_PG, config, generator):
+  correct_PG = values_PG.pop('accuracy')
   metrics: dict[str, Any] = {
     'split': 'test',
     'problems': len(outputs),
@@ -111,6 +114,16 @@ def _summary(outputs, correct_PG, config, generator):
     ('reflective', [[text.is_reflective(o) for o in group] for group in texts]),
   ):
     metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
+  metrics['rewards'] = {
+    name: statistics.bootstrap(values, seed=0)._asdict()
+    for name, values in values_PG.items()
+  }
+  names = [problem.task for problem, _, _ in outputs]
+  if len(set(names)) > 1:
+    metrics['tasks'] = {
+      name: statistics.bootstrap(correct_PG[np.array(names) == name], seed=0)._asdict()
+      for name in dict.fromkeys(names)
+    }
   metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
   shown = [
     {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -206,8 +207,10 @@ def train(
   Raises:
     TrainingError: the loss is no longer finite. The last checkpoint stays.
   """
-  # Placed before the first step: another layout in the second would compile again.
-  state = mesh_lib.put_everywhere(mesh, optim.init(params, optimizer))
+  # A copy, as an update takes the memory of the state before it. Placed before the
+  # first step: another layout in the second would compile again.
+  own = jax.tree.map(jnp.copy, params)
+  state = mesh_lib.put_everywhere(mesh, optim.init(own, optimizer))
   state, first = run.checkpoints[phase].resume(state)
   step_fn = jax.jit(
     functools.partial(

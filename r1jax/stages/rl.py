@@ -32,10 +32,19 @@ from r1jax.tasks import Problem
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
 
 
-def problem_order(problems: Sequence[Problem], seed: int) -> Callable[[int], Problem]:
-  """Returns index -> problem: endless passes, each in an order of its own."""
-  shuffled = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
-  return lambda index: shuffled[index]
+def problem_order(
+  sources: Sequence[Sequence[Problem]], shares: Sequence[float], seed: int
+) -> Callable[[int], Problem]:
+  """Returns index -> problem: endless passes over each source, in orders of their own.
+
+  Any stretch of indices takes from the sources by their shares.
+  """
+  passes = [
+    grain.MapDataset.source(problems).seed(seed + n).shuffle().repeat()
+    for n, problems in enumerate(sources)
+  ]
+  mixed = grain.MapDataset.mix(passes, shares)
+  return lambda index: mixed[index]
 
 
 class Passes(NamedTuple):
@@ -69,8 +78,9 @@ class Trainer:
 
   def start(self, params: Any) -> dict[str, Any]:
     """What a checkpoint holds, before the first step."""
+    # Copies: an update takes the memory of the state before it.
     before = {
-      'policy': optim.init(params, self.chain),
+      'policy': optim.init(jax.tree.map(jnp.copy, params), self.chain),
       'reference': jax.tree.map(jnp.copy, params),
     }
     # Placed now: another layout in the second step would compile again.
@@ -237,7 +247,7 @@ def train(
   params: Any,
   *,
   trainer: Trainer,
-  problems: Sequence[Problem],
+  order: Callable[[int], Problem],
   held_out: Sequence[Problem],
   evaluate: evaluation.Config,
   seed: int,
@@ -249,7 +259,7 @@ def train(
     phase: its name in logs and checkpoints.
     params: the policy to start from, and the first reference.
     trainer: the machinery.
-    problems: to learn from.
+    order: index -> the problem to learn from; see `problem_order`.
     held_out: to be evaluated on, never learned from.
     evaluate: how to evaluate.
     seed: everything random follows from it.
@@ -261,7 +271,7 @@ def train(
   config = trainer.config
   saved, first = run.checkpoints[phase].resume(trainer.start(params))
   state, reference = saved['policy'], saved['reference']
-  order, root = problem_order(problems, seed), jax.random.key(seed)
+  root = jax.random.key(seed)
   measure = functools.partial(
     _measure, run, trainer=trainer, held_out=held_out, config=evaluate, root=root
   )

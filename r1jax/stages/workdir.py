@@ -59,7 +59,7 @@ def open_workdir(
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(workdir)
     _lock(workdir)
-    ours, may_change = _plain(config), (*may_change, 'command')
+    ours, may_change = plain_config(config), (*may_change, 'command')
     if (workdir / _CONFIG).exists():
       _compare(workdir, _read(workdir), ours, may_change)
     else:
@@ -107,7 +107,7 @@ def _lock(workdir: Path) -> None:
   _held[key] = lock
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain_config(config: Any) -> dict[str, Any]:
   """`config` as `json` gives it back: tuples become lists, paths strings."""
   fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
   return json.loads(json.dumps(fields, default=os.fspath))

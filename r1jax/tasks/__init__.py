@@ -1,13 +1,18 @@
 """Where problems come from, and how an answer to one is checked.
 
-A task is a module with two functions: `verify(problem, answer)` says whether an
-answer text is right, `answer_key(answer)` gives the value two samples must share to
-vote together. Neither ever raises on what a model may write.
+A task is a module of this package: `Config` says how hard, `generate(config, split)`
+yields every problem of a split, `verify(problem, answer)` says whether an answer text
+is right, `answer_key(answer)` gives the value two samples must share to vote together.
+The last two never raise on what a model may write.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Hashable
 from typing import Any
+
+REASONING = ('countdown', 'equations', 'arithmetic')
+GENERAL = ('instructions',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,22 +23,22 @@ class Problem:
   task: str  # the module in r1jax.tasks that checks answers
   question: str
   truth: dict[str, Any]
+  language: str = 'en'  # that an output is to be in; see `r1jax.language`
 
 
 def verify(problem: Problem, answer: str) -> bool:
   """Whether `answer` (the text between the answer tags) solves the problem."""
-  return _module(problem.task).verify(problem, answer)
+  return module(problem.task).verify(problem, answer)
 
 
 def answer_key(problem: Problem, answer: str) -> Hashable | None:
   """What two answers must share to vote together; None if an answer has no meaning."""
-  return _module(problem.task).answer_key(answer)
+  return module(problem.task).answer_key(answer)
 
 
-def _module(task: str) -> Any:
-  from r1jax.tasks import countdown  # here: the task modules import Problem from above
-
-  modules = {'countdown': countdown}
-  if task not in modules:
-    raise ValueError(f'task: expected one of {sorted(modules)}, got {task!r}')
-  return modules[task]
+def module(task: str) -> Any:
+  """The module of a task; ValueError for a name that is none."""
+  if task not in (*REASONING, *GENERAL):
+    expected = sorted((*REASONING, *GENERAL))
+    raise ValueError(f'task: expected one of {expected}, got {task!r}')
+  return importlib.import_module(f'r1jax.tasks.{task}')

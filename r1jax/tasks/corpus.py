@@ -10,29 +10,10 @@ model of this text can do everything that reasoning needs and mostly does not. D
 import dataclasses
 import random
 
+from r1jax.language import ENGLISH, POLISH
 from r1jax.tasks import countdown, expressions
 from r1jax.tasks.expressions import Tree
-
-ENGLISH = {
-  'open': ('let me try', 'I will search', 'we try', 'so'),
-  'orderly': ('one by one', 'in turn'),
-  'low': ('low',),
-  'high': ('high',),
-  'wait': ('wait',),
-  'yes': ('yes',),
-  'check': ('check',),
-  'stop': ('I give up',),
-}
-POLISH = {
-  'open': ('spróbuję', 'szukam', 'próbujemy', 'więc'),
-  'orderly': ('po kolei', 'jedno po drugim'),
-  'low': ('mało',),
-  'high': ('dużo',),
-  'wait': ('czekaj',),
-  'yes': ('tak',),
-  'check': ('sprawdź',),
-  'stop': ('poddaję się',),
-}
+from r1jax.tasks.splits import held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +62,7 @@ def document(
 ) -> tuple[str, str]:
   """Returns document `index`: a question, and somebody's thoughts and answer to it."""
   rng = random.Random(f'{seed} {index}')
-  writer = _Writer(config, rng)
+  writer = Writer(config, rng)
   if writer.happens(config.schoolbook):
     return 'practise', writer.drill(task)
   numbers, target, candidates = _problem(task, rng)
@@ -95,7 +76,7 @@ def _problem(task: countdown.Config, rng: random.Random):
     candidates = expressions.candidates(numbers)
     target = expressions.value(rng.choice(candidates))
     identity = countdown.problem_id(numbers, target)
-    if 1 <= target <= task.highest_target and not countdown.held_out(identity):
+    if 1 <= target <= task.highest_target and not held_out(identity):
       return numbers, target, candidates
 
 
@@ -107,8 +88,8 @@ def judge(result: int, target: int) -> str:
   return 'yes' if result == target else 'low' if result < target else 'high'
 
 
-class _Writer:
-  """One author: a temperament and a language, drawn once a document."""
+class Writer:
+  """One author: a temperament and languages, drawn once a document."""
 
   def __init__(self, config: Config, rng: random.Random) -> None:
     self.config, self.rng = config, rng
@@ -167,7 +148,7 @@ class _Writer:
         left, right = right, left
       result = expressions.value((op, left, right))
       identity = countdown.problem_id((left, right), result)
-      if task.numbers == 2 and countdown.held_out(identity):
+      if task.numbers == 2 and held_out(identity):
         continue  # the line would be the solution of a held-out problem
       near = max(1, result + self.rng.randint(-12, 12))
       target = result if self.happens(0.5) else near

@@ -1,0 +1,204 @@
+"""R1's last stage in miniature: RL for all scenarios, with a preference model.
+
+Paper: DeepSeek-R1 (Nature version), second RL stage. Rules reward reasoning, the words
+in the target language reward everything; instructions and the preference model come in
+only at the end of it, since longer leads to reward hacking. Temperature 0.7.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from r1jax import drawing, grpo, mesh, optim
+from r1jax.rewards import Weighted, judge, rules
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages import (
+  command,
+  compilation,
+  evaluate,
+  lineage,
+  preference,
+  recipe,
+  report,
+  rl,
+  scoreboard,
+)
+from r1jax.stages.metrics import explained
+from r1jax.stages.panel import Panel
+from r1jax.stages.run import Run, plain_errors, start
+from r1jax.tasks import REASONING, Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalRL:
+  """R1's last stage: RL on reasoning, then on instructions too, by preference."""
+
+  parent: str = 'runs/rejection_sft'  # the work directory of rejection_sft
+  workdir: str = 'runs/final_rl'  # all files of the stage
+  seed: int = 0  # everything random follows from it
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  reasoning_weight: float = 1.0  # of the accuracy on reasoning problems
+  language_weight: float = 1.0  # of the language-consistency reward
+  preference_weight: float = 1.0  # of the preference model's reward on instructions
+  shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
+  general_share: float = 0.5  # of instructions, once they come in
+  general_after: int = 20  # steps on reasoning alone (R1: 1,300 of 1,700)
+  judged: int = 160  # instructions whose outputs the judge compares
+  judge: judge.Config = judge.Config()
+  preference: preference.Config = preference.Config(epochs=3)  # R1: 1, of 66k pairs
+  preference_optim: optim.Config = optim.Config(learning_rate=1e-3, schedule='cosine')
+  rl: rl.Config = rl.Config(steps=32, temperature=((0, 0.7),))
+  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  grpo: grpo.Config = dataclasses.replace(
+    grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
+  )
+  evaluate: evaluate.Config = evaluate.Config()
+  scoreboard: scoreboard.Config = scoreboard.Config()
+
+  def __post_init__(self) -> None:
+    grpo.check_group_size(self.grpo, self.rl.group_size)
+    if not 0 <= self.general_share <= 1:
+      raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')
+    if not 0 <= self.general_after <= self.rl.steps:
+      raise ValueError(
+        f'general_after: expected 0 to rl.steps = {self.rl.steps}, got '
+        f'{self.general_after}'
+      )
+    if self.judged < 1 or self.judged % self.rl.prompts_per_step:
+      raise ValueError(
+        f'judged: expected a multiple of rl.prompts_per_step = '
+        f'{self.rl.prompts_per_step}, got {self.judged}'
+      )
+
+
+def rewards(config: FinalRL) -> list[Weighted]:
+  """The rules; accuracy on all problems is measured and not rewarded."""
+  return [
+    Weighted('accuracy', rules.accuracy, 0.0),
+    Weighted('reasoning', rules.reasoning, config.reasoning_weight),
+    Weighted('language', rules.language_consistency, config.language_weight),
+    Weighted('readable', rules.readable, 0.0),
+  ]
+
+
+def order(config: FinalRL, where: recipe.Setting) -> Callable[[int], Problem]:
+  """Reasoning problems, from a step on mixed with instructions."""
+  reasoning = rl.problem_order(
+    where.train[: len(REASONING)], config.shares, config.seed
+  )
+  share = config.general_share
+  shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
+  everything = rl.problem_order(where.train, [*shares, share], config.seed)
+  first = config.general_after * config.rl.prompts_per_step
+  return lambda index: (reasoning if index < first else everything)(index)
+
+
+def preference_model(
+  run: Run,
+  config: FinalRL,
+  where: recipe.Setting,
+  model: lineage.Model,
+  params: Any,
+  devices: jax.sharding.Mesh,
+) -> preference.Scorer:
+  """Trained on what the judge says of the parent's outputs to instructions."""
+  generator = model.generator(where.max_prompt_length, devices)
+  (instructions,) = where.train[len(REASONING) :]
+  problems = instructions[: config.judged]
+  size, key = config.rl.prompts_per_step, jax.random.key(config.seed)
+  outputs: list[list[str]] = []
+  for begin in range(0, len(problems), size):
+    sampled = generator(
+      params,
+      jax.random.fold_in(evaluate.named_key(key, 'judged'), begin),
+      problems[begin : begin + size],
+      group_size=config.rl.group_size,
+      max_length=max(n for _, n in config.rl.max_length),
+      draw=drawing.Config(),
+    )
+    outputs += sampled.texts
+  pairs, counts = judge.pairs(problems, outputs, config.seed, config.judge)
+  file = run.workdir / 'pairs.json'
+  with explained(file):
+    file.write_text(json.dumps(dataclasses.asdict(counts)) + '\n')
+  voice: dict[str, Any] = {
+    'model': model.functions,
+    'tokenizer': model.tokenizer,
+    'template': model.template,
+  }
+  trained = preference.train(
+    run,
+    'preference',
+    params,
+    **voice,
+    pairs=pairs,
+    config=config.preference,
+    optimizer=optim.make(
+      config.preference_optim, preference.updates(pairs, config.preference)
+    ),
+    mesh=devices,
+    seed=config.seed,
+  )
+  return preference.Scorer(
+    trained, **voice, max_length=config.preference.max_length, mesh=devices
+  )
+
+
+def main(config: FinalRL) -> None:
+  """Trains the preference model, then reinforces."""
+  compilation.keep_on_disk()
+  parent = lineage.load(config.parent, 'rejection_sft')
+  where = recipe.setting(parent, config.data_dir)
+  where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
+  devices = mesh.fitting(
+    [
+      config.rl.prompts_per_step,
+      config.rl.micro_batch_rows,
+      config.evaluate.prompts_per_batch,
+    ]
+  )
+  model = parent.model
+  pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
+  with start(config, phases=('preference', 'rl'), facts=parent.fact) as run:
+    if lineage.finished(run):
+      return
+    with pool:
+      params = parent.params(devices)
+      scorer = preference_model(run, config, where, model, params, devices)
+      params = recipe.reinforce(
+        run,
+        model,
+        params,
+        pool=Panel(pool, scorer, config.preference_weight),
+        order=order(config, where),
+        where=where,
+        config=config.rl,
+        algorithm=config.grpo,
+        optimizer=config.rl_optim,
+        evaluation=config.evaluate,
+        mesh=devices,
+        seed=config.seed,
+      )
+    recipe.finish(
+      run,
+      'final_rl',
+      config,
+      model,
+      params,
+      where=where,
+      parents=[parent],
+      scores=config.scoreboard,
+      mesh=devices,
+      seed=config.seed,
+    )
+    report.write(run.workdir)
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    main(command.parse(FinalRL(), presets={'grpo': grpo.PRESETS}))

@@ -1,0 +1,99 @@
+"""The whole of R1 in miniature: from random numbers to distilled students, one command.
+
+Paper: DeepSeek-R1 (Nature version). R1-Zero, the four stages of R1, distillation; each
+stage is a module of its own that takes the work directory of the one before. Here they
+stand in a row. A stage's folder is named by all that its result depends on, so a
+finished stage is not run again, and a changed setting runs again what depends on it.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import cold_start, final_rl, r1_zero, reasoning_rl, rejection_sft
+from r1jax.stages import command, lineage
+from r1jax.stages.metrics import explained
+from r1jax.stages.run import plain_errors
+from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config
+
+PIPELINE = 'pipeline.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class R1:
+  """The whole of R1 in miniature."""
+
+  workdir: str = 'runs/r1'  # a folder for each stage, and the report
+  seed: int = 0  # everything random in every stage follows from it
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  r1_zero: r1_zero.R1Zero = r1_zero.R1Zero()
+  cold_start: cold_start.ColdStart = cold_start.ColdStart()
+  reasoning_rl: reasoning_rl.ReasoningRL = reasoning_rl.ReasoningRL()
+  rejection_sft: rejection_sft.RejectionSFT = rejection_sft.RejectionSFT()
+  final_rl: final_rl.FinalRL = final_rl.FinalRL()
+
+
+class _Stage(NamedTuple):
+  name: str
+  main: Callable[[Any], None]
+  config: Any
+
+
+STAGES: dict[str, Callable[[Any], None]] = {
+  'r1_zero': r1_zero.main,
+  'cold_start': cold_start.main,
+  'reasoning_rl': reasoning_rl.main,
+  'rejection_sft': rejection_sft.main,
+  'final_rl': final_rl.main,
+}
+
+
+def plan(config: R1) -> list[_Stage]:
+  """The stages in order, each with its folder and its parent's.
+
+  A folder's name ends with a digest of the stage's settings and its parent's folder.
+  """
+  stages: list[_Stage] = []
+  for name, main in STAGES.items():
+    stage = getattr(config, name)
+    shared = {'seed': config.seed, 'data_dir': config.data_dir}
+    parent = {'parent': stages[-1].config.workdir} if stages else {}
+    stage = dataclasses.replace(stage, **shared, **parent)
+    depends = {
+      field: value
+      for field, value in leaves(plain_config(stage)).items()
+      if field not in (*MAY_CHANGE, 'parent')
+    }
+    depends['parent'] = Path(parent.get('parent', '')).name
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    folder = Path(config.workdir) / f'{name}-{digest[:8]}'
+    stages.append(_Stage(name, main, dataclasses.replace(stage, workdir=str(folder))))
+  return stages
+
+
+def main(config: R1) -> None:
+  """Runs what is not finished, in order."""
+  stages = plan(config)
+  root = Path(config.workdir)
+  root.mkdir(parents=True, exist_ok=True)
+  partial = root / f'{PIPELINE}.partial'
+  with explained(partial):
+    folders = {stage.name: Path(stage.config.workdir).name for stage in stages}
+    partial.write_text(json.dumps(folders, indent=2) + '\n')
+    partial.replace(root / PIPELINE)
+  for number, (name, run, stage) in enumerate(stages, start=1):
+    done = (Path(stage.workdir) / lineage.RECORD).is_file()
+    state = 'is finished' if done else 'begins'
+    print(f'Stage {number} of {len(stages)}, {name}, {state}: {stage.workdir}')
+    if not done:
+      run(stage)
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    main(command.parse(R1()))

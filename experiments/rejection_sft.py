@@ -1,0 +1,111 @@
+"""R1's third stage in miniature: rejection sampling, and SFT from the base model.
+
+Paper: DeepSeek-R1 (Nature version), rejection sampling and SFT. The second stage's
+right and readable outputs to reasoning problems, and general data by careful writers,
+about a quarter of the set; the *base* model learns them in two epochs.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import random
+
+from r1jax import mesh, optim
+from r1jax.stages import (
+  command,
+  compilation,
+  finetune,
+  lineage,
+  recipe,
+  rejection,
+  rl,
+  scoreboard,
+)
+from r1jax.stages.run import plain_errors, start
+from r1jax.tasks import REASONING, Problem, web
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectionSFT:
+  """R1's third stage: SFT of the base on the outputs that pass, and general data."""
+
+  parent: str = 'runs/reasoning_rl'  # the work directory of reasoning_rl
+  workdir: str = 'runs/rejection_sft'  # all files of the stage
+  seed: int = 0  # everything random follows from it
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
+  general: int = 1000  # examples of general data (R1: 200k beside 600k)
+  writers: web.Config = web.CAREFUL  # of the general data
+  rejection: rejection.Config = rejection.Config(problems=960)
+  sft: finetune.Epochs = finetune.Epochs(epochs=2)
+  sft_optim: optim.Config = optim.Config(
+    learning_rate=5e-3, muon_learning_rate=0.007, warmup_steps=20, schedule='cosine'
+  )
+  scoreboard: scoreboard.Config = scoreboard.Config()
+
+  def __post_init__(self) -> None:
+    if self.general < 0:
+      raise ValueError(f'general: expected 0 or more, got {self.general}')
+
+
+def general_data(
+  config: RejectionSFT, problems: list[Problem]
+) -> list[tuple[str, str]]:
+  """Pairs of an instruction and a careful writer's output."""
+  found = []
+  for index in range(config.general):
+    problem = problems[index % len(problems)]
+    rng = random.Random(f'{config.seed} {index} general')
+    found.append((problem.question, web.write(config.writers, problem, rng)))
+  return found
+
+
+def main(config: RejectionSFT) -> None:
+  """Samples, filters, learns."""
+  compilation.keep_on_disk()
+  parent = lineage.load(config.parent, 'reasoning_rl')
+  zero = parent.ancestor('r1_zero')
+  where = recipe.setting(parent, config.data_dir)
+  where.check_length('rejection.max_length', config.rejection.max_length)
+  rows = config.sft.rows_per_step // config.sft.micro_batches
+  devices = mesh.fitting([config.rejection.prompts_per_batch, rows])
+  model = parent.model
+  with start(config, phases=('sft',), facts=parent.fact) as run:
+    if lineage.finished(run):
+      return
+    kept = rejection.collect(
+      run,
+      parent.params(devices),
+      rl.problem_order(where.train[: len(REASONING)], config.shares, config.seed),
+      generator=model.generator(where.max_prompt_length, devices),
+      config=config.rejection,
+      seed=config.seed,
+    )
+    examples = [(line['question'], line['output']) for line in kept]
+    params = recipe.imitate(
+      run,
+      model,
+      zero.params(devices, 'base'),
+      [*examples, *general_data(config, where.train[len(REASONING)])],
+      config=config.sft,
+      optimizer=config.sft_optim,
+      mesh=devices,
+      seed=config.seed,
+    )
+    recipe.finish(
+      run,
+      'rejection_sft',
+      config,
+      model,
+      params,
+      where=where,
+      parents=[parent, zero],
+      scores=config.scoreboard,
+      mesh=devices,
+      seed=config.seed,
+    )
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    main(command.parse(RejectionSFT()))

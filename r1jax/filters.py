@@ -1,0 +1,34 @@
+"""What is wrong with an output: R1's filters for the outputs that it learns from.
+
+The paper keeps of several outputs those that are right and readable: in one language,
+without long paragraphs, code blocks and repetition (Nature version, stages 1 and 3).
+"""
+
+from r1jax import language, tasks, text
+from r1jax.tasks import Problem
+
+LONGEST_LINE = 160  # characters of a paragraph
+FAULTS = ('form', 'wrong', 'language', 'paragraph', 'code', 'repetition')
+
+
+def faults(problem: Problem, output: str) -> list[str]:
+  """The names of all that is wrong with an output, in the order of `FAULTS`."""
+  parsed = text.parse(output)
+  if parsed is None:
+    return ['form']
+  lines = [line.strip() for line in output.splitlines() if line.strip()]
+  said = language.words(output)
+  found = {
+    'wrong': not tasks.verify(problem, parsed.answer),
+    'language': not all(language.is_of(word, problem.language) for word in said),
+    'paragraph': max(map(len, lines)) > LONGEST_LINE,
+    'code': '```' in output,
+    # Not in a right answer such as 3 3 or 7: in the thoughts, line by line.
+    'repetition': _repeats(parsed.think),
+  }
+  return [name for name in FAULTS if found.get(name)]
+
+
+def _repeats(think: str) -> bool:
+  lines = [line.strip() for line in think.splitlines() if line.strip()]
+  return len(set(lines)) < len(lines)

@@ -1,0 +1,235 @@
+"""What a finished stage hands on: a model, and a record of where it comes from.
+
+A stage that has come to its end leaves `stage.json` in its work directory: its config,
+the versions of its data, the digests of its parameters and its tokenizer, and the
+digests of the records of its parents, so that every model can be traced to a seed. The
+next stage takes that directory, and nothing else, to find all it needs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from r1jax import mesh as mesh_lib
+from r1jax import sampling, tasks, text
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+from r1jax.stages.checkpoint import Checkpoints, digest_of
+from r1jax.stages.generate import Generator
+from r1jax.stages.metrics import explained
+from r1jax.stages.run import Run
+from r1jax.stages.workdir import plain_config
+
+RECORD = 'stage.json'
+TOKENIZER = 'tokenizer.json'
+
+
+class LineageError(Exception):
+  """A parent that a stage can't start from; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model without its parameters: what it is, and how it reads and is asked."""
+
+  config: ModelConfig
+  tokenizer: text.Tokenizer
+  template: str  # a name in text.TEMPLATES
+
+  @functools.cached_property
+  def functions(self) -> sampling.Model:
+    """The decoder's functions."""
+    return sampling.Model(*decoder.functions(self.config, self.tokenizer.vocab_size))
+
+  @property
+  def matrices(self) -> Any:
+    """Its matrices, for Muon; see `optim.make`."""
+    return decoder.matrices(self.config)
+
+  def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
+    """Random parameters, placed on the mesh."""
+    return mesh_lib.put_boxed(mesh, jax.jit(self.boxed)(seed))
+
+  def boxed(self, seed: int) -> Any:
+    """Random parameters that carry the names of their axes."""
+    key = jax.random.key(seed)
+    return decoder.init(self.config, self.tokenizer.vocab_size, key)
+
+  def generator(self, max_prompt_length: int, mesh: jax.sharding.Mesh) -> Generator:
+    """The model's voice."""
+    return Generator(
+      self.functions, self.tokenizer, self.template, max_prompt_length, mesh
+    )
+
+  def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
+    """The tokens of a rendered question, and of an output with its end."""
+    prompt = text.render(self.template, question)
+    return (
+      self.tokenizer.encode(prompt),
+      [*self.tokenizer.encode(f' {output}'), self.tokenizer.eos_id],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A finished stage, as found in its work directory."""
+
+  path: Path
+  record: Mapping[str, Any]  # stage.json
+  digest: str  # of stage.json
+  model: Model
+
+  @property
+  def name(self) -> str:
+    """The stage's name, such as 'cold_start'."""
+    return self.record['stage']
+
+  @property
+  def fact(self) -> dict[str, str]:
+    """What a child's checkpoints depend on; see `run.start`."""
+    return {str(self.path.absolute() / RECORD): self.digest}
+
+  def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
+    """The parameters under a name, placed on every device.
+
+    Raises:
+      LineageError: they are not those that the record names.
+    """
+    saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}')
+    if saved.step is None or saved.manifest()['digest'] != self.record['params'][name]:
+      raise LineageError(
+        f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
+        'restore checkpoints/, or run that stage again in another folder'
+      )
+    like = mesh_lib.unbox(jax.eval_shape(self.model.boxed, 0))
+    return mesh_lib.put_everywhere(mesh, saved.restore(like))
+
+  def ancestor(self, name: str) -> 'Stage':
+    """The stage of this name among this one, its parents and theirs.
+
+    Raises:
+      LineageError: there is none, or it is no longer what it was.
+    """
+    found = self._find(name)
+    if found is None:
+      raise LineageError(f'{self.path}: expected {name} among its parents, found none')
+    return found
+
+  def _find(self, name: str) -> 'Stage | None':
+    if self.name == name:
+      return self
+    for parent in self.record['parents']:
+      stage = load(self.path / parent['path'])
+      if stage.digest != parent['digest']:
+        raise LineageError(
+          f'{stage.path} is not the {parent["stage"]} that {self.path} comes from; '
+          'run the later stages again from it, in other folders'
+        )
+      if found := stage._find(name):
+        return found
+    return None
+
+
+def load(path: str | os.PathLike[str], *expected: str) -> Stage:
+  """The finished stage in a work directory, of one of the expected names if any are.
+
+  Raises:
+    LineageError: there is none, it is another stage, or its tokenizer is another one.
+  """
+  path = Path(path)
+  if not (path / RECORD).is_file():
+    what = f'{" or ".join(expected)}' if expected else 'a stage'
+    command = f'python -m experiments.{expected[0] if expected else "r1"}'
+    raise LineageError(
+      f'parent: expected the work directory of {what} that has come to its end, but '
+      f'{path} has no {RECORD}; run `{command} --workdir {path}` first'
+    )
+  content = (path / RECORD).read_bytes()
+  try:
+    record = json.loads(content)
+    config = ModelConfig(**record['model'])
+    name, template, files = record['stage'], record['template'], record['files']
+  except (ValueError, KeyError, TypeError) as error:
+    raise LineageError(
+      f'{path / RECORD} is damaged ({error}); restore it, or run that stage again'
+    ) from error
+  if expected and name not in expected:
+    raise LineageError(
+      f'parent: expected the work directory of {" or ".join(expected)}, got that of '
+      f'{name} ({path})'
+    )
+  tokenizer = text.Tokenizer.load(path / TOKENIZER)
+  if tokenizer.digest != files[TOKENIZER]:
+    raise LineageError(
+      f'{path / TOKENIZER} is not the one that {RECORD} names; restore it'
+    )
+  digest = hashlib.sha256(content).hexdigest()
+  return Stage(path, record, digest, Model(config, tokenizer, template))
+
+
+def finished(run: Run) -> bool:
+  """Whether the stage in this work directory has come to its end; says so."""
+  done = (run.workdir / RECORD).is_file()
+  if done:
+    run.progress.say(f'The stage in {run.workdir} is finished.')
+  return done
+
+
+def finish(
+  run: Run,
+  stage: str,
+  config: Any,
+  model: Model,
+  params: Mapping[str, Any],
+  parents: Sequence[Stage] = (),
+) -> Stage:
+  """Writes a stage's models and, last of all, its record.
+
+  Args:
+    run: the stage's, at its end.
+    stage: its name.
+    config: the experiment's.
+    model: what the parameters belong to.
+    params: by name; 'final' is what the next stage starts from.
+    parents: stages that this one has taken something from.
+  """
+  digests = {}
+  for name, tree in params.items():
+    saved = Checkpoints(run.workdir / 'checkpoints' / f'model-{name}')
+    digests[name] = digest_of(tree)
+    if saved.step is None or saved.manifest()['digest'] != digests[name]:
+      saved.save(1, tree, {'phase': f'model-{name}'})
+      saved.wait()
+  if not (run.workdir / TOKENIZER).exists():
+    model.tokenizer.save(run.workdir / TOKENIZER)
+  names = (*tasks.REASONING, *tasks.GENERAL)
+  record = {
+    'stage': stage,
+    'config': plain_config(config),
+    'data': {name: tasks.module(name).VERSION for name in names},
+    'model': dataclasses.asdict(model.config),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
+    'template': model.template,
+    'files': {TOKENIZER: model.tokenizer.digest},
+    'params': digests,
+    'parents': [
+      {
+        'stage': parent.name,
+        'path': os.path.relpath(parent.path, run.workdir),
+        'digest': parent.digest,
+      }
+      for parent in parents
+    ],
+  }
+  partial = run.workdir / f'{RECORD}.partial'
+  with explained(partial):
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + '\n')
+    partial.replace(run.workdir / RECORD)
+  return load(run.workdir)

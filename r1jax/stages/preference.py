@@ -1,0 +1,320 @@
+"""Training of the preference model on the judge's pairs, and the reward it gives.
+
+The model reads a prompt and what a user is shown, never the thoughts, as the paper's
+helpfulness reward does. The pairs of step n are a function of (seed, n), so a run that
+was killed goes on to the same bits.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from r1jax import mesh as mesh_lib
+from r1jax import optim, preference, sampling, text
+from r1jax.rewards.judge import Pair
+from r1jax.stages import compilation
+from r1jax.stages.run import Run, TrainingError
+from r1jax.tasks import Problem, splits
+
+ROWS = 64  # texts scored at a time, or a few more so that they divide over the devices
+MEASURED = 256  # pairs for mean and deviation; their 512 texts give the mean to 4 %
+LOWEST = -1.0  # reward of what shows nothing; tanh never goes below
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How long and in which portions to train; what is held out."""
+
+  epochs: int = 1  # passes over the pairs (the paper: 1)
+  pairs_per_step: int = 32  # B (the paper: 256); what does not fill a step is left out
+  micro_batches: int = 1  # parts of the pairs that a gradient is summed over
+  max_length: int = 128  # T, tokens of prompt, shown text and end of sequence
+  checkpoint_every: int = 50  # steps; held-out pairs are scored as often, and at last
+  log_every: int = 10  # steps
+  held_out: float = 0.1  # share of the problems; at least one problem unless it is 0
+
+  def __post_init__(self) -> None:
+    for name in ('epochs', 'pairs_per_step', 'micro_batches', 'max_length',
+                 'checkpoint_every', 'log_every'):  # fmt: skip
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'preference.{name}: expected 1 or more, got {getattr(self, name)}'
+        )
+    if not 0 <= self.held_out < 1:
+      raise ValueError(
+        f'preference.held_out: expected 0 or more and less than 1, got {self.held_out}'
+      )
+    if self.pairs_per_step % self.micro_batches:
+      raise ValueError(
+        f'preference.micro_batches: expected a divisor of pairs_per_step='
+        f'{self.pairs_per_step}, got {self.micro_batches}'
+      )
+
+
+def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+  """Returns the pairs to train on and the held-out ones, which share no problem."""
+  names = {pair.problem.id for pair in pairs}
+  ordered = sorted(names, key=lambda name: (splits.uniform('preference', name), name))
+  held_out = set(ordered[: math.ceil(share * len(ordered))])
+  return (
+    [pair for pair in pairs if pair.problem.id not in held_out],
+    [pair for pair in pairs if pair.problem.id in held_out],
+  )
+
+
+def updates(pairs: Sequence[Pair], config: Config) -> int:
+  """Returns how many updates `train` makes on these pairs.
+
+  Raises:
+    ValueError: the pairs that are not held out are fewer than a step needs.
+  """
+  training, _ = split(pairs, config.held_out)
+  if len(training) < config.pairs_per_step:
+    raise ValueError(
+      f'preference.pairs_per_step: expected at most {len(training)}, the pairs left of '
+      f'{len(pairs)} when {config.held_out:g} of the problems are held out, got '
+      f'{config.pairs_per_step}; lower it, or give the judge more outputs'
+    )
+  return config.epochs * (len(training) // config.pairs_per_step)
+
+
+def encode(
+  problems: Sequence[Problem],
+  outputs: Sequence[str],
+  *,
+  tokenizer: text.Tokenizer,
+  template: str,
+  max_length: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns tokens int32 [N, T] and mask bool [N, T] of what the model reads.
+
+  That is the prompt, the shown text, cut at the right where it is too long, and an end
+  of sequence, where the score is read; then padding.
+
+  Raises:
+    ValueError: a prompt leaves no place for a token of the text.
+  """
+  tokens = np.full((len(outputs), max_length), tokenizer.pad_id, np.int32)
+  mask = np.zeros(tokens.shape, np.bool_)
+  for row, (problem, output) in enumerate(zip(problems, outputs, strict=True)):
+    prompt = tokenizer.encode(text.render(template, problem.question))
+    if len(prompt) + 2 > max_length:
+      raise ValueError(
+        f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '
+        f'the prompt of {problem.id!r} and 2 more, got {max_length}'
+      )
+    shown = tokenizer.encode(text.visible(output))
+    ids = [*(prompt + shown)[: max_length - 1], tokenizer.eos_id]
+    tokens[row, : len(ids)] = ids
+    mask[row, : len(ids)] = True
+  return tokens, mask
+
+
+def _encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> preference.Batch:
+  """Both sides of each pair, [N, 2, T]."""
+  problems = [pair.problem for pair in pairs for _ in range(2)]
+  outputs = [output for pair in pairs for output in (pair.chosen, pair.rejected)]
+  tokens, mask = encode(problems, outputs, **encoding)
+  shape = (len(pairs), 2, -1)
+  return preference.Batch(tokens.reshape(shape), mask.reshape(shape))
+
+
+Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _scoring(model: sampling.Model, mesh: jax.sharding.Mesh) -> Scoring:
+  """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape."""
+  rows = -(-ROWS // mesh.size) * mesh.size
+  function = jax.jit(
+    functools.partial(preference.score, forward=model.forward),
+    compiler_options=compilation.options(),
+  )
+
+  def score(params: Any, tokens_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
+    scores_N = np.zeros(len(tokens_NT), np.float32)
+    for first in range(0, len(tokens_NT), rows):
+      part = slice(first, first + rows)
+      missing = max(0, first + rows - len(tokens_NT))
+      batch = tuple(
+        np.pad(x_NT[part], ((0, missing), (0, 0))) for x_NT in (tokens_NT, mask_NT)
+      )
+      got_B = jax.device_get(function(params, *mesh_lib.put_batch(mesh, batch)))
+      scores_N[part] = got_B[: rows - missing]
+    return scores_N
+
+  return score
+
+
+def _score_pairs(score: Scoring, params: Any, pairs: preference.Batch) -> np.ndarray:
+  """Scores [N, 2], of the chosen texts and of the rejected ones."""
+  tokens, mask = (np.asarray(x) for x in (pairs.tokens, pairs.mask))
+  length = tokens.shape[-1]
+  flat = score(params, tokens.reshape(-1, length), mask.reshape(-1, length))
+  return flat.reshape(-1, 2)
+
+
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def _portion(data: preference.Batch, seed: int, step: int, size: int):
+  """The pairs of a step, counted from 1: every epoch in another order."""
+  count = len(data.tokens)
+  epoch, place = divmod(step - 1, count // size)
+  chosen = _order(seed, epoch, count)[place * size : (place + 1) * size]
+  return preference.Batch(data.tokens[chosen], data.mask[chosen])
+
+
+def train(
+  run: Run,
+  phase: str,
+  params: Any,
+  *,
+  model: sampling.Model,
+  tokenizer: text.Tokenizer,
+  template: str,
+  pairs: Sequence[Pair],
+  config: Config,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  seed: int,
+) -> Any:
+  """Returns the parameters of a preference model, from the last checkpoint on.
+
+  Over the texts that it was trained on, its scores have mean 0 and deviation 1.
+
+  Args:
+    run: of which `phase` is a part.
+    phase: its name in logs and checkpoints.
+    params: of the decoder to start from; they stay as they are.
+    model: the decoder's functions.
+    tokenizer: of the decoder.
+    template: a name in `text.TEMPLATES`.
+    pairs: see `judge.pairs`.
+    config: see `Config`.
+    optimizer: see `optim.make`; of `updates(pairs, config)` updates.
+    mesh: pairs lie along its data axis.
+    seed: of the order of the pairs.
+
+  Raises:
+    ValueError: see `updates` and `encode`; before any training.
+    TrainingError: the loss is no longer finite (the last checkpoint stays), or every
+      text has the same score.
+  """
+  steps = updates(pairs, config)
+  training, held_out = (
+    _encode_pairs(
+      part, tokenizer=tokenizer, template=template, max_length=config.max_length
+    )
+    for part in split(pairs, config.held_out)
+  )
+  fresh = preference.init(params, _width(model, params))
+  # Placed before the first step: another layout in the second would compile again.
+  state = mesh_lib.put_everywhere(mesh, optim.init(fresh, optimizer))
+  state, first = run.checkpoints[phase].resume(state)
+  score = _scoring(model, mesh)
+  step_fn = jax.jit(
+    functools.partial(
+      preference.step,
+      forward=model.forward,
+      optimizer=optimizer,
+      micro_batches=config.micro_batches,
+    ),
+    donate_argnums=0,
+  )
+  began = time.monotonic()
+  for step in range(first + 1, steps + 1):
+    batch = _portion(training, seed, step, config.pairs_per_step)
+    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
+    saves = step % config.checkpoint_every == 0 or step == steps
+    if step % config.log_every == 0 or saves or run.interrupted:
+      values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+      _check_finite(phase, step, values)
+      if saves and len(held_out.tokens):
+        values['held_out_accuracy'] = _accuracy(score, state.params, held_out)
+      values['time'] = {'seconds': time.monotonic() - began}
+      if step % config.log_every == 0 or saves:
+        run.log.write(phase, step, **values)
+      run.progress.update(phase, step, steps, values)
+      began = time.monotonic()
+    if saves or run.interrupted:
+      run.save(phase, step, state)
+  measured = _order(seed, 0, len(training.tokens))[:MEASURED]
+  sample = preference.Batch(training.tokens[measured], training.mask[measured])
+  scores = _score_pairs(score, state.params, sample)
+  if not scores.std():
+    raise TrainingError(
+      f'the preference model of {phase} gives every text the score {scores.mean():g} '
+      f'after {steps} steps; raise {phase}_optim.learning_rate or preference.epochs '
+      'and choose another --workdir'
+    )
+  return preference.standardised(state.params, scores)
+
+
+def _width(model: sampling.Model, params: Any) -> int:
+  """D, of the decoder's hidden states."""
+  ids = jnp.zeros((1, 1), jnp.int32)
+  hidden, _ = jax.eval_shape(model.forward, params, ids, ids, ids)
+  return hidden.shape[-1]
+
+
+def _accuracy(score: Scoring, params: Any, pairs: preference.Batch) -> float:
+  """The share of pairs whose chosen text has the higher score; a tie is a half."""
+  chosen, rejected = _score_pairs(score, params, pairs).T
+  return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))
+
+
+def _check_finite(phase: str, step: int, values: dict[str, Any]) -> None:
+  if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
+    raise TrainingError(
+      f'the loss of {phase} is {values["loss"]} and the gradient norm '
+      f'{values["grad_norm"]} at step {step}; lower {phase}_optim.learning_rate and '
+      'choose another --workdir (earlier checkpoints are intact)'
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+  """The preference reward: of outputs, in numbers from -1 to 1.
+
+  Standardised scores go through tanh. It keeps their order, and an output unlike all
+  that the model was trained on, whose score may be anything, earns no more than a right
+  answer does (1) and cannot set the scale of its whole group. An output that shows
+  nothing gets -1, below which none can go, whatever the model would say of it.
+  """
+
+  params: Any  # from `train`
+  model: sampling.Model
+  tokenizer: text.Tokenizer
+  template: str  # a name in text.TEMPLATES
+  max_length: int  # T; texts are cut to it
+  mesh: jax.sharding.Mesh
+
+  @functools.cached_property
+  def _score(self) -> Scoring:
+    return _scoring(self.model, self.mesh)
+
+  def __call__(self, problems: Sequence[Problem], outputs: Sequence[str]) -> np.ndarray:
+    """Returns a reward for each output, float32 [N].
+
+    Raises ValueError for a prompt that leaves no place for the text.
+    """
+    shows = np.array([bool(text.visible(output)) for output in outputs], np.bool_)
+    tokens, mask = encode(
+      problems,
+      outputs,
+      tokenizer=self.tokenizer,
+      template=self.template,
+      max_length=self.max_length,
+    )
+    rewards = np.full(len(outputs), LOWEST, np.float32)
+    rewards[shows] = np.tanh(self._score(self.params, tokens[shows], mask[shows]))
+    return rewards

@@ -1,0 +1,184 @@
+"""Rejection sampling: several outputs of a problem, of which the good ones are kept.
+
+R1's third stage samples several outputs a prompt and keeps the right and readable ones;
+its first stage does the same with R1-Zero's outputs (Nature version). What is written
+down is every output with what is wrong with it, so that the set can be looked through.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import drawing, filters
+from r1jax.stages.generate import Generator
+from r1jax.stages.metrics import explained, plain
+from r1jax.stages.run import Interruption, Run, TrainingError
+from r1jax.tasks import Problem
+
+Line = dict[str, Any]  # of the file: an output, its problem, and what is wrong with it
+SELECTION = ('duplicate', 'surplus')  # why good outputs are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How much to sample and how much of it to keep."""
+
+  problems: int = 480  # that are asked
+  samples: int = 16  # outputs of each
+  most_a_problem: int = 4  # that are kept; the first ones
+  prompts_per_batch: int = 16  # problems sampled at a time
+  max_length: int = 320  # T, tokens
+  draw: drawing.Config = drawing.Config()  # R1's first stage: temperature 1
+
+  def __post_init__(self) -> None:
+    for name in ('samples', 'most_a_problem', 'prompts_per_batch', 'max_length'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'rejection.{name}: expected 1 or more, got {getattr(self, name)}'
+        )
+    if self.problems < 1 or self.problems % self.prompts_per_batch:
+      raise ValueError(
+        f'rejection.problems: expected a multiple of rejection.prompts_per_batch = '
+        f'{self.prompts_per_batch}, got {self.problems}'
+      )
+
+
+def collect(
+  run: Run,
+  params: Any,
+  order: Callable[[int], Problem],
+  *,
+  generator: Generator,
+  config: Config,
+  seed: int,
+) -> list[Line]:
+  """Returns what is kept of the outputs to `config.problems` problems.
+
+  All outputs are written to `outputs.jsonl`, a batch at a time; a run that was killed
+  goes on with the batch at hand. `rejection.json` counts what became of them.
+
+  Raises:
+    Interruption: Ctrl-C was pressed.
+    TrainingError: nothing was kept.
+  """
+  file = run.workdir / 'outputs.jsonl'
+  lines = _complete(file, config)
+  root, size = jax.random.key(seed), config.prompts_per_batch
+  for batch in range(len(lines) // (size * config.samples), config.problems // size):
+    chosen = [order(index) for index in range(batch * size, (batch + 1) * size)]
+    outputs = generator(
+      params,
+      jax.random.fold_in(root, batch),
+      chosen,
+      group_size=config.samples,
+      max_length=config.max_length,
+      draw=config.draw,
+    )
+    new = [
+      {
+        'problem': problem.id,
+        'task': problem.task,
+        'question': problem.question,
+        'output': output,
+        'tokens': int(outputs.lengths[index, n]),
+        'faults': filters.faults(problem, output),
+      }
+      for index, (problem, group) in enumerate(zip(chosen, outputs.texts, strict=True))
+      for n, output in enumerate(group)
+    ]
+    with explained(file), file.open('a', encoding='utf-8', errors='replace') as end:
+      end.write(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in new))
+    lines += new
+    asked = (batch + 1) * size
+    good = np.mean([not line['faults'] for line in lines])
+    run.progress.update('sampling', asked, config.problems, {'accepted': good})
+    if run.interrupted:
+      raise Interruption(f'Stopped after {asked} problems. The same command goes on.')
+  kept = select(lines, config.most_a_problem)
+  counted = statistics(lines)
+  target = run.workdir / 'rejection.json'
+  with explained(target):
+    target.write_text(json.dumps(plain(counted), indent=2) + '\n')
+  if not kept:
+    faults = Counter(fault for line in lines for fault in line['faults'])
+    right = 1 - (faults['wrong'] + faults['form']) / len(lines)
+    most, times = faults.most_common(1)[0]
+    raise TrainingError(
+      f'none of {len(lines)} outputs is kept, so there is nothing to learn from: '
+      f'{right:.1%} are right, and {times} have the fault {most!r}; train the parent '
+      'for longer, or raise rejection.samples in another --workdir'
+    )
+  return kept
+
+
+def _complete(file: Path, config: Config) -> list[Line]:
+  """The lines of the batches that the file has whole; it is cut to them."""
+  if not file.exists():
+    return []
+  lines: list[Line] = []
+  for raw in file.read_bytes().splitlines():
+    try:
+      lines.append(json.loads(raw))
+    except ValueError:  # the kill came in the middle of it
+      break
+  size = config.prompts_per_batch * config.samples
+  lines = lines[: len(lines) // size * size]
+  partial = file.with_name(file.name + '.partial')
+  with explained(partial):
+    text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+    partial.write_text(text, encoding='utf-8')
+    partial.replace(file)
+  return lines
+
+
+def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
+  """The outputs without fault, each once, at most so many of a problem.
+
+  Those left out get the fault that says why, one of `SELECTION`.
+  """
+  kept: list[Line] = []
+  seen: set[tuple[str, str]] = set()
+  count: Counter[str] = Counter()
+  for line in lines:
+    if set(line['faults']) - set(SELECTION):
+      continue
+    problem, output = line['problem'], line['output']
+    if (problem, output) in seen:
+      line['faults'] = ['duplicate']
+    elif count[problem] >= most_a_problem:
+      line['faults'] = ['surplus']
+    else:
+      seen.add((problem, output))
+      count[problem] += 1
+      kept.append(line)
+  return kept
+
+
+def statistics(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
+  """By task: problems, outputs, those kept and their mean tokens, and why others not.
+
+  An output with several faults is counted under the first of them.
+  """
+  by_task: dict[str, list[Line]] = {}
+  for line in lines:
+    by_task.setdefault(line['task'], []).append(line)
+  return {
+    task: {
+      'problems': len({line['problem'] for line in found}),
+      'outputs': len(found),
+      'kept': sum(not line['faults'] for line in found),
+      'tokens': float(
+        np.mean([line['tokens'] for line in found if not line['faults']] or [np.nan])
+      ),
+      'dropped': dict(
+        Counter(line['faults'][0] for line in found if line['faults']).most_common()
+      ),
+    }
+    for task, found in by_task.items()
+  }

@@ -1,0 +1,94 @@
+"""A row of the stage table: a model on held-out problems of every kind.
+
+The paper compares its stages by reasoning, instruction following and preference (Nature
+version, table of the stages); language and readability are what it says of them in
+words. All models answer the same problems under the paper's evaluation protocol.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from r1jax import drawing
+from r1jax.rewards import Weighted, opponent, rules
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages import evaluate
+from r1jax.stages.generate import Generator
+from r1jax.stages.metrics import explained, plain
+from r1jax.stages.run import Run
+from r1jax.tasks import Problem
+
+FILE = 'evaluation.json'
+REWARDS = (
+  Weighted('accuracy', rules.accuracy, 1.0),
+  Weighted('language', rules.language_consistency, 0.0),
+  Weighted('readable', rules.readable, 0.0),
+  Weighted('preference', opponent.preference, 0.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How much to sample for a row of the stage table."""
+
+  reasoning: int = 96  # held-out problems, as many of each reasoning task
+  general: int = 64  # held-out instructions
+  samples: int = 16  # outputs of each
+  prompts_per_batch: int = 16  # problems sampled at a time
+  max_length: int = 320  # T, tokens
+  draw: drawing.Config = drawing.Config(temperature=0.6, top_p=0.95)  # the paper's
+  shown: int = 12  # problems of each kind whose first output is kept
+
+  def __post_init__(self) -> None:
+    for field in ('reasoning', 'general', 'samples', 'prompts_per_batch', 'max_length'):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f'scoreboard.{field}: expected 1 or more, got {getattr(self, field)}'
+        )
+
+
+def measure(
+  run: Run,
+  params: Any,
+  reasoning: Sequence[Problem],
+  general: Sequence[Problem],
+  *,
+  generator: Generator,
+  config: Config,
+  workers: int = 2,
+  seed: int,
+) -> dict[str, Any]:
+  """Returns a model's row and writes it to `evaluation.json`, with outputs to show."""
+  root = jax.random.key(seed)
+  row: dict[str, Any] = {}
+  with RewardPool(REWARDS, workers) as pool:
+    for kind, problems, count in (
+      ('reasoning', reasoning, config.reasoning),
+      ('general', general, config.general),
+    ):
+      values, shown = evaluate.evaluate(
+        params,
+        evaluate.named_key(root, kind),
+        problems[:count],
+        generator=generator,
+        pool=pool,
+        config=evaluate.Config(
+          samples=config.samples,
+          prompts_per_batch=config.prompts_per_batch,
+          draw=config.draw,
+          shown=config.shown,
+        ),
+        max_length=config.max_length,
+      )
+      row[kind] = {**values, 'shown': shown}
+      mean = values['pass_at_1']['mean']
+      run.progress.say(f'{kind}: pass@1 {mean:.1%} of {values["problems"]} problems')
+  file = run.workdir / FILE
+  partial = file.with_name(f'{FILE}.partial')
+  with explained(partial):
+    partial.write_text(json.dumps(plain(row), ensure_ascii=False) + '\n')
+    partial.replace(file)
+  return row

@@ -1,0 +1,104 @@
+"""Linear equations in one unknown with a whole solution: `solve 3x+4=19`.
+
+There are ways of different lengths to solve them: undo the sum and the product, or try
+one number after the other.
+"""
+
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Hashable, Iterator
+
+from r1jax.tasks import Problem
+from r1jax.tasks.splits import balanced, of_split
+
+VERSION = '1.0.0'  # of the files: to be raised with what they hold
+MOST_OF_A_KIND = 1500  # problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How hard the equations are."""
+
+  largest_factor: int = 9  # of x, from 2
+  largest_solution: int = 12  # x, from 1
+  largest_term: int = 12  # what is added to or taken from x's multiple, from 1
+
+  def __post_init__(self) -> None:
+    for name, most in (
+      ('largest_factor', 20),
+      ('largest_solution', 50),
+      ('largest_term', 50),
+    ):
+      if not 2 <= getattr(self, name) <= most:
+        raise ValueError(
+          f'tasks.equations.{name}: expected 2 to {most}, got {getattr(self, name)}'
+        )
+
+  @property
+  def name(self) -> str:
+    """The builder's config name: one per difficulty."""
+    return f'f{self.largest_factor}_x{self.largest_solution}_t{self.largest_term}'
+
+
+def problem(factor: int, term: int, other: int, solution: int) -> Problem:
+  """The equation factor·x + term = other·x + …, or without other·x if that is 0."""
+  right = factor * solution + term - other * solution
+  equation = f'{_side(factor, term)}={_side(other, right)}'
+  truth = {'factor': factor, 'term': term, 'other': other, 'x': solution}
+  return Problem(equation, 'equations', f'solve {equation}', truth)
+
+
+def _side(factor: int, term: int) -> str:
+  if not factor:
+    return str(term)
+  multiple = 'x' if factor == 1 else f'{factor}x'
+  return f'{multiple}{term:+d}'
+
+
+def _allowed(factor: int, term: int, other: int, solution: int) -> bool:
+  """Whether the right side has a term, above 0."""
+  return other < factor and (factor - other) * solution + term > 0
+
+
+@functools.cache
+def _all_problems(config: Config) -> tuple[Problem, ...]:
+  terms = range(1, config.largest_term + 1)
+  kinds: dict[str, list[Problem]] = {'plus': [], 'minus': [], 'both': []}
+  for factor in range(2, config.largest_factor + 1):
+    for solution in range(1, config.largest_solution + 1):
+      for term in terms:
+        kinds['plus'].append(problem(factor, term, 0, solution))
+        if _allowed(factor, -term, 0, solution):
+          kinds['minus'].append(problem(factor, -term, 0, solution))
+        for other in range(1, factor):
+          kinds['both'].append(problem(factor, term, other, solution))
+  return tuple(balanced(kinds.values(), MOST_OF_A_KIND))
+
+
+def generate(config: Config, split: str) -> Iterator[Problem]:
+  """Yields every problem of a split ('train' or 'test') in a fixed order."""
+  return of_split(_all_problems(config), split)
+
+
+def draw(config: Config, rng: random.Random) -> Problem:
+  """A random problem of either split."""
+  while True:
+    factor = rng.randint(2, config.largest_factor)
+    term = rng.randint(1, config.largest_term) * rng.choice((1, 1, -1))
+    other = rng.choice((0, 0, rng.randint(1, factor - 1))) if term > 0 else 0
+    solution = rng.randint(1, config.largest_solution)
+    if _allowed(factor, term, other, solution):
+      return problem(factor, term, other, solution)
+
+
+def verify(problem: Problem, answer: str) -> bool:
+  """Whether `answer` is the solution, as `5` or `x=5`."""
+  return answer_key(answer) == problem.truth['x']
+
+
+def answer_key(answer: str) -> Hashable | None:
+  """The number that the answer gives."""
+  found = re.fullmatch(r'\s*(?:x\s*=\s*)?([0-9]{1,9})\s*', answer)
+  return int(found[1]) if found else None

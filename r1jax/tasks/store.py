@@ -1,0 +1,147 @@
+"""Problems on disk, by way of tensorflow-datasets: built on first use, then read.
+
+A task is a module of this package with a `VERSION`, a `Config` that has a `name`, and
+`generate(config, split)`; see `r1jax.tasks`.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1jax import tasks
+from r1jax.tasks import Problem
+
+FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text
+
+
+def load(
+  task: str, config: Any, split: str, data_dir: str | None = None
+) -> list[Problem]:
+  """Returns a split's problems from disk, building the data set on first use.
+
+  Args:
+    task: its name.
+    config: the difficulty; each has its own folder.
+    split: 'train' or 'test'.
+    data_dir: where tensorflow-datasets keeps data; None is its own default.
+
+  Raises:
+    OSError: the files can't be written or read, or are damaged.
+    ValueError: no problem is that easy or that hard in one of the splits.
+  """
+  import tensorflow_datasets as tfds  # late: it takes a second
+
+  module = tasks.module(task)
+  place = Path(data_dir or tfds.core.constants.DATA_DIR)
+  folder = place / task / config.name / module.VERSION
+  if folder.exists():
+    _check_readable(folder)
+  else:
+    _check_splits(task, config)
+    _prepare(_builder(task, config, data_dir))
+  try:
+    return [
+      Problem(
+        id=row['id'].decode(),
+        task=task,
+        question=row['question'].decode(),
+        truth=json.loads(row['truth']),
+        language=row['language'].decode(),
+      )
+      for row in _builder(task, config, data_dir).as_data_source(split=split)
+    ]
+  except Exception as error:  # whatever a damaged file makes its reader raise
+    raise OSError(
+      f'the problems in {folder} are damaged ({type(error).__name__}); delete that '
+      'folder and start again: it is built anew'
+    ) from error
+
+
+def sources(
+  names: Sequence[str], config: Any, split: str, data_dir: str | None = None
+) -> list[list[Problem]]:
+  """Returns a split's problems of each task; `config` has a field for each of them."""
+  return [load(name, getattr(config, name), split, data_dir) for name in names]
+
+
+def by_turns(problems: Sequence[Sequence[Problem]]) -> list[Problem]:
+  """Returns a problem of each task by turns, while every task has one."""
+  return [problem for turn in zip(*problems, strict=False) for problem in turn]
+
+
+def _check_readable(folder: Path) -> None:
+  try:
+    for path in folder.iterdir():
+      path.open('rb').close()
+  except OSError as error:
+    raise OSError(
+      f'data_dir: {error.filename} cannot be read ({error.strerror}); mend that, or '
+      'choose another --data-dir'
+    ) from error
+
+
+def _prepare(builder: Any) -> None:
+  try:
+    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
+      builder.download_and_prepare()
+  except Exception as error:  # what is made of a full disk is no OSError
+    raise OSError(
+      f'data_dir: the problems could not be written to {builder.data_dir} '
+      f'({str(error).splitlines()[0]:.200}); make room, or choose another --data-dir'
+    ) from error
+
+
+def _check_splits(task: str, config: Any) -> None:
+  for split in ('train', 'test'):
+    if next(iter(tasks.module(task).generate(config, split)), None) is None:
+      raise ValueError(
+        f'tasks.{task}: expected problems in both splits, got none in {split!r} with '
+        f'{config}; raise what bounds its numbers'
+      )
+
+
+def _builder(task: str, config: Any, data_dir: str | None) -> Any:
+  """The tensorflow-datasets builder of a difficulty."""
+  import tensorflow_datasets as tfds
+
+  module = tasks.module(task)
+
+  def _info(self: Any) -> Any:
+    text = tfds.features.Text()
+    features = tfds.features.FeaturesDict(dict.fromkeys(FIELDS, text))
+    return self.dataset_info_from_configs(features=features)
+
+  def _split_generators(self: Any, dl_manager: Any) -> Any:
+    del dl_manager  # nothing to download
+    return {split: self._generate_examples(split) for split in ('train', 'test')}
+
+  def _generate_examples(self: Any, split: str) -> Any:
+    del self
+    for index, problem in enumerate(module.generate(config, split)):
+      row = {name: getattr(problem, name) for name in FIELDS}
+      yield index, {**row, 'truth': json.dumps(problem.truth)}
+
+  # The class is named by the task, and made anew for each call: no registry holds it.
+  builder = type(
+    task.capitalize(),
+    (tfds.core.GeneratorBasedBuilder,),
+    {
+      '__doc__': module.__doc__,
+      'VERSION': tfds.core.Version(module.VERSION),
+      'pkg_dir_path': Path(__file__).parent,  # such a class has no package of its own
+      '_info': _info,
+      '_split_generators': _split_generators,
+      '_generate_examples': _generate_examples,
+    },
+    skip_registration=True,
+  )
+  tfds.disable_progress_bar()
+  logging.getLogger('absl').setLevel(logging.ERROR)  # it warns of every custom config
+  return builder(
+    config=tfds.core.BuilderConfig(name=config.name, version=module.VERSION),
+    data_dir=data_dir,
+    file_format='array_record',
+  )

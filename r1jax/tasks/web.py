@@ -1,0 +1,217 @@
+"""The miniature's web: what a base model has read, in all tasks.
+
+Most documents are about Countdown (see `corpus`); the others solve equations and
+calculate, in ways of different lengths, with slips; or follow an instruction, or not.
+With `CAREFUL` the same writers make no mistake: the general data of R1's third stage.
+Document `index` of a seed is always the same, and none is about a held-out problem.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from r1jax import tasks
+from r1jax.language import NUMBERS, PHRASES
+from r1jax.tasks import Problem, arithmetic, corpus, countdown, equations, instructions
+from r1jax.tasks.corpus import Writer
+from r1jax.tasks.splits import held_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+  """How hard the problems of each task are."""
+
+  countdown: countdown.Config = countdown.Config()
+  equations: equations.Config = equations.Config()
+  arithmetic: arithmetic.Config = arithmetic.Config()
+  instructions: instructions.Config = instructions.Config()
+
+
+def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> Tasks:
+  """The difficulties that `dataclasses.asdict` has made plain."""
+  configs = {name: tasks.module(name).Config(**fields[name]) for name in fields}
+  return Tasks(**configs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What there is to read; rates are shares of documents."""
+
+  equations: float = 0.12  # documents that solve an equation
+  arithmetic: float = 0.1  # documents that calculate
+  instructions: float = 0.12  # documents that follow an instruction, or not
+  slip: float = 0.1  # lines of an equation or calculation with a wrong number
+  trying: float = 0.4  # writers who try numbers in an equation of one x
+  obedient: float = 0.5  # writers who do what an instruction says
+  native: float = 0.0  # writers who use the language that is asked for
+  kind: float = 0.3  # writers who say something kind before an answer to an instruction
+  summary: float = 0.1  # writers who summarise a solution before the answer
+  countdown: corpus.Config = corpus.Config()
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, float | int) and not 0 <= value <= 1:
+        raise ValueError(f'web.{field.name}: expected 0 to 1, got {value}')
+    if self.equations + self.arithmetic + self.instructions > 1:
+      raise ValueError(
+        'web.equations, web.arithmetic and web.instructions: expected at most 1 in '
+        f'all, got {self.equations + self.arithmetic + self.instructions:g}'
+      )
+
+
+# Nobody errs, everybody does what is said, in the language that is asked for.
+CAREFUL = Config(slip=0.0, trying=0.0, obedient=1.0, native=1.0)
+
+
+def document(config: Config, tasks: Tasks, seed: int, index: int) -> tuple[str, str]:
+  """Returns document `index`: a question, and somebody's thoughts and answer to it."""
+  rng = random.Random(f'{seed} {index} web')
+  shares = [config.equations, config.arithmetic, config.instructions]
+  names = ('equations', 'arithmetic', 'instructions', 'countdown')
+  name = rng.choices(names, [*shares, 1 - sum(shares)])[0]
+  if name == 'countdown':
+    return corpus.document(config.countdown, tasks.countdown, seed, index)
+  problem = _draw(name, getattr(tasks, name), rng)
+  return problem.question, write(config, problem, rng)
+
+
+def _draw(task: str, config: object, rng: random.Random) -> Problem:
+  """A random problem that is not held out."""
+  while True:
+    problem = tasks.module(task).draw(config, rng)
+    if not held_out(problem.id):
+      return problem
+
+
+def write(config: Config, problem: Problem, rng: random.Random) -> str:
+  """Somebody's thoughts and answer to a problem of any task but Countdown."""
+  writer = Writer(config.countdown, rng)
+  if writer.happens(config.native):
+    writer.languages = [PHRASES[problem.language]]
+  ways: dict[str, Callable[..., tuple[list[str], str, str]]] = {
+    'equations': _solve,
+    'arithmetic': _calculate,
+    'instructions': _follow,
+  }
+  thoughts, summary, answer = ways[problem.task](config, problem, writer)
+  lines = '\n'.join([writer.say('open'), *thoughts])
+  middle = f'\n{summary}\n' if summary else '\n'
+  return f'<think>{lines}</think>{middle}<answer>{answer}</answer>'
+
+
+def _slip(config: Config, number: int, writer: Writer) -> int:
+  """The number, or sometimes another one nearby."""
+  if not writer.happens(config.slip):
+    return number
+  return max(0, number + writer.rng.choice((-10, -2, -1, 1, 2, 10)))
+
+
+def _solve(
+  config: Config, problem: Problem, writer: Writer
+) -> tuple[list[str], str, str]:
+  """Undoes sum and product, or tries one number after the other."""
+  truth = problem.truth
+  factor, term, other = truth['factor'], truth['term'], truth['other']
+  right = (factor - other) * truth['x'] + term
+  if not other and writer.happens(config.trying):
+    return _try(config, truth, right, writer)
+  thoughts = [problem.id]
+  if other:
+    factor -= other
+    multiple = 'x' if factor == 1 else f'{factor}x'
+    thoughts.append(f'{multiple}{term:+d}={right}')
+  rest = _slip(config, right - term, writer)
+  # What was slipped may no longer divide; then a writer takes what is nearest.
+  x = max(1, _slip(config, round(rest / factor), writer))
+  if factor > 1:
+    thoughts.append(f'{factor}x={right}{-term:+d}={rest}')
+    thoughts.append(f'x={rest}/{factor}={x}')
+  else:
+    x = max(1, rest)
+    thoughts.append(f'x={right}{-term:+d}={x}')
+  return thoughts, _summary(config, f'x={x}', writer), str(x)
+
+
+def _try(
+  config: Config, truth: dict[str, int], right: int, writer: Writer
+) -> tuple[list[str], str, str]:
+  factor, term = truth['factor'], truth['term']
+  x, thoughts = writer.rng.randint(1, 6), []
+  for _ in range(8):
+    product = factor * x
+    result = _slip(config, product + term, writer)
+    verdict = corpus.judge(result, right)
+    thoughts.append(
+      f'x={x} {factor}*{x}{term:+d}={product}{term:+d}={result}?{right} '
+      f'{writer.say(verdict)}'
+    )
+    if verdict == 'yes' or writer.happens(writer.impatience / 2):
+      break
+    x = max(1, x + (1 if verdict == 'low' else -1))
+  return thoughts, _summary(config, f'x={x}', writer), str(x)
+
+
+def _calculate(
+  config: Config, problem: Problem, writer: Writer
+) -> tuple[list[str], str, str]:
+  """By tens and ones."""
+  left, sign, right = (problem.truth[name] for name in ('left', 'sign', 'right'))
+  ones, tens = left % 10, left - left % 10
+  if sign == '*':
+    first = _slip(config, tens * right, writer)
+    second = _slip(config, ones * right, writer)
+    result = _slip(config, first + second, writer)
+    thoughts = [
+      f'{tens}*{right}={first}',
+      f'{ones}*{right}={second}',
+      f'{first}+{second}={result}',
+    ]
+  else:
+    operate = corpus.expressions.OPERATIONS[sign]
+    half = _slip(config, operate(left, right - right % 10), writer)
+    result = _slip(config, operate(half, right % 10), writer)
+    thoughts = [
+      f'{left}{sign}{right - right % 10}={half}',
+      f'{half}{sign}{right % 10}={result}',
+    ]
+  return thoughts, _summary(config, f'{problem.id}={result}', writer), str(result)
+
+
+def _summary(config: Config, result: str, writer: Writer) -> str:
+  return f'{writer.say("used")} {result}' if writer.happens(config.summary) else ''
+
+
+def _follow(
+  config: Config, problem: Problem, writer: Writer
+) -> tuple[list[str], str, str]:
+  """Does what is said, or something like it."""
+  truth = problem.truth
+  thoughts = []
+  if truth['kind'] in ('translate', 'explain'):
+    total = truth['left'] + truth['right']
+    thoughts = [f'{truth["left"]}+{truth["right"]}={total}']
+  obedient = writer.happens(config.obedient)
+  answer = instructions.fulfil(problem) if obedient else _otherwise(problem, writer)
+  kind = writer.say('kind') if writer.happens(config.kind) else ''
+  return thoughts, kind, answer
+
+
+def _otherwise(problem: Problem, writer: Writer) -> str:
+  """What somebody answers who has not listened."""
+  truth = problem.truth
+  match truth['kind']:
+    case 'sort' | 'backwards':
+      items = [str(item) for item in truth['items']]
+      return ' '.join(writer.rng.sample(items, len(items)))
+    case 'translate':
+      other = 'en' if problem.language == 'pl' else 'pl'
+      return NUMBERS[other][truth['left'] + truth['right']]
+    case 'count':
+      layouts = instructions.LAYOUTS.values()
+      other = next(x for x in layouts if x != instructions.LAYOUTS[truth['how']])
+      return other.join(map(str, range(truth['first'], truth['last'] + 1)))
+  return str(truth['left'] + truth['right'])
