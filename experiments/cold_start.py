@@ -31,12 +31,17 @@ class ColdStart:
   seed: int = 0  # everything random follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
-  rejection: rejection.Config = rejection.Config()
-  sft: finetune.Epochs = finetune.Epochs(epochs=3)
+  rejection: rejection.Config = rejection.Config(problems=960)
+  sft: finetune.Epochs = finetune.Epochs(epochs=2)  # R1: 2 to 3
   sft_optim: optim.Config = optim.Config(
-    learning_rate=5e-3, muon_learning_rate=0.007, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
   )
   scoreboard: scoreboard.Config = scoreboard.Config()
+
+  @property
+  def own_seed(self) -> int:
+    """The seed of this stage alone."""
+    return recipe.own_seed(self.seed, 'cold_start')
 
 
 def main(config: ColdStart) -> None:
@@ -54,10 +59,10 @@ def main(config: ColdStart) -> None:
     kept = rejection.collect(
       run,
       zero.params(devices),
-      rl.problem_order(where.train, config.shares, config.seed),
+      rl.problem_order(where.train, config.shares, config.own_seed),
       generator=model.generator(where.max_prompt_length, devices),
       config=config.rejection,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     problems = {problem.id: problem for source in where.train for problem in source}
     examples = [
@@ -72,7 +77,7 @@ def main(config: ColdStart) -> None:
       config=config.sft,
       optimizer=config.sft_optim,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     recipe.finish(
       run,
@@ -84,7 +89,7 @@ def main(config: ColdStart) -> None:
       parents=[zero],
       scores=config.scoreboard,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
 
 

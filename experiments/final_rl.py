@@ -47,13 +47,13 @@ class FinalRL:
   preference_weight: float = 1.0  # of the preference model's reward on instructions
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
   general_share: float = 0.5  # of instructions, once they come in
-  general_after: int = 20  # steps on reasoning alone (R1: 1,300 of 1,700)
-  judged: int = 160  # instructions whose outputs the judge compares
+  general_after: int = 16  # steps on reasoning alone (R1: 1,300 of 1,700)
+  judged: int = 320  # instructions whose outputs the judge compares
   judge: judge.Config = judge.Config()
-  preference: preference.Config = preference.Config(epochs=3)  # R1: 1, of 66k pairs
-  preference_optim: optim.Config = optim.Config(learning_rate=1e-3, schedule='cosine')
-  rl: rl.Config = rl.Config(steps=32, temperature=((0, 0.7),))
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  preference: preference.Config = preference.Config(epochs=4)  # R1: 1, of 66k pairs
+  preference_optim: optim.Config = optim.Config(learning_rate=2e-3, schedule='cosine')
+  rl: rl.Config = rl.Config(steps=40, temperature=((0, 0.7),))
+  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine')
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
   )
@@ -75,6 +75,11 @@ class FinalRL:
         f'{self.rl.prompts_per_step}, got {self.judged}'
       )
 
+  @property
+  def own_seed(self) -> int:
+    """The seed of this stage alone."""
+    return recipe.own_seed(self.seed, 'final_rl')
+
 
 def rewards(config: FinalRL) -> list[Weighted]:
   """The rules; accuracy on all problems is measured and not rewarded."""
@@ -89,11 +94,11 @@ def rewards(config: FinalRL) -> list[Weighted]:
 def order(config: FinalRL, where: recipe.Setting) -> Callable[[int], Problem]:
   """Reasoning problems, from a step on mixed with instructions."""
   reasoning = rl.problem_order(
-    where.train[: len(REASONING)], config.shares, config.seed
+    where.train[: len(REASONING)], config.shares, config.own_seed
   )
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  everything = rl.problem_order(where.train, [*shares, share], config.seed)
+  everything = rl.problem_order(where.train, [*shares, share], config.own_seed)
   first = config.general_after * config.rl.prompts_per_step
   return lambda index: (reasoning if index < first else everything)(index)
 
@@ -110,7 +115,7 @@ def preference_model(
   generator = model.generator(where.max_prompt_length, devices)
   (instructions,) = where.train[len(REASONING) :]
   problems = instructions[: config.judged]
-  size, key = config.rl.prompts_per_step, jax.random.key(config.seed)
+  size, key = config.rl.prompts_per_step, jax.random.key(config.own_seed)
   outputs: list[list[str]] = []
   for begin in range(0, len(problems), size):
     sampled = generator(
@@ -122,7 +127,7 @@ def preference_model(
       draw=drawing.Config(),
     )
     outputs += sampled.texts
-  pairs, counts = judge.pairs(problems, outputs, config.seed, config.judge)
+  pairs, counts = judge.pairs(problems, outputs, config.own_seed, config.judge)
   file = run.workdir / 'pairs.json'
   with explained(file):
     file.write_text(json.dumps(dataclasses.asdict(counts)) + '\n')
@@ -142,7 +147,7 @@ def preference_model(
       config.preference_optim, preference.updates(pairs, config.preference)
     ),
     mesh=devices,
-    seed=config.seed,
+    seed=config.own_seed,
   )
   return preference.Scorer(
     trained, **voice, max_length=config.preference.max_length, mesh=devices
@@ -182,7 +187,7 @@ def main(config: FinalRL) -> None:
         optimizer=config.rl_optim,
         evaluation=config.evaluate,
         mesh=devices,
-        seed=config.seed,
+        seed=config.own_seed,
       )
     recipe.finish(
       run,
@@ -194,7 +199,7 @@ def main(config: FinalRL) -> None:
       parents=[parent],
       scores=config.scoreboard,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     report.write(run.workdir)
 

@@ -15,7 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import cold_start, final_rl, r1_zero, reasoning_rl, rejection_sft
+from experiments import (
+  cold_start,
+  distill,
+  final_rl,
+  r1_zero,
+  reasoning_rl,
+  rejection_sft,
+)
 from r1jax.stages import command, lineage
 from r1jax.stages.metrics import explained
 from r1jax.stages.run import plain_errors
@@ -36,6 +43,8 @@ class R1:
   reasoning_rl: reasoning_rl.ReasoningRL = reasoning_rl.ReasoningRL()
   rejection_sft: rejection_sft.RejectionSFT = rejection_sft.RejectionSFT()
   final_rl: final_rl.FinalRL = final_rl.FinalRL()
+  distill_small: distill.Distill = distill.Distill(student=distill.STUDENTS['small'])
+  distill_tiny: distill.Distill = distill.Distill(student=distill.STUDENTS['tiny'])
 
 
 class _Stage(NamedTuple):
@@ -50,6 +59,8 @@ STAGES: dict[str, Callable[[Any], None]] = {
   'reasoning_rl': reasoning_rl.main,
   'rejection_sft': rejection_sft.main,
   'final_rl': final_rl.main,
+  'distill_small': distill.main,
+  'distill_tiny': distill.main,
 }
 
 
@@ -62,7 +73,8 @@ def plan(config: R1) -> list[_Stage]:
   for name, main in STAGES.items():
     stage = getattr(config, name)
     shared = {'seed': config.seed, 'data_dir': config.data_dir}
-    parent = {'parent': stages[-1].config.workdir} if stages else {}
+    last = [s for s in stages if not s.name.startswith('distill')][-1:]
+    parent = {'parent': last[0].config.workdir} if last else {}
     stage = dataclasses.replace(stage, **shared, **parent)
     depends = {
       field: value

@@ -17,19 +17,26 @@ from pathlib import Path
 
 import jax
 
-from r1jax import grpo, mesh, optim, sft, text
+from r1jax import grpo, mesh, optim, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import command, compilation, evaluate, finetune, lineage, report, rl
+from r1jax.stages import (
+  command,
+  compilation,
+  evaluate,
+  finetune,
+  lineage,
+  recipe,
+  report,
+  rl,
+  scoreboard,
+)
 from r1jax.stages.run import plain_errors, start
 from r1jax.tasks import REASONING, web
-from r1jax.tasks.store import by_turns, sources
 
 TEMPLATE = 'plain'
-TOKENIZER_DOCUMENTS = 2000  # of the web, that the tokenizer is trained on
-STEP_DOCUMENTS = 10_000  # more than a step of base training reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +64,7 @@ class R1Zero:
   )
   base: finetune.Config = finetune.Config(
     # Rows as long as a prompt and its longest output: later positions must be known.
-    steps=3000,
+    steps=5000,
     rows_per_step=6,
     row_length=352,
     micro_batches=3,
@@ -76,6 +83,7 @@ class R1Zero:
     clip_high=0.28,
   )
   evaluate: evaluate.Config = evaluate.Config()
+  scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
@@ -110,28 +118,19 @@ def rewards(config: R1Zero) -> list[Weighted]:
   ]
 
 
-def _tokenizer(
-  file: Path, document: Callable[[int], str], vocab_size: int
-) -> text.Tokenizer:
-  """The run's tokenizer, or one for a new run."""
-  # Without config.json the folder is new, or somebody else's, which `start` refuses.
-  if file.exists() and file.with_name('config.json').exists():
-    return text.Tokenizer.load(file)
-  return text.Tokenizer.train(map(document, range(TOKENIZER_DOCUMENTS)), vocab_size)
-
-
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
   compilation.keep_on_disk()
-  train = sources(REASONING, config.tasks, 'train', config.data_dir)
-  held_out = sources(REASONING, config.tasks, 'test', config.data_dir)
-
-  def document(index: int) -> str:
-    question, output = web.document(config.web, config.tasks, config.seed, index)
-    return f'{text.render(TEMPLATE, question)} {output}'
+  where = recipe.new_setting(
+    config.tasks,
+    config.data_dir,
+    max_prompt_length=config.rl.max_prompt_length,
+    longest=config.base.row_length,
+  )
+  document = functools.partial(web.document, config.web, config.tasks, config.seed)
 
   tokenizer_file = Path(config.workdir) / lineage.TOKENIZER
-  tokenizer = _tokenizer(tokenizer_file, document, config.vocab_size)
+  tokenizer = recipe.tokenizer(tokenizer_file, document, TEMPLATE, config.vocab_size)
   sizes = {
     'base.rows_per_step / base.micro_batches': (
       config.base.rows_per_step // config.base.micro_batches
@@ -144,7 +143,7 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   model = lineage.Model(config.model, tokenizer, TEMPLATE)
   quantize = functools.partial(decoder.quantize, config=config.model)
   generator = model.generator(config.rl.max_prompt_length, devices)
-  for problems in [*train, *held_out]:
+  for problems in [*where.train, *where.held_out]:
     generator.encode(problems)  # a prompt too long is found out here
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
 
@@ -162,26 +161,14 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
       )
     if not tokenizer_file.exists():
       tokenizer.save(tokenizer_file)
-
-    def batch(step: int) -> sft.Batch:
-      def ids(index: int) -> list[int]:
-        return [
-          *tokenizer.encode(document(step * STEP_DOCUMENTS + index)),
-          tokenizer.eos_id,
-        ]
-
-      return finetune.pack(ids, config.base.rows_per_step, config.base.row_length)
-
-    base = finetune.train(
+    base = recipe.pretrain(
       run,
-      'base',
-      model.init(devices, config.seed),
-      model=model.functions,
-      batch=batch,
-      steps=config.base.steps,
+      model,
+      document,
       config=config.base,
-      optimizer=optim.make(config.base_optim, config.base.steps, model.matrices),
+      optimizer=config.base_optim,
       mesh=devices,
+      seed=config.seed,
     )
     policy = rl.train(
       run,
@@ -196,12 +183,22 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
         model.matrices,
         quantize if config.rl.int8_rollout else None,
       ),
-      order=rl.problem_order(train, config.shares, config.seed),
-      held_out=by_turns(held_out),
+      order=rl.problem_order(where.train[: len(REASONING)], config.shares, config.seed),
+      held_out=where.reasoning,
       evaluate=config.evaluate,
       seed=config.seed,
     )
-    lineage.finish(run, 'r1_zero', config, model, {'base': base, 'final': policy})
+    models = {'base': base, 'final': policy}
+    recipe.measure(
+      run,
+      model,
+      models,
+      where=where,
+      scores=config.scoreboard,
+      mesh=devices,
+      seed=config.seed,
+    )
+    lineage.finish(run, 'r1_zero', config, model, models)
     report.write(run.workdir)
   print('\n'.join(report.result(config.workdir)))
 

@@ -36,8 +36,9 @@ class ReasoningRL:
   accuracy_weight: float = 1.0  # of the accuracy reward
   language_weight: float = 1.0  # of the language-consistency reward (R1: 1)
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
-  rl: rl.Config = rl.Config(steps=40)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  rl: rl.Config = rl.Config(steps=60)
+  # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
+  rl_optim: optim.Config = optim.Config(learning_rate=4e-4, schedule='cosine')
   grpo: grpo.Config = dataclasses.replace(
     # clip: R1's ε. With two updates a rollout few ratios come near any bound.
     grpo.PRESETS['grpo'],
@@ -49,6 +50,11 @@ class ReasoningRL:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
+
+  @property
+  def own_seed(self) -> int:
+    """The seed of this stage alone."""
+    return recipe.own_seed(self.seed, 'reasoning_rl')
 
 
 def rewards(config: ReasoningRL) -> list[Weighted]:
@@ -84,7 +90,7 @@ def main(config: ReasoningRL) -> None:
         parent.params(devices),
         pool=pool,
         order=rl.problem_order(
-          where.train[: len(REASONING)], config.shares, config.seed
+          where.train[: len(REASONING)], config.shares, config.own_seed
         ),
         where=where,
         config=config.rl,
@@ -92,7 +98,7 @@ def main(config: ReasoningRL) -> None:
         optimizer=config.rl_optim,
         evaluation=config.evaluate,
         mesh=devices,
-        seed=config.seed,
+        seed=config.own_seed,
       )
     recipe.finish(
       run,
@@ -104,7 +110,7 @@ def main(config: ReasoningRL) -> None:
       parents=[parent],
       scores=config.scoreboard,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     report.write(run.workdir)
 

@@ -39,13 +39,18 @@ class RejectionSFT:
   rejection: rejection.Config = rejection.Config(problems=960)
   sft: finetune.Epochs = finetune.Epochs(epochs=2)
   sft_optim: optim.Config = optim.Config(
-    learning_rate=5e-3, muon_learning_rate=0.007, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
   )
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
     if self.general < 0:
       raise ValueError(f'general: expected 0 or more, got {self.general}')
+
+  @property
+  def own_seed(self) -> int:
+    """The seed of this stage alone."""
+    return recipe.own_seed(self.seed, 'rejection_sft')
 
 
 def general_data(
@@ -55,7 +60,7 @@ def general_data(
   found = []
   for index in range(config.general):
     problem = problems[index % len(problems)]
-    rng = random.Random(f'{config.seed} {index} general')
+    rng = random.Random(f'{config.own_seed} {index} general')
     found.append((problem.question, web.write(config.writers, problem, rng)))
   return found
 
@@ -76,10 +81,10 @@ def main(config: RejectionSFT) -> None:
     kept = rejection.collect(
       run,
       parent.params(devices),
-      rl.problem_order(where.train[: len(REASONING)], config.shares, config.seed),
+      rl.problem_order(where.train[: len(REASONING)], config.shares, config.own_seed),
       generator=model.generator(where.max_prompt_length, devices),
       config=config.rejection,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     examples = [(line['question'], line['output']) for line in kept]
     params = recipe.imitate(
@@ -90,7 +95,7 @@ def main(config: RejectionSFT) -> None:
       config=config.sft,
       optimizer=config.sft_optim,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
     recipe.finish(
       run,
@@ -102,7 +107,7 @@ def main(config: RejectionSFT) -> None:
       parents=[parent, zero],
       scores=config.scoreboard,
       mesh=devices,
-      seed=config.seed,
+      seed=config.own_seed,
     )
 
 

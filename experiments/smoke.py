@@ -14,7 +14,7 @@ from experiments import r1_zero
 from experiments.r1_zero import R1Zero
 from r1jax import grpo
 from r1jax.model.config import ModelConfig
-from r1jax.stages import command, evaluate, finetune, rl
+from r1jax.stages import command, evaluate, finetune, rl, scoreboard
 from r1jax.stages.run import plain_errors
 
 
@@ -33,6 +33,7 @@ class Smoke(R1Zero):
     steps=12,
     prompts_per_step=4,
     group_size=4,
+    max_prompt_length=32,
     max_length=((0, 48),),
     micro_batch_rows=4,
     minibatches=2,
@@ -42,7 +43,10 @@ class Smoke(R1Zero):
   )
   # In batches of the shape of a rollout, so that the sampler is compiled once.
   evaluate: evaluate.Config = evaluate.Config(
-    problems=8, final_problems=8, samples=4, prompts_per_batch=4
+    problems=8, samples=4, prompts_per_batch=4
+  )
+  scoreboard: scoreboard.Config = scoreboard.Config(
+    reasoning=8, general=4, samples=4, prompts_per_batch=4, max_length=48
   )
 
 

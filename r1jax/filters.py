@@ -16,19 +16,20 @@ def faults(problem: Problem, output: str) -> list[str]:
   parsed = text.parse(output)
   if parsed is None:
     return ['form']
-  lines = [line.strip() for line in output.splitlines() if line.strip()]
-  said = language.words(output)
+  said = '\n'.join(parsed)
+  thoughts = _lines(parsed.think)
   found = {
     'wrong': not tasks.verify(problem, parsed.answer),
-    'language': not all(language.is_of(word, problem.language) for word in said),
-    'paragraph': max(map(len, lines)) > LONGEST_LINE,
-    'code': '```' in output,
-    # Not in a right answer such as 3 3 or 7: in the thoughts, line by line.
-    'repetition': _repeats(parsed.think),
+    'language': not all(
+      language.is_of(word, problem.language) for word in language.words(said)
+    ),
+    'paragraph': any(len(line) > LONGEST_LINE for line in _lines(said)),
+    'code': '```' in said,
+    # Not in a right answer such as 3 3 7: in the thoughts, line by line.
+    'repetition': len(set(thoughts)) < len(thoughts),
   }
   return [name for name in FAULTS if found.get(name)]
 
 
-def _repeats(think: str) -> bool:
-  lines = [line.strip() for line in think.splitlines() if line.strip()]
-  return len(set(lines)) < len(lines)
+def _lines(text: str) -> list[str]:
+  return [line.strip() for line in text.splitlines() if line.strip()]

@@ -58,13 +58,20 @@ SCRIPTS: dict[str, str | tuple[str, ...]] = {
            'hi': 'DEVANAGARI', 'th': 'THAI', 'latin': 'LATIN'}  # fmt: skip
 LANGUAGES = (*PHRASES, *SCRIPTS)
 
-_WORD = re.compile(r'[^\W\d_]{2,}')  # one letter is the unknown of an equation
 _TAG = re.compile(r'</?\w+>')
 
 
 def words(text: str) -> list[str]:
-  """The words of `text` in lower case, without tags, numbers and single letters."""
-  return _WORD.findall(_TAG.sub(' ', text).lower())
+  """The words of `text` in lower case, without tags, numbers and single letters.
+
+  One letter is the unknown of an equation. Marks are parts of a word: Hindi and Thai
+  write vowels with them.
+  """
+  plain = unicodedata.normalize('NFC', _TAG.sub(' ', text)).lower()
+  spaced = ''.join(
+    sign if unicodedata.category(sign)[0] in 'LM' else ' ' for sign in plain
+  )
+  return [word for word in spaced.split() if len(word) > 1]
 
 
 @functools.cache

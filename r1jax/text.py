@@ -230,7 +230,8 @@ def visible(output: str) -> str:
   An output that never stops thinking shows nothing.
   """
   _, _, rest = output.partition('</think>')
-  return _TAG_PATTERN.sub('', rest).strip()
+  apart = _TAG_PATTERN.sub(' ', rest)  # words on both sides of a tag are two
+  return '\n'.join(line.strip() for line in apart.strip().splitlines())
 
 
 # The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), then

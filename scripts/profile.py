@@ -117,7 +117,7 @@ def _experiment(name: str) -> tuple[Any, Any]:
     workdir=time.strftime('runs/profile/%Y%m%d-%H%M%S'),
     base=dataclasses.replace(config.base, steps=min(300, config.base.steps)),
     rl=dataclasses.replace(config.rl, steps=5, evaluate_every=5),
-    evaluate=dataclasses.replace(config.evaluate, final_problems=16, problems=16),
+    evaluate=dataclasses.replace(config.evaluate, problems=16),
   )
 
 

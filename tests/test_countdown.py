@@ -1,8 +1,7 @@
-"""Problems, their splits and their files, and the checker of answers."""
+"""Problems, their splits, and the checker of answers; for the files see test_store."""
 
 import functools
 import itertools
-import operator
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import tasks
-from r1jax.tasks import Problem, countdown
+from r1jax.tasks import Problem, countdown, splits
 from r1jax.tasks.countdown import Config, generate
 
 PROBLEM = Problem(
@@ -81,9 +80,8 @@ def test_votes_agree_on_the_calculation_not_on_its_value():
 
 def test_an_unknown_task_is_named():
   problem = Problem('1', 'chess', 'mate in 1', {})
-  with pytest.raises(
-    ValueError, match=r"task: expected one of \['countdown'\].*'chess'"
-  ):
+  expected = r"task: expected one of \['arithmetic', 'countdown', .*\], got 'chess'"
+  with pytest.raises(ValueError, match=expected):
     tasks.verify(problem, 'Qh7')
 
 
@@ -122,7 +120,7 @@ def test_no_problem_of_any_test_split_is_in_any_train_split():
 @pytest.mark.parametrize('config', DIFFICULTIES)
 def test_the_held_out_share_and_any_prefix_are_fair(config):
   train, test = (list(generate(config, split)) for split in ('train', 'test'))
-  total, share = len(train) + len(test), countdown.TEST_SHARE
+  total, share = len(train) + len(test), splits.TEST_SHARE
   # Five standard deviations of a fair draw.
   assert abs(len(test) / total - share) < 5 * np.sqrt(share * (1 - share) / total)
   # A fair order does not sort targets: ranks are uncorrelated, within five deviations.
@@ -170,99 +168,22 @@ def test_an_unknown_split_is_refused():
     list(generate(Config(2, 3, 9), 'dev'))
 
 
-def test_files_give_back_what_was_generated_and_are_built_once(tmp_path, monkeypatch):
-  config = Config(3, 4, 20)
-  by_id = operator.attrgetter('id')
-  expected = {
-    split: sorted(generate(config, split), key=by_id) for split in ('train', 'test')
-  }
-  train = countdown.load(config, 'train', str(tmp_path))
-  assert sorted(train, key=by_id) == expected['train']
-
-  def rebuilt(*args):
-    raise AssertionError('built again')
-
-  monkeypatch.setattr(countdown, 'generate', rebuilt)
-  test = countdown.load(config, 'test', str(tmp_path))
-  assert sorted(test, key=by_id) == expected['test']
-  assert countdown.load(config, 'train', str(tmp_path)) == train  # in the same order
-  with pytest.raises(AssertionError, match='built again'):  # another difficulty
-    countdown.load(Config(3, 3, 20), 'train', str(tmp_path))
-
-
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'numbers': 1}, 'task.numbers: expected 2 to 4, got 1'),
-    ({'numbers': 5}, 'task.numbers: expected 2 to 4, got 5'),
-    ({'largest': 1}, 'task.largest: expected 2 to 20, got 1'),
-    ({'largest': 21}, 'task.largest: expected 2 to 20, got 21'),
-    ({'highest_target': 0}, 'task.highest_target: expected 1 or more, got 0'),
+    ({'numbers': 1}, 'tasks.countdown.numbers: expected 2 to 4, got 1'),
+    ({'numbers': 5}, 'tasks.countdown.numbers: expected 2 to 4, got 5'),
+    ({'largest': 1}, 'tasks.countdown.largest: expected 2 to 20, got 1'),
+    ({'largest': 21}, 'tasks.countdown.largest: expected 2 to 20, got 21'),
+    (
+      {'highest_target': 0},
+      'tasks.countdown.highest_target: expected 1 or more, got 0',
+    ),
   ],
 )
 def test_impossible_difficulties_are_refused(fields, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
     Config(**fields)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-  (tmp_path / 'file').write_text('not a folder')
-  with pytest.raises(OSError, match=r'data_dir: .*/file/.*choose another --data-dir'):
-    countdown.load(Config(2, 6, 9), 'train', str(tmp_path / 'file'))
-
-
-def test_a_difficulty_without_held_out_problems_is_refused(tmp_path):
-  config = Config(2, 3, 1)
-  assert not list(generate(config, 'test'))
-  with pytest.raises(ValueError, match="problems in both splits, got none in 'test'"):
-    countdown.load(config, 'train', str(tmp_path))
-
-
-def test_damaged_files_are_named(tmp_path):
-  config = Config(2, 6, 9)
-  countdown.load(config, 'test', str(tmp_path))
-  (file,) = tmp_path.rglob('*test.array_record*')
-  content = bytearray(file.read_bytes())
-  content[len(content) // 2] ^= 255
-  file.write_bytes(content)
-  with pytest.raises(OSError, match=r'problems in .* are damaged .*delete that folder'):
-    countdown.load(config, 'test', str(tmp_path))
-
-
-def test_a_damaged_description_of_the_files_is_named(tmp_path):
-  config = countdown.Config(numbers=2, largest=5)
-  countdown.load(config, 'test', str(tmp_path))
-  (info,) = tmp_path.rglob('dataset_info.json')
-  info.write_text('{')
-  with pytest.raises(OSError, match=r'are damaged .*delete that folder') as error:
-    countdown.load(config, 'test', str(tmp_path))
-  assert str(info.parent) in str(error.value)
-
-
-def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
-  # Root may read everything, so the refusal is played.
-  config = countdown.Config(numbers=2, largest=5)
-  countdown.load(config, 'test', str(tmp_path))
-
-  def refuse(path, *args):
-    raise PermissionError(13, 'Permission denied', str(path))
-
-  monkeypatch.setattr(type(tmp_path), 'open', refuse)
-  with pytest.raises(OSError, match=r'cannot be read .Permission denied.; mend that'):
-    countdown.load(config, 'test', str(tmp_path))
-
-
-def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
-  import tensorflow_datasets as tfds
-
-  def fail(*args, **settings):
-    raise RuntimeError('No space left on device\nstack of a writer in another language')
-
-  monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, 'download_and_prepare', fail)
-  with pytest.raises(OSError, match=r'could not be written .*No space left') as error:
-    countdown.load(countdown.Config(numbers=2, largest=5), 'test', str(tmp_path))
-  assert str(error.value).endswith('; make room, or choose another --data-dir')
-  assert '\n' not in str(error.value)
 
 
 def test_the_highest_target_may_be_huge():

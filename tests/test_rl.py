@@ -325,9 +325,7 @@ def trained(tmp_path_factory):
         trainer=Trainer(generator, pool, config, grpo.Config(), optim.Config()),
         problems=problems[:10],
         held_out=problems[10:],
-        evaluate=evaluate.Config(
-          problems=1, final_problems=3, samples=3, prompts_per_batch=3
-        ),
+        evaluate=evaluate.Config(problems=3, samples=3, prompts_per_batch=3),
         seed=0,
       )
   assert policy['x'] == 5

@@ -22,15 +22,14 @@ from r1jax.tasks import Problem
 class Config:
   """How much to sample."""
 
-  problems: int = 64  # held-out problems at every evaluation during training
-  final_problems: int = 128  # at the first and the last one
+  problems: int = 96  # held-out problems, the same ones at every evaluation
   samples: int = 16  # k of pass@k and cons@k
   prompts_per_batch: int = 16  # problems sampled at a time
   draw: drawing.Config = drawing.Config()  # as in rollouts (the paper: 0.6, top-p 0.95)
   shown: int = 8  # problems whose first output is kept for the report
 
   def __post_init__(self) -> None:
-    for field in ('problems', 'final_problems', 'samples', 'prompts_per_batch'):
+    for field in ('problems', 'samples', 'prompts_per_batch'):
       if getattr(self, field) < 1:
         raise ValueError(
           f'evaluate.{field}: expected 1 or more, got {getattr(self, field)}'

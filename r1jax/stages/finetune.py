@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from r1jax import mesh as mesh_lib
-from r1jax import optim, sampling, sft
+from r1jax import optim, sft
 from r1jax.stages.run import Run, TrainingError
 
 
@@ -82,6 +82,7 @@ class Passes:
 
   Attributes:
     steps: of all epochs.
+    tokens: of all epochs, prompts included.
 
   Raises ValueError without examples, or for one that is longer than a row.
   """
@@ -101,9 +102,11 @@ class Passes:
       order = np.random.default_rng((seed, epoch)).permutation(len(examples))
       self._rows += _in_rows(order.tolist(), examples, config.row_length)
     self.steps = -(-len(self._rows) // config.rows_per_step)
+    self.tokens = config.epochs * sum(len(x.prompt) + len(x.output) for x in examples)
 
-  def batch(self, step: int) -> sft.Batch:
+  def batch(self, step: int, params: Any = None) -> sft.Batch:
     """The rows of a step, counted from 1; the last step's may be padded."""
+    del params  # the examples are what they are
     rows, length = self._config.rows_per_step, self._config.row_length
     batch = _empty(rows, length)
     for row, chosen in enumerate(self._rows[(step - 1) * rows : step * rows]):
@@ -184,12 +187,13 @@ def train(
   phase: str,
   params: Any,
   *,
-  model: sampling.Model,
-  batch: Callable[[int], sft.Batch],
+  step: Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]],
+  batch: Callable[[int, Any], sft.Batch],
   steps: int,
   config: Config | Epochs,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  constants: tuple[Any, ...] = (),
 ) -> Any:
   """Returns the parameters after `steps` updates, from the last checkpoint on.
 
@@ -197,12 +201,15 @@ def train(
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
     params: to start from when there is no checkpoint.
-    model: the decoder's functions.
-    batch: step, from 1 on -> what to learn from; see `pack` and `Passes`.
+    step: (state, batch, *constants) -> state, metrics: `sft.step` or like it, without
+      optimizer and micro-batches.
+    batch: (step, from 1 on, and the parameters then) -> what to learn from; see `pack`
+      and `Passes`.
     steps: updates.
     config: see `Config` and `Epochs`.
     optimizer: see `optim.make`.
     mesh: rows lie along its data axis.
+    constants: arrays that `step` takes beside, such as a teacher's parameters.
 
   Raises:
     TrainingError: the loss is no longer finite. The last checkpoint stays.
@@ -213,35 +220,29 @@ def train(
   state = mesh_lib.put_everywhere(mesh, optim.init(own, optimizer))
   state, first = run.checkpoints[phase].resume(state)
   step_fn = jax.jit(
-    functools.partial(
-      sft.step,
-      forward=model.forward,
-      logits=model.logits,
-      optimizer=optimizer,
-      micro_batches=config.micro_batches,
-    ),
+    functools.partial(step, optimizer=optimizer, micro_batches=config.micro_batches),
     donate_argnums=0,
   )
   began, tokens = time.monotonic(), 0
-  for step in range(first + 1, steps + 1):
-    rows = batch(step)
+  for number in range(first + 1, steps + 1):
+    rows = batch(number, state.params)
     tokens += int(rows.weights.sum())
-    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows))
-    saves = step % config.checkpoint_every == 0 or step == steps
-    if step % config.log_every == 0 or saves or run.interrupted:
+    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows), *constants)
+    saves = number % config.checkpoint_every == 0 or number == steps
+    if number % config.log_every == 0 or saves or run.interrupted:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
         raise TrainingError(
           f'the loss of {phase} is {values["loss"]} and the gradient norm '
-          f'{values["grad_norm"]} at step {step}; lower {phase}_optim.learning_rate '
+          f'{values["grad_norm"]} at step {number}; lower {phase}_optim.learning_rate '
           'and choose another --workdir (earlier checkpoints are intact)'
         )
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
-      if step % config.log_every == 0:
-        run.log.write(phase, step, **values)
-      run.progress.update(phase, step, steps, values)
+      if number % config.log_every == 0:
+        run.log.write(phase, number, **values)
+      run.progress.update(phase, number, steps, values)
       began, tokens = time.monotonic(), 0
     if saves or run.interrupted:
-      run.save(phase, step, state)
+      run.save(phase, number, state)
   return state.params

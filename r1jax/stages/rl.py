@@ -42,8 +42,9 @@ def problem_order(
   passes = [
     grain.MapDataset.source(problems).seed(seed + n).shuffle().repeat()
     for n, problems in enumerate(sources)
+    if shares[n]
   ]
-  mixed = grain.MapDataset.mix(passes, shares)
+  mixed = grain.MapDataset.mix(passes, [share for share in shares if share])
   return lambda index: mixed[index]
 
 
@@ -355,11 +356,10 @@ def _measure(
 ) -> None:
   """Evaluates the policy of `step` and writes down and shows what comes out."""
   last = trainer.config.steps
-  problems = config.final_problems if step in (0, last) else config.problems
   values, shown = evaluation.evaluate(
     params,
     named_key(jax.random.fold_in(root, step), 'evaluate'),
-    held_out[:problems],
+    held_out[: config.problems],
     generator=trainer.generator,
     pool=trainer.pool,
     config=config,

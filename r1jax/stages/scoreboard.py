@@ -8,6 +8,7 @@ words. All models answer the same problems under the paper's evaluation protocol
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,6 @@ from r1jax.stages.metrics import explained, plain
 from r1jax.stages.run import Run
 from r1jax.tasks import Problem
 
-FILE = 'evaluation.json'
 REWARDS = (
   Weighted('accuracy', rules.accuracy, 1.0),
   Weighted('language', rules.language_consistency, 0.0),
@@ -50,6 +50,11 @@ class Config:
         )
 
 
+def file(workdir: Path, name: str) -> Path:
+  """Where a row is written; a stage with several models names each."""
+  return workdir / f'evaluation-{name}.json'
+
+
 def measure(
   run: Run,
   params: Any,
@@ -60,8 +65,9 @@ def measure(
   config: Config,
   workers: int = 2,
   seed: int,
+  name: str = 'final',
 ) -> dict[str, Any]:
-  """Returns a model's row and writes it to `evaluation.json`, with outputs to show."""
+  """Returns a model's row and writes it, with outputs to show, to `file(name)`."""
   root = jax.random.key(seed)
   row: dict[str, Any] = {}
   with RewardPool(REWARDS, workers) as pool:
@@ -85,10 +91,10 @@ def measure(
       )
       row[kind] = {**values, 'shown': shown}
       mean = values['pass_at_1']['mean']
-      run.progress.say(f'{kind}: pass@1 {mean:.1%} of {values["problems"]} problems')
-  file = run.workdir / FILE
-  partial = file.with_name(f'{FILE}.partial')
+      run.progress.say(f'{name}, {kind}: pass@1 {mean:.1%}')
+  path = file(run.workdir, name)
+  partial = path.with_name(f'{path.name}.partial')
   with explained(partial):
     partial.write_text(json.dumps(plain(row), ensure_ascii=False) + '\n')
-    partial.replace(file)
+    partial.replace(path)
   return row

@@ -1,7 +1,8 @@
-"""Arithmetic of several digits: `calculate 47*6`, `calculate 38+57`, `calculate 92-45`.
+"""Arithmetic of several digits: `calculate 47*6`, `calculate 57+38`, `calculate 92-45`.
 
 Numbers that end in 0 are left out: they are the steps of the calculation by digits, so
-the thoughts about one problem would state the answer to another.
+the thoughts about one problem would state the answer to another. The larger number
+stands first: 57+38 and 38+57 could be in different splits, and are the same.
 """
 
 import dataclasses
@@ -13,16 +14,18 @@ from collections.abc import Hashable, Iterator
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 
-VERSION = '1.0.0'  # of the files: to be raised with what they hold
+VERSION = '1.1.0'  # of the files: to be raised with what they hold
 MOST_OF_A_KIND = 1500  # problems
 LEAST = 21  # of the left number; Countdown's schoolbooks calculate below
+# Looks ahead, so that of 3+25+12 both sums are found.
+_CALCULATION = re.compile(r'(?<![0-9])(?=([0-9]+)([-+*])([0-9]+)(?![0-9]))')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """How large the numbers are."""
 
-  largest: int = 99  # of the left number, and of a right one that is added or taken
+  largest: int = 99  # of the left number; the right one is smaller
 
   def __post_init__(self) -> None:
     if not 30 <= self.largest <= 99:
@@ -47,22 +50,21 @@ def problem(left: int, sign: str, right: int) -> Problem:
 
 
 def _allowed(left: int, sign: str, right: int) -> bool:
-  return left % 10 > 0 and right % 10 > 0 and (sign != '-' or right < left)
+  least, most = (2, 9) if sign == '*' else (11, left - 1)
+  return left >= LEAST and least <= right <= most and left % 10 > 0 and right % 10 > 0
 
 
 @functools.cache
 def _all_problems(config: Config) -> tuple[Problem, ...]:
-  kinds = []
-  for sign in '+-*':
-    rights = range(2, 10) if sign == '*' else range(11, config.largest + 1)
-    kinds.append(
-      [
-        problem(left, sign, right)
-        for left in range(LEAST, config.largest + 1)
-        for right in rights
-        if _allowed(left, sign, right)
-      ]
-    )
+  kinds = [
+    [
+      problem(left, sign, right)
+      for left in range(LEAST, config.largest + 1)
+      for right in range(2, left)
+      if _allowed(left, sign, right)
+    ]
+    for sign in '+-*'
+  ]
   return tuple(balanced(kinds, MOST_OF_A_KIND))
 
 
@@ -75,9 +77,21 @@ def draw(config: Config, rng: random.Random) -> Problem:
   """A random problem of either split."""
   while True:
     left, sign = rng.randint(LEAST, config.largest), rng.choice('+-*')
-    right = rng.randint(2, 9) if sign == '*' else rng.randint(11, config.largest)
+    right = rng.randint(2, 9) if sign == '*' else rng.randint(11, left - 1)
     if _allowed(left, sign, right):
       return problem(left, sign, right)
+
+
+def stated(text: str) -> Iterator[str]:
+  """Yields the names of all problems in `text`, of any difficulty.
+
+  Within longer calculations too, and of sums and products in either order.
+  """
+  for left, sign, right in _CALCULATION.findall(text):
+    numbers = int(left), int(right)
+    larger, smaller = numbers if sign == '-' else (max(numbers), min(numbers))
+    if _allowed(larger, sign, smaller):
+      yield problem(larger, sign, smaller).id
 
 
 def verify(problem: Problem, answer: str) -> bool:

@@ -3,8 +3,9 @@
 A base model needs a world to have read. These writers differ in method, in patience
 and in language (English, Polish, or both at once); they go through the combinations in
 order or at random, miscalculate, misjudge, correct themselves, bluff and give up. So a
-model of this text can do everything that reasoning needs and mostly does not. Document
-`index` of a seed is always the same, and none is about a held-out problem.
+model of this text can do everything that reasoning needs and mostly does not. No
+document is about a held-out problem; a search for another target with the same numbers
+may pass its solution.
 """
 
 import dataclasses
@@ -58,10 +59,9 @@ class Config:
 
 
 def document(
-  config: Config, task: countdown.Config, seed: int, index: int
+  config: Config, task: countdown.Config, rng: random.Random
 ) -> tuple[str, str]:
-  """Returns document `index`: a question, and somebody's thoughts and answer to it."""
-  rng = random.Random(f'{seed} {index}')
+  """Returns a question, and somebody's thoughts and answer to it."""
   writer = Writer(config, rng)
   if writer.happens(config.schoolbook):
     return 'practise', writer.drill(task)

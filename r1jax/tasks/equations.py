@@ -15,6 +15,7 @@ from r1jax.tasks.splits import balanced, of_split
 
 VERSION = '1.0.0'  # of the files: to be raised with what they hold
 MOST_OF_A_KIND = 1500  # problems
+_EQUATION = re.compile(r'(?<!\S)[0-9]+x[-+][0-9]+=(?:[0-9]*x[-+])?[0-9]+(?!\S)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,11 @@ def draw(config: Config, rng: random.Random) -> Problem:
     solution = rng.randint(1, config.largest_solution)
     if _allowed(factor, term, other, solution):
       return problem(factor, term, other, solution)
+
+
+def stated(text: str) -> list[str]:
+  """The names of all problems in `text` that stand alone, of any difficulty."""
+  return _EQUATION.findall(text)
 
 
 def verify(problem: Problem, answer: str) -> bool:

@@ -35,6 +35,7 @@ def write(workdir: Path | str) -> Path:
     title=escape(f'{run.experiment} · {workdir.resolve().name}'),
     facts=' · '.join(words.facts(run)),
     body='\n'.join(body),
+    source='config.json, metrics.jsonl and samples.jsonl of the run',
   )
   partial = workdir / 'report.html.tmp'
   with explained(partial):

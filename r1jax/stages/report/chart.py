@@ -35,16 +35,23 @@ class Curve(NamedTuple):
 
 
 def line_chart(
-  curves: Sequence[Curve], *, label: str, share: bool, width: int, height: int
+  curves: Sequence[Curve],
+  *,
+  label: str,
+  share: bool,
+  width: int,
+  height: int,
+  highest: float = 0.0,
 ) -> str:
   """An <svg> of `curves` over steps; the vertical axis holds 0.
 
-  `label` is read out in place of the picture. A `share` is written in per cent.
+  `label` is read out in place of the picture. A `share` is written in per cent. The
+  axis reaches at least `highest`, so that charts side by side can have one scale.
   """
   measured = [(x, y) for curve in curves for x, y in curve.points if y is not None]
   bounds = [y for curve in curves for _, *ends in curve.band for y in ends]
   heights = [y for _, y in measured] + bounds
-  low, high = min([0.0, *heights]), max([0.0, *heights])
+  low, high = min([0.0, *heights]), max([highest, *heights])
   ticks_y = ticks(low, high if low < high else 1.0, height // 60)
   first, last = min(x for x, _ in measured), max(x for x, _ in measured)
   longest = max(len(curve.name) for curve in curves)

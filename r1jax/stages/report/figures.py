@@ -14,11 +14,14 @@ from r1jax.stages.report.run import Line, Run, measured, number
 SMOOTH_FROM = 50  # values; a curve of fewer is readable as it is
 
 
-class _Figure(NamedTuple):
+class Figure(NamedTuple):
+  """A chart to be drawn; `highest` is what its vertical axis reaches at least."""
+
   title: str
   caption: str
   curves: Sequence[Curve]
   share: bool = False
+  highest: float = 0.0
 
   @property
   def is_measured(self) -> bool:
@@ -35,17 +38,17 @@ def figures(run: Run) -> str:
     'thin line shows every step and a bold one their running mean.</p>'
   ]
   if accuracy.is_measured:
-    wide = _chart(accuracy, 860, 340)
-    narrow = _chart(accuracy, 380, 300)  # the same chart, its type legible on a phone
+    wide = chart(accuracy, 860, 340)
+    narrow = chart(accuracy, 380, 300)  # the same chart, its type legible on a phone
     picture = (
       f'<div class="wide-chart">{wide}</div><div class="narrow-chart">{narrow}</div>'
     )
-    parts.append(f'<div class="wide">{_figure(accuracy, picture)}</div>')
+    parts.append(f'<div class="wide">{framed(accuracy, picture)}</div>')
   for name, group, width, height in (
     ('pair', outputs, 400, 250),
     ('small', training, 300, 190),
   ):
-    drawn = [_figure(f, _chart(f, width, height)) for f in group if f.is_measured]
+    drawn = [framed(f, chart(f, width, height)) for f in group if f.is_measured]
     parts.append(f'<div class="{name}">{"".join(drawn)}</div>' if drawn else '')
   missing = [f.title for f in (accuracy, *outputs, *training) if not f.is_measured]
   if missing:
@@ -56,99 +59,107 @@ def figures(run: Run) -> str:
   return ''.join(parts)
 
 
-def _figure(figure: _Figure, picture: str) -> str:
-  return (
-    f'<figure><h3>{escape(figure.title)}</h3>{picture}'
-    f'<figcaption>{escape(figure.caption)}</figcaption></figure>'
+def framed(figure: Figure, picture: str) -> str:
+  """The figure as HTML: title, picture, and the caption if there is one."""
+  caption = figure.caption and f'<figcaption>{escape(figure.caption)}</figcaption>'
+  return f'<figure><h3>{escape(figure.title)}</h3>{picture}{caption}</figure>'
+
+
+def chart(figure: Figure, width: int, height: int) -> str:
+  """The picture of a figure as SVG."""
+  curves = [c for c in figure.curves if any(y is not None for _, y in c.points)]
+  label = f'{figure.title}. {figure.caption}'
+  return line_chart(
+    curves,
+    label=label,
+    share=figure.share,
+    width=width,
+    height=height,
+    highest=figure.highest,
   )
 
 
-def _chart(figure: _Figure, width: int, height: int) -> str:
-  curves = [c for c in figure.curves if any(y is not None for _, y in c.points)]
-  label = f'{figure.title}. {figure.caption}'
-  return line_chart(curves, label=label, share=figure.share, width=width, height=height)
-
-
-def _accuracy(run: Run) -> _Figure:
+def _accuracy(run: Run) -> Figure:
   k = run.evaluations[-1].get('k', 'k') if run.evaluations else 'k'
-  return _Figure(
+  return Figure(
     'Accuracy on held-out problems',
     f'Share of problems solved by one output (pass@1) and by the most frequent answer '
     f'of {k} (cons@{k}); bands are 95\u202f% intervals. The dashed line is pass@1 of '
     'the base model, which stays as it is. Look for the distance to that line, and '
     'whether the vote stays ahead of the single output.',
     [
-      _base_line(run.evaluations, 'pass_at_1'),
-      _evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
-      _evaluated(run.evaluations, 'pass_at_1', 'pass@1', 'one'),
+      base_line(run.evaluations, 'pass_at_1'),
+      evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
+      evaluated(run.evaluations, 'pass_at_1', 'pass@1', 'one'),
     ],
     share=True,
   )
 
 
-def _outputs(run: Run) -> list[_Figure]:
+def _outputs(run: Run) -> list[Figure]:
   return [
-    _Figure(
+    Figure(
       'Mean length of an output',
       'Tokens, over the outputs the model is trained on; dashed, the base model on '
       'held-out problems. Where no reward asks for length, a rise means that longer '
       'thinking pays.',
-      [*_steps(run.rl, 'length'), _base_line(run.evaluations, 'length')],
+      [*steps(run.rl, 'length'), base_line(run.evaluations, 'length')],
     ),
-    _Figure(
+    Figure(
       'Outputs with a self-check',
       'Share of outputs with a reflective word (“wait”, “check”, …); dashed, the base '
       'model. Look for whether it moves together with the length.',
-      [*_steps(run.rl, 'reflective'), _base_line(run.evaluations, 'reflective')],
+      [*steps(run.rl, 'reflective'), base_line(run.evaluations, 'reflective')],
       share=True,
     ),
   ]
 
 
-def _training(run: Run) -> list[_Figure]:
+def _training(run: Run) -> list[Figure]:
   return [
-    _Figure(
+    Figure(
       'Reward',
       'Mean over the outputs of a step. It should rise; if it rises while accuracy '
       'does not, the reward is being gamed.',
-      _steps(run.rl, 'reward'),
+      steps(run.rl, 'reward'),
     ),
-    _Figure(
+    Figure(
       'KL to the reference',
       'Nats a token. It grows slowly from 0 and drops where the reference is replaced; '
       'a jump means that the policy has come apart.',
-      _steps(run.rl, 'kl'),
+      steps(run.rl, 'kl'),
     ),
-    _Figure(
+    Figure(
       'Entropy',
       'Nats a token. A fall to 0 ends exploration: all outputs of a group become the '
       'same.',
-      _steps(run.rl, 'entropy'),
+      steps(run.rl, 'entropy'),
     ),
-    _Figure(
+    Figure(
       'Clipped tokens',
       'Share whose ratio left the clip range, upwards and downwards. Some percent are '
       'fine; more means steps that are too large.',
       [
-        *_steps(run.rl, 'clip_up', 'up'),
-        *_steps(run.rl, 'clip_down', 'down', 'two'),
+        *steps(run.rl, 'clip_up', 'up'),
+        *steps(run.rl, 'clip_down', 'down', 'two'),
       ],
       share=True,
     ),
-    _Figure(
+    Figure(
       'Gradient norm',
       'Before clipping. Spikes announce trouble a few steps ahead of the reward.',
-      _steps(run.rl, 'grad_norm'),
+      steps(run.rl, 'grad_norm'),
     ),
-    _Figure(
+    Figure(
       'Loss of base training',
       'Nats a token, before reinforcement learning. At its end it should be flat.',
-      _steps(run.base, 'loss'),
+      steps(run.base, 'loss'),
     ),
   ]
 
 
-def _evaluated(lines: Sequence[Line], key: str, name: str, role: str) -> Curve:
+def evaluated(lines: Sequence[Line], key: str, name: str, role: str) -> Curve:
+  """The quantity `key` of evaluations, with its intervals."""
   found = [(line['step'], measured(line, key)) for line in lines]
   band = [
     (step, value.low, value.high)
@@ -159,14 +170,14 @@ def _evaluated(lines: Sequence[Line], key: str, name: str, role: str) -> Curve:
   return Curve(name, role, points, band, marked=True)
 
 
-def _base_line(lines: Sequence[Line], key: str) -> Curve:
+def base_line(lines: Sequence[Line], key: str) -> Curve:
   """The first evaluation, drawn as a level up to the last one."""
   value = measured(lines[0], key) if lines else None
   mean = None if value is None else value.mean
   return Curve('base', 'base', [(line['step'], mean) for line in lines])
 
 
-def _steps(
+def steps(
   lines: Sequence[Line], key: str, name: str = '', role: str = 'one'
 ) -> list[Curve]:
   """Value by step: as it is if there are few, else with its running mean on top."""

@@ -19,12 +19,14 @@ class Run(NamedTuple):
 
   Fields:
     config: config.json; empty if that is missing or damaged.
-    base, rl, evaluations: the lines of metrics.jsonl, by phase, as they were written.
+    metrics: the lines of metrics.jsonl, as they were written.
+    base, rl, evaluations: those of a phase.
     samples: the lines of samples.jsonl that belong to evaluations.
     damages: a sentence for each file that could not be read as a whole.
   """
 
   config: Line
+  metrics: list[Line]
   base: list[Line]
   rl: list[Line]
   evaluations: list[Line]
@@ -69,6 +71,7 @@ def read(workdir: Path) -> Run:
 
   return Run(
     config=config,
+    metrics=metrics,
     base=of_phase(metrics, 'base'),
     rl=of_phase(metrics, 'rl'),
     evaluations=of_phase(metrics, 'eval'),

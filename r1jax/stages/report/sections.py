@@ -77,7 +77,7 @@ def _result_row(row: _Row, base: Line, last: Line) -> str:
   k = last.get('k', 'k')
   name, meaning = (escape(text.format(k=k)) for text in (row.name, row.meaning))
   before, after = measured(base, row.key), measured(last, row.key)
-  cells = f'<td class="number">{_cell(before, row.share)}</td>'
+  cells = f'<td class="number">{cell(before, row.share)}</td>'
   if last is not base:
     change = strip = ''
     if before is not None and after is not None:
@@ -85,14 +85,15 @@ def _result_row(row: _Row, base: Line, last: Line) -> str:
       change = f'{difference * 100:+.1f} points' if row.share else f'{difference:+.1f}'
       strip = _strip(before, after) if row.share else ''
     cells += (
-      f'<td class="number trained">{_cell(after, row.share)}</td>'
+      f'<td class="number trained">{cell(after, row.share)}</td>'
       f'<td class="number change">{change.replace("-", "−")}</td>'
       f'<td class="strip">{strip}</td>'
     )
   return f'<tr><th>{name}<small>{meaning}</small></th>{cells}</tr>'
 
 
-def _cell(value: Measured | None, share: bool) -> str:
+def cell(value: Measured | None, share: bool = True) -> str:
+  """A mean with its interval under it, as the content of a table's cell."""
   if value is None:
     return '<span class="soft">not measured</span>'
   mean = percent(value.mean) if share else f'{value.mean:.1f}'
@@ -134,16 +135,18 @@ def sample_outputs(run: Run) -> str:
     of_problem = [s for s in run.samples if str(s.get('problem')) == problem]
     # The first output where an evaluation wrote several: never the best one.
     found = [next((s for s in of_problem if s['step'] == step), None) for step in shown]
-    question = _question(str(of_problem[0].get('prompt', problem)))
-    outputs = ''.join(_output(sample) for sample in found if sample is not None)
+    asked = question(str(of_problem[0].get('prompt', problem)))
+    outputs = ''.join(
+      output(sample, _evaluation_name(sample)) for sample in found if sample is not None
+    )
     parts.append(
-      f'<article class="sample"><h3>{escape(question)}</h3>'
+      f'<article class="sample"><h3>{escape(asked)}</h3>'
       f'<div class="outputs">{outputs}</div></article>'
     )
   return ''.join(parts)
 
 
-def _question(prompt: str) -> str:
+def question(prompt: str) -> str:
   """The prompt without the template around the question."""
   for template in TEMPLATES.values():
     start, end = template.split('{question}')
@@ -152,7 +155,8 @@ def _question(prompt: str) -> str:
   return prompt
 
 
-def _output(sample: Line) -> str:
+def output(sample: Line, name: str) -> str:
+  """An output under `name`, with a verdict, its thinking in grey."""
   if sample.get('correct'):
     verdict = '<b class="verdict-right">✓ right</b>'
   elif sample.get('cut_off'):
@@ -162,7 +166,7 @@ def _output(sample: Line) -> str:
   # What comes before the end of thinking is thinking, whether or not it ever ends.
   think, end, answer = str(sample.get('output', '')).partition('</think>')
   return (
-    f'<section class="output"><header><span>{_evaluation_name(sample)}</span>{verdict}'
+    f'<section class="output"><header><span>{escape(name)}</span>{verdict}'
     f'</header><pre tabindex="0"><span class="think">{_marked(think + end)}</span>'
     f'{escape(answer)}</pre></section>'
   )

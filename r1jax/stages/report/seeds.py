@@ -1,7 +1,8 @@
 """Several runs that differ in their seed alone: means and intervals over the seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from r1jax import statistics
 from r1jax.stages.report.run import Run, measured, read
@@ -19,7 +20,8 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
       more than seed and place.
   """
   runs = [read(Path(workdir)) for workdir in workdirs]
-  _check_alike(runs, workdirs)
+  check_alike([run.config for run in runs], workdirs)
+  _check_finished(runs, workdirs)
   lines = [f'{len(runs)} seeds: {", ".join(str(run.config["seed"]) for run in runs)}']
   for name, key in _ROWS.items():
     texts = []
@@ -34,14 +36,26 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
   return lines
 
 
-def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
-  def settings(run: Run) -> dict:
-    free = ('seed', 'command', *MAY_CHANGE)
-    return {k: v for k, v in leaves(run.config).items() if k not in free}
-
-  seeds = [run.config.get('seed') for run in runs]
+def check_alike(
+  configs: Sequence[Mapping[str, Any]], workdirs: Sequence[Path | str]
+) -> None:
+  """Raises ValueError unless seeds differ, and beside them only places do."""
+  free = ('seed', 'command', 'parent', *MAY_CHANGE)
+  settings = [
+    {k: v for k, v in leaves(config).items() if k not in free} for config in configs
+  ]
+  seeds = [config.get('seed') for config in configs]
   if len(set(seeds)) < len(seeds):
     raise ValueError(f'expected a different seed for every run, got {seeds}')
+  for found, workdir in zip(settings, workdirs, strict=True):
+    if found != settings[0]:
+      raise ValueError(
+        f'{workdir} was run with other settings than {workdirs[0]}; compare runs that '
+        'differ in --seed alone'
+      )
+
+
+def _check_finished(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
   for run, workdir in zip(runs, workdirs, strict=True):
     last, steps = run.evaluations[-1:], run.config['rl']['steps']
     if not last or last[0]['step'] != steps:
@@ -49,9 +63,4 @@ def _check_alike(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
       raise ValueError(
         f'{workdir} is not finished: expected an evaluation of step {steps}, the last '
         f'one is of {reached}; start its command again'
-      )
-    if settings(run) != settings(runs[0]):
-      raise ValueError(
-        f'{workdir} was run with other settings than {workdirs[0]}; compare runs that '
-        'differ in --seed alone'
       )

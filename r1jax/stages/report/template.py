@@ -139,7 +139,7 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--rule);
 <main>
 $body
 </main>
-<footer>Made from config.json, metrics.jsonl and samples.jsonl of the run.</footer>
+<footer>Made from $source.</footer>
 </body>
 </html>
 """)

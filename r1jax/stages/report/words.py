@@ -47,7 +47,7 @@ def summary(run: Run) -> list[str]:
     return ['The evaluations of this run hold no pass@1.']
   if base is last:
     return [
-      f'{_model(base)} solves {_with_interval(before)} of the held-out problems with '
+      f'{_model(base)} solves {with_interval(before)} of the held-out problems with '
       'one output. There is no other evaluation yet to compare it with.'
     ]
   return [*_solving(base, last, before, after), *_writing(base, last)]
@@ -67,7 +67,7 @@ def result(run: Run) -> list[str]:
     before, after = measured(base, key), measured(last, key)
     if before is not None and after is not None:
       texts = (
-        f'{value.mean:.1f} tokens' if key == 'length' else _with_interval(value)
+        f'{value.mean:.1f} tokens' if key == 'length' else with_interval(value)
         for value in (before, after)
       )
       lines.append(f'{name:8} base {" -> trained ".join(texts)}')
@@ -91,18 +91,13 @@ def _model(evaluation: Line) -> str:
 def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[str]:
   """How often the problems are solved, and whether that can be luck."""
   sentences = [
-    f'{_model(base)} solves {_with_interval(before)} of the held-out problems with one '
+    f'{_model(base)} solves {with_interval(before)} of the held-out problems with one '
     f'output; after {last["step"]:,} steps of reinforcement learning it solves '
-    f'{_with_interval(after)}.'
+    f'{with_interval(after)}.'
   ]
-  compared = _compared(base, last)
-  if compared is not None:
-    mean, low, high = (f'{100 * x:+.1f}'.replace('-', '−') for x in compared.difference)
-    p = f'p = {compared.p:.3f}' if compared.p >= 0.001 else 'p < 0.001'
-    sentences.append(
-      f'Compared problem by problem, that is {mean} points ({low} to {high}; sign-flip '
-      f'test, {p}).'
-    )
+  difference = compared(base, last)
+  if difference is not None:
+    sentences.append(f'Compared problem by problem, that is {points(difference)}.')
   votes = measured(base, 'consensus'), measured(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
     sentences.append(
@@ -112,7 +107,19 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
   return sentences
 
 
-def _compared(base: Line, last: Line) -> statistics.Paired | None:
+def points(found: statistics.Paired) -> str:
+  """A difference with its interval and its test, in words."""
+  mean, low, high = (signed(x) for x in found.difference)
+  p = f'p = {found.p:.3f}' if found.p >= 0.001 else 'p < 0.001'
+  return f'{mean} points ({low} to {high}; sign-flip test, {p})'
+
+
+def signed(share: float) -> str:
+  """A difference of shares in points, with its sign."""
+  return f'{100 * share:+.1f}'.replace('-', '−')
+
+
+def compared(base: Line, last: Line) -> statistics.Paired | None:
   """pass@1 of the last evaluation against the first, on the problems both hold."""
   shares = []
   for line in (base, last):
@@ -157,7 +164,8 @@ def _ends(value: Measured) -> tuple[float, float]:
   return value.low, value.high
 
 
-def _with_interval(value: Measured) -> str:
+def with_interval(value: Measured) -> str:
+  """A share, and in brackets its interval if there is one."""
   if value.low is None or value.high is None:
     return percent(value.mean)
   return f'{percent(value.mean)} ({value.low * 100:.1f}–{value.high * 100:.1f})'

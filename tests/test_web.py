@@ -1,0 +1,356 @@
+"""What the writers of all tasks write, checked with regular expressions and `eval`."""
+
+import dataclasses
+import itertools
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from r1jax import filters, language, tasks, text
+from r1jax.language import PHRASES
+from r1jax.tasks import arithmetic, corpus, countdown, equations, instructions, web
+
+TASKS = web.Tasks()
+# Trying aside, which may end without a solution.
+RIGHT = web.Config(slip=0.0, trying=0.0)
+SEARCH = corpus.Config(schoolbook=0.0)
+MODULES = {
+  'equations': equations,
+  'arithmetic': arithmetic,
+  'instructions': instructions,
+}
+
+
+def written(task, config, count=300, keep=lambda problem: True):
+  """Triples of a problem, its parsed output and the output itself."""
+  done = 0
+  for index in range(100 * count):
+    rng = random.Random(index)
+    problem = MODULES[task].draw(getattr(TASKS, task), rng)
+    if not keep(problem):
+      continue
+    output = web.write(config, problem, rng)
+    parsed = text.parse(output)
+    assert parsed is not None
+    yield problem, parsed, output
+    done += 1
+    if done == count:
+      return
+
+
+def equalities(parsed):
+  """Pairs of neighbours in chains of numbers that are said to be equal."""
+  for line in parsed.think.splitlines():
+    chain = line.partition('?')[0].rpartition(' ')[2].split('=')
+    terms = [term for term in chain if 'x' not in term]
+    yield from itertools.pairwise(terms)
+
+
+# --- Documents ----------------------------------------------------------------------
+
+
+def test_a_document_depends_on_seed_and_index_alone():
+  def several(seed):
+    return [web.document(web.Config(), TASKS, seed, index) for index in range(60)]
+
+  here = several(0)
+  assert several(0) == here
+  assert len(set(here)) > 50
+  # A question may come again, an output hardly; short ones may be alike.
+  assert len(set(here) & set(several(1))) < 5
+  code = (
+    'from r1jax.tasks import web\n'
+    'config, tasks = web.Config(), web.Tasks()\n'
+    'print(ascii([web.document(config, tasks, 0, i) for i in range(60)]))'
+  )
+  environment = {**os.environ, 'PYTHONHASHSEED': '7'}
+  there = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True, check=True
+  )
+  assert there.stdout.decode().strip() == ascii(here)
+
+
+def test_tasks_have_the_configured_shares():
+  config = web.Config(
+    equations=0.3, arithmetic=0.2, instructions=0.1, countdown=SEARCH, slip=0.0
+  )
+  firsts = Counter(
+    web.document(config, TASKS, 0, index)[0].split()[0] for index in range(2000)
+  )
+  # Four deviations of at most 22; documents that are drawn anew are 1 in 100.
+  assert abs(firsts['solve'] - 600) < 90
+  assert abs(firsts['calculate'] - 400) < 80
+  assert abs(firsts['make'] - 800) < 95
+  assert set(firsts) == {
+    *('solve', 'calculate', 'make'),
+    *('in', 'sort', 'backwards', 'count', 'explain,'),
+  }
+
+
+EQUATION = re.compile(r'^(\d+x[+-]\d+=(?:\d*x\+)?\d+)$', re.MULTILINE)
+CALCULATION = re.compile(r'(?<!\d)(?=(\d+)([-+*])(\d+)(?!\d))')
+
+
+def held_out(task, difficulties):
+  """Names of the problems of a test split."""
+  config = getattr(difficulties, task)
+  return {problem.id for problem in tasks.module(task).generate(config, 'test')}
+
+
+@pytest.mark.parametrize(
+  ('config', 'difficulties', 'count'),
+  [
+    (web.Config(), TASKS, 3000),
+    # Numbers up to 20 go beyond the least of arithmetic, in schoolbooks too.
+    (web.Config(), web.Tasks(countdown.Config(3, 20, 100)), 1000),
+    (web.Config(slip=0.5, trying=0.8, equations=0.6, arithmetic=0.4, instructions=0),
+     web.Tasks(equations=equations.Config(9, 20, 40)), 2000),
+  ],
+)  # fmt: skip
+def test_no_document_states_a_held_out_equation_or_calculation(
+  config, difficulties, count
+):
+  names = held_out('arithmetic', difficulties) | held_out('equations', difficulties)
+  stated = set()
+  for index in range(count):
+    question, output = web.document(config, difficulties, 0, index)
+    everything = f'{question.partition(" ")[2]}\n{output}'
+    stated.update(EQUATION.findall(everything))
+    for left, sign, right in CALCULATION.findall(everything):
+      stated.add(f'{left}{sign}{right}')
+      if sign != '-':
+        stated.add(f'{right}{sign}{left}')
+  assert not stated & names
+  # The search has found something: problems of the train split.
+  for task in ('arithmetic', 'equations'):
+    train = tasks.module(task).generate(getattr(difficulties, task), 'train')
+    assert len(stated & {problem.id for problem in train}) > 100
+
+
+def test_drawing_anew_is_needed_and_rare():
+  rng = random.Random(0)
+  drawn = [web._document(web.Config(), TASKS, rng) for _ in range(3000)]
+  stating = [output for _, output in drawn if web.states_held_out(output)]
+  # Of equations, whose steps subtract, and of searches with products like 4*8*9.
+  assert 5 < len(stating) < 60
+
+
+def test_no_document_asks_a_held_out_question():
+  questions = {
+    problem.question
+    for task in ('equations', 'arithmetic', 'instructions')
+    for problem in tasks.module(task).generate(getattr(TASKS, task), 'test')
+  }
+  names = held_out('countdown', TASKS)
+  for index in range(3000):
+    question, _ = web.document(web.Config(), TASKS, 0, index)
+    assert question not in questions
+    if question.startswith('make'):
+      target, *numbers = re.findall(r'\d+', question)
+      assert f'{"-".join(sorted(numbers))}={target}' not in names
+
+
+def test_prompts_of_all_tasks_are_short_in_the_webs_tokens():
+  documents = (web.document(web.Config(), TASKS, 0, index) for index in range(1000))
+  texts = [
+    f'{text.render("plain", question)} {output}' for question, output in documents
+  ]
+  tokenizer = text.Tokenizer.train(texts, 400)
+  for task in ('countdown', *MODULES):
+    module = tasks.module(task)
+    for split in ('train', 'test'):
+      for problem in module.generate(getattr(TASKS, task), split):
+        assert len(problem.question) <= 28
+        assert len(tokenizer.encode(text.render('plain', problem.question))) <= 32
+
+
+# --- Careful writers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('task', MODULES)
+def test_careful_writers_are_without_fault(task):
+  kind = 0
+  for problem, parsed, output in written(task, web.CAREFUL, 500):
+    assert tasks.verify(problem, parsed.answer)
+    assert filters.faults(problem, output) == []
+    assert language.share(output, problem.language) == 1
+    assert len(set(parsed.think.splitlines())) > 1 or task == 'instructions'
+    kind += parsed.summary in PHRASES[problem.language]['kind']
+    assert all(eval(a) == eval(b) for a, b in equalities(parsed))
+  if task == 'instructions':
+    assert 100 < kind < 200  # 0.3 of 500, with a deviation of 10
+
+
+def test_an_equation_is_solved_in_steps_that_all_hold_for_its_solution():
+  steps = 0
+  for problem, parsed, _ in written('equations', RIGHT):
+    lines = parsed.think.splitlines()[1:]
+    assert lines[0] == problem.id
+    assert lines[-1].startswith('x=')
+    for line in lines:
+      plain = re.sub(r'(\d)x', r'\1*x', line)
+      values = {eval(side, {'x': problem.truth['x']}) for side in plain.split('=')}
+      assert len(values) == 1
+      steps += 1
+    assert parsed.answer == str(problem.truth['x'])
+  assert steps > 800
+
+
+def test_a_calculation_goes_by_tens_and_ones():
+  for problem, parsed, _ in written('arithmetic', RIGHT):
+    lines = parsed.think.splitlines()[1:]
+    assert len(lines) == (3 if problem.truth['sign'] == '*' else 2)
+    assert re.match(r'\d0\*' if len(lines) == 3 else r'\d+[-+]\d0=', lines[0])
+    assert len(list(equalities(parsed))) == len(lines)
+    assert all(eval(a) == eval(b) for a, b in equalities(parsed))
+    assert int(parsed.answer) == eval(problem.id)
+
+
+def test_trying_goes_from_number_to_number_until_one_fits():
+  config = dataclasses.replace(RIGHT, trying=1.0)
+  found = 0
+  for problem, parsed, _ in written(
+    'equations', config, keep=lambda problem: not problem.truth['other']
+  ):
+    x, lines = problem.truth['x'], parsed.think.splitlines()[1:]
+    tried = [int(line.removeprefix('x=').split()[0]) for line in lines]
+    assert 1 <= tried[0] <= 6
+    assert len(tried) <= 8
+    for number, line in zip(tried, lines, strict=True):
+      verdict = 'low' if number < x else 'high' if number > x else 'yes'
+      assert line.rpartition(' ')[2] in {PHRASES[n][verdict][0] for n in ('en', 'pl')}
+    direction = 1 if tried[0] < x else -1
+    assert tried == [tried[0] + direction * n for n in range(len(tried))]
+    assert all(eval(a) == eval(b) for a, b in equalities(parsed))
+    assert parsed.answer == str(tried[-1])  # right or given up
+    found += tried[-1] == x
+  assert 100 < found < 300
+
+
+# --- Sloppy writers -------------------------------------------------------------------
+
+
+def test_lines_are_wrong_at_the_rate_of_slips():
+  config = dataclasses.replace(RIGHT, slip=0.2)
+  pairs = [
+    eval(a) == eval(b)
+    for _, parsed, _ in written('arithmetic', config, 1000)
+    for a, b in equalities(parsed)
+  ]
+  assert len(pairs) > 2000
+  # Five deviations of 0.008
+  assert abs(pairs.count(False) / len(pairs) - 0.2) < 0.04
+
+
+def test_a_slip_in_an_equation_makes_it_wrong():
+  config = dataclasses.replace(RIGHT, slip=0.2)
+  pairs, right = [], 0
+  for problem, parsed, _ in written('equations', config, 1000):
+    for line in parsed.think.splitlines()[1:]:
+      difference = re.search(r'=(\d+[+-]\d+)=(\d+)$', line)
+      if difference:
+        pairs.append(eval(difference[1]) == int(difference[2]))
+    right += tasks.verify(problem, parsed.answer)
+  assert len(pairs) == 1000
+  assert abs(pairs.count(False) / 1000 - 0.2) < 0.065  # five deviations
+  # Two slips spoil an answer, but one before a division may be rounded away.
+  assert 0.6 < right / 1000 < 0.85
+
+
+def test_always_slipping_is_never_right():
+  config = dataclasses.replace(RIGHT, slip=1.0)
+  for _, parsed, _ in written('arithmetic', config):
+    for a, b in equalities(parsed):
+      # A slip below 0 is written as 0, and so is right where 0 is.
+      assert eval(a) != int(b) or int(b) == 0
+      assert abs(eval(a) - int(b)) <= 10 or int(b) == 0
+
+
+def test_writers_try_and_summarise_at_their_rates():
+  config = dataclasses.replace(RIGHT, trying=0.4, summary=0.3)
+  found = list(
+    written('equations', config, 1000, lambda problem: not problem.truth['other'])
+  )
+  tried = sum(parsed.think.splitlines()[1].startswith('x=') for _, parsed, _ in found)
+  assert abs(tried / 1000 - 0.4) < 0.08  # five deviations
+  summaries = [parsed for _, parsed, _ in found if parsed.summary]
+  assert abs(len(summaries) / 1000 - 0.3) < 0.075
+  used = {PHRASES[name]['used'][0] for name in ('en', 'pl')}
+  for parsed in summaries:
+    said, result = parsed.summary.rsplit(' ', 1)
+    assert said in used
+    assert result == f'x={parsed.answer}'
+  for problem, parsed, _ in written(
+    'arithmetic', dataclasses.replace(RIGHT, summary=1)
+  ):
+    assert parsed.summary.rsplit(' ', 1)[1] == f'{problem.id}={parsed.answer}'
+
+
+def test_some_do_what_an_instruction_says_and_others_something_near():
+  config = web.Config(obedient=0.5, kind=0.3)
+  seen: Counter[str] = Counter()
+  obeyed: Counter[str] = Counter()
+  for problem, parsed, _ in written('instructions', config, 3000):
+    kind = problem.truth['kind']
+    seen[kind] += 1
+    obeyed[kind] += tasks.verify(problem, parsed.answer)
+    seen['kind'] += bool(parsed.summary)
+    if kind in ('sort', 'backwards'):
+      items = map(str, problem.truth['items'])
+      assert sorted(parsed.answer.split()) == sorted(items)
+  for kind in ('translate', 'count', 'explain'):
+    # Of 600 each; five deviations of 0.02
+    assert abs(obeyed[kind] / seen[kind] - 0.5) < 0.1
+  for kind in ('sort', 'backwards'):
+    # An order at random is the right one of 6 sometimes.
+    assert abs(obeyed[kind] / seen[kind] - (0.5 + 0.5 / 6)) < 0.1
+  assert abs(seen['kind'] / 3000 - 0.3) < 0.042
+
+
+def test_nobody_obeys_by_chance_but_in_orders():
+  config = web.Config(obedient=0.0)
+  for problem, parsed, _ in written('instructions', config):
+    if problem.truth['kind'] not in ('sort', 'backwards'):
+      assert not tasks.verify(problem, parsed.answer)
+      assert parsed.answer
+
+
+def test_natives_use_the_language_that_is_asked_for():
+  def mixed(native):
+    config = web.Config(native=native, obedient=1.0)
+    return sum(
+      language.share(output, problem.language) < 1
+      for problem, _, output in written('instructions', config, 500)
+    )
+
+  assert mixed(1.0) == 0
+  # Polish 0.3 and mixed 0.2 of those that are to be English, most of the rest else.
+  assert mixed(0.0) > 150
+
+
+# --- Settings -------------------------------------------------------------------------
+
+
+def test_difficulties_come_back_from_plain_data():
+  difficulties = web.Tasks(countdown.Config(2, 6, 9), arithmetic=arithmetic.Config(50))
+  assert web.tasks_of(dataclasses.asdict(difficulties)) == difficulties
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'slip': 1.5}, 'web.slip: expected 0 to 1, got 1.5'),
+    ({'native': -0.1}, 'web.native: expected 0 to 1, got -0.1'),
+    ({'equations': float('nan')}, 'web.equations: expected 0 to 1, got nan'),
+    ({'equations': 0.5, 'arithmetic': 0.6, 'instructions': 0.0},
+     'expected at most 1 in all, got 1.1'),
+  ],
+)  # fmt: skip
+def test_impossible_settings_are_named(fields, message):
+  with pytest.raises(ValueError, match=message):
+    web.Config(**fields)
