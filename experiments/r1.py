@@ -23,12 +23,15 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
+from experiments.paper.beside import PAPER
 from r1jax.stages import command, lineage
 from r1jax.stages.metrics import explained
+from r1jax.stages.report import pipeline
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config
 
 PIPELINE = 'pipeline.json'
+FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir')  # of a stage, set by `plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,21 @@ class R1:
   final_rl: final_rl.FinalRL = final_rl.FinalRL()
   distill_small: distill.Distill = distill.Distill(student=distill.STUDENTS['small'])
   distill_tiny: distill.Distill = distill.Distill(student=distill.STUDENTS['tiny'])
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
+    if not self.workdir or self.data_dir == '':
+      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    for name in STAGES:
+      stage = getattr(self, name)
+      for field in dataclasses.fields(stage):
+        value = getattr(stage, field.name)
+        if field.name in FROM_ABOVE and value != field.default:
+          raise ValueError(
+            f'{name}.{field.name}: expected to be left to the pipeline, got {value}; '
+            f'set --workdir, --seed and --data-dir, which serve all stages'
+          )
 
 
 class _Stage(NamedTuple):
@@ -104,6 +122,8 @@ def main(config: R1) -> None:
     print(f'Stage {number} of {len(stages)}, {name}, {state}: {stage.workdir}')
     if not done:
       run(stage)
+    pipeline.write(root, PAPER)
+  print('\n'.join(pipeline.result(root)))
 
 
 if __name__ == '__main__':

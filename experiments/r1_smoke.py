@@ -9,7 +9,7 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 from typing import Any
 
-from experiments import cold_start, final_rl, r1, reasoning_rl, rejection_sft
+from experiments import cold_start, distill, final_rl, r1, reasoning_rl, rejection_sft
 from experiments.r1 import R1
 from experiments.smoke import Smoke
 from r1jax.model.config import ModelConfig

@@ -55,11 +55,10 @@ class Model:
 
   def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
     """Random parameters, placed on the mesh."""
-    return mesh_lib.put_boxed(mesh, jax.jit(self.boxed)(seed))
+    return mesh_lib.put_boxed(mesh, jax.jit(self.boxed)(jax.random.key(seed)))
 
-  def boxed(self, seed: int) -> Any:
+  def boxed(self, key: jax.Array) -> Any:
     """Random parameters that carry the names of their axes."""
-    key = jax.random.key(seed)
     return decoder.init(self.config, self.tokenizer.vocab_size, key)
 
   def generator(self, max_prompt_length: int, mesh: jax.sharding.Mesh) -> Generator:
@@ -108,7 +107,7 @@ class Stage:
         f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
         'restore checkpoints/, or run that stage again in another folder'
       )
-    like = mesh_lib.unbox(jax.eval_shape(self.model.boxed, 0))
+    like = mesh_lib.unbox(jax.eval_shape(self.model.boxed, jax.random.key(0)))
     return mesh_lib.put_everywhere(mesh, saved.restore(like))
 
   def ancestor(self, name: str) -> 'Stage':

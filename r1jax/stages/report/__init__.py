@@ -5,7 +5,8 @@ while a run goes on or after it was killed; what is not there yet is said in wor
 `run` reads those files, `words` finds the sentences, `sections` and `figures` (drawn by
 `chart`) make the page's parts, `template` holds the page around them.
 
-`python -m r1jax.stages.report WORKDIR` writes the page anew.
+`python -m r1jax.stages.report WORKDIR` writes the page anew. `pipeline` makes
+the page of the whole recipe from the folders of its stages.
 """
 
 from html import escape

@@ -1,10 +1,12 @@
-"""Writes the report of a run and prints where it is; for several, compares seeds."""
+"""Writes the report of a run or a pipeline, says where; for several, compares seeds."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from r1jax.stages import report
-from r1jax.stages.report.seeds import over_seeds
+from r1jax.stages.report import pipeline, seeds
+from r1jax.stages.report.folders import PIPELINE
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(
@@ -14,8 +16,12 @@ if __name__ == '__main__':
     'workdir', nargs='+', help='the --workdir of a run; of several that differ in seed'
   )
   workdirs = parser.parse_args().workdir
+  whole = all((Path(workdir) / PIPELINE).exists() for workdir in workdirs)
+  write, over_seeds = (
+    (pipeline.write, pipeline.over_seeds) if whole else (report.write, seeds.over_seeds)
+  )
   try:
-    print('\n'.join(str(report.write(workdir)) for workdir in workdirs))
+    print('\n'.join(str(write(workdir)) for workdir in workdirs))
     if len(workdirs) > 1:
       print('\n'.join(over_seeds(workdirs)))
   except (OSError, ValueError) as error:

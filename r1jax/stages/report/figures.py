@@ -185,8 +185,7 @@ def steps(
   if len(points) < SMOOTH_FROM:
     return [Curve(name, role, points)]
   smooth = running_mean([value for _, value in points], _window(len(points)))
-  steps = [step for step, _ in points]
-  mean = list(zip(steps, smooth, strict=True))
+  mean = [(step, value) for (step, _), value in zip(points, smooth, strict=True)]
   return [Curve('', f'raw {role}', points), Curve(name, role, mean)]
 
 

@@ -61,6 +61,32 @@ thead .number, .number { text-align: right; padding-left: 1.25rem;
 .strip .band { opacity: .35; }
 .strip svg { display: block; width: 100%; margin-top: .2rem; }
 
+table.stages, table.sets { margin-top: 1rem; }
+.sets .group th, .stages .group th { padding-top: 1.5rem; border-top: 0;
+  color: var(--soft); font-weight: 400; font-size: .8125rem; }
+.part th { padding-left: .75rem; font-weight: 400; }
+.stages .part th, .stages .part td, .sets td, .sets tbody th { padding-top: .4rem;
+  padding-bottom: .4rem; }
+.stages thead small { color: inherit; font-size: .75rem; }
+.stages .number { padding-left: .9rem; }
+.stages .trend { width: 9.5rem; padding-left: 1.5rem; }
+.trend svg { display: block; width: 8.4rem; }
+.thread { fill: none; stroke: var(--one); stroke-width: 1.2; opacity: .6; }
+.sets thead + tbody .group th { padding-top: .4rem; }
+.after { margin-top: 1.5rem; }
+.trend .band { opacity: .3; }
+.sets .why { padding-left: 1.75rem; color: var(--soft); font-size: .8125rem;
+  min-width: 13rem; }
+.sets small { display: block; font-weight: 400; font-size: .8125rem;
+  color: var(--soft); }
+
+.finding { display: grid; grid-template-columns: 9.5rem 1fr; gap: 0 1rem;
+  padding: .85rem 0; border-top: 1px solid var(--rule); }
+.finding > b { font: 600 .875rem/1.5 var(--sans); }
+.finding h3 { margin: 0 0 .2rem; }
+.finding p { margin: 0; max-width: none; font: .875rem/1.5 var(--sans); }
+.verdict-open { color: var(--soft); }
+
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figcaption, .caption { margin-top: .35rem; max-width: 42rem; text-wrap: pretty;
@@ -91,6 +117,7 @@ svg .name { font-weight: 600; }
 .sample h3 { font-family: var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; }
 .outputs { display: grid; gap: 1rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
 .output { min-width: 0; }
 .output header { display: flex; justify-content: space-between; padding-bottom: .3rem;
   font: .8125rem/1.4 var(--sans); color: var(--soft); }
@@ -122,6 +149,14 @@ footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   .lead { font-size: 1.125rem; }
   .result .strip, .result .change, .result th small { display: none; }
   .number { padding-left: .75rem; }
+  .stages .trend { display: none; }
+  .stages th:first-child, .sets th:first-child { position: sticky; left: 0;
+    background: var(--paper); }
+  .stages tbody th:first-child, .sets tbody th:first-child { min-width: 6.5rem; }
+  .stages, .sets { font-size: .8125rem; }
+  .stages small, .sets small { font-size: .6875rem; }
+  .part th { padding-left: .4rem; }
+  .finding { grid-template-columns: 1fr; }
   .wide-chart { display: none; }
   .narrow-chart { display: block; }
 }

@@ -110,7 +110,7 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
 def points(found: statistics.Paired) -> str:
   """A difference with its interval and its test, in words."""
   mean, low, high = (signed(x) for x in found.difference)
-  p = f'p = {found.p:.3f}' if found.p >= 0.001 else 'p < 0.001'
+  p = f'p\u00a0=\u00a0{found.p:.3f}' if found.p >= 0.001 else 'p\u00a0<\u00a00.001'
   return f'{mean} points ({low} to {high}; sign-flip test, {p})'
 
 

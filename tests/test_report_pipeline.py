@@ -1,0 +1,439 @@
+"""Tests of the pipeline's report: verdicts follow from numbers, gaps are said."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from r1jax.stages.report import findings, pipeline
+from r1jax.stages.report.folders import read_pipeline
+from r1jax.stages.report.run import Measured
+
+STAGES = ('r1_zero', 'cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl')
+PAPER = pipeline.Paper(
+  zero=(15.0, 77.0),
+  stages={
+    'AIME 2024': (77.0, 59.0, 74.0, 78.0, 79.0),
+    'Codeforces': (1444, 1534, 1687, 1746, 2029),
+    'IF-Eval': (46.0, 71.0, 72.0, 78.0, 83.0),
+    'ArenaHard': (53.0, 77.0, 73.0, 75.0, 92.0),
+    'R & D': (1.0, 2.0, 3.0, 4.0, 5.0),
+  },
+  benchmarks=('AIME 2024', 'Codeforces', 'S & T'),
+  students={'Qwen-32B': (72.0, 1691, None), 'Llama <8B>': (50.0, None, None)},
+  rl_32b=(47.0, None, None),
+  data={'math': 300, 'code': 100},
+  data_tokens=5355,
+)
+
+# Right answers of 16 to each of 8 problems; with equal numbers a difference has an
+# interval of no width, and its sign-flip test p = 2 / 2^8 = 0.008.
+SOLVED = {'base': 2, 'zero': 12, 'dev1': 8, 'dev2': 12, 'dev3': 13, 'r1': 14}
+FOLLOWED = {'base': 2, 'zero': 4, 'dev1': 8, 'dev2': 8, 'dev3': 10, 'r1': 12}
+LANGUAGE = {'base': 0.6, 'zero': 0.6, 'dev1': 0.97, 'dev2': 0.98, 'dev3': 1, 'r1': 1}
+READABLE = {'base': 0.2, 'zero': 0.3, 'dev1': 0.9, 'dev2': 0.9, 'dev3': 0.9, 'r1': 0.95}
+PREFERRED = {'base': 0.1, 'zero': 0.1, 'dev1': 0.3, 'dev2': 0.3, 'dev3': 0.4, 'r1': 0.7}
+FILES = {
+  'base': 'r1_zero/evaluation-base.json',
+  'zero': 'r1_zero/evaluation-final.json',
+  'dev1': 'cold_start/evaluation-final.json',
+  'dev2': 'reasoning_rl/evaluation-final.json',
+  'dev3': 'rejection_sft/evaluation-final.json',
+  'r1': 'final_rl/evaluation-final.json',
+}
+
+
+def interval(mean, reach=0.01):
+  return {'mean': mean, 'low': mean - reach, 'high': mean + reach}
+
+
+def shown(problem, output, **other):
+  prompt = f'User: {problem}\nAssistant:'
+  return {'problem': problem, 'prompt': prompt, 'output': output, **other}
+
+
+def row(solved, followed=4, language=0.9, readable=0.9, preferred=0.5, outputs=()):
+  """An evaluation; counts of 16 for each of 8 problems, or a list of such counts."""
+
+  def half(count, **rewards):
+    right = count if isinstance(count, list) else [count] * 8
+    return {
+      'problems': len(right),
+      'k': 16,
+      'temperature': 0.6,
+      'top_p': 0.95,
+      'pass_at_1': interval(sum(right) / 16 / len(right)),
+      'right': right,
+      'rewards': {name: interval(value) for name, value in rewards.items()},
+    }
+
+  reasoning = half(solved, language=language, readable=readable)
+  return {
+    'reasoning': {
+      **reasoning,
+      'tasks': {'countdown': interval(0.625, 0.125)},
+      'shown': list(outputs),
+    },
+    'general': half(followed, preference=preferred),
+  }
+
+
+def dump(path, value):
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(json.dumps(value))
+
+
+def write_stage(root, name, seed=0, **config):
+  folder = root / name
+  command = f'python -m experiments.r1 --seed {seed}'
+  settings = {'experiment': name, 'seed': seed, 'parent': str(root), 'command': command}
+  dump(folder / 'config.json', {**settings, **config})
+  (folder / 'metrics.jsonl').write_text(
+    json.dumps({'phase': 'rl', 'step': 7, 'time': {'seconds': 90.0}}) + '\n'
+  )
+  parents = [{'stage': 'the_parent', 'path': '../x', 'digest': 'abcdef0123456789'}]
+  record = {'stage': name, 'parameters': 400_000, 'parents': parents}
+  dump(folder / 'stage.json', record)
+
+
+def write_pipeline(root, seed=0, students=(), **changes):
+  """A finished pipeline; `changes` names a model and what is other in its row."""
+  root.mkdir(exist_ok=True)
+  names = [*STAGES, *students]
+  dump(root / 'pipeline.json', {name: name for name in names})
+  for name in names:
+    write_stage(root, name, seed)
+  for model, file in FILES.items():
+    values = {
+      'solved': SOLVED[model],
+      'followed': FOLLOWED[model],
+      'language': LANGUAGE[model],
+      'readable': READABLE[model],
+      'preferred': PREFERRED[model],
+      **changes.get(model, {}),
+    }
+    dump(root / file, row(**values))
+  return root
+
+
+def write_student(root, name, **solved):
+  for method, count in solved.items():
+    dump(root / name / f'evaluation-{method}.json', row(count))
+
+
+def verdicts(root):
+  found = findings.findings(read_pipeline(root), PAPER)
+  return [finding.verdict for finding in found]
+
+
+class Page(HTMLParser):
+  """The text of a page, spaces as one; fails where tags are not closed in order."""
+
+  def __init__(self, html):
+    super().__init__()
+    self.html = html
+    self.texts: list[str] = []
+    self._open: list[str] = []
+    self.feed(html)
+    assert self._open == []
+    self.text = re.sub(r'\s+', ' ', ' '.join(self.texts))
+
+  def handle_starttag(self, tag, attrs):
+    if tag != 'meta':
+      self._open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    pass
+
+  def handle_endtag(self, tag):
+    assert self._open.pop() == tag
+
+  def handle_data(self, data):
+    if 'style' not in self._open:
+      self.texts.append(data)
+
+  def cells(self, name):
+    """The texts of the first row of a table that begins with `name`."""
+    rows = re.findall(r'<tr[^>]*>.*?</tr>', self.html)
+    texts = [[t for t in re.split(r'<[^>]+>', row) if t] for row in rows]
+    found = next(text for text in texts if text[:1] == [name])
+    return [text.replace('\u202f', ' ') for text in found]
+
+
+def page_of(root, paper=PAPER):
+  path = pipeline.write(root, paper)
+  assert path == root / 'report.html'
+  return Page(path.read_text(encoding='utf-8'))
+
+
+CAME, FAILED, UNCLEAR, MISSING = (
+  'came back',
+  'did not come back',
+  'not clear',
+  'not measured',
+)
+
+
+def test_the_papers_story_comes_back(tmp_path):
+  write_pipeline(tmp_path, students=('distill_small',))
+  write_student(tmp_path, 'distill_small', base=2, rl=4, answers=3, sft=9)
+  assert verdicts(tmp_path) == [CAME] * 9
+  text = page_of(tmp_path).text
+  assert 'Of 9 findings: 9 came back.' in text
+  # 12 of 16 against 2 of 16 on each of 8 problems.
+  assert (
+    'Reasoning: base 12.5 % → Zero 75.0 %, +62.5 points (+62.5 to +62.5; sign-flip '
+    'test, p = 0.008)'
+  ) in text
+  assert 'The paper, AIME 2024: base 15.0 → Zero 77.0' in text
+  assert 'The paper, AIME 2024, Qwen-32B: RL 47.0 → distilled 72.0' in text
+  assert (
+    'RL alone, R1-Zero, solves 75.0 % (74.0–76.0): +62.5 points (+62.5 to +62.5; '
+    'sign-flip test, p = 0.008) against the base model.'
+  ) in text
+  assert '95.0 % of its reasoning is readable (30.0 %)' in text
+
+
+# Half of the problems better by 4 and half worse by 4: the interval holds zero.
+TORN = [SOLVED['dev1'] + 4] * 4 + [SOLVED['dev1'] - 4] * 4
+
+
+@pytest.mark.parametrize(
+  ('finding', 'changes', 'verdict'),
+  [
+    (0, {'base': {'solved': 11}}, FAILED),  # 6 points are not far
+    (0, {'base': {'solved': 13}}, FAILED),
+    (0, {'base': {'solved': [12, 8] * 4}}, UNCLEAR),  # 12.5 points, 3 to 22
+    (1, {'zero': {'language': 0.99}}, FAILED),
+    (1, {'zero': {'language': 0.945}}, UNCLEAR),  # 93.5 to 95.5 around 95
+    (1, {'zero': {'readable': 0.7}}, FAILED),
+    (2, {'dev1': {'solved': 13}}, FAILED),
+    (2, {'dev1': {'solved': 12}}, UNCLEAR),
+    (3, {'dev1': {'readable': 0.2}}, FAILED),
+    (3, {'dev1': {'language': 0.61}}, UNCLEAR),  # +1 point, each interval 1 either way
+    (3, {'dev1': {'followed': 3}}, FAILED),
+    (4, {'dev2': {'solved': 7}}, FAILED),
+    (4, {'dev2': {'solved': TORN}}, UNCLEAR),
+    (4, {'dev2': {'language': 0.9}}, FAILED),
+    (5, {'dev3': {'followed': 7}}, FAILED),
+    (5, {'dev3': {'followed': 8}}, UNCLEAR),
+    (6, {'dev1': {'preferred': 0.8}}, FAILED),  # whichever of the others is best
+    (6, {'dev2': {'preferred': 0.7}}, UNCLEAR),
+    (6, {'dev3': {'solved': 15}}, FAILED),
+    (6, {'dev3': {'solved': 14}}, CAME),  # within noise is enough
+  ],
+)
+def test_a_verdict_follows_its_numbers(tmp_path, finding, changes, verdict):
+  write_pipeline(tmp_path, **changes)
+  assert verdicts(tmp_path)[finding] == verdict
+
+
+@pytest.mark.parametrize(
+  ('small', 'tiny', 'verdict'),
+  [
+    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 9}, CAME),
+    ({'rl': 4, 'sft': 9}, {'rl': 4}, CAME),  # the other student is not there yet
+    ({'rl': 4, 'sft': 9}, {'rl': 9, 'sft': 4}, FAILED),
+    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 4}, UNCLEAR),
+    ({'sft': 9}, {}, MISSING),
+  ],
+)
+def test_distilling_is_judged_over_the_students(tmp_path, small, tiny, verdict):
+  write_pipeline(tmp_path, students=('distill_small', 'distill_tiny'))
+  write_student(tmp_path, 'distill_small', **small)
+  write_student(tmp_path, 'distill_tiny', **tiny)
+  assert verdicts(tmp_path)[7:] == [verdict, MISSING]
+
+
+def test_intervals_are_set_apart_as_of_independent_samples():
+  before, after = Measured(0.5, 0.47, 0.54), Measured(0.7, 0.67, 0.76)
+  # Down: 0.03 of the one and 0.04 of the other, 0.05; up: sqrt(0.06^2 + 0.03^2).
+  found = findings.apart(before, after)
+  assert found == pytest.approx((0.2, 0.15, 0.2 + 0.0045**0.5))
+  assert findings.apart(Measured(0.5, None, None), after) is None
+
+
+def test_cells_are_the_numbers_given(tmp_path):
+  write_pipeline(tmp_path, students=('distill_small',))
+  write_student(tmp_path, 'distill_small', base=2, sft=9)
+  dump(tmp_path / 'distill_small' / 'stage.json', {'parameters': 100_000})
+  page = page_of(tmp_path)
+  reasoning = page.cells('Reasoning')
+  assert reasoning[:4] == ['Reasoning', 'solved by one output', '12.5 %', '11.5–13.5']
+  means = ['12.5 %', '75.0 %', '50.0 %', '75.0 %', '81.2 %', '87.5 %']
+  assert reasoning[2::2] == means
+  assert page.cells('countdown') == ['countdown', *['62.5 %', '50.0–75.0'] * 6]
+  assert page.cells('equations') == ['equations', *['–'] * 6]
+  assert page.cells('Preference')[2::2][-1] == '70.0 %'
+  assert page.cells('IF-Eval')[1:] == ['–', '46.0', '71.0', '72.0', '78.0', '83.0']
+  assert page.cells('AIME 2024')[:3] == ['AIME 2024', '15.0', '77.0']
+  assert page.cells('Codeforces')[2:] == ['1,444', '1,534', '1,687', '1,746', '2,029']
+  # 9 of 16; two students' rows have the same measures as the stages.
+  assert page.cells('SFT on R1’s outputs')[1:3] == ['56.2 %', '55.2–57.2']
+  assert 'Student small: 100,000 parameters, 25% of the teacher’s' in page.text
+  assert page.cells('Qwen-32B, RL straight on it')[1:] == ['47.0', '–', '–']
+  assert page.cells('Llama &lt;8B&gt;')[1:] == ['50.0', '–', '–']
+  assert '<th class="number">S &amp; T</th>' in page.html
+  assert page.cells('R &amp; D')[1:] == ['–', '1.0', '2.0', '3.0', '4.0', '5.0']
+  made = page.cells('cold_start')
+  assert made[2:5] == ['400,000', 'rl 7', '1.5']  # 90 seconds
+  assert made[-1] == 'the_parent abcdef01'
+  assert 'python -m experiments.r1 --seed 0' in page.text
+
+
+def test_sets_are_counted_by_task(tmp_path):
+  write_pipeline(tmp_path)
+  counts = {'problems': 50, 'outputs': 2000, 'kept': 300, 'tokens': 80.0}
+  dropped = {'wrong': 1500, 'surplus': 200}
+  other = {'problems': 5, 'outputs': 0, 'kept': 100, 'tokens': 40.0, 'dropped': {}}
+  dump(
+    tmp_path / 'cold_start' / 'rejection.json',
+    {'countdown <b>': {**counts, 'dropped': dropped}, 'sorting': other},
+  )
+  pairs = {'judged': 60, 'kept': 20, 'dropped_margin': 30, 'dropped_length': 4}
+  dump(tmp_path / 'final_rl' / 'pairs.json', {**pairs, 'dropped_balance': 6})
+  page = page_of(tmp_path)
+  cells = page.cells('countdown &lt;b&gt;')
+  assert cells[1:] == ['50', '2,000', '300', '15%', '80', '1,500 wrong · 200 surplus']
+  # (300 · 80 + 100 · 40) / 400
+  assert 'Cold start: 400 examples of 70 tokens on average' in page.text
+  assert 'compared 60 pairs of outputs, of which 20 were kept: 30 were too' in page.text
+  assert page.cells('math') == ['math', '300', '75.0%']
+
+
+def test_stages_answer_the_same_problems_side_by_side(tmp_path):
+  mine = [shown('p <script>', '<think>wait</think><answer>1', correct=True)]
+  only = [shown('q', 'a'), shown('r', 'b'), shown('s', 'c'), *mine]
+  write_pipeline(tmp_path, base={'outputs': only}, r1={'outputs': mine})
+  page = page_of(tmp_path)
+  first = page.html.index('<h3>p &lt;script&gt;</h3>')  # what more models have answered
+  assert first < page.html.index('<h3>q</h3>') < page.html.index('<h3>r</h3>')
+  assert '<h3>s</h3>' not in page.html  # three reasoning problems
+  assert '<mark>wait</mark>' in page.html
+  assert '<script' not in page.html
+  assert page.text.count('R1: final RL') == 1
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path):
+  html = page_of(write_pipeline(tmp_path)).html
+  for foreign in 'http', 'src=', '<link', '<script', '@import', 'url(':
+    assert foreign not in html
+
+
+def test_a_pipeline_that_has_hardly_begun_is_a_page_too(tmp_path):
+  dump(tmp_path / 'pipeline.json', {name: name for name in (*STAGES, 'distill_tiny')})
+  assert verdicts(tmp_path) == [MISSING] * 9
+  text = page_of(tmp_path).text
+  assert '0 of 6 stages finished' in text
+  assert 'No model has been measured yet.' in text
+  assert 'Not begun yet: R1-Zero, Cold start,' in text
+  assert 'No stage of RL has begun yet.' in text
+  assert 'No outputs have been sampled for a set yet.' in text
+  assert 'No preference pairs have been judged yet.' in text
+  assert 'No student has been measured yet.' in text
+  assert 'No outputs have been kept yet.' in text
+
+
+def test_what_a_half_done_pipeline_lacks_is_said(tmp_path):
+  write_pipeline(tmp_path)
+  for name in 'final_rl', 'rejection_sft':
+    (tmp_path / name / 'stage.json').unlink()
+    (tmp_path / name / 'evaluation-final.json').unlink()
+  (tmp_path / 'cold_start' / 'evaluation-final.json').write_text('{"reasoning"')
+  page = page_of(tmp_path, paper=None)
+  assert 'Not finished yet: Rejection SFT, Final RL.' in page.text
+  assert 'cold_start/evaluation-final.json is damaged and left out.' in page.text
+  assert 'Too few values for a curve so far: R1-Zero: accuracy' in page.text
+  assert page.cells('Reasoning')[2:] == [
+    *('12.5 %', '11.5–13.5', '75.0 %', '74.0–76.0', '–', '75.0 %', '74.0–76.0'),
+    *('–', '–'),
+  ]
+  assert 'Some of the numbers it needs are not there yet.' in page.text
+  assert 'The paper,' not in page.text
+  assert verdicts(tmp_path) == [CAME, CAME, *[MISSING] * 7]
+
+
+def test_curves_of_the_rl_stages_have_one_scale(tmp_path):
+  write_pipeline(tmp_path)
+  for name, length in ('r1_zero', 100.0), ('reasoning_rl', 200.0):
+    lines = [
+      {'phase': 'rl', 'step': s, 'length': length, 'rewards': {'language': 0.5}}
+      for s in (1, 2)
+    ]
+    lines += [{'phase': 'eval', 'step': s, 'pass_at_1': interval(0.5)} for s in (0, 2)]
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (tmp_path / name / 'metrics.jsonl').write_text(text)
+  html = page_of(tmp_path).html
+  charts = dict(re.findall(r'<figure><h3>([^<]*)</h3>(<svg.*?</svg>)', html))
+  assert list(charts) == [
+    f'{stage}: {quantity}'
+    for stage in ('R1-Zero', 'Reasoning RL')
+    for quantity in ('accuracy', 'tokens', 'language')
+  ]
+  for name, top in ('R1-Zero: tokens', '>200<'), ('R1-Zero: language', '>100 %<'):
+    assert top in charts[name]
+
+
+def test_the_terminal_gets_the_means(tmp_path):
+  write_pipeline(tmp_path)
+  (tmp_path / 'final_rl' / 'evaluation-final.json').unlink()
+  lines = pipeline.result(tmp_path)
+  assert lines[0] == f'Report: {tmp_path / "report.html"}'
+  assert lines[1].split() == ['base', 'Zero', 'Dev1', 'Dev2', 'Dev3', 'R1']
+  reasoning = ['Reasoning', '12.5%', '75.0%', '50.0%', '75.0%', '81.2%', '–']
+  assert lines[2].split() == reasoning
+  assert len({len(line) for line in lines[1:]}) == 1  # aligned
+
+
+def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
+  roots = []
+  for seed, solved in enumerate((4, 8, 12)):  # 25, 50 and 75 % of 16
+    students = ('distill_small',)
+    changes = {'zero': {'solved': solved}}
+    root = write_pipeline(tmp_path / str(seed), seed, students, **changes)
+    write_student(root, 'distill_small', base=2, sft=solved)
+    roots.append(root)
+  lines = pipeline.over_seeds(roots)
+  table = [[x.strip() for x in line.strip('|').split('|')] for line in lines if line]
+  assert table[0] == ['', 'base', 'Zero', 'Dev1', 'Dev2', 'Dev3', 'R1']
+  assert {character for cell in table[1] for character in cell} == {'-'}
+  # Mean 50, deviation 25, t(0.975, 2 degrees) = 4.303: 50 +- 4.303 * 25 / sqrt(3).
+  assert table[2][:3] == ['Reasoning', '12.5 % (12.5–12.5)', '50.0 % (-12.1–112.1)']
+  assert lines[0].index('|', 1) == lines[1].index('|', 1) == lines[2].index('|', 1)
+  at = lines.index('Student small:')
+  assert [x.strip() for x in lines[at + 2].strip('|').split('|')] == [
+    '',
+    'base model',
+    'SFT on R1’s outputs',
+  ]
+  assert '50.0 % (-12.1–112.1)' in lines[at + 4]
+
+
+def test_pipelines_that_are_no_repetitions_are_refused(tmp_path):
+  first = write_pipeline(tmp_path / 'a', 0)
+  with pytest.raises(ValueError, match='a different seed for every run'):
+    pipeline.over_seeds([first, write_pipeline(tmp_path / 'b', 0)])
+  other = write_pipeline(tmp_path / 'c', 1)
+  write_stage(other, 'cold_start', seed=1, epochs=9)
+  with pytest.raises(ValueError, match='other settings'):
+    pipeline.over_seeds([first, other])
+  (other / 'final_rl' / 'stage.json').unlink()
+  with pytest.raises(ValueError, match='not finished: expected the stages r1_zero'):
+    pipeline.over_seeds([first, other])
+
+
+def test_the_command_knows_a_pipeline_and_refuses_what_is_none(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'has no pipeline\.json'):
+    pipeline.write(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+  root = write_pipeline(tmp_path)
+  command = [sys.executable, '-m', 'r1jax.stages.report', str(root)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout.strip()) == (0, str(root / 'report.html'))
+  assert 'Stage by stage' in (root / 'report.html').read_text()
+  (root / 'pipeline.json').write_text('{')
+  with pytest.raises(ValueError, match='is damaged'):
+    pipeline.write(root)
