@@ -1,0 +1,1 @@
+"""One setting changed, everything else the same: what of the recipe does what."""

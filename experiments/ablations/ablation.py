@@ -1,0 +1,128 @@
+"""An ablation: one stage in named variants, each with several seeds.
+
+A variant is a function from the stage's config to another one. Every run lies in a
+folder of its own, `<workdir>/<variant>-seed<n>`; a finished one is not run again, so an
+ablation that was killed goes on with the same command. What comes out is printed and
+written to `ablation.html`.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import final_rl, reasoning_rl
+from experiments.ablations import page, results
+from r1jax.stages import command, lineage
+from r1jax.stages.run import plain_errors
+from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config
+
+OURS = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+  """What is compared."""
+
+  question: str  # title of the page
+  variants: Mapping[str, Callable[[Any], Any]]  # the first is compared with the others
+  main: Callable[[Any], None] = reasoning_rl.main  # runs one
+  parent: str = 'cold_start'  # stage that all runs start from
+  figures: tuple[results.Figure, ...] = (results.PASS_AT_1,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """Where and how often; `base` is what the variants change."""
+
+  parent: str = 'runs/cold_start'  # the work directory of cold_start
+  workdir: str = 'runs/ablation'  # a folder for each run, and the page
+  seeds: int = 3  # runs of each variant: base.seed, base.seed + 1, …
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  base: reasoning_rl.ReasoningRL | final_rl.FinalRL = reasoning_rl.ReasoningRL()
+
+  def __post_init__(self) -> None:
+    if self.seeds < 1:
+      raise ValueError(f'seeds: expected 1 or more, got {self.seeds}')
+    if not self.workdir or self.data_dir == '':
+      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    standard = type(self.base)()
+    for name in OURS:
+      if getattr(self.base, name) != getattr(standard, name):
+        raise ValueError(
+          f'base.{name}: expected the default, as every run gets its own, got '
+          f'{getattr(self.base, name)!r}; set {name} instead'
+        )
+
+
+def plan(ablation: Ablation, config: Command) -> dict[str, list[Any]]:
+  """The config of every run, by variant, in the order of the seeds."""
+  places = {'parent': config.parent, 'data_dir': config.data_dir}
+  found: dict[str, list[Any]] = {}
+  for variant, change in ablation.variants.items():
+    changed = change(config.base)
+    found[variant] = [
+      dataclasses.replace(
+        changed,
+        **places,
+        seed=seed,
+        workdir=str(Path(config.workdir) / f'{variant}-seed{seed}'),
+      )
+      for seed in range(config.base.seed, config.base.seed + config.seeds)
+    ]
+  return found
+
+
+def finished(run: Any, parent: lineage.Stage) -> bool:
+  """Whether a run has come to its end.
+
+  Raises:
+    ValueError: another run has, in its folder.
+  """
+  if not (Path(run.workdir) / lineage.RECORD).is_file():
+    return False
+  record = lineage.load(run.workdir).record
+  before, now = leaves(record['config']), leaves(plain_config(run))
+  differing = [
+    name
+    for name in dict.fromkeys([*now, *before])
+    if before.get(name) != now.get(name) and name not in (*MAY_CHANGE, 'parent')
+  ]
+  if parent.digest not in [found['digest'] for found in record['parents']]:
+    differing.append('parent')
+  if differing:
+    raise ValueError(
+      f'{run.workdir} holds a finished run with another {", ".join(differing)}; '
+      'choose another --workdir, or give the same settings'
+    )
+  return True
+
+
+def run(ablation: Ablation, config: Command) -> results.Result:
+  """Runs what is not finished, a seed of every variant after the other; the result."""
+  runs = plan(ablation, config)
+  parent = lineage.load(config.parent, ablation.parent)
+  turns = [stage for turn in zip(*runs.values(), strict=True) for stage in turn]
+  done = [finished(stage, parent) for stage in turns]  # before anything is run
+  for number, (stage, there) in enumerate(zip(turns, done, strict=True), start=1):
+    state = 'is finished' if there else 'begins'
+    print(f'Run {number} of {len(turns)} {state}: {stage.workdir}')
+    if not there:
+      ablation.main(stage)
+  paths = {
+    variant: [Path(stage.workdir) for stage in stages]
+    for variant, stages in runs.items()
+  }
+  result = results.summarise(ablation.question, paths, ablation.figures)
+  page.write(Path(config.workdir) / 'ablation.html', result.html)
+  return result
+
+
+def main(ablation: Ablation, default: Command) -> None:
+  """The command of an ablation."""
+  with plain_errors():
+    config = command.parse(default)
+    print('\n'.join(run(ablation, config).lines))
+    print(Path(config.workdir) / 'ablation.html')

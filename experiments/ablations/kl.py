@@ -1,0 +1,35 @@
+"""How strongly the policy is held to the reference.
+
+R1 takes 0.001, DeepSeekMath 0.04 (arXiv 2402.03300); later work often leaves the
+penalty out, which also saves the reference's pass.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from experiments.ablations import ablation, results
+
+
+def penalty(coefficient: float) -> Callable[[Any], Any]:
+  """The variant with this coefficient."""
+  return lambda base: dataclasses.replace(
+    base, grpo=dataclasses.replace(base.grpo, kl_coef=coefficient)
+  )
+
+
+ABLATION = ablation.Ablation(
+  question='How much of a KL penalty does RL need?',
+  variants={'kl0.001': penalty(0.001), 'kl0': penalty(0.0), 'kl0.04': penalty(0.04)},
+  figures=(
+    results.PASS_AT_1,
+    results.Figure(
+      'KL to the reference over RL steps',
+      'Nats a token. Without a penalty it is not computed.',
+      results.trained('kl'),
+    ),
+  ),
+)
+
+if __name__ == '__main__':
+  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/kl'))

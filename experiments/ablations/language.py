@@ -1,0 +1,29 @@
+"""What the language-consistency reward costs and buys.
+
+R1's second stage adds it to the accuracy; the paper says that it costs a little of the
+accuracy and makes thoughts readable (Nature version).
+"""
+
+import dataclasses
+
+from experiments.ablations import ablation, results
+
+ABLATION = ablation.Ablation(
+  question='What does the language reward cost and buy?',
+  variants={
+    'with': lambda base: dataclasses.replace(base, language_weight=1.0),
+    'without': lambda base: dataclasses.replace(base, language_weight=0.0),
+  },
+  figures=(
+    results.PASS_AT_1,
+    results.Figure(
+      'Language of the thoughts over RL steps',
+      'The share of words in the language asked for, on held-out reasoning problems.',
+      results.evaluated('rewards.language'),
+      share=True,
+    ),
+  ),
+)
+
+if __name__ == '__main__':
+  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/language'))

@@ -1,0 +1,147 @@
+"""RL against more of the SFT that came before it, at about equal tokens.
+
+The paper's R1 learns by SFT first and by RL then. Here the cold start goes on: either
+with RL, or with more epochs of the examples it has learned from.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from experiments import reasoning_rl
+from experiments.ablations import ablation
+from r1jax import mesh, optim, rewriting
+from r1jax.stages import (
+  compilation,
+  finetune,
+  lineage,
+  recipe,
+  rejection,
+  scoreboard,
+)
+from r1jax.stages.run import start
+from r1jax.tasks import Problem
+
+MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 over its steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class MoreSFT:
+  """More epochs of the cold start's own examples."""
+
+  parent: str = 'runs/cold_start'  # the work directory of cold_start
+  workdir: str = 'runs/more_sft'  # all files of the stage
+  seed: int = 0  # everything random follows from it
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  tokens: int = 1_500_000  # to learn from, in whole epochs, prompts included
+  # A quarter of the cold start's peak: the examples are known already.
+  sft_optim: optim.Config = optim.Config(
+    learning_rate=8e-4, muon_learning_rate=0.0012, warmup_steps=20, schedule='cosine'
+  )
+  scoreboard: scoreboard.Config = scoreboard.Config()
+
+  def __post_init__(self) -> None:
+    if self.tokens < 1:
+      raise ValueError(f'tokens: expected 1 or more, got {self.tokens}')
+
+  @property
+  def own_seed(self) -> int:
+    """The seed of this stage alone."""
+    return recipe.own_seed(self.seed, 'more_sft')
+
+
+def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
+  """As many tokens of SFT as RL of the base is expected to sample."""
+  outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
+  length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
+  return MoreSFT(tokens=outputs * length, scoreboard=base.scoreboard)
+
+
+def examples(
+  parent: lineage.Stage, sources: Sequence[Sequence[Problem]]
+) -> list[tuple[str, str]]:
+  """The questions and outputs that the cold start has learned from.
+
+  Raises:
+    ValueError: one is about a problem that there is no more.
+  """
+  problems = {problem.id: problem for source in sources for problem in source}
+  file = parent.path / 'outputs.jsonl'
+  lines = [json.loads(raw) for raw in file.read_bytes().splitlines()]
+  kept = rejection.select(lines, parent.record['config']['rejection']['most_a_problem'])
+  if unknown := {line['problem'] for line in kept} - set(problems):
+    raise ValueError(
+      f'{file}: expected outputs to the problems of its R1-Zero, got one to '
+      f'{min(unknown)}; run cold_start again in another folder'
+    )
+  return [
+    (line['question'], rewriting.rewrite(problems[line['problem']], line['output']))
+    for line in kept
+  ]
+
+
+def epochs(found: list[tuple[str, str]], parent: lineage.Stage, tokens: int) -> int:
+  """How many passes over these examples come nearest to `tokens`, at least one."""
+  sizes = [len(ids) for pair in found for ids in parent.model.example_ids(*pair)]
+  return max(1, round(tokens / sum(sizes)))
+
+
+def imitate(config: MoreSFT) -> None:
+  """Goes on with the cold start's SFT, in rows like its own."""
+  compilation.keep_on_disk()
+  parent = lineage.load(config.parent, 'cold_start')
+  where = recipe.setting(parent, config.data_dir)
+  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
+  found = examples(parent, where.train)
+  sft = finetune.Epochs(
+    **{
+      **parent.record['config']['sft'],
+      'epochs': epochs(found, parent, config.tokens),
+    }
+  )
+  devices = mesh.fitting(
+    [sft.rows_per_step // sft.micro_batches, config.scoreboard.prompts_per_batch]
+  )
+  with start(config, phases=('sft',), facts=parent.fact) as run:
+    params = recipe.imitate(
+      run,
+      parent.model,
+      parent.params(devices),
+      found,
+      config=sft,
+      optimizer=config.sft_optim,
+      mesh=devices,
+      seed=config.own_seed,
+    )
+    recipe.finish(
+      run,
+      'more_sft',
+      config,
+      parent.model,
+      params,
+      where=where,
+      parents=[parent],
+      scores=config.scoreboard,
+      mesh=devices,
+      seed=config.own_seed,
+    )
+
+
+def main(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
+  """Runs a variant by the stage that it is of."""
+  if isinstance(config, MoreSFT):
+    imitate(config)
+  else:
+    reasoning_rl.main(config)
+
+
+ABLATION = ablation.Ablation(
+  question='Does RL do more than as many tokens of SFT?',
+  variants={'rl': lambda base: base, 'more_sft': more_sft},
+  main=main,
+)
+
+if __name__ == '__main__':
+  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/more_sft'))

@@ -1,0 +1,87 @@
+"""What a comparison says, in words and as a page of its own."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from r1jax.stages.metrics import explained
+from r1jax.stages.report.template import PAGE
+
+LEVEL = 0.05  # of a test; divided by the number of tests in a family
+ROLES = ('one', 'two', 'three', 'four', 'five')  # of curves, in order
+# The page has colours for two curves; these are told apart in light and dark.
+_STYLE = """<style>
+:root { --three: #7a4fa3; --four: #9a7b12; --five: #3d6fb4; }
+@media (prefers-color-scheme: dark) {
+  :root { --three: #b794dc; --four: #d3b44c; --five: #82aee6; }
+}
+.line.three { stroke: var(--three); }
+.line.four { stroke: var(--four); }
+.line.five { stroke: var(--five); }
+.band.three, .dot.three, .name.three { fill: var(--three); }
+.band.four, .dot.four, .name.four { fill: var(--four); }
+.band.five, .dot.five, .name.five { fill: var(--five); }
+</style>"""
+
+
+def verdict(difference: float, told_apart: bool) -> str:
+  """'higher', 'lower', or 'not told apart'."""
+  if not told_apart or not difference:
+    return 'not told apart'
+  return 'higher' if difference > 0 else 'lower'
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+  """The rows of a table as lines of text: the first column left, the others right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for first, *others in rows:
+    cells = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+    lines.append('  '.join([first.ljust(widths[0]), *cells]))
+  return lines
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """The rows as an HTML table, the first of them its head."""
+  number = '<t{0} class="number">{1}</t{0}>'
+
+  def row(cells: Sequence[str], kind: str) -> str:
+    first, *others = map(escape, cells)
+    rest = ''.join(number.format(kind, cell) for cell in others)
+    return f'<tr><th>{first}</th>{rest}</tr>'
+
+  head, *body = rows
+  return (
+    f'<div class="scroll"><table><thead>{row(head, "h")}</thead>'
+    f'<tbody>{"".join(row(cells, "d") for cells in body)}</tbody></table></div>'
+  )
+
+
+def figure(title: str, caption: str, svg: str) -> str:
+  """A chart with its title and what to look for."""
+  return (
+    f'<figure class="wide"><h3>{escape(title)}</h3>{svg}'
+    f'<figcaption>{escape(caption)}</figcaption></figure>'
+  )
+
+
+def page(
+  title: str, facts: str, sentences: Sequence[str], parts: Sequence[str], source: str
+) -> str:
+  """One HTML page; `parts` are HTML already, `source` says which files it shows."""
+  lead = ''.join(f'<p>{escape(sentence)}</p>' for sentence in sentences)
+  return PAGE.substitute(
+    title=escape(title),
+    facts=escape(facts),
+    body='\n'.join([_STYLE, lead, *parts]),
+    source=escape(source),
+  )
+
+
+def write(path: Path, content: str) -> None:
+  """Writes a file whole or not at all."""
+  partial = path.with_name(f'{path.name}.partial')
+  with explained(partial):
+    # replace: JSON can hold half a surrogate pair, UTF-8 can't.
+    partial.write_text(content, encoding='utf-8', errors='replace')
+    partial.replace(path)

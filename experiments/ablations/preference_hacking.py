@@ -1,0 +1,95 @@
+"""The preference reward at the end of the last stage, against from its first step on.
+
+R1 takes it for the last 400 of 1,700 steps alone, as longer leads to reward hacking
+(Nature version): the preference model's reward goes on rising while what it stands for
+does not. Here that is the judge, who can be asked about any output.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import final_rl
+from experiments.ablations import ablation, results
+from r1jax.rewards import opponent
+from r1jax.stages import lineage, recipe
+from r1jax.stages.metrics import parse_line
+from r1jax.stages.report.figures import running_mean
+from r1jax.tasks import REASONING, Problem
+
+WINDOW = 5  # steps; of one step some eight outputs to instructions are judged
+
+
+def late(base: Any) -> Any:
+  """The base, with an output of every problem written down."""
+  logged = dataclasses.replace(base.rl, logged_samples=base.rl.prompts_per_step)
+  return dataclasses.replace(base, rl=logged)
+
+
+def early(base: Any) -> Any:
+  """The same with instructions and the preference reward from the first step on."""
+  return dataclasses.replace(late(base), general_after=0)
+
+
+def judged(run: Path) -> list[tuple[int, float]]:
+  """The judge's preference for outputs to instructions over the steps of a run."""
+  return _by_step(
+    run, lambda problem, sample: opponent.preference(problem, sample['output'])
+  )
+
+
+def modelled(run: Path) -> list[tuple[int, float]]:
+  """The preference model's reward of the same outputs."""
+  return _by_step(run, lambda _, sample: sample['rewards']['preference'])
+
+
+def _by_step(
+  run: Path, value: Callable[[Problem, Mapping[str, Any]], float]
+) -> list[tuple[int, float]]:
+  """The running mean over steps of a value of the outputs to instructions."""
+  stage = lineage.load(run)
+  where = recipe.setting(stage, stage.record['config']['data_dir'])
+  (instructions,) = where.train[len(REASONING) :]
+  problems = {problem.id: problem for problem in instructions}
+  found: dict[int, list[float]] = {}
+  for raw in (run / 'samples.jsonl').read_bytes().splitlines():
+    sample = parse_line(raw)
+    if sample and sample['phase'] == 'rl' and sample['problem'] in problems:
+      number = value(problems[sample['problem']], sample)
+      found.setdefault(sample['step'], []).append(number)
+  means = running_mean([sum(x) / len(x) for x in found.values()], WINDOW)
+  return [(step, x) for step, x in zip(found, means, strict=True) if x is not None]
+
+
+ABLATION = ablation.Ablation(
+  question='Does the preference reward from the first step on lead to hacking?',
+  variants={'late': late, 'early': early},
+  main=final_rl.main,
+  parent='rejection_sft',
+  figures=(
+    results.Figure(
+      'The preference model’s reward over RL steps',
+      'Of outputs to instructions, from -1 to 1. If it goes on rising where the judge '
+      'below does not, the model is being hacked.',
+      modelled,
+    ),
+    results.Figure(
+      'The judge’s preference over RL steps',
+      'The share of the same outputs that the judge prefers to fixed answers.',
+      judged,
+      share=True,
+    ),
+    results.PASS_AT_1,
+  ),
+)
+
+if __name__ == '__main__':
+  ablation.main(
+    ABLATION,
+    ablation.Command(
+      parent='runs/rejection_sft',
+      workdir='runs/ablations/preference_hacking',
+      base=final_rl.FinalRL(),
+    ),
+  )

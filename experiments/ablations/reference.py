@@ -1,0 +1,49 @@
+"""A reference that is replaced by the policy now and then, against a fixed one.
+
+R1-Zero replaces it every 400 of 10,400 steps (Nature version), so that the penalty
+bounds the speed of change and not its extent. Here it is replaced six times in a run.
+The coefficient is DeepSeekMath's 0.04: with R1's 0.001 the penalty hardly weighs in so
+few steps, whatever the reference is.
+"""
+
+import dataclasses
+from typing import Any
+
+from experiments.ablations import ablation, results
+
+PENALTY = 0.04
+REPLACED = 6  # times in a run
+
+
+def replaced(base: Any) -> Any:
+  """The variant whose reference follows the policy."""
+  every = max(1, base.rl.steps // REPLACED)
+  return dataclasses.replace(
+    fixed(base), rl=dataclasses.replace(base.rl, reference_every=every)
+  )
+
+
+def fixed(base: Any) -> Any:
+  """The variant whose reference stays the parent."""
+  return dataclasses.replace(
+    base,
+    rl=dataclasses.replace(base.rl, reference_every=0),
+    grpo=dataclasses.replace(base.grpo, kl_coef=PENALTY),
+  )
+
+
+ABLATION = ablation.Ablation(
+  question='Does it pay to replace the reference?',
+  variants={'replaced': replaced, 'fixed': fixed},
+  figures=(
+    results.PASS_AT_1,
+    results.Figure(
+      'KL to the reference over RL steps',
+      'Nats a token; it drops where the reference is replaced.',
+      results.trained('kl'),
+    ),
+  ),
+)
+
+if __name__ == '__main__':
+  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/reference'))

@@ -1,0 +1,218 @@
+"""What the finished runs of an ablation say: table, statements, figures."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.ablations import page
+from r1jax import statistics
+from r1jax.stages import scoreboard
+from r1jax.stages.report import chart
+from r1jax.stages.report.run import Line, measured, read
+
+Paths = Mapping[str, Sequence[Path]]  # variant -> its runs, a seed each
+Points = Callable[[Path], list[tuple[int, float]]]  # of a run: step and value
+
+
+class Quantity(NamedTuple):
+  """A number of a run's row of the stage table: where it stands, how it is written."""
+
+  place: tuple[str, ...]
+  unit: str  # of differences
+  factor: float  # from the file to that unit
+
+
+QUANTITIES = {
+  'reasoning': Quantity(('reasoning', 'pass_at_1'), 'points', 100),
+  'language': Quantity(('reasoning', 'rewards', 'language'), 'points', 100),
+  'length': Quantity(('reasoning', 'length'), 'tokens', 1),
+  'general': Quantity(('general', 'pass_at_1'), 'points', 100),
+  'preference': Quantity(('general', 'rewards', 'preference'), 'points', 100),
+}
+
+
+class Figure(NamedTuple):
+  """A chart with a line for each variant, the mean over its seeds."""
+
+  title: str
+  caption: str
+  points: Points
+  share: bool = False  # written in per cent
+
+
+def _of(line: Line, place: str) -> float | None:
+  *outer, name = place.split('.')
+  for part in outer:
+    line = line.get(part) or {}
+  value = measured(line, name)
+  return None if value is None else value.mean
+
+
+def _points(lines: Sequence[Line], place: str) -> list[tuple[int, float]]:
+  found = ((line['step'], _of(line, place)) for line in lines)
+  return [(step, value) for step, value in found if value is not None]
+
+
+def evaluated(place: str) -> Points:
+  """A quantity over the evaluations of a run; a dot leads into a group."""
+  return lambda path: _points(read(path).evaluations, place)
+
+
+def trained(place: str) -> Points:
+  """A quantity over the steps of RL of a run."""
+  return lambda path: _points(read(path).rl, place)
+
+
+PASS_AT_1 = Figure(
+  'Pass@1 over RL steps',
+  'On held-out reasoning problems, the mean over seeds.',
+  evaluated('pass_at_1'),
+  share=True,
+)
+
+
+def row(path: Path) -> dict[str, Any]:
+  """A finished run's row of the stage table."""
+  return json.loads(scoreboard.file(path, 'final').read_bytes())
+
+
+def _number(row: Mapping[str, Any], quantity: Quantity) -> float:
+  value: Any = row
+  for name in quantity.place:
+    value = value[name]
+  return value['mean'] * quantity.factor
+
+
+def cell(values: Sequence[float]) -> str:
+  """The mean over seeds, with its 95 % t-interval where there are several."""
+  if len(values) < 2:
+    return f'{values[0]:.1f}'
+  mean, low, high = statistics.seeds_interval(values)
+  return f'{mean:.1f} ({low:.1f} to {high:.1f})'
+
+
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+  """A line a variant, a column a quantity, under a head."""
+  head = [
+    f'{name}, {"%" if quantity.unit == "points" else quantity.unit}'
+    for name, quantity in QUANTITIES.items()
+  ]
+  return [
+    ['variant', *head],
+    *(
+      [
+        variant,
+        *(cell([_number(row, q) for row in found]) for q in QUANTITIES.values()),
+      ]
+      for variant, found in rows.items()
+    ),
+  ]
+
+
+def statements(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+  """How each variant differs from the first, in words.
+
+  Reasoning is compared problem by problem, each with its mean over seeds: that speaks
+  of these models. The others are compared seed by seed, where there are several. A
+  level of 5 % is shared by the variants (Bonferroni).
+  """
+  (first, base), *others = rows.items()
+  level = page.LEVEL / max(1, len(others))
+  found = []
+  for variant, mine in others:
+    test = statistics.paired(_by_problem(base), _by_problem(mine), 0, 1 - level)
+    difference = statistics.Interval(*(100 * x for x in test.difference))
+    told = test.p < level
+    found.append(
+      _sentence('reasoning', variant, first, difference, told, 'points')
+      + f', p = {test.p:.2g} by problem.'
+    )
+    for name, quantity in list(QUANTITIES.items())[1:] if len(base) > 1 else ():
+      values = [
+        _number(b, quantity) - _number(a, quantity)
+        for a, b in zip(base, mine, strict=True)
+      ]
+      difference = statistics.seeds_interval(values, 1 - level)
+      told = difference.low > 0 or difference.high < 0
+      sentence = _sentence(name, variant, first, difference, told, quantity.unit)
+      found.append(f'{sentence} by seed.')
+  return found
+
+
+def _by_problem(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+  """The share of right outputs to each problem, the mean over seeds."""
+  parts = [row['reasoning'] for row in rows]
+  return np.mean([np.array(part['right']) / part['k'] for part in parts], axis=0)
+
+
+def _sentence(
+  name: str,
+  variant: str,
+  first: str,
+  difference: statistics.Interval,
+  told_apart: bool,
+  unit: str,
+) -> str:
+  mean, low, high = difference
+  word = page.verdict(mean, told_apart)
+  than = 'from' if word == 'not told apart' else 'than'
+  return (
+    f'{name}: {variant} is {word} {than} {first}, {mean:+.1f} {unit} '
+    f'({low:+.1f} to {high:+.1f})'
+  )
+
+
+def charts(figures: Sequence[Figure], paths: Paths) -> list[str]:
+  """Each figure as HTML; one without any points is left out."""
+  found = []
+  for figure in figures:
+    curves = [
+      chart.Curve(name, role, points, marked=True)
+      for role, (name, runs) in zip(page.ROLES, paths.items(), strict=False)
+      if (points := _over_seeds(figure.points, runs))
+    ]
+    if curves:
+      svg = chart.line_chart(
+        curves, label=figure.title, share=figure.share, width=880, height=320
+      )
+      found.append(page.figure(figure.title, figure.caption, svg))
+  return found
+
+
+def _over_seeds(points: Points, runs: Sequence[Path]) -> list[tuple[int, float]]:
+  """The mean at each step that all runs have."""
+  by_seed = [dict(points(run)) for run in runs]
+  steps = [step for step in by_seed[0] if all(step in values for values in by_seed)]
+  return [
+    (step, float(np.mean([values[step] for values in by_seed]))) for step in steps
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What an ablation says: lines for a terminal, a page for a browser or a notebook."""
+
+  lines: list[str]
+  html: str
+
+  def _repr_html_(self) -> str:
+    # In a frame of its own, as the page has its own style.
+    source = escape(self.html)
+    return f'<iframe srcdoc="{source}" width="100%" height="900"></iframe>'
+
+
+def summarise(question: str, paths: Paths, figures: Sequence[Figure]) -> Result:
+  """The result of finished runs."""
+  rows = {variant: [row(path) for path in runs] for variant, runs in paths.items()}
+  lines, said = table(rows), statements(rows)
+  seeds = len(next(iter(paths.values())))
+  facts = f'{len(paths)} variants · {seeds} {"seed" if seeds == 1 else "seeds"} of each'
+  parts = [page.table(lines), *charts(figures, paths)]
+  source = 'evaluation-final.json and metrics.jsonl of the runs'
+  html = page.page(question, facts, said, parts, source)
+  return Result([question, *page.columns(lines), *said], html)

@@ -1,0 +1,188 @@
+"""What thoughts are worth: a trained model with less and less time to think.
+
+The thoughts of one model are cut after so many tokens, down to none, so that nothing
+but their length differs. The paper shows the other side: over R1-Zero's training longer
+thoughts and better answers come together (Nature version).
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.ablations import page
+from r1jax import drawing, mesh
+from r1jax.rewards import Weighted, rules
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages import command, compilation, evaluate, lineage, recipe, thinking
+from r1jax.stages.metrics import plain
+from r1jax.stages.report import chart
+from r1jax.stages.run import plain_errors
+from r1jax.stages.workdir import MAY_CHANGE, open_workdir
+
+QUESTION = 'What are thoughts worth?'
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+  """The same model with less and less time to think."""
+
+  parent: str = 'runs/final_rl'  # the work directory of any finished stage
+  workdir: str = 'runs/thinking'  # thinking.json and the page
+  seed: int = 0  # everything random follows from it
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
+  answer_length: int = 32  # tokens of an answer after thoughts that were cut
+  max_length: int = 320  # tokens of an output that is left as it is
+  evaluate: evaluate.Config = evaluate.Config(
+    draw=drawing.Config(temperature=0.6, top_p=0.95)  # the paper's protocol
+  )
+
+  def __post_init__(self) -> None:
+    if not self.budgets or min(self.budgets) < 0:
+      raise ValueError(
+        f'budgets: expected one or more numbers of 0 or more, got {self.budgets}'
+      )
+    if len(set(self.budgets)) < len(self.budgets):
+      raise ValueError(f'budgets: expected different numbers, got {self.budgets}')
+    for field in ('answer_length', 'max_length'):
+      if getattr(self, field) < 1:
+        raise ValueError(f'{field}: expected 1 or more, got {getattr(self, field)}')
+    if self.evaluate.problems % self.evaluate.prompts_per_batch:
+      raise ValueError(
+        'evaluate.problems: expected a multiple of evaluate.prompts_per_batch = '
+        f'{self.evaluate.prompts_per_batch}, got {self.evaluate.problems}'
+      )
+
+
+def name(row: Mapping[str, Any]) -> str:
+  """A row's budget in words."""
+  return 'free' if row['budget'] is None else f'{row["budget"]} tokens'
+
+
+def _percent(interval: Mapping[str, float]) -> str:
+  mean, low, high = (100 * interval[x] for x in ('mean', 'low', 'high'))
+  return f'{mean:.1f} ({low:.1f} to {high:.1f})'
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """A line a budget under a head."""
+  tasks = list(rows[0]['tasks'])
+  return [
+    ['budget', 'tokens thought', 'cut, %', 'pass@1, %', *(f'{x}, %' for x in tasks)],
+    *(
+      [
+        name(row),
+        f'{row["thoughts"]["mean"]:.1f}',
+        f'{100 * row["cut"]:.1f}',
+        _percent(row['pass_at_1']),
+        *(_percent(row['tasks'][task]) for task in tasks),
+      ]
+      for row in rows
+    ),
+  ]
+
+
+def statements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """How each budget differs from thoughts as the model likes, in words.
+
+  Problem by problem, at a level of 5 % that the budgets share (Bonferroni); the
+  intervals are of 95 %.
+  """
+  found = []
+  for row in rows[:-1]:
+    versus = row['versus_free']
+    told = versus['p'] < page.LEVEL / (len(rows) - 1)
+    word = page.verdict(versus['mean'], told)
+    than = 'from' if word == 'not told apart' else 'than'
+    mean, low, high = (100 * versus[x] for x in ('mean', 'low', 'high'))
+    found.append(
+      f'pass@1 with {name(row)} of thoughts is {word} {than} with as many as the model '
+      f'likes, {mean:+.1f} points ({low:+.1f} to {high:+.1f}), '
+      f'p = {versus["p"]:.2g} by problem.'
+    )
+  return found
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Accuracy over the tokens of thoughts, as HTML."""
+  ordered = sorted(rows, key=lambda row: row['thoughts']['mean'])
+  steps = [round(row['thoughts']['mean']) for row in ordered]
+  overall = [row['pass_at_1'] for row in ordered]
+  curves = [
+    chart.Curve(
+      'all',
+      page.ROLES[0],
+      [(x, value['mean']) for x, value in zip(steps, overall, strict=True)],
+      [(x, v['low'], v['high']) for x, v in zip(steps, overall, strict=True)],
+      marked=True,
+    )
+  ]
+  for role, task in zip(page.ROLES[1:], ordered[0]['tasks'], strict=False):
+    means = [row['tasks'][task]['mean'] for row in ordered]
+    curves.append(
+      chart.Curve(task, role, list(zip(steps, means, strict=True)), marked=True)
+    )
+  title = 'Pass@1 over the tokens of thoughts'
+  svg = chart.line_chart(curves, label=title, share=True, width=880, height=360)
+  # The chart counts steps; here it counts tokens.
+  svg = re.sub(r'step (\d[\d,]*)', r'\1 tokens', svg)
+  caption = (
+    'A point for each budget, at its mean tokens over all problems, the last one for '
+    'thoughts as the model likes; the band is the 95 % interval over problems. Where a '
+    'line rises, thoughts pay.'
+  )
+  return page.figure(title, caption, svg)
+
+
+def main(config: Thinking) -> None:
+  """Measures every budget and writes down what comes out."""
+  compilation.keep_on_disk()
+  parent = lineage.load(config.parent)
+  where = recipe.setting(parent, config.data_dir)
+  where.check_length('max_length', config.max_length)
+  size = config.evaluate.prompts_per_batch
+  devices = mesh.fitting([size])
+  closer = thinking.Closer(
+    parent.model.generator(where.max_prompt_length, devices),
+    max(config.budgets),
+    config.answer_length,
+  )
+  if closer.positions > where.longest:
+    most = where.longest - (closer.positions - closer.largest)
+    raise ValueError(
+      f'budgets: expected at most {most} tokens, as the model was trained on rows of '
+      f'{where.longest}, got {closer.largest}; lower it, or answer_length'
+    )
+  problems = where.reasoning[: config.evaluate.problems]
+  problems = problems[: len(problems) // size * size]
+  workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+  accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
+  with RewardPool(accuracy) as pool:
+    rows = thinking.measure(
+      parent.params(devices),
+      jax.random.key(recipe.own_seed(config.seed, 'thinking')),
+      problems,
+      closer=closer,
+      budgets=sorted(config.budgets),
+      pool=pool,
+      config=config.evaluate,
+      max_length=config.max_length,
+    )
+  page.write(workdir / 'thinking.json', json.dumps(plain(rows), indent=2) + '\n')
+  lines, said = table(rows), statements(rows)
+  facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
+  parts = [page.table(lines), figure(rows)]
+  html = page.page(QUESTION, facts, said, parts, 'thinking.json')
+  page.write(workdir / 'thinking.html', html)
+  print('\n'.join([*page.columns(lines), *said, str(workdir / 'thinking.html')]))
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    main(command.parse(Thinking()))

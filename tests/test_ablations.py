@@ -1,0 +1,474 @@
+"""Ablations with stages that write their results instead of training for them."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import final_rl, reasoning_rl
+from experiments.ablations import (
+  ablation,
+  kl,
+  language,
+  more_sft,
+  page,
+  preference_hacking,
+  results,
+  thinking,
+)
+from r1jax import text
+from r1jax.model.config import ModelConfig
+from r1jax.stages import lineage, recipe, workdir
+from r1jax.tasks import instructions
+
+TOKENIZER = text.Tokenizer.train(['User: solve 3x+4=19 Assistant:'], 270)
+
+
+def write_stage(folder, stage, config, parents=()):
+  """A finished stage as `lineage.finish` leaves it, but for its parameters."""
+  folder.mkdir(parents=True)
+  TOKENIZER.save(folder / 'tokenizer.json')
+  record = {
+    'stage': stage,
+    'config': config,
+    'model': dataclasses.asdict(ModelConfig()),
+    'template': 'plain',
+    'files': {'tokenizer.json': TOKENIZER.digest},
+    'params': {},
+    'parents': [
+      {'stage': parent.name, 'path': str(parent.path), 'digest': parent.digest}
+      for parent in parents
+    ],
+  }
+  (folder / 'stage.json').write_text(json.dumps(record))
+  return lineage.load(folder)
+
+
+def evaluation(right, k=4, length=90.0, general=0.5, lang=1.0, preference=0.5):
+  """A row of the stage table; `right` counts by problem."""
+  share = sum(right) / (k * len(right))
+  return {
+    'reasoning': {
+      'k': k,
+      'right': list(right),
+      'pass_at_1': {'mean': share},
+      'length': {'mean': length},
+      'rewards': {'language': {'mean': lang}},
+    },
+    'general': {
+      'pass_at_1': {'mean': general},
+      'rewards': {'preference': {'mean': preference}},
+    },
+  }
+
+
+class Main:
+  """A stage that writes down what `outcome` says of a config; counts its calls."""
+
+  def __init__(self, outcome, dies_after=None):
+    self.outcome, self.dies_after, self.called = outcome, dies_after, []
+
+  def __call__(self, config):
+    if len(self.called) == self.dies_after:
+      raise KeyboardInterrupt
+    folder = Path(config.workdir)
+    self.called.append(folder.name)
+    parent = lineage.load(config.parent)
+    write_stage(folder, 'reasoning_rl', workdir.plain_config(config), [parent])
+    row = self.outcome(config)
+    (folder / 'evaluation-final.json').write_text(json.dumps(row))
+    lines = [
+      {'phase': 'eval', 'step': step, 'pass_at_1': {'mean': step / 10}}
+      for step in (0, 2, 4 + config.seed)
+    ]
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    (folder / 'metrics.jsonl').write_text(text)
+
+
+def better_without(config):
+  return evaluation([4] * 12 if not config.language_weight else [2] * 12)
+
+
+@pytest.fixture
+def cold_start(tmp_path):
+  write_stage(tmp_path / 'cold', 'cold_start', {})
+  return tmp_path / 'cold'
+
+
+@pytest.fixture
+def command(tmp_path, cold_start):
+  return ablation.Command(
+    parent=str(cold_start), workdir=str(tmp_path / 'out'), seeds=2, data_dir='data'
+  )
+
+
+def with_main(which, main):
+  return dataclasses.replace(which, main=main)
+
+
+def test_every_run_has_a_folder_a_seed_and_the_same_parent(command):
+  base = dataclasses.replace(command.base, seed=5)
+  runs = ablation.plan(language.ABLATION, dataclasses.replace(command, base=base))
+  for variant, weight in (('with', 1.0), ('without', 0.0)):
+    for seed, run in zip((5, 6), runs[variant], strict=True):
+      assert run == dataclasses.replace(
+        base,
+        parent=command.parent,
+        workdir=f'{command.workdir}/{variant}-seed{seed}',
+        seed=seed,
+        data_dir='data',
+        language_weight=weight,
+      )
+
+
+def test_finished_runs_are_not_run_again(command):
+  main = Main(better_without, dies_after=3)
+  which = with_main(language.ABLATION, main)
+  with pytest.raises(KeyboardInterrupt):
+    ablation.run(which, command)
+  # All variants of a seed before the next seed.
+  assert main.called == ['with-seed0', 'without-seed0', 'with-seed1']
+  main.dies_after = None
+  first = ablation.run(which, command)
+  assert main.called[3:] == ['without-seed1']
+  again = ablation.run(which, command)
+  assert len(main.called) == 4
+  assert again == first
+  assert (Path(command.workdir) / 'ablation.html').read_text() == first.html
+  # More seeds go on from those that are there.
+  ablation.run(which, dataclasses.replace(command, seeds=3))
+  assert main.called[4:] == ['with-seed2', 'without-seed2']
+
+
+def test_a_finished_run_with_other_settings_is_refused_before_anything_runs(command):
+  main = Main(better_without)
+  which = with_main(language.ABLATION, main)
+  ablation.run(which, command)
+  rl = dataclasses.replace(command.base.rl, steps=7)
+  base = dataclasses.replace(command.base, rl=rl)
+  other = dataclasses.replace(command, base=base, seeds=3)
+  with pytest.raises(
+    ValueError, match=r'with-seed0 holds .* another rl\.steps; choose'
+  ):
+    ablation.run(which, other)
+  assert len(main.called) == 4
+  # What belongs to the machine may change.
+  rl = dataclasses.replace(command.base.rl, reward_workers=1)
+  base = dataclasses.replace(command.base, rl=rl)
+  ablation.run(which, dataclasses.replace(command, base=base))
+  assert len(main.called) == 4
+
+
+def test_runs_of_another_parent_are_refused(command, tmp_path):
+  main = Main(better_without)
+  which = with_main(language.ABLATION, main)
+  ablation.run(which, command)
+  write_stage(tmp_path / 'other', 'cold_start', {'seed': 1})
+  other = dataclasses.replace(command, parent=str(tmp_path / 'other'))
+  with pytest.raises(ValueError, match='a finished run with another parent'):
+    ablation.run(which, other)
+
+
+def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_path):
+  main = Main(better_without)
+  which = with_main(language.ABLATION, main)
+  write_stage(tmp_path / 'zero', 'r1_zero', {})
+  for folder, told in (('zero', 'expected the work directory of cold_start, got'),
+                       ('nothing', 'has no stage.json')):  # fmt: skip
+    other = dataclasses.replace(command, parent=str(tmp_path / folder))
+    with pytest.raises(lineage.LineageError, match=told):
+      ablation.run(which, other)
+  assert not main.called
+  assert not Path(command.workdir).exists()
+
+
+@pytest.mark.parametrize(
+  ('fields', 'told'),
+  [
+    ({'seeds': 0}, 'seeds: expected 1 or more, got 0'),
+    ({'workdir': ''}, 'workdir and data_dir: expected the path'),
+    (
+      {'base': reasoning_rl.ReasoningRL(parent='there')},
+      "base.parent: expected the default, .* got 'there'; set parent instead",
+    ),
+  ],
+)
+def test_settings_that_cannot_work_are_refused(fields, told):
+  with pytest.raises(ValueError, match=told):
+    ablation.Command(**fields)
+
+
+# --- What the variants change ---------------------------------------------------------
+
+CHANGES: dict[str, dict[str, dict[str, object]]] = {
+  'language': {'with': {}, 'without': {'language_weight': 0.0}},
+  'clip': {'clip10': {}, 'clip0.2': {'grpo.clip_high': 0.2}},
+  'kl': {
+    'kl0.001': {},
+    'kl0': {'grpo.kl_coef': 0.0},
+    'kl0.04': {'grpo.kl_coef': 0.04},
+  },
+  'reference': {
+    'replaced': {'rl.reference_every': 10, 'grpo.kl_coef': 0.04},
+    'fixed': {'grpo.kl_coef': 0.04},
+  },
+  'group_size': {
+    'standard': {},
+    'quarter': {'rl.group_size': 4, 'rl.prompts_per_step': 64},
+    'fourfold': {'rl.group_size': 64, 'rl.prompts_per_step': 4},
+  },
+  'algorithms': {
+    # R1's own settings here differ from the published algorithm's in two fields.
+    'grpo': {'grpo.mean': 'outputs', 'grpo.clip_high': 0.2},
+    'dr_grpo': {
+      'grpo.advantage': 'group_centred',
+      'grpo.kl': 'none',
+      'grpo.mean': 'constant',
+      'grpo.kl_coef': 0.0,
+      'grpo.clip_high': 0.2,
+    },
+    'dapo': {'grpo.kl': 'none', 'grpo.kl_coef': 0.0, 'grpo.clip_high': 0.28},
+    'gspo': {
+      'grpo.ratio': 'geometric',
+      'grpo.kl': 'none',
+      'grpo.kl_coef': 0.0,
+      'grpo.mean': 'outputs',
+      'grpo.clip_low': 3e-4,
+      'grpo.clip_high': 4e-4,
+    },
+    'cispo': {
+      'grpo.surrogate': 'clipped_weight',
+      'grpo.kl': 'none',
+      'grpo.kl_coef': 0.0,
+      'grpo.clip_high': 0.28,
+    },
+  },
+  'thinking': {
+    'without': {'experiment': 'Brief', 'brevity_weight': 0.0},
+    'with': {'experiment': 'Brief', 'brevity_weight': 1.0},
+  },
+  'preference_hacking': {
+    'late': {'rl.logged_samples': 16},
+    'early': {'rl.logged_samples': 16, 'general_after': 0},
+  },
+}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_a_variant_changes_what_it_is_about_and_nothing_else(name):
+  module = importlib.import_module(f'experiments.ablations.{name}')
+  hacking = name == 'preference_hacking'
+  base = final_rl.FinalRL() if hacking else reasoning_rl.ReasoningRL()
+  before = workdir.leaves(workdir.plain_config(base))
+  assert list(module.ABLATION.variants) == list(CHANGES[name])
+  for variant, change in module.ABLATION.variants.items():
+    after = workdir.leaves(workdir.plain_config(change(base)))
+    changed = {x: y for x, y in after.items() if before.get(x, '') != y}
+    assert changed == CHANGES[name][variant]
+
+
+def test_group_sizes_that_leave_other_outputs_a_step_are_refused():
+  base = reasoning_rl.ReasoningRL()
+  odd = dataclasses.replace(base.rl, group_size=6)
+  group_size = importlib.import_module('experiments.ablations.group_size')
+  with pytest.raises(ValueError, match='expected multiples of 4, got 6 and 16'):
+    group_size.quarter(dataclasses.replace(base, rl=odd))
+
+
+def test_the_reward_for_short_ways_joins_those_of_reasoning_rl():
+  base = reasoning_rl.ReasoningRL()
+  config = thinking.brief(0.5)(base)
+  *others, mine = thinking.rewards(config)
+  assert others == reasoning_rl.rewards(base)
+  assert (mine.name, mine.weight) == ('shorter', 0.5)
+
+
+def test_more_sft_reads_about_as_many_tokens_as_rl_samples(tmp_path):
+  # 60 steps of 16 prompts, 16 outputs of 100 tokens each.
+  config = more_sft.more_sft(reasoning_rl.ReasoningRL())
+  assert config.tokens == 60 * 16 * 16 * 100
+  parent = write_stage(tmp_path / 'cold', 'cold_start', {})
+  pairs = [('solve 3x+4=19', '<think>x</think><answer>5</answer>')] * 3
+  size = 3 * sum(map(len, parent.model.example_ids(*pairs[0])))
+  assert more_sft.epochs(pairs, parent, 7 * size) == 7
+  assert more_sft.epochs(pairs, parent, 7 * size + size // 3) == 7
+  assert more_sft.epochs(pairs, parent, 1) == 1
+
+
+def test_more_sft_learns_what_the_cold_start_has_learned(tmp_path):
+  settings = {'rejection': {'most_a_problem': 1}}
+  parent = write_stage(tmp_path / 'cold', 'cold_start', settings)
+  problem = instructions.translate('in Polish', 3, 4)
+  output = '<think>3+4=7</think>\n<answer>siedem</answer>'
+  lines = [
+    {'output': '<think></think><answer>seven</answer>', 'faults': ['wrong']},
+    {'output': output, 'faults': []},
+    {'output': output + ' ', 'faults': []},  # one too many of the problem
+  ]
+  file = parent.path / 'outputs.jsonl'
+  shared = {'problem': problem.id, 'question': problem.question}
+  file.write_text(''.join(json.dumps({**shared, **line}) + '\n' for line in lines))
+  assert more_sft.examples(parent, [[problem]]) == [(problem.question, output)]
+  with pytest.raises(ValueError, match='run cold_start again in another folder'):
+    more_sft.examples(parent, [[]])
+
+
+def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeypatch):
+  run = tmp_path / 'run'
+  write_stage(run, 'final_rl', {'data_dir': 'data'})
+  problem = instructions.translate('in Polish', 3, 4)
+  where = recipe.Setting([[], [], [], [problem]], [], 32, 352)
+  monkeypatch.setattr(recipe, 'setting', lambda stage, data_dir: where)
+  polite = '<think></think>proszę bardzo\n<answer>siedem</answer>'
+
+  def line(step, output, reward, name=problem.id, phase='rl'):
+    sample = {'problem': name, 'output': output, 'rewards': {'preference': reward}}
+    return json.dumps({'phase': phase, 'step': step, **sample}) + '\n'
+
+  lines = [
+    line(0, polite, 9, phase='eval'),
+    line(1, polite, 9, name='3x+4=19'),
+    line(2, '', -1.0),  # shows nothing: the judge prefers any answer
+    line(2, polite, 0.5),  # right, in Polish, kind, brief: at least as good as any
+    line(3, '', 0.25),
+  ]
+  (run / 'samples.jsonl').write_text(''.join(lines))
+  # Two steps, with -0.25 and 0.25; both are in each other's window.
+  assert preference_hacking.modelled(run) == [(2, 0.0), (3, 0.0)]
+  (_, first), (_, second) = preference_hacking.judged(run)
+  assert first == second
+  assert first in (0.125, 0.25)  # (0 + 1/2 or 1) / 2, then the mean with 0
+
+
+# --- What is said of the results ------------------------------------------------------
+
+
+def test_cells_hold_the_mean_over_seeds_and_its_t_interval():
+  # Mean 80, deviation 10, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3).
+  assert results.cell([70.0, 80.0, 90.0]) == '80.0 (55.2 to 104.8)'
+  assert results.cell([70.0]) == '70.0'
+  rows = {'a': [evaluation([1, 3], length=12.34, general=0.25, lang=0.9)]}
+  head, line = results.table(rows)
+  assert line == ['a', '50.0', '90.0', '12.3', '25.0', '50.0']
+  assert head[1:4] == ['reasoning, %', 'language, %', 'length, tokens']
+
+
+@pytest.mark.parametrize(
+  ('right', 'word'),
+  [
+    ([4] * 12, 'higher than'),
+    ([0] * 12, 'lower than'),
+    ([2] * 12, 'not told apart from'),
+    ([3, 1] * 6, 'not told apart from'),
+  ],
+)
+def test_words_about_reasoning_follow_from_the_problems(right, word):
+  base = [evaluation([2] * 12), evaluation([2] * 12)]
+  mine = [evaluation(right), evaluation(right)]
+  sentence = results.statements({'on': base, 'off': mine})[0]
+  difference = 100 * (sum(right) / 48 - 0.5)
+  assert f'reasoning: off is {word} on, {difference:+.1f} points' in sentence
+
+
+def test_seeds_of_a_problem_count_as_their_mean():
+  base = [evaluation([0, 0]), evaluation([4, 4])]
+  mine = [evaluation([4, 4]), evaluation([0, 0])]
+  sentence = results.statements({'on': base, 'off': mine})[0]
+  assert 'not told apart from on, +0.0 points (+0.0 to +0.0), p = 1 by' in sentence
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'word'),
+  [
+    # Differences 9, 10, 11: 10 +- 4.303 / sqrt(3).
+    ((99, 110, 121), 'higher than on, +10.0 tokens (+7.5 to +12.5)'),
+    ((81, 90, 99), 'lower than on, -10.0 tokens (-12.5 to -7.5)'),
+    # Differences -10, 0, 10: 0 +- 4.303 * 10 / sqrt(3)
+    ((80, 100, 120), 'not told apart from on, +0.0 tokens (-24.8 to +24.8)'),
+  ],
+)
+def test_words_about_length_follow_from_the_seeds(lengths, word):
+  base = [evaluation([2], length=length) for length in (90, 100, 110)]
+  mine = [evaluation([2], length=length) for length in lengths]
+  sentences = results.statements({'on': base, 'off': mine})
+  assert f'length: off is {word} by seed.' in sentences
+
+
+def test_variants_share_the_level():
+  # Five problems, all better: 2 of 32 patterns of signs, p = 0.0625; six: 0.03125.
+  base, mine = evaluation([2] * 6), evaluation([4] * 6)
+  (alone,) = results.statements({'on': [base], 'off': [mine]})
+  assert 'higher' in alone
+  first, second = results.statements({'on': [base], 'off': [mine], 'x': [mine]})
+  assert 'off is not told apart' in first  # 0.03125 is above 0.025
+  assert 'x is not told apart' in second
+
+
+def test_one_seed_says_nothing_about_other_quantities():
+  rows = {'on': [evaluation([2] * 6)], 'off': [evaluation([2] * 6, length=1.0)]}
+  assert len(results.statements(rows)) == 1
+
+
+def test_curves_are_means_over_seeds_at_steps_that_all_have():
+  by_run = {'a': [(0, 0.2), (2, 0.4), (4, 0.9)], 'b': [(0, 0.4), (2, 0.8)]}
+  figure = results.Figure('T', 'C', lambda path: by_run.get(path.name, []), share=True)
+  paths = {'on': [Path('a'), Path('b')], 'off': [Path('nothing')]}
+  (drawn,) = results.charts([figure], paths)
+  assert '<title>on at step 0: 30.0 %</title>' in drawn
+  assert '<title>on at step 2: 60.0 %</title>' in drawn
+  assert 'step 4:' not in drawn
+  assert '>off<' not in drawn
+  assert results.charts([figure], {'off': [Path('nothing')]}) == []
+
+
+def test_the_page_and_the_lines_say_the_same(command):
+  result = ablation.run(with_main(language.ABLATION, Main(better_without)), command)
+  assert any('reasoning: without is higher than with, +50.0' in x for x in result.lines)
+  assert 'reasoning: without is higher than with, +50.0' in result.html
+  assert '100.0 (100.0 to 100.0)' in result.html
+  # Seeds 0 and 1 share steps 0 and 2 of the evaluations.
+  assert '<title>with at step 2: 20.0 %</title>' in result.html
+  assert 'http' not in result.html.replace('http://www.w3.org/2000/svg', '')
+  assert 'src=' not in result.html
+  assert result.html not in result._repr_html_()  # escaped, in a frame
+
+
+def test_text_is_escaped_and_tables_are_aligned():
+  html = page.page(
+    'a<b', 'x & y', ['1 < 2'], [page.table([['<', 'n'], ['v', '1']])], ''
+  )
+  assert 'a&lt;b' in html
+  assert 'x &amp; y' in html
+  assert '1 &lt; 2' in html
+  assert '<th>&lt;</th>' in html
+  assert page.columns([['a', 'bb'], ['ccc', 'd']]) == ['a    bb', 'ccc   d']
+
+
+# --- The notebook ---------------------------------------------------------------------
+
+
+def test_the_notebooks_cells_run_in_order(tmp_path, monkeypatch):
+  file = Path(language.__file__).parents[1] / 'notebooks' / 'ablations.ipynb'
+  cells = json.loads(file.read_text())['cells']
+  write_stage(tmp_path / 'r1_smoke' / 'cold_start-1', 'cold_start', {})
+  chain = tmp_path / 'r1_smoke' / 'pipeline.json'
+  chain.write_text(json.dumps({'cold_start': 'cold_start-1'}))
+  monkeypatch.setenv('SMOKE', '1')
+  monkeypatch.setenv('RUNS', str(tmp_path))
+  main = Main(lambda config: evaluation([2] * 6))
+  for module in (language, kl):
+    monkeypatch.setattr(module, 'ABLATION', with_main(module.ABLATION, main))
+  names: dict[str, object] = {}
+  for cell in cells:
+    if cell['cell_type'] == 'code':
+      exec(''.join(cell['source']), names)
+      assert not cell['outputs']
+  assert main.called == [
+    *('with-seed0', 'without-seed0'),
+    *('kl0.001-seed0', 'kl0-seed0', 'kl0.04-seed0'),
+  ]
+  for name in ('language', 'kl'):
+    assert (tmp_path / 'r1_smoke/ablations' / name / 'ablation.html').exists()
+    assert '<iframe' in names[f'{name}_result']._repr_html_()  # type: ignore[attr-defined]
