@@ -30,13 +30,19 @@ class ColdStart:
   workdir: str = 'runs/cold_start'  # all files of the stage
   seed: int = 0  # everything random follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
-  shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
-  rejection: rejection.Config = rejection.Config(problems=960)
-  sft: finetune.Epochs = finetune.Epochs(epochs=2)  # R1: 2 to 3
+  shares: tuple[float, float, float, float] = (0.3, 0.15, 0.15, 0.4)  # of all tasks
+  rejection: rejection.Config = rejection.Config(problems=320)
+  sft: finetune.Epochs = finetune.Epochs(
+    epochs=2,  # R1: 2 to 3
+    row_length=400,  # a summary may make an output longer than what was sampled
+  )
   sft_optim: optim.Config = optim.Config(
     learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
   )
   scoreboard: scoreboard.Config = scoreboard.Config()
+
+  def __post_init__(self) -> None:
+    recipe.check_shares(self.shares, recipe.TASKS)
 
   @property
   def own_seed(self) -> int:
@@ -50,8 +56,15 @@ def main(config: ColdStart) -> None:
   zero = lineage.load(config.parent, 'r1_zero')
   where = recipe.setting(zero, config.data_dir)
   where.check_length('rejection.max_length', config.rejection.max_length)
-  rows = config.sft.rows_per_step // config.sft.micro_batches
-  devices = mesh.fitting([config.rejection.prompts_per_batch, rows])
+  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
+  where.check_row('sft.row_length', config.sft.row_length, config.rejection.max_length)
+  devices = mesh.fitting(
+    [
+      config.rejection.prompts_per_batch,
+      config.sft.rows_per_step // config.sft.micro_batches,
+      config.scoreboard.prompts_per_batch,
+    ]
+  )
   model = zero.model
   with start(config, phases=('sft',), facts=zero.fact) as run:
     if lineage.finished(run):

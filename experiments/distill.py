@@ -78,7 +78,10 @@ class Distill:
   base_optim: optim.Config = optim.Config(
     learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
   )
-  sft: finetune.Epochs = finetune.Epochs(epochs=3)  # R1: 2 to 3
+  sft: finetune.Epochs = finetune.Epochs(
+    epochs=3,  # R1: 2 to 3
+    row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
+  )
   sft_optim: optim.Config = optim.Config(
     learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
   )
@@ -93,9 +96,16 @@ class Distill:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
-    unknown = [name for name in self.methods if name not in METHODS]
-    if unknown or not self.methods:
-      raise ValueError(f'methods: expected some of {METHODS}, got {self.methods}')
+    recipe.check_shares(self.shares, recipe.TASKS)
+    known = [name for name in METHODS if name in self.methods]
+    if not known or sorted(known) != sorted(self.methods):
+      raise ValueError(
+        f'methods: expected some of {METHODS}, each once, got {self.methods}'
+      )
+    if self.on_policy_prompts < 1:
+      raise ValueError(
+        f'on_policy_prompts: expected 1 or more, got {self.on_policy_prompts}'
+      )
     token_level = [name for name in self.methods if name in METHODS[3:]]
     if token_level and self.student.vocab_size:
       raise ValueError(
@@ -246,7 +256,7 @@ def main(config: Distill) -> None:
   teacher = lineage.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
   zero = teacher.ancestor('r1_zero')
   where = recipe.setting(teacher, config.data_dir)
-  where.check_length('rejection.max_length', config.rejection.max_length)
+  _check_lengths(config, where)
   world = zero.record['config']
   document = functools.partial(
     web.document,
@@ -261,6 +271,9 @@ def main(config: Distill) -> None:
       config.sft.rows_per_step // config.sft.micro_batches,
       config.rl.prompts_per_step,
       config.rl.micro_batch_rows,
+      config.evaluate.prompts_per_batch,
+      config.on_policy_prompts,
+      config.scoreboard.prompts_per_batch,
     ]
   )
   phases = ('base', *config.methods)
@@ -268,6 +281,9 @@ def main(config: Distill) -> None:
     if lineage.finished(run):
       return
     model = _student(config, teacher, document, run.workdir)
+    speaks = model.generator(where.max_prompt_length, devices)
+    for problems in [*where.train, *where.held_out]:
+      speaks.encode(problems)  # too long in a tokenizer of its own: found out here
     kept = rejection.collect(
       run,
       teacher.params(devices),
@@ -276,6 +292,8 @@ def main(config: Distill) -> None:
       config=config.rejection,
       seed=config.own_seed,
     )
+    lesson = _Lesson(run, config, teacher, model, where, kept, devices)
+    _passes(lesson, config.sft)  # an example longer than a row is found out here
     base = recipe.pretrain(
       run,
       model,
@@ -285,7 +303,6 @@ def main(config: Distill) -> None:
       mesh=devices,
       seed=config.own_seed,
     )
-    lesson = _Lesson(run, config, teacher, model, where, kept, devices)
     learned = {'base': base}
     for name in config.methods:
       learned[name] = LEARN[name](lesson, base, name)
@@ -300,6 +317,15 @@ def main(config: Distill) -> None:
     )
     final = {'final': learned[config.methods[0]]}
     lineage.finish(run, 'distill', config, model, {**learned, **final}, [teacher])
+
+
+def _check_lengths(config: Distill, where: recipe.Setting) -> None:
+  """Raises ValueError for outputs too long for the teacher, the student or a row."""
+  sampled, scored = config.rejection.max_length, config.scoreboard.max_length
+  where.check_length('rejection.max_length', sampled)
+  where.check_row('sft.row_length', config.sft.row_length, sampled)
+  said = max(scored, *(n for _, n in config.rl.max_length))
+  where.check_row('base.row_length', config.base.row_length, said)
 
 
 def _student(

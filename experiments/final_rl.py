@@ -28,9 +28,9 @@ from r1jax.stages import (
   rl,
   scoreboard,
 )
-from r1jax.stages.metrics import explained
 from r1jax.stages.panel import Panel
 from r1jax.stages.run import Run, plain_errors, start
+from r1jax.stages.workdir import write_whole
 from r1jax.tasks import REASONING, Problem
 
 
@@ -48,7 +48,7 @@ class FinalRL:
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
   general_share: float = 0.5  # of instructions, once they come in
   general_after: int = 16  # steps on reasoning alone (R1: 1,300 of 1,700)
-  judged: int = 320  # instructions whose outputs the judge compares
+  judged: int = 640  # instructions whose outputs the judge compares
   judge: judge.Config = judge.Config()
   preference: preference.Config = preference.Config(epochs=4)  # R1: 1, of 66k pairs
   preference_optim: optim.Config = optim.Config(learning_rate=2e-3, schedule='cosine')
@@ -62,6 +62,7 @@ class FinalRL:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
+    recipe.check_shares(self.shares, REASONING)
     if not 0 <= self.general_share <= 1:
       raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')
     if not 0 <= self.general_after <= self.rl.steps:
@@ -128,9 +129,8 @@ def preference_model(
     )
     outputs += sampled.texts
   pairs, counts = judge.pairs(problems, outputs, config.own_seed, config.judge)
-  file = run.workdir / 'pairs.json'
-  with explained(file):
-    file.write_text(json.dumps(dataclasses.asdict(counts)) + '\n')
+  content = json.dumps(dataclasses.asdict(counts)) + '\n'
+  write_whole(run.workdir / 'pairs.json', content)
   voice: dict[str, Any] = {
     'model': model.functions,
     'tokenizer': model.tokenizer,
@@ -160,11 +160,14 @@ def main(config: FinalRL) -> None:
   parent = lineage.load(config.parent, 'rejection_sft')
   where = recipe.setting(parent, config.data_dir)
   where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
+  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
   devices = mesh.fitting(
     [
       config.rl.prompts_per_step,
       config.rl.micro_batch_rows,
+      config.preference.pairs_per_step // config.preference.micro_batches,
       config.evaluate.prompts_per_batch,
+      config.scoreboard.prompts_per_batch,
     ]
   )
   model = parent.model

@@ -30,7 +30,7 @@ MODEL = ModelConfig(d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff
 BASE = finetune.Config(
   steps=300, rows_per_step=8, row_length=128, micro_batches=1, checkpoint_every=50
 )
-SFT = finetune.Epochs(epochs=1, row_length=128, micro_batches=1, checkpoint_every=10)
+SFT = finetune.Epochs(epochs=1, row_length=128, micro_batches=1, checkpoint_every=1)
 SAMPLED = rejection.Config(problems=16, samples=4, prompts_per_batch=4, max_length=64)
 RL = rl.Config(
   steps=4,
@@ -91,7 +91,7 @@ class R1Smoke(R1):
     general_after=2,
     judged=16,
     judge=judge.Config(),
-    preference=preference.Config(pairs_per_step=8, checkpoint_every=2, log_every=1),
+    preference=preference.Config(pairs_per_step=4, checkpoint_every=1, log_every=1),
     rl=dataclasses.replace(RL, temperature=((0, 0.7),)),
     evaluate=EVALUATE,
     scoreboard=SCORES,

@@ -93,14 +93,14 @@ class R1Zero:
       raise ValueError('workdir and data_dir: expected the path of a folder, got none')
     text.check_vocab_size(self.vocab_size)
     rewards(self)  # a weight that is no number is found out here
-    if min(self.shares) < 0 or not sum(self.shares):
-      raise ValueError(f'shares: expected numbers above 0, got {self.shares}')
-    longest = self.rl.max_prompt_length + max(n for _, n in self.rl.max_length)
+    recipe.check_shares(self.shares, REASONING)
+    outputs = max(self.scoreboard.max_length, *(n for _, n in self.rl.max_length))
+    longest = self.rl.max_prompt_length + outputs
     if self.base.row_length < longest:
       raise ValueError(
         f'base.row_length: expected at least {longest} = rl.max_prompt_length + '
-        f'rl.max_length, got {self.base.row_length}; at positions that the base model '
-        'never saw it writes garbage'
+        f'rl.max_length or scoreboard.max_length, got {self.base.row_length}; at '
+        'positions that the base model never saw it writes garbage'
       )
 
 
@@ -138,6 +138,7 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
     'rl.prompts_per_step': config.rl.prompts_per_step,
     'rl.micro_batch_rows': config.rl.micro_batch_rows,
     'evaluate.prompts_per_batch': config.evaluate.prompts_per_batch,
+    'scoreboard.prompts_per_batch': config.scoreboard.prompts_per_batch,
   }
   devices = mesh.fitting(list(sizes.values()))
   model = lineage.Model(config.model, tokenizer, TEMPLATE)

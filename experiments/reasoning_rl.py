@@ -50,6 +50,7 @@ class ReasoningRL:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
+    recipe.check_shares(self.shares, REASONING)
 
   @property
   def own_seed(self) -> int:
@@ -72,11 +73,13 @@ def main(config: ReasoningRL) -> None:
   parent = lineage.load(config.parent, 'cold_start')
   where = recipe.setting(parent, config.data_dir)
   where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
+  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
   devices = mesh.fitting(
     [
       config.rl.prompts_per_step,
       config.rl.micro_batch_rows,
       config.evaluate.prompts_per_batch,
+      config.scoreboard.prompts_per_batch,
     ]
   )
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)

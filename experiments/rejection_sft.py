@@ -44,6 +44,7 @@ class RejectionSFT:
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
+    recipe.check_shares(self.shares, REASONING)
     if self.general < 0:
       raise ValueError(f'general: expected 0 or more, got {self.general}')
 
@@ -72,8 +73,15 @@ def main(config: RejectionSFT) -> None:
   zero = parent.ancestor('r1_zero')
   where = recipe.setting(parent, config.data_dir)
   where.check_length('rejection.max_length', config.rejection.max_length)
-  rows = config.sft.rows_per_step // config.sft.micro_batches
-  devices = mesh.fitting([config.rejection.prompts_per_batch, rows])
+  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
+  where.check_row('sft.row_length', config.sft.row_length, config.rejection.max_length)
+  devices = mesh.fitting(
+    [
+      config.rejection.prompts_per_batch,
+      config.sft.rows_per_step // config.sft.micro_batches,
+      config.scoreboard.prompts_per_batch,
+    ]
+  )
   model = parent.model
   with start(config, phases=('sft',), facts=parent.fact) as run:
     if lineage.finished(run):

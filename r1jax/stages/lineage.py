@@ -6,6 +6,7 @@ digests of the records of its parents, so that every model can be traced to a se
 next stage takes that directory, and nothing else, to find all it needs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,15 +24,15 @@ from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.generate import Generator
-from r1jax.stages.metrics import explained
 from r1jax.stages.run import Run
-from r1jax.stages.workdir import plain_config
+from r1jax.stages.workdir import WorkdirError, plain_config, write_whole
 
 RECORD = 'stage.json'
+FIELDS = ('stage', 'config', 'model', 'template', 'files', 'params', 'parents')
 TOKENIZER = 'tokenizer.json'
 
 
-class LineageError(Exception):
+class LineageError(WorkdirError):
   """A parent that a stage can't start from; the message says what to change."""
 
 
@@ -125,11 +126,17 @@ class Stage:
     if self.name == name:
       return self
     for parent in self.record['parents']:
-      stage = load(self.path / parent['path'])
+      path = self.path / parent['path']
+      if not (path / RECORD).is_file():
+        raise LineageError(
+          f'{path} has no {RECORD}, but {self.path} comes from the {parent["stage"]} '
+          'that was there; put that folder back'
+        )
+      stage = load(path)
       if stage.digest != parent['digest']:
         raise LineageError(
-          f'{stage.path} is not the {parent["stage"]} that {self.path} comes from; '
-          'run the later stages again from it, in other folders'
+          f'{path} is not the {parent["stage"]} that {self.path} comes from; '
+          'put that one back, or run the later stages again, in other folders'
         )
       if found := stage._find(name):
         return found
@@ -153,24 +160,30 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
   content = (path / RECORD).read_bytes()
   try:
     record = json.loads(content)
-    config = ModelConfig(**record['model'])
-    name, template, files = record['stage'], record['template'], record['files']
+    read = {name: record[name] for name in FIELDS}
+    config, digest = ModelConfig(**read['model']), read['files'][TOKENIZER]
   except (ValueError, KeyError, TypeError) as error:
     raise LineageError(
-      f'{path / RECORD} is damaged ({error}); restore it, or run that stage again'
+      f'{path / RECORD} is damaged ({error!r}); restore it, or delete it and start '
+      'that stage again: it writes the record anew'
     ) from error
-  if expected and name not in expected:
+  if expected and read['stage'] not in expected:
     raise LineageError(
       f'parent: expected the work directory of {" or ".join(expected)}, got that of '
-      f'{name} ({path})'
+      f'{read["stage"]} ({path})'
     )
-  tokenizer = text.Tokenizer.load(path / TOKENIZER)
-  if tokenizer.digest != files[TOKENIZER]:
-    raise LineageError(
-      f'{path / TOKENIZER} is not the one that {RECORD} names; restore it'
-    )
-  digest = hashlib.sha256(content).hexdigest()
-  return Stage(path, record, digest, Model(config, tokenizer, template))
+  model = Model(config, _tokenizer(path / TOKENIZER, digest), read['template'])
+  return Stage(path, record, hashlib.sha256(content).hexdigest(), model)
+
+
+def _tokenizer(file: Path, digest: str) -> text.Tokenizer:
+  try:
+    tokenizer = text.Tokenizer.load(file)
+  except (OSError, ValueError):  # gone, or damaged
+    tokenizer = None
+  if tokenizer is None or tokenizer.digest != digest:
+    raise LineageError(f'{file} is not the one that {RECORD} names; restore it')
+  return tokenizer
 
 
 def finished(run: Run) -> bool:
@@ -191,6 +204,8 @@ def finish(
 ) -> Stage:
   """Writes a stage's models and, last of all, its record.
 
+  A record of the same models stays as it is, since children name its digest.
+
   Args:
     run: the stage's, at its end.
     stage: its name.
@@ -208,6 +223,10 @@ def finish(
       saved.wait()
   if not (run.workdir / TOKENIZER).exists():
     model.tokenizer.save(run.workdir / TOKENIZER)
+  with contextlib.suppress(LineageError):
+    before = load(run.workdir)
+    if before.record['params'] == digests:
+      return before
   names = (*tasks.REASONING, *tasks.GENERAL)
   record = {
     'stage': stage,
@@ -227,8 +246,6 @@ def finish(
       for parent in parents
     ],
   }
-  partial = run.workdir / f'{RECORD}.partial'
-  with explained(partial):
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + '\n')
-    partial.replace(run.workdir / RECORD)
+  content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
+  write_whole(run.workdir / RECORD, content)
   return load(run.workdir)

@@ -7,6 +7,7 @@ table. Everything that differs between stages is data; it is in `experiments/`.
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,25 @@ class Setting:
         f'{self.longest} tokens with prompts of {self.max_prompt_length}, got '
         f'{max_length}'
       )
+
+  def check_row(self, field: str, row_length: int, max_length: int) -> None:
+    """Raises ValueError for rows that a prompt and its output may not fit into."""
+    least = self.max_prompt_length + max_length
+    if row_length < least:
+      raise ValueError(
+        f'{field}: expected at least {least}, for prompts of {self.max_prompt_length} '
+        f'tokens and outputs of {max_length}, got {row_length}'
+      )
+
+
+def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
+  """Raises ValueError for shares by which no problems of these tasks can be drawn."""
+  usable = len(shares) == len(names) and all(0 <= x < math.inf for x in shares)
+  if not usable or not sum(shares):
+    raise ValueError(
+      f'shares: expected {len(names)} finite numbers of 0 or more, not all 0, for '
+      f'{", ".join(names)}, got {shares}'
+    )
 
 
 def own_seed(seed: int, stage: str) -> int:

@@ -19,6 +19,7 @@ from r1jax import drawing, filters
 from r1jax.stages.generate import Generator
 from r1jax.stages.metrics import explained, plain
 from r1jax.stages.run import Interruption, Run, TrainingError
+from r1jax.stages.workdir import write_whole
 from r1jax.tasks import Problem
 
 Line = dict[str, Any]  # of the file: an output, its problem, and what is wrong with it
@@ -92,8 +93,8 @@ def collect(
       for index, (problem, group) in enumerate(zip(chosen, outputs.texts, strict=True))
       for n, output in enumerate(group)
     ]
-    with explained(file), file.open('a', encoding='utf-8', errors='replace') as end:
-      end.write(''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in new))
+    with explained(file), file.open('a', encoding='utf-8') as end:
+      end.write(_json_lines(new))
     lines += new
     asked = (batch + 1) * size
     good = np.mean([not line['faults'] for line in lines])
@@ -102,9 +103,8 @@ def collect(
       raise Interruption(f'Stopped after {asked} problems. The same command goes on.')
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)
-  target = run.workdir / 'rejection.json'
-  with explained(target):
-    target.write_text(json.dumps(plain(counted), indent=2) + '\n')
+  content = json.dumps(plain(counted), indent=2) + '\n'
+  write_whole(run.workdir / 'rejection.json', content)
   if not kept:
     faults = Counter(fault for line in lines for fault in line['faults'])
     right = 1 - (faults['wrong'] + faults['form']) / len(lines)
@@ -129,12 +129,12 @@ def _complete(file: Path, config: Config) -> list[Line]:
       break
   size = config.prompts_per_batch * config.samples
   lines = lines[: len(lines) // size * size]
-  partial = file.with_name(file.name + '.partial')
-  with explained(partial):
-    text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(file)
+  write_whole(file, _json_lines(lines))
   return lines
+
+
+def _json_lines(lines: Iterable[Line]) -> str:
+  return ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
 
 
 def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
@@ -154,6 +154,7 @@ def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
     elif count[problem] >= most_a_problem:
       line['faults'] = ['surplus']
     else:
+      line['faults'] = []
       seen.add((problem, output))
       count[problem] += 1
       kept.append(line)

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1jax.stages.metrics import explained
+
 # Settings of the machine rather than of the experiment: a run may go on with others.
 MAY_CHANGE = (
   'workdir',
@@ -130,6 +132,14 @@ def _write(workdir: Path, fields: Mapping[str, Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
   half_written.replace(workdir / _CONFIG)
+
+
+def write_whole(file: Path, content: str) -> None:
+  """Writes a file whole or not at all. Raises OSError with what to do."""
+  partial = file.with_name(f'{file.name}.partial')
+  with explained(file):
+    partial.write_text(content, encoding='utf-8')
+    partial.replace(file)
 
 
 def _read(workdir: Path) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def config_of(fields: Mapping[str, Any]) -> Config:
 class Config:
   """What there is to read; rates are shares of documents."""
 
-  equations: float = 0.12  # documents that solve an equation
-  arithmetic: float = 0.1  # documents that calculate
-  instructions: float = 0.12  # documents that follow an instruction, or not
+  equations: float = 0.1  # documents that solve an equation
+  arithmetic: float = 0.09  # documents that calculate
+  instructions: float = 0.18  # documents that follow an instruction, or not
   slip: float = 0.07  # lines of an equation or calculation with a wrong number
   trying: float = 0.4  # writers who try numbers in an equation of one x
   obedient: float = 0.5  # writers who do what an instruction says

@@ -1,0 +1,48 @@
+"""The opponent of the stage table, and who wins against it."""
+
+import pytest
+
+from r1jax import text
+from r1jax.rewards import judge, opponent
+from r1jax.tasks import Problem, instructions
+
+PROBLEMS = list(instructions.generate(instructions.Config(), 'test'))[:100]
+
+
+def ideal(problem: Problem) -> str:
+  """Does what is asked for, kindly, in few words of the right language."""
+  kind = {'en': 'gladly', 'pl': 'chętnie'}[problem.language]
+  return f'<think></think>\n{kind}\n<answer>{instructions.fulfil(problem)}</answer>'
+
+
+def test_the_opponent_always_says_the_same():
+  for problem in PROBLEMS[:20]:
+    assert opponent.answer(problem) == opponent.answer(problem)
+    assert text.parse(opponent.answer(problem)) is not None
+  assert len(set(map(opponent.answer, PROBLEMS))) > 50
+
+
+def test_its_care_is_middling():
+  right = [judge.fulfilled(p, opponent.answer(p)) for p in PROBLEMS]
+  kind = [judge.kind(p, opponent.answer(p)) for p in PROBLEMS]
+  # Rates of 0.75 and 0.3: four standard deviations of 100 draws are 0.17 and 0.18.
+  assert sum(right) / 100 == pytest.approx(0.75, abs=0.18)
+  assert sum(kind) / 100 == pytest.approx(0.3, abs=0.19)
+
+
+def test_the_opponents_own_answer_is_a_draw():
+  for problem in PROBLEMS:
+    assert opponent.preference(problem, opponent.answer(problem)) == 0.5
+
+
+def test_nobody_wins_against_the_ideal_and_garbage_never_wins():
+  results = [opponent.preference(problem, ideal(problem)) for problem in PROBLEMS]
+  assert set(results) <= {0.5, 1.0}
+  assert results.count(1.0) > 50  # 0.75 x 0.3 of its answers are ideal too
+  for garbage in ('', '<think>', '</think>', '<answer>\x00</answer>', '\ud800 ' * 99):
+    assert all(opponent.preference(problem, garbage) == 0 for problem in PROBLEMS)
+
+
+def test_other_problems_know_no_preference():
+  problem = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})
+  assert opponent.preference(problem, '<think></think><answer>2+3</answer>') == 0

@@ -1,0 +1,76 @@
+"""A panel of rules and a preference model, both written down beforehand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from r1jax.rewards.pool import Scores
+from r1jax.stages.panel import Panel
+from r1jax.tasks import Problem
+
+REASONING = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})
+GENERAL = Problem('sort_2_1', 'instructions', 'sort 2 1', {})
+# Of each output: accuracy and language.
+RULES = np.array([[1, 0.5], [0, 1], [0, 0.25], [1, 1]], np.float32)
+TOTAL = RULES @ np.array([1, 2], np.float32)
+
+
+class Pool:
+  """Stands in for a RewardPool."""
+
+  names = ('accuracy', 'language')
+
+  def __init__(self, events):
+    self.events = events
+
+  def submit(self, problems, texts):
+    self.events.append(('rules', list(texts)))
+
+    def result():
+      self.events.append(('result',))
+      return Scores(RULES[: len(texts)], TOTAL[: len(texts)], ['one failed'], 2, 1)
+
+    return SimpleNamespace(result=result)
+
+
+def scored(problems, weight=0.5):
+  """The scores of outputs a, b, ..., and what was asked in which order."""
+  events: list[Any] = []
+
+  def scorer(problems, texts):
+    events.append(('preference', [problem.id for problem in problems], list(texts)))
+    return np.array([{'b': -1.0, 'd': 0.75}[text] for text in texts], np.float32)
+
+  pool: Any = Pool(events)
+  panel = Panel(pool, scorer, weight)
+  assert panel.names == ('accuracy', 'language', 'preference')
+  pending = panel.submit(problems, 'abcd'[: len(problems)])
+  return pending.result(), events
+
+
+def test_the_preference_counts_for_instructions_alone():
+  scores, events = scored([REASONING, GENERAL, REASONING, GENERAL])
+  np.testing.assert_array_equal(scores.values[:, :2], RULES)
+  np.testing.assert_array_equal(scores.values[:, 2], [0, -1, 0, 0.75])
+  # accuracy + 2 x language, and half of the preference for b and d
+  np.testing.assert_array_equal(scores.total, [2, 2 - 0.5, 0.5, 3 + 0.375])
+  assert ('preference', ['sort_2_1', 'sort_2_1'], ['b', 'd']) in events
+
+
+def test_the_rules_work_while_the_model_does():
+  _, events = scored([REASONING, GENERAL])
+  assert [event[0] for event in events] == ['rules', 'preference', 'result']
+  assert events[0] == ('rules', ['a', 'b'])  # of all problems
+
+
+def test_without_instructions_the_model_is_not_asked():
+  scores, events = scored([REASONING, REASONING])
+  assert [event[0] for event in events] == ['rules', 'result']
+  np.testing.assert_array_equal(scores.values[:, 2], 0)
+  np.testing.assert_array_equal(scores.total, TOTAL[:2])
+
+
+def test_what_failed_is_told_as_the_pool_tells_it():
+  scores, _ = scored([REASONING, GENERAL, REASONING, GENERAL])
+  assert (scores.errors, scores.failures, scores.timeouts) == (['one failed'], 2, 1)
