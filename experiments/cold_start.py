@@ -8,18 +8,18 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 
-from r1jax import mesh, optim, rewriting
+from r1jax import optim, rewriting
 from r1jax.stages import (
   command,
-  compilation,
   finetune,
   lineage,
   recipe,
   rejection,
   rl,
   scoreboard,
+  work,
 )
-from r1jax.stages.run import plain_errors, start
+from r1jax.stages.run import plain_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,58 +52,21 @@ class ColdStart:
 
 def main(config: ColdStart) -> None:
   """Samples, filters, rewrites, learns."""
-  compilation.keep_on_disk()
   zero = lineage.load(config.parent, 'r1_zero')
-  where = recipe.setting(zero, config.data_dir)
-  where.check_length('rejection.max_length', config.rejection.max_length)
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  where.check_row('sft.row_length', config.sft.row_length, config.rejection.max_length)
-  devices = mesh.fitting(
-    [
-      config.rejection.prompts_per_batch,
-      config.sft.rows_per_step // config.sft.micro_batches,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
-  model = zero.model
-  with start(config, phases=('sft',), facts=zero.fact) as run:
-    if lineage.finished(run):
+  with work.begin(config, zero, phases=('sft',)) as job:
+    if job is None:
       return
-    kept = rejection.collect(
-      run,
-      zero.params(devices),
-      rl.problem_order(where.train, config.shares, config.own_seed),
-      generator=model.generator(where.max_prompt_length, devices),
-      config=config.rejection,
-      seed=config.own_seed,
-    )
-    problems = {problem.id: problem for source in where.train for problem in source}
+    train = job.where.train
+    order = rl.problem_order(train, config.shares, job.seed)
+    kept = job.collect(zero.params(job.mesh), order, config.rejection)
+    problems = {problem.id: problem for source in train for problem in source}
     examples = [
       (line['question'], rewriting.rewrite(problems[line['problem']], line['output']))
       for line in kept
     ]
-    params = recipe.imitate(
-      run,
-      model,
-      zero.params(devices, 'base'),
-      examples,
-      config=config.sft,
-      optimizer=config.sft_optim,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    recipe.finish(
-      run,
-      'cold_start',
-      config,
-      model,
-      params,
-      where=where,
-      parents=[zero],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
+    base = zero.params(job.mesh, 'base')
+    params = job.imitate(base, examples, config.sft, config.sft_optim)
+    job.finish('cold_start', config, params, [zero])
 
 
 if __name__ == '__main__':

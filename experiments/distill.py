@@ -11,18 +11,14 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import reasoning_rl
-from r1jax import distill, drawing, grpo, mesh, optim
+from r1jax import distill, drawing, grpo, optim
 from r1jax.model.config import ModelConfig
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
-  compilation,
   evaluate,
   finetune,
   lineage,
@@ -30,11 +26,13 @@ from r1jax.stages import (
   rejection,
   rl,
   scoreboard,
+  work,
 )
-from r1jax.stages.run import Run, plain_errors, start
-from r1jax.tasks import web
+from r1jax.stages.run import plain_errors
+from r1jax.tasks import Problem, web
 
-METHODS = ('sft', 'answers', 'rl', 'forward_kl', 'reverse_kl', 'on_policy')
+TOKEN_LEVEL = ('forward_kl', 'reverse_kl', 'on_policy')
+METHODS = ('sft', 'answers', 'rl', *TOKEN_LEVEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +89,6 @@ class Distill:
     grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
   )
   evaluate: evaluate.Config = evaluate.Config(problems=48)
-  on_policy_prompts: int = 16  # problems whose outputs are one update's rows
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
@@ -102,14 +99,10 @@ class Distill:
       raise ValueError(
         f'methods: expected some of {METHODS}, each once, got {self.methods}'
       )
-    if self.on_policy_prompts < 1:
-      raise ValueError(
-        f'on_policy_prompts: expected 1 or more, got {self.on_policy_prompts}'
-      )
-    token_level = [name for name in self.methods if name in METHODS[3:]]
+    token_level = [name for name in self.methods if name in TOKEN_LEVEL]
     if token_level and self.student.vocab_size:
       raise ValueError(
-        f'methods: expected none of {METHODS[3:]} for a student with a tokenizer of '
+        f'methods: expected none of {TOKEN_LEVEL} for a student with a tokenizer of '
         f'its own, since they compare probabilities of the same tokens, got '
         f'{token_level}; set student.vocab_size to 0'
       )
@@ -124,225 +117,130 @@ class Distill:
 class _Lesson:
   """What all methods share."""
 
-  run: Run
+  job: work.Work  # the student's
   config: Distill
   teacher: lineage.Stage
-  model: lineage.Model  # the student's
-  where: recipe.Setting
+  order: Callable[[int], Problem]
   kept: list[rejection.Line]  # the teacher's outputs
-  mesh: jax.sharding.Mesh
 
-  def examples(self, answers: bool = False) -> list[tuple[str, str]]:
-    """Pairs of a question and the teacher's output, or the answer alone."""
-    return [
-      (line['question'], _answer_only(line['output']) if answers else line['output'])
-      for line in self.kept
-    ]
+  @property
+  def examples(self) -> list[tuple[str, str]]:
+    """Pairs of a question and the teacher's output."""
+    return [(line['question'], line['output']) for line in self.kept]
 
 
-def _answer_only(output: str) -> str:
-  return '<think></think>' + output.partition('</think>')[2]
-
-
-def _sft(lesson: _Lesson, base: Any, phase: str, answers: bool = False) -> Any:
-  """SFT on the teacher's outputs, or on their answers for as many tokens."""
-  config = lesson.config.sft
-  passes = _passes(lesson, config, answers)
-  if answers:  # short examples: the same compute is more epochs
-    epochs = round(_passes(lesson, config).tokens / passes.tokens * config.epochs)
-    config = dataclasses.replace(config, epochs=epochs)
-  return recipe.imitate(
-    lesson.run,
-    lesson.model,
-    base,
-    lesson.examples(answers),
-    config=config,
-    optimizer=lesson.config.sft_optim,
-    mesh=lesson.mesh,
-    seed=lesson.config.own_seed,
-    phase=phase,
-  )
-
-
-def _passes(
-  lesson: _Lesson, config: finetune.Epochs, answers: bool = False
-) -> finetune.Passes:
-  ids = lesson.model.example_ids
-  examples = [finetune.Example(*ids(*x)) for x in lesson.examples(answers)]
-  return finetune.Passes(examples, config, lesson.config.own_seed)
-
-
-def _rl(lesson: _Lesson, base: Any, phase: str) -> Any:
-  """RL straight on the student, with the rewards of R1's second stage."""
-  del phase  # RL's is always the same
-  config, settings = lesson.config, lesson.config.rl
-  weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
-  pool = RewardPool(weighted, settings.reward_workers, settings.reward_timeout)
-  with pool:
-    return recipe.reinforce(
-      lesson.run,
-      lesson.model,
-      base,
-      pool=pool,
-      order=rl.problem_order(lesson.where.train, config.shares, config.own_seed),
-      where=lesson.where,
-      config=settings,
-      algorithm=config.grpo,
-      optimizer=config.rl_optim,
-      evaluation=config.evaluate,
-      mesh=lesson.mesh,
-      seed=config.own_seed,
-    )
-
-
-def _token_level(
-  lesson: _Lesson, base: Any, phase: str, divergence: str, on_policy: bool = False
-) -> Any:
-  """Token by token from the teacher, on its outputs or on the student's own."""
+def _sft(lesson: _Lesson, base: Any) -> Any:
   config = lesson.config
-  passes = _passes(lesson, config.sft)
+  return lesson.job.imitate(base, lesson.examples, config.sft, config.sft_optim)
+
+
+def _answers(lesson: _Lesson, base: Any) -> Any:
+  """SFT on the answers alone; they are short, so as many tokens are more epochs."""
+  job, config = lesson.job, lesson.config
+  answers = [
+    (question, '<think></think>' + output.partition('</think>')[2])
+    for question, output in lesson.examples
+  ]
+  whole = job.passes(lesson.examples, config.sft).tokens
+  epochs = round(whole / job.passes(answers, config.sft).tokens * config.sft.epochs)
+  sft = dataclasses.replace(config.sft, epochs=epochs)
+  return job.imitate(base, answers, sft, config.sft_optim, phase='answers')
+
+
+def _rl(lesson: _Lesson, base: Any) -> Any:
+  """RL straight on the student, with the rewards of R1's second stage."""
+  config = lesson.config
+  weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
+  with RewardPool(weighted, config.rl.reward_workers, config.rl.reward_timeout) as pool:
+    return lesson.job.reinforce(base, pool, lesson.order, config)
+
+
+def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
+  """Token by token from the teacher, on its outputs or on the student's own."""
+  job, config, teacher = lesson.job, lesson.config, lesson.teacher
+  passes = job.passes(lesson.examples, config.sft)
   batch: Callable[[int, Any], Any] = passes.batch
-  if on_policy:
-    batch = recipe.own_outputs(
-      lesson.model.generator(lesson.where.max_prompt_length, lesson.mesh),
-      rl.problem_order(lesson.where.train, config.shares, config.own_seed),
-      prompts=config.on_policy_prompts,
-      config=config.sft,
+  if phase == 'on_policy':
+    batch = job.own_outputs(
+      lesson.order,
+      prompts=config.rl.prompts_per_step,
       max_length=config.rejection.max_length,
-      seed=config.own_seed,
+      config=config.sft,
     )
-  student, teacher = lesson.model.functions, lesson.teacher.model.functions
+  kind = 'forward_kl' if phase == 'forward_kl' else 'reverse_kl'
 
   def step(state, batch, teacher_params, **how):
     return distill.step(
       state,
       batch,
       teacher_params=teacher_params,
-      forward=student.forward,
-      logits=student.logits,
-      teacher_forward=teacher.forward,
-      teacher_logits=teacher.logits,
-      divergence=distill.DIVERGENCES[divergence],
+      forward=job.model.functions.forward,
+      logits=job.model.functions.logits,
+      teacher_forward=teacher.model.functions.forward,
+      teacher_logits=teacher.model.functions.logits,
+      divergence=distill.DIVERGENCES[kind],
       **how,
     )
 
   return finetune.train(
-    lesson.run,
+    job.run,
     phase,
     base,
     step=step,
     batch=batch,
     steps=passes.steps,
     config=config.sft,
-    optimizer=optim.make(config.sft_optim, passes.steps, lesson.model.matrices),
-    mesh=lesson.mesh,
-    constants=(lesson.teacher.params(lesson.mesh),),
+    optimizer=optim.make(config.sft_optim, passes.steps, job.model.matrices),
+    mesh=job.mesh,
+    constants=(teacher.params(job.mesh),),
   )
 
 
-LEARN: dict[str, Callable[[_Lesson, Any, str], Any]] = {
+LEARN: dict[str, Callable[[_Lesson, Any], Any]] = {
   'sft': _sft,
-  'answers': functools.partial(_sft, answers=True),
+  'answers': _answers,
   'rl': _rl,
-  'forward_kl': functools.partial(_token_level, divergence='forward_kl'),
-  'reverse_kl': functools.partial(_token_level, divergence='reverse_kl'),
-  'on_policy': functools.partial(_token_level, divergence='reverse_kl', on_policy=True),
+  **{name: functools.partial(_token_level, phase=name) for name in TOKEN_LEVEL},
 }
 
 
 def main(config: Distill) -> None:
   """Samples from the teacher, trains the student's base, then every method on it."""
-  compilation.keep_on_disk()
   teacher = lineage.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
-  zero = teacher.ancestor('r1_zero')
-  where = recipe.setting(teacher, config.data_dir)
-  _check_lengths(config, where)
-  world = zero.record['config']
-  document = functools.partial(
-    web.document,
-    web.config_of(world['web']),
-    web.tasks_of(world['tasks']),
-    config.own_seed,
-  )
-  devices = mesh.fitting(
-    [
-      config.rejection.prompts_per_batch,
-      config.base.rows_per_step // config.base.micro_batches,
-      config.sft.rows_per_step // config.sft.micro_batches,
-      config.rl.prompts_per_step,
-      config.rl.micro_batch_rows,
-      config.evaluate.prompts_per_batch,
-      config.on_policy_prompts,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
+  world = teacher.ancestor('r1_zero').record['config']
+  writers, difficulty = web.config_of(world['web']), web.tasks_of(world['tasks'])
+  document = functools.partial(web.document, writers, difficulty, config.own_seed)
   phases = ('base', *config.methods)
-  with start(config, phases=phases, facts=teacher.fact) as run:
-    if lineage.finished(run):
+  with work.begin(config, teacher, phases) as asked:  # the teacher at work
+    if asked is None:
       return
-    model = _student(config, teacher, document, run.workdir)
-    speaks = model.generator(where.max_prompt_length, devices)
-    for problems in [*where.train, *where.held_out]:
-      speaks.encode(problems)  # too long in a tokenizer of its own: found out here
-    kept = rejection.collect(
-      run,
-      teacher.params(devices),
-      rl.problem_order(where.train, config.shares, config.own_seed),
-      generator=teacher.model.generator(where.max_prompt_length, devices),
-      config=config.rejection,
-      seed=config.own_seed,
-    )
-    lesson = _Lesson(run, config, teacher, model, where, kept, devices)
-    _passes(lesson, config.sft)  # an example longer than a row is found out here
-    base = recipe.pretrain(
-      run,
-      model,
-      document,
-      config=config.base,
-      optimizer=config.base_optim,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    learned = {'base': base}
-    for name in config.methods:
-      learned[name] = LEARN[name](lesson, base, name)
-    recipe.measure(
-      run,
-      model,
-      learned,
-      where=where,
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    final = {'final': learned[config.methods[0]]}
-    lineage.finish(run, 'distill', config, model, {**learned, **final}, [teacher])
-
-
-def _check_lengths(config: Distill, where: recipe.Setting) -> None:
-  """Raises ValueError for outputs too long for the teacher, the student or a row."""
-  sampled, scored = config.rejection.max_length, config.scoreboard.max_length
-  where.check_length('rejection.max_length', sampled)
-  where.check_row('sft.row_length', config.sft.row_length, sampled)
-  said = max(scored, *(n for _, n in config.rl.max_length))
-  where.check_row('base.row_length', config.base.row_length, said)
+    said = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
+    asked.where.check_row('base.row_length', config.base.row_length, said)
+    model = _student(config, asked, document)
+    asked.where.check_prompts(model.tokenizer, model.template)
+    order = rl.problem_order(asked.where.train, config.shares, asked.seed)
+    kept = asked.collect(teacher.params(asked.mesh), order, config.rejection)
+    job = dataclasses.replace(asked, model=model)
+    lesson = _Lesson(job, config, teacher, order, kept)
+    job.passes(lesson.examples, config.sft)  # one longer than a row is found out here
+    base = job.pretrain(document, config.base, config.base_optim)
+    learned = {name: LEARN[name](lesson, base) for name in config.methods}
+    models = {'base': base, **learned}
+    job.measure(models, config.scoreboard)
+    models['final'] = learned[config.methods[0]]
+    lineage.finish(job.run, 'distill', config, model, models, [teacher])
 
 
 def _student(
-  config: Distill,
-  teacher: lineage.Stage,
-  document: Callable[[int], tuple[str, str]],
-  workdir: Path,
+  config: Distill, asked: work.Work, document: Callable[[int], tuple[str, str]]
 ) -> lineage.Model:
-  tokenizer = teacher.model.tokenizer
+  teacher = asked.model
+  tokenizer = teacher.tokenizer
   if config.student.vocab_size:
-    tokenizer = recipe.tokenizer(
-      workdir / lineage.TOKENIZER,
-      document,
-      teacher.model.template,
-      config.student.vocab_size,
-    )
-  return lineage.Model(config.student.model, tokenizer, teacher.model.template)
+    file = asked.run.workdir / lineage.TOKENIZER
+    vocab_size = config.student.vocab_size
+    tokenizer = recipe.tokenizer(file, document, teacher.template, vocab_size)
+  return lineage.Model(config.student.model, tokenizer, teacher.template)
 
 
 if __name__ == '__main__':

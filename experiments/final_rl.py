@@ -14,12 +14,11 @@ from typing import Any
 
 import jax
 
-from r1jax import drawing, grpo, mesh, optim
+from r1jax import drawing, grpo, optim
 from r1jax.rewards import Weighted, judge, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
-  compilation,
   evaluate,
   lineage,
   preference,
@@ -27,9 +26,10 @@ from r1jax.stages import (
   report,
   rl,
   scoreboard,
+  work,
 )
 from r1jax.stages.panel import Panel
-from r1jax.stages.run import Run, plain_errors, start
+from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import write_whole
 from r1jax.tasks import REASONING, Problem
 
@@ -104,22 +104,14 @@ def order(config: FinalRL, where: recipe.Setting) -> Callable[[int], Problem]:
   return lambda index: (reasoning if index < first else everything)(index)
 
 
-def preference_model(
-  run: Run,
-  config: FinalRL,
-  where: recipe.Setting,
-  model: lineage.Model,
-  params: Any,
-  devices: jax.sharding.Mesh,
-) -> preference.Scorer:
+def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference.Scorer:
   """Trained on what the judge says of the parent's outputs to instructions."""
-  generator = model.generator(where.max_prompt_length, devices)
-  (instructions,) = where.train[len(REASONING) :]
+  *_, instructions = job.where.train
   problems = instructions[: config.judged]
-  size, key = config.rl.prompts_per_step, jax.random.key(config.own_seed)
+  size, key = config.rl.prompts_per_step, jax.random.key(job.seed)
   outputs: list[list[str]] = []
   for begin in range(0, len(problems), size):
-    sampled = generator(
+    sampled = job.generator(
       params,
       jax.random.fold_in(evaluate.named_key(key, 'judged'), begin),
       problems[begin : begin + size],
@@ -128,16 +120,16 @@ def preference_model(
       draw=drawing.Config(),
     )
     outputs += sampled.texts
-  pairs, counts = judge.pairs(problems, outputs, config.own_seed, config.judge)
+  pairs, counts = judge.pairs(problems, outputs, job.seed, config.judge)
   content = json.dumps(dataclasses.asdict(counts)) + '\n'
-  write_whole(run.workdir / 'pairs.json', content)
+  write_whole(job.run.workdir / 'pairs.json', content)
   voice: dict[str, Any] = {
-    'model': model.functions,
-    'tokenizer': model.tokenizer,
-    'template': model.template,
+    'model': job.model.functions,
+    'tokenizer': job.model.tokenizer,
+    'template': job.model.template,
   }
   trained = preference.train(
-    run,
+    job.run,
     'preference',
     params,
     **voice,
@@ -146,65 +138,28 @@ def preference_model(
     optimizer=optim.make(
       config.preference_optim, preference.updates(pairs, config.preference)
     ),
-    mesh=devices,
-    seed=config.own_seed,
+    mesh=job.mesh,
+    seed=job.seed,
   )
   return preference.Scorer(
-    trained, **voice, max_length=config.preference.max_length, mesh=devices
+    trained, **voice, max_length=config.preference.max_length, mesh=job.mesh
   )
 
 
 def main(config: FinalRL) -> None:
   """Trains the preference model, then reinforces."""
-  compilation.keep_on_disk()
   parent = lineage.load(config.parent, 'rejection_sft')
-  where = recipe.setting(parent, config.data_dir)
-  where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  devices = mesh.fitting(
-    [
-      config.rl.prompts_per_step,
-      config.rl.micro_batch_rows,
-      config.preference.pairs_per_step // config.preference.micro_batches,
-      config.evaluate.prompts_per_batch,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
-  model = parent.model
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-  with start(config, phases=('preference', 'rl'), facts=parent.fact) as run:
-    if lineage.finished(run):
+  with work.begin(config, parent, phases=('preference', 'rl')) as job:
+    if job is None:
       return
     with pool:
-      params = parent.params(devices)
-      scorer = preference_model(run, config, where, model, params, devices)
-      params = recipe.reinforce(
-        run,
-        model,
-        params,
-        pool=Panel(pool, scorer, config.preference_weight),
-        order=order(config, where),
-        where=where,
-        config=config.rl,
-        algorithm=config.grpo,
-        optimizer=config.rl_optim,
-        evaluation=config.evaluate,
-        mesh=devices,
-        seed=config.own_seed,
-      )
-    recipe.finish(
-      run,
-      'final_rl',
-      config,
-      model,
-      params,
-      where=where,
-      parents=[parent],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    report.write(run.workdir)
+      before = parent.params(job.mesh)
+      scorer = preference_model(job, config, before)
+      panel = Panel(pool, scorer, config.preference_weight)
+      params = job.reinforce(before, panel, order(config, job.where), config)
+    job.finish('final_rl', config, params, [parent])
+    report.write(job.run.workdir)
 
 
 if __name__ == '__main__':

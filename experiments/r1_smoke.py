@@ -55,7 +55,6 @@ LESSON: dict[str, Any] = {
   'sft': SFT,
   'rl': RL,
   'evaluate': EVALUATE,
-  'on_policy_prompts': 4,
   'scoreboard': SCORES,
 }
 SHARES = (0.0, 1.0, 0.0)  # equations alone

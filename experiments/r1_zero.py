@@ -15,10 +15,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-
-from r1jax import grpo, mesh, optim, text
-from r1jax.model import decoder
+from r1jax import grpo, optim, text
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
@@ -32,6 +29,7 @@ from r1jax.stages import (
   report,
   rl,
   scoreboard,
+  work,
 )
 from r1jax.stages.run import plain_errors, start
 from r1jax.tasks import REASONING, web
@@ -128,77 +126,26 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
     longest=config.base.row_length,
   )
   document = functools.partial(web.document, config.web, config.tasks, config.seed)
-
-  tokenizer_file = Path(config.workdir) / lineage.TOKENIZER
-  tokenizer = recipe.tokenizer(tokenizer_file, document, TEMPLATE, config.vocab_size)
-  sizes = {
-    'base.rows_per_step / base.micro_batches': (
-      config.base.rows_per_step // config.base.micro_batches
-    ),
-    'rl.prompts_per_step': config.rl.prompts_per_step,
-    'rl.micro_batch_rows': config.rl.micro_batch_rows,
-    'evaluate.prompts_per_batch': config.evaluate.prompts_per_batch,
-    'scoreboard.prompts_per_batch': config.scoreboard.prompts_per_batch,
-  }
-  devices = mesh.fitting(list(sizes.values()))
+  file = Path(config.workdir) / lineage.TOKENIZER
+  tokenizer = recipe.tokenizer(file, document, TEMPLATE, config.vocab_size)
+  where.check_prompts(tokenizer, TEMPLATE)
   model = lineage.Model(config.model, tokenizer, TEMPLATE)
-  quantize = functools.partial(decoder.quantize, config=config.model)
-  generator = model.generator(config.rl.max_prompt_length, devices)
-  for problems in [*where.train, *where.held_out]:
-    generator.encode(problems)  # a prompt too long is found out here
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-
   if 'accuracy' not in pool.names:
     raise ValueError(
       "rewards: expected one named 'accuracy', which evaluations count, got "
       + ', '.join(pool.names)
     )
-  facts = {tokenizer_file.name: tokenizer.digest}
+  facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
-    if devices.size < jax.device_count():
-      run.progress.say(
-        f'Using {devices.size} of {jax.device_count()} devices: that many divide '
-        + ', '.join(f'{name} = {size}' for name, size in sizes.items())
-      )
-    if not tokenizer_file.exists():
-      tokenizer.save(tokenizer_file)
-    base = recipe.pretrain(
-      run,
-      model,
-      document,
-      config=config.base,
-      optimizer=config.base_optim,
-      mesh=devices,
-      seed=config.seed,
-    )
-    policy = rl.train(
-      run,
-      'rl',
-      base,
-      trainer=rl.Trainer(
-        generator,
-        pool,
-        config.rl,
-        config.grpo,
-        config.rl_optim,
-        model.matrices,
-        quantize if config.rl.int8_rollout else None,
-      ),
-      order=rl.problem_order(where.train[: len(REASONING)], config.shares, config.seed),
-      held_out=where.reasoning,
-      evaluate=config.evaluate,
-      seed=config.seed,
-    )
-    models = {'base': base, 'final': policy}
-    recipe.measure(
-      run,
-      model,
-      models,
-      where=where,
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.seed,
-    )
+    job = work.Work(run, model, where, work.devices(run, config), config.seed)
+    if not file.exists():
+      tokenizer.save(file)
+    base = job.pretrain(document, config.base, config.base_optim)
+    problems = where.train[: len(REASONING)]
+    order = rl.problem_order(problems, config.shares, config.seed)
+    models = {'base': base, 'final': job.reinforce(base, pool, order, config)}
+    job.measure(models, config.scoreboard)
     lineage.finish(run, 'r1_zero', config, model, models)
     report.write(run.workdir)
   print('\n'.join(report.result(config.workdir)))

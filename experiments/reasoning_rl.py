@@ -7,21 +7,22 @@ with clip ε = 10 and the share of words in the target language added to the acc
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+from collections.abc import Callable
 
-from r1jax import grpo, mesh, optim
+from r1jax import grpo, optim
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
-  compilation,
   evaluate,
   lineage,
   recipe,
   report,
   rl,
   scoreboard,
+  work,
 )
-from r1jax.stages.run import plain_errors, start
+from r1jax.stages.run import plain_errors
 from r1jax.tasks import REASONING
 
 
@@ -67,55 +68,19 @@ def rewards(config: ReasoningRL) -> list[Weighted]:
   ]
 
 
-def main(config: ReasoningRL) -> None:
+def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) -> None:
   """Reinforces what the cold start has learned."""
-  compilation.keep_on_disk()
   parent = lineage.load(config.parent, 'cold_start')
-  where = recipe.setting(parent, config.data_dir)
-  where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  devices = mesh.fitting(
-    [
-      config.rl.prompts_per_step,
-      config.rl.micro_batch_rows,
-      config.evaluate.prompts_per_batch,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
   pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-  with start(config, phases=('rl',), facts=parent.fact) as run:
-    if lineage.finished(run):
+  with work.begin(config, parent, phases=('rl',)) as job:
+    if job is None:
       return
+    problems = job.where.train[: len(REASONING)]
+    order = rl.problem_order(problems, config.shares, job.seed)
     with pool:
-      params = recipe.reinforce(
-        run,
-        parent.model,
-        parent.params(devices),
-        pool=pool,
-        order=rl.problem_order(
-          where.train[: len(REASONING)], config.shares, config.own_seed
-        ),
-        where=where,
-        config=config.rl,
-        algorithm=config.grpo,
-        optimizer=config.rl_optim,
-        evaluation=config.evaluate,
-        mesh=devices,
-        seed=config.own_seed,
-      )
-    recipe.finish(
-      run,
-      'reasoning_rl',
-      config,
-      parent.model,
-      params,
-      where=where,
-      parents=[parent],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    report.write(run.workdir)
+      params = job.reinforce(parent.params(job.mesh), pool, order, config)
+    job.finish('reasoning_rl', config, params, [parent])
+    report.write(job.run.workdir)
 
 
 if __name__ == '__main__':

@@ -10,18 +10,18 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 import random
 
-from r1jax import mesh, optim
+from r1jax import optim
 from r1jax.stages import (
   command,
-  compilation,
   finetune,
   lineage,
   recipe,
   rejection,
   rl,
   scoreboard,
+  work,
 )
-from r1jax.stages.run import plain_errors, start
+from r1jax.stages.run import plain_errors
 from r1jax.tasks import REASONING, Problem, web
 
 
@@ -68,55 +68,19 @@ def general_data(
 
 def main(config: RejectionSFT) -> None:
   """Samples, filters, learns."""
-  compilation.keep_on_disk()
   parent = lineage.load(config.parent, 'reasoning_rl')
   zero = parent.ancestor('r1_zero')
-  where = recipe.setting(parent, config.data_dir)
-  where.check_length('rejection.max_length', config.rejection.max_length)
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  where.check_row('sft.row_length', config.sft.row_length, config.rejection.max_length)
-  devices = mesh.fitting(
-    [
-      config.rejection.prompts_per_batch,
-      config.sft.rows_per_step // config.sft.micro_batches,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
-  model = parent.model
-  with start(config, phases=('sft',), facts=parent.fact) as run:
-    if lineage.finished(run):
+  with work.begin(config, parent, phases=('sft',)) as job:
+    if job is None:
       return
-    kept = rejection.collect(
-      run,
-      parent.params(devices),
-      rl.problem_order(where.train[: len(REASONING)], config.shares, config.own_seed),
-      generator=model.generator(where.max_prompt_length, devices),
-      config=config.rejection,
-      seed=config.own_seed,
-    )
+    *reasoning, instructions = job.where.train
+    order = rl.problem_order(reasoning, config.shares, job.seed)
+    kept = job.collect(parent.params(job.mesh), order, config.rejection)
     examples = [(line['question'], line['output']) for line in kept]
-    params = recipe.imitate(
-      run,
-      model,
-      zero.params(devices, 'base'),
-      [*examples, *general_data(config, where.train[len(REASONING)])],
-      config=config.sft,
-      optimizer=config.sft_optim,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    recipe.finish(
-      run,
-      'rejection_sft',
-      config,
-      model,
-      params,
-      where=where,
-      parents=[parent, zero],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
+    examples += general_data(config, instructions)
+    base = zero.params(job.mesh, 'base')
+    params = job.imitate(base, examples, config.sft, config.sft_optim)
+    job.finish('rejection_sft', config, params, [parent, zero])
 
 
 if __name__ == '__main__':

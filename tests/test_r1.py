@@ -25,7 +25,7 @@ from experiments import (
   rejection_sft,
 )
 from r1jax import filters, text
-from r1jax.stages import compilation, recipe, rejection, rl, scoreboard
+from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
 from r1jax.stages.checkpoint import Checkpoints
 from r1jax.stages.lineage import LineageError
 from r1jax.tasks import Problem, instructions
@@ -464,11 +464,11 @@ def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
   tokenizer = text.Tokenizer.train(['12 abc'], 262)
   learned = {}
 
-  def imitate(run, model, base, examples, *, config, phase, **how):
-    del run, model, base, how
+  def imitate(job, base, examples, config, optimizer, phase='sft'):
+    del job, base, optimizer
     learned[phase] = (examples, config.epochs)
 
-  monkeypatch.setattr(recipe, 'imitate', imitate)
+  monkeypatch.setattr(work.Work, 'imitate', imitate)
   line = {
     'question': 'q',
     'output': f'<think>{"12" * 40}</think>\nso\n<answer>3</answer>',
@@ -477,9 +477,10 @@ def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
   config = distill.Distill(sft=distill.finetune.Epochs(epochs=3))
   nothing: Any = None  # unused here
   kept: list[rejection.Line] = [line]
-  lesson = distill._Lesson(nothing, config, nothing, model, nothing, kept, nothing)
-  distill.LEARN['sft'](lesson, None, 'sft')
-  distill.LEARN['answers'](lesson, None, 'answers')
+  job = work.Work(nothing, model, nothing, nothing, 0)
+  lesson = distill._Lesson(job, config, nothing, nothing, kept)
+  distill.LEARN['sft'](lesson, None)
+  distill.LEARN['answers'](lesson, None)
   assert learned['sft'] == ([('q', line['output'])], 3)
   examples, epochs = learned['answers']
   assert examples == [('q', '<think></think>\nso\n<answer>3</answer>')]

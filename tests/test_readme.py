@@ -23,7 +23,12 @@ def experiment(monkeypatch):
 
 def test_the_experiment_adds_a_reward(experiment):
   rewards = experiment['rewards'](experiment['Brief'](brevity_weight=0.5))
-  assert [reward.name for reward in rewards] == ['accuracy', 'format', 'language', 'brevity']
+  assert [reward.name for reward in rewards] == [
+    'accuracy',
+    'format',
+    'language',
+    'brevity',
+  ]
   assert rewards[-1].weight == 0.5
   assert [rewards[-1].function(None, 'x' * n) for n in (200, 201)] == [1, 0]
 

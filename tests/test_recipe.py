@@ -4,8 +4,6 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
 from experiments import (
@@ -16,9 +14,8 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import mesh, text
-from r1jax.model.config import ModelConfig
-from r1jax.stages import finetune, lineage, recipe
+from r1jax import text
+from r1jax.stages import recipe
 from r1jax.stages.workdir import plain_config
 from r1jax.tasks import Problem, countdown, equations, web
 
@@ -115,93 +112,6 @@ def test_shares_that_nothing_can_be_drawn_by_are_refused(stage):
     with pytest.raises(ValueError, match=expected) as error:
       stage(shares=shares)
     assert str(shares) in str(error.value)
-
-
-def test_on_policy_rows_hold_what_the_model_said_and_no_padding():
-  class Written:
-    """Stands in for a Generator: 7 says 70 71, 8 says 80 81, ... by its number."""
-
-    def __init__(self):
-      self.asked = []
-
-    def __call__(self, params, key, problems, *, group_size, max_length, draw):
-      assert (params, group_size, max_length) == ('params', 1, 6)
-      assert (draw.temperature, draw.top_p) == (1, 1)  # the policy itself
-      numbers = np.array([int(problem.id) for problem in problems])
-      self.asked.append((numbers.tolist(), tuple(jax.random.key_data(key).tolist())))
-      lengths = 2 + numbers % 3
-      said = np.arange(6)
-      return SimpleNamespace(
-        prompts=np.stack([0 * numbers, numbers, numbers], axis=1),
-        prompt_mask=np.array([[False, True, True]] * len(numbers)),
-        tokens=np.where(
-          said < lengths[:, None], 10 * numbers[:, None] + said, 0
-        )[:, None],
-        lengths=lengths[:, None],
-      )  # fmt: skip
-
-  generator: Any = Written()
-  config = finetune.Epochs(epochs=9, rows_per_step=2, row_length=12, micro_batches=1)
-  batch = recipe.own_outputs(
-    generator,
-    lambda index: Problem(str(7 + index), 'countdown', '', {}),
-    prompts=4,
-    config=config,
-    max_length=6,
-    seed=1,
-  )
-  first, second = batch(1, 'params'), batch(2, 'params')
-  assert [numbers for numbers, _ in generator.asked] == [
-    [7, 8, 9, 10],
-    [11, 12, 13, 14],
-  ]
-  assert len({key for _, key in generator.asked}) == 2
-  found: Any = first
-  # 7, 8, 9 and 10 say 3, 4, 2 and 3 tokens: with their prompts of 2 that is 20 of 24.
-  learned = found.tokens[found.weights == 1]
-  assert sorted(learned) == [70, 71, 72, 80, 81, 82, 83, 90, 91, 100, 101, 102]
-  assert sorted(found.tokens[(found.weights == 0) & (found.documents > 0)]) == [
-    *(7, 7, 8, 8, 9, 9, 10, 10),
-  ]
-  assert second.tokens.shape == (2, 12)
-  # Asked out of order, as after a kill: the same.
-  again: Any = batch(1, 'params')
-  np.testing.assert_array_equal(again.tokens, found.tokens)
-
-
-def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
-  tokenizer = text.Tokenizer.train(['a'], 262)
-  config = ModelConfig(d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16)
-  model = lineage.Model(config, tokenizer, 'plain')
-  read: list[int] = []
-
-  def document(index):
-    read.append(index)
-    return 'q', f'<think></think><answer>{index}</answer>'
-
-  def train(run, phase, params, *, batch, steps, **how):
-    del run, params, how
-    assert (phase, steps) == ('base', 2)
-    return [batch(step, None) for step in (1, 2)]
-
-  monkeypatch.setattr(finetune, 'train', train)
-  run: Any = None  # unused here
-  batches = recipe.pretrain(
-    run,
-    model,
-    document,
-    config=finetune.Config(steps=2, rows_per_step=2, row_length=64, micro_batches=1),
-    optimizer=r1_zero.R1Zero().base_optim,
-    mesh=mesh.make(jax.devices()[:1]),
-    seed=0,
-  )
-  assert len(set(read)) == len(read)
-  for step, batch in enumerate(batches, start=1):
-    own = [index for index in read if index // recipe.STEP_DOCUMENTS == step]
-    assert own == list(range(own[0], own[0] + len(own)))
-    assert own[0] == step * recipe.STEP_DOCUMENTS
-    shown = tokenizer.decode(batch.tokens[0])
-    assert shown.startswith(f'User: q\nAssistant: <think></think><answer>{own[0]}<')
 
 
 def test_a_run_keeps_its_tokenizer_and_a_folder_without_a_run_gets_a_new_one(tmp_path):

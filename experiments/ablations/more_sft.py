@@ -12,16 +12,15 @@ from collections.abc import Sequence
 
 from experiments import reasoning_rl
 from experiments.ablations import ablation
-from r1jax import mesh, optim, rewriting
+from r1jax import optim, rewriting
 from r1jax.stages import (
-  compilation,
   finetune,
   lineage,
   recipe,
   rejection,
   scoreboard,
+  work,
 )
-from r1jax.stages.run import start
 from r1jax.tasks import Problem
 
 MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 over its steps)
@@ -90,43 +89,16 @@ def epochs(found: list[tuple[str, str]], parent: lineage.Stage, tokens: int) -> 
 
 def imitate(config: MoreSFT) -> None:
   """Goes on with the cold start's SFT, in rows like its own."""
-  compilation.keep_on_disk()
   parent = lineage.load(config.parent, 'cold_start')
-  where = recipe.setting(parent, config.data_dir)
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  found = examples(parent, where.train)
-  sft = finetune.Epochs(
-    **{
-      **parent.record['config']['sft'],
-      'epochs': epochs(found, parent, config.tokens),
-    }
-  )
-  devices = mesh.fitting(
-    [sft.rows_per_step // sft.micro_batches, config.scoreboard.prompts_per_batch]
-  )
-  with start(config, phases=('sft',), facts=parent.fact) as run:
-    params = recipe.imitate(
-      run,
-      parent.model,
-      parent.params(devices),
-      found,
-      config=sft,
-      optimizer=config.sft_optim,
-      mesh=devices,
-      seed=config.own_seed,
-    )
-    recipe.finish(
-      run,
-      'more_sft',
-      config,
-      parent.model,
-      params,
-      where=where,
-      parents=[parent],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=config.own_seed,
-    )
+  with work.begin(config, parent, phases=('sft',)) as job:
+    if job is None:
+      return
+    found = examples(parent, job.where.train)
+    passes = epochs(found, parent, config.tokens)
+    before = parent.record['config']['sft']
+    sft = finetune.Epochs(**{**before, 'epochs': passes})
+    params = job.imitate(parent.params(job.mesh), found, sft, config.sft_optim)
+    job.finish('more_sft', config, params, [parent])
 
 
 def main(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:

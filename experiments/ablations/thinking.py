@@ -6,16 +6,12 @@ What the thoughts of a trained model are worth is measured by `experiments.think
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from experiments import reasoning_rl
 from experiments.ablations import ablation, results
-from r1jax import mesh
 from r1jax.rewards import Weighted, length
-from r1jax.rewards.pool import RewardPool
-from r1jax.stages import compilation, lineage, recipe, report, rl
-from r1jax.stages.run import start
-from r1jax.tasks import REASONING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,60 +37,10 @@ def rewards(config: Brief) -> list[Weighted]:
   return [*reasoning_rl.rewards(config), shorter]
 
 
-def reinforce(config: Brief) -> None:
-  """Reasoning RL with these rewards."""
-  compilation.keep_on_disk()
-  parent = lineage.load(config.parent, 'cold_start')
-  where = recipe.setting(parent, config.data_dir)
-  where.check_length('rl.max_length', max(n for _, n in config.rl.max_length))
-  where.check_length('scoreboard.max_length', config.scoreboard.max_length)
-  devices = mesh.fitting(
-    [
-      config.rl.prompts_per_step,
-      config.rl.micro_batch_rows,
-      config.evaluate.prompts_per_batch,
-      config.scoreboard.prompts_per_batch,
-    ]
-  )
-  model, seed = parent.model, config.own_seed
-  workers, timeout = config.rl.reward_workers, config.rl.reward_timeout
-  with (
-    start(config, phases=('rl',), facts=parent.fact) as run,
-    RewardPool(rewards(config), workers, timeout) as pool,
-  ):
-    params = recipe.reinforce(
-      run,
-      model,
-      parent.params(devices),
-      pool=pool,
-      order=rl.problem_order(where.train[: len(REASONING)], config.shares, seed),
-      where=where,
-      config=config.rl,
-      algorithm=config.grpo,
-      optimizer=config.rl_optim,
-      evaluation=config.evaluate,
-      mesh=devices,
-      seed=seed,
-    )
-    recipe.finish(
-      run,
-      'brief_rl',
-      config,
-      model,
-      params,
-      where=where,
-      parents=[parent],
-      scores=config.scoreboard,
-      mesh=devices,
-      seed=seed,
-    )
-    report.write(run.workdir)
-
-
 ABLATION = ablation.Ablation(
   question='Does a reward for short ways make thoughts shorter, and at what price?',
   variants={'without': brief(0.0), 'with': brief(1.0)},
-  main=reinforce,
+  main=functools.partial(reasoning_rl.main, rewards=rewards),
   figures=(
     results.PASS_AT_1,
     results.Figure(

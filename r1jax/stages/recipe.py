@@ -1,25 +1,17 @@
-"""What the stages of R1 have in common: their problems, imitation, reinforcement.
+"""What the stages of R1 have in common: the world that they learn and are measured in.
 
-A stage of the recipe starts from the work directory of the one before it (`lineage`),
-makes or takes a set of examples or problems, trains, and measures its row of the stage
-table. Everything that differs between stages is data; it is in `experiments/`.
+`work` is what is done in it.
 """
 
 import dataclasses
-import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from r1jax import drawing, grpo, optim, sft, text
-from r1jax.model import decoder
-from r1jax.stages import evaluate, finetune, lineage, rl, scoreboard
-from r1jax.stages.generate import Generator
-from r1jax.stages.run import Run
+from r1jax import text
+from r1jax.stages import lineage
 from r1jax.tasks import GENERAL, REASONING, Problem, store, web
 
 TASKS = (*REASONING, *GENERAL)
@@ -62,6 +54,24 @@ class Setting:
         f'{self.longest} tokens with prompts of {self.max_prompt_length}, got '
         f'{max_length}'
       )
+
+  def check_prompts(self, tokenizer: text.Tokenizer, template: str) -> None:
+    """Raises ValueError for a problem that is too long for a prompt."""
+    for problem in (p for source in [*self.train, *self.held_out] for p in source):
+      ids = tokenizer.encode(text.render(template, problem.question))
+      text.pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
+
+  def check(self, config: Any) -> None:
+    """Raises ValueError for lengths in a stage's config that do not go together."""
+    for name in ('rl', 'rejection', 'scoreboard'):
+      part = getattr(config, name, None)
+      if part is not None:
+        length = part.max_length  # a number, or a schedule of RL
+        longest = length if isinstance(length, int) else max(n for _, n in length)
+        self.check_length(f'{name}.max_length', longest)
+    if hasattr(config, 'rejection'):
+      row_length, longest = config.sft.row_length, config.rejection.max_length
+      self.check_row('sft.row_length', row_length, longest)
 
   def check_row(self, field: str, row_length: int, max_length: int) -> None:
     """Raises ValueError for rows that a prompt and its output may not fit into."""
@@ -125,198 +135,3 @@ def tokenizer(
   pairs = map(document, range(TOKENIZER_DOCUMENTS))
   texts = (f'{text.render(template, question)} {output}' for question, output in pairs)
   return text.Tokenizer.train(texts, vocab_size)
-
-
-def pretrain(
-  run: Run,
-  model: lineage.Model,
-  document: Callable[[int], tuple[str, str]],
-  *,
-  config: finetune.Config,
-  optimizer: optim.Config,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-) -> Any:
-  """Returns the parameters of a base model, trained on documents from random numbers.
-
-  `document` gives question and output of document 0, 1, …
-  """
-
-  def batch(step: int, params: Any) -> sft.Batch:
-    del params
-
-    def ids(index: int) -> list[int]:
-      prompt, output = model.example_ids(*document(step * STEP_DOCUMENTS + index))
-      return [*prompt, *output]
-
-    return finetune.pack(ids, config.rows_per_step, config.row_length)
-
-  return finetune.train(
-    run,
-    'base',
-    model.init(mesh, seed),
-    step=sft_step(model),
-    batch=batch,
-    steps=config.steps,
-    config=config,
-    optimizer=optim.make(optimizer, config.steps, model.matrices),
-    mesh=mesh,
-  )
-
-
-def own_outputs(
-  generator: Generator,
-  order: Callable[[int], Problem],
-  *,
-  prompts: int,
-  config: finetune.Epochs,
-  max_length: int,
-  seed: int,
-) -> Callable[[int, Any], sft.Batch]:
-  """Returns (step, params) -> rows of what these parameters say to `prompts` problems.
-
-  What does not fit into the rows of a step is left out.
-  """
-  root = jax.random.key(seed)
-
-  def batch(step: int, params: Any) -> sft.Batch:
-    chosen = [order(index) for index in range((step - 1) * prompts, step * prompts)]
-    outputs = generator(
-      params,
-      jax.random.fold_in(root, step),
-      chosen,
-      group_size=1,
-      max_length=max_length,
-      draw=drawing.Config(),
-    )
-    examples = [
-      finetune.Example(
-        outputs.prompts[n][outputs.prompt_mask[n]].tolist(),
-        outputs.tokens[n, 0, : outputs.lengths[n, 0]].tolist(),
-      )
-      for n in range(prompts)
-    ]
-    return finetune.Passes(
-      examples, dataclasses.replace(config, epochs=1), seed + step
-    ).batch(1)
-
-  return batch
-
-
-def sft_step(model: lineage.Model) -> Callable[..., Any]:
-  """`sft.step` with the model's functions."""
-  functions = model.functions
-  return functools.partial(sft.step, forward=functions.forward, logits=functions.logits)
-
-
-def imitate(
-  run: Run,
-  model: lineage.Model,
-  params: Any,
-  examples: Sequence[tuple[str, str]],
-  *,
-  config: finetune.Epochs,
-  optimizer: optim.Config,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-  phase: str = 'sft',
-) -> Any:
-  """Returns the parameters after SFT on pairs of a question and an output."""
-  passes = finetune.Passes(
-    [finetune.Example(*model.example_ids(*example)) for example in examples],
-    config,
-    seed,
-  )
-  return finetune.train(
-    run,
-    phase,
-    params,
-    step=sft_step(model),
-    batch=passes.batch,
-    steps=passes.steps,
-    config=config,
-    optimizer=optim.make(optimizer, passes.steps, model.matrices),
-    mesh=mesh,
-  )
-
-
-def reinforce(
-  run: Run,
-  model: lineage.Model,
-  params: Any,
-  *,
-  pool: Any,
-  order: Callable[[int], Problem],
-  where: Setting,
-  config: rl.Config,
-  algorithm: grpo.Config,
-  optimizer: optim.Config,
-  evaluation: evaluate.Config,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-) -> Any:
-  """Returns the policy after RL on the problems of `order`."""
-  quantize = functools.partial(decoder.quantize, config=model.config)
-  return rl.train(
-    run,
-    'rl',
-    params,
-    trainer=rl.Trainer(
-      model.generator(where.max_prompt_length, mesh),
-      pool,
-      config,
-      algorithm,
-      optimizer,
-      model.matrices,
-      quantize if config.int8_rollout else None,
-    ),
-    order=order,
-    held_out=where.reasoning,
-    evaluate=evaluation,
-    seed=seed,
-  )
-
-
-def finish(
-  run: Run,
-  stage: str,
-  config: Any,
-  model: lineage.Model,
-  params: Any,
-  *,
-  where: Setting,
-  parents: Sequence[lineage.Stage],
-  scores: scoreboard.Config,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-) -> None:
-  """Measures a stage's row of the stage table and writes its record."""
-  measure(
-    run, model, {'final': params}, where=where, scores=scores, mesh=mesh, seed=seed
-  )
-  lineage.finish(run, stage, config, model, {'final': params}, parents)
-
-
-def measure(
-  run: Run,
-  model: lineage.Model,
-  params: Mapping[str, Any],
-  *,
-  where: Setting,
-  scores: scoreboard.Config,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-) -> None:
-  """Measures a row of the stage table for each of these parameters, by name."""
-  generator = model.generator(where.max_prompt_length, mesh)
-  for name, tree in params.items():
-    scoreboard.measure(
-      run,
-      tree,
-      where.reasoning,
-      where.general,
-      generator=generator,
-      config=scores,
-      seed=seed,
-      name=name,
-    )

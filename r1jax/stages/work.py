@@ -1,0 +1,273 @@
+"""A stage at work: what R1's stages do with a model, in a run, on the same problems.
+
+A stage of the recipe starts from the work directory of the one before it (`lineage`),
+makes or takes a set of examples or problems, trains, and measures its row of the stage
+table. Everything that differs between stages is data; it is in `experiments/`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from r1jax import drawing, grpo, optim, sft
+from r1jax import mesh as mesh_lib
+from r1jax.model import decoder
+from r1jax.stages import (
+  compilation,
+  evaluate,
+  finetune,
+  lineage,
+  recipe,
+  rejection,
+  rl,
+  scoreboard,
+)
+from r1jax.stages.generate import Generator
+from r1jax.stages.run import Run, start
+from r1jax.tasks import Problem
+
+STEP_DOCUMENTS = 10_000  # more than a step of base training reads
+
+
+class Reinforced(Protocol):
+  """The part of an experiment's config that RL takes."""
+
+  @property
+  def rl(self) -> rl.Config: ...
+  @property
+  def rl_optim(self) -> optim.Config: ...
+  @property
+  def grpo(self) -> grpo.Config: ...
+  @property
+  def evaluate(self) -> evaluate.Config: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """A model in a run."""
+
+  run: Run
+  model: lineage.Model
+  where: recipe.Setting
+  mesh: jax.sharding.Mesh
+  seed: int
+
+  @functools.cached_property
+  def generator(self) -> Generator:
+    """The model's voice."""
+    return self.model.generator(self.where.max_prompt_length, self.mesh)
+
+  @property
+  def sft_step(self) -> Callable[..., Any]:
+    """`sft.step` with the model's functions."""
+    functions = self.model.functions
+    return functools.partial(
+      sft.step, forward=functions.forward, logits=functions.logits
+    )
+
+  def pretrain(
+    self,
+    document: Callable[[int], tuple[str, str]],
+    config: finetune.Config,
+    optimizer: optim.Config,
+  ) -> Any:
+    """Returns the parameters of a base model, trained from random numbers.
+
+    `document` gives question and output of document 0, 1, …
+    """
+
+    def batch(step: int, params: Any) -> sft.Batch:
+      del params
+
+      def ids(index: int) -> list[int]:
+        pair = document(step * STEP_DOCUMENTS + index)
+        prompt, output = self.model.example_ids(*pair)
+        return [*prompt, *output]
+
+      return finetune.pack(ids, config.rows_per_step, config.row_length)
+
+    return finetune.train(
+      self.run,
+      'base',
+      self.model.init(self.mesh, self.seed),
+      step=self.sft_step,
+      batch=batch,
+      steps=config.steps,
+      config=config,
+      optimizer=optim.make(optimizer, config.steps, self.model.matrices),
+      mesh=self.mesh,
+    )
+
+  def passes(
+    self, examples: Sequence[tuple[str, str]], config: finetune.Epochs
+  ) -> finetune.Passes:
+    """Pairs of a question and an output as rows of tokens."""
+    ids = [finetune.Example(*self.model.example_ids(*pair)) for pair in examples]
+    return finetune.Passes(ids, config, self.seed)
+
+  def imitate(
+    self,
+    params: Any,
+    examples: Sequence[tuple[str, str]],
+    config: finetune.Epochs,
+    optimizer: optim.Config,
+    phase: str = 'sft',
+  ) -> Any:
+    """Returns the parameters after SFT on pairs of a question and an output."""
+    passes = self.passes(examples, config)
+    return finetune.train(
+      self.run,
+      phase,
+      params,
+      step=self.sft_step,
+      batch=passes.batch,
+      steps=passes.steps,
+      config=config,
+      optimizer=optim.make(optimizer, passes.steps, self.model.matrices),
+      mesh=self.mesh,
+    )
+
+  def collect(
+    self, params: Any, order: Callable[[int], Problem], config: rejection.Config
+  ) -> list[rejection.Line]:
+    """Returns what `rejection.collect` keeps of the model's outputs."""
+    return rejection.collect(
+      self.run,
+      params,
+      order,
+      generator=self.generator,
+      config=config,
+      seed=self.seed,
+    )
+
+  def own_outputs(
+    self,
+    order: Callable[[int], Problem],
+    *,
+    prompts: int,
+    max_length: int,
+    config: finetune.Epochs,
+  ) -> Callable[[int, Any], sft.Batch]:
+    """Returns (step, params) -> rows of what these parameters say to the problems.
+
+    What does not fit into the rows of a step is left out.
+    """
+    root = jax.random.key(self.seed)
+    once = dataclasses.replace(config, epochs=1)
+
+    def batch(step: int, params: Any) -> sft.Batch:
+      chosen = [order(index) for index in range((step - 1) * prompts, step * prompts)]
+      outputs = self.generator(
+        params,
+        jax.random.fold_in(root, step),
+        chosen,
+        group_size=1,
+        max_length=max_length,
+        draw=drawing.Config(),
+      )
+      examples = [
+        finetune.Example(
+          outputs.prompts[n][outputs.prompt_mask[n]].tolist(),
+          outputs.tokens[n, 0, : outputs.lengths[n, 0]].tolist(),
+        )
+        for n in range(prompts)
+      ]
+      return finetune.Passes(examples, once, self.seed + step).batch(1)
+
+    return batch
+
+  def reinforce(
+    self, params: Any, pool: Any, order: Callable[[int], Problem], config: Reinforced
+  ) -> Any:
+    """Returns the policy after RL on the problems of `order`, rewarded by `pool`."""
+    quantize = functools.partial(decoder.quantize, config=self.model.config)
+    return rl.train(
+      self.run,
+      'rl',
+      params,
+      trainer=rl.Trainer(
+        self.generator,
+        pool,
+        config.rl,
+        config.grpo,
+        config.rl_optim,
+        self.model.matrices,
+        quantize if config.rl.int8_rollout else None,
+      ),
+      order=order,
+      held_out=self.where.reasoning,
+      evaluate=config.evaluate,
+      seed=self.seed,
+    )
+
+  def measure(self, params: Mapping[str, Any], config: scoreboard.Config) -> None:
+    """Measures a row of the stage table for each of these parameters, by name."""
+    for name, tree in params.items():
+      scoreboard.measure(
+        self.run,
+        tree,
+        self.where.reasoning,
+        self.where.general,
+        generator=self.generator,
+        config=config,
+        seed=self.seed,
+        name=name,
+      )
+
+  def finish(
+    self, stage: str, config: Any, params: Any, parents: Sequence[lineage.Stage]
+  ) -> None:
+    """Measures the stage's model and writes its record."""
+    final = {'final': params}
+    self.measure(final, config.scoreboard)
+    lineage.finish(self.run, stage, config, self.model, final, parents)
+
+
+@contextlib.contextmanager
+def begin(
+  config: Any, parent: lineage.Stage, phases: tuple[str, ...]
+) -> Iterator[Work | None]:
+  """Opens the run of a stage that comes after another; None if it is finished.
+
+  Raises what `Setting.check` and `run.start` raise.
+  """
+  compilation.keep_on_disk()
+  where = recipe.setting(parent, config.data_dir)
+  where.check(config)
+  with start(config, phases=phases, facts=parent.fact) as run:
+    if lineage.finished(run):
+      yield None
+    else:
+      mesh = devices(run, config)
+      yield Work(run, parent.model, where, mesh, config.own_seed)
+
+
+def devices(run: Run, config: Any) -> jax.sharding.Mesh:
+  """The devices that all portions of a stage's config can be cut over; says which."""
+  sizes = _portions(config)
+  mesh = mesh_lib.fitting(list(sizes.values()))
+  if mesh.size < jax.device_count():
+    run.progress.say(
+      f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
+      + ', '.join(f'{name} = {size}' for name, size in sizes.items())
+    )
+  return mesh
+
+
+def _portions(config: Any) -> dict[str, int]:
+  """By name: how many prompts or rows a config has computed at a time."""
+  found = {}
+  for field in dataclasses.fields(config):
+    part = getattr(config, field.name)
+    for name in ('prompts_per_step', 'micro_batch_rows', 'prompts_per_batch'):
+      if hasattr(part, name):
+        found[f'{field.name}.{name}'] = getattr(part, name)
+    for name in ('rows_per_step', 'pairs_per_step'):
+      if hasattr(part, name):
+        rows = getattr(part, name) // part.micro_batches
+        found[f'{field.name}.{name} / {field.name}.micro_batches'] = rows
+  return found
