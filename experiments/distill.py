@@ -214,8 +214,6 @@ def main(config: Distill) -> None:
   with work.begin(config, teacher, phases) as asked:  # the teacher at work
     if asked is None:
       return
-    said = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
-    asked.where.check_row('base.row_length', config.base.row_length, said)
     model = _student(config, asked, document)
     asked.where.check_prompts(model.tokenizer, model.template)
     order = rl.problem_order(asked.where.train, config.shares, asked.seed)

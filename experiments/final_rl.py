@@ -158,8 +158,8 @@ def main(config: FinalRL) -> None:
       scorer = preference_model(job, config, before)
       panel = Panel(pool, scorer, config.preference_weight)
       params = job.reinforce(before, panel, order(config, job.where), config)
-    job.finish('final_rl', config, params, [parent])
     report.write(job.run.workdir)
+    job.finish('final_rl', config, params, [parent])
 
 
 if __name__ == '__main__':

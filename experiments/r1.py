@@ -24,11 +24,11 @@ from experiments import (
   rejection_sft,
 )
 from experiments.paper.beside import PAPER
-from r1jax.stages import command, lineage
-from r1jax.stages.metrics import explained
+from r1jax import tasks
+from r1jax.stages import command, lineage, recipe
 from r1jax.stages.report import pipeline
 from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config
+from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
 
 PIPELINE = 'pipeline.json'
 FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir')  # of a stage, set by `plan`
@@ -99,6 +99,7 @@ def plan(config: R1) -> list[_Stage]:
       for field, value in leaves(plain_config(stage)).items()
       if field not in (*MAY_CHANGE, 'parent')
     }
+    depends |= {f'data.{task}': tasks.module(task).VERSION for task in recipe.TASKS}
     depends['parent'] = Path(parent.get('parent', '')).name
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = Path(config.workdir) / f'{name}-{digest[:8]}'
@@ -111,11 +112,8 @@ def main(config: R1) -> None:
   stages = plan(config)
   root = Path(config.workdir)
   root.mkdir(parents=True, exist_ok=True)
-  partial = root / f'{PIPELINE}.partial'
-  with explained(partial):
-    folders = {stage.name: Path(stage.config.workdir).name for stage in stages}
-    partial.write_text(json.dumps(folders, indent=2) + '\n')
-    partial.replace(root / PIPELINE)
+  folders = {stage.name: Path(stage.config.workdir).name for stage in stages}
+  write_whole(root / PIPELINE, json.dumps(folders, indent=2) + '\n')
   for number, (name, run, stage) in enumerate(stages, start=1):
     done = (Path(stage.workdir) / lineage.RECORD).is_file()
     state = 'is finished' if done else 'begins'

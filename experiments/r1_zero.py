@@ -146,8 +146,8 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
     order = rl.problem_order(problems, config.shares, config.seed)
     models = {'base': base, 'final': job.reinforce(base, pool, order, config)}
     job.measure(models, config.scoreboard)
-    lineage.finish(run, 'r1_zero', config, model, models)
     report.write(run.workdir)
+    lineage.finish(run, 'r1_zero', config, model, models)
   print('\n'.join(report.result(config.workdir)))
 
 

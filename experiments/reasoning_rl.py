@@ -79,8 +79,8 @@ def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) 
     order = rl.problem_order(problems, config.shares, job.seed)
     with pool:
       params = job.reinforce(parent.params(job.mesh), pool, order, config)
-    job.finish('reasoning_rl', config, params, [parent])
     report.write(job.run.workdir)
+    job.finish('reasoning_rl', config, params, [parent])
 
 
 if __name__ == '__main__':

@@ -231,7 +231,7 @@ def visible(output: str) -> str:
   """
   _, _, rest = output.partition('</think>')
   apart = _TAG_PATTERN.sub(' ', rest)  # words on both sides of a tag are two
-  return '\n'.join(line.strip() for line in apart.strip().splitlines())
+  return '\n'.join(' '.join(line.split()) for line in apart.strip().splitlines())
 
 
 # The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), then

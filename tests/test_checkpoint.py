@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from r1jax.stages import checkpoint
-from r1jax.stages.checkpoint import KEEP, CheckpointError, Checkpoints, digest
+from r1jax.stages.checkpoint import (
+  KEEP,
+  CheckpointError,
+  Checkpoints,
+  digest,
+  digest_of,
+)
 
 
 def tree(value: float = 1.0):
@@ -40,6 +46,12 @@ def test_restored_arrays_are_the_saved_ones(tmp_path):
   assert restored['step'].dtype == np.int32
   assert again.manifest()['phase'] == 'rl'
   assert again.manifest()['step'] == 4
+
+
+def test_a_trees_digest_is_the_one_that_its_checkpoint_has(tmp_path):
+  saved = Checkpoints(tmp_path / 'rl')
+  save(saved, 1, tree(), {})
+  assert saved.manifest()['digest'] == digest_of(tree()) != digest_of(tree(2.0))
 
 
 def test_digest_is_that_of_names_types_shapes_and_bytes():

@@ -63,6 +63,20 @@ def test_boxes_are_opened_and_placed_by_their_names():
     np.testing.assert_array_equal(placed[name], value)
 
 
+def test_shapes_are_taken_out_of_their_boxes():
+  boxed = jax.eval_shape(
+    lambda: {
+      'w': nn.LogicallyPartitioned(jnp.ones((2, 8)), names=('embed', 'mlp')),
+      'plain': nn.LogicallyPartitioned(jnp.ones(3), names=(None,)),
+    }
+  )
+  shapes = mesh.unbox(boxed)
+  assert {name: shape.shape for name, shape in shapes.items()} == {
+    'w': (2, 8),
+    'plain': (3,),
+  }
+
+
 @pytest.mark.parametrize('tied', [True, False])
 def test_the_table_knows_every_axis_of_the_decoder(tied):
   config = ModelConfig(

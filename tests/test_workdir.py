@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.stages import workdir as workdir_module
-from r1jax.stages.workdir import WorkdirError, open_workdir
+from r1jax.stages.workdir import WorkdirError, open_workdir, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +129,23 @@ def test_a_config_appears_whole_or_not_at_all(tmp_path, monkeypatch):
       open_workdir(tmp_path, Experiment())
   assert not (tmp_path / 'config.json').exists()
   open_workdir(tmp_path, Experiment())
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+  file = tmp_path / 'pairs.json'
+  write_whole(file, 'żółw')
+  assert file.read_bytes() == 'żółw'.encode()
+
+  def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, 'replace', full_disk)
+    with pytest.raises(OSError, match=f'cannot write {file} .*make room for it'):
+      write_whole(file, 'other')
+  assert file.read_bytes() == 'żółw'.encode()
+  write_whole(file, 'other')
+  assert contents(tmp_path) == {'pairs.json': b'other'}
 
 
 @pytest.mark.parametrize(

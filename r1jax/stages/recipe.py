@@ -69,6 +69,9 @@ class Setting:
         length = part.max_length  # a number, or a schedule of RL
         longest = length if isinstance(length, int) else max(n for _, n in length)
         self.check_length(f'{name}.max_length', longest)
+    if hasattr(config, 'base'):  # of a student
+      longest = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
+      self.check_row('base.row_length', config.base.row_length, longest)
     if hasattr(config, 'rejection'):
       row_length, longest = config.sft.row_length, config.rejection.max_length
       self.check_row('sft.row_length', row_length, longest)
