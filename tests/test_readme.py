@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.paper.choices import CHOICES
 from r1jax import grpo
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
@@ -47,3 +48,8 @@ def test_the_notebook_computes_a_loss():
   expected = -(5 - 3 - 4 + 4) / 16 * 0.5 / (3**-0.5 + 1e-4)
   np.testing.assert_allclose(names['loss'], expected, rtol=1e-5)
   assert names['metrics']['ratio'] == 1
+
+
+def test_the_table_of_choices_is_that_of_the_presets():
+  for choice in CHOICES:
+    assert f'| {choice.question} | {choice.paper} | {choice.ours} |' in README
