@@ -392,7 +392,6 @@ def test_lengths_that_do_not_fit_are_refused(
     ({'methods': ()}, 'methods: expected some of'),
     ({'methods': ('sft', 'prayer')}, 'methods: expected some of'),
     ({'methods': ('sft', 'sft')}, 'each once'),
-    ({'on_policy_prompts': 0}, 'on_policy_prompts: expected 1 or more, got 0'),
     (
       {'methods': ('sft', 'reverse_kl'), 'student': distill.STUDENTS['tiny']},
       r"a tokenizer of its own, .* got \['reverse_kl'\]; set student.vocab_size to 0",
