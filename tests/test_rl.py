@@ -17,8 +17,8 @@ from r1jax.model.attention import KV
 from r1jax.rewards.pool import Scores
 from r1jax.stages import evaluate
 from r1jax.stages.generate import Outputs
-from r1jax.stages.rl import Config, Passes, Trainer, at, problem_order, train
-from r1jax.stages.run import start
+from r1jax.stages.rl import FLAT, Config, Passes, Trainer, at, problem_order, train
+from r1jax.stages.run import TrainingError, start
 from r1jax.tasks import Problem
 
 
@@ -313,9 +313,8 @@ class Right:
     return SimpleNamespace(result=lambda: Scores(one[:, None], one, [], 0, 0))
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """What five steps ask of a generator and of `learn`, and the policy at their end."""
+def train_written(workdir, config, pool):
+  """What the steps ask of a generator and of `learn`, and the policy at their end."""
   learned = []
 
   def passes(self, policy, reference, outputs, temperature):
@@ -332,19 +331,7 @@ def trained(tmp_path_factory):
     return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
 
   generator: Any = Written()
-  pool: Any = Right()
-  config = Config(
-    steps=5,
-    prompts_per_step=2,
-    group_size=2,
-    minibatches=1,
-    max_length=((0, 4), (2, 8), (4, 16)),
-    temperature=((0, 1.0), (3, 0.5)),
-    reference_every=2,
-    evaluate_every=2,
-  )
   problems = [Problem(str(n), 'countdown', '', {}) for n in range(13)]
-  workdir = tmp_path_factory.mktemp('runs') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, 'learn', learn)
     patch.setattr(Trainer, 'passes', passes)
@@ -359,8 +346,58 @@ def trained(tmp_path_factory):
         evaluate=evaluate.Config(problems=2, samples=3, prompts_per_batch=3),
         seed=0,
       )
+  return policy, generator, learned
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Five steps with schedules: generator, what was learned, and the run's folder."""
+  pool: Any = Right()
+  config = Config(
+    steps=5,
+    prompts_per_step=2,
+    group_size=2,
+    minibatches=1,
+    max_length=((0, 4), (2, 8), (4, 16)),
+    temperature=((0, 1.0), (3, 0.5)),
+    reference_every=2,
+    evaluate_every=2,
+  )
+  workdir = tmp_path_factory.mktemp('runs') / 'run'
+  policy, generator, learned = train_written(workdir, config, pool)
   assert policy['x'] == 5
   return generator, learned, workdir
+
+
+class RightOnce(Right):
+  """Of one step, the sixth, the first output alone is wrong."""
+
+  steps = 0
+
+  def submit(self, problems, texts):
+    scores = super().submit(problems, texts).result()
+    self.steps += len(texts) == 4  # not an evaluation
+    if self.steps == 6 and len(texts) == 4:
+      scores.values[0], scores.total[0] = 0, 0
+    return SimpleNamespace(result=lambda: scores)
+
+
+def test_a_reward_that_never_differs_ends_the_run(tmp_path):
+  config = Config(
+    steps=FLAT + 5,
+    prompts_per_step=2,
+    group_size=2,
+    minibatches=1,
+    max_length=((0, 4),),
+    evaluate_every=100,
+    checkpoint_every=100,
+  )
+  pool: Any = Right()
+  with pytest.raises(TrainingError, match=r'20 steps of rl .* last mean is 1'):
+    train_written(tmp_path / 'flat', config, pool)
+  once: Any = RightOnce()
+  policy, _, _ = train_written(tmp_path / 'once', config, once)
+  assert policy['x'] == FLAT + 5
 
 
 def test_every_step_samples_from_the_policy_by_its_schedules(trained):

@@ -30,6 +30,7 @@ from r1jax.stages.run import Run, TrainingError
 from r1jax.tasks import Problem
 
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
+FLAT = 20  # first steps without any difference in reward after which a run ends
 
 
 def problem_order(
@@ -267,7 +268,8 @@ def train(
 
   Raises:
     RewardError: a reward failed on every output of a step.
-    TrainingError: the loss is no longer finite. The last checkpoint stays.
+    TrainingError: the loss is no longer finite, or from the first step on the outputs
+      of a problem have always had equal rewards. The last checkpoint stays.
   """
   config = trainer.config
   saved, first = run.checkpoints[phase].resume(trainer.start(params))
@@ -283,6 +285,7 @@ def train(
     run.progress.say(
       f'Step {config.profile_step} is done, so it can no longer be traced.'
     )
+  flat = not first  # so far nothing could be learned
   ended = time.monotonic()
   for step in range(first + 1, config.steps + 1):
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
@@ -297,6 +300,13 @@ def train(
         f'the loss of {phase} is {values["loss"]} and the gradient norm '
         f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and '
         'choose another --workdir (earlier checkpoints are intact)'
+      )
+    flat = flat and values['zero_variance_groups'] == 1
+    if flat and step == FLAT:
+      raise TrainingError(
+        f'in {FLAT} steps of {phase} all outputs of a problem had the same reward (the '
+        f'last mean is {values["reward"]:.3g}), so nothing was learned; make the '
+        'problems easier or harder, or the reward finer, in another --workdir'
       )
     began, ended = ended, time.monotonic()
     seconds = ended - began
