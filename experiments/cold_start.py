@@ -44,16 +44,11 @@ class ColdStart:
   def __post_init__(self) -> None:
     recipe.check_shares(self.shares, recipe.TASKS)
 
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'cold_start')
-
 
 def main(config: ColdStart) -> None:
   """Samples, filters, rewrites, learns."""
   zero = lineage.load(config.parent, 'r1_zero')
-  with work.begin(config, zero, phases=('sft',)) as job:
+  with work.begin('cold_start', config, zero, phases=('sft',)) as job:
     if job is None:
       return
     train = job.where.train

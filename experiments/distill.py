@@ -16,7 +16,6 @@ from typing import Any
 from experiments import reasoning_rl
 from r1jax import distill, drawing, grpo, optim
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
   evaluate,
@@ -107,11 +106,6 @@ class Distill:
         f'{token_level}; set student.vocab_size to 0'
       )
 
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'distill')
-
 
 @dataclasses.dataclass(frozen=True)
 class _Lesson:
@@ -151,7 +145,7 @@ def _rl(lesson: _Lesson, base: Any) -> Any:
   """RL straight on the student, with the rewards of R1's second stage."""
   config = lesson.config
   weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
-  with RewardPool(weighted, config.rl.reward_workers, config.rl.reward_timeout) as pool:
+  with work.pool(config.rl, weighted) as pool:
     return lesson.job.reinforce(base, pool, lesson.order, config)
 
 
@@ -209,11 +203,11 @@ def main(config: Distill) -> None:
   teacher = lineage.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
   world = teacher.ancestor('r1_zero').record['config']
   writers, difficulty = web.config_of(world['web']), web.tasks_of(world['tasks'])
-  document = functools.partial(web.document, writers, difficulty, config.own_seed)
   phases = ('base', *config.methods)
-  with work.begin(config, teacher, phases) as asked:  # the teacher at work
+  with work.begin('distill', config, teacher, phases) as asked:  # the teacher at work
     if asked is None:
       return
+    document = functools.partial(web.document, writers, difficulty, asked.seed)
     model = _student(config, asked, document)
     asked.where.check_prompts(model.tokenizer, model.template)
     order = rl.problem_order(asked.where.train, config.shares, asked.seed)

@@ -16,7 +16,6 @@ import jax
 
 from r1jax import drawing, grpo, optim
 from r1jax.rewards import Weighted, judge, rules
-from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
   evaluate,
@@ -76,11 +75,6 @@ class FinalRL:
         f'{self.rl.prompts_per_step}, got {self.judged}'
       )
 
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'final_rl')
-
 
 def rewards(config: FinalRL) -> list[Weighted]:
   """The rules; accuracy on all problems is measured and not rewarded."""
@@ -92,14 +86,14 @@ def rewards(config: FinalRL) -> list[Weighted]:
   ]
 
 
-def order(config: FinalRL, where: recipe.Setting) -> Callable[[int], Problem]:
+def order(
+  config: FinalRL, where: recipe.Setting, seed: int
+) -> Callable[[int], Problem]:
   """Reasoning problems, from a step on mixed with instructions."""
-  reasoning = rl.problem_order(
-    where.train[: len(REASONING)], config.shares, config.own_seed
-  )
+  reasoning = rl.problem_order(where.train[: len(REASONING)], config.shares, seed)
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  everything = rl.problem_order(where.train, [*shares, share], config.own_seed)
+  everything = rl.problem_order(where.train, [*shares, share], seed)
   first = config.general_after * config.rl.prompts_per_step
   return lambda index: (reasoning if index < first else everything)(index)
 
@@ -149,15 +143,15 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
 def main(config: FinalRL) -> None:
   """Trains the preference model, then reinforces."""
   parent = lineage.load(config.parent, 'rejection_sft')
-  pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-  with work.begin(config, parent, phases=('preference', 'rl')) as job:
+  pool = work.pool(config.rl, rewards(config))
+  with work.begin('final_rl', config, parent, phases=('preference', 'rl')) as job:
     if job is None:
       return
     with pool:
       before = parent.params(job.mesh)
       scorer = preference_model(job, config, before)
       panel = Panel(pool, scorer, config.preference_weight)
-      params = job.reinforce(before, panel, order(config, job.where), config)
+      params = job.reinforce(before, panel, order(config, job.where, job.seed), config)
     report.write(job.run.workdir)
     job.finish('final_rl', config, params, [parent])
 

@@ -28,9 +28,8 @@ from r1jax import tasks
 from r1jax.stages import command, lineage, recipe
 from r1jax.stages.report import pipeline
 from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
+from r1jax.stages.workdir import MAY_CHANGE, PIPELINE, leaves, plain_config, write_whole
 
-PIPELINE = 'pipeline.json'
 FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir')  # of a stage, set by `plan`
 
 

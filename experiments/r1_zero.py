@@ -18,7 +18,6 @@ from pathlib import Path
 from r1jax import grpo, optim, text
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
   compilation,
@@ -130,12 +129,7 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   tokenizer = recipe.tokenizer(file, document, TEMPLATE, config.vocab_size)
   where.check_prompts(tokenizer, TEMPLATE)
   model = lineage.Model(config.model, tokenizer, TEMPLATE)
-  pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-  if 'accuracy' not in pool.names:
-    raise ValueError(
-      "rewards: expected one named 'accuracy', which evaluations count, got "
-      + ', '.join(pool.names)
-    )
+  pool = work.pool(config.rl, rewards(config))
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
     job = work.Work(run, model, where, work.devices(run, config), config.seed)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from r1jax import grpo, optim
 from r1jax.rewards import Weighted, rules
-from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   command,
   evaluate,
@@ -53,11 +52,6 @@ class ReasoningRL:
     grpo.check_group_size(self.grpo, self.rl.group_size)
     recipe.check_shares(self.shares, REASONING)
 
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'reasoning_rl')
-
 
 def rewards(config: ReasoningRL) -> list[Weighted]:
   """What an output is rewarded for."""
@@ -71,8 +65,8 @@ def rewards(config: ReasoningRL) -> list[Weighted]:
 def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) -> None:
   """Reinforces what the cold start has learned."""
   parent = lineage.load(config.parent, 'cold_start')
-  pool = RewardPool(rewards(config), config.rl.reward_workers, config.rl.reward_timeout)
-  with work.begin(config, parent, phases=('rl',)) as job:
+  pool = work.pool(config.rl, rewards(config))
+  with work.begin('reasoning_rl', config, parent, phases=('rl',)) as job:
     if job is None:
       return
     problems = job.where.train[: len(REASONING)]

@@ -48,20 +48,15 @@ class RejectionSFT:
     if self.general < 0:
       raise ValueError(f'general: expected 0 or more, got {self.general}')
 
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'rejection_sft')
-
 
 def general_data(
-  config: RejectionSFT, problems: list[Problem]
+  config: RejectionSFT, problems: list[Problem], seed: int
 ) -> list[tuple[str, str]]:
   """Pairs of an instruction and a careful writer's output."""
   found = []
   for index in range(config.general):
     problem = problems[index % len(problems)]
-    rng = random.Random(f'{config.own_seed} {index} general')
+    rng = random.Random(f'{seed} {index} general')
     found.append((problem.question, web.write(config.writers, problem, rng)))
   return found
 
@@ -70,14 +65,14 @@ def main(config: RejectionSFT) -> None:
   """Samples, filters, learns."""
   parent = lineage.load(config.parent, 'reasoning_rl')
   zero = parent.ancestor('r1_zero')
-  with work.begin(config, parent, phases=('sft',)) as job:
+  with work.begin('rejection_sft', config, parent, phases=('sft',)) as job:
     if job is None:
       return
     *reasoning, instructions = job.where.train
     order = rl.problem_order(reasoning, config.shares, job.seed)
     kept = job.collect(parent.params(job.mesh), order, config.rejection)
     examples = [(line['question'], line['output']) for line in kept]
-    examples += general_data(config, instructions)
+    examples += general_data(config, instructions, job.seed)
     base = zero.params(job.mesh, 'base')
     params = job.imitate(base, examples, config.sft, config.sft_optim)
     job.finish('rejection_sft', config, params, [parent, zero])

@@ -9,7 +9,6 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from r1jax.stages import command, compilation, evaluate, lineage, recipe, thinki
 from r1jax.stages.metrics import plain
 from r1jax.stages.report import chart
 from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, open_workdir
+from r1jax.stages.workdir import MAY_CHANGE, open_workdir, write_whole
 
 QUESTION = 'What are thoughts worth?'
 
@@ -129,9 +128,9 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
       chart.Curve(task, role, list(zip(steps, means, strict=True)), marked=True)
     )
   title = 'Pass@1 over the tokens of thoughts'
-  svg = chart.line_chart(curves, label=title, share=True, width=880, height=360)
-  # The chart counts steps; here it counts tokens.
-  svg = re.sub(r'step (\d[\d,]*)', r'\1 tokens', svg)
+  svg = chart.line_chart(
+    curves, label=title, share=True, width=880, height=360, at='{} tokens'
+  )
   caption = (
     'A point for each budget, at its mean tokens over all problems, the last one for '
     'thoughts as the model likes; the band is the 95 % interval over problems. Where a '
@@ -174,12 +173,12 @@ def main(config: Thinking) -> None:
       config=config.evaluate,
       max_length=config.max_length,
     )
-  page.write(workdir / 'thinking.json', json.dumps(plain(rows), indent=2) + '\n')
+  write_whole(workdir / 'thinking.json', json.dumps(plain(rows), indent=2) + '\n')
   lines, said = table(rows), statements(rows)
   facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
   parts = [page.table(lines), figure(rows)]
   html = page.page(QUESTION, facts, said, parts, 'thinking.json')
-  page.write(workdir / 'thinking.html', html)
+  write_whole(workdir / 'thinking.html', html)
   print('\n'.join([*page.columns(lines), *said, str(workdir / 'thinking.html')]))
 
 

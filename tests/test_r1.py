@@ -26,7 +26,7 @@ from experiments import (
 )
 from r1jax import filters, text
 from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
-from r1jax.stages.checkpoint import Checkpoints
+from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.lineage import LineageError
 from r1jax.tasks import Problem, instructions
 
@@ -223,6 +223,40 @@ def test_every_model_is_traced_to_a_seed(unbroken):
   # Its base comes from the first stage, its examples from the second.
   parents = record(unbroken['rejection_sft'])['parents']
   assert [parent['stage'] for parent in parents] == ['reasoning_rl', 'r1_zero']
+
+
+@pytest.mark.parametrize(
+  ('stage', 'parent', 'start', 'name'),
+  [
+    ('cold_start', 'r1_zero', 'r1_zero', 'base'),
+    ('reasoning_rl', 'cold_start', 'cold_start', 'final'),
+    ('rejection_sft', 'reasoning_rl', 'r1_zero', 'base'),
+    ('final_rl', 'rejection_sft', 'rejection_sft', 'final'),
+  ],
+)
+def test_each_stage_starts_from_the_model_that_the_paper_says(
+  unbroken, shared, tmp_path, monkeypatch, stage, parent, start, name
+):
+  began = []
+
+  def learn(job, params, *rest):
+    del job, rest
+    began.append(digest_of(params))
+    return params
+
+  monkeypatch.setattr(work.Work, 'imitate', learn)
+  monkeypatch.setattr(work.Work, 'reinforce', learn)
+  monkeypatch.setattr(work.Work, 'collect', lambda *_: [])
+  monkeypatch.setattr(work.Work, 'finish', lambda *_: None)
+  monkeypatch.setattr(final_rl, 'preference_model', lambda *_: None)
+  config = dataclasses.replace(
+    getattr(CONFIG, stage),
+    parent=str(unbroken[parent]),
+    workdir=str(tmp_path / 'run'),
+    data_dir=str(shared / 'data'),
+  )
+  r1.STAGES[stage](config)
+  assert began == [record(unbroken[start])['params'][name]]
 
 
 def test_a_record_names_the_models_that_lie_beside_it(unbroken):
@@ -432,7 +466,7 @@ def test_instructions_come_into_the_last_stage_after_so_many_steps():
     general_share=0.25,
     general_after=30,
   )
-  order = final_rl.order(config, where)
+  order = final_rl.order(config, where, 0)
   drawn = [order(index).task for index in range(400)]
   assert collections.Counter(drawn[:300]) == {'countdown': 150, 'equations': 150}
   last = collections.Counter(drawn[300:])
@@ -447,9 +481,9 @@ def test_general_data_is_careful_and_as_much_as_was_asked_for():
   train = list(instructions.generate(instructions.Config(), 'train'))[:40]
   by_question = {problem.question: problem for problem in train}
   config = rejection_sft.RejectionSFT(general=100)
-  found = rejection_sft.general_data(config, train)
+  found = rejection_sft.general_data(config, train, 0)
   assert len(found) == 100
-  assert found == rejection_sft.general_data(config, train)
+  assert found == rejection_sft.general_data(config, train, 0)
   # In turn, each two or three times, in different words.
   assert collections.Counter(question for question, _ in found) == {
     problem.question: 3 if n < 20 else 2 for n, problem in enumerate(train)

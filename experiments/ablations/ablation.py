@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import final_rl, reasoning_rl
-from experiments.ablations import page, results
+from experiments.ablations import results
 from r1jax.stages import command, lineage
 from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config
+from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
 
 OURS = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
 
@@ -116,7 +116,7 @@ def run(ablation: Ablation, config: Command) -> results.Result:
     for variant, stages in runs.items()
   }
   result = results.summarise(ablation.question, paths, ablation.figures)
-  page.write(Path(config.workdir) / 'ablation.html', result.html)
+  write_whole(Path(config.workdir) / 'ablation.html', result.html)
   return result
 
 

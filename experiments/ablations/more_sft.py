@@ -16,7 +16,6 @@ from r1jax import optim, rewriting
 from r1jax.stages import (
   finetune,
   lineage,
-  recipe,
   rejection,
   scoreboard,
   work,
@@ -44,11 +43,6 @@ class MoreSFT:
   def __post_init__(self) -> None:
     if self.tokens < 1:
       raise ValueError(f'tokens: expected 1 or more, got {self.tokens}')
-
-  @property
-  def own_seed(self) -> int:
-    """The seed of this stage alone."""
-    return recipe.own_seed(self.seed, 'more_sft')
 
 
 def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
@@ -90,7 +84,7 @@ def epochs(found: list[tuple[str, str]], parent: lineage.Stage, tokens: int) -> 
 def imitate(config: MoreSFT) -> None:
   """Goes on with the cold start's SFT, in rows like its own."""
   parent = lineage.load(config.parent, 'cold_start')
-  with work.begin(config, parent, phases=('sft',)) as job:
+  with work.begin('more_sft', config, parent, phases=('sft',)) as job:
     if job is None:
       return
     found = examples(parent, job.where.train)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
-from r1jax.stages.metrics import explained
 from r1jax.stages.report.template import PAGE
 
 LEVEL = 0.05  # of a test; divided by the number of tests in a family
@@ -76,12 +74,3 @@ def page(
     body='\n'.join([_STYLE, lead, *parts]),
     source=escape(source),
   )
-
-
-def write(path: Path, content: str) -> None:
-  """Writes a file whole or not at all."""
-  partial = path.with_name(f'{path.name}.partial')
-  with explained(partial):
-    # replace: JSON can hold half a surrogate pair, UTF-8 can't.
-    partial.write_text(content, encoding='utf-8', errors='replace')
-    partial.replace(path)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ import optax
 
 from r1jax import mesh as mesh_lib
 from r1jax import optim, sft
-from r1jax.stages.run import Run, TrainingError
+from r1jax.stages.run import Run, check_finite
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """How long and in which portions to train."""
+class Rows:
+  """In which portions to train; `Config` and `Epochs` say how long."""
 
-  steps: int = 1000  # updates
+  group: ClassVar[str]  # the name that this has in an experiment's config
+
   rows_per_step: int = 16  # B
-  row_length: int = 256  # T; rows are filled with documents, the last one cut
+  row_length: int = 256  # T
   micro_batches: int = 4  # parts of the rows that a gradient is summed over
   checkpoint_every: int = 100  # steps
   log_every: int = 10  # steps
@@ -35,39 +36,39 @@ class Config:
     for field in dataclasses.fields(self):
       if getattr(self, field.name) < 1:
         raise ValueError(
-          f'base.{field.name}: expected 1 or more, got {getattr(self, field.name)}'
+          f'{self.group}.{field.name}: expected 1 or more, got '
+          f'{getattr(self, field.name)}'
         )
     if self.row_length < 2:
-      raise ValueError(f'base.row_length: expected 2 or more, got {self.row_length}')
+      raise ValueError(
+        f'{self.group}.row_length: expected 2 or more, got {self.row_length}'
+      )
     if self.rows_per_step % self.micro_batches:
       raise ValueError(
-        f'base.micro_batches: expected a divisor of rows_per_step='
+        f'{self.group}.micro_batches: expected a divisor of rows_per_step='
         f'{self.rows_per_step}, got {self.micro_batches}'
       )
 
 
 @dataclasses.dataclass(frozen=True)
-class Epochs:
-  """Passes over a set of examples: supervised fine-tuning (SFT)."""
+class Config(Rows):
+  """Rows filled with documents, the last one of a row cut: a base model's training."""
 
-  epochs: int = 2  # passes (R1: 2 to 3)
+  group: ClassVar[str] = 'base'
+
+  steps: int = 1000  # updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs(Rows):
+  """Passes over whole examples: supervised fine-tuning (SFT)."""
+
+  group: ClassVar[str] = 'sft'
+
   rows_per_step: int = 6  # B (R1: 128)
-  row_length: int = 352  # T; rows are filled with whole examples
+  row_length: int = 352  # T
   micro_batches: int = 3  # parts of the rows that a gradient is summed over
-  checkpoint_every: int = 100  # steps
-  log_every: int = 10  # steps
-
-  def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) < 1:
-        raise ValueError(
-          f'sft.{field.name}: expected 1 or more, got {getattr(self, field.name)}'
-        )
-    if self.rows_per_step % self.micro_batches:
-      raise ValueError(
-        f'sft.micro_batches: expected a divisor of rows_per_step='
-        f'{self.rows_per_step}, got {self.micro_batches}'
-      )
+  epochs: int = 2  # passes (R1: 2 to 3)
 
 
 class Example(NamedTuple):
@@ -190,7 +191,7 @@ def train(
   step: Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]],
   batch: Callable[[int, Any], sft.Batch],
   steps: int,
-  config: Config | Epochs,
+  config: Rows,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   constants: tuple[Any, ...] = (),
@@ -206,7 +207,7 @@ def train(
     batch: (step, from 1 on, and the parameters then) -> what to learn from; see `pack`
       and `Passes`.
     steps: updates.
-    config: see `Config` and `Epochs`.
+    config: see `Rows`.
     optimizer: see `optim.make`.
     mesh: rows lie along its data axis.
     constants: arrays that `step` takes beside, such as a teacher's parameters.
@@ -231,13 +232,7 @@ def train(
     saves = number % config.checkpoint_every == 0 or number == steps
     if number % config.log_every == 0 or saves or run.interrupted:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-      if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
-        field = 'base_optim' if isinstance(config, Config) else 'sft_optim'
-        raise TrainingError(
-          f'the loss of {phase} is {values["loss"]} and the gradient norm '
-          f'{values["grad_norm"]} at step {number}; lower {field}.learning_rate and '
-          'choose another --workdir (earlier checkpoints are intact)'
-        )
+      check_finite(phase, number, values, f'{config.group}_optim')
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
       if number % config.log_every == 0:

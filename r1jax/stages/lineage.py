@@ -25,9 +25,8 @@ from r1jax.model.config import ModelConfig
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.generate import Generator
 from r1jax.stages.run import Run
-from r1jax.stages.workdir import WorkdirError, plain_config, write_whole
+from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
 
-RECORD = 'stage.json'
 FIELDS = ('stage', 'config', 'model', 'template', 'files', 'params', 'parents')
 TOKENIZER = 'tokenizer.json'
 

@@ -21,7 +21,7 @@ from r1jax import mesh as mesh_lib
 from r1jax import optim, preference, sampling, text
 from r1jax.rewards.judge import Pair
 from r1jax.stages import compilation
-from r1jax.stages.run import Run, TrainingError
+from r1jax.stages.run import Run, TrainingError, check_finite
 from r1jax.tasks import Problem, splits
 
 ROWS = 64  # texts scored at a time, or a few more so that they divide over the devices
@@ -237,7 +237,7 @@ def train(
     saves = step % config.checkpoint_every == 0 or step == steps
     if step % config.log_every == 0 or saves or run.interrupted:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-      _check_finite(phase, step, values)
+      check_finite(phase, step, values, f'{phase}_optim')
       if saves and len(held_out.tokens):
         values['held_out_accuracy'] = _accuracy(score, state.params, held_out)
       values['time'] = {'seconds': time.monotonic() - began}
@@ -270,15 +270,6 @@ def _accuracy(score: Scoring, params: Any, pairs: preference.Batch) -> float:
   """The share of pairs whose chosen text has the higher score; a tie is a half."""
   chosen, rejected = _score_pairs(score, params, pairs).T
   return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))
-
-
-def _check_finite(phase: str, step: int, values: dict[str, Any]) -> None:
-  if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
-    raise TrainingError(
-      f'the loss of {phase} is {values["loss"]} and the gradient norm '
-      f'{values["grad_norm"]} at step {step}; lower {phase}_optim.learning_rate and '
-      'choose another --workdir (earlier checkpoints are intact)'
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from r1jax.tasks import GENERAL, REASONING, Problem, store, web
 
 TASKS = (*REASONING, *GENERAL)
 TOKENIZER_DOCUMENTS = 2000  # that a tokenizer is trained on
-STEP_DOCUMENTS = 10_000  # more than a step of base training reads
 
 
 @dataclasses.dataclass(frozen=True)

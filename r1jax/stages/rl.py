@@ -26,7 +26,7 @@ from r1jax.stages import evaluate as evaluation
 from r1jax.stages.evaluate import named_key
 from r1jax.stages.generate import Generator, Outputs
 from r1jax.stages.rl_config import Config, at
-from r1jax.stages.run import Run, TrainingError
+from r1jax.stages.run import Run, TrainingError, check_finite
 from r1jax.tasks import Problem
 
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
@@ -295,12 +295,7 @@ def train(
       state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
     for sentence in values.pop('errors'):
       run.progress.say(f'Step {step}: {sentence}')
-    if not np.isfinite(values['loss']) or not np.isfinite(values['grad_norm']):
-      raise TrainingError(
-        f'the loss of {phase} is {values["loss"]} and the gradient norm '
-        f'{values["grad_norm"]} at step {step}; lower rl_optim.learning_rate and '
-        'choose another --workdir (earlier checkpoints are intact)'
-      )
+    check_finite(phase, step, values, 'rl_optim')
     flat = flat and values['zero_variance_groups'] == 1
     if flat and step == FLAT:
       raise TrainingError(
@@ -325,21 +320,26 @@ def train(
     if step % config.evaluate_every == 0 or step == config.steps:
       measure(step, state.params)
       ended = time.monotonic()
-    programs, compiling = run.compilations.since()
-    if step == first + 1:
-      run.progress.say(
-        f'The first step took {values["time"]["seconds"]:.1f} s; compiling or loading '
-        f'{programs} programs took {compiling:.1f} s so far.'
-      )
-    elif programs and step > first + SETTLED:
-      run.progress.say(
-        f'Step {step}: {programs} programs had to be compiled or loaded, in '
-        f'{compiling:.1f} s; a shape that changes at many steps costs that each time.'
-      )
+    _say_compilations(run, step, step - first, seconds)
     due = step % config.checkpoint_every == 0 or step == config.steps
     if due or run.interrupted:
       run.save(phase, step, {'policy': state, 'reference': reference})
   return state.params
+
+
+def _say_compilations(run: Run, step: int, done: int, seconds: float) -> None:
+  """Says what the first of the `done` steps took, and when a late one compiles."""
+  programs, compiling = run.compilations.since()
+  if done == 1:
+    run.progress.say(
+      f'The first step took {seconds:.1f} s; compiling or loading {programs} programs '
+      f'took {compiling:.1f} s so far.'
+    )
+  elif programs and done > SETTLED:
+    run.progress.say(
+      f'Step {step}: {programs} programs had to be compiled or loaded, in '
+      f'{compiling:.1f} s; a shape that changes at many steps costs that each time.'
+    )
 
 
 @contextlib.contextmanager

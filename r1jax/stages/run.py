@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import dis
 import io
+import math
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,21 @@ class TrainingError(Exception):
 
 class Interruption(Exception):
   """Ctrl-C was pressed and the state is saved."""
+
+
+def check_finite(
+  phase: str, step: int, values: Mapping[str, float], optimizer: str
+) -> None:
+  """Raises TrainingError where a step's loss or gradient is no longer a number.
+
+  `optimizer` is the field of the config whose learning rate is to be lowered.
+  """
+  if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
+    raise TrainingError(
+      f'the loss of {phase} is {values["loss"]} and the gradient norm '
+      f'{values["grad_norm"]} at step {step}; lower {optimizer}.learning_rate and '
+      'choose another --workdir (earlier checkpoints are intact)'
+    )
 
 
 @dataclasses.dataclass

@@ -16,6 +16,8 @@ import jax
 from r1jax import drawing, grpo, optim, sft
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder
+from r1jax.rewards import Weighted
+from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
   compilation,
   evaluate,
@@ -227,11 +229,26 @@ class Work:
     lineage.finish(self.run, stage, config, self.model, final, parents)
 
 
+def pool(config: rl.Config, rewards: Sequence[Weighted]) -> RewardPool:
+  """The processes that reward RL's outputs.
+
+  Raises ValueError without a reward for the accuracy, which evaluations count.
+  """
+  if 'accuracy' not in (names := [reward.name for reward in rewards]):
+    raise ValueError(
+      "rewards: expected one named 'accuracy', which evaluations count, got "
+      + ', '.join(names)
+    )
+  return RewardPool(rewards, config.reward_workers, config.reward_timeout)
+
+
 @contextlib.contextmanager
 def begin(
-  config: Any, parent: lineage.Stage, phases: tuple[str, ...]
+  stage: str, config: Any, parent: lineage.Stage, phases: tuple[str, ...]
 ) -> Iterator[Work | None]:
   """Opens the run of a stage that comes after another; None if it is finished.
+
+  Its seed is made of the config's and the stage's name; see `recipe.own_seed`.
 
   Raises what `Setting.check` and `run.start` raise.
   """
@@ -243,7 +260,8 @@ def begin(
       yield None
     else:
       mesh = devices(run, config)
-      yield Work(run, parent.model, where, mesh, config.own_seed)
+      seed = recipe.own_seed(config.seed, stage)
+      yield Work(run, parent.model, where, mesh, seed)
 
 
 def devices(run: Run, config: Any) -> jax.sharding.Mesh:

@@ -26,6 +26,9 @@ MAY_CHANGE = (
   'rl.reward_timeout',
 )
 
+RECORD = 'stage.json'  # of a finished stage; see `lineage`
+PIPELINE = 'pipeline.json'  # of the folder of a pipeline: stage -> folder, in order
+
 _CONFIG = 'config.json'
 _LOCK = '.lock'
 _HALF_WRITTEN = '.config.json.new'
@@ -138,7 +141,8 @@ def write_whole(file: Path, content: str) -> None:
   """Writes a file whole or not at all. Raises OSError with what to do."""
   partial = file.with_name(f'{file.name}.partial')
   with explained(file):
-    partial.write_text(content, encoding='utf-8')
+    # JSON can hold half a surrogate pair, which UTF-8 can't.
+    partial.write_text(content, encoding='utf-8', errors='backslashreplace')
     partial.replace(file)
 
 

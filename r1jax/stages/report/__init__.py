@@ -12,10 +12,10 @@ the page of the whole recipe from the folders of its stages.
 from html import escape
 from pathlib import Path
 
-from r1jax.stages.metrics import explained
 from r1jax.stages.report import figures, sections, words
 from r1jax.stages.report.run import read
 from r1jax.stages.report.template import PAGE
+from r1jax.stages.workdir import write_whole
 
 
 def write(workdir: Path | str) -> Path:
@@ -38,11 +38,8 @@ def write(workdir: Path | str) -> Path:
     body='\n'.join(body),
     source='config.json, metrics.jsonl and samples.jsonl of the run',
   )
-  partial = workdir / 'report.html.tmp'
-  with explained(partial):
-    # replace: JSON can hold half a surrogate pair, UTF-8 can't.
-    partial.write_text(page, encoding='utf-8', errors='replace')
-    return partial.replace(workdir / 'report.html')
+  write_whole(workdir / 'report.html', page)
+  return workdir / 'report.html'
 
 
 def result(workdir: Path | str) -> list[str]:

@@ -42,8 +42,9 @@ def line_chart(
   width: int,
   height: int,
   highest: float = 0.0,
+  at: str = 'step {}',
 ) -> str:
-  """An <svg> of `curves` over steps; the vertical axis holds 0.
+  """An <svg> of `curves` over steps, or over what `at` names; the other axis holds 0.
 
   `label` is read out in place of the picture. A `share` is written in per cent. The
   axis reaches at least `highest`, so that charts side by side can have one scale.
@@ -66,10 +67,10 @@ def line_chart(
   whole = [step for step in ticks(first, last, width // 80) if step == int(step)]
   ticks_x = [step for step in whole if first <= step <= last]
   write = _percent if share else _number
-  parts = [_axes(frame, ticks_x, ticks_y, share)]
+  parts = [_axes(frame, ticks_x, ticks_y, share, at)]
   parts += [_band(frame, curve) for curve in curves if curve.band]
   parts += [_line(frame, curve) for curve in curves]
-  parts += [_dots(frame, curve, write) for curve in curves if curve.marked]
+  parts += [_dots(frame, curve, write, at) for curve in curves if curve.marked]
   parts.append(_names(frame, curves))
   return (
     f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
@@ -123,7 +124,7 @@ def _number(value: float) -> str:
 
 
 def _axes(
-  frame: _Frame, ticks_x: list[float], ticks_y: list[float], share: bool
+  frame: _Frame, ticks_x: list[float], ticks_y: list[float], share: bool, at: str
 ) -> str:
   parts = []
   for value in ticks_y:
@@ -136,7 +137,9 @@ def _axes(
     )
   bottom = frame.height - _BOTTOM + 18
   for step in ticks_x:
-    text = f'step {step:,.0f}' if step == ticks_x[-1] else f'{step:,.0f}'
+    text = f'{step:,.0f}'
+    if step == ticks_x[-1]:
+      text = at.format(text)
     parts.append(
       f'<text class="tick" x="{frame.x(step)}" y="{bottom}" text-anchor="middle">'
       f'{text}</text>'
@@ -159,10 +162,11 @@ def _line(frame: _Frame, curve: Curve) -> str:
   return f'<path class="line {curve.role}" d="{"".join(path)}"/>'
 
 
-def _dots(frame: _Frame, curve: Curve, write: Callable[[float], str]) -> str:
+def _dots(frame: _Frame, curve: Curve, write: Callable[[float], str], at: str) -> str:
   return ''.join(
     f'<circle class="dot {curve.role}" cx="{frame.x(step)}" cy="{frame.y(value)}" '
-    f'r="3"><title>{escape(curve.name)} at step {step}: {write(value)}</title></circle>'
+    f'r="3"><title>{escape(curve.name)} at {at.format(f"{step:,.0f}")}: {write(value)}</title>'
+    '</circle>'
     for step, value in curve.points
     if value is not None
   )

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax.stages.report.run import Line, Measured, Run, measured, read
+from r1jax.stages.workdir import PIPELINE, RECORD
 from r1jax.tasks import REASONING
-
-PIPELINE = 'pipeline.json'  # stage -> folder, in order
-RECORD = 'stage.json'  # of a finished stage; see `stages.lineage`
 
 
 class Model(NamedTuple):

@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 
 from r1jax import statistics
-from r1jax.stages.metrics import explained
 from r1jax.stages.report import (
   findings,
   sections,
@@ -40,6 +39,7 @@ from r1jax.stages.report.paper import Paper
 from r1jax.stages.report.run import Line
 from r1jax.stages.report.seeds import check_alike
 from r1jax.stages.report.template import PAGE
+from r1jax.stages.workdir import write_whole
 
 
 def write(root: Path | str, paper: Paper | None = None) -> Path:
@@ -70,11 +70,8 @@ def write(root: Path | str, paper: Paper | None = None) -> Path:
     body='\n'.join(body),
     source='the folders of the stages: their settings, metrics, evaluations and counts',
   )
-  partial = root / 'report.html.tmp'
-  with explained(partial):
-    # replace: JSON can hold half a surrogate pair, UTF-8 can't.
-    partial.write_text(page, encoding='utf-8', errors='replace')
-    return partial.replace(root / 'report.html')
+  write_whole(root / 'report.html', page)
+  return root / 'report.html'
 
 
 def result(root: Path | str) -> list[str]:
