@@ -127,3 +127,19 @@ def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
     store.load('countdown', CONFIG, 'test', str(tmp_path))
   assert str(error.value).endswith('; make room, or choose another --data-dir')
   assert '\n' not in str(error.value)
+
+
+def test_of_two_runs_that_build_the_same_files_both_go_on(tmp_path, monkeypatch):
+  generate, calls, theirs = countdown.generate, [], []
+
+  def overtaken(config, split):
+    calls.append(split)
+    if len(calls) == 3:  # both splits have been looked at, and are being written
+      theirs.extend(store.load('countdown', CONFIG, 'test', str(tmp_path)))
+    return generate(config, split)
+
+  monkeypatch.setattr(countdown, 'generate', overtaken)
+  mine = store.load('countdown', CONFIG, 'test', str(tmp_path))
+  assert mine and mine == theirs
+  (folder,) = (tmp_path / 'countdown' / CONFIG.name).iterdir()  # nothing half-written
+  assert folder.name == countdown.VERSION

@@ -88,6 +88,8 @@ def _prepare(builder: Any) -> None:
     with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
       builder.download_and_prepare()
   except Exception as error:  # what is made of a full disk is no OSError
+    if Path(builder.data_dir).exists():
+      return  # another run was building the same and was faster; a move there is atomic
     raise OSError(
       f'data_dir: the problems could not be written to {builder.data_dir} '
       f'({str(error).splitlines()[0]:.200}); make room, or choose another --data-dir'

@@ -163,9 +163,10 @@ def _line(frame: _Frame, curve: Curve) -> str:
 
 
 def _dots(frame: _Frame, curve: Curve, write: Callable[[float], str], at: str) -> str:
+  name = escape(curve.name)
   return ''.join(
     f'<circle class="dot {curve.role}" cx="{frame.x(step)}" cy="{frame.y(value)}" '
-    f'r="3"><title>{escape(curve.name)} at {at.format(f"{step:,.0f}")}: {write(value)}</title>'
+    f'r="3"><title>{name} at {at.format(f"{step:,.0f}")}: {write(value)}</title>'
     '</circle>'
     for step, value in curve.points
     if value is not None
