@@ -140,6 +140,7 @@ def test_of_two_runs_that_build_the_same_files_both_go_on(tmp_path, monkeypatch)
 
   monkeypatch.setattr(countdown, 'generate', overtaken)
   mine = store.load('countdown', CONFIG, 'test', str(tmp_path))
-  assert mine and mine == theirs
+  assert mine
+  assert mine == theirs
   (folder,) = (tmp_path / 'countdown' / CONFIG.name).iterdir()  # nothing half-written
   assert folder.name == countdown.VERSION
