@@ -35,6 +35,7 @@ def output(think='so\n25+10=35\n35+2=37', summary='', answer='37'):
     (SUM, output(think='```\n25+12=37\n'), ['code']),
     (SUM, output(think='25+10=35\n35+2=37\n 25+10=35'), ['repetition']),
     (SUM, output(think='so\n\n25+10=35\n\n35+2=37'), []),
+    (SUM, output(think='so\n37', answer='37'), []),  # the answer was thought before
     (
       SUM,
       output(think=f'więc\nwięc\n```{"+1" * 80}', answer='1'),
