@@ -19,6 +19,8 @@ RULES: dict[str, str | None] = {
   'kv_heads': None,
   'channel': None,
   'mlp': None,
+  'rank': None,  # of latent attention
+  'expert': None,
   'layers': None,  # scanned, so never cut
 }
 

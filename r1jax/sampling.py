@@ -173,13 +173,32 @@ def _layers(kv: Any) -> list[Any]:
   return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
 
 
+def _columns(function: Callable[..., jax.Array], *kvs: Any) -> Any:
+  """A `KV` of function(axis of the columns, *keys), and of the same of the values."""
+  k, v = zip(*kvs, strict=True)
+  return type(kvs[0])(function(-1, *k), None if v[0] is None else function(-2, *v))
+
+
 def _empty(kv: Any, rows: int, width: int) -> Any:
   """A block of the cache for keys and values like these; see `attention.write`."""
-  _, heads, channels, _ = kv.k.shape
-  lead = (rows, heads) if heads > 1 else (rows,)
-  return type(kv)(
-    jnp.zeros((*lead, channels, width), kv.k.dtype),
-    jnp.zeros((*lead, width, channels), kv.v.dtype),
+
+  def zeros(axis: int, x: jax.Array) -> jax.Array:
+    shape = [rows, *x.shape[1:]]
+    shape[axis] = width
+    return jnp.zeros([n for i, n in enumerate(shape) if i != 1 or n > 1], x.dtype)
+
+  return _columns(zeros, kv)
+
+
+def _join(*kvs: Any) -> Any:
+  """The columns of several, one after the other."""
+  return _columns(lambda axis, *x: jnp.concatenate(x, axis), *kvs)
+
+
+def _part(kv: Any, start: int, stop: int | None) -> Any:
+  """The columns from `start` up to `stop`."""
+  return _columns(
+    lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis % x.ndim), kv
   )
 
 
@@ -214,14 +233,7 @@ def _decode_in_blocks(
     state, block = jax.lax.while_loop(unfinished, body, (state, empty))
     blocks.append(block)
     start += width
-  past = [
-    type(kvs[0])(
-      jnp.concatenate([kv.k for kv in kvs], axis=-1),
-      jnp.concatenate([kv.v for kv in kvs], axis=-2),
-    )
-    for kvs in zip(*blocks, strict=True)
-  ]
-  return state, past
+  return state, [_join(*kvs) for kvs in zip(*blocks, strict=True)]
 
 
 def _decode_the_rest(
@@ -277,14 +289,10 @@ def _decode_in_columns(
       seen = mask[:, :width] & (jnp.arange(width) <= column)[None]
       return step(state, [(near, seen)], column)
 
-    near = [type(kv)(kv.k[..., :width], kv.v[..., :width, :]) for kv in past]
+    near = [_part(kv, 0, width) for kv in past]
     state, near = jax.lax.while_loop(unfinished, body, (state, near))
     past = [
-      type(kv)(
-        jnp.concatenate([kv.k, far.k[..., width:]], axis=-1),
-        jnp.concatenate([kv.v, far.v[..., width:, :]], axis=-2),
-      )
-      for kv, far in zip(near, past, strict=True)
+      _join(kv, _part(far, width, None)) for kv, far in zip(near, past, strict=True)
     ]
   return state, past
 
@@ -298,17 +306,56 @@ def _with_prompt(
   """
   prompt_kvs, prompt_mask = prompt
 
-  def join(prompt: jax.Array, past: jax.Array, axis: int) -> jax.Array:
+  def join(axis: int, prompt: jax.Array, past: jax.Array) -> jax.Array:
     prompt, past = prompt[prompt_B[rows]], past[rows]
     shape = past.shape[:-2] + prompt.shape[-2:]  # without K as in `_empty`
     return jnp.concatenate([prompt.reshape(shape), past], axis)
 
   joined = [
-    type(kv)(join(prompt_kv.k, kv.k, -1), join(prompt_kv.v, kv.v, -2))
+    _columns(join, prompt_kv, kv)
     for prompt_kv, kv in zip(prompt_kvs, past, strict=True)
   ]
   outputs = [(0, 0), (0, past[0].k.shape[-1])]
   return joined, jnp.pad(prompt_mask[prompt_B[rows]], outputs, constant_values=True)
+
+
+class Spoken(NamedTuple):
+  """One row that is written a token at a time, and what of it has been computed."""
+
+  prompt: Any  # keys and values by layer, and their mask
+  past: Any  # keys and values of the output by layer
+  length: jax.Array  # int32 [1], tokens of the prompt
+  t: jax.Array  # int32 [], tokens of the output
+
+
+def listen(
+  params: Any, prompt: jax.Array, prompt_mask: jax.Array, *, model: Model, room: int
+) -> tuple[jax.Array, Spoken]:
+  """Reads a prompt [1, S]: the logits of the first token [1, V], and where it stands.
+
+  `room` is for so many tokens of an output.
+  """
+  last_PD, (kv, mask), length_P = _prefill(params, prompt, prompt_mask, model)
+  layers = _layers(kv)
+  past = [_empty(layer, 1, room) for layer in layers]
+  logits = model.logits(params, last_PD)
+  return logits, Spoken((layers, mask), past, length_P, jnp.int32(0))
+
+
+def speak(
+  params: Any, spoken: Spoken, token: jax.Array, *, model: Model
+) -> tuple[jax.Array, Spoken]:
+  """Writes a token, int32 [1]: the logits of the next one [1, V], and where it stands.
+
+  There must be room for it.
+  """
+  room = spoken.past[0].k.shape[-1]
+  seen = (jnp.arange(room) <= spoken.t)[None]
+  context = [spoken.prompt, (spoken.past, seen)]
+  position = spoken.length + spoken.t
+  hidden_BD, past = model.decoding(params)(token, position, context, spoken.t)
+  logits = model.logits(params, hidden_BD)
+  return logits, spoken._replace(past=past, t=spoken.t + 1)
 
 
 def score(

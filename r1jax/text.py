@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ TEMPLATES: dict[str, str] = {
     ' <answer> answer here </answer>. User: {question}. Assistant:'
   ),
   'plain': 'User: {question}\nAssistant:',
+  # That of DeepSeek-R1, which ends inside the thoughts.
+  'r1_chat': ('<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜><think>\n'),
 }
 
 
@@ -46,35 +48,101 @@ def render(template_name: str, question: str) -> str:
   return TEMPLATES[template_name].replace('{question}', question)
 
 
+_SPECIAL = re.compile('<｜[^｜]*｜>')
+
+
+def is_chat(template: str) -> bool:
+  """Whether outputs follow the prompt of this template without a space."""
+  return template not in ('r1_zero', 'plain')
+
+
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 _TAG_PATTERN = re.compile('|'.join(TAGS))
-_SPECIALS = ('<|pad|>', '<|eos|>')  # ids 0 and 1; no text encodes to them
+PAD, EOS = '<|pad|>', '<|eos|>'  # ids 0 and 1; no text encodes to them
+_SPECIALS = (PAD, EOS)
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256 + len(TAGS)  # 256 bytes: any text encodes
 
 
-class Tokenizer:
-  """Byte-level BPE in which every digit and every tag is one token.
+Chat = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> a prompt
+CHAT = 'chat'  # the template that a tokenizer brings
 
-  Digits stand alone so that a model sees the same 1 in 16 and in 61. `encode` never
-  gives `pad_id` or `eos_id`, even for text that spells them: only the program ends a
-  sequence. `decode(encode(text)) == text` for every text.
+
+class Tokenizer:
+  """Text to ids and back; those that `train` makes, and any of the hub (`r1jax.hub`).
+
+  `encode` never gives a special token, even for text that spells one: only the program
+  ends a sequence. A tokenizer of our own is byte-level BPE in which every digit and
+  every tag is one token (digits stand alone so that a model sees the same 1 in 16 and
+  in 61), and `decode(encode(text)) == text` for every text.
+
+  Attributes:
+    pad_id: fills rows; always masked.
+    stop_ids: any of these ends a sequence; the first one is `eos_id`.
+    chat: writes messages as a prompt, or None.
   """
 
-  pad_id = 0
-  eos_id = 1
-
-  def __init__(self, tokenizer: tokenizers.Tokenizer):
-    """Raises ValueError when `tokenizer` lacks the special tokens or the tags."""
-    specials = tuple(tokenizer.id_to_token(i) for i in (self.pad_id, self.eos_id))
-    missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
-    if specials != _SPECIALS or missing:
-      raise ValueError(
-        f'expected tokens 0 and 1 to be {_SPECIALS} and every tag to be a token,'
-        f' got {specials}, without {missing}'
-      )
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    pad_id: int = 0,
+    stop_ids: Sequence[int] = (1,),
+    chat: Chat | None = None,
+  ):
+    self.pad_id, self.stop_ids, self.chat = pad_id, tuple(stop_ids), chat
+    # The template of a chat writes special tokens as text.
+    self._of_chats = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    self._of_chats.encode_special_tokens = False
     # Encodes text that spells a special token byte by byte. Not kept in the file.
     tokenizer.encode_special_tokens = True
     self._tokenizer = tokenizer
+
+  @property
+  def eos_id(self) -> int:
+    """The token that ends what a model learns from."""
+    return self.stop_ids[0]
+
+  def prompt(self, template: str, question: str) -> str:
+    """The prompt: one of TEMPLATES, or the tokenizer's own, with a question in it.
+
+    Raises ValueError for a name that is neither.
+    """
+    if template != CHAT:
+      return render(template, question)
+    return self.converse([{'role': 'user', 'content': question}])
+
+  def converse(self, messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages by turns as a prompt, by the tokenizer's own template."""
+    if self.chat is None:
+      raise ValueError(
+        f'template: this tokenizer has no chat template; choose one of '
+        f'{sorted(TEMPLATES)}'
+      )
+    return self.chat(messages)
+
+  def prompt_ids(self, template: str, question: str) -> list[int]:
+    """The ids of `prompt`; of a plain text with what the model begins texts with.
+
+    Raises ValueError for a template whose special tokens the tokenizer lacks.
+    """
+    prompt = self.prompt(template, question)
+    if not is_chat(template):
+      return self._tokenizer.encode(prompt).ids
+    lacking = [
+      token
+      for token in _SPECIAL.findall(TEMPLATES.get(template, ''))
+      if self._tokenizer.token_to_id(token) is None
+    ]
+    if lacking:
+      raise ValueError(
+        f'template: expected a tokenizer with the tokens of {template!r}, but it lacks '
+        f'{", ".join(lacking)}'
+      )
+    return self.chat_ids(prompt)
+
+  def chat_ids(self, prompt: str) -> list[int]:
+    """The ids of what the template of a chat has written."""
+    return self._of_chats.encode(prompt, add_special_tokens=False).ids
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int) -> 'Tokenizer':
@@ -102,14 +170,14 @@ class Tokenizer:
     tokenizer.train_from_iterator(_without_tags(texts), trainer)
     # Not special, so that decoding keeps them.
     tokenizer.add_tokens([tokenizers.AddedToken(tag, normalized=False) for tag in TAGS])
-    return cls(tokenizer)
+    return cls(_checked(tokenizer))
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'Tokenizer':
     """The tokenizer that `save` wrote. Raises ValueError when the file is damaged."""
     content = Path(path).read_bytes()
     try:
-      return cls(tokenizers.Tokenizer.from_buffer(content))
+      return cls(_checked(tokenizers.Tokenizer.from_buffer(content)))
     except ValueError as error:
       raise ValueError(
         f'{path} is damaged or not a tokenizer of r1jax ({error}); restore it, or'
@@ -145,10 +213,10 @@ class Tokenizer:
 
   def encode(self, text: str) -> list[int]:
     """The ids of `text`, with nothing added around them."""
-    return self._tokenizer.encode(text).ids
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`; padding and end of sequence are left out wherever they are.
+    """The text of `ids`; special tokens are left out wherever they are.
 
     Bytes that are not UTF-8 become U+FFFD, as a model may stop inside a character.
     """
@@ -157,6 +225,26 @@ class Tokenizer:
   def decode_batch(self, rows: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
     """The text of every row, as `decode` gives it."""
     return self._tokenizer.decode_batch([list(row) for row in rows])
+
+  def stream(self) -> Callable[[int], str]:
+    """Returns a function that takes one id after the other and gives the new text.
+
+    Bytes of a character that is not complete yet are held back.
+    """
+    stream = decoders.DecodeStream(skip_special_tokens=True)
+    return lambda token: stream.step(self._tokenizer, token) or ''
+
+
+def _checked(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """A tokenizer of our own; ValueError without the special tokens or the tags."""
+  specials = tuple(tokenizer.id_to_token(i) for i in range(len(_SPECIALS)))
+  missing = [tag for tag in TAGS if tokenizer.token_to_id(tag) is None]
+  if specials != _SPECIALS or missing:
+    raise ValueError(
+      f'expected tokens 0 and 1 to be {_SPECIALS} and every tag to be a token,'
+      f' got {specials}, without {missing}'
+    )
+  return tokenizer
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -222,6 +310,15 @@ def parse(text: str) -> Parsed | None:
   if not tag:  # the answer was opened inside the thoughts
     return None
   return Parsed(think.strip(), summary.strip(), answer.strip())
+
+
+def opened(prompt: str) -> str:
+  """What of an output a prompt has written already: '<think>' with its end, or ''.
+
+  R1's chat template ends so, and its model goes on inside the thoughts.
+  """
+  opening = prompt[prompt.rfind('<think>') :] if '<think>' in prompt else ''
+  return opening if opening.strip() == '<think>' else ''
 
 
 def visible(output: str) -> str:

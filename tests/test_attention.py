@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from r1jax.model import attention
-from r1jax.model.attention import KV, rope
+from r1jax.model.attention import KV
+from r1jax.model.rope import rope
 
 # Sums of at most a hundred float32 products of order 1, in another order.
 CLOSE: Any = {'rtol': 1e-5, 'atol': 1e-5}

@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 
 from r1jax import mesh
 from r1jax.model import attention, decoder
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import Experts, Latent, ModelConfig, Rope, from_dict
 
 SMALL = ModelConfig(
   d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20, rope_theta=30.0
@@ -337,3 +337,54 @@ def test_every_axis_of_every_parameter_is_in_the_mesh_table():
 def test_impossible_sizes_are_refused(field, value, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(SMALL, **{field: value})
+
+
+@pytest.mark.parametrize(
+  ('group', 'message'),
+  [
+    (
+      lambda: Experts(count=6, groups=4),
+      'experts.groups: expected a divisor of count=6, got 4',
+    ),
+    (
+      lambda: Experts(count=8, active=5, groups=4, active_groups=2),
+      'experts.active: expected at most 4, the experts of 2 groups, got 5',
+    ),
+    (
+      lambda: Experts(count=8, groups=2, active_groups=3),
+      'experts.active_groups: expected at most groups=2, got 3',
+    ),
+    (
+      lambda: from_dict({'experts': {'scores': 'relu'}}),
+      "experts.scores: .* sigmoid, got 'relu'",
+    ),
+    (lambda: Latent(kv_rank=-1), 'latent.kv_rank: expected 0 or more, got -1'),
+    (lambda: Latent(rope_dim=3), 'latent.rope_dim: expected an even number, got 3'),
+    (
+      lambda: from_dict({'rope': {'kind': 'ntk'}}),
+      "rope.kind: expected one of plain, .*, got 'ntk'",
+    ),
+    (lambda: Rope('yarn'), 'rope.original_length: expected 1 or more for yarn, got 0'),
+    (lambda: Rope('linear', 0.0), 'rope.factor: expected a finite .*, got 0.0'),
+    (
+      lambda: dataclasses.replace(SMALL, latent=Latent(kv_rank=4)),
+      'latent.rope_dim: expected less than head_dim=6, got 64',
+    ),
+    (
+      lambda: dataclasses.replace(SMALL, latent=Latent(kv_rank=4, rope_dim=2)),
+      'kv_heads: expected heads=4 with latent attention, got 2',
+    ),
+    (
+      lambda: dataclasses.replace(SMALL, experts=Experts(count=4, dense_layers=2)),
+      'experts.dense_layers: expected less than layers=2, got 2',
+    ),
+  ],
+)
+def test_impossible_groups_are_refused(group, message):
+  with pytest.raises(ValueError, match=f'model.{message}'):
+    group()
+
+
+def test_a_config_comes_back_from_its_fields():
+  config = dataclasses.replace(SMALL, rope=Rope('linear', 2.0), experts=Experts(4))
+  assert from_dict(dataclasses.asdict(config)) == config

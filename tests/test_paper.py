@@ -4,8 +4,10 @@
 """
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from experiments.paper import (
   data,
   distill,
   evaluation,
-  model,
   r1,
   r1_zero,
   results,
@@ -24,6 +25,7 @@ from experiments.paper import (
 )
 from experiments.paper.stage import RL, SFT
 from r1jax import grpo, text
+from r1jax.model import presets, weights
 from r1jax.stages.rl_config import at
 
 BASE = 'DeepSeek-V3-Base'
@@ -206,56 +208,32 @@ def test_the_evaluation_protocol():
   assert evaluation.OVERLAP == 10
 
 
-def test_the_shape_has_671b_parameters_of_which_a_token_uses_37b():
-  shape = model.DEEPSEEK_V3
-  width, heads = shape.d_model, shape.heads
-  keyed = shape.rope_head + shape.nope_head
-  attention = (
-    width * shape.q_rank
-    + shape.q_rank * heads * keyed
-    + width * (shape.kv_rank + shape.rope_head)  # one rotated key for all heads
-    + shape.kv_rank * heads * (shape.nope_head + shape.value_head)
-    + heads * shape.value_head * width
+def test_the_model_has_671b_parameters_of_which_a_token_uses_37b():
+  shapes = weights.shapes_of(*presets.PRESETS['DeepSeek-V3-Base'])
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+  experts = sum(
+    math.prod(shapes['blocks'][f'expert_{name}'].shape)
+    for name in ('gate', 'up', 'down')
   )
-  expert = 3 * width * shape.expert_d_ff  # gate, up, down
-
-  def count(experts):
-    sparse = (experts + shape.shared_experts) * expert + width * shape.experts
-    dense = 3 * width * shape.d_ff
-    return (
-      shape.layers * attention
-      + shape.dense_layers * dense
-      + (shape.layers - shape.dense_layers) * sparse
-      + 2 * shape.vocab_size * width  # tokens in and out
-    )
-
-  # Norms are left out: 0.001B. The paper rounds to 1B, and a token reads one row of
-  # the table of tokens in, which is 0.9B.
-  assert round(count(shape.experts) / 1e9) == 671 == model.PARAMETERS / 1e9
-  once = count(shape.active_experts) - shape.vocab_size * width
-  assert round(once / 1e9) == 37 == model.ACTIVE_PARAMETERS / 1e9
+  table = math.prod(shapes['embedding'].shape)
+  assert round(total / 1e9) == 671
+  # A token goes to 8 of 256 experts and reads one row of the table of tokens in.
+  assert round((total - experts * 248 / 256 - table) / 1e9) == 37
 
 
-def test_the_shape_in_the_papers_words():
+def test_the_model_in_the_papers_words():
   # [N]: 61 layers, the first 3 dense, width 7168, 128 heads of 64 + 128 channels and
   # values of 128, latents of 1536 and 512; 256 experts of 2048 and 1 shared, 8 active,
-  # from 4 of 8 groups, scale 2.5, dense width 18432; multi-token prediction of depth 1
-  shape = model.DEEPSEEK_V3
-  assert (shape.layers, shape.dense_layers, shape.heads) == (61, 3, 128)
-  assert (shape.d_model, shape.q_rank, shape.kv_rank) == (7_168, 1_536, 512)
-  assert (shape.rope_head, shape.nope_head, shape.value_head) == (64, 128, 128)
-  assert (shape.d_ff, shape.expert_d_ff) == (18_432, 2_048)
-  assert (shape.experts, shape.shared_experts, shape.active_experts) == (256, 1, 8)
-  assert (shape.groups, shape.active_groups, shape.gate_scale) == (8, 4, 2.5)
-  assert (shape.predicted_ahead, shape.vocab_size) == (1, 129_280)
-
-
-def test_a_shape_whose_experts_cannot_be_reached_is_refused():
-  with pytest.raises(ValueError, match='groups: expected a divisor of experts = 256'):
-    model.Shape(groups=7)
-  # 4 of 128 groups of 2
-  with pytest.raises(ValueError, match=r'active_experts: expected at most 8, .* got 9'):
-    model.Shape(groups=128, active_experts=9)
+  # from 4 of 8 groups, scale 2.5, dense width 18432; a vocabulary of 129,280
+  config, vocab_size = presets.PRESETS['DeepSeek-V3-Base']
+  latent, experts = config.latent, config.experts
+  assert (config.layers, experts.dense_layers, config.heads) == (61, 3, 128)
+  assert (config.d_model, latent.q_rank, latent.kv_rank) == (7_168, 1_536, 512)
+  assert (latent.rope_dim, latent.value_dim, config.head_dim) == (64, 128, 64 + 128)
+  assert (config.d_ff, experts.d_ff) == (18_432, 2_048)
+  assert (experts.count, experts.shared, experts.active) == (256, 1, 8)
+  assert (experts.groups, experts.active_groups, experts.scale) == (8, 4, 2.5)
+  assert (experts.scores, experts.normalised, vocab_size) == ('sigmoid', True, 129_280)
 
 
 def test_the_stage_table_is_shaped_as_the_paper_tells_it():

@@ -127,6 +127,7 @@ def test_parse_agrees_with_the_pattern_that_defines_it(output):
   [
     ('<think>a</think>\nso:\n<answer>b</answer>', 'so:\nb'),
     ('<think>a</think> b', 'b'),
+    ('<think>a</think>so<answer>b</answer>c', 'so b c'),
     ('<think>a', ''),
     ('b', ''),
   ],

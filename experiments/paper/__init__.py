@@ -2,7 +2,7 @@
 
 In the order of the paper: `r1_zero` (pure RL from the base), `r1` (the four stages),
 `distill` (the six students), with what they are made of: `stage` (what a stage is, and
-how the paper's steps become rollouts), `data`, `reward_models`, `model`, `evaluation`.
+how the paper's steps become rollouts), `data`, `reward_models`, `evaluation`.
 `results` holds what the paper reached, `choices` what it leaves open.
 
 Sources: [N] is the Nature version of DeepSeek-R1 (s41586-025-09422-z, arXiv

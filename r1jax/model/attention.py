@@ -29,26 +29,12 @@ class KV(NamedTuple):
   """Keys after RoPE [B, K, C, S] and values [B, K, S, C], as the products read them.
 
   With a leading L axis when stacked over layers; a block that `write` changes has no
-  axis K where K is 1.
+  axis K where K is 1. Without values of their own, keys are the values too, as in the
+  cache of latent attention.
   """
 
   k: jax.Array
-  v: jax.Array
-
-
-def rope(x_BTHC: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-  """Turns channel pairs (i, i + C/2) by position * theta^(-2i/C) (RoFormer, eq. 34).
-
-  In float32; the result has the type of `x_BTHC`.
-  """
-  half = x_BTHC.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
-  angle = positions_BT11 * frequency[None, None, None]
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  first, second = x_BTHC[..., :half], x_BTHC[..., half:]
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x_BTHC.dtype)
+  v: jax.Array | None
 
 
 def write(block: KV, new: KV, column: jax.Array) -> KV:
@@ -62,7 +48,10 @@ def write(block: KV, new: KV, column: jax.Array) -> KV:
     x = x.reshape(x.shape[:1] + x.shape[-2:]) if into.ndim == 3 else x
     return jax.lax.dynamic_update_slice_in_dim(into, x, column, axis)
 
-  return KV(put(block.k, new.k, -1), put(block.v, new.v, -2))
+  k = put(block.k, new.k, -1)
+  if block.v is None or new.v is None:
+    return KV(k, None)
+  return KV(k, put(block.v, new.v, -2))
 
 
 def attend(
@@ -70,8 +59,9 @@ def attend(
   own: KV,
   document_BT: jax.Array,
   context: Sequence[tuple[KV, jax.Array]],
+  scale: float | None = None,
 ) -> jax.Array:
-  """Returns softmax(q k^T / sqrt(C)) v over everything a query sees, [B, T, H, C].
+  """Returns softmax(scale q k^T) v over everything a query sees, [B, T, H, C].
 
   Args:
     q_BTHC: queries after RoPE.
@@ -80,6 +70,7 @@ def attend(
     context: pairs of a `KV` over S positions and a boolean mask [B' or 1, S] of those
       that every query may see. B' divides B: each row of the `KV` serves B / B'
       consecutive rows of queries.
+    scale: None is 1 / sqrt(C).
   """
   length = q_BTHC.shape[1]
   longer = -(-length // (SECTIONS * QUERY_BLOCK))
@@ -88,14 +79,14 @@ def attend(
   sections = []
   for start in range(0, length, blocks * size):
     stop = min(start + blocks * size, length)
-    past = KV(own.k[..., :stop], own.v[..., :stop, :])
+    past = KV(own.k[..., :stop], None if own.v is None else own.v[..., :stop, :])
 
     def block(q, query_document, first, past=past, stop=stop):
       place = first + jnp.arange(q.shape[1])
       causal = place[:, None] >= jnp.arange(stop)[None]
       same = query_document[..., None] == document_BT[:, None, :stop]
-      parts = [_attend_one(q, past, causal[None] & same)]
-      parts += [_attend_one(q, kv, mask[:, None]) for kv, mask in context]
+      parts = [_attend_one(q, past, causal[None] & same, scale)]
+      parts += [_attend_one(q, kv, mask[:, None], scale) for kv, mask in context]
       return _merge(parts)
 
     queries = q_BTHC[:, start:stop], document_BT[:, start:stop]
@@ -124,13 +115,17 @@ def _loop(
 
 
 def attend_all(
-  q_BTHC: jax.Array, segments: Sequence[tuple[KV, jax.Array]]
+  q_BTHC: jax.Array,
+  segments: Sequence[tuple[KV, jax.Array]],
+  scale: float | None = None,
 ) -> jax.Array:
-  """Returns softmax(q k^T / sqrt(C)) v over the segments alone, [B, T, H, C].
+  """Returns softmax(scale q k^T) v over the segments alone, [B, T, H, C].
 
   As `attend`, for queries whose own keys and values are among the segments.
   """
-  return _merge([_attend_one(q_BTHC, kv, mask[:, None]) for kv, mask in segments])
+  return _merge(
+    [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in segments]
+  )
 
 
 def _merge(parts) -> jax.Array:
@@ -149,7 +144,7 @@ def _merge(parts) -> jax.Array:
   return out / total[..., None]
 
 
-def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
+def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None):
   """Unnormalised output [B, T, H, C], largest score and sum of weights [B, T, H].
 
   float32, whatever the type of queries, keys and values.
@@ -158,17 +153,18 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array):
   """
   rows, length, heads, channels = q_BTHC.shape
   if kv.k.ndim == 3:  # see `write`
-    kv = KV(kv.k[:, None], kv.v[:, None])
+    kv = KV(kv.k[:, None], None if kv.v is None else kv.v[:, None])
+  values = jnp.swapaxes(kv.k, -1, -2) if kv.v is None else kv.v
   kv_rows, kv_heads = kv.k.shape[:2]
   # Rows that share a segment become more queries of one larger product.
   queries = rows // kv_rows * length
   q = q_BTHC.reshape(kv_rows, queries, kv_heads, heads // kv_heads, channels)
-  q = jnp.moveaxis(q, 1, 3) * channels**-0.5
+  q = jnp.moveaxis(q, 1, 3) * (channels**-0.5 if scale is None else scale)
   scores = _product(q, kv.k)
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   top = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - top[..., None])
-  out = _product(weights.astype(kv.v.dtype), kv.v)
+  out = _product(weights.astype(values.dtype), values)
 
   def back(x_BKRQ: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BKRQ, 3, 1).reshape(rows, length, heads, *x_BKRQ.shape[4:])

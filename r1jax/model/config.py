@@ -1,16 +1,152 @@
-"""What a decoder is: its sizes, checked when they are written down."""
+"""What a decoder is: its sizes, checked when they are written down.
+
+One decoder serves several families. What they differ in is a field each: biases, norms
+of queries and keys, the scaling of RoPE; or a group of fields that is off by default:
+latent attention and experts.
+"""
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 REMAT = ('none', 'dots', 'full')
 DTYPES = ('float32', 'bfloat16')
+ROPES = ('plain', 'linear', 'llama3', 'yarn')
+SCORES = ('softmax', 'sigmoid')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """How the frequencies of RoPE are stretched, so that a model reads longer texts."""
+
+  kind: Literal['plain', 'linear', 'llama3', 'yarn'] = 'plain'
+  factor: float = 1.0  # how many times longer
+  original_length: int = 0  # tokens the model was trained on before; llama3, yarn
+  low_freq_factor: float = 1.0  # llama3: waves longer than length / this are stretched
+  high_freq_factor: float = 4.0  # llama3: waves shorter than length / this are left
+  beta_fast: float = 32.0  # yarn: turns in the length from which on waves are left
+  beta_slow: float = 1.0  # yarn: turns up to which waves are stretched in full
+  amplitude: float = 1.0  # of cosine and sine (YaRN, eq. 22: sqrt(1 / t))
+  # Of the scores of attention, beside 1 / sqrt(C): DeepSeek's share of YaRN's 1 / t.
+  score_factor: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.kind not in ROPES:
+      raise ValueError(
+        f'model.rope.kind: expected one of {", ".join(ROPES)}, got {self.kind!r}'
+      )
+    for name in ('factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast',
+                 'beta_slow', 'amplitude', 'score_factor'):  # fmt: skip
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(
+          f'model.rope.{name}: expected a finite number above 0, got '
+          f'{getattr(self, name)}'
+        )
+    if self.kind in ('llama3', 'yarn') and self.original_length < 1:
+      raise ValueError(
+        f'model.rope.original_length: expected 1 or more for {self.kind}, got '
+        f'{self.original_length}'
+      )
+    if self.kind == 'llama3' and self.low_freq_factor >= self.high_freq_factor:
+      raise ValueError(
+        f'model.rope.low_freq_factor: expected less than high_freq_factor='
+        f'{self.high_freq_factor}, got {self.low_freq_factor}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+  """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1).
+
+  Keys and values of all heads are read from one latent vector a token, which is all
+  that the cache holds, beside a key for RoPE that the heads share.
+  """
+
+  kv_rank: int = 0  # width of the latent vector; 0 is grouped-query attention
+  q_rank: int = 0  # width that queries are read from; 0 is the stream itself
+  rope_dim: int = 64  # channels of a head that RoPE turns; even
+  value_dim: int = 128  # channels of a head's values
+
+  def __post_init__(self) -> None:
+    for name in ('kv_rank', 'q_rank'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'model.latent.{name}: expected 0 or more, got {getattr(self, name)}'
+        )
+    for name in ('rope_dim', 'value_dim'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'model.latent.{name}: expected 1 or more, got {getattr(self, name)}'
+        )
+    if self.rope_dim % 2:
+      raise ValueError(
+        f'model.latent.rope_dim: expected an even number, got {self.rope_dim}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """A mixture of experts in place of the SwiGLU (DeepSeekMoE, 2401.06066).
+
+  With 'softmax' scores as in DeepSeek-V2 and Qwen3, with 'sigmoid' as in DeepSeek-V3
+  (2412.19437, section 2.1.2): there a bias without a gradient keeps the load even.
+  """
+
+  count: int = 0  # E; 0 is one SwiGLU for all tokens
+  active: int = 1  # experts that a token goes to
+  d_ff: int = 384  # hidden width of one
+  shared: int = 0  # further ones of that width, for all tokens
+  dense_layers: int = 0  # the first layers, which have the SwiGLU
+  scores: Literal['softmax', 'sigmoid'] = 'softmax'
+  groups: int = 1  # of experts, as they lie on machines
+  active_groups: int = 1  # that a token's experts may come from
+  normalised: bool = True  # the weights of a token's experts sum to 1
+  scale: float = 1.0  # of these weights
+
+  def __post_init__(self) -> None:
+    for name in ('count', 'shared', 'dense_layers'):
+      if getattr(self, name) < 0:
+        raise ValueError(
+          f'model.experts.{name}: expected 0 or more, got {getattr(self, name)}'
+        )
+    for name in ('active', 'd_ff', 'groups', 'active_groups'):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'model.experts.{name}: expected 1 or more, got {getattr(self, name)}'
+        )
+    if self.scores not in SCORES:
+      raise ValueError(
+        f'model.experts.scores: expected one of {", ".join(SCORES)}, got '
+        f'{self.scores!r}'
+      )
+    if not 0 < self.scale < math.inf:
+      raise ValueError(
+        f'model.experts.scale: expected a finite number above 0, got {self.scale}'
+      )
+    if not self.count:
+      return
+    if self.count % self.groups:
+      raise ValueError(
+        f'model.experts.groups: expected a divisor of count={self.count}, got '
+        f'{self.groups}'
+      )
+    if self.active_groups > self.groups:
+      raise ValueError(
+        f'model.experts.active_groups: expected at most groups={self.groups}, got '
+        f'{self.active_groups}'
+      )
+    within = self.active_groups * (self.count // self.groups)
+    if self.active > within:
+      raise ValueError(
+        f'model.experts.active: expected at most {within}, the experts of '
+        f'{self.active_groups} groups, got {self.active}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes of a decoder-only transformer (Llama-style: RMSNorm, RoPE, SwiGLU, GQA)."""
+  """A decoder-only transformer: RMSNorm, RoPE, SwiGLU or experts, GQA or MLA."""
 
   d_model: int = 128  # D, width of the residual stream
   layers: int = 4  # L
@@ -19,13 +155,17 @@ class ModelConfig:
   head_dim: int = 32  # C, channels of a head; even, RoPE turns them in pairs
   d_ff: int = 384  # F, hidden width of the SwiGLU
   rope_theta: float = 10_000.0  # longest RoPE wavelength / 2 pi, in tokens
+  rope: Rope = Rope()
   norm_eps: float = 1e-6  # added to the mean square in RMSNorm
   tied: bool = True  # one matrix embeds tokens and reads logits
+  qkv_bias: bool = False  # added to queries, keys and values (Qwen2)
+  qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
+  latent: Latent = Latent()
+  experts: Experts = Experts()
   # What the backward pass computes again: nothing, all but the products with weights,
   # or a whole layer. From the most memory to the least.
   remat: Literal['none', 'dots', 'full'] = 'none'
-  # Of products, keys and values; parameters, sums, norms, softmax and log-probs stay
-  # float32.
+  # Of products, keys and values; sums, norms, softmax and log-probs stay float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
@@ -53,3 +193,56 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ValueError(f'model.head_dim: expected an even number, got {self.head_dim}')
+    if self.experts.count and self.experts.dense_layers >= self.layers:
+      raise ValueError(
+        f'model.experts.dense_layers: expected less than layers={self.layers}, got '
+        f'{self.experts.dense_layers}'
+      )
+    if self.latent.kv_rank:
+      self._check_latent()
+
+  def _check_latent(self) -> None:
+    if self.latent.rope_dim >= self.head_dim:
+      raise ValueError(
+        f'model.latent.rope_dim: expected less than head_dim={self.head_dim}, got '
+        f'{self.latent.rope_dim}'
+      )
+    if self.kv_heads != self.heads:
+      raise ValueError(
+        f'model.kv_heads: expected heads={self.heads} with latent attention, got '
+        f'{self.kv_heads}'
+      )
+    for name in ('qkv_bias', 'qk_norm'):
+      if getattr(self, name):
+        raise ValueError(f'model.{name}: expected False with latent attention')
+
+  @property
+  def rope_dim(self) -> int:
+    """Channels of a head that RoPE turns."""
+    return self.latent.rope_dim if self.latent.kv_rank else self.head_dim
+
+  @property
+  def value_dim(self) -> int:
+    """Channels of a head's values."""
+    return self.latent.value_dim if self.latent.kv_rank else self.head_dim
+
+  @property
+  def stacks(self) -> list[tuple[str, int, bool]]:
+    """Name, layers, and whether there are experts, of each stack of like layers."""
+    if not self.experts.count:
+      return [('blocks', self.layers, False)]
+    first = self.experts.dense_layers
+    stacks = [('dense_blocks', first, False), ('blocks', self.layers - first, True)]
+    return stacks if first else stacks[1:]
+
+
+GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}
+
+
+def from_dict(fields: Mapping[str, Any]) -> ModelConfig:
+  """The config whose `dataclasses.asdict` this is.
+
+  Raises TypeError for a field that there is not, ValueError for an impossible value.
+  """
+  groups = {name: GROUPS[name](**fields[name]) for name in GROUPS if name in fields}
+  return ModelConfig(**{**fields, **groups})

@@ -5,22 +5,23 @@ library packs the right operand of a product anew at every call, and here that i
 small one. With 32 rows and matrices of 512 x 1536 a CPU took two thirds of the time.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.attention import KV, attend_all, rope, write
+from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import ModelConfig
+from r1jax.model.mlp import Int8, experts
+from r1jax.model.rope import turn
 
 
-class Int8(NamedTuple):
-  """A weight matrix in a byte a number: values times the scale of their output."""
-
-  values: jax.Array  # int8, the matrix's shape
-  scale: jax.Array  # float32, its output axes
+def score_scale(config: ModelConfig) -> float:
+  """What products of queries and keys are multiplied by."""
+  return config.head_dim**-0.5 * config.rope.score_factor
 
 
 def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
@@ -31,7 +32,11 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   here, of a `KV` for each layer: a scan over layers would copy all of the cache at each
   step.
   """
-  layers = [_turned(config, params['blocks'], n) for n in range(config.layers)]
+  layers = [
+    _Layer(config, _turned(config, params[name], n))
+    for name, count, _ in config.stacks
+    for n in range(count)
+  ]
 
   def decode(
     token_B: jax.Array,
@@ -39,11 +44,11 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
     context: Sequence[tuple[Sequence[KV], jax.Array]],
     column: jax.Array,
   ) -> tuple[jax.Array, list[KV]]:
-    x_DB = params['embedding'][token_B].T
+    x_DB = params['embedding'][token_B].astype(jnp.float32).T
     written = []
-    for n, weights in enumerate(layers):
+    for n, layer in enumerate(layers):
       segments = [(kv[n], mask) for kv, mask in context]
-      x_DB, kv = _layer(config, weights, x_DB, position_B[:, None], segments, column)
+      x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
     return jax.lax.optimization_barrier(
       _norm(config, x_DB, params['norm']['gain']).T
@@ -52,14 +57,32 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   return decode
 
 
+_AS_IT_IS = (
+  *('latent_up', 'router', 'balance'),
+  *('expert_gate', 'expert_up', 'expert_down'),
+)
+
+
 def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
-  """A layer's weights as they stand on the left: matrices [out, in], gains [D, 1]."""
-  inputs = {'out': config.heads * config.head_dim, 'down': config.d_ff}
+  """A layer's weights as they stand on the left: matrices [out, in], the rest [D, 1].
+
+  But for those of experts and of the latent, which are no such products.
+  """
+  inputs = {
+    'out': config.heads * config.value_dim,
+    'down': config.d_ff,
+    'shared_down': config.experts.shared * config.experts.d_ff,
+    'query': config.latent.q_rank or config.d_model,
+  }
 
   def turn(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
+    if name in _AS_IT_IS:
+      return w
     if name.endswith('_norm'):
       return w['gain'][:, None]
+    if name.endswith('_bias'):
+      return w.reshape(-1, 1)
     values, scale = w if isinstance(w, Int8) else (w.astype(config.dtype), None)
     values = values.reshape(inputs.get(name, config.d_model), -1).T
     scale = None if scale is None else scale.reshape(-1, 1).astype(config.dtype)
@@ -69,47 +92,124 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   return {name: turn(name) for name in blocks}
 
 
-def _layer(
-  config: ModelConfig,
-  weights: dict[str, Any],
-  x_DB: jax.Array,
-  position_BT: jax.Array,
-  segments: list[tuple[KV, jax.Array]],
-  column: jax.Array,
-) -> tuple[jax.Array, KV]:
-  """`decoder.Block` for one position a row: the stream and the last segment."""
+class _Layer:
+  """`decoder.Block` for one position a row."""
 
-  def times(name: str, x_DB: jax.Array) -> jax.Array:
-    values, scale = weights[name]
-    out_FB = values.astype(config.dtype) @ x_DB.astype(config.dtype)
-    return out_FB if scale is None else out_FB * scale
+  def __init__(self, config: ModelConfig, weights: dict[str, Any]):
+    self.config, self.weights = config, weights
 
-  def rows(x_FB: jax.Array, heads: int) -> jax.Array:
-    return jax.lax.optimization_barrier(x_FB).T.reshape(-1, 1, heads, config.head_dim)
+  def times(self, name: str, x_DB: jax.Array) -> jax.Array:
+    """Returns the product of a matrix, and its bias if there is one."""
+    values, scale = self.weights[name]
+    dtype = self.config.dtype
+    out_FB = values.astype(dtype) @ x_DB.astype(dtype)
+    out_FB = out_FB if scale is None else out_FB * scale
+    bias = self.weights.get(f'{name}_bias')
+    return out_FB if bias is None else out_FB + bias.astype(dtype)
 
-  with jax.named_scope('attention_norm'):
-    h_DB = _norm(config, x_DB, weights['attention_norm'])
-  with jax.named_scope('project'):
-    q, k, v = (times(name, h_DB) for name in ('query', 'key', 'value'))
-    q = rope(rows(q, config.heads), position_BT, config.rope_theta)
-    k = rope(rows(k, config.kv_heads), position_BT, config.rope_theta)
-    v = rows(v, config.kv_heads)
-  with jax.named_scope('write'):
-    # Written first and then read: the other way round it would have to be copied.
-    *others, (last, mask) = segments
-    last = write(last, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), column)
-  with jax.named_scope('attend'):
-    attended = attend_all(q, [*others, (last, mask)])
-  with jax.named_scope('project'):
-    attended_FB = attended.reshape(x_DB.shape[1], -1).T
-    x_DB += times('out', jax.lax.optimization_barrier(attended_FB))
-  with jax.named_scope('mlp_norm'):
-    h_DB = _norm(config, x_DB, weights['mlp_norm'])
-  with jax.named_scope('mlp'):
-    hidden_FB = nn.silu(times('gate', h_DB)) * times('up', h_DB)
-    return x_DB + times('down', hidden_FB), last
+  def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
+    """Returns the columns normalised."""
+    return _norm(self.config, x_DB, self.weights[name])
+
+  def grouped(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
+    """Queries [B, 1, H, C] and the position's own `KV`."""
+    c = self.config
+
+    def head(name: str, heads: int) -> jax.Array:
+      x_BTHC = _rows(self.times(name, h_DB), heads)
+      if name == 'value' or not c.qk_norm:
+        return x_BTHC
+      x_CN = x_BTHC.reshape(-1, c.head_dim).T
+      return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
+
+    q = turn(c, head('query', c.heads), position_BT)
+    k = turn(c, head('key', c.kv_heads), position_BT)
+    v = head('value', c.kv_heads)
+    return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
+
+  def latent(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
+    """The same with the product that opens the latent taken to the queries' side.
+
+    So that all heads attend to the compressed cache itself (DeepSeek-V2, section 2.1.2:
+    the matrix is absorbed).
+    """
+    c, rank = self.config, self.config.latent.kv_rank
+    plain = c.head_dim - c.rope_dim
+    q_DB = h_DB
+    if c.latent.q_rank:
+      q_DB = self.norm('query_down_norm', self.times('query_down', h_DB))
+    q = _rows(self.times('query', q_DB), c.heads)
+    turned = turn(c, q[..., plain:], position_BT)
+    into = self._up()[..., :plain].astype(c.dtype)
+    read = jnp.einsum('bthc,rhc->bthr', q[..., :plain], into)
+    found = self.times('latent_down', h_DB)
+    shared = turn(c, _rows(found[rank:], 1), position_BT)
+    kept = _rows(self.norm('latent_norm', found[:rank]), 1).astype(c.dtype)
+    own = jnp.moveaxis(jnp.concatenate([kept, shared], axis=-1), 1, 3)
+    return jnp.concatenate([read, turned], axis=-1), KV(own, None)
+
+  def values(self, attended_BTHC: jax.Array) -> jax.Array:
+    """What was attended to as values of the heads, [B, 1, H, C]."""
+    c = self.config
+    if not c.latent.kv_rank:
+      return attended_BTHC
+    out_of = self._up()[..., c.head_dim - c.rope_dim :].astype(c.dtype)
+    latent = attended_BTHC[..., : c.latent.kv_rank].astype(c.dtype)
+    return jnp.einsum('bthr,rhc->bthc', latent, out_of)
+
+  def _up(self) -> jax.Array:
+    up = self.weights['latent_up']
+    return up.values * up.scale[None] if isinstance(up, Int8) else up
+
+  def mlp(self, h_DB: jax.Array) -> jax.Array:
+    """Returns what the SwiGLU or the experts add to the stream."""
+    if 'router' not in self.weights:
+      return self._swiglu('', h_DB)
+    c = dataclasses.replace(self.config.experts, shared=0)
+    out_DB = experts(h_DB.T, self.weights, c, self.config.dtype).T
+    if self.config.experts.shared:
+      out_DB += self._swiglu('shared_', h_DB)
+    return out_DB
+
+  def _swiglu(self, prefix: str, h_DB: jax.Array) -> jax.Array:
+    gate, up = (self.times(f'{prefix}{name}', h_DB) for name in ('gate', 'up'))
+    return self.times(f'{prefix}down', nn.silu(gate) * up)
+
+  def __call__(
+    self,
+    x_DB: jax.Array,
+    position_BT: jax.Array,
+    segments: list[tuple[KV, jax.Array]],
+    column: jax.Array,
+  ) -> tuple[jax.Array, KV]:
+    """Returns the stream and the last segment."""
+    with jax.named_scope('attention_norm'):
+      h_DB = self.norm('attention_norm', x_DB)
+    with jax.named_scope('project'):
+      project = self.latent if self.config.latent.kv_rank else self.grouped
+      q_BTHC, own = project(h_DB, position_BT)
+    with jax.named_scope('write'):
+      # Written first and then read: the other way round it would have to be copied.
+      *others, (last, mask) = segments
+      last = write(last, own, column)
+    with jax.named_scope('attend'):
+      scale = score_scale(self.config)
+      attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
+    with jax.named_scope('project'):
+      attended_FB = self.values(attended).reshape(x_DB.shape[1], -1).T
+      x_DB += self.times('out', jax.lax.optimization_barrier(attended_FB))
+    with jax.named_scope('mlp_norm'):
+      h_DB = self.norm('mlp_norm', x_DB)
+    with jax.named_scope('mlp'):
+      return x_DB + self.mlp(h_DB), last
+
+
+def _rows(x_FB: jax.Array, heads: int) -> jax.Array:
+  """Columns as [B, 1, heads, C]."""
+  return jax.lax.optimization_barrier(x_FB).T.reshape(x_FB.shape[1], 1, heads, -1)
 
 
 def _norm(config: ModelConfig, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
+  x_DB = x_DB.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x_DB), axis=0, keepdims=True)
   return x_DB * jax.lax.rsqrt(mean_square + config.norm_eps) * gain.reshape(-1, 1)

@@ -12,53 +12,43 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax.model.attention import KV, attend, rope
+from r1jax.model.attention import KV, attend
 from r1jax.model.config import ModelConfig
-from r1jax.model.decode import Int8, decoding
-
-
-def _weights(*axes: str, fan_in: int):
-  """Normal with variance 1 / fan-in, tagged with logical axis names."""
-  return nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
-
-
-def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
-  """Returns x @ w, [B, T, F], as one product over the positions of all rows.
-
-  Its gradients are such products too. Of one that keeps the rows apart, the weights'
-  gradient is transposed or summed row by row, which took a CPU 8 times as long.
-
-  Args:
-    x_BTD: activations.
-    w: an array or `Int8` whose first axes make up D, and its last ones F.
-    dtype: to compute in, and of the result.
-  """
-  values, scale = w if isinstance(w, Int8) else (w, None)
-  inputs = x_BTD.shape[-1]
-  x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
-  out_NF = x_ND @ values.reshape(inputs, -1).astype(dtype)
-  if scale is not None:
-    out_NF *= scale.reshape(-1)[None].astype(dtype)
-  return out_NF.reshape(*x_BTD.shape[:-1], -1)
+from r1jax.model.decode import decoding, score_scale
+from r1jax.model.mlp import Int8, dense, experts, swiglu
+from r1jax.model.rope import turn
 
 
 class RMSNorm(nn.Module):
   """Scales x to unit mean square, then by a learned gain (Zhang & Sennrich 2019)."""
 
   eps: float
+  axis: str = 'embed'  # logical name of the axis that is scaled
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    ones: Any = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
-    gain_D = self.param('gain', ones, (x_BTD.shape[-1],))
-    mean_square = jnp.mean(jnp.square(x_BTD), axis=-1, keepdims=True)
-    return x_BTD * jax.lax.rsqrt(mean_square + self.eps) * gain_D[None, None]
+  def __call__(self, x: jax.Array) -> jax.Array:
+    ones: Any = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+    gain = self.param('gain', ones, (x.shape[-1],))
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    wide = jnp.expand_dims(gain, range(x.ndim - 1))
+    return x * jax.lax.rsqrt(mean_square + self.eps) * wide
 
 
 class Block(nn.Module):
-  """Attention and SwiGLU, each on a normalised copy and added to the stream."""
+  """Attention and SwiGLU or experts, each on a normalised copy, added to the stream."""
 
   config: ModelConfig
+  sparse: bool  # experts in place of the SwiGLU
+
+  def _weights(self, name: str, axes: Sequence[str], *shape: int, fan_in: int) -> Any:
+    """A parameter, normal with variance 1 / fan-in, tagged with logical axis names."""
+    init: Any = nn.initializers.normal(fan_in**-0.5)
+    return self.param(name, nn.with_logical_partitioning(init, tuple(axes)), shape)
+
+  def _zeros(self, name: str, axes: Sequence[str], *shape: int) -> jax.Array:
+    init: Any = nn.with_logical_partitioning(nn.initializers.zeros, tuple(axes))
+    return self.param(name, init, shape)
 
   @nn.compact
   def __call__(
@@ -71,47 +61,124 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the rows' own `KV`."""
     c = self.config
-    param = self.param
-    q_init = _weights('embed', 'heads', 'channel', fan_in=c.d_model)
-    kv_init = _weights('embed', 'kv_heads', 'channel', fan_in=c.d_model)
-    kv_shape = (c.d_model, c.kv_heads, c.head_dim)
-    query = param('query', q_init, (c.d_model, c.heads, c.head_dim))
-    key = param('key', kv_init, kv_shape)
-    value = param('value', kv_init, kv_shape)
-    out = param(
-      'out',
-      _weights('heads', 'channel', 'embed', fan_in=c.heads * c.head_dim * 2 * c.layers),
-      (c.heads, c.head_dim, c.d_model),
-    )
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
-
-    def project(w: Any, heads: int) -> jax.Array:
-      flat = dense(h_BTD, w, c.dtype)
-      return flat.reshape(*x_BTD.shape[:2], heads, c.head_dim)
-
+    project = self._latent if c.latent.kv_rank else self._grouped
     with jax.named_scope('project'):
-      q = rope(project(query, c.heads), positions_BT, c.rope_theta)
-      k = rope(project(key, c.kv_heads), positions_BT, c.rope_theta)
-      v = project(value, c.kv_heads)
-    own = KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
-    masked = list(zip(context, context_masks, strict=True))
+      q_BTHC, own, whole = project(h_BTD, positions_BT)
+    masked = [(whole(kv), m) for kv, m in zip(context, context_masks, strict=True)]
     with jax.named_scope('attend'):
-      attended = attend(q, own, document_BT, masked)
+      scale = score_scale(c)
+      attended = attend(q_BTHC, whole(own), document_BT, masked, scale)
+    out_axes, added = ('heads', 'channel', 'embed'), 2 * c.layers
+    inputs = c.heads * c.value_dim
+    out = self._weights(
+      'out', out_axes, c.heads, c.value_dim, c.d_model, fan_in=inputs * added
+    )
     with jax.named_scope('project'):
       x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
-
-    mlp_init = _weights('embed', 'mlp', fan_in=c.d_model)
-    gate = param('gate', mlp_init, (c.d_model, c.d_ff))
-    up = param('up', mlp_init, (c.d_model, c.d_ff))
-    down = param(
-      'down',
-      _weights('mlp', 'embed', fan_in=c.d_ff * 2 * c.layers),
-      (c.d_ff, c.d_model),
-    )
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     with jax.named_scope('mlp'):
-      hidden_BTF = nn.silu(dense(h_BTD, gate, c.dtype)) * dense(h_BTD, up, c.dtype)
-      return x_BTD + dense(hidden_BTF, down, c.dtype), own
+      if self.sparse:
+        return x_BTD + experts(h_BTD, self._expert_weights(), c.experts, c.dtype), own
+      return x_BTD + swiglu(h_BTD, *self._swiglu('', c.d_ff), c.dtype), own
+
+  def _grouped(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
+    """Queries, keys and values of grouped-query attention; the cache is whole."""
+    c = self.config
+
+    def head(name: str, axis: str, heads: int) -> jax.Array:
+      axes, shape = ('embed', axis, 'channel'), (c.d_model, heads, c.head_dim)
+      w = self._weights(name, axes, *shape, fan_in=c.d_model)
+      x = dense(h_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], heads, c.head_dim)
+      if c.qkv_bias:
+        bias = self._zeros(f'{name}_bias', axes[1:], *shape[1:])
+        x += bias[None, None].astype(x.dtype)
+      if c.qk_norm and name != 'value':
+        norm = RMSNorm(c.norm_eps, 'channel', name=f'{name}_norm')
+        x = norm(x).astype(c.dtype)
+      return x
+
+    q = turn(c, head('query', 'heads', c.heads), positions_BT)
+    k = turn(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
+    v = head('value', 'kv_heads', c.kv_heads)
+    return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), lambda kv: kv
+
+  def _latent(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
+    """Queries, the compressed cache, and how a cache is opened to keys and values.
+
+    The cache is the normalised latent and the shared key after RoPE, side by side, as
+    the keys of one head.
+    """
+    c, latent = self.config, self.config.latent
+    plain = c.head_dim - latent.rope_dim
+    q_BTD, inputs, axis = h_BTD, c.d_model, 'embed'
+    if latent.q_rank:
+      axes = ('embed', 'rank')
+      w = self._weights('query_down', axes, inputs, latent.q_rank, fan_in=inputs)
+      norm = RMSNorm(c.norm_eps, 'rank', name='query_down_norm')
+      q_BTD, inputs, axis = norm(dense(h_BTD, w, c.dtype)), latent.q_rank, 'rank'
+    shape = (inputs, c.heads, c.head_dim)
+    w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
+    q = dense(q_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], *shape[1:])
+    q = jnp.concatenate([q[..., :plain], turn(c, q[..., plain:], positions_BT)], -1)
+
+    width = latent.kv_rank + latent.rope_dim
+    down = self._weights(
+      'latent_down', ('embed', 'rank'), c.d_model, width, fan_in=c.d_model
+    )
+    found = dense(h_BTD, down, c.dtype)
+    norm = RMSNorm(c.norm_eps, 'rank', name='latent_norm')
+    shared = turn(c, found[..., None, latent.kv_rank :], positions_BT)[..., 0, :]
+    kept = jnp.concatenate(
+      [norm(found[..., : latent.kv_rank]).astype(c.dtype), shared], axis=-1
+    )
+    up_shape = (latent.kv_rank, c.heads, plain + latent.value_dim)
+    up_axes = ('rank', 'heads', 'channel')
+    up = self._weights('latent_up', up_axes, *up_shape, fan_in=latent.kv_rank)
+
+    def whole(kv: KV) -> KV:
+      read_BSR = jnp.swapaxes(kv.k[:, 0, : latent.kv_rank], 1, 2)
+      heads = dense(read_BSR, up, c.dtype).reshape(*read_BSR.shape[:2], *up_shape[1:])
+      k_BHCS = jnp.moveaxis(heads[..., :plain], 1, 3)
+      shape = (*k_BHCS.shape[:2], latent.rope_dim, k_BHCS.shape[-1])
+      turned = jnp.broadcast_to(kv.k[:, :, latent.kv_rank :], shape)
+      k_BHCS = jnp.concatenate([k_BHCS, turned], axis=2)
+      return KV(k_BHCS, jnp.moveaxis(heads[..., plain:], 1, 2))
+
+    return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), whole
+
+  def _swiglu(self, prefix: str, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    c = self.config
+    into, out = ('embed', 'mlp'), ('mlp', 'embed')
+    return (
+      self._weights(f'{prefix}gate', into, c.d_model, width, fan_in=c.d_model),
+      self._weights(f'{prefix}up', into, c.d_model, width, fan_in=c.d_model),
+      self._weights(
+        f'{prefix}down', out, width, c.d_model, fan_in=width * 2 * c.layers
+      ),
+    )
+
+  def _expert_weights(self) -> dict[str, jax.Array]:
+    c, e = self.config, self.config.experts
+    into, out = ('expert', 'embed', 'mlp'), ('expert', 'mlp', 'embed')
+    shape = (e.count, c.d_model, e.d_ff)
+    found = {
+      'router': self._weights(
+        'router', ('embed', 'expert'), c.d_model, e.count, fan_in=c.d_model
+      ),
+      'expert_gate': self._weights('expert_gate', into, *shape, fan_in=c.d_model),
+      'expert_up': self._weights('expert_up', into, *shape, fan_in=c.d_model),
+      'expert_down': self._weights(
+        'expert_down', out, e.count, e.d_ff, c.d_model, fan_in=e.d_ff * 2 * c.layers
+      ),
+    }
+    if e.scores == 'sigmoid':
+      found['balance'] = self._zeros('balance', ('expert',), e.count)
+    if e.shared:
+      names = ('shared_gate', 'shared_up', 'shared_down')
+      parts = self._swiglu('shared_', e.shared * e.d_ff)
+      found |= dict(zip(names, parts, strict=True))
+    return found
 
 
 def _remat(kept: str) -> Any:
@@ -129,20 +196,25 @@ class Decoder(nn.Module):
 
   def setup(self) -> None:
     c = self.config
-    shape = (self.vocab_size, c.d_model)
+    shape, axes = (self.vocab_size, c.d_model), ('vocab', 'embed')
     # 1/sqrt(D) also for the input side: the first RMSNorm brings rows to unit scale.
-    init = _weights('vocab', 'embed', fan_in=c.d_model)
+    normal: Any = nn.initializers.normal(c.d_model**-0.5)
+    init: Any = nn.with_logical_partitioning(normal, axes)
     self.embedding_VD = self.param('embedding', init, shape)
     self.head_VD = self.embedding_VD if c.tied else self.param('head', init, shape)
-    self.blocks = nn.scan(
-      Block if c.remat == 'none' else _remat(c.remat),
+    for name, layers, sparse in c.stacks:
+      setattr(self, name, self._stack(layers, sparse))
+    self.norm = RMSNorm(c.norm_eps)
+
+  def _stack(self, layers: int, sparse: bool) -> Any:
+    return nn.scan(
+      Block if self.config.remat == 'none' else _remat(self.config.remat),
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.layers,
+      length=layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(c)
-    self.norm = RMSNorm(c.norm_eps)
+    )(self.config, sparse)
 
   def __call__(
     self,
@@ -160,10 +232,19 @@ class Decoder(nn.Module):
       context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
         `attention.attend`.
     """
-    x_BTD = self.embedding_VD[tokens_BT]
+    # float32: sums over the layers are kept in it, whatever the parameters' type.
+    x_BTD = self.embedding_VD[tokens_BT].astype(jnp.float32)
     kvs = tuple(kv for kv, _ in context)
     masks = tuple(mask for _, mask in context)
-    x_BTD, own = self.blocks(x_BTD, kvs, positions_BT, document_BT, masks)
+    owns, first = [], 0
+    for name, layers, _ in self.config.stacks:
+      part = slice(first, first + layers)
+      past = jax.tree.map(lambda x, part=part: x[part], kvs) if context else ()
+      stack = getattr(self, name)
+      x_BTD, own = stack(x_BTD, past, positions_BT, document_BT, masks)
+      owns.append(own)
+      first += layers
+    own = jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *owns)
     return self.norm(x_BTD), own
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
@@ -204,24 +285,24 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
 def matrices(config: ModelConfig) -> Any:
   """Returns (input axes, output axes) of each weight matrix, None for the rest.
 
-  A tree like the parameters'; axis 0 counts layers. Embeddings and gains are no
-  matrices in the sense of Muon.
+  A tree like the parameters'; axis 0 counts layers, and axis 1 of experts' matrices
+  counts those. Embeddings, gains and biases are no matrices in the sense of Muon.
   """
-  into_heads, plain = ((1,), (2, 3)), ((1,), (2,))
-  gain = {'gain': None}
-  blocks = {
-    'attention_norm': gain,
-    'mlp_norm': gain,
-    'query': into_heads,
-    'key': into_heads,
-    'value': into_heads,
+  plain, heads, expert = ((1,), (2,)), ((1,), (2, 3)), ((2,), (3,))
+  known = {
+    **dict.fromkeys(('query', 'key', 'value', 'latent_up'), heads),
     'out': ((1, 2), (3,)),
-    'gate': plain,
-    'up': plain,
-    'down': plain,
+    **dict.fromkeys(('expert_gate', 'expert_up', 'expert_down'), expert),
+    **dict.fromkeys(('query_down', 'latent_down', 'router'), plain),
+    **dict.fromkeys(('gate', 'up', 'down'), plain),
+    **dict.fromkeys(('shared_gate', 'shared_up', 'shared_down'), plain),
   }
-  rest = {'embedding': None} if config.tied else {'embedding': None, 'head': None}
-  return {'blocks': blocks, 'norm': gain, **rest}
+  shapes = nn.meta.unbox(
+    jax.eval_shape(functools.partial(init, config, 1), jax.random.key(0))
+  )
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: known.get(path[-1].key) if len(path) == 2 else None, shapes
+  )
 
 
 def quantize(params: Any, config: ModelConfig) -> Any:

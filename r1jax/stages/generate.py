@@ -41,7 +41,7 @@ class Generator:
 
   model: sampling.Model
   tokenizer: text.Tokenizer
-  template: str  # a name in text.TEMPLATES
+  template: str  # a name in text.TEMPLATES, or text.CHAT
   max_prompt_length: int  # S, tokens
   mesh: jax.sharding.Mesh
 
@@ -50,7 +50,7 @@ class Generator:
     function = functools.partial(
       sampling.sample,
       model=self.model,
-      stop_ids=(self.tokenizer.eos_id,),
+      stop_ids=self.tokenizer.stop_ids,
       compact=self.mesh.size == 1,
     )
     static = ('config', 'group_size', 'max_length')
@@ -66,11 +66,11 @@ class Generator:
 
   def prompt(self, problem: Problem) -> str:
     """The problem as the model sees it."""
-    return text.render(self.template, problem.question)
+    return self.tokenizer.prompt(self.template, problem.question)
 
   def encode(self, problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask [P, S]; ValueError for a prompt longer than S."""
-    rows = [self.tokenizer.encode(self.prompt(problem)) for problem in problems]
+    rows = [self.tokenizer.prompt_ids(self.template, p.question) for p in problems]
     return text.pad_left(rows, self.max_prompt_length, self.tokenizer.pad_id)
 
   def __call__(
@@ -113,7 +113,12 @@ class Generator:
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     flat = tokens.reshape(-1, max_length)
     rows = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
-    texts = self.tokenizer.decode_batch(rows)
+    # An output begins with what its prompt has opened for it.
+    opened = [text.opened(self.prompt(problem)) for problem in problems]
+    texts = [
+      opened[n // group_size] + said
+      for n, said in enumerate(self.tokenizer.decode_batch(rows))
+    ]
     groups = range(0, len(texts), group_size)
     return Outputs(
       prompts=prompts,
@@ -121,7 +126,7 @@ class Generator:
       tokens=tokens,
       logp=said.logp,
       lengths=lengths,
-      cut_off=last != self.tokenizer.eos_id,
+      cut_off=~np.isin(last, self.tokenizer.stop_ids),
       texts=[texts[start : start + group_size] for start in groups],
       seconds=seconds,
     )

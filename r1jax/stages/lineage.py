@@ -18,17 +18,20 @@ from typing import Any
 
 import jax
 
+from r1jax import hub, sampling, tasks, text
 from r1jax import mesh as mesh_lib
-from r1jax import sampling, tasks, text
 from r1jax.model import decoder
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import ModelConfig, from_dict
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.generate import Generator
 from r1jax.stages.run import Run
 from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
 
-FIELDS = ('stage', 'config', 'model', 'template', 'files', 'params', 'parents')
+FIELDS = (
+  *('stage', 'config', 'model', 'rows', 'template', 'files', 'params', 'parents'),
+)
 TOKENIZER = 'tokenizer.json'
+HUB = 'hub'  # folder in a run's: what came with a model of the hub, but its weights
 
 
 class LineageError(WorkdirError):
@@ -41,12 +44,18 @@ class Model:
 
   config: ModelConfig
   tokenizer: text.Tokenizer
-  template: str  # a name in text.TEMPLATES
+  template: str  # a name in text.TEMPLATES, or text.CHAT
+  rows: int = 0  # of the embedding; 0 is as many as the tokenizer has tokens
+
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the embedding."""
+    return self.rows or self.tokenizer.vocab_size
 
   @functools.cached_property
   def functions(self) -> sampling.Model:
     """The decoder's functions."""
-    return sampling.Model(*decoder.functions(self.config, self.tokenizer.vocab_size))
+    return sampling.Model(*decoder.functions(self.config, self.vocab_size))
 
   @property
   def matrices(self) -> Any:
@@ -59,7 +68,7 @@ class Model:
 
   def boxed(self, key: jax.Array) -> Any:
     """Random parameters that carry the names of their axes."""
-    return decoder.init(self.config, self.tokenizer.vocab_size, key)
+    return decoder.init(self.config, self.vocab_size, key)
 
   def generator(self, max_prompt_length: int, mesh: jax.sharding.Mesh) -> Generator:
     """The model's voice."""
@@ -69,10 +78,14 @@ class Model:
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    prompt = text.render(self.template, question)
+    opened = text.opened(self.tokenizer.prompt(self.template, question))
+    if opened:
+      output = output.removeprefix('<think>').removeprefix('\n')
+    elif not text.is_chat(self.template):
+      output = f' {output}'
     return (
-      self.tokenizer.encode(prompt),
-      [*self.tokenizer.encode(f' {output}'), self.tokenizer.eos_id],
+      self.tokenizer.prompt_ids(self.template, question),
+      [*self.tokenizer.encode(output), self.tokenizer.eos_id],
     )
 
 
@@ -160,7 +173,7 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
   try:
     record = json.loads(content)
     read = {name: record[name] for name in FIELDS}
-    config, digest = ModelConfig(**read['model']), read['files'][TOKENIZER]
+    config, digest = from_dict(read['model']), read['files'][TOKENIZER]
   except (ValueError, KeyError, TypeError) as error:
     raise LineageError(
       f'{path / RECORD} is damaged ({error!r}); restore it, or delete it and start '
@@ -171,17 +184,23 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
       f'parent: expected the work directory of {" or ".join(expected)}, got that of '
       f'{read["stage"]} ({path})'
     )
-  model = Model(config, _tokenizer(path / TOKENIZER, digest), read['template'])
+  model = Model(config, _tokenizer(path, digest), read['template'], read['rows'])
   return Stage(path, record, hashlib.sha256(content).hexdigest(), model)
 
 
-def _tokenizer(file: Path, digest: str) -> text.Tokenizer:
+def _tokenizer(path: Path, digest: str) -> text.Tokenizer:
+  folder = path / HUB
   try:
-    tokenizer = text.Tokenizer.load(file)
+    if folder.exists():
+      tokenizer = hub.open_tokenizer(folder)
+    else:
+      tokenizer, folder = text.Tokenizer.load(path / TOKENIZER), path
   except (OSError, ValueError):  # gone, or damaged
     tokenizer = None
   if tokenizer is None or tokenizer.digest != digest:
-    raise LineageError(f'{file} is not the one that {RECORD} names; restore it')
+    raise LineageError(
+      f'{folder / TOKENIZER} is not the one that {RECORD} names; restore it'
+    )
   return tokenizer
 
 
@@ -220,7 +239,7 @@ def finish(
     if saved.step is None or saved.manifest()['digest'] != digests[name]:
       saved.save(1, tree, {'phase': f'model-{name}'})
       saved.wait()
-  if not (run.workdir / TOKENIZER).exists():
+  if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
     model.tokenizer.save(run.workdir / TOKENIZER)
   with contextlib.suppress(LineageError):
     before = load(run.workdir)
@@ -233,6 +252,7 @@ def finish(
     'data': {name: tasks.module(name).VERSION for name in names},
     'model': dataclasses.asdict(model.config),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
+    'rows': model.rows,
     'template': model.template,
     'files': {TOKENIZER: model.tokenizer.digest},
     'params': digests,

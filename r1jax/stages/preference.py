@@ -105,7 +105,7 @@ def encode(
   tokens = np.full((len(outputs), max_length), tokenizer.pad_id, np.int32)
   mask = np.zeros(tokens.shape, np.bool_)
   for row, (problem, output) in enumerate(zip(problems, outputs, strict=True)):
-    prompt = tokenizer.encode(text.render(template, problem.question))
+    prompt = tokenizer.prompt_ids(template, problem.question)
     if len(prompt) + 2 > max_length:
       raise ValueError(
         f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '

@@ -57,7 +57,7 @@ class Setting:
   def check_prompts(self, tokenizer: text.Tokenizer, template: str) -> None:
     """Raises ValueError for a problem that is too long for a prompt."""
     for problem in (p for source in [*self.train, *self.held_out] for p in source):
-      ids = tokenizer.encode(text.render(template, problem.question))
+      ids = tokenizer.prompt_ids(template, problem.question)
       text.pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
 
   def check(self, config: Any) -> None:

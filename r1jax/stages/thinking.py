@@ -67,7 +67,7 @@ class Closer:
     function = functools.partial(
       sampling.sample,
       model=self.generator.model,
-      stop_ids=(self.generator.tokenizer.eos_id,),
+      stop_ids=self.generator.tokenizer.stop_ids,
       compact=self.generator.mesh.size == 1,
       group_size=1,
       max_length=self.answer_length,

@@ -1,7 +1,8 @@
 """Where problems come from, and how an answer to one is checked.
 
 A task is a module of this package: `Config` says how hard, `generate(config, split)`
-yields every problem of a split, `verify(problem, answer)` says whether an answer text
+yields every problem of a split (`load(config, split, data_dir)` where a published set
+holds them), `verify(problem, answer)` says whether an answer text
 is right, `answer_key(answer)` gives the value two samples must share to vote together.
 The last two never raise on what a model may write.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
+PUBLISHED = ('gsm8k',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def answer_key(problem: Problem, answer: str) -> Hashable | None:
 
 def module(task: str) -> Any:
   """The module of a task; ValueError for a name that is none."""
-  if task not in (*REASONING, *GENERAL):
-    expected = sorted((*REASONING, *GENERAL))
+  expected = sorted((*REASONING, *GENERAL, *PUBLISHED))
+  if task not in expected:
     raise ValueError(f'task: expected one of {expected}, got {task!r}')
   return importlib.import_module(f'r1jax.tasks.{task}')

@@ -1,0 +1,111 @@
+"""GRPO on a model of the hub: reward its right answers, and keep it near what it was.
+
+  python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --task gsm8k
+
+The folder is as on the hub: config.json, safetensors, tokenizer.json, chat template.
+`python -m scripts.convert WORKDIR --to hf OUT` writes what was learned in the same
+layout. Without a checkpoint at hand, `experiments.r1_zero` makes a model from nothing.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+from collections.abc import Callable
+
+from r1jax import grpo, optim, tasks
+from r1jax.rewards import Weighted, rules
+from r1jax.stages import (
+  command,
+  compilation,
+  evaluate,
+  lineage,
+  pretrained,
+  recipe,
+  report,
+  rl,
+  work,
+)
+from r1jax.stages.run import plain_errors, start
+from r1jax.tasks import store
+
+
+@dataclasses.dataclass(frozen=True)
+class Grpo:
+  """GRPO on a pretrained model."""
+
+  workdir: str = 'runs/grpo'  # all files of the run; it goes on from what is there
+  seed: int = 0  # everything random follows from it
+  task: str = 'countdown'  # a module of r1jax.tasks, at its own difficulty
+  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  accuracy_weight: float = 1.0  # of the accuracy reward
+  format_weight: float = 1.0  # of the format reward (R1-Zero: the same)
+  model: pretrained.Config = pretrained.Config(template='r1_zero')
+  rl: rl.Config = rl.Config(
+    steps=200,
+    prompts_per_step=8,
+    group_size=8,
+    max_prompt_length=384,
+    max_length=((0, 512),),
+    micro_batch_rows=4,
+    evaluate_every=50,
+    checkpoint_every=50,
+  )
+  rl_optim: optim.Config = optim.Config(
+    learning_rate=1e-6, warmup_steps=0, schedule='constant'
+  )
+  grpo: grpo.Config = grpo.PRESETS['grpo']
+  evaluate: evaluate.Config = evaluate.Config(
+    problems=64, samples=4, prompts_per_batch=8
+  )
+
+  def __post_init__(self) -> None:
+    grpo.check_group_size(self.grpo, self.rl.group_size)
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
+    if not self.workdir or self.data_dir == '':
+      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    tasks.module(self.task)  # says which there are
+    rewards(self)  # a weight that is no number is found out here
+
+
+def rewards(config: Grpo) -> list[Weighted]:
+  """What an output is rewarded for: R1-Zero's accuracy and format."""
+  return [
+    Weighted('accuracy', rules.accuracy, config.accuracy_weight),
+    Weighted('format', rules.format_reward, config.format_weight),
+  ]
+
+
+def setting(config: Grpo, longest: int) -> recipe.Setting:
+  """The problems of the task, and how long the model's texts may be."""
+  difficulty = tasks.module(config.task).Config()
+  train, held_out = (
+    store.load(config.task, difficulty, split, config.data_dir)
+    for split in ('train', 'test')
+  )
+  return recipe.Setting([train], [held_out], config.rl.max_prompt_length, longest)
+
+
+def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> None:
+  """Reads the checkpoint, trains, and writes what `scripts.convert` needs."""
+  compilation.keep_on_disk()
+  found = pretrained.look_up(config.model)
+  where = setting(config, found.checkpoint.raw.get('max_position_embeddings', 2**20))
+  where.check(config)
+  where.check_prompts(found.model.tokenizer, found.model.template)
+  pool = work.pool(config.rl, rewards(config))
+  with start(config, phases=('rl',), facts=found.facts) as run, pool:
+    if lineage.finished(run):
+      return
+    found.keep(run.workdir)
+    job = work.Work(run, found.model, where, work.devices(run, config), config.seed)
+    order = rl.problem_order(where.train, [1.0], config.seed)
+    params = job.reinforce(found.params(job.mesh), pool, order, config)
+    report.write(run.workdir)
+    lineage.finish(run, 'grpo', config, found.model, {'final': params})
+  print('\n'.join(report.result(config.workdir)))
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    main(command.parse(Grpo(), presets={'grpo': grpo.PRESETS}))

@@ -1,0 +1,170 @@
+"""A conversation with a model: token by token, thoughts told apart from the answer."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import drawing, sampling, text
+from r1jax import mesh as mesh_lib
+from r1jax.stages import compilation, lineage, pretrained
+from r1jax.stages.workdir import RECORD
+
+SMALLEST = 64  # tokens that a prompt is padded to, or twice, four times, … as many
+_TAG = re.compile('|'.join(text.TAGS))
+
+
+class Said(NamedTuple):
+  """A piece of an output."""
+
+  text: str
+  thought: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+  """A model with its parameters."""
+
+  model: lineage.Model
+  params: Any
+  longest: int  # positions that the model knows; prompt and output have to fit
+  draw: drawing.Config
+
+  @functools.cached_property
+  def _listen(self) -> Any:
+    function = functools.partial(sampling.listen, model=self.model.functions)
+    options = compilation.options()
+    return jax.jit(function, static_argnames='room', compiler_options=options)
+
+  @functools.cached_property
+  def _speak(self) -> Any:
+    def step(params: Any, spoken: Any, token: jax.Array, uniform: jax.Array) -> Any:
+      functions = self.model.functions
+      logits, spoken = sampling.speak(params, spoken, token, model=functions)
+      return self._draw(uniform, logits), spoken
+
+    options = compilation.options()
+    return jax.jit(step, donate_argnums=1, compiler_options=options)
+
+  def _draw(self, uniform: jax.Array, logits: jax.Array) -> jax.Array:
+    temperature = jnp.float32(self.draw.temperature)
+    return drawing.draw(uniform, logits, self.draw, temperature)[0]
+
+  def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
+    """The conversation as the model reads it, as text and ids.
+
+    Only the template of a chat holds more than the last question.
+    """
+    tokenizer, template = self.model.tokenizer, self.model.template
+    if template == text.CHAT:
+      prompt = tokenizer.converse(messages)
+      return prompt, tokenizer.chat_ids(prompt)
+    question = messages[-1]['content']
+    return (
+      tokenizer.prompt(template, question),
+      tokenizer.prompt_ids(template, question),
+    )
+
+  def tokens(self, ids: Sequence[int], key: jax.Array, most: int) -> Iterator[int]:
+    """What follows these ids, up to a stop token, or to `most` tokens.
+
+    Raises:
+      ValueError: the model knows too few positions for the prompt.
+    """
+    room = min(most, self.longest - len(ids))
+    if room < 1:
+      raise ValueError(
+        f'expected at most {self.longest - 1} tokens, the positions that the model '
+        f'knows less one for an answer, got a conversation of {len(ids)}; begin anew'
+      )
+    size = SMALLEST
+    while size < len(ids):
+      size *= 2
+    tokenizer = self.model.tokenizer
+    rows, mask = text.pad_left([list(ids)], size, tokenizer.pad_id)
+    logits, spoken = self._listen(self.params, rows, mask, room=most)
+    uniform = np.asarray(jax.random.uniform(key, (room, 1)))
+    token = self._draw(uniform[0], logits)
+    for n in range(room):
+      found = int(token[0])
+      if found in tokenizer.stop_ids:
+        return
+      yield found
+      if n + 1 < room:
+        token, spoken = self._speak(self.params, spoken, token, uniform[n + 1])
+
+  def answer(
+    self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
+  ) -> Iterator[Said]:
+    """The answer to the last message, piece by piece, without its tags."""
+    prompt, ids = self.prompt(messages)
+    stream = self.model.tokenizer.stream()
+    pieces = (stream(token) for token in self.tokens(ids, key, most))
+    yield from told_apart(pieces, bool(text.opened(prompt)))
+
+
+def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:
+  """Thoughts and the rest; what may become a tag is held back until it is known."""
+  held = ''
+  for piece in pieces:
+    held += piece
+    while found := _TAG.search(held):
+      if found.start():
+        yield Said(held[: found.start()], thinking)
+      thinking = found[0] == '<think>'
+      held = held[found.end() :]
+    begun = held.rfind('<')
+    keep = len(held)
+    if begun >= 0 and any(tag.startswith(held[begun:]) for tag in text.TAGS):
+      keep = begun
+    if keep:
+      yield Said(held[:keep], thinking)
+    held = held[keep:]
+  if held:
+    yield Said(held, thinking)
+
+
+def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speaker:
+  """A model to talk to: a finished stage's, or a checkpoint's of the hub.
+
+  Args:
+    path: the work directory of a stage, or the folder of a checkpoint.
+    template: None is the stage's, or the checkpoint's own.
+    draw: how tokens are drawn.
+
+  Raises:
+    ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
+  """
+  mesh = mesh_lib.make(jax.devices()[:1])
+  folder = Path(path).expanduser()
+  if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
+    raise ValueError(
+      f'path: expected the work directory of a finished stage or the folder of a '
+      f'checkpoint, got {folder}, which has no {RECORD} and no config.json'
+    )
+  if (folder / RECORD).is_file():
+    stage = lineage.load(folder)
+    model = stage.model
+    if template is not None:
+      model = dataclasses.replace(model, template=template)
+    return Speaker(model, stage.params(mesh), _longest(stage), draw)
+  config = pretrained.Config(path=str(folder), template=template or text.CHAT)
+  found = pretrained.look_up(config)
+  longest = found.checkpoint.raw.get('max_position_embeddings', 2**20)
+  return Speaker(found.model, found.params(mesh), longest, draw)
+
+
+def _longest(stage: lineage.Stage) -> int:
+  """Positions that a stage's model has seen."""
+  like = pretrained.kept(stage.path)
+  if like is not None:
+    return like.raw.get('max_position_embeddings', 2**20)
+  config = stage.record['config']
+  base = config if 'base' in config else stage.ancestor('r1_zero').record['config']
+  return base['base']['row_length']

@@ -1,0 +1,106 @@
+"""Writes the model of a finished run as a checkpoint that the rest of the world opens.
+
+`python -m scripts.convert runs/a --to hf out/` writes a folder in the layout of the
+Hugging Face hub: config.json, safetensors, tokenizer and chat template. `transformers`
+opens it as it is, and so does `--model.path out/` here.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from r1jax import hub, text
+from r1jax import mesh as mesh_lib
+from r1jax.model import families, weights
+from r1jax.stages import command, lineage, pretrained
+from r1jax.stages.run import plain_errors
+
+# How a model that was made here is asked, as a chat template: one question at a time,
+# since it has never read a conversation.
+TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+  """What to write, and where."""
+
+  run: tyro.conf.Positional[str] = ''  # work directory of a finished stage
+  out: tyro.conf.Positional[str] = ''  # a folder that there is not yet
+  to: Literal['hf'] = 'hf'  # the layout
+  params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
+  # None is the source's, or float32 for a model that was made here
+  dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+
+
+def convert(config: Convert) -> Path:
+  """Writes the checkpoint; returns its folder.
+
+  Raises:
+    ValueError: the stage is not finished, has no such model, or the folder is there.
+  """
+  if not config.run or not config.out:
+    raise ValueError(
+      'expected the work directory of a finished stage and a new folder, as in: python '
+      '-m scripts.convert runs/a --to hf out'
+    )
+  stage = lineage.load(config.run)
+  if config.params not in stage.record['params']:
+    raise ValueError(
+      f'params: expected one of {", ".join(stage.record["params"])}, got '
+      f'{config.params!r}'
+    )
+  like = pretrained.kept(stage.path) or _made_here(stage)
+  dtype = config.dtype or like.dtype
+  files: dict[str, str | Path] = {
+    name: stage.path / lineage.HUB / name
+    for name in hub.FILES
+    if (stage.path / lineage.HUB / name).exists()
+  }
+  files = files or _files(stage)
+  raw = {name: x for name, x in like.raw.items() if name != 'quantization_config'}
+  raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = dtype
+  files['config.json'] = json.dumps(raw, indent=2) + '\n'
+  params = stage.params(mesh_lib.make(), config.params)
+  weights.write(config.out, weights.tensors(params, like), dtype, files)
+  return Path(config.out)
+
+
+def _made_here(stage: lineage.Stage) -> weights.Checkpoint:
+  """What a checkpoint of a model that was made here is like."""
+  model = stage.model
+  longest = stage.ancestor('r1_zero').record['config']['base']['row_length']
+  raw = families.write_config(model.config, model.vocab_size, longest)
+  ids = {'eos_token_id': model.tokenizer.eos_id, 'pad_token_id': model.tokenizer.pad_id}
+  return weights.Checkpoint(stage.path, {**raw, **ids}, model.config, {})
+
+
+def _files(stage: lineage.Stage) -> dict[str, str | Path]:
+  """What goes beside the weights of a model that was made here."""
+  tokenizer = stage.model.tokenizer
+  settings: dict[str, Any] = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'eos_token': text.EOS,
+    'pad_token': text.PAD,
+    'clean_up_tokenization_spaces': False,
+    'chat_template': TEMPLATE,
+  }
+  generation = {
+    'eos_token_id': tokenizer.eos_id,
+    'pad_token_id': tokenizer.pad_id,
+    'do_sample': True,
+    'temperature': 1.0,
+    'max_new_tokens': 320,
+  }
+  return {
+    hub.TOKENIZER: stage.path / lineage.TOKENIZER,
+    'tokenizer_config.json': json.dumps(settings, indent=2) + '\n',
+    'generation_config.json': json.dumps(generation, indent=2) + '\n',
+  }
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    print(convert(command.parse(Convert())))

@@ -1,0 +1,125 @@
+"""Checkpoints as on the hub, made on the spot by transformers: small and random."""
+
+import json
+from typing import Any
+
+import torch
+import transformers
+
+from r1jax import mesh, sampling, text
+from r1jax.model import decoder, weights
+
+VOCAB = 101
+BASE: dict[str, Any] = {
+  'vocab_size': VOCAB,
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'intermediate_size': 48,
+  'max_position_embeddings': 256,
+  'attn_implementation': 'eager',
+}
+QWEN3: dict[str, Any] = {'head_dim': 12}
+QWEN3_MOE: dict[str, Any] = {
+  **QWEN3,
+  'num_experts': 6,
+  'num_experts_per_tok': 2,
+  'moe_intermediate_size': 20,
+}
+DEEPSEEK: dict[str, Any] = {
+  'num_key_value_heads': 4,
+  'num_hidden_layers': 3,
+  'q_lora_rank': 16,
+  'kv_lora_rank': 8,
+  'qk_nope_head_dim': 8,
+  'qk_rope_head_dim': 4,
+  'v_head_dim': 6,
+  'n_routed_experts': 8,
+  'num_experts_per_tok': 2,
+  'moe_intermediate_size': 20,
+  'n_shared_experts': 2,
+  'first_k_dense_replace': 1,
+}
+GROUPS: dict[str, Any] = {'n_group': 4, 'topk_group': 2}
+V2_GROUPS: dict[str, Any] = {**GROUPS, 'topk_method': 'group_limited_greedy'}
+LLAMA3: dict[str, Any] = {
+  'rope_type': 'llama3',
+  'rope_theta': 500.0,
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,
+}
+YARN: dict[str, Any] = {
+  'rope_type': 'yarn',
+  'rope_theta': 1000.0,
+  'factor': 4.0,
+  'original_max_position_embeddings': 64,
+}
+MSCALE: dict[str, Any] = {
+  **YARN,
+  'mscale': 0.7,
+  'mscale_all_dim': 1.0,
+  'beta_fast': 8,
+  'beta_slow': 2,
+}
+FAMILIES: dict[str, Any] = {
+  'llama': {},
+  'qwen2': {},
+  'qwen3': QWEN3,
+  'qwen3_moe': QWEN3_MOE,
+  'deepseek_v2': {**DEEPSEEK, **V2_GROUPS},
+  'deepseek_v3': {**DEEPSEEK, **GROUPS},
+}
+
+
+def theirs(model_type, fields):
+  """A model of transformers in which every number counts, biases and gains too."""
+  torch.manual_seed(0)
+  config = transformers.CONFIG_MAPPING[model_type](**{**BASE, **fields})
+  # No end of sequence: 64 tokens are generated, whichever they are.
+  config.eos_token_id = config.pad_token_id = None
+  model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.normal_(0.2 if parameter.ndim == 1 else 0.0, 0.3)
+    for name, buffer in model.named_buffers():
+      if name.endswith('e_score_correction_bias'):
+        buffer.normal_(0, 0.1)
+  return model.eval()
+
+
+def ours(model, folder):
+  """The same model by way of its files: the decoder's functions and parameters."""
+  model.save_pretrained(folder)
+  checkpoint = weights.open_checkpoint(folder)
+  everywhere = mesh.sharding(mesh.make())
+  params = weights.read(checkpoint, lambda *_: everywhere)
+  return sampling.Model(*decoder.functions(checkpoint.config, VOCAB)), params
+
+
+CHAT_TEMPLATE = (
+  "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}\n"
+  "{{ message['content'] + eos_token }}\n{% endfor %}"
+  '{% if add_generation_prompt %}<|assistant|>\n{% endif %}'
+)
+
+
+def checkpoint(folder, model_type='qwen3', fields=None, chat=CHAT_TEMPLATE):
+  """A folder as on the hub, with a tokenizer and a chat template."""
+  corpus = ['make 16 from 3 5 2', '<think>3+5=8 8*2=16</think><answer>(3+5)*2</answer>']
+  tokenizer = text.Tokenizer.train(corpus * 20, 290)
+  fields = FAMILIES[model_type] if fields is None else fields
+  model = theirs(model_type, {**fields, 'vocab_size': 300})
+  model.config.eos_token_id = 1
+  model.save_pretrained(folder)
+  tokenizer.save(folder / 'tokenizer.json')
+  settings = {
+    'eos_token': '<|eos|>',
+    'pad_token': {'__type': 'AddedToken', 'content': '<|pad|>', 'special': True},
+    'chat_template': chat,
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+  }
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return model

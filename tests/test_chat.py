@@ -1,0 +1,131 @@
+"""A conversation: the tokens that sampling gives, thoughts told apart, plain errors."""
+
+import itertools
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hub import FAMILIES, checkpoint, ours, theirs
+
+from r1jax import drawing, sampling
+from r1jax.stages import chat
+
+GREEDY = drawing.Config(temperature=0)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('chat') / 'model'
+  checkpoint(folder, 'deepseek_v3')
+  return folder
+
+
+def test_an_answer_is_what_the_sampler_says(folder):
+  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  _, ids = speaker.prompt([{'role': 'user', 'content': 'make 16 from 3 5 2'}])
+  said = list(speaker.tokens(ids, jax.random.key(0), 30))
+  expected = sampling.sample(
+    speaker.params,
+    jax.random.split(jax.random.key(0), 1),
+    jnp.asarray([ids]),
+    jnp.ones((1, len(ids)), bool),
+    model=speaker.model.functions,
+    config=GREEDY,
+    group_size=1,
+    max_length=30,
+    stop_ids=speaker.model.tokenizer.stop_ids,
+  )
+  mask = expected.mask[0, 0]
+  stops = speaker.model.tokenizer.stop_ids
+  assert said == [n for n in expected.tokens[0, 0][mask].tolist() if n not in stops]
+  assert said
+
+
+def test_a_conversation_that_is_too_long_is_refused(folder):
+  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  messages = [{'role': 'user', 'content': 'so ' * 300}]
+  with pytest.raises(ValueError, match=r'expected at most 255 tokens, .*begin anew'):
+    list(speaker.answer(messages, jax.random.key(0), 10))
+
+
+def told_apart(pieces, thinking=False):
+  """Runs of thoughts and of the rest."""
+  found = chat.told_apart(iter(pieces), thinking)
+  return [
+    (thought, ''.join(piece.text for piece in run))
+    for thought, run in itertools.groupby(found, lambda piece: piece.thought)
+  ]
+
+
+@pytest.mark.parametrize('size', [1, 2, 5, 100])
+def test_thoughts_are_told_apart_wherever_pieces_end(size):
+  output = 'a <think>b < c</think> d<answer>e</answer><'
+  pieces = [output[n : n + size] for n in range(0, len(output), size)]
+  assert told_apart(pieces) == [(False, 'a '), (True, 'b < c'), (False, ' de<')]
+
+
+def test_a_prompt_may_have_opened_the_thoughts():
+  assert told_apart(['a</th', 'ink>b'], thinking=True) == [(True, 'a'), (False, 'b')]
+
+
+def test_what_may_become_a_tag_is_held_back():
+  stream = chat.told_apart(iter(['3<', '5', '<thi', 's']))
+  assert next(stream).text == '3'
+  assert next(stream).text == '<5'
+  assert next(stream).text == '<this'
+
+
+def run(*words):
+  done = subprocess.run(
+    [sys.executable, '-m', 'scripts.chat', *words],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_one_question_from_the_command_line(folder):
+  code, out, err = run(str(folder), '--prompt', '3 5', '--max-length', '8')
+  assert (code, err) == (0, '')
+  assert out.endswith('\n')
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    ((), 'error: expected the work directory of a finished stage or the folder'),
+    (('/nowhere',), 'error: path: expected the work directory .*no config.json'),
+    (('x', '--max-length', '0'), 'error: max_length: expected 1 or more, got 0'),
+  ],
+)
+def test_mistakes_are_one_sentence(words, message):
+  code, out, err = run(*words)
+  assert code
+  assert not out
+  assert len(err.strip().splitlines()) == 1
+  assert re.match(message, err)
+
+
+def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
+  model, params = ours(theirs('qwen3', FAMILIES['qwen3']), tmp_path / 'm')
+  tokens = np.random.default_rng(0).integers(101, size=12)
+  mask = np.ones((1, 5), bool)
+  logits, spoken = sampling.listen(
+    params, jnp.asarray(tokens[None, :5]), jnp.asarray(mask), model=model, room=8
+  )
+  found = [logits[0]]
+  for token in tokens[5:]:
+    logits, spoken = sampling.speak(
+      params, spoken, jnp.asarray(token[None]), model=model
+    )
+    found.append(logits[0])
+  row = tokens[None]
+  hidden, _ = model.forward(params, row, np.arange(12)[None], np.zeros_like(row))
+  expected = model.logits(params, hidden)[0, 4:]
+  np.testing.assert_allclose(jnp.stack(found), expected, atol=2e-5)

@@ -1,0 +1,166 @@
+"""Families of the hub: the same weights give the logits that transformers computes.
+
+The checkpoints are made on the spot by transformers, small and random, and read by our
+own code; every number that is expected comes from its.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hub import (
+  DEEPSEEK,
+  FAMILIES,
+  GROUPS,
+  LLAMA3,
+  MSCALE,
+  QWEN3,
+  QWEN3_MOE,
+  V2_GROUPS,
+  VOCAB,
+  YARN,
+  ours,
+  theirs,
+)
+
+from r1jax import drawing, sampling
+from r1jax.model import families
+
+# Logits are of order 3: the sums of two layers, in another order (float32).
+CLOSE = 2e-5
+VARIATIONS = [
+  ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
+  ('llama', {'num_key_value_heads': 4, 'head_dim': 10}),
+  ('llama', {'rope_parameters': {'rope_type': 'linear', 'factor': 3.0}}),
+  ('llama', {'rope_parameters': LLAMA3}),
+  ('qwen2', {'tie_word_embeddings': True, 'rope_parameters': YARN}),
+  ('qwen3', {**QWEN3, 'tie_word_embeddings': True, 'rms_norm_eps': 0.01}),
+  ('qwen3_moe', {**QWEN3_MOE, 'norm_topk_prob': True, 'num_experts_per_tok': 3}),
+  ('deepseek_v2', {**DEEPSEEK, 'q_lora_rank': None, 'routed_scaling_factor': 3.0}),
+  ('deepseek_v2', {**DEEPSEEK, **V2_GROUPS, 'rope_parameters': MSCALE}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'norm_topk_prob': False}),
+  ('deepseek_v3', {**DEEPSEEK, 'n_group': 1, 'topk_group': 1, 'n_shared_experts': 1}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rope_parameters': MSCALE}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rope_interleave': False}),
+]
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'fields'), [*FAMILIES.items(), *VARIATIONS], ids=lambda x: str(x)[:60]
+)
+def test_logits_are_those_of_transformers(model_type, fields, tmp_path):
+  reference = theirs(model_type, fields)
+  model, params = ours(reference, tmp_path / 'model')
+  # Beyond the length that RoPE is stretched from.
+  tokens = np.random.default_rng(1).integers(VOCAB, size=(2, 100))
+  positions = np.broadcast_to(np.arange(100), tokens.shape)
+  hidden, _ = jax.jit(model.forward)(params, tokens, positions, np.zeros_like(tokens))
+  with torch.no_grad():
+    expected = reference(torch.tensor(tokens)).logits.numpy()
+  assert np.abs(expected).max() > 1
+  np.testing.assert_allclose(model.logits(params, hidden), expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize('model_type', FAMILIES)
+def test_greedy_continuations_are_those_of_transformers(model_type, tmp_path):
+  reference = theirs(model_type, FAMILIES[model_type])
+  model, params = ours(reference, tmp_path / 'model')
+  rng = np.random.default_rng(2)
+  prompts = [rng.integers(VOCAB, size=length) for length in (9, 4)]
+  tokens, mask = np.zeros((2, 9), int), np.zeros((2, 9), bool)
+  for row, prompt in enumerate(prompts):
+    tokens[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = prompt, True
+  said = sampling.sample(
+    params,
+    jax.random.split(jax.random.key(0), 2),
+    jnp.asarray(tokens),
+    jnp.asarray(mask),
+    model=model,
+    config=drawing.Config(temperature=0),
+    group_size=1,
+    max_length=64,
+    stop_ids=(),
+  )
+  for row, prompt in enumerate(prompts):
+    # One by one, so that padding has nothing to change there.
+    expected = reference.generate(
+      torch.tensor(prompt[None]),
+      attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+      max_new_tokens=64,
+      do_sample=False,
+    )
+    np.testing.assert_array_equal(said.tokens[row, 0], expected[0, len(prompt) :])
+
+
+def test_sampled_and_scored_log_probs_of_latent_attention_agree(tmp_path):
+  # Sampling attends to the compressed cache, scoring opens it.
+  model, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'm')
+  prompts = jnp.asarray(np.random.default_rng(3).integers(VOCAB, size=(2, 7)))
+  mask = jnp.ones(prompts.shape, bool).at[0, :3].set(False)
+  said = sampling.sample(
+    params,
+    jax.random.split(jax.random.key(1), 2),
+    prompts,
+    mask,
+    model=model,
+    config=drawing.Config(),
+    group_size=3,
+    max_length=40,
+    stop_ids=(),
+  )
+  scored, _ = sampling.score(params, prompts, mask, said.tokens, model=model)
+  np.testing.assert_allclose(said.logp, scored, atol=1e-4)
+
+
+def test_the_cache_of_latent_attention_is_the_latent_and_one_key(tmp_path):
+  model, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'm')
+  tokens = np.zeros((2, 5), int)
+  _, own = model.forward(params, tokens, tokens, tokens)
+  # 8 of the latent and 4 of the shared key, a layer and position; no values beside.
+  assert own.k.shape == (3, 2, 1, 12, 5)
+  assert own.v is None
+
+
+CONFIG = {
+  'model_type': 'llama',
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'intermediate_size': 48,
+  'vocab_size': 10,
+  'max_position_embeddings': 64,
+}
+
+
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    ({'model_type': 'gpt2'}, "model_type: expected one of llama, .*, got 'gpt2'"),
+    ({'hidden_size': None}, 'hidden_size: expected a whole number, got None'),
+    ({'num_hidden_layers': '2'}, "num_hidden_layers: expected a whole .*, got '2'"),
+    ({'num_key_value_heads': 3}, 'kv_heads: expected a divisor of heads=4, got 3'),
+    ({'hidden_act': 'gelu'}, "hidden_act: expected 'silu', got 'gelu'"),
+    ({'attention_bias': True}, 'attention_bias: expected False, got True'),
+    ({'use_sliding_window': True}, 'use_sliding_window: expected False, got True'),
+    ({'layer_types': ['sliding_attention'] * 2}, 'sliding windows are not computed'),
+    ({'rope_scaling': {'type': 'dynamic'}}, "rope_type: .*, got 'dynamic'"),
+    ({'rope_scaling': {'type': 'linear'}}, 'factor: expected a finite number above 0'),
+    ({'quantization_config': {'quant_method': 'gptq'}}, "'fp8' or no .*, got 'gptq'"),
+    ({'model_type': 'deepseek_v3'}, 'kv_lora_rank: expected a whole number, got None'),
+    ({'model_type': 'qwen3_moe', 'mlp_only_layers': [1]}, r'mlp_only_layers: expected'),
+  ],
+)
+def test_a_config_that_asks_for_something_else_is_refused(changed, message):
+  with pytest.raises(families.FamilyError, match=message):
+    families.read_config({**CONFIG, **changed})
+
+
+def test_older_files_split_the_parameters_of_rope_in_two_fields():
+  new = {'rope_parameters': {'rope_theta': 7.0, 'rope_type': 'linear', 'factor': 2.0}}
+  old = {'rope_theta': 7.0, 'rope_scaling': {'type': 'linear', 'factor': 2.0}}
+  found = [families.read_config(json.loads(json.dumps(CONFIG | x))) for x in (new, old)]
+  assert found[0] == found[1]
+  assert (found[0].rope_theta, found[0].rope.factor) == (7.0, 2.0)

@@ -1,0 +1,151 @@
+"""Experts against a dense reference: every expert on every token, weighted or by 0."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax.model.config import Experts
+from r1jax.model.decoder import Int8
+from r1jax.model.mlp import experts, route
+
+PLAIN = Experts(count=6, active=2, d_ff=5)
+V3 = Experts(
+  count=8,
+  active=3,
+  d_ff=5,
+  shared=2,
+  scores='sigmoid',
+  groups=4,
+  active_groups=2,
+  scale=2.5,
+)
+CONFIGS = [
+  PLAIN,
+  dataclasses.replace(PLAIN, normalised=False, scale=0.7),
+  dataclasses.replace(PLAIN, count=8, groups=4, active_groups=2, active=3),
+  V3,
+  dataclasses.replace(V3, normalised=False, shared=0),
+]
+
+
+PARTS = ('gate', 'up', 'down')
+
+
+def random_weights(config, width=4):
+  rng = np.random.default_rng(0)
+  inner, shared = (width, config.d_ff), config.shared * config.d_ff
+  shapes = {
+    'router': (width, config.count),
+    'expert_gate': (config.count, *inner),
+    'expert_up': (config.count, *inner),
+    'expert_down': (config.count, config.d_ff, width),
+    'shared_gate': (width, shared),
+    'shared_up': (width, shared),
+    'shared_down': (shared, width),
+    'balance': (config.count,),
+  }
+  return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def dense(x, w, c):
+  """A token at a time, every expert, float64."""
+  score = np.exp(x @ w['router'])
+  score = score / score.sum() if c.scores == 'softmax' else score / (1 + score)
+  wanted = score + (w['balance'] if c.scores == 'sigmoid' else 0)
+  groups = np.sort(wanted.reshape(c.groups, -1))[
+    :, -1 if c.scores == 'softmax' else -2 :
+  ]
+  closed = np.argsort(groups.sum(1))[: c.groups - c.active_groups]
+  wanted.reshape(c.groups, -1)[closed] = -np.inf
+  weight = np.where(np.argsort(np.argsort(wanted)) >= c.count - c.active, score, 0)
+  weight *= c.scale / (weight.sum() if c.normalised else 1)
+  ways = list(zip(*(w[f'expert_{part}'] for part in PARTS), strict=True))
+  if c.shared:
+    ways.append(tuple(w[f'shared_{part}'] for part in PARTS))
+    weight = np.append(weight, 1)
+  out = 0
+  for (gate, up, down), share in zip(ways, weight, strict=True):
+    hidden = x @ gate
+    out = out + share * ((hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down)
+  return out
+
+
+def ours(x, weights, config):
+  if config.scores == 'softmax':
+    weights = {name: w for name, w in weights.items() if name != 'balance'}
+  return experts(jnp.asarray(x), weights, config, 'float32')
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_experts_are_the_dense_sum_in_values_and_gradients(config):
+  weights = random_weights(config)
+  rng = np.random.default_rng(1)
+  x, out = rng.normal(size=(2, 7, 4)), rng.normal(size=(2, 7, 4))
+
+  def expected(x, weights):
+    rows = [dense(row, weights, config) for row in x.reshape(-1, 4)]
+    return np.reshape(rows, x.shape)
+
+  single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (x, weights))
+  np.testing.assert_allclose(
+    ours(single[0], single[1], config), expected(x, weights), atol=1e-4
+  )
+
+  slope_x, slopes = jax.grad(
+    lambda x, weights: jnp.sum(ours(x, weights, config) * out), argnums=(0, 1)
+  )(*single)
+  # Central differences of the reference in float64, along a random direction of each.
+  for name in ('x', *weights):
+    base = x if name == 'x' else weights[name]
+    direction = rng.normal(size=base.shape)
+
+    def at(step, name=name, base=base, direction=direction):
+      moved = base + step * direction
+      if name == 'x':
+        return np.sum(expected(moved, weights) * out)
+      return np.sum(expected(x, {**weights, name: moved}) * out)
+
+    slope = (at(1e-6) - at(-1e-6)) / 2e-6
+    found = np.sum(np.asarray(slope_x if name == 'x' else slopes[name]) * direction)
+    np.testing.assert_allclose(found, slope, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_no_token_is_dropped_when_all_choose_the_same_experts():
+  config = dataclasses.replace(PLAIN, active=1)
+  weights = random_weights(config)
+  weights['router'] = np.zeros((4, 6))
+  weights['router'][:, 3] = 100.0
+  x = np.abs(np.random.default_rng(2).normal(size=(1, 50, 4)))
+  rows = [dense(row, weights, config) for row in x[0]]
+  single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (x, weights))
+  np.testing.assert_allclose(ours(single[0], single[1], config)[0], rows, atol=1e-4)
+
+
+def test_a_bias_decides_who_is_chosen_and_not_with_which_weight():
+  x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+  router = random_weights(V3)['router'].astype(np.float32)
+  config = dataclasses.replace(V3, groups=1, active_groups=1, active=2)
+  bias = np.zeros(8, np.float32)
+  bias[[1, 6]] = 10
+  chosen, weight = route(jnp.asarray(x), jnp.asarray(router), jnp.asarray(bias), config)
+  assert {frozenset(row) for row in chosen.tolist()} == {frozenset({1, 6})}
+  score = 1 / (1 + np.exp(-x @ router))
+  expected = np.take_along_axis(score, np.asarray(chosen), 1)
+  expected *= 2.5 / expected.sum(1, keepdims=True)
+  np.testing.assert_allclose(weight, expected, rtol=1e-5)
+
+
+def test_int8_experts_compute_what_their_values_times_scales_do():
+  weights = jax.tree.map(
+    lambda leaf: jnp.asarray(leaf, jnp.float32), random_weights(V3)
+  )
+  wide, small = dict(weights), dict(weights)
+  for name in ('expert_gate', 'expert_up', 'expert_down'):
+    scale = jnp.abs(weights[name]).max(1) / 127
+    values = jnp.round(weights[name] / scale[:, None]).astype(jnp.int8)
+    small[name], wide[name] = Int8(values, scale), values * scale[:, None]
+  x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 9, 4)), jnp.float32)
+  np.testing.assert_allclose(ours(x, small, V3), ours(x, wide, V3), atol=1e-4)

@@ -1,0 +1,233 @@
+"""A checkpoint of the hub through a run and back; a model made here on its way out."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from hub import checkpoint
+
+from experiments import grpo
+from r1jax import hub, mesh, tasks, text
+from r1jax.model import weights
+from r1jax.model.config import ModelConfig
+from r1jax.stages import finetune, lineage, pretrained
+from r1jax.stages.run import start
+from r1jax.tasks import gsm8k
+from scripts import convert
+
+EXTRA = 'model.layers.3.eh_proj.weight'  # of the module for multi-token prediction
+
+
+def run(*words):
+  done = subprocess.run(
+    [sys.executable, '-m', *words],
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
+def named(folder):
+  found: dict[str, np.ndarray] = {}
+  for file in folder.glob('*.safetensors'):
+    found |= safetensors.numpy.load_file(file)
+  return found
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A folder of the hub, a run of GRPO on it, and what the run was written back as."""
+  folder = tmp_path_factory.mktemp('grpo')
+  checkpoint(folder / 'model', 'deepseek_v3')
+  extra = {**named(folder / 'model'), EXTRA: np.full((2, 3), 7, np.float32)}
+  safetensors.numpy.save_file(extra, folder / 'model' / weights.SINGLE)
+  command = (
+    *('experiments.grpo', '--model.path', str(folder / 'model')),
+    *('--model.template', 'plain', '--workdir', str(folder / 'run')),
+    *('--data-dir', str(folder / 'data'), '--task', 'arithmetic'),
+    *('--rl.steps', '1', '--rl.max-length', '0', '8', '--rl.max-prompt-length', '32'),
+    *('--evaluate.problems', '8', '--rl-optim.learning-rate', '1e-3'),
+    *('--grpo.kl-coef', '1', '--rl.minibatches', '2'),
+  )
+  code, output = run(*command)
+  assert code == 0, output
+  code, output = run('scripts.convert', str(folder / 'run'), str(folder / 'out'))
+  assert code == 0, output
+  return folder
+
+
+def test_a_run_gives_back_a_checkpoint_that_transformers_opens(trained):
+  before, after = named(trained / 'model'), named(trained / 'out')
+  assert before.keys() == after.keys()
+  assert {x.dtype for x in after.values()} == {np.dtype(np.float32)}
+  np.testing.assert_array_equal(after[EXTRA], before[EXTRA])  # read and kept
+  config = json.loads((trained / 'model/config.json').read_text())
+  assert json.loads((trained / 'out/config.json').read_text()) == config
+  for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
+    assert (trained / 'out' / name).read_bytes() == (
+      (trained / 'model' / name).read_bytes()
+    )
+  opened = transformers.AutoModelForCausalLM.from_pretrained(
+    trained / 'out', attn_implementation='eager'
+  ).eval()
+  stage = lineage.load(trained / 'run')
+  params = stage.params(mesh.make())
+  tokens = np.random.default_rng(0).integers(2, 290, size=(1, 20))
+  zeros = np.zeros_like(tokens)
+  model = stage.model.functions
+  hidden, _ = model.forward(params, tokens, np.arange(20)[None], zeros)
+  with torch.no_grad():
+    expected = opened(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(model.logits(params, hidden), expected, atol=2e-5)
+
+
+def test_a_finished_run_is_not_run_again(trained):
+  command = json.loads((trained / 'run/config.json').read_text())['command']
+  code, output = run(*shlex.split(command)[2:])
+  assert code == 0
+  assert 'is finished' in output
+
+
+def test_without_its_source_a_run_is_written_but_for_what_it_did_not_use(
+  trained, tmp_path
+):
+  shutil.copytree(trained / 'run', tmp_path / 'run')
+  source = tmp_path / 'run' / lineage.HUB / pretrained.SOURCE
+  source.write_text(json.dumps({'path': str(tmp_path / 'gone')}))
+  convert.convert(convert.Convert(str(tmp_path / 'run'), str(tmp_path / 'out')))
+  assert named(tmp_path / 'out').keys() == named(trained / 'out').keys() - {EXTRA}
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+  workdir: str
+  base: finetune.Config = finetune.Config()
+
+
+def test_a_model_that_was_made_here_opens_in_transformers(tmp_path):
+  config = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=1, head_dim=8, d_ff=32)
+  tokenizer = text.Tokenizer.train(['User: 3+5\nAssistant: <think>'] * 9, 280)
+  model = lineage.Model(config, tokenizer, 'plain')
+  params = model.init(mesh.make(), 0)
+  zero = Zero(str(tmp_path / 'zero'))
+  with start(zero, phases=()) as job:
+    lineage.finish(job, 'r1_zero', zero, model, {'final': params})
+  convert.convert(convert.Convert(str(tmp_path / 'zero'), str(tmp_path / 'out')))
+
+  opened = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'out', attn_implementation='eager'
+  )
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  messages = [{'role': 'user', 'content': 'make 16 from 3 5 2'}]
+  ids = theirs.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=False
+  )
+  assert ids == tokenizer.prompt_ids('plain', 'make 16 from 3 5 2')
+  assert (theirs.eos_token_id, theirs.pad_token_id) == (1, 0)
+  assert opened.generation_config.eos_token_id == 1
+  tokens = np.array([ids])
+  zeros = np.zeros_like(tokens)
+  hidden, _ = model.functions.forward(params, tokens, np.arange(len(ids))[None], zeros)
+  with torch.no_grad():
+    expected = opened.eval()(torch.tensor(tokens)).logits.numpy()
+  found = model.functions.logits(params, hidden)
+  np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('hub') / 'model'
+  checkpoint(folder, 'llama')
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({}, 'model.path: expected the folder of a checkpoint, got none'),
+    ({'path': '/nowhere'}, 'model.path: expected a folder .*, which is not there'),
+    ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
+    ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
+    ({'dtype': 'int4'}, "model.dtype: expected one of float32, bfloat16, got 'int4'"),
+  ],
+)
+def test_what_cannot_be_started_from_is_said_before_anything_is_read(
+  folder, settings, message
+):
+  path = {} if settings == {} else {'path': str(folder)}
+  with pytest.raises(ValueError, match=message):
+    pretrained.look_up(pretrained.Config(**{**path, **settings}))
+
+
+def test_more_tokens_than_rows_are_refused(folder, tmp_path):
+  shutil.copytree(folder, tmp_path / 'model')
+  words = [f'{a}{b}{c}' for a in 'brst' for b in 'aeiou' for c in 'klmnp']
+  tokenizer = text.Tokenizer.train([' '.join(words)] * 9, 360)
+  tokenizer.save(tmp_path / 'model' / hub.TOKENIZER)
+  with pytest.raises(ValueError, match=r'at most 300 tokens, the rows .*, got a'):
+    pretrained.look_up(pretrained.Config(path=str(tmp_path / 'model')))
+
+
+def test_parameters_may_be_bfloat16(folder):
+  config = pretrained.Config(path=str(folder), param_dtype='bfloat16')
+  found = pretrained.look_up(config)
+  params = found.params(mesh.make())
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+
+
+def test_an_unknown_task_is_named():
+  with pytest.raises(ValueError, match=r"task: expected one of .*'gsm8k'.*, got 'x'"):
+    grpo.Grpo(task='x')
+
+
+@pytest.mark.parametrize(
+  ('answer', 'right'),
+  [
+    ('72', True),
+    ('72.0', True),
+    ('$72', True),
+    ('72 apples', True),
+    ('0072', True),
+    ('-72', False),
+    ('7 2', False),
+    ('71+1', False),
+    ('', False),
+    ('9' * 5000, False),
+    ('7' * 39 + '.' + '1' * 500, False),
+  ],
+)
+def test_an_answer_to_gsm8k_is_one_number(answer, right):
+  row = {'question': b' How many? ', 'short_answer': b'72'}
+  problem = gsm8k.problem('test-0', row)
+  assert problem.question == 'How many?'
+  assert tasks.verify(problem, answer) is right
+
+
+def test_thousands_are_read_with_and_without_a_comma():
+  row = {'question': b'How much?', 'short_answer': b'1,234'}
+  problem = gsm8k.problem('test-0', row)
+  assert tasks.verify(problem, '$1234.00')
+  assert not tasks.verify(problem, '12,34')
+  assert tasks.answer_key(problem, '1,234') == tasks.answer_key(problem, '1234')
+
+
+def test_a_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def fail(*args, **settings):
+    raise ConnectionError('no route\nand more')
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
+  with pytest.raises(OSError, match=r'could not be fetched .no route.; fetch it where'):
+    gsm8k.load(gsm8k.Config(), 'test', str(tmp_path))

@@ -1,0 +1,231 @@
+"""Checkpoints in and out: the same bytes, straight to the devices, and plain errors."""
+
+import json
+import struct
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import transformers
+from hub import BASE, FAMILIES, ours, theirs
+
+from r1jax import mesh
+from r1jax.model import weights
+
+
+def tensors(folder):
+  """Every tensor of a checkpoint, by name, as the library reads it."""
+  found: dict[str, np.ndarray] = {}
+  for file in folder.glob('*.safetensors'):
+    found |= safetensors.numpy.load_file(file)
+  return found
+
+
+def everywhere(*_):
+  return mesh.sharding(mesh.make())
+
+
+def round_trip(source, target, dtype=None, **settings):
+  checkpoint = weights.open_checkpoint(source)
+  params = weights.read(checkpoint, everywhere, dtype)
+  named = weights.tensors(params, checkpoint)
+  weights.write(target, named, checkpoint.dtype, **settings)
+  return params
+
+
+@pytest.mark.parametrize('model_type', FAMILIES)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_round_trip_gives_every_tensor_back_bit_for_bit(model_type, dtype, tmp_path):
+  model = theirs(model_type, FAMILIES[model_type]).to(getattr(torch, dtype))
+  model.save_pretrained(tmp_path / 'a', max_shard_size='20KB')
+  assert (tmp_path / 'a' / weights.INDEX).exists()
+  # bfloat16 fits in float32, and comes back.
+  round_trip(tmp_path / 'a', tmp_path / 'b', 'float32', shard_bytes=30_000)
+  before, after = tensors(tmp_path / 'a'), tensors(tmp_path / 'b')
+  assert before.keys() == after.keys()
+  for name, expected in before.items():
+    assert after[name].dtype == expected.dtype
+    assert after[name].tobytes() == expected.tobytes(), name
+  index = json.loads((tmp_path / 'b' / weights.INDEX).read_text())
+  for name, file in index['weight_map'].items():
+    assert name in safetensors.numpy.load_file(tmp_path / 'b' / file)
+
+
+def test_transformers_opens_what_was_written(tmp_path):
+  model = theirs('qwen2', {'tie_word_embeddings': True})
+  model.save_pretrained(tmp_path / 'a')
+  config = (tmp_path / 'a/config.json').read_text()
+  round_trip(tmp_path / 'a', tmp_path / 'b', files={'config.json': config})
+  opened = [
+    transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / name, attn_implementation='eager'
+    )
+    for name in 'ab'
+  ]
+  before, back = opened
+  fields = [one.config.to_dict() | {'_name_or_path': ''} for one in opened]
+  assert fields[0] == fields[1]
+  tokens = torch.arange(20)[None]
+  with torch.no_grad():
+    torch.testing.assert_close(
+      back(tokens).logits, before(tokens).logits, rtol=0, atol=0
+    )
+
+
+def test_leaves_lie_where_they_are_asked_to(tmp_path):
+  theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'a')
+  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  whole = weights.read(checkpoint, everywhere)
+  devices = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def cut(path, shape):
+    """Over the last axis that four devices divide."""
+    axes = [n for n, size in enumerate(shape) if size % 4 == 0 and n]
+    spec = ['x' if axes and n == axes[-1] else None for n in range(len(shape))]
+    return jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec(*spec))
+
+  parts = weights.read(checkpoint, cut)
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  shards = parts['blocks']['query'].addressable_shards
+  assert {shard.data.shape for shard in shards} == {(2, 32, 4, 3)}  # of 12 channels
+
+
+def test_fp8_blocks_are_read_times_their_scales(tmp_path):
+  # 160 by 300: blocks of 128, the last ones not full.
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(160, 300)).astype(ml_dtypes.float8_e4m3fn)
+  scales = rng.uniform(0.5, 2, (2, 3)).astype(np.float32)
+  named = {'w': values, 'w_scale_inv': scales}
+  safetensors.numpy.save_file(named, tmp_path / weights.SINGLE)
+  found = weights.numbers(dict(weights.find(tmp_path)), 'w', np.dtype(np.float32))
+  for row, column in [(0, 0), (127, 128), (128, 127), (159, 299), (130, 260)]:
+    scale = scales[row // 128, column // 128]
+    assert found[row, column] == np.float32(values[row, column]) * scale
+
+
+@pytest.fixture
+def folder(tmp_path):
+  theirs('llama', {}).save_pretrained(tmp_path / 'a', max_shard_size='20KB')
+  return tmp_path / 'a'
+
+
+def changed(folder, name, change):
+  """The checkpoint with another tensor in a place."""
+  placed = json.loads((folder / weights.INDEX).read_text())['weight_map'][name]
+  named = safetensors.numpy.load_file(folder / placed)
+  named[name] = change(named[name])
+  safetensors.numpy.save_file(named, folder / placed)
+
+
+K = 'model.layers.1.self_attn.k_proj.weight'
+
+
+def test_a_missing_shard_is_named(folder):
+  file = sorted(folder.glob('*.safetensors'))[1]
+  file.unlink()
+  with pytest.raises(weights.WeightsError, match=rf'{file.name} is missing, which'):
+    weights.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize('left', [0, 7, 100, -1])
+def test_a_shard_that_is_cut_off_is_named_before_anything_is_read(folder, left):
+  file = min(folder.glob('*.safetensors'))
+  file.write_bytes(file.read_bytes()[:left])
+  with pytest.raises(weights.WeightsError, match=rf'{file.name} is cut off, damaged'):
+    weights.open_checkpoint(folder)
+
+
+def test_a_header_that_lies_about_its_length_is_refused(folder):
+  file = min(folder.glob('*.safetensors'))
+  file.write_bytes(struct.pack('<Q', 2**60) + file.read_bytes()[8:])
+  with pytest.raises(weights.WeightsError, match=rf'{file.name} is cut off, damaged'):
+    weights.open_checkpoint(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder):
+  changed(folder, K, lambda x: x[:, :-1].copy())
+  message = r'k_proj.weight: expected the shape \(16, 32\) .*, found \(16, 31\)'
+  with pytest.raises(weights.WeightsError, match=message):
+    weights.open_checkpoint(folder)
+
+
+def test_a_tensor_of_another_type_is_named(folder):
+  changed(folder, K, lambda x: x.astype(np.int32))
+  with pytest.raises(weights.WeightsError, match=r'k_proj.*expected one of F32.*I32'):
+    weights.open_checkpoint(folder)
+
+
+def test_fp8_without_its_scales_is_refused(folder):
+  changed(folder, K, lambda x: x.astype(ml_dtypes.float8_e4m3fn))
+  with pytest.raises(weights.WeightsError, match=r'scales .*_scale_inv .*found none'):
+    weights.open_checkpoint(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+  config = json.loads((folder / 'config.json').read_text())
+  config['num_hidden_layers'] = 3
+  (folder / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(weights.WeightsError, match=r'model\.layers\.2\..* is missing'):
+    weights.open_checkpoint(folder)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(folder):
+  index = json.loads((folder / weights.INDEX).read_text())
+  index['weight_map'][K] = '../elsewhere.safetensors'
+  (folder / weights.INDEX).write_text(json.dumps(index))
+  with pytest.raises(weights.WeightsError, match='expected names of files'):
+    weights.open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (None, 'config.json is not there'),
+    ('{', 'config.json cannot be read'),
+    ('[1]', 'config.json: expected an object, got a list'),
+  ],
+)
+def test_a_bad_config_is_named(folder, content, message):
+  (folder / 'config.json').unlink()
+  if content is not None:
+    (folder / 'config.json').write_text(content)
+  with pytest.raises(weights.WeightsError, match=message):
+    weights.open_checkpoint(folder)
+
+
+def test_pickles_are_never_opened(tmp_path):
+  config = transformers.LlamaConfig(**BASE).to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(config, default=str))
+  (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n')
+  with pytest.raises(weights.WeightsError, match=r'_model.bin is a pickle, which is'):
+    weights.open_checkpoint(tmp_path)
+
+
+def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
+  (tmp_path / 'file').touch()
+  for name, what in (('nothing', 'not there'), ('file', 'a file')):
+    with pytest.raises(weights.WeightsError, match=f'which is {what}'):
+      weights.open_checkpoint(tmp_path / name)
+
+
+def test_nothing_is_half_written(tmp_path):
+  def broken():
+    yield 'a', np.zeros(3, np.float32)
+    raise RuntimeError('no more')
+
+  with pytest.raises(RuntimeError, match='no more'):
+    weights.write(tmp_path / 'out', broken(), 'float32')
+  assert not list(tmp_path.iterdir())
+  weights.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
+  with pytest.raises(weights.WeightsError, match='out is there already'):
+    weights.write(tmp_path / 'out', iter([]), 'float32')
+
+
+def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
+  _, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'a')
+  config = weights.open_checkpoint(tmp_path / 'a').config
+  expected = weights.shapes_of(config, BASE['vocab_size'])
+  assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)
