@@ -2,7 +2,8 @@
 
 `python -m scripts.convert runs/a --to hf out/` writes a folder in the layout of the
 Hugging Face hub: config.json, safetensors, tokenizer and chat template. `transformers`
-opens it as it is, and so does `--model.path out/` here.
+opens it as it is, and so does `--model.path out/` here. `--to peft` writes the adapters
+of a run with LoRA alone, for the library of that name; `hf` adds them to the weights.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import tyro
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families, weights
+from r1jax.model import families, peft, weights
 from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
 
@@ -29,7 +30,7 @@ class Convert:
 
   run: tyro.conf.Positional[str] = ''  # work directory of a finished stage
   out: tyro.conf.Positional[str] = ''  # a folder that there is not yet
-  to: Literal['hf'] = 'hf'  # the layout
+  to: Literal['hf', 'peft'] = 'hf'  # the layout
   params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
   # None is the source's, or float32 for a model that was made here
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
@@ -52,7 +53,13 @@ def convert(config: Convert) -> Path:
       f'params: expected one of {", ".join(stage.record["params"])}, got '
       f'{config.params!r}'
     )
-  like = pretrained.kept(stage.path) or _made_here(stage)
+  if config.to == 'peft':
+    if not stage.model.lora.rank:
+      raise ValueError(f'to: expected a run with adapters for peft, got {stage.path}')
+    adapters = stage.adapters(config.params)
+    peft.write(config.out, adapters, stage.model.lora, stage.source())
+    return Path(config.out)
+  like = pretrained.kept(stage) or _made_here(stage)
   dtype = config.dtype or like.dtype
   files: dict[str, str | Path] = {
     name: stage.path / lineage.HUB / name

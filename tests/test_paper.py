@@ -25,7 +25,7 @@ from experiments.paper import (
 )
 from experiments.paper.stage import RL, SFT
 from r1jax import grpo, text
-from r1jax.model import presets, weights
+from r1jax.model import decoder, presets
 from r1jax.stages.rl_config import at
 
 BASE = 'DeepSeek-V3-Base'
@@ -209,7 +209,7 @@ def test_the_evaluation_protocol():
 
 
 def test_the_model_has_671b_parameters_of_which_a_token_uses_37b():
-  shapes = weights.shapes_of(*presets.PRESETS['DeepSeek-V3-Base'])
+  shapes = decoder.shapes(*presets.PRESETS['DeepSeek-V3-Base'])
   total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
   experts = sum(
     math.prod(shapes['blocks'][f'expert_{name}'].shape)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.paper import distill
-from r1jax.model import presets, weights
+from r1jax.model import decoder, presets
 
 # Of the hub's pages, which count the numbers in the files; a head that is tied is
 # counted once here. DeepSeek-V3: 671B of the main model, without the 14B of the module
@@ -45,7 +45,7 @@ def test_every_preset_is_counted():
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_a_preset_has_as_many_parameters_as_published(name):
-  shapes = weights.shapes_of(*presets.PRESETS[name])
+  shapes = decoder.shapes(*presets.PRESETS[name])
   counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
   assert counted == PUBLISHED[name]
 

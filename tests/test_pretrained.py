@@ -103,8 +103,9 @@ def test_without_its_source_a_run_is_written_but_for_what_it_did_not_use(
   trained, tmp_path
 ):
   shutil.copytree(trained / 'run', tmp_path / 'run')
-  source = tmp_path / 'run' / lineage.HUB / pretrained.SOURCE
-  source.write_text(json.dumps({'path': str(tmp_path / 'gone')}))
+  source = tmp_path / 'run' / lineage.HUB / lineage.SOURCE
+  kept = json.loads(source.read_text())
+  source.write_text(json.dumps({**kept, 'path': str(tmp_path / 'gone')}))
   convert.convert(convert.Convert(str(tmp_path / 'run'), str(tmp_path / 'out')))
   assert named(tmp_path / 'out').keys() == named(trained / 'out').keys() - {EXTRA}
 

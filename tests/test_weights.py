@@ -13,7 +13,7 @@ import transformers
 from hub import BASE, FAMILIES, ours, theirs
 
 from r1jax import mesh
-from r1jax.model import weights
+from r1jax.model import decoder, weights
 
 
 def tensors(folder):
@@ -227,5 +227,5 @@ def test_nothing_is_half_written(tmp_path):
 def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
   _, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'a')
   config = weights.open_checkpoint(tmp_path / 'a').config
-  expected = weights.shapes_of(config, BASE['vocab_size'])
+  expected = decoder.shapes(config, BASE['vocab_size'])
   assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)

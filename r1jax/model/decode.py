@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import ModelConfig
-from r1jax.model.mlp import Int8, experts
+from r1jax.model.mlp import Int8, Lora, experts
 from r1jax.model.rope import turn
 
 
@@ -77,6 +77,8 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
 
   def turn(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
+    if isinstance(w, Lora):
+      w = w.merged()  # once, and not at each token
     if name in _AS_IT_IS:
       return w
     if name.endswith('_norm'):

@@ -265,6 +265,12 @@ def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
   return model.init(key, tokens, tokens, tokens)['params']
 
 
+def shapes(config: ModelConfig, vocab_size: int) -> Any:
+  """Returns the tree of parameters as shapes, nothing allocated."""
+  fresh = functools.partial(init, config, vocab_size)
+  return nn.meta.unbox(jax.eval_shape(fresh, jax.random.key(0)))
+
+
 def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   """Returns the pure functions `forward`, `logits` and `decoding`.
 
@@ -297,11 +303,9 @@ def matrices(config: ModelConfig) -> Any:
     **dict.fromkeys(('gate', 'up', 'down'), plain),
     **dict.fromkeys(('shared_gate', 'shared_up', 'shared_down'), plain),
   }
-  shapes = nn.meta.unbox(
-    jax.eval_shape(functools.partial(init, config, 1), jax.random.key(0))
-  )
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: known.get(path[-1].key) if len(path) == 2 else None, shapes
+    lambda path, _: known.get(path[-1].key) if len(path) == 2 else None,
+    shapes(config, 1),
   )
 
 

@@ -21,6 +21,21 @@ class Int8(NamedTuple):
   scale: jax.Array  # float32, its output axes
 
 
+class Lora(NamedTuple):
+  """A weight matrix and the two thin ones whose product is added; see `lora`."""
+
+  w: jax.Array
+  a: jax.Array  # the matrix's input axes, then r
+  b: jax.Array  # r, then the matrix's output axes; scaled
+
+  def merged(self) -> jax.Array:
+    """Returns the sum as one matrix, in the type of `w`."""
+    lead = self.w.shape[: self.a.ndim + self.b.ndim - 2 - self.w.ndim]
+    rank = self.a.shape[-1]
+    added = self.a.reshape(*lead, -1, rank) @ self.b.reshape(*lead, rank, -1)
+    return (self.w + added.reshape(self.w.shape)).astype(self.w.dtype)
+
+
 def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
   """Returns x @ w, [B, T, F], as one product over the positions of all rows.
 
@@ -29,9 +44,12 @@ def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
 
   Args:
     x_BTD: activations.
-    w: an array or `Int8` whose first axes make up D, and its last ones F.
+    w: an array, `Int8` or `Lora` whose first axes make up D, and its last ones F.
     dtype: to compute in, and of the result.
   """
+  if isinstance(w, Lora):
+    added = dense(dense(x_BTD, w.a, dtype), w.b, dtype)
+    return dense(x_BTD, w.w, dtype) + added
   values, scale = w if isinstance(w, Int8) else (w, None)
   inputs = x_BTD.shape[-1]
   x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
@@ -104,6 +122,8 @@ def experts(
   sorted_M = expert_M[order_M]
 
   def product(x: jax.Array, w: Any) -> jax.Array:
+    if isinstance(w, Lora):
+      return product(x, w.w) + product(product(x, w.a), w.b)
     values, scale = w if isinstance(w, Int8) else (w, None)
     out = jax.lax.ragged_dot(x, values.astype(dtype), sizes_E)
     return out if scale is None else out * scale[sorted_M].astype(dtype)

@@ -8,7 +8,7 @@ is read and written is the same bytes. Nothing is ever unpickled.
 
 import contextlib
 import dataclasses
-import functools
+import hashlib
 import json
 import math
 import os
@@ -24,7 +24,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, families
 from r1jax.model.config import ModelConfig
 from r1jax.model.families import Row
@@ -79,6 +78,14 @@ class Checkpoint:
     return families.vocab_size(self.raw)
 
   @property
+  def digest(self) -> str:
+    """Of its config and of what its files say of their tensors, not of the numbers."""
+    tensors = sorted(
+      (name, x.kind, x.shape, x.start) for name, x in self.tensors.items()
+    )
+    return hashlib.sha256(json.dumps([self.raw, tensors]).encode()).hexdigest()
+
+  @property
   def dtype(self) -> str:
     """The type that its config names, or float32."""
     return self.raw.get('dtype') or self.raw.get('torch_dtype') or 'float32'
@@ -100,7 +107,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
       f'model.path: expected a folder with config.json and safetensors, got {folder}, '
       f'which is {"a file" if folder.exists() else "not there"}'
     )
-  raw = _json(folder / 'config.json')
+  raw = read_json(folder / 'config.json')
   config = families.read_config(raw)
   families.vocab_size(raw)
   tensors = dict(find(folder))
@@ -111,7 +118,8 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
   return found
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+  """Returns the object in a file of JSON; WeightsError says what is wrong with it."""
   try:
     found = json.loads(file.read_text(encoding='utf-8'))
   except FileNotFoundError:
@@ -124,9 +132,9 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def find(folder: Path) -> Iterator[tuple[str, Stored]]:
-  """The tensors of all files of a checkpoint."""
+  """The tensors of all files of a checkpoint, by name."""
   if (folder / INDEX).exists():
-    placed = _json(folder / INDEX).get('weight_map')
+    placed = read_json(folder / INDEX).get('weight_map')
     if not isinstance(placed, dict):
       raise WeightsError(f'{folder / INDEX}: expected a weight_map, found none')
     for name in sorted(set(placed.values())):
@@ -134,16 +142,17 @@ def find(folder: Path) -> Iterator[tuple[str, Stored]]:
         raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
       if not (folder / name).is_file():
         raise WeightsError(f'{folder / name} is missing, which {INDEX} names')
-      yield from _header(folder / name)
+      yield from header(folder / name)
   elif (folder / SINGLE).is_file():
-    yield from _header(folder / SINGLE)
+    yield from header(folder / SINGLE)
   else:
     others = [path.name for path in folder.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
     raise WeightsError(f'{folder}: expected {SINGLE} or {INDEX}, found none{hint}')
 
 
-def _header(file: Path) -> Iterator[tuple[str, Stored]]:
+def header(file: Path) -> Iterator[tuple[str, Stored]]:
+  """The tensors of a file, by name; WeightsError for one that is not whole."""
   try:
     # The library has looked at every length and offset when it returns.
     with safetensors.safe_open(file, 'np'):
@@ -212,7 +221,7 @@ def _parts(
 
   The tensors lie in the leaf one after the other, along its leading axes.
   """
-  shapes = shapes_of(config, vocab_size)
+  shapes = decoder.shapes(config, vocab_size)
 
   def leaf(path: tuple[str, ...]) -> tuple[int, ...]:
     found = shapes
@@ -245,12 +254,6 @@ def _their_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_bias(row: Row) -> bool:
   return row.ours[-1].endswith('_bias')
-
-
-def shapes_of(config: ModelConfig, vocab_size: int) -> Any:
-  """Returns the tree of parameters as shapes, nothing allocated."""
-  init = functools.partial(decoder.init, config, vocab_size)
-  return mesh_lib.unbox(jax.eval_shape(init, jax.random.key(0)))
 
 
 def read(
@@ -334,6 +337,7 @@ def write(
   dtype: str,
   files: Mapping[str, str | Path] | None = None,
   shard_bytes: int = SHARD_BYTES,
+  name: str = SINGLE,
 ) -> None:
   """Writes a checkpoint's folder whole or not at all.
 
@@ -343,6 +347,7 @@ def write(
     dtype: that they are written in.
     files: further files, by name: a text, or a path to copy.
     shard_bytes: of a file; more than one gets an index.
+    name: of the file if it is one.
 
   Raises:
     WeightsError: there is something in the folder's place.
@@ -353,12 +358,12 @@ def write(
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial', dir=folder.parent))
   try:
-    _write_shards(partial, named, DTYPES[KINDS[dtype]], shard_bytes)
-    for name, content in (files or {}).items():
+    _write_shards(partial, named, DTYPES[KINDS[dtype]], shard_bytes, name)
+    for other, content in (files or {}).items():
       if isinstance(content, Path):
-        shutil.copyfile(content, partial / name)
+        shutil.copyfile(content, partial / other)
       else:
-        (partial / name).write_text(content, encoding='utf-8')
+        (partial / other).write_text(content, encoding='utf-8')
     partial.chmod(0o755)
     partial.rename(folder)
   finally:
@@ -371,6 +376,7 @@ def _write_shards(
   named: Iterator[tuple[str, np.ndarray]],
   dtype: np.dtype,
   shard_bytes: int,
+  single: str,
 ) -> None:
   shards: list[list[str]] = []
   held: dict[str, np.ndarray] = {}
@@ -391,7 +397,7 @@ def _write_shards(
     total += array.nbytes
   put()
   if len(shards) == 1:
-    (folder / 'shard-0').rename(folder / SINGLE)
+    (folder / 'shard-0').rename(folder / single)
     return
   placed: dict[str, str] = {}
   for n, names in enumerate(shards):

@@ -162,7 +162,7 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
 
 def _longest(stage: lineage.Stage) -> int:
   """Positions that a stage's model has seen."""
-  like = pretrained.kept(stage.path)
+  like = pretrained.kept(stage)
   if like is not None:
     return like.raw.get('max_position_embeddings', 2**20)
   config = stage.record['config']

@@ -6,6 +6,8 @@ digests of the records of its parents, so that every model can be traced to a se
 next stage takes that directory, and nothing else, to find all it needs.
 """
 
+from __future__ import annotations  # fields have the names of their modules
+
 import contextlib
 import dataclasses
 import functools
@@ -20,7 +22,7 @@ import jax
 
 from r1jax import hub, sampling, tasks, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import decoder
+from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.generate import Generator
@@ -28,10 +30,12 @@ from r1jax.stages.run import Run
 from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
 
 FIELDS = (
-  *('stage', 'config', 'model', 'rows', 'template', 'files', 'params', 'parents'),
+  *('stage', 'config', 'model', 'rows', 'lora', 'template', 'files', 'params'),
+  'parents',
 )
 TOKENIZER = 'tokenizer.json'
 HUB = 'hub'  # folder in a run's: what came with a model of the hub, but its weights
+SOURCE = 'source.json'  # in it: where the weights lie
 
 
 class LineageError(WorkdirError):
@@ -46,6 +50,7 @@ class Model:
   tokenizer: text.Tokenizer
   template: str  # a name in text.TEMPLATES, or text.CHAT
   rows: int = 0  # of the embedding; 0 is as many as the tokenizer has tokens
+  lora: lora.Config = lora.Config()  # with a rank, what a stage saves are adapters
 
   @property
   def vocab_size(self) -> int:
@@ -114,16 +119,59 @@ class Stage:
     Raises:
       LineageError: they are not those that the record names.
     """
+    model = self.model
+    if not model.lora.rank:
+      like = mesh_lib.unbox(jax.eval_shape(model.boxed, jax.random.key(0)))
+      return mesh_lib.put_everywhere(mesh, self._saved(name, like))
+    adapters = self.adapters(name)
+    where = mesh_lib.sharding(mesh)
+    dtype = self.record['config']['model']['param_dtype']
+    base = weights.read(self.source(), lambda *_: where, dtype)
+    whole = lora.attach(base, mesh_lib.put_everywhere(mesh, adapters), model.lora.scale)
+    return jax.jit(lora.merged)(whole)
+
+  def adapters(self, name: str = 'final') -> Any:
+    """The adapters under a name, of a stage that has learned some.
+
+    Raises:
+      LineageError: they are not those that the record names.
+    """
+    init = functools.partial(lora.init, self.model.config, self.model.lora)
+    return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
+
+  def _saved(self, name: str, like: Any) -> Any:
     saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}')
     if saved.step is None or saved.manifest()['digest'] != self.record['params'][name]:
       raise LineageError(
         f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
         'restore checkpoints/, or run that stage again in another folder'
       )
-    like = mesh_lib.unbox(jax.eval_shape(self.model.boxed, jax.random.key(0)))
-    return mesh_lib.put_everywhere(mesh, saved.restore(like))
+    return saved.restore(like)
 
-  def ancestor(self, name: str) -> 'Stage':
+  def source(self) -> weights.Checkpoint:
+    """The checkpoint of the hub that the model comes from.
+
+    Raises:
+      LineageError: it comes from none, or that one has gone or is another by now.
+    """
+    file = self.path / HUB / SOURCE
+    if not file.exists():
+      raise LineageError(f'{self.path}: its model does not come from a checkpoint')
+    kept = json.loads(file.read_bytes())
+    try:
+      found = weights.open_checkpoint(kept['path'])
+    except ValueError as error:
+      raise LineageError(
+        f'{self.path}: the checkpoint that its model comes from is needed: {error}'
+      ) from error
+    if found.digest != kept['digest']:
+      raise LineageError(
+        f'{found.folder} is not the checkpoint that {self.path} comes from; put that '
+        'one back'
+      )
+    return found
+
+  def ancestor(self, name: str) -> Stage:
     """The stage of this name among this one, its parents and theirs.
 
     Raises:
@@ -134,7 +182,7 @@ class Stage:
       raise LineageError(f'{self.path}: expected {name} among its parents, found none')
     return found
 
-  def _find(self, name: str) -> 'Stage | None':
+  def _find(self, name: str) -> Stage | None:
     if self.name == name:
       return self
     for parent in self.record['parents']:
@@ -184,7 +232,9 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
       f'parent: expected the work directory of {" or ".join(expected)}, got that of '
       f'{read["stage"]} ({path})'
     )
-  model = Model(config, _tokenizer(path, digest), read['template'], read['rows'])
+  tokenizer = _tokenizer(path, digest)
+  adapters = lora.Config(**read['lora'])
+  model = Model(config, tokenizer, read['template'], read['rows'], adapters)
   return Stage(path, record, hashlib.sha256(content).hexdigest(), model)
 
 
@@ -253,6 +303,7 @@ def finish(
     'model': dataclasses.asdict(model.config),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
     'rows': model.rows,
+    'lora': dataclasses.asdict(model.lora),
     'template': model.template,
     'files': {TOKENIZER: model.tokenizer.digest},
     'params': digests,

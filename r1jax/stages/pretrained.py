@@ -4,11 +4,11 @@ The run's folder gets a copy of all files of the checkpoint but its weights, in 
 so that what the run ends with can be written back as the hub has it.
 """
 
+from __future__ import annotations  # fields have the names of their modules
+
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,10 @@ import jax
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import weights
+from r1jax.model import lora, peft, weights
 from r1jax.model.config import DTYPES, REMAT
 from r1jax.stages import lineage
 from r1jax.stages.workdir import write_whole
-
-SOURCE = 'source.json'  # in `lineage.HUB`: where the weights came from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Config:
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the parameters
+  adapter: str = ''  # a folder of PEFT whose adapters are added to the weights first
+  lora: lora.Config = lora.Config()  # adapters to train, instead of all parameters
 
   def __post_init__(self) -> None:
     for name, known in (('remat', REMAT), ('dtype', DTYPES), ('param_dtype', DTYPES)):
@@ -51,33 +51,39 @@ class Pretrained:
 
   checkpoint: weights.Checkpoint
   model: lineage.Model
-  param_dtype: str
+  config: Config
+  adapter: tuple[lora.Config, Any] | None
 
   @property
   def facts(self) -> dict[str, str]:
     """What the run's checkpoints depend on; see `run.start`."""
-    content = (self.checkpoint.folder / 'config.json').read_bytes()
     return {
-      str(self.checkpoint.folder.absolute()): hashlib.sha256(content).hexdigest(),
+      str(self.checkpoint.folder.absolute()): self.checkpoint.digest,
       lineage.TOKENIZER: self.model.tokenizer.digest,
     }
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
     """The parameters, read onto every device."""
     where = mesh_lib.sharding(mesh)
-    return weights.read(self.checkpoint, lambda *_: where, self.param_dtype)
+    base = weights.read(self.checkpoint, lambda *_: where, self.config.param_dtype)
+    if self.adapter is None:
+      return base
+    config, adapters = self.adapter
+    there = mesh_lib.put_everywhere(mesh, adapters)
+    return jax.jit(lora.merged)(lora.attach(base, there, config.scale))
 
   def keep(self, workdir: Path) -> None:
     """Copies all but the weights to the run's folder, once."""
     folder = workdir / lineage.HUB
-    if (folder / SOURCE).exists():
+    if (folder / lineage.SOURCE).exists():
       return
     folder.mkdir(exist_ok=True)
     for name in hub.FILES:
       if (self.checkpoint.folder / name).exists():
         shutil.copyfile(self.checkpoint.folder / name, folder / name)
-    source = {'path': str(self.checkpoint.folder.absolute())}
-    write_whole(folder / SOURCE, json.dumps(source) + '\n')
+    path = str(self.checkpoint.folder.absolute())
+    source = {'path': path, 'digest': self.checkpoint.digest}
+    write_whole(folder / lineage.SOURCE, json.dumps(source) + '\n')
 
 
 def look_up(config: Config) -> Pretrained:
@@ -99,21 +105,25 @@ def look_up(config: Config) -> Pretrained:
   changed = dataclasses.replace(
     checkpoint.config, remat=config.remat, dtype=config.dtype
   )
-  model = lineage.Model(changed, tokenizer, config.template, checkpoint.vocab_size)
-  return Pretrained(checkpoint, model, config.param_dtype)
+  if config.lora.rank:
+    lora.targets(changed, config.lora)  # says which there are
+  model = lineage.Model(
+    changed, tokenizer, config.template, checkpoint.vocab_size, config.lora
+  )
+  adapter = peft.read(config.adapter, checkpoint) if config.adapter else None
+  return Pretrained(checkpoint, model, config, adapter)
 
 
-def kept(workdir: Path) -> weights.Checkpoint | None:
-  """The checkpoint that a run started from, as far as the run has kept it.
+def kept(stage: lineage.Stage) -> weights.Checkpoint | None:
+  """The checkpoint that a stage's model comes from, or None if it was made here.
 
-  Its tensors are those of the place that it came from, if that is still there.
+  If that one has gone, what the run has kept of it, which is all but its weights.
   """
-  folder = workdir / lineage.HUB
-  if not (folder / SOURCE).exists():
+  folder = stage.path / lineage.HUB
+  if not folder.exists():
     return None
-  raw: Mapping[str, Any] = json.loads((folder / 'config.json').read_bytes())
-  source = Path(json.loads((folder / SOURCE).read_bytes())['path'])
   try:
-    return weights.open_checkpoint(source)
-  except ValueError:
+    return stage.source()
+  except lineage.LineageError:
+    raw = json.loads((folder / 'config.json').read_bytes())
     return weights.Checkpoint(folder, raw, weights.families.read_config(raw), {})

@@ -57,6 +57,12 @@ class Passes(NamedTuple):
   seconds: float
 
 
+def _learned_alone(frozen: Any, params: Any) -> Any:
+  """The model's parameters where all of them are learned."""
+  del frozen
+  return params
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """What does not change during a stage."""
@@ -70,6 +76,10 @@ class Trainer:
   # What rollouts are sampled with in the place of the policy's parameters, say their
   # `decoder.quantize`; None is the policy itself.
   sampler_params: Callable[[Any], Any] | None = None
+  # Parameters that nothing is learned of, and how they make up the model's with those
+  # that are; see `model.lora`.
+  frozen: Any = None
+  join: Callable[[Any, Any], Any] = _learned_alone
 
   @functools.cached_property
   def chain(self) -> Any:
@@ -95,10 +105,20 @@ class Trainer:
   @functools.cached_property
   def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
     """`grpo.step`, compiled; the old state's memory is used for the new one."""
-    step = functools.partial(
-      grpo.step, score=self._score, optimizer=self.chain, config=self.algorithm
-    )
+
+    def step(state: optim.TrainState, frozen: Any, *rollout: Any) -> Any:
+      def score(params: Any, *rows: Any, **settings: Any) -> Any:
+        return self._score(self.join(frozen, params), *rows, **settings)
+
+      return grpo.step(
+        state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
+      )
+
     return jax.jit(step, donate_argnums=0, compiler_options=compilation.options())
+
+  def whole(self, params: Any) -> Any:
+    """The model's parameters, of those that are learned."""
+    return self.join(self.frozen, params)
 
   @functools.cached_property
   def _sampler_params(self) -> Callable[[Any], Any]:
@@ -116,7 +136,7 @@ class Trainer:
   ) -> Outputs:
     """Samples the group of each problem."""
     return self.generator(
-      self._sampler_params(params),
+      self._sampler_params(self.whole(params)),
       key,
       problems,
       group_size=self.config.group_size,
@@ -165,7 +185,7 @@ class Trainer:
     count, scalar = np.int32(layout.count), np.float32(temperature)
     rows = self._put(rows)
     began = time.monotonic()
-    logp = jax.device_get(self._logp(params, rows, count, scalar))
+    logp = jax.device_get(self._logp(self.whole(params), rows, count, scalar))
     seconds = time.monotonic() - began
     return layout.undo(logp, outputs.tokens.shape), seconds
 
@@ -212,7 +232,7 @@ class Trainer:
         began = began or time.monotonic()
         count = np.int32(layout.count)
         state, metrics = self.update(
-          state, self._put(rollout), count, np.float32(temperature)
+          state, self.frozen, self._put(rollout), count, np.float32(temperature)
         )
         values.append(metrics)  # not fetched: the next part is packed meanwhile
     values = jax.device_get(values)
@@ -259,7 +279,7 @@ def train(
   Args:
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
-    params: the policy to start from, and the first reference.
+    params: what is learned of the policy to start from, and the first reference.
     trainer: the machinery.
     order: index -> the problem to learn from; see `problem_order`.
     held_out: to be evaluated on, never learned from.
@@ -280,7 +300,7 @@ def train(
   )
 
   if not first:
-    measure(0, state.params)
+    measure(0, trainer.whole(state.params))
   if 0 < config.profile_step <= first:
     run.progress.say(
       f'Step {config.profile_step} is done, so it can no longer be traced.'
@@ -318,7 +338,7 @@ def train(
       reference = jax.tree.map(jnp.copy, state.params)
       run.progress.say(f'Step {step}: the policy is the new reference.')
     if step % config.evaluate_every == 0 or step == config.steps:
-      measure(step, state.params)
+      measure(step, trainer.whole(state.params))
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
     due = step % config.checkpoint_every == 0 or step == config.steps

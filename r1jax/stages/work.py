@@ -15,7 +15,7 @@ import jax
 
 from r1jax import drawing, grpo, optim, sft
 from r1jax import mesh as mesh_lib
-from r1jax.model import decoder
+from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import (
@@ -185,21 +185,37 @@ class Work:
   def reinforce(
     self, params: Any, pool: Any, order: Callable[[int], Problem], config: Reinforced
   ) -> Any:
-    """Returns the policy after RL on the problems of `order`, rewarded by `pool`."""
-    quantize = functools.partial(decoder.quantize, config=self.model.config)
+    """Returns the policy after RL on the problems of `order`, rewarded by `pool`.
+
+    Of a model with adapters these are returned; `params` is the model without them.
+    """
+
+    def quantize(params: Any) -> Any:
+      return decoder.quantize(lora.merged(params), self.model.config)
+
+    trainer = rl.Trainer(
+      self.generator,
+      pool,
+      config.rl,
+      config.grpo,
+      config.rl_optim,
+      self.model.matrices,
+      quantize if config.rl.int8_rollout else None,
+    )
+    adapted = self.model.lora
+    if adapted.rank:
+      trainer = dataclasses.replace(
+        trainer,
+        matrices=None,
+        frozen=params,
+        join=functools.partial(lora.attach, scale=adapted.scale),
+      )
+      params = lora.init(self.model.config, adapted, jax.random.key(self.seed))
     return rl.train(
       self.run,
       'rl',
       params,
-      trainer=rl.Trainer(
-        self.generator,
-        pool,
-        config.rl,
-        config.grpo,
-        config.rl_optim,
-        self.model.matrices,
-        quantize if config.rl.int8_rollout else None,
-      ),
+      trainer=trainer,
       order=order,
       held_out=self.where.reasoning,
       evaluate=config.evaluate,

@@ -1,0 +1,243 @@
+"""Adapters: applied as merged, nothing at first, alone learned, and in PEFT's files."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft as their_peft
+import pytest
+import torch
+from hub import FAMILIES, VOCAB, checkpoint, theirs
+
+from r1jax import drawing, grpo, mesh, optim, sampling
+from r1jax.model import decoder, lora, peft, weights
+from r1jax.stages import pretrained, rl
+from r1jax.tasks import Problem
+
+ALL = lora.Config(rank=3, alpha=6.0, targets='.*')
+MLA = 'query|query_down|latent_down|latent_up|out'
+KINDS = ['qwen3', 'deepseek_v3']
+
+
+@functools.cache
+def opened(model_type, folder):
+  """A checkpoint of transformers, and what we read of it."""
+  reference = theirs(model_type, FAMILIES[model_type])
+  reference.save_pretrained(folder)
+  found = weights.open_checkpoint(folder)
+  everywhere = mesh.sharding(mesh.make())
+  return reference, found, weights.read(found, lambda *_: everywhere)
+
+
+@pytest.fixture(params=KINDS, scope='module')
+def kind(request, tmp_path_factory):
+  return opened(request.param, tmp_path_factory.mktemp('lora') / 'model')
+
+
+def random_adapters(config, settings=ALL):
+  """Adapters that change something."""
+  fresh = lora.init(config, settings, jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), 100))
+  return jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), fresh)
+
+
+def logits(found, params):
+  tokens = np.random.default_rng(0).integers(VOCAB, size=(2, 20))
+  positions = np.broadcast_to(np.arange(20), tokens.shape)
+  forward, head, _ = decoder.functions(found.config, VOCAB)
+  hidden, _ = jax.jit(forward)(params, tokens, positions, np.zeros_like(tokens))
+  return np.asarray(head(params, hidden))
+
+
+def greedy(found, params):
+  return sampling.sample(
+    params,
+    jax.random.split(jax.random.key(0), 2),
+    jnp.asarray(np.random.default_rng(1).integers(VOCAB, size=(2, 6))),
+    jnp.ones((2, 6), bool),
+    model=sampling.Model(*decoder.functions(found.config, VOCAB)),
+    config=drawing.Config(temperature=0),
+    group_size=1,
+    max_length=20,
+    stop_ids=(),
+  ).tokens
+
+
+def test_merged_is_applied(kind):
+  _, found, base = kind
+  attached = lora.attach(base, random_adapters(found.config), ALL.scale)
+  applied = logits(found, attached)
+  merged = lora.merged(attached)
+  # float32 sums in another order, on logits of order 10
+  np.testing.assert_allclose(applied, logits(found, merged), atol=1e-5 * 10)
+  assert np.abs(applied - logits(found, base)).max() > 0.1
+  np.testing.assert_array_equal(greedy(found, attached), greedy(found, merged))
+
+
+@pytest.mark.parametrize('how', ['fresh', 'scale 0'])
+def test_an_adapter_that_adds_nothing_is_the_base(kind, how):
+  _, found, base = kind
+  if how == 'fresh':
+    attached = lora.attach(base, lora.init(found.config, ALL, jax.random.key(0)), 2.0)
+  else:
+    attached = lora.attach(base, random_adapters(found.config), 0.0)
+  # Zeros are added to every product, and the compiler may sum in another order.
+  off = 2e-6 if how == 'fresh' else 0
+  np.testing.assert_allclose(logits(found, attached), logits(found, base), atol=off)
+  jax.tree.map(np.testing.assert_array_equal, lora.merged(attached), base)
+
+
+def test_pefts_library_opens_what_is_written(kind, tmp_path):
+  reference, found, base = kind
+  config = dataclasses.replace(ALL, targets='query|value|down')
+  if found.config.latent.kv_rank:
+    config = dataclasses.replace(ALL, targets=MLA)
+  adapters = random_adapters(found.config, config)
+  peft.write(tmp_path / 'adapter', adapters, config, found)
+  # A copy: the library changes the model that it is given.
+  clone = type(reference)(reference.config)
+  clone.load_state_dict(reference.state_dict())
+  adapted = their_peft.PeftModel.from_pretrained(clone.eval(), tmp_path / 'adapter')
+  tokens = np.random.default_rng(0).integers(VOCAB, size=(2, 20))
+  with torch.no_grad():
+    expected = adapted(torch.tensor(tokens)).logits.numpy()
+  ours = logits(found, lora.attach(base, adapters, config.scale))
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
+  # And back, to the same numbers.
+  again, read = peft.read(tmp_path / 'adapter', found)
+  assert (again.rank, again.alpha) == (config.rank, config.alpha)
+  jax.tree.map(np.testing.assert_array_equal, read, adapters)
+
+
+def test_adapters_that_the_library_has_written_are_read(kind, tmp_path):
+  reference, found, base = kind
+  names = ['q_proj', 'o_proj'] if not found.config.latent.kv_rank else ['q_b_proj']
+  clone = type(reference)(reference.config)
+  clone.load_state_dict(reference.state_dict())
+  settings = their_peft.LoraConfig(r=2, lora_alpha=3, target_modules=names)
+  torch.manual_seed(1)
+  adapted = their_peft.get_peft_model(clone.eval(), settings)
+  with torch.no_grad():
+    for name, parameter in adapted.named_parameters():
+      if 'lora_' in name:
+        parameter.normal_(0, 0.3)
+  adapted.save_pretrained(tmp_path / 'adapter')
+  config, adapters = peft.read(tmp_path / 'adapter', found)
+  assert config.scale == 1.5
+  tokens = np.random.default_rng(0).integers(VOCAB, size=(2, 20))
+  with torch.no_grad():
+    expected = adapted.eval()(torch.tensor(tokens)).logits.numpy()
+  ours = logits(found, lora.attach(base, adapters, config.scale))
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'peft_type': 'IA3'}, "peft_type: expected 'LORA', got 'IA3'"),
+    ({'use_dora': True}, 'use_dora: expected False, got True'),
+    ({'r': None}, 'expected numbers r and lora_alpha, got None'),
+    ({'r': 4}, r'q_proj.lora_A.weight: expected the shape \(4, 32\), found \(3, 32\)'),
+  ],
+)
+def test_adapters_that_cannot_be_read_are_refused(tmp_path, fields, message):
+  folder = tmp_path / 'model'
+  theirs('qwen3', FAMILIES['qwen3']).save_pretrained(folder)
+  found = weights.open_checkpoint(folder)
+  config = dataclasses.replace(ALL, targets='query')
+  peft.write(tmp_path / 'a', random_adapters(found.config, config), config, found)
+  file = tmp_path / 'a' / peft.CONFIG
+  file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+  with pytest.raises(weights.WeightsError, match=message):
+    peft.read(tmp_path / 'a', found)
+
+
+def test_adapters_of_experts_have_no_layout_there(tmp_path):
+  theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'model')
+  found = weights.open_checkpoint(tmp_path / 'model')
+  with pytest.raises(
+    weights.WeightsError, match='no layout for others of a model with'
+  ):
+    peft.write(tmp_path / 'a', random_adapters(found.config), ALL, found)
+  assert not (tmp_path / 'a').exists()
+
+
+def test_a_pattern_without_a_match_names_what_there_is(kind):
+  _, found, _ = kind
+  with pytest.raises(
+    ValueError, match=r'lora.targets: expected .* down.*, got .q_proj'
+  ):
+    lora.targets(found.config, lora.Config(rank=1, targets='q_proj'))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'rank': -1}, 'lora.rank: expected 0 or more, got -1'),
+    ({'alpha': float('nan')}, 'lora.alpha: expected a finite number'),
+    ({'targets': '('}, r'lora.targets: expected a pattern, got .\('),
+  ],
+)
+def test_impossible_adapters_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    lora.Config(**fields)
+
+
+class NoPool:
+  names = ('accuracy',)
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'rank'), [('deepseek_v3', 0), ('deepseek_v3', 4), ('qwen3', 4)]
+)
+def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
+  checkpoint(tmp_path / 'model', model_type)
+  settings = pretrained.Config(
+    path=str(tmp_path / 'model'),
+    template='plain',
+    remat='none',
+    lora=lora.Config(rank=rank, targets='.*'),
+  )
+  found = pretrained.look_up(settings)
+  where = mesh.make(jax.devices()[:1])
+  base = found.params(where)
+  trainer = rl.Trainer(
+    found.model.generator(18, where),
+    NoPool(),  # type: ignore[arg-type]
+    rl.Config(steps=40, prompts_per_step=4, group_size=8, minibatches=1),
+    grpo.Config(kl_coef=0.001),
+    optim.Config(learning_rate=0.02, warmup_steps=0),
+  )
+  params = base
+  if rank:
+    join = functools.partial(lora.attach, scale=settings.lora.scale)
+    trainer = dataclasses.replace(trainer, frozen=base, join=join)
+    params = lora.init(found.model.config, settings.lora, jax.random.key(0))
+  saved = trainer.start(params)
+  state, problems = (
+    saved['policy'],
+    [Problem(f'{n}', 'x', f'{n}', {}) for n in range(4)],
+  )
+  before = jax.tree.map(np.array, base)
+  rewards = []
+  for step in range(40):
+    key = jax.random.key(step)
+    outputs = trainer.rollout(state.params, key, problems, 4, 1.0)
+    small = (outputs.tokens < 150) & (np.arange(4) < outputs.lengths[..., None])
+    reward = small.sum(-1) / outputs.lengths
+    passes = trainer.passes(state.params, saved['reference'], outputs, 1.0)
+    advantage = trainer.advantages(reward.astype(np.float32))
+    state, metrics, _ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
+    assert metrics['drift'] < 1e-4  # the sampler reads what the learner does
+    rewards.append(reward.mean())
+  # Half of 300 tokens are small; 32 outputs of 4 tokens give a mean to 0.05.
+  assert np.mean(rewards[:2]) < 0.75
+  assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.15
+  if rank:
+    # The base is what it was, and the reference is nothing beside it.
+    jax.tree.map(np.testing.assert_array_equal, before, trainer.frozen)
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    assert {path[-1].key for path, _ in leaves} == {'a', 'b'}
