@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +280,11 @@ def read(
 
     def slices(index, names=names, row=row, shape=shape, lead=lead, whole=whole):
       ranges = [range(n)[part] for n, part in zip(whole, index, strict=True)]
-      out = np.empty([len(r) for r in ranges], kind)
+      out = _aligned([len(r) for r in ranges], kind)
       chosen = np.arange(len(names)).reshape(lead)[tuple(index[: len(lead)])]
-      flat = out.reshape(-1, *out.shape[len(lead) :])
+      flat = _bits(out).reshape(-1, *out.shape[len(lead) :])
       for n, which in enumerate(np.ravel(chosen)):
-        theirs = numbers(checkpoint.tensors, names[which], kind)
+        theirs = _bits(numbers(checkpoint.tensors, names[which], kind))
         flat[n] = row.turn(theirs, shape)[tuple(index[len(lead) :])]
       return out
 
@@ -292,8 +292,25 @@ def read(
     inner = tree
     for key in path[:-1]:
       inner = inner.setdefault(key, {})
-    inner[path[-1]] = array
+    # Else the next leaf would be read while this one is still there twice.
+    inner[path[-1]] = array.block_until_ready()
   return tree
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """Memory that a CPU's device takes over as it is; any other it would copy."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNED, np.uint8)
+  start = -memory.ctypes.data % _ALIGNED
+  return memory[start : start + size].view(dtype).reshape(shape)
+
+
+_ALIGNED = 64  # bytes
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+  """The same memory as unsigned numbers: bfloat16 would be copied one by one."""
+  return x.view(f'u{x.dtype.itemsize}')
 
 
 def _lead(config: ModelConfig, path: tuple[str, ...], names: list[str]) -> tuple:
