@@ -86,8 +86,8 @@ def open_tokenizer(folder: str | os.PathLike[str]) -> text.Tokenizer:
   names = _names(settings[SETTINGS[0]])
   stops = _stops(folder, settings, names, tokenizer)
   pad = tokenizer.token_to_id(names.get('pad_token', ''))
-  template = _template(folder, settings[SETTINGS[0]])
-  chat = ChatTemplate(template, names).render if template is not None else None
+  source = template(folder)
+  chat = ChatTemplate(source, names).render if source is not None else None
   return text.Tokenizer(
     tokenizer, pad_id=stops[0] if pad is None else pad, stop_ids=stops, chat=chat
   )
@@ -137,10 +137,18 @@ def _stops(
   return tuple(dict.fromkeys(found))
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def bos_id(folder: Path) -> int | None:
+  """The token that a checkpoint's tokenizer puts before each text, or None."""
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+  begun = tokenizer.encode('').ids
+  return begun[0] if begun else None
+
+
+def template(folder: Path) -> str | None:
+  """The chat template of a checkpoint, or None."""
   if (folder / TEMPLATE).exists():
     return (folder / TEMPLATE).read_text(encoding='utf-8')
-  given = settings.get('chat_template')
+  given = _settings(folder / SETTINGS[0]).get('chat_template')
   if isinstance(given, list):  # several with names
     named = {one.get('name'): one.get('template') for one in given}
     given = named.get('default')

@@ -4,6 +4,8 @@
 Hugging Face hub: config.json, safetensors, tokenizer and chat template. `transformers`
 opens it as it is, and so does `--model.path out/` here. `--to peft` writes the adapters
 of a run with LoRA alone, for the library of that name; `hf` adds them to the weights.
+`--to gguf out.gguf --type q8_0` writes a file that llama.cpp runs, and beside it
+`out.Modelfile` for Ollama.
 """
 
 import dataclasses
@@ -15,9 +17,10 @@ import tyro
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families, peft, weights
+from r1jax.model import families, gguf, peft, weights
 from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
+from r1jax.stages.workdir import write_whole
 
 # How a model that was made here is asked, as a chat template: one question at a time,
 # since it has never read a conversation.
@@ -29,8 +32,9 @@ class Convert:
   """What to write, and where."""
 
   run: tyro.conf.Positional[str] = ''  # work directory of a finished stage
-  out: tyro.conf.Positional[str] = ''  # a folder that there is not yet
-  to: Literal['hf', 'peft'] = 'hf'  # the layout
+  out: tyro.conf.Positional[str] = ''  # a folder, or a file, that there is not yet
+  to: Literal['hf', 'peft', 'gguf'] = 'hf'  # the layout
+  type: Literal['f32', 'f16', 'q8_0'] = 'f16'  # of the weights in GGUF
   params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
   # None is the source's, or float32 for a model that was made here
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
@@ -60,6 +64,8 @@ def convert(config: Convert) -> Path:
     peft.write(config.out, adapters, stage.model.lora, stage.source())
     return Path(config.out)
   like = pretrained.kept(stage) or _made_here(stage)
+  if config.to == 'gguf':
+    return _gguf(config, stage, like)
   dtype = config.dtype or like.dtype
   files: dict[str, str | Path] = {
     name: stage.path / lineage.HUB / name
@@ -73,6 +79,28 @@ def convert(config: Convert) -> Path:
   params = stage.params(mesh_lib.make(), config.params)
   weights.write(config.out, weights.tensors(params, like), dtype, files)
   return Path(config.out)
+
+
+def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Path:
+  """Writes one file, and how Ollama asks the model beside it."""
+  out = Path(config.out)
+  folder = stage.path / lineage.HUB if (stage.path / lineage.HUB).exists() else None
+  tokenizer = stage.model.tokenizer
+  content = weights.read_json((folder or stage.path) / hub.TOKENIZER)
+  written = gguf.Text(
+    content,
+    eos_id=tokenizer.eos_id,
+    pad_id=tokenizer.pad_id,
+    bos_id=hub.bos_id(folder) if folder else None,
+    chat_template=hub.template(folder) if folder else TEMPLATE,
+  )
+  params = stage.params(mesh_lib.make(), config.params)
+  gguf.write(out, params, like, written, config.type)
+  lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
+  if folder is None:
+    lines.append('TEMPLATE """User: {{ .Prompt }}\nAssistant:"""')
+  write_whole(out.with_suffix('.Modelfile'), '\n'.join(lines) + '\n')
+  return out
 
 
 def _made_here(stage: lineage.Stage) -> weights.Checkpoint:

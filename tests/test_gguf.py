@@ -1,0 +1,156 @@
+"""GGUF: what its library reads back, and what transformers computes from the file."""
+
+import json
+
+import gguf as library
+import numpy as np
+import pytest
+import torch
+import transformers
+from hub import FAMILIES, LLAMA3, YARN, checkpoint, theirs
+
+from r1jax import hub, mesh
+from r1jax.model import gguf, weights
+
+VARIATIONS = [
+  ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
+  ('llama', {'num_key_value_heads': 2}),
+  ('qwen2', {}),
+  ('qwen3', {'head_dim': 128}),  # it takes no other for Qwen3
+]
+
+
+def written(folder, model_type, fields, kind, file):
+  """A checkpoint of transformers, and the file that we write of it."""
+  model = checkpoint(folder, model_type, fields)
+  found = weights.open_checkpoint(folder)
+  everywhere = mesh.sharding(mesh.make())
+  params = weights.read(found, lambda *_: everywhere)
+  tokenizer = json.loads((folder / 'tokenizer.json').read_text())
+  text = gguf.Text(tokenizer, 1, 0, hub.bos_id(folder), hub.template(folder))
+  gguf.write(file, params, found, text, kind)
+  return model
+
+
+@pytest.mark.parametrize(('model_type', 'fields'), VARIATIONS)
+def test_transformers_computes_the_same_from_the_file(model_type, fields, tmp_path):
+  model = written(tmp_path / 'model', model_type, fields, 'f32', tmp_path / 'm.gguf')
+  opened = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, gguf_file='m.gguf', dtype=torch.float32, attn_implementation='eager'
+  )
+  tokens = torch.tensor(np.random.default_rng(0).integers(2, 290, size=(2, 30)))
+  with torch.no_grad():
+    expected, found = model(tokens).logits, opened.eval()(tokens).logits
+  torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def fields_of(file):
+  """The file's fields and tensors, as its library reads them."""
+  reader = library.GGUFReader(file)
+  return (
+    {name: field.contents() for name, field in reader.fields.items()},
+    {tensor.name: tensor for tensor in reader.tensors},
+  )
+
+
+@pytest.mark.parametrize(
+  ('rope', 'expected'),
+  [
+    (YARN, {'type': 'yarn', 'factor': 4.0, 'original_context_length': 64}),
+    ({'rope_type': 'linear', 'factor': 3.0}, {'type': 'linear', 'factor': 3.0}),
+  ],
+)
+def test_the_scaling_of_rope_is_said(rope, expected, tmp_path):
+  written(
+    tmp_path / 'm', 'qwen2', {'rope_parameters': rope}, 'f16', tmp_path / 'm.gguf'
+  )
+  fields, _ = fields_of(tmp_path / 'm.gguf')
+  for name, value in expected.items():
+    assert fields[f'qwen2.rope.scaling.{name}'] == value
+
+
+def test_llama_3_stretches_each_frequency_by_a_factor_of_its_own(tmp_path):
+  fields = {'rope_parameters': LLAMA3}
+  model = written(tmp_path / 'm', 'llama', fields, 'f16', tmp_path / 'm.gguf')
+  _, tensors = fields_of(tmp_path / 'm.gguf')
+  plain = 500.0 ** (-np.arange(0, 8, 2) / 8)
+  stretched = model.model.rotary_emb.inv_freq.numpy()
+  found = tensors['rope_freqs.weight'].data
+  np.testing.assert_allclose(found, plain / stretched, rtol=1e-5)
+  assert max(found) == pytest.approx(8)
+
+
+def test_what_the_file_says_of_the_model_and_its_texts(tmp_path):
+  model = written(tmp_path / 'm', 'qwen3', None, 'f16', tmp_path / 'm.gguf')
+  fields, tensors = fields_of(tmp_path / 'm.gguf')
+  assert fields['general.architecture'] == 'qwen3'
+  for name, value in {
+    'context_length': 256,
+    'embedding_length': 32,
+    'block_count': 2,
+    'feed_forward_length': 48,
+    'attention.head_count': 4,
+    'attention.head_count_kv': 2,
+    'attention.key_length': 12,
+    'vocab_size': 300,
+  }.items():
+    assert fields[f'qwen3.{name}'] == value
+  tokens = fields['tokenizer.ggml.tokens']
+  assert len(tokens) == 300
+  assert tokens[:2] == ['<|pad|>', '<|eos|>']
+  kinds = fields['tokenizer.ggml.token_type']
+  assert kinds[:2] == [3, 3]  # control
+  assert kinds[tokens.index('<think>')] == 4  # matched in texts, and shown
+  assert kinds[-1] == 5  # no token has the last row
+  assert fields['tokenizer.ggml.pre'] == 'smollm'
+  assert fields['tokenizer.ggml.eos_token_id'] == 1
+  assert fields['tokenizer.ggml.add_bos_token'] is False
+  assert 'messages' in fields['tokenizer.chat_template']
+  types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+  assert types['blk.0.attn_q.weight'] == 'F16'
+  assert types['blk.0.attn_norm.weight'] == types['blk.0.attn_q_norm.weight'] == 'F32'
+  expected = model.model.layers[1].mlp.down_proj.weight.detach().numpy()
+  found = tensors['blk.1.ffn_down.weight'].data
+  np.testing.assert_array_equal(found, expected.astype(np.float16))
+
+
+def test_q8_0_is_off_by_half_a_step_and_leaves_other_rows_f16(tmp_path):
+  model = written(tmp_path / 'm', 'llama', {}, 'q8_0', tmp_path / 'm.gguf')
+  _, tensors = fields_of(tmp_path / 'm.gguf')
+  up = tensors['blk.0.ffn_up.weight']  # rows of 32
+  assert up.tensor_type.name == 'Q8_0'
+  found = library.dequantize(up.data, up.tensor_type)
+  expected = model.model.layers[0].mlp.up_proj.weight.detach().numpy()
+  step = np.abs(expected).max(1, keepdims=True) / 127
+  # The step itself is a float16: times 127 it is off by another 127 / 2^11 steps.
+  assert (np.abs(found - expected) <= (0.5 + 127 / 2**11) * step).all()
+  assert tensors['blk.0.ffn_down.weight'].tensor_type.name == 'F16'  # rows of 48
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'model': {'type': 'Unigram'}}, "expected a BPE model for GGUF, got 'Unigram'"),
+    ({'pre_tokenizer': {'type': 'Metaspace'}}, 'expected a pre_tokenizer like that of'),
+  ],
+)
+def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
+  checkpoint(tmp_path / 'm', 'llama', {})
+  found = weights.open_checkpoint(tmp_path / 'm')
+  tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
+  text = gguf.Text({**tokenizer, **change}, 1, 0)
+  with pytest.raises(weights.WeightsError, match=message):
+    gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
+  assert [path.name for path in tmp_path.iterdir()] == ['m']
+
+
+def test_other_models_and_a_file_that_is_there_are_refused(tmp_path):
+  model = theirs('qwen3_moe', FAMILIES['qwen3_moe'])
+  model.save_pretrained(tmp_path / 'm')
+  found = weights.open_checkpoint(tmp_path / 'm')
+  text = gguf.Text({}, 1, 0)
+  with pytest.raises(weights.WeightsError, match=r"for GGUF, got 'qwen3_moe'"):
+    gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
+  (tmp_path / 'm.gguf').touch()
+  with pytest.raises(weights.WeightsError, match=r'm.gguf is there already'):
+    gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
