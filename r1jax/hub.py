@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jinja2
 import jinja2.sandbox
 import tokenizers
@@ -24,6 +25,8 @@ TEMPLATE = 'chat_template.jinja'
 SETTINGS = ('tokenizer_config.json', 'generation_config.json', 'config.json')
 # Beside the weights, what makes up a checkpoint; copied as it is.
 FILES = (TOKENIZER, TEMPLATE, *SETTINGS)
+REMOTE = 'hf://'
+FETCHED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
 
 Message = Mapping[str, str]  # 'role' and 'content'
 
@@ -68,6 +71,26 @@ def _now(form: str) -> str:
 
 def _json(value: Any, indent: int | None = None, **_: Any) -> str:
   return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def fetched(path: str) -> Path:
+  """Returns the folder that a path names; `hf://owner/name` is fetched there first.
+
+  Raises:
+    HubError: it could not be fetched.
+  """
+  if not path.startswith(REMOTE):
+    return Path(path).expanduser()
+  name = path.removeprefix(REMOTE)
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
+  except Exception as error:  # of its own, of requests, of the system
+    reason = str(error).strip().splitlines()
+    raise HubError(
+      f'model.path: {path} is not on this machine and could not be fetched '
+      f'({type(error).__name__}: {reason[0] if reason else ""}); give the folder of a '
+      'checkpoint instead'
+    ) from error
 
 
 def open_tokenizer(folder: str | os.PathLike[str]) -> text.Tokenizer:

@@ -16,7 +16,7 @@ import transformers
 from hub import checkpoint
 
 from experiments import grpo
-from r1jax import hub, mesh, tasks, text
+from r1jax import drawing, hub, mesh, tasks, text
 from r1jax.model import weights
 from r1jax.model.config import ModelConfig
 from r1jax.stages import finetune, lineage, pretrained
@@ -185,6 +185,56 @@ def test_parameters_may_be_bfloat16(folder):
   found = pretrained.look_up(config)
   params = found.params(mesh.make())
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+
+
+def test_a_name_on_the_hub_is_fetched_without_pickles_or_code(folder, monkeypatch):
+  asked = []
+
+  def fetch(name, allow_patterns):
+    asked.append((name, allow_patterns))
+    return str(folder)
+
+  monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', fetch)
+  found = pretrained.look_up(pretrained.Config(path='hf://owner/name'))
+  assert found.checkpoint.folder == folder
+  ((name, patterns),) = asked
+  assert name == 'owner/name'
+  assert not any(pattern.endswith(('bin', 'py', '*')) for pattern in patterns)
+
+
+def test_a_name_that_cannot_be_fetched_says_so(monkeypatch):
+  def fail(*args, **settings):
+    raise ConnectionError('no route\nand more')
+
+  monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', fail)
+  message = r'hf://owner/name is not .* .ConnectionError: no route.; give the folder'
+  with pytest.raises(hub.HubError, match=message):
+    pretrained.look_up(pretrained.Config(path='hf://owner/name'))
+
+
+def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
+  checkpoint(
+    tmp_path / 'm', 'llama', {}, chat="{{ messages[0]['content'] }}<think>\n\n"
+  )
+  model = pretrained.look_up(pretrained.Config(path=str(tmp_path / 'm'))).model
+  prompt = model.tokenizer.prompt(text.CHAT, '3+5')
+  assert prompt == '3+5<think>\n'
+  where = mesh.make(jax.devices()[:1])
+  problem = tasks.Problem('1', 'arithmetic', '3+5', {'result': 8})
+  outputs = model.generator(32, where)(
+    model.init(where, 0),
+    jax.random.key(0),
+    [problem],
+    group_size=2,
+    max_length=4,
+    draw=drawing.Config(),
+  )
+  assert all(said.startswith('<think>\n') for said in outputs.texts[0])
+  # What a model learns from goes on where the prompt ends.
+  ids, said = model.example_ids('3+5', '<think>\nso</think><answer>8</answer>')
+  assert ids == model.tokenizer.chat_ids(prompt)
+  assert model.tokenizer.decode(said) == 'so</think><answer>8</answer>'
+  assert said[-1] == model.tokenizer.eos_id
 
 
 def test_an_unknown_task_is_named():

@@ -26,7 +26,8 @@ from r1jax.stages.workdir import write_whole
 class Config:
   """Which checkpoint, how it is asked, and in which precision it learns."""
 
-  path: str = ''  # a folder with config.json, safetensors and tokenizer.json
+  # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
+  path: str = ''
   template: str = text.CHAT  # or 'r1_zero', 'plain', 'r1_chat'; see `text.TEMPLATES`
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
@@ -94,7 +95,7 @@ def look_up(config: Config) -> Pretrained:
   """
   if not config.path:
     raise ValueError('model.path: expected the folder of a checkpoint, got none')
-  checkpoint = weights.open_checkpoint(config.path)
+  checkpoint = weights.open_checkpoint(hub.fetched(config.path))
   tokenizer = hub.open_tokenizer(checkpoint.folder)
   if tokenizer.vocab_size > checkpoint.vocab_size:
     raise ValueError(
