@@ -186,9 +186,13 @@ def test_an_index_cannot_lead_out_of_the_folder(folder):
     (None, 'config.json is not there'),
     ('{', 'config.json cannot be read'),
     ('[1]', 'config.json: expected an object, got a list'),
+    ('int8', "config.json: dtype: expected one of float32, .*, got 'int8'"),
   ],
 )
 def test_a_bad_config_is_named(folder, content, message):
+  if content == 'int8':
+    raw = json.loads((folder / 'config.json').read_text())
+    content = json.dumps({**raw, 'dtype': 'int8'})
   (folder / 'config.json').unlink()
   if content is not None:
     (folder / 'config.json').write_text(content)

@@ -112,6 +112,17 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
   families.vocab_size(raw)
   tensors = dict(find(folder))
   found = Checkpoint(folder, raw, config, tensors)
+  if found.dtype not in KINDS:
+    raise WeightsError(
+      f'{folder / "config.json"}: dtype: expected one of {", ".join(KINDS)}, got '
+      f'{found.dtype!r}'
+    )
+  for name, stored in tensors.items():
+    if stored.kind not in DTYPES:
+      raise WeightsError(
+        f'{stored.file}: {name}: expected one of {", ".join(DTYPES)}, found '
+        f'{stored.kind}'
+      )
   for _, row, shape, names in _parts(config, found.vocab_size, raw):
     for name in names:
       _check(folder, tensors, name, _their_shape(row, shape))
@@ -180,10 +191,6 @@ def _check(
     raise WeightsError(
       f'{found.file}: {name}: expected the shape {shape} by config.json, found '
       f'{found.shape}'
-    )
-  if found.kind not in DTYPES:
-    raise WeightsError(
-      f'{found.file}: {name}: expected one of {", ".join(DTYPES)}, found {found.kind}'
     )
   if found.kind == 'F8_E4M3':
     blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=True))
