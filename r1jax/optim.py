@@ -26,9 +26,11 @@ class Config:
   b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
   eps: float = 1e-6  # beside a gradient's size; 1e-8 makes full steps of rounding noise
   max_grad_norm: float = 1.0  # longer gradients are scaled down to this
+  balance_rate: float = 0.001  # what an update moves an expert's bias (DeepSeek-V3)
 
   def __post_init__(self) -> None:
-    for name in ('learning_rate', 'muon_learning_rate', 'weight_decay'):
+    rates = ('learning_rate', 'muon_learning_rate', 'weight_decay', 'balance_rate')
+    for name in rates:
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(
           f'{name}: expected a finite number of 0 or more, got {getattr(self, name)}'
@@ -103,7 +105,49 @@ def make(
       adam_learning_rate=_schedule(config, config.learning_rate, total_steps),
       muon_weight_dimension_numbers=numbers,
     )
-  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
+  chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
+  return _balanced(chain, config.balance_rate)
+
+
+def _balanced(
+  rule: optax.GradientTransformation, rate: float
+) -> optax.GradientTransformation:
+  """Returns `rule`, but for the biases that keep the load of experts even.
+
+  What stands in the place of their gradient is the load (see `model.mlp.route`): those
+  with more than the mean are lowered by `rate`, the others raised (DeepSeek-V3,
+  2412.19437, section 2.1.2).
+  """
+
+  def update(grads: Any, state: Any, params: Any = None) -> Any:
+    updates, state = rule.update(_without_loads(grads), state, params)
+
+    def one(path: Any, change: jax.Array, load: jax.Array) -> jax.Array:
+      if not _is_balance(path):
+        return change
+      return rate * jnp.sign(load.mean(-1, keepdims=True) - load)
+
+    return jax.tree_util.tree_map_with_path(one, updates, grads), state
+
+  return optax.GradientTransformation(rule.init, update)
+
+
+def _is_balance(path: Any) -> bool:
+  return getattr(path[-1], 'key', None) == 'balance'
+
+
+def _without_loads(grads: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.zeros_like(x) if _is_balance(path) else x, grads
+  )
+
+
+def _fullest(grads: Any) -> jax.Array | None:
+  """How many times its share the fullest expert of any layer has; None without any."""
+  leaves = jax.tree_util.tree_leaves_with_path(grads)
+  loads = [load for path, load in leaves if _is_balance(path)]
+  shares = [jnp.max(x / jnp.maximum(x.mean(-1, keepdims=True), 1e-9)) for x in loads]
+  return jnp.max(jnp.stack(shares)) if shares else None
 
 
 def _schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
@@ -161,7 +205,9 @@ def update(
     count: of the micro-batches only the first so many are computed; None is all.
 
   Returns:
-    The new state, and the metrics with `loss` and `grad_norm` (before clipping).
+    The new state, and the metrics with `loss`, `grad_norm` (before clipping), and of a
+    model whose experts have biases `expert_load`: how many times its share the fullest
+    one has.
   """
   gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -180,5 +226,7 @@ def update(
   with jax.named_scope('optimizer'):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics['grad_norm'] = optax.tree.norm(grads)
+    metrics['grad_norm'] = optax.tree.norm(_without_loads(grads))
+    if (fullest := _fullest(grads)) is not None:
+      metrics['expert_load'] = fullest
   return TrainState(params, opt_state, state.step + 1), metrics

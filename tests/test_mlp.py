@@ -1,12 +1,14 @@
 """Experts against a dense reference: every expert on every token, weighted or by 0."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import optim
 from r1jax.model.config import Experts
 from r1jax.model.decoder import Int8
 from r1jax.model.mlp import experts, route
@@ -99,6 +101,8 @@ def test_experts_are_the_dense_sum_in_values_and_gradients(config):
   )(*single)
   # Central differences of the reference in float64, along a random direction of each.
   for name in ('x', *weights):
+    if name == 'balance':  # gets the load instead; see below
+      continue
     base = x if name == 'x' else weights[name]
     direction = rng.normal(size=base.shape)
 
@@ -138,10 +142,42 @@ def test_a_bias_decides_who_is_chosen_and_not_with_which_weight():
   np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
+def test_a_bias_gets_the_load_and_moves_against_it():
+  weights = jax.tree.map(jnp.float32, random_weights(V3))
+  x = jnp.asarray(np.random.default_rng(5).normal(size=(2, 30, 4)), jnp.float32)
+
+  def loss(params, part):
+    value = jnp.sum(ours(part, {**weights, **params}, V3) ** 2)
+    return value, {}
+
+  def chosen(balance):
+    rows = x.reshape(-1, 4)
+    found, _ = route(rows, weights['router'], balance, V3)
+    return np.bincount(np.ravel(found), minlength=8)
+
+  balance = weights['balance'] * 0.1
+  slope = jax.grad(lambda params: loss(params, x)[0])({'balance': balance})
+  np.testing.assert_array_equal(slope['balance'], chosen(balance))
+  # Of two micro-batches the loads are added; nothing else moves the bias.
+  optimizer = optim.make(optim.Config(weight_decay=0.1, balance_rate=0.05), 100)
+  step = jax.jit(functools.partial(optim.update, loss=loss, optimizer=optimizer))
+  state = optim.init({'balance': balance}, optimizer)
+  before = chosen(balance)
+  for n in range(30):
+    last, (state, metrics) = state.params['balance'], step(state, x[:, None])
+    load = chosen(last)
+    np.testing.assert_allclose(
+      state.params['balance'] - last, 0.05 * np.sign(load.mean() - load), atol=1e-6
+    )
+    np.testing.assert_allclose(metrics['expert_load'], load.max() / load.mean())
+    assert metrics['grad_norm'] == 0, n
+  after = chosen(state.params['balance'])
+  assert after.std() < 0.5 * before.std()
+  assert after.sum() == before.sum() == 2 * 30 * 3
+
+
 def test_int8_experts_compute_what_their_values_times_scales_do():
-  weights = jax.tree.map(
-    lambda leaf: jnp.asarray(leaf, jnp.float32), random_weights(V3)
-  )
+  weights = jax.tree.map(jnp.float32, random_weights(V3))
   wide, small = dict(weights), dict(weights)
   for name in ('expert_gate', 'expert_up', 'expert_down'):
     scale = jnp.abs(weights[name]).max(1) / 127

@@ -87,7 +87,35 @@ def route(
   weight_NA = jnp.take_along_axis(score_NE, chosen_NA, axis=-1)
   if config.normalised:
     weight_NA /= weight_NA.sum(-1, keepdims=True) + 1e-20
+  if balance_E is not None:
+    load_E = jnp.bincount(chosen_NA.reshape(-1), length=config.count)
+    weight_NA = _counted(weight_NA, balance_E, load_E.astype(jnp.float32))
   return chosen_NA, weight_NA * config.scale
+
+
+@jax.custom_vjp
+def _counted(
+  weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
+) -> jax.Array:
+  """Returns the weights; backward, the bias gets the load as if it were its gradient.
+
+  The bias has none of its own. So loads are summed over layers' stacks, micro-batches
+  and devices as gradients are, and `optim` finds them where it looks.
+  """
+  del balance_E, load_E
+  return weight_NA
+
+
+def _keep_load(weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array) -> Any:
+  del balance_E
+  return weight_NA, load_E
+
+
+def _give_load(load_E: jax.Array, slope_NA: jax.Array) -> Any:
+  return slope_NA, load_E, jnp.zeros_like(load_E)
+
+
+_counted.defvjp(_keep_load, _give_load)
 
 
 def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
