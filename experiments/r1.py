@@ -49,10 +49,8 @@ class R1:
   distill_tiny: distill.Distill = distill.Distill(student=distill.STUDENTS['tiny'])
 
   def __post_init__(self) -> None:
-    if not 0 <= self.seed < 2**32:
-      raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
-    if not self.workdir or self.data_dir == '':
-      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    recipe.check_seed(self.seed)
+    recipe.check_folders(self.workdir, self.data_dir)
     for name in STAGES:
       stage = getattr(self, name)
       for field in dataclasses.fields(stage):

@@ -84,10 +84,8 @@ class R1Zero:
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size)
-    if not 0 <= self.seed < 2**32:
-      raise ValueError(f'seed: expected 0 to 4294967295, got {self.seed}')
-    if not self.workdir or self.data_dir == '':
-      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    recipe.check_seed(self.seed)
+    recipe.check_folders(self.workdir, self.data_dir)
     text.check_vocab_size(self.vocab_size)
     rewards(self)  # a weight that is no number is found out here
     recipe.check_shares(self.shares, REASONING)

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import results
-from r1jax.stages import command, lineage
+from r1jax.stages import command, lineage, recipe
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
 
@@ -46,8 +46,7 @@ class Command:
   def __post_init__(self) -> None:
     if self.seeds < 1:
       raise ValueError(f'seeds: expected 1 or more, got {self.seeds}')
-    if not self.workdir or self.data_dir == '':
-      raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+    recipe.check_folders(self.workdir, self.data_dir)
     standard = type(self.base)()
     for name in OURS:
       if getattr(self.base, name) != getattr(standard, name):

@@ -95,6 +95,18 @@ def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
     )
 
 
+def check_seed(seed: int) -> None:
+  """Raises ValueError for one that no random numbers can be made from."""
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'seed: expected 0 to 4294967295, got {seed}')
+
+
+def check_folders(workdir: str, data_dir: str | None) -> None:
+  """Raises ValueError where a folder is named by nothing."""
+  if not workdir or data_dir == '':
+    raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+
+
 def own_seed(seed: int, stage: str) -> int:
   """A stage's seed: with the same one it would begin with its parent's problems.
 
