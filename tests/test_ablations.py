@@ -19,6 +19,7 @@ from experiments.ablations import (
   thinking,
 )
 from r1jax import text
+from r1jax.model import lora
 from r1jax.model.config import ModelConfig
 from r1jax.stages import lineage, recipe, workdir
 from r1jax.tasks import instructions
@@ -34,6 +35,8 @@ def write_stage(folder, stage, config, parents=()):
     'stage': stage,
     'config': config,
     'model': dataclasses.asdict(ModelConfig()),
+    'rows': 0,
+    'lora': dataclasses.asdict(lora.Config()),
     'template': 'plain',
     'files': {'tokenizer.json': TOKENIZER.digest},
     'params': {},

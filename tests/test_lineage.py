@@ -96,6 +96,8 @@ def test_a_record_names_everything_by_its_digest(made):
     },
     'model': dataclasses.asdict(CONFIG),
     'parameters': size,
+    'rows': 0,
+    'lora': {'rank': 0, 'alpha': 32.0, 'targets': 'query|key|value|out|gate|up|down'},
     'template': 'plain',
     'files': {'tokenizer.json': tokenizer.hexdigest()},
     'params': {'final': saved},

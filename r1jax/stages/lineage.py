@@ -239,12 +239,13 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
 
 
 def _tokenizer(path: Path, digest: str) -> text.Tokenizer:
-  folder = path / HUB
+  of_hub = (path / HUB).exists()
+  folder = path / HUB if of_hub else path
   try:
-    if folder.exists():
+    if of_hub:
       tokenizer = hub.open_tokenizer(folder)
     else:
-      tokenizer, folder = text.Tokenizer.load(path / TOKENIZER), path
+      tokenizer = text.Tokenizer.load(folder / TOKENIZER)
   except (OSError, ValueError):  # gone, or damaged
     tokenizer = None
   if tokenizer is None or tokenizer.digest != digest:
