@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 
 from r1jax import grpo, optim, tasks
+from r1jax.model import families
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import (
   command,
@@ -62,6 +63,11 @@ class Grpo:
     grpo.check_group_size(self.grpo, self.rl.group_size)
     recipe.check_seed(self.seed)
     recipe.check_folders(self.workdir, self.data_dir)
+    if self.model.lora.rank and self.rl_optim.muon_learning_rate:
+      raise ValueError(
+        'rl_optim.muon_learning_rate: expected 0 with model.lora.rank, as adapters are '
+        f'no matrices to orthogonalise, got {self.rl_optim.muon_learning_rate}'
+      )
     tasks.module(self.task)  # says which there are
     rewards(self)  # a weight that is no number is found out here
 
@@ -88,7 +94,7 @@ def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> N
   """Reads the checkpoint, trains, and writes what `scripts.convert` needs."""
   compilation.keep_on_disk()
   found = pretrained.look_up(config.model)
-  where = setting(config, found.checkpoint.raw.get('max_position_embeddings', 2**20))
+  where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
   pool = work.pool(config.rl, rewards(config))

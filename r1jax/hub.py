@@ -57,7 +57,7 @@ class ChatTemplate:
       return environment.from_string(self.source).render(
         messages=list(messages), add_generation_prompt=True, **self.names
       )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program, and may do anything wrong
       raise HubError(f'the chat template cannot write this: {error}') from error
 
 
@@ -151,7 +151,8 @@ def _stops(
   for name in SETTINGS[1:]:
     given = settings[name].get('eos_token_id')
     ids = given if isinstance(given, list) else [given]
-    found += [n for n in ids if isinstance(n, int) and n < tokenizer.get_vocab_size()]
+    tokens = range(tokenizer.get_vocab_size())
+    found += [n for n in ids if type(n) is int and n in tokens]
   if not found:
     raise HubError(
       f'{folder}: expected an eos_token in tokenizer_config.json or an eos_token_id in '
@@ -170,9 +171,17 @@ def bos_id(folder: Path) -> int | None:
 def template(folder: Path) -> str | None:
   """The chat template of a checkpoint, or None."""
   if (folder / TEMPLATE).exists():
-    return (folder / TEMPLATE).read_text(encoding='utf-8')
+    try:
+      return (folder / TEMPLATE).read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+      raise HubError(f'{folder / TEMPLATE} cannot be read ({error})') from error
   given = _settings(folder / SETTINGS[0]).get('chat_template')
   if isinstance(given, list):  # several with names
-    named = {one.get('name'): one.get('template') for one in given}
-    given = named.get('default')
+    named = [one for one in given if isinstance(one, dict)]
+    given = {one.get('name'): one.get('template') for one in named}.get('default')
+  if given is not None and not isinstance(given, str):
+    raise HubError(
+      f'{folder / SETTINGS[0]}: chat_template: expected a text, got '
+      f'{type(given).__name__}'
+    )
   return given

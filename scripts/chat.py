@@ -13,7 +13,7 @@ import rich.text
 import tyro
 
 from r1jax import drawing
-from r1jax.stages import chat, command, compilation
+from r1jax.stages import chat, command, compilation, recipe
 from r1jax.stages.run import plain_errors
 
 
@@ -33,6 +33,7 @@ class Chat:
   def __post_init__(self) -> None:
     if self.max_length < 1:
       raise ValueError(f'max_length: expected 1 or more, got {self.max_length}')
+    recipe.check_seed(self.seed)
 
 
 def say(
@@ -70,7 +71,7 @@ def converse(config: Chat) -> None:
   if config.system is not None:
     messages.append({'role': 'system', 'content': config.system})
   if config.prompt is not None:
-    messages.append({'role': 'user', 'content': config.prompt})
+    messages.append({'role': 'user', 'content': _readable(config.prompt)})
     say(speaker, messages, root, config.max_length, console)
     return
   while True:
@@ -81,10 +82,20 @@ def converse(config: Chat) -> None:
       return
     if not question:
       continue
-    messages.append({'role': 'user', 'content': question})
+    messages.append({'role': 'user', 'content': _readable(question)})
     key = jax.random.fold_in(root, len(messages))
-    said = say(speaker, messages, key, config.max_length, console)
+    try:
+      said = say(speaker, messages, key, config.max_length, console)
+    except chat.TooLongError as error:
+      print(f'{error}; the conversation begins anew, please ask again')
+      messages = [message for message in messages if message['role'] == 'system']
+      continue
     messages.append({'role': 'assistant', 'content': said})
+
+
+def _readable(question: str) -> str:
+  """A question without the bytes that were no text in the terminal's encoding."""
+  return question.encode(errors='replace').decode()
 
 
 if __name__ == '__main__':

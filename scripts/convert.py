@@ -22,6 +22,7 @@ from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import write_whole
 
+MODELFILE = '.Modelfile'
 # How a model that was made here is asked, as a chat template: one question at a time,
 # since it has never read a conversation.
 TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
@@ -84,6 +85,12 @@ def convert(config: Convert) -> Path:
 def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Path:
   """Writes one file, and how Ollama asks the model beside it."""
   out = Path(config.out)
+  modelfile = out.with_suffix(MODELFILE)
+  if out.suffix == MODELFILE or modelfile.exists():
+    raise ValueError(
+      f'out: expected another name than that of the file for Ollama, {modelfile}, '
+      'which must not be there yet'
+    )
   folder = stage.path / lineage.HUB if (stage.path / lineage.HUB).exists() else None
   tokenizer = stage.model.tokenizer
   content = weights.read_json((folder or stage.path) / hub.TOKENIZER)
@@ -99,7 +106,7 @@ def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Pa
   lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
   if folder is None:
     lines.append('TEMPLATE """User: {{ .Prompt }}\nAssistant:"""')
-  write_whole(out.with_suffix('.Modelfile'), '\n'.join(lines) + '\n')
+  write_whole(modelfile, '\n'.join(lines) + '\n')
   return out
 
 

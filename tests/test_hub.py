@@ -78,6 +78,8 @@ def render(source, **names):
     '{% include "/etc/passwd" %}',
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     "{{ messages.append('x') }}",
+    '{{ 1 / 0 }}',
+    '{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}',
   ],
 )
 def test_a_template_reaches_neither_files_nor_objects(source):
@@ -111,6 +113,7 @@ def test_loops_json_and_whitespace_are_those_of_transformers(folder):
     ('tokenizer.json', '{}', 'tokenizer.json cannot be read'),
     ('tokenizer_config.json', '[]', 'tokenizer_config.json: expected an object'),
     ('tokenizer_config.json', '{', 'tokenizer_config.json cannot be read'),
+    ('tokenizer_config.json', '{"eos_token": "<|eos|>", "chat_template": 3}', 'a text'),
     ('tokenizer_config.json', '{}', 'expected an eos_token .*nothing would end'),
   ],
 )

@@ -155,6 +155,17 @@ def test_adapters_that_cannot_be_read_are_refused(tmp_path, fields, message):
     peft.read(tmp_path / 'a', found)
 
 
+def test_an_adapter_without_any_tensor_is_refused(tmp_path):
+  theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
+  found = weights.open_checkpoint(tmp_path / 'm')
+  settings = json.dumps({'r': 2, 'lora_alpha': 4})
+  weights.write(
+    tmp_path / 'a', iter(()), 'float32', {peft.CONFIG: settings}, name=peft.FILE
+  )
+  with pytest.raises(weights.WeightsError, match=r'expected adapters .*, found none'):
+    peft.read(tmp_path / 'a', found)
+
+
 def test_adapters_of_experts_have_no_layout_there(tmp_path):
   theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'model')
   found = weights.open_checkpoint(tmp_path / 'model')

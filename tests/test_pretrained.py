@@ -237,6 +237,16 @@ def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
   assert said[-1] == model.tokenizer.eos_id
 
 
+def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):
+  checkpoint(tmp_path / 'm', 'llama', {})
+  (tmp_path / 'x.Modelfile').write_text('mine')
+  for name in ('x.gguf', 'y.Modelfile'):
+    words = convert.Convert(str(trained / 'run'), str(tmp_path / name), to='gguf')
+    with pytest.raises(ValueError, match=r'out: expected another name .*Modelfile'):
+      convert.convert(words)
+  assert (tmp_path / 'x.Modelfile').read_text() == 'mine'
+
+
 def test_an_unknown_task_is_named():
   with pytest.raises(ValueError, match=r"task: expected one of .*'gsm8k'.*, got 'x'"):
     grpo.Grpo(task='x')

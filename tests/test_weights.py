@@ -233,3 +233,51 @@ def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
   config = weights.open_checkpoint(tmp_path / 'a').config
   expected = decoder.shapes(config, BASE['vocab_size'])
   assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)
+
+
+def test_a_head_that_is_stored_beside_a_tied_embedding_follows_it(tmp_path):
+  theirs('llama', {'tie_word_embeddings': True}).save_pretrained(tmp_path / 'a')
+  named = tensors(tmp_path / 'a')
+  named[weights.HEAD] = named['model.embed_tokens.weight'].copy()
+  safetensors.numpy.save_file(named, tmp_path / 'a' / weights.SINGLE)
+  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  params = weights.read(checkpoint, everywhere)
+  params = {**params, 'embedding': params['embedding'] + 1}
+  written = dict(weights.tensors(params, checkpoint))
+  np.testing.assert_array_equal(
+    written[weights.HEAD], named['model.embed_tokens.weight'] + 1
+  )
+
+
+def test_a_tensor_of_a_layer_that_would_be_left_out_is_named(folder):
+  name = 'model.layers.1.self_attn.q_proj.bias'
+  file = min(folder.glob('*.safetensors'))
+  named = {**safetensors.numpy.load_file(file), name: np.zeros(32, np.float32)}
+  safetensors.numpy.save_file(named, file)
+  with pytest.raises(weights.WeightsError, match=rf'{name}: expected no such tensor'):
+    weights.open_checkpoint(folder)
+
+
+def test_numbers_that_float16_does_not_hold_are_refused(tmp_path):
+  named = [('a', np.ones(2, np.float32)), ('b', np.array([1, -1e5], np.float32))]
+  with pytest.raises(weights.WeightsError, match=r'b: expected numbers .*, got 1e\+05'):
+    weights.write(tmp_path / 'out', iter(named), 'float16')
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_may_be_read_by_others(tmp_path):
+  weights.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
+  assert (tmp_path / 'out' / weights.SINGLE).stat().st_mode & 0o444 == 0o444
+
+
+def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
+  before = weights.open_checkpoint(folder).digest
+  assert weights.open_checkpoint(folder).digest == before
+  changed(folder, K, lambda x: x + 1)
+  assert weights.open_checkpoint(folder).digest != before
+
+
+def test_an_index_that_is_none_is_named(folder):
+  (folder / weights.INDEX).write_text('{"weight_map": {"a": 5}}')
+  with pytest.raises(weights.WeightsError, match='expected a weight_map from tensors'):
+    weights.open_checkpoint(folder)

@@ -38,15 +38,27 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     FamilyError: an unknown model, a missing field, or one that asks for what isn't
       computed here.
   """
+  try:
+    return _read_config(raw)
+  except FamilyError:
+    raise
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    raise FamilyError(f'a field is not of the kind expected: {error}') from error
+
+
+def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
   kind = raw.get('model_type')
-  if kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     raise FamilyError(
       f'model_type: expected one of {", ".join(ARCHITECTURES)}, got {kind!r}'
     )
   fields = _Fields(raw)
+  vocab_size(raw)
+  positions(raw)
   fields.expect('hidden_act', 'silu')
   fields.expect('mlp_bias', False)
   fields.expect('use_sliding_window', False)
+  fields.expect('partial_rotary_factor', 1.0)
   # Qwen2 has its biases without saying so; elsewhere they would reach the output.
   if kind != 'qwen2':
     fields.expect('attention_bias', False)
@@ -61,34 +73,34 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
       "quantization_config.quant_method: expected 'fp8' or no quantization, got "
       f'{quantized.get("quant_method")!r}'
     )
+  if quantized:
+    _Fields(quantized).expect('weight_block_size', [128, 128])
   heads = fields.whole('num_attention_heads')
   width = fields.whole('hidden_size')
   latent = _latent(fields) if kind.startswith('deepseek') else Latent()
   if latent.kv_rank:
     head_dim = fields.whole('qk_nope_head_dim') + latent.rope_dim
   else:
-    head_dim = raw.get('head_dim') or width // heads
-  try:
-    return ModelConfig(
-      d_model=width,
-      layers=fields.whole('num_hidden_layers'),
-      heads=heads,
-      kv_heads=heads if latent.kv_rank else raw.get('num_key_value_heads') or heads,
-      head_dim=head_dim,
-      d_ff=fields.whole('intermediate_size'),
-      rope_theta=_theta(raw),
-      rope=_rope(raw),
-      norm_eps=fields.number('rms_norm_eps', 1e-6),
-      tied=bool(raw.get('tie_word_embeddings', False)),
-      qkv_bias=kind == 'qwen2',
-      qk_norm=kind.startswith('qwen3'),
-      latent=latent,
-      experts=_experts(fields, kind),
-    )
-  except FamilyError:
-    raise
-  except ValueError as error:
-    raise FamilyError(f'config.json: {error}') from error
+    head_dim = fields.whole('head_dim', width // heads)
+  tied = raw.get('tie_word_embeddings', False)
+  if not isinstance(tied, bool):
+    raise FamilyError(f'tie_word_embeddings: expected true or false, got {tied!r}')
+  return ModelConfig(
+    d_model=width,
+    layers=fields.whole('num_hidden_layers'),
+    heads=heads,
+    kv_heads=heads if latent.kv_rank else fields.whole('num_key_value_heads', heads),
+    head_dim=head_dim,
+    d_ff=fields.whole('intermediate_size'),
+    rope_theta=_theta(raw),
+    rope=_rope(raw),
+    norm_eps=fields.number('rms_norm_eps', 1e-6),
+    tied=tied,
+    qkv_bias=kind == 'qwen2',
+    qk_norm=kind.startswith('qwen3'),
+    latent=latent,
+    experts=_experts(fields, kind),
+  )
 
 
 def write_config(
@@ -136,7 +148,12 @@ def write_config(
 
 def vocab_size(raw: Mapping[str, Any]) -> int:
   """Returns the rows of the embedding."""
-  return _Fields(raw).whole('vocab_size')
+  return _Fields(raw).positive('vocab_size')
+
+
+def positions(raw: Mapping[str, Any]) -> int:
+  """Returns how many positions the model knows."""
+  return _Fields(raw).positive('max_position_embeddings')
 
 
 class _Fields:
@@ -152,8 +169,15 @@ class _Fields:
         'computed here'
       )
 
+  def positive(self, name: str) -> int:
+    value = self.whole(name)
+    if not 0 < value < 2**31:
+      raise FamilyError(f'{name}: expected 1 or more, less than 2^31, got {value}')
+    return value
+
   def whole(self, name: str, default: int | None = None) -> int:
-    value = self.raw.get(name, default)
+    value = self.raw.get(name)
+    value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool):
       raise FamilyError(f'{name}: expected a whole number, got {value!r}')
     return value
@@ -199,6 +223,8 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
       high_freq_factor=fields.number('high_freq_factor', math.nan),
     )
   fields.expect('truncate', True)
+  if not given.get('factor') and not given.get('original_max_position_embeddings'):
+    raise FamilyError('rope_parameters.factor: expected a number, got None')
   factor = given.get('factor') or raw['max_position_embeddings'] / length
 
   def mscale(weight: float) -> float:
@@ -225,7 +251,7 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
 def _latent(fields: _Fields) -> Latent:
   return Latent(
     kv_rank=fields.whole('kv_lora_rank'),
-    q_rank=fields.raw.get('q_lora_rank') or 0,
+    q_rank=fields.whole('q_lora_rank', 0),
     rope_dim=fields.whole('qk_rope_head_dim'),
     value_dim=fields.whole('v_head_dim'),
   )
@@ -251,16 +277,19 @@ def _experts(fields: _Fields, kind: str) -> Experts:
   second = kind == 'deepseek_v2'
   if second:
     fields.expect('norm_topk_prob', False)
+  else:
+    fields.expect('topk_method', 'noaux_tc')
+  fields.expect('scoring_func', 'softmax' if second else 'sigmoid')
   grouped = not second or raw.get('topk_method') == 'group_limited_greedy'
   return Experts(
     count=fields.whole('n_routed_experts'),
     active=fields.whole('num_experts_per_tok'),
     d_ff=fields.whole('moe_intermediate_size'),
-    shared=raw.get('n_shared_experts') or 0,
+    shared=fields.whole('n_shared_experts', 0),
     dense_layers=fields.whole('first_k_dense_replace', 0),
     scores='softmax' if second else 'sigmoid',
-    groups=raw.get('n_group') or 1 if grouped else 1,
-    active_groups=raw.get('topk_group') or 1 if grouped else 1,
+    groups=fields.whole('n_group', 1) if grouped else 1,
+    active_groups=fields.whole('topk_group', 1) if grouped else 1,
     normalised=bool(not second and raw.get('norm_topk_prob', True)),
     scale=fields.number('routed_scaling_factor', 1.0),
   )

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.model import rope, weights
+from r1jax.model import families, rope, weights
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
@@ -93,6 +93,11 @@ def write(
     _add_text(writer, text, cut, like.vocab_size)
     for name, array in _tensors(params, like):
       stored = _stored(array, kind)
+      if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
+        raise weights.WeightsError(
+          f'{name}: expected numbers that float16 holds, got '
+          f'{np.abs(array).max():.3g}; choose f32'
+        )
       writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -106,7 +111,7 @@ def write(
 def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
   c = like.config
   writer.add_name(like.folder.name)
-  writer.add_context_length(like.raw['max_position_embeddings'])
+  writer.add_context_length(families.positions(like.raw))
   writer.add_embedding_length(c.d_model)
   writer.add_block_count(c.layers)
   writer.add_feed_forward_length(c.d_ff)

@@ -138,7 +138,11 @@ def read(
     if len(target.lead) == 1
     and any(f'{PREFIX}{m}.lora_A.weight' in stored for _, m, _ in _rows(like, target))
   ]
-  names = '|'.join(sorted({target.name for target in chosen})) or '(?!)'
+  if not chosen:
+    raise weights.WeightsError(
+      f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
+    )
+  names = '|'.join(sorted({target.name for target in chosen}))
   config = lora.Config(rank=rank, alpha=float(alpha), targets=names)
   tree: dict[str, Any] = {}
   used = set()
@@ -169,5 +173,10 @@ def _tensor(
   if stored[name].shape != shape:
     raise weights.WeightsError(
       f'{folder / FILE}: {name}: expected the shape {shape}, found {stored[name].shape}'
+    )
+  if stored[name].kind not in weights.DTYPES:
+    raise weights.WeightsError(
+      f'{folder / FILE}: {name}: expected one of {", ".join(weights.DTYPES)}, found '
+      f'{stored[name].kind}'
     )
   return weights.numbers(stored, name, np.dtype(np.float32))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,9 @@ from r1jax.model.families import Row
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
+_LOOKED_AT = 4096  # bytes of each tensor
 SHARD_BYTES = 5 * 10**9  # of a file that is written; a larger tensor has its own
+HEAD = 'lm_head.weight'
 SCALES = '_scale_inv'  # what DeepSeek's FP8 tensors have beside them
 DTYPES = {
   'F32': np.dtype(np.float32),
@@ -79,11 +82,16 @@ class Checkpoint:
 
   @property
   def digest(self) -> str:
-    """Of its config and of what its files say of their tensors, not of the numbers."""
-    tensors = sorted(
-      (name, x.kind, x.shape, x.start) for name, x in self.tensors.items()
-    )
-    return hashlib.sha256(json.dumps([self.raw, tensors]).encode()).hexdigest()
+    """Of its config, its tensors' names, types, shapes, and the first of their bytes.
+
+    All of them would take minutes with a large model.
+    """
+    found = hashlib.sha256(json.dumps(self.raw).encode())
+    for name, stored in sorted(self.tensors.items()):
+      found.update(f'{name} {stored.kind} {stored.shape}'.encode())
+      size = min(_LOOKED_AT, math.prod(stored.shape) * DTYPES[stored.kind].itemsize)
+      found.update(np.fromfile(stored.file, np.uint8, size, offset=stored.start).data)
+    return found.hexdigest()
 
   @property
   def dtype(self) -> str:
@@ -108,11 +116,13 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
       f'which is {"a file" if folder.exists() else "not there"}'
     )
   raw = read_json(folder / 'config.json')
-  config = families.read_config(raw)
-  families.vocab_size(raw)
+  try:
+    config = families.read_config(raw)
+  except families.FamilyError as error:
+    raise families.FamilyError(f'{folder / "config.json"}: {error}') from error
   tensors = dict(find(folder))
   found = Checkpoint(folder, raw, config, tensors)
-  if found.dtype not in KINDS:
+  if not isinstance(found.dtype, str) or found.dtype not in KINDS:
     raise WeightsError(
       f'{folder / "config.json"}: dtype: expected one of {", ".join(KINDS)}, got '
       f'{found.dtype!r}'
@@ -126,7 +136,24 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
   for _, row, shape, names in _parts(config, found.vocab_size, raw):
     for name in names:
       _check(folder, tensors, name, _their_shape(row, shape))
+  for name in _beside(found):
+    if (layer := _LAYER.match(name)) and int(layer[1]) < config.layers:
+      raise WeightsError(
+        f'{tensors[name].file}: {name}: expected no such tensor by config.json; the '
+        'model would compute without it'
+      )
   return found
+
+
+_LAYER = re.compile(r'model\.layers\.(\d+)\.(?!.*rotary_emb)')
+
+
+def _beside(like: Checkpoint) -> list[str]:
+  """The tensors that are not the model's, without the scales of others."""
+  parts = _parts(like.config, like.vocab_size, like.raw)
+  used = {name for _, _, _, names in parts for name in names}
+  used |= {name + SCALES for name in used}
+  return [name for name in like.tensors if name not in used]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -146,8 +173,12 @@ def find(folder: Path) -> Iterator[tuple[str, Stored]]:
   """The tensors of all files of a checkpoint, by name."""
   if (folder / INDEX).exists():
     placed = read_json(folder / INDEX).get('weight_map')
-    if not isinstance(placed, dict):
-      raise WeightsError(f'{folder / INDEX}: expected a weight_map, found none')
+    if not isinstance(placed, dict) or not all(
+      isinstance(name, str) for name in placed.values()
+    ):
+      raise WeightsError(
+        f'{folder / INDEX}: expected a weight_map from tensors to files, found none'
+      )
     for name in sorted(set(placed.values())):
       if Path(name).name != name:
         raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
@@ -193,7 +224,7 @@ def _check(
       f'{found.shape}'
     )
   if found.kind == 'F8_E4M3':
-    blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=True))
+    blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=False))
     scales = tensors.get(name + SCALES)
     if scales is None or scales.shape != blocks:
       raise WeightsError(
@@ -338,9 +369,7 @@ def tensors(params: Any, like: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
   Tensors that it has beside the model's, such as those of a module for multi-token
   prediction, come from its files.
   """
-  used = set()
   for path, row, shape, names in _parts(like.config, like.vocab_size, like.raw):
-    used.update(names)
     leaf = params
     for key in path:
       leaf = leaf[key]
@@ -350,8 +379,10 @@ def tensors(params: Any, like: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
       one = np.asarray(leaf[np.unravel_index(n, lead)] if lead else leaf)
       yield name, np.ascontiguousarray(row.turn_back(one, theirs))
   kind = DTYPES[KINDS[like.dtype]]
-  for name in like.tensors:
-    if name not in used and not name.endswith(SCALES):
+  for name in _beside(like):
+    if name == HEAD and like.config.tied:  # stored twice there
+      yield name, np.asarray(params['embedding'])
+    elif not name.endswith(SCALES):
       yield name, numbers(like.tensors, name, kind)
 
 
@@ -410,11 +441,19 @@ def _write_shards(
     # transformers looks at this entry.
     name = folder / f'shard-{len(shards)}'
     safetensors.numpy.save_file(held, name, metadata={'format': 'pt'})
+    name.chmod(0o644)  # the library's is for the owner alone
     shards.append(list(held))
     held.clear()
 
   for name, array in named:
-    array = array.astype(dtype, copy=False)
+    with np.errstate(over='ignore'):  # said in a sentence
+      written = array.astype(dtype, copy=False)
+    if dtype == np.float16 and not np.isfinite(written).all():
+      raise WeightsError(
+        f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
+        'choose bfloat16 or float32'
+      )
+    array = written
     if held and sum(x.nbytes for x in held.values()) + array.nbytes > shard_bytes:
       put()
     held[name] = array

@@ -4,20 +4,24 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drawing, sampling, text
+from r1jax import drawing, hub, sampling, text
 from r1jax import mesh as mesh_lib
+from r1jax.model import families
 from r1jax.stages import compilation, lineage, pretrained
 from r1jax.stages.workdir import RECORD
 
 SMALLEST = 64  # tokens that a prompt is padded to, or twice, four times, … as many
 _TAG = re.compile('|'.join(text.TAGS))
+
+
+class TooLongError(ValueError):
+  """A conversation that the model cannot read to its end."""
 
 
 class Said(NamedTuple):
@@ -75,20 +79,21 @@ class Speaker:
     """What follows these ids, up to a stop token, or to `most` tokens.
 
     Raises:
-      ValueError: the model knows too few positions for the prompt.
+      TooLongError: the model knows too few positions for the prompt.
     """
     room = min(most, self.longest - len(ids))
     if room < 1:
-      raise ValueError(
+      raise TooLongError(
         f'expected at most {self.longest - 1} tokens, the positions that the model '
-        f'knows less one for an answer, got a conversation of {len(ids)}; begin anew'
+        f'knows less one for an answer, got a conversation of {len(ids)}'
       )
     size = SMALLEST
     while size < len(ids):
       size *= 2
     tokenizer = self.model.tokenizer
     rows, mask = text.pad_left([list(ids)], size, tokenizer.pad_id)
-    logits, spoken = self._listen(self.params, rows, mask, room=most)
+    room_at_most = min(most, self.longest)  # the same for all prompts
+    logits, spoken = self._listen(self.params, rows, mask, room=room_at_most)
     uniform = np.asarray(jax.random.uniform(key, (room, 1)))
     token = self._draw(uniform[0], logits)
     for n in range(room):
@@ -142,7 +147,7 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
   """
   mesh = mesh_lib.make(jax.devices()[:1])
-  folder = Path(path).expanduser()
+  folder = hub.fetched(path)
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
@@ -156,7 +161,7 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     return Speaker(model, stage.params(mesh), _longest(stage), draw)
   config = pretrained.Config(path=str(folder), template=template or text.CHAT)
   found = pretrained.look_up(config)
-  longest = found.checkpoint.raw.get('max_position_embeddings', 2**20)
+  longest = families.positions(found.checkpoint.raw)
   return Speaker(found.model, found.params(mesh), longest, draw)
 
 
@@ -164,7 +169,7 @@ def _longest(stage: lineage.Stage) -> int:
   """Positions that a stage's model has seen."""
   like = pretrained.kept(stage)
   if like is not None:
-    return like.raw.get('max_position_embeddings', 2**20)
+    return families.positions(like.raw)
   config = stage.record['config']
   base = config if 'base' in config else stage.ancestor('r1_zero').record['config']
   return base['base']['row_length']

@@ -157,9 +157,11 @@ class Stage:
     file = self.path / HUB / SOURCE
     if not file.exists():
       raise LineageError(f'{self.path}: its model does not come from a checkpoint')
-    kept = json.loads(file.read_bytes())
     try:
+      kept = json.loads(file.read_bytes())
       found = weights.open_checkpoint(kept['path'])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise LineageError(f'{file} is damaged ({error!r}); restore it') from error
     except ValueError as error:
       raise LineageError(
         f'{self.path}: the checkpoint that its model comes from is needed: {error}'

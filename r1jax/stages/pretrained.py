@@ -7,6 +7,7 @@ so that what the run ends with can be written back as the hub has it.
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -58,8 +59,11 @@ class Pretrained:
   @property
   def facts(self) -> dict[str, str]:
     """What the run's checkpoints depend on; see `run.start`."""
+    folder = self.checkpoint.folder.absolute()
+    files = [folder / name for name in hub.FILES if (folder / name).exists()]
     return {
-      str(self.checkpoint.folder.absolute()): self.checkpoint.digest,
+      str(folder): self.checkpoint.digest,
+      **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
       lineage.TOKENIZER: self.model.tokenizer.digest,
     }
 
