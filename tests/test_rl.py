@@ -215,7 +215,8 @@ def learn(monkeypatch, seed=0, old=None, **fields):
   """The problems of each update, by every array that it gets, and the mean metrics."""
   updates = []
 
-  def update(self, state, rollout, count, temperature):
+  def update(self, state, frozen, rollout, count, temperature):
+    assert frozen is None  # all parameters are learned
     assert temperature == np.float32(0.7)
     there = rollout.lengths[..., 0] > 0
     updates.append(

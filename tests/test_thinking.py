@@ -331,7 +331,7 @@ def test_the_table_and_the_figure_show_the_numbers():
   assert first == ['0 tokens', '0.0', '25.0', *['40.0 (30.0 to 50.0)'] * 2]
   assert last[:2] == ['free', '1234.4']
   figure = experiment.figure(rows)
-  assert '<title>all at 1234 tokens: 60.0 %</title>' in figure
+  assert '<title>all at 1,234 tokens: 60.0 %</title>' in figure
   assert 'step' not in figure
 
 
