@@ -7,6 +7,7 @@ messages and a few names of tokens, and reaches neither files nor Python's objec
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -48,17 +49,21 @@ class ChatTemplate:
     Raises:
       HubError: the template is no template, or refuses these messages.
     """
+    try:
+      return self._template.render(
+        messages=list(messages), add_generation_prompt=True, **self.names
+      )
+    except Exception as error:  # a template is a program, and may do anything wrong
+      raise HubError(f'the chat template cannot write this: {error}') from error
+
+  @functools.cached_property
+  def _template(self) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
       trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
     )
     environment.globals |= {'raise_exception': _refuse, 'strftime_now': _now}
     environment.filters['tojson'] = _json
-    try:
-      return environment.from_string(self.source).render(
-        messages=list(messages), add_generation_prompt=True, **self.names
-      )
-    except Exception as error:  # a template is a program, and may do anything wrong
-      raise HubError(f'the chat template cannot write this: {error}') from error
+    return environment.from_string(self.source)
 
 
 def _refuse(message: str) -> None:

@@ -17,7 +17,7 @@ from hub import checkpoint
 
 from experiments import grpo
 from r1jax import drawing, hub, mesh, tasks, text
-from r1jax.model import weights
+from r1jax.model import lora, peft, weights
 from r1jax.model.config import ModelConfig
 from r1jax.stages import finetune, lineage, pretrained
 from r1jax.stages.run import start
@@ -160,6 +160,10 @@ def folder(tmp_path_factory):
     ({'path': '/nowhere'}, 'model.path: expected a folder .*, which is not there'),
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
     ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
+    (
+      {'adapter': 'a', 'lora': lora.Config(rank=2)},
+      "model.adapter: expected none with model.lora.rank, .*; got 'a'",
+    ),
     ({'dtype': 'int4'}, "model.dtype: expected one of float32, bfloat16, got 'int4'"),
   ],
 )
@@ -169,6 +173,30 @@ def test_what_cannot_be_started_from_is_said_before_anything_is_read(
   path = {} if settings == {} else {'path': str(folder)}
   with pytest.raises(ValueError, match=message):
     pretrained.look_up(pretrained.Config(**{**path, **settings}))
+
+
+def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
+  folder, tmp_path
+):
+  like = weights.open_checkpoint(folder)
+  config = lora.Config(rank=2, alpha=4.0, targets='query')
+  adapters = lora.init(like.config, config, jax.random.key(0))
+  adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+  peft.write(tmp_path / 'a', adapters, config, like)
+  plain = pretrained.look_up(pretrained.Config(path=str(folder)))
+  settings = pretrained.Config(path=str(folder), adapter=str(tmp_path / 'a'))
+  found = pretrained.look_up(settings)
+  where = mesh.make()
+  before, after = plain.params(where), found.params(where)
+  pair = adapters['blocks']['query']
+  added = 2.0 * np.einsum('ldr,lrhc->ldhc', pair['a'], pair['b'])
+  np.testing.assert_allclose(
+    after['blocks']['query'], before['blocks']['query'] + added, atol=1e-5
+  )
+  np.testing.assert_array_equal(after['blocks']['key'], before['blocks']['key'])
+  assert set(found.facts) - set(plain.facts) == {
+    str(tmp_path / 'a' / name) for name in (peft.CONFIG, peft.FILE)
+  }
 
 
 def test_more_tokens_than_rows_are_refused(folder, tmp_path):

@@ -43,6 +43,12 @@ class Config:
           f'model.{name}: expected one of {", ".join(known)}, got '
           f'{getattr(self, name)!r}'
         )
+    if self.adapter and self.lora.rank:
+      raise ValueError(
+        'model.adapter: expected none with model.lora.rank, since adapters are saved '
+        'without what they were learned on; train all parameters, or merge the other '
+        f'ones into a checkpoint first; got {self.adapter!r}'
+      )
     if self.template != text.CHAT:
       text.render(self.template, '')  # says which there are
 
@@ -60,10 +66,17 @@ class Pretrained:
   def facts(self) -> dict[str, str]:
     """What the run's checkpoints depend on; see `run.start`."""
     folder = self.checkpoint.folder.absolute()
-    files = [folder / name for name in hub.FILES if (folder / name).exists()]
+    files = [folder / name for name in hub.FILES]
+    if self.config.adapter:
+      adapter = Path(self.config.adapter).expanduser().absolute()
+      files += [adapter / name for name in (peft.CONFIG, peft.FILE)]
     return {
       str(folder): self.checkpoint.digest,
-      **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+      **{
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.exists()
+      },
       lineage.TOKENIZER: self.model.tokenizer.digest,
     }
 
