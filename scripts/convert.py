@@ -113,7 +113,7 @@ def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Pa
 def _made_here(stage: lineage.Stage) -> weights.Checkpoint:
   """What a checkpoint of a model that was made here is like."""
   model = stage.model
-  longest = stage.ancestor('r1_zero').record['config']['base']['row_length']
+  longest = pretrained.positions(stage)
   raw = families.write_config(model.config, model.vocab_size, longest)
   ids = {'eos_token_id': model.tokenizer.eos_id, 'pad_token_id': model.tokenizer.pad_id}
   return weights.Checkpoint(stage.path, {**raw, **ids}, model.config, {})

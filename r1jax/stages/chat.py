@@ -158,18 +158,8 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     model = stage.model
     if template is not None:
       model = dataclasses.replace(model, template=template)
-    return Speaker(model, stage.params(mesh), _longest(stage), draw)
+    return Speaker(model, stage.params(mesh), pretrained.positions(stage), draw)
   config = pretrained.Config(path=str(folder), template=template or text.CHAT)
   found = pretrained.look_up(config)
   longest = families.positions(found.checkpoint.raw)
   return Speaker(found.model, found.params(mesh), longest, draw)
-
-
-def _longest(stage: lineage.Stage) -> int:
-  """Positions that a stage's model has seen."""
-  like = pretrained.kept(stage)
-  if like is not None:
-    return families.positions(like.raw)
-  config = stage.record['config']
-  base = config if 'base' in config else stage.ancestor('r1_zero').record['config']
-  return base['base']['row_length']

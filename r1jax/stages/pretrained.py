@@ -17,7 +17,7 @@ import jax
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import lora, peft, weights
+from r1jax.model import families, lora, peft, weights
 from r1jax.model.config import DTYPES, REMAT
 from r1jax.stages import lineage
 from r1jax.stages.workdir import write_whole
@@ -144,4 +144,14 @@ def kept(stage: lineage.Stage) -> weights.Checkpoint | None:
     return stage.source()
   except lineage.LineageError:
     raw = json.loads((folder / 'config.json').read_bytes())
-    return weights.Checkpoint(folder, raw, weights.families.read_config(raw), {})
+    return weights.Checkpoint(folder, raw, families.read_config(raw), {})
+
+
+def positions(stage: lineage.Stage) -> int:
+  """How many positions a stage's model knows, or has seen if it was made here."""
+  like = kept(stage)
+  if like is not None:
+    return families.positions(like.raw)
+  config = stage.record['config']
+  base = config if 'base' in config else stage.ancestor('r1_zero').record['config']
+  return base['base']['row_length']
