@@ -17,7 +17,7 @@ import tyro
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families, gguf, peft, weights
+from r1jax.model import families, gguf, peft, storage, weights
 from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import write_whole
@@ -78,7 +78,7 @@ def convert(config: Convert) -> Path:
   raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = dtype
   files['config.json'] = json.dumps(raw, indent=2) + '\n'
   params = stage.params(mesh_lib.make(), config.params)
-  weights.write(config.out, weights.tensors(params, like), dtype, files)
+  storage.write(config.out, weights.tensors(params, like), dtype, files)
   return Path(config.out)
 
 
@@ -93,7 +93,7 @@ def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Pa
     )
   folder = stage.path / lineage.HUB if (stage.path / lineage.HUB).exists() else None
   tokenizer = stage.model.tokenizer
-  content = weights.read_json((folder or stage.path) / hub.TOKENIZER)
+  content = storage.read_json((folder or stage.path) / hub.TOKENIZER)
   written = gguf.Text(
     content,
     eos_id=tokenizer.eos_id,

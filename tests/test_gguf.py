@@ -10,7 +10,7 @@ import transformers
 from hub import FAMILIES, LLAMA3, YARN, checkpoint, theirs
 
 from r1jax import hub, mesh
-from r1jax.model import gguf, weights
+from r1jax.model import gguf, storage, weights
 
 VARIATIONS = [
   ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
@@ -21,8 +21,8 @@ VARIATIONS = [
 
 
 def written(folder, model_type, fields, kind, file):
-  """A checkpoint of transformers, and the file that we write of it."""
-  model = checkpoint(folder, model_type, fields)
+  """A checkpoint of transformers, None if it is there, and our file of it."""
+  model = model_type and checkpoint(folder, model_type, fields)
   found = weights.open_checkpoint(folder)
   everywhere = mesh.sharding(mesh.make())
   params = weights.read(found, lambda *_: everywhere)
@@ -139,7 +139,7 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
   found = weights.open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   text = gguf.Text({**tokenizer, **change}, 1, 0)
-  with pytest.raises(weights.WeightsError, match=message):
+  with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
 
@@ -149,8 +149,8 @@ def test_other_models_and_a_file_that_is_there_are_refused(tmp_path):
   model.save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   text = gguf.Text({}, 1, 0)
-  with pytest.raises(weights.WeightsError, match=r"for GGUF, got 'qwen3_moe'"):
+  with pytest.raises(storage.WeightsError, match=r"for GGUF, got 'qwen3_moe'"):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   (tmp_path / 'm.gguf').touch()
-  with pytest.raises(weights.WeightsError, match=r'm.gguf is there already'):
+  with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')

@@ -13,7 +13,7 @@ import torch
 from hub import FAMILIES, VOCAB, checkpoint, theirs
 
 from r1jax import drawing, grpo, mesh, optim, sampling
-from r1jax.model import decoder, lora, peft, weights
+from r1jax.model import decoder, lora, peft, storage, weights
 from r1jax.stages import pretrained, rl
 from r1jax.tasks import Problem
 
@@ -151,7 +151,7 @@ def test_adapters_that_cannot_be_read_are_refused(tmp_path, fields, message):
   peft.write(tmp_path / 'a', random_adapters(found.config, config), config, found)
   file = tmp_path / 'a' / peft.CONFIG
   file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-  with pytest.raises(weights.WeightsError, match=message):
+  with pytest.raises(storage.WeightsError, match=message):
     peft.read(tmp_path / 'a', found)
 
 
@@ -159,10 +159,10 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   settings = json.dumps({'r': 2, 'lora_alpha': 4})
-  weights.write(
+  storage.write(
     tmp_path / 'a', iter(()), 'float32', {peft.CONFIG: settings}, name=peft.FILE
   )
-  with pytest.raises(weights.WeightsError, match=r'expected adapters .*, found none'):
+  with pytest.raises(storage.WeightsError, match=r'expected adapters .*, found none'):
     peft.read(tmp_path / 'a', found)
 
 
@@ -170,7 +170,7 @@ def test_adapters_of_experts_have_no_layout_there(tmp_path):
   theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'model')
   found = weights.open_checkpoint(tmp_path / 'model')
   with pytest.raises(
-    weights.WeightsError, match='no layout for others of a model with'
+    storage.WeightsError, match='no layout for others of a model with'
   ):
     peft.write(tmp_path / 'a', random_adapters(found.config), ALL, found)
   assert not (tmp_path / 'a').exists()

@@ -17,7 +17,7 @@ from hub import checkpoint
 
 from experiments import grpo
 from r1jax import drawing, hub, mesh, tasks, text
-from r1jax.model import lora, peft, weights
+from r1jax.model import lora, peft, storage, weights
 from r1jax.model.config import ModelConfig
 from r1jax.stages import finetune, lineage, pretrained
 from r1jax.stages.run import start
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp('grpo')
   checkpoint(folder / 'model', 'deepseek_v3')
   extra = {**named(folder / 'model'), EXTRA: np.full((2, 3), 7, np.float32)}
-  safetensors.numpy.save_file(extra, folder / 'model' / weights.SINGLE)
+  safetensors.numpy.save_file(extra, folder / 'model' / storage.SINGLE)
   command = (
     *('experiments.grpo', '--model.path', str(folder / 'model')),
     *('--model.template', 'plain', '--workdir', str(folder / 'run')),

@@ -13,7 +13,7 @@ import transformers
 from hub import BASE, FAMILIES, ours, theirs
 
 from r1jax import mesh
-from r1jax.model import decoder, weights
+from r1jax.model import decoder, storage, weights
 
 
 def tensors(folder):
@@ -32,7 +32,7 @@ def round_trip(source, target, dtype=None, **settings):
   checkpoint = weights.open_checkpoint(source)
   params = weights.read(checkpoint, everywhere, dtype)
   named = weights.tensors(params, checkpoint)
-  weights.write(target, named, checkpoint.dtype, **settings)
+  storage.write(target, named, checkpoint.dtype, **settings)
   return params
 
 
@@ -41,7 +41,7 @@ def round_trip(source, target, dtype=None, **settings):
 def test_a_round_trip_gives_every_tensor_back_bit_for_bit(model_type, dtype, tmp_path):
   model = theirs(model_type, FAMILIES[model_type]).to(getattr(torch, dtype))
   model.save_pretrained(tmp_path / 'a', max_shard_size='20KB')
-  assert (tmp_path / 'a' / weights.INDEX).exists()
+  assert (tmp_path / 'a' / storage.INDEX).exists()
   # bfloat16 fits in float32, and comes back.
   round_trip(tmp_path / 'a', tmp_path / 'b', 'float32', shard_bytes=30_000)
   before, after = tensors(tmp_path / 'a'), tensors(tmp_path / 'b')
@@ -49,7 +49,7 @@ def test_a_round_trip_gives_every_tensor_back_bit_for_bit(model_type, dtype, tmp
   for name, expected in before.items():
     assert after[name].dtype == expected.dtype
     assert after[name].tobytes() == expected.tobytes(), name
-  index = json.loads((tmp_path / 'b' / weights.INDEX).read_text())
+  index = json.loads((tmp_path / 'b' / storage.INDEX).read_text())
   for name, file in index['weight_map'].items():
     assert name in safetensors.numpy.load_file(tmp_path / 'b' / file)
 
@@ -75,8 +75,16 @@ def test_transformers_opens_what_was_written(tmp_path):
     )
 
 
-def test_leaves_lie_where_they_are_asked_to(tmp_path):
-  theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'a')
+@pytest.mark.parametrize(
+  ('model_type', 'shape'),
+  [
+    ('qwen3_moe', (2, 32, 4, 3)),  # of 12 channels
+    ('deepseek_v3', (2, 16, 4, 3)),  # the last 4 of 12 are pairs
+    ('qwen2', (2, 32, 4, 2)),
+  ],
+)
+def test_leaves_lie_where_they_are_asked_to(model_type, shape, tmp_path):
+  theirs(model_type, FAMILIES[model_type]).save_pretrained(tmp_path / 'a')
   checkpoint = weights.open_checkpoint(tmp_path / 'a')
   whole = weights.read(checkpoint, everywhere)
   devices = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
@@ -90,7 +98,7 @@ def test_leaves_lie_where_they_are_asked_to(tmp_path):
   parts = weights.read(checkpoint, cut)
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
   shards = parts['blocks']['query'].addressable_shards
-  assert {shard.data.shape for shard in shards} == {(2, 32, 4, 3)}  # of 12 channels
+  assert {shard.data.shape for shard in shards} == {shape}
 
 
 def test_fp8_blocks_are_read_times_their_scales(tmp_path):
@@ -99,8 +107,8 @@ def test_fp8_blocks_are_read_times_their_scales(tmp_path):
   values = rng.normal(size=(160, 300)).astype(ml_dtypes.float8_e4m3fn)
   scales = rng.uniform(0.5, 2, (2, 3)).astype(np.float32)
   named = {'w': values, 'w_scale_inv': scales}
-  safetensors.numpy.save_file(named, tmp_path / weights.SINGLE)
-  found = weights.numbers(dict(weights.find(tmp_path)), 'w', np.dtype(np.float32))
+  safetensors.numpy.save_file(named, tmp_path / storage.SINGLE)
+  found = storage.numbers(dict(storage.find(tmp_path)), 'w', np.dtype(np.float32))
   for row, column in [(0, 0), (127, 128), (128, 127), (159, 299), (130, 260)]:
     scale = scales[row // 128, column // 128]
     assert found[row, column] == np.float32(values[row, column]) * scale
@@ -114,7 +122,7 @@ def folder(tmp_path):
 
 def changed(folder, name, change):
   """The checkpoint with another tensor in a place."""
-  placed = json.loads((folder / weights.INDEX).read_text())['weight_map'][name]
+  placed = json.loads((folder / storage.INDEX).read_text())['weight_map'][name]
   named = safetensors.numpy.load_file(folder / placed)
   named[name] = change(named[name])
   safetensors.numpy.save_file(named, folder / placed)
@@ -126,7 +134,7 @@ K = 'model.layers.1.self_attn.k_proj.weight'
 def test_a_missing_shard_is_named(folder):
   file = sorted(folder.glob('*.safetensors'))[1]
   file.unlink()
-  with pytest.raises(weights.WeightsError, match=rf'{file.name} is missing, which'):
+  with pytest.raises(storage.WeightsError, match=rf'{file.name} is missing, which'):
     weights.open_checkpoint(folder)
 
 
@@ -134,33 +142,33 @@ def test_a_missing_shard_is_named(folder):
 def test_a_shard_that_is_cut_off_is_named_before_anything_is_read(folder, left):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(file.read_bytes()[:left])
-  with pytest.raises(weights.WeightsError, match=rf'{file.name} is cut off, damaged'):
+  with pytest.raises(storage.WeightsError, match=rf'{file.name} is cut off, damaged'):
     weights.open_checkpoint(folder)
 
 
 def test_a_header_that_lies_about_its_length_is_refused(folder):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(struct.pack('<Q', 2**60) + file.read_bytes()[8:])
-  with pytest.raises(weights.WeightsError, match=rf'{file.name} is cut off, damaged'):
+  with pytest.raises(storage.WeightsError, match=rf'{file.name} is cut off, damaged'):
     weights.open_checkpoint(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder):
   changed(folder, K, lambda x: x[:, :-1].copy())
   message = r'k_proj.weight: expected the shape \(16, 32\) .*, found \(16, 31\)'
-  with pytest.raises(weights.WeightsError, match=message):
+  with pytest.raises(storage.WeightsError, match=message):
     weights.open_checkpoint(folder)
 
 
 def test_a_tensor_of_another_type_is_named(folder):
   changed(folder, K, lambda x: x.astype(np.int32))
-  with pytest.raises(weights.WeightsError, match=r'k_proj.*expected one of F32.*I32'):
+  with pytest.raises(storage.WeightsError, match=r'k_proj.*expected one of F32.*I32'):
     weights.open_checkpoint(folder)
 
 
 def test_fp8_without_its_scales_is_refused(folder):
   changed(folder, K, lambda x: x.astype(ml_dtypes.float8_e4m3fn))
-  with pytest.raises(weights.WeightsError, match=r'scales .*_scale_inv .*found none'):
+  with pytest.raises(storage.WeightsError, match=r'scales .*_scale_inv .*found none'):
     weights.open_checkpoint(folder)
 
 
@@ -168,15 +176,15 @@ def test_a_missing_tensor_is_named(folder):
   config = json.loads((folder / 'config.json').read_text())
   config['num_hidden_layers'] = 3
   (folder / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(weights.WeightsError, match=r'model\.layers\.2\..* is missing'):
+  with pytest.raises(storage.WeightsError, match=r'model\.layers\.2\..* is missing'):
     weights.open_checkpoint(folder)
 
 
 def test_an_index_cannot_lead_out_of_the_folder(folder):
-  index = json.loads((folder / weights.INDEX).read_text())
+  index = json.loads((folder / storage.INDEX).read_text())
   index['weight_map'][K] = '../elsewhere.safetensors'
-  (folder / weights.INDEX).write_text(json.dumps(index))
-  with pytest.raises(weights.WeightsError, match='expected names of files'):
+  (folder / storage.INDEX).write_text(json.dumps(index))
+  with pytest.raises(storage.WeightsError, match='expected names of files'):
     weights.open_checkpoint(folder)
 
 
@@ -196,7 +204,7 @@ def test_a_bad_config_is_named(folder, content, message):
   (folder / 'config.json').unlink()
   if content is not None:
     (folder / 'config.json').write_text(content)
-  with pytest.raises(weights.WeightsError, match=message):
+  with pytest.raises(storage.WeightsError, match=message):
     weights.open_checkpoint(folder)
 
 
@@ -204,14 +212,14 @@ def test_pickles_are_never_opened(tmp_path):
   config = transformers.LlamaConfig(**BASE).to_dict()
   (tmp_path / 'config.json').write_text(json.dumps(config, default=str))
   (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n')
-  with pytest.raises(weights.WeightsError, match=r'_model.bin is a pickle, which is'):
+  with pytest.raises(storage.WeightsError, match=r'_model.bin is a pickle, which is'):
     weights.open_checkpoint(tmp_path)
 
 
 def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
   (tmp_path / 'file').touch()
   for name, what in (('nothing', 'not there'), ('file', 'a file')):
-    with pytest.raises(weights.WeightsError, match=f'which is {what}'):
+    with pytest.raises(storage.WeightsError, match=f'which is {what}'):
       weights.open_checkpoint(tmp_path / name)
 
 
@@ -221,11 +229,11 @@ def test_nothing_is_half_written(tmp_path):
     raise RuntimeError('no more')
 
   with pytest.raises(RuntimeError, match='no more'):
-    weights.write(tmp_path / 'out', broken(), 'float32')
+    storage.write(tmp_path / 'out', broken(), 'float32')
   assert not list(tmp_path.iterdir())
-  weights.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
-  with pytest.raises(weights.WeightsError, match='out is there already'):
-    weights.write(tmp_path / 'out', iter([]), 'float32')
+  storage.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
+  with pytest.raises(storage.WeightsError, match='out is there already'):
+    storage.write(tmp_path / 'out', iter([]), 'float32')
 
 
 def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
@@ -239,7 +247,7 @@ def test_a_head_that_is_stored_beside_a_tied_embedding_follows_it(tmp_path):
   theirs('llama', {'tie_word_embeddings': True}).save_pretrained(tmp_path / 'a')
   named = tensors(tmp_path / 'a')
   named[weights.HEAD] = named['model.embed_tokens.weight'].copy()
-  safetensors.numpy.save_file(named, tmp_path / 'a' / weights.SINGLE)
+  safetensors.numpy.save_file(named, tmp_path / 'a' / storage.SINGLE)
   checkpoint = weights.open_checkpoint(tmp_path / 'a')
   params = weights.read(checkpoint, everywhere)
   params = {**params, 'embedding': params['embedding'] + 1}
@@ -254,20 +262,20 @@ def test_a_tensor_of_a_layer_that_would_be_left_out_is_named(folder):
   file = min(folder.glob('*.safetensors'))
   named = {**safetensors.numpy.load_file(file), name: np.zeros(32, np.float32)}
   safetensors.numpy.save_file(named, file)
-  with pytest.raises(weights.WeightsError, match=rf'{name}: expected no such tensor'):
+  with pytest.raises(storage.WeightsError, match=rf'{name}: expected no such tensor'):
     weights.open_checkpoint(folder)
 
 
 def test_numbers_that_float16_does_not_hold_are_refused(tmp_path):
   named = [('a', np.ones(2, np.float32)), ('b', np.array([1, -1e5], np.float32))]
-  with pytest.raises(weights.WeightsError, match=r'b: expected numbers .*, got 1e\+05'):
-    weights.write(tmp_path / 'out', iter(named), 'float16')
+  with pytest.raises(storage.WeightsError, match=r'b: expected numbers .*, got 1e\+05'):
+    storage.write(tmp_path / 'out', iter(named), 'float16')
   assert not list(tmp_path.iterdir())
 
 
 def test_what_is_written_may_be_read_by_others(tmp_path):
-  weights.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
-  assert (tmp_path / 'out' / weights.SINGLE).stat().st_mode & 0o444 == 0o444
+  storage.write(tmp_path / 'out', iter([('a', np.zeros(3))]), 'float32')
+  assert (tmp_path / 'out' / storage.SINGLE).stat().st_mode & 0o444 == 0o444
 
 
 def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
@@ -278,6 +286,6 @@ def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
 
 
 def test_an_index_that_is_none_is_named(folder):
-  (folder / weights.INDEX).write_text('{"weight_map": {"a": 5}}')
-  with pytest.raises(weights.WeightsError, match='expected a weight_map from tensors'):
+  (folder / storage.INDEX).write_text('{"weight_map": {"a": 5}}')
+  with pytest.raises(storage.WeightsError, match='expected a weight_map from tensors'):
     weights.open_checkpoint(folder)

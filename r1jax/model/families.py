@@ -306,9 +306,14 @@ class Row(NamedTuple):
   linear: bool = False  # [out, in] there, (in, out) here
   pairs: int = 0  # last channels, which RoPE turns as (2i, 2i + 1) there
 
+  @property
+  def inputs(self) -> int:
+    """How many of our axes, the first ones, are inputs of a product: columns there."""
+    return 0 if not self.linear else 2 if self.ours[-1] == 'out' else 1
+
   def turn(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns their tensor as ours."""
-    x = (transposed(x) if self.linear else x).reshape(shape)
+    """Returns their tensor, or some of its rows, as ours; a view where it can be."""
+    x = (x.T if self.linear else x).reshape(shape)
     if not self.pairs:
       return x
     rest, pairs = np.split(x, [shape[-1] - self.pairs], axis=-1)

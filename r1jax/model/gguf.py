@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.model import families, rope, weights
+from r1jax.model import families, rope, storage, weights
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
@@ -74,10 +74,10 @@ def write(
   """
   file = Path(file).expanduser()
   if file.exists():
-    raise weights.WeightsError(f'{file} is there already; choose another file')
+    raise storage.WeightsError(f'{file} is there already; choose another file')
   model_type = like.raw['model_type']
   if model_type not in ARCHITECTURES:
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got '
       f'{model_type!r}'
     )
@@ -94,7 +94,7 @@ def write(
     for name, array in _tensors(params, like):
       stored = _stored(array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
-        raise weights.WeightsError(
+        raise storage.WeightsError(
           f'{name}: expected numbers that float16 holds, got '
           f'{np.abs(array).max():.3g}; choose f32'
         )
@@ -165,7 +165,7 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
 def _cut(tokenizer: Mapping[str, Any]) -> str:
   """llama.cpp's name for how this tokenizer cuts texts."""
   if tokenizer.get('model', {}).get('type') != 'BPE':
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'tokenizer.json: expected a BPE model for GGUF, got '
       f'{tokenizer.get("model", {}).get("type")!r}'
     )
@@ -179,7 +179,7 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   pattern = parts[0].get('pattern', {}).get('Regex')
   if names == ['Split', 'ByteLevel'] and pattern in PATTERNS:
     return PATTERNS[pattern]
-  raise weights.WeightsError(
+  raise storage.WeightsError(
     'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
     f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
   )
@@ -192,7 +192,7 @@ def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.nd
   for theirs, array in weights.tensors(params, like):
     name = names.get_name(theirs, try_suffixes=('.weight', '.bias'))
     if name is None:
-      raise weights.WeightsError(f'{theirs}: there is no such tensor in GGUF')
+      raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
     if model_type == 'llama' and '.self_attn.' in theirs:
       heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
       if heads:

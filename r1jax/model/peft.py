@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.model import families, lora, weights
+from r1jax.model import families, lora, storage, weights
 
 CONFIG = 'adapter_config.json'
 FILE = 'adapter_model.safetensors'
@@ -40,7 +40,7 @@ def _check(like: weights.Checkpoint, targets: list[lora.Target]) -> None:
   mlp = {t.name for t in targets if t.name.endswith(('gate', 'up', 'down'))}
   mlp -= {'query_down', 'latent_down', 'latent_up'}
   if like.config.experts.count and mlp:
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'expected adapters of attention alone, as PEFT has no layout for others of a '
       f'model with experts, got {", ".join(sorted(mlp))}; leave them out of '
       'lora.targets, or write the merged model'
@@ -99,7 +99,7 @@ def write(
     'target_modules': modules,
   }
   content = json.dumps(settings, indent=2) + '\n'
-  weights.write(folder, iter(named.items()), 'float32', {CONFIG: content}, name=FILE)
+  storage.write(folder, iter(named.items()), 'float32', {CONFIG: content}, name=FILE)
 
 
 def read(
@@ -111,7 +111,7 @@ def read(
     WeightsError: a file is missing or damaged, or asks for what isn't computed here.
   """
   folder = Path(folder).expanduser()
-  settings = weights.read_json(folder / CONFIG)
+  settings = storage.read_json(folder / CONFIG)
   for field, value in (
     ('peft_type', 'LORA'),
     ('bias', 'none'),
@@ -122,15 +122,15 @@ def read(
     ('modules_to_save', None),
   ):
     if settings.get(field, value) != value:
-      raise weights.WeightsError(
+      raise storage.WeightsError(
         f'{folder / CONFIG}: {field}: expected {value!r}, got {settings[field]!r}'
       )
   rank, alpha = settings.get('r'), settings.get('lora_alpha')
   if not isinstance(rank, int) or not isinstance(alpha, int | float):
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'{folder / CONFIG}: expected numbers r and lora_alpha, got {rank!r}, {alpha!r}'
     )
-  stored = dict(weights.header(folder / FILE))
+  stored = dict(storage.header(folder / FILE))
   every = lora.targets(like.config, lora.Config(rank=rank, targets='.*'))
   chosen = [
     target
@@ -139,7 +139,7 @@ def read(
     and any(f'{PREFIX}{m}.lora_A.weight' in stored for _, m, _ in _rows(like, target))
   ]
   if not chosen:
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
     )
   names = '|'.join(sorted({target.name for target in chosen}))
@@ -159,24 +159,24 @@ def read(
     pair = {name: np.stack(each) for name, each in layers.items()}
     tree.setdefault(target.stack, {})[target.name] = pair
   if rest := sorted(set(stored) - used):
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'{folder / FILE}: {rest[0]} belongs to no matrix of {like.folder}'
     )
   return config, tree
 
 
 def _tensor(
-  folder: Path, stored: Mapping[str, weights.Stored], name: str, shape: tuple[int, ...]
+  folder: Path, stored: Mapping[str, storage.Stored], name: str, shape: tuple[int, ...]
 ) -> np.ndarray:
   if name not in stored:
-    raise weights.WeightsError(f'{folder / FILE}: the tensor {name} is missing')
+    raise storage.WeightsError(f'{folder / FILE}: the tensor {name} is missing')
   if stored[name].shape != shape:
-    raise weights.WeightsError(
+    raise storage.WeightsError(
       f'{folder / FILE}: {name}: expected the shape {shape}, found {stored[name].shape}'
     )
-  if stored[name].kind not in weights.DTYPES:
-    raise weights.WeightsError(
-      f'{folder / FILE}: {name}: expected one of {", ".join(weights.DTYPES)}, found '
+  if stored[name].kind not in storage.DTYPES:
+    raise storage.WeightsError(
+      f'{folder / FILE}: {name}: expected one of {", ".join(storage.DTYPES)}, found '
       f'{stored[name].kind}'
     )
-  return weights.numbers(stored, name, np.dtype(np.float32))
+  return storage.numbers(stored, name, np.dtype(np.float32))

@@ -1,0 +1,171 @@
+"""llama.cpp itself with our GGUF files: the same tokens in, and the same tokens out."""
+
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import xllamacpp
+from hub import LLAMA3, YARN, checkpoint
+from test_gguf import written
+
+from r1jax.model import gguf
+
+VARIATIONS = {
+  'llama': ('llama', {'num_key_value_heads': 2}),
+  'one-kv-head-tied': (
+    'llama',
+    {'num_key_value_heads': 1, 'tie_word_embeddings': True},
+  ),
+  'llama3-rope': ('llama', {'rope_parameters': LLAMA3}),
+  'qwen2': ('qwen2', {}),
+  'yarn': ('qwen2', {'rope_parameters': YARN}),
+  'linear-rope': ('qwen2', {'rope_parameters': {'rope_type': 'linear', 'factor': 3.0}}),
+  'qwen3': ('qwen3', None),
+}
+LENGTH = 64  # tokens that are generated
+A_LETTER = 40
+QWEN2, LLAMA_BPE = (
+  next(pattern for pattern, name in gguf.PATTERNS.items() if name == wanted)
+  for wanted in ('qwen2', 'llama-bpe')
+)
+
+
+class Server:
+  """llama.cpp with a file of ours; all in float32, as the models beside it."""
+
+  def __init__(self, file):
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx = 256
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = -1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.flash_attn_type = off
+    self._server = xllamacpp.Server(params)
+
+  def ask(self, what, **fields):
+    request = urllib.request.Request(
+      f'{self._server.listening_address}/{what}',
+      json.dumps(fields).encode(),
+      {'Content-Type': 'application/json'},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+      return json.load(answer)
+
+  def greedy(self, prompt):
+    """The most probable tokens after a prompt."""
+    found = self.ask(
+      'completions',
+      prompt=prompt,
+      n_predict=LENGTH,
+      temperature=0,
+      return_tokens=True,
+    )
+    return found['tokens']
+
+  def logp(self, prompt):
+    """Log-probs of all tokens after a prompt."""
+    found = self.ask(
+      'completions',
+      prompt=prompt,
+      n_predict=1,
+      n_probs=300,
+      logit_bias=[[A_LETTER, 1000]],  # it says none of a token that is no text
+    )
+    said = found['completion_probabilities'][0]['top_logprobs']
+    by_token = {one['id']: one['logprob'] for one in said}
+    return np.array([by_token[token] for token in range(300)])
+
+
+def prompts(count, length=90):
+  return np.random.default_rng(0).integers(2, 290, size=(count, length)).tolist()
+
+
+def logp_of(model, prompt):
+  with torch.no_grad():
+    return torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1], -1).numpy()
+
+
+@pytest.mark.parametrize('name', VARIATIONS)
+def test_it_says_the_same_tokens(name, tmp_path):
+  model = written(tmp_path / 'm', *VARIATIONS[name], 'f32', tmp_path / 'm.gguf')
+  server = Server(tmp_path / 'm.gguf')
+  for prompt in prompts(4):
+    tokens = server.greedy(prompt)
+    expected = model.generate(
+      torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False
+    )
+    assert tokens == expected[0, len(prompt) :].tolist()
+    for n in range(0, len(tokens), 8):
+      found = server.logp(prompt + tokens[:n])
+      expected = logp_of(model, prompt + tokens[:n])
+      np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(('kind', 'tolerance'), [('f16', 5e-3), ('q8_0', 0.3)])
+def test_rounded_weights_give_nearly_the_same(kind, tolerance, tmp_path):
+  model = written(tmp_path / 'm', 'qwen3', None, kind, tmp_path / 'm.gguf')
+  server = Server(tmp_path / 'm.gguf')
+  for prompt in prompts(8):
+    found, expected = server.logp(prompt), logp_of(model, prompt)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+TEXTS = [
+  'Hello world 123 <think>x</think>',
+  '  a\n\nb é 中 ',
+  "12345 don't DON'T  stop\r\n\n",
+  '<|eos|>hi<|pad|>',
+  '(3+5)*2=16, 3.14; a_b/c',
+]
+
+
+def split(pattern):
+  return {
+    'type': 'Sequence',
+    'pretokenizers': [
+      {
+        'type': 'Split',
+        'pattern': {'Regex': pattern},
+        'behavior': 'Isolated',
+        'invert': False,
+      },
+      {
+        'type': 'ByteLevel',
+        'add_prefix_space': False,
+        'trim_offsets': True,
+        'use_regex': False,
+      },
+    ],
+  }
+
+
+@pytest.mark.parametrize('cut', [None, split(QWEN2), split(LLAMA_BPE)])
+def test_it_reads_texts_and_conversations_as_the_checkpoint_does(cut, tmp_path):
+  folder = tmp_path / 'm'
+  checkpoint(folder, 'llama', {})
+  if cut:
+    content = json.loads((folder / 'tokenizer.json').read_text())
+    (folder / 'tokenizer.json').write_text(
+      json.dumps({**content, 'pre_tokenizer': cut})
+    )
+  written(folder, None, None, 'f16', tmp_path / 'm.gguf')
+  server = Server(tmp_path / 'm.gguf')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  for text in TEXTS:
+    found = server.ask('tokenize', content=text, add_special=True)
+    assert found['tokens'] == tokenizer(text)['input_ids'], text
+  messages = [
+    {'role': 'user', 'content': 'Hi'},
+    {'role': 'assistant', 'content': 'Yes?'},
+    {'role': 'user', 'content': 'make 16'},
+  ]
+  found = server.ask('apply-template', messages=messages)
+  assert found['prompt'] == tokenizer.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True
+  )
