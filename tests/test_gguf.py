@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hub import FAMILIES, LLAMA3, YARN, checkpoint, theirs
+from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
 from r1jax import hub, mesh
 from r1jax.model import gguf, storage, weights
@@ -144,13 +144,31 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
   assert [path.name for path in tmp_path.iterdir()] == ['m']
 
 
-def test_other_models_and_a_file_that_is_there_are_refused(tmp_path):
-  model = theirs('qwen3_moe', FAMILIES['qwen3_moe'])
-  model.save_pretrained(tmp_path / 'm')
+@pytest.mark.parametrize(
+  ('model_type', 'fields', 'message'),
+  [
+    ('qwen3_moe', {'norm_topk_prob': False}, 'norm_topk_prob: expected true for GGUF'),
+    ('deepseek_v2', {}, "topk_method: expected 'greedy' for GGUF, got 'group_limited"),
+    ('deepseek_v2', {'topk_method': 'greedy', 'q_lora_rank': None}, 'q_lora_rank: exp'),
+    ('deepseek_v3', {'rope_interleave': False}, 'rope_interleave: expected true for'),
+    ('deepseek_v3', {'rope_parameters': MSCALE}, 'mscale like mscale_all_dim, got the'),
+    ('qwen2', {'rope_parameters': {**YARN, 'attention_factor': 2.0}}, 'expected atten'),
+  ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+  model_type, fields, message, tmp_path
+):
+  theirs(model_type, {**FAMILIES[model_type], **fields}).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
-  text = gguf.Text({}, 1, 0)
-  with pytest.raises(storage.WeightsError, match=r"for GGUF, got 'qwen3_moe'"):
-    gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
+  with pytest.raises(storage.WeightsError, match=message):
+    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
+  assert not (tmp_path / 'm.gguf').exists()
+
+
+def test_a_file_that_is_there_stays(tmp_path):
+  checkpoint(tmp_path / 'm')
+  found = weights.open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
   with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
-    gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
+  assert (tmp_path / 'm.gguf').stat().st_size == 0

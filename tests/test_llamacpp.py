@@ -8,11 +8,14 @@ import pytest
 import torch
 import transformers
 import xllamacpp
-from hub import LLAMA3, YARN, checkpoint
+from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, checkpoint
 from test_gguf import written
 
 from r1jax.model import gguf
 
+# It knows by the layers that the queries are not compressed.
+LITE = {**DEEPSEEK, 'q_lora_rank': None, 'num_hidden_layers': 27}
+MLA_YARN = {**MSCALE, 'mscale': 1.0}  # like mscale_all_dim
 VARIATIONS = {
   'llama': ('llama', {'num_key_value_heads': 2}),
   'one-kv-head-tied': (
@@ -24,6 +27,11 @@ VARIATIONS = {
   'yarn': ('qwen2', {'rope_parameters': YARN}),
   'linear-rope': ('qwen2', {'rope_parameters': {'rope_type': 'linear', 'factor': 3.0}}),
   'qwen3': ('qwen3', None),
+  'qwen3-moe': ('qwen3_moe', {**QWEN3_MOE, 'norm_topk_prob': True}),
+  'deepseek-v2': ('deepseek_v2', DEEPSEEK),
+  'deepseek-v2-lite': ('deepseek_v2', LITE),
+  'deepseek-v3': ('deepseek_v3', {**DEEPSEEK, **GROUPS}),
+  'yarn-mla': ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rope_parameters': MLA_YARN}),
 }
 LENGTH = 64  # tokens that are generated
 A_LETTER = 40

@@ -1,12 +1,15 @@
 """Models as one GGUF file, which llama.cpp and Ollama run on a laptop.
 
-The tensors are those of the hub by other names; Llama's queries and keys lie there with
-the channels of a pair side by side. Llama, Qwen2 and Qwen3 are written.
+The tensors are those of the hub by other names. Llama's queries and keys lie there with
+the channels of a pair side by side, the experts of a layer in one tensor, and what
+latent attention reads keys and values with in two.
 """
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,15 @@ import gguf
 import numpy as np
 
 from r1jax.model import families, rope, storage, weights
+from r1jax.model.config import Experts, ModelConfig
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
   'qwen2': gguf.MODEL_ARCH.QWEN2,
   'qwen3': gguf.MODEL_ARCH.QWEN3,
+  'qwen3_moe': gguf.MODEL_ARCH.QWEN3MOE,
+  'deepseek_v2': gguf.MODEL_ARCH.DEEPSEEK2,
+  'deepseek_v3': gguf.MODEL_ARCH.DEEPSEEK2,
 }
 TYPES = {
   'f32': gguf.GGMLQuantizationType.F32,
@@ -31,6 +38,7 @@ FILE_TYPES = {
   'f16': gguf.LlamaFileType.MOSTLY_F16,
   'q8_0': gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+LITE = 27  # layers of DeepSeek-V2-Lite
 BLOCK = 32  # numbers of a row that share a scale in q8_0
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -75,16 +83,11 @@ def write(
   file = Path(file).expanduser()
   if file.exists():
     raise storage.WeightsError(f'{file} is there already; choose another file')
-  model_type = like.raw['model_type']
-  if model_type not in ARCHITECTURES:
-    raise storage.WeightsError(
-      f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got '
-      f'{model_type!r}'
-    )
+  _check(like)
   cut = _cut(text.tokenizer)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
-  architecture = ARCHITECTURES[model_type]
+  architecture = ARCHITECTURES[like.raw['model_type']]
   writer = gguf.GGUFWriter(
     partial, gguf.MODEL_ARCH_NAMES[architecture], use_temp_file=True
   )
@@ -116,10 +119,15 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
   writer.add_block_count(c.layers)
   writer.add_feed_forward_length(c.d_ff)
   writer.add_head_count(c.heads)
-  writer.add_head_count_kv(c.kv_heads)
-  writer.add_key_length(c.head_dim)
-  writer.add_value_length(c.head_dim)
-  writer.add_rope_dimension_count(c.head_dim)
+  if c.latent.kv_rank:
+    _describe_latent(writer, c)
+  else:
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
+  if c.experts.count:
+    _describe_experts(writer, c.experts)
+  writer.add_rope_dimension_count(c.rope_dim)
   writer.add_rope_freq_base(c.rope_theta)
   writer.add_layer_norm_rms_eps(c.norm_eps)
   writer.add_vocab_size(like.vocab_size)
@@ -129,6 +137,62 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
     writer.add_rope_scaling_factor(c.rope.factor)
   if c.rope.kind == 'yarn':
     writer.add_rope_scaling_orig_ctx_len(c.rope.original_length)
+    writer.add_rope_scaling_yarn_beta_fast(c.rope.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(c.rope.beta_slow)
+    if c.rope.score_factor != 1:  # 0.1 mscale_all_dim, which it was made of
+      amplitude = math.sqrt(c.rope.score_factor)
+      writer.add_rope_scaling_yarn_log_mul((amplitude - 1) / math.log(c.rope.factor))
+
+
+def _check(like: weights.Checkpoint) -> None:
+  """What llama.cpp computes otherwise than the model does can't be written."""
+  c, e = like.config, like.config.experts
+  plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
+  expected = 1.0 if c.rope.score_factor != 1 else plain
+  if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
+    raise storage.WeightsError(
+      f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
+      f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
+    )
+  if like.raw['model_type'] == 'qwen3_moe' and not e.normalised:
+    raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
+  if e.groups > 1 and e.scores == 'softmax':
+    raise storage.WeightsError(
+      f"topk_method: expected 'greedy' for GGUF, got {like.raw.get('topk_method')!r}"
+    )
+  if c.latent.kv_rank and not families.interleaved(like.raw):
+    raise storage.WeightsError('rope_interleave: expected true for GGUF, got false')
+  if c.latent.kv_rank and not c.latent.q_rank and c.layers != LITE:
+    raise storage.WeightsError(
+      f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
+      f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
+    )
+
+
+def _describe_latent(writer: gguf.GGUFWriter, c: ModelConfig) -> None:
+  writer.add_head_count_kv(1)  # that all heads read
+  writer.add_kv_lora_rank(c.latent.kv_rank)
+  if c.latent.q_rank:
+    writer.add_q_lora_rank(c.latent.q_rank)
+  writer.add_key_length(c.latent.kv_rank + c.latent.rope_dim)
+  writer.add_value_length(c.latent.kv_rank)
+  writer.add_key_length_mla(c.head_dim)
+  writer.add_value_length_mla(c.latent.value_dim)
+
+
+def _describe_experts(writer: gguf.GGUFWriter, e: Experts) -> None:
+  writer.add_expert_count(e.count)
+  writer.add_expert_used_count(e.active)
+  writer.add_expert_feed_forward_length(e.d_ff)
+  writer.add_expert_shared_count(e.shared)
+  writer.add_leading_dense_block_count(e.dense_layers)
+  writer.add_expert_weights_scale(e.scale)
+  writer.add_expert_weights_norm(e.normalised)
+  scores = {'softmax': 'SOFTMAX', 'sigmoid': 'SIGMOID'}[e.scores]
+  writer.add_expert_gating_func(gguf.ExpertGatingFuncType[scores])
+  if e.groups > 1:
+    writer.add_expert_group_count(e.groups)
+    writer.add_expert_group_used_count(e.active_groups)
 
 
 def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
@@ -189,22 +253,46 @@ def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.nd
   """The tensors by their names there, float32."""
   c, model_type = like.config, like.raw['model_type']
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
-  for theirs, array in weights.tensors(params, like):
-    name = names.get_name(theirs, try_suffixes=('.weight', '.bias'))
-    if name is None:
-      raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
-    if model_type == 'llama' and '.self_attn.' in theirs:
-      heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
-      if heads:
-        halves = array.reshape(heads, 2, c.head_dim // 2, -1)
-        array = halves.swapaxes(1, 2).reshape(array.shape)
-    yield name, np.ascontiguousarray(array, np.float32)
+  experts: list[np.ndarray] = []
+  # Without what its files have beside the model's own, which llama.cpp doesn't compute.
+  for theirs, array in weights.tensors(params, dataclasses.replace(like, tensors={})):
+    if _EXPERT.search(theirs):
+      experts.append(array)
+      if len(experts) < c.experts.count:
+        continue
+      array, experts = np.stack(experts), []
+    for part, found in _parts(_EXPERT.sub('.experts.', theirs), array, like):
+      name = names.get_name(part, try_suffixes=('.weight', '.bias'))
+      if name is None:
+        raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
+      yield name, np.ascontiguousarray(found, np.float32)
   if c.rope.kind == 'llama3':
     plain, stretched = (
       np.asarray(rope.frequencies(c.head_dim, c.rope_theta, scaling), np.float64)
       for scaling in (rope.PLAIN, c.rope)
     )
     yield 'rope_freqs.weight', (plain / stretched).astype(np.float32)
+
+
+_EXPERT = re.compile(r'\.experts\.\d+\.')
+
+
+def _parts(
+  theirs: str, array: np.ndarray, like: weights.Checkpoint
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors that one of the hub is there, by names that the library knows."""
+  c = like.config
+  heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
+  if heads and like.raw['model_type'] == 'llama':
+    halves = array.reshape(heads, 2, c.head_dim // 2, -1)
+    yield theirs, halves.swapaxes(1, 2).reshape(array.shape)
+  elif theirs.endswith('.kv_b_proj.weight'):
+    both = array.reshape(c.heads, -1, c.latent.kv_rank)
+    key, value = np.split(both, [c.head_dim - c.latent.rope_dim], axis=1)
+    yield theirs.replace('kv_b_proj', 'k_b_proj'), key.swapaxes(1, 2)
+    yield theirs.replace('kv_b_proj', 'v_b_proj'), value
+  else:
+    yield theirs.replace('e_score_correction_bias', 'e_score_correction.bias'), array
 
 
 def _stored(array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
