@@ -12,7 +12,7 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 from collections.abc import Callable
 
-from r1jax import grpo, optim, tasks
+from r1jax import grpo, mesh, optim, tasks
 from r1jax.model import families
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import (
@@ -55,6 +55,7 @@ class Grpo:
     learning_rate=1e-6, warmup_steps=0, schedule='constant'
   )
   grpo: grpo.Config = grpo.PRESETS['grpo']
+  mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config(
     problems=64, samples=4, prompts_per_batch=8
   )
@@ -102,7 +103,9 @@ def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> N
     if lineage.finished(run):
       return
     found.keep(run.workdir)
-    job = work.Work(run, found.model, where, work.devices(run, config), config.seed)
+    job = work.Work(
+      run, found.model, where, work.devices(run, config), config.seed, config.mesh
+    )
     order = rl.problem_order(where.train, [1.0], config.seed)
     params = job.reinforce(found.params(job.mesh), pool, order, config)
     report.write(run.workdir)

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from r1jax import grpo, optim, text
+from r1jax import grpo, mesh, optim, text
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import (
@@ -79,6 +79,7 @@ class R1Zero:
     mean='tokens',
     clip_high=0.28,
   )
+  mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
@@ -130,7 +131,9 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   pool = work.pool(config.rl, rewards(config))
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
-    job = work.Work(run, model, where, work.devices(run, config), config.seed)
+    job = work.Work(
+      run, model, where, work.devices(run, config), config.seed, config.mesh
+    )
     if not file.exists():
       tokenizer.save(file)
     base = job.pretrain(document, config.base, config.base_optim)

@@ -146,7 +146,7 @@ def main(config: Thinking) -> None:
   where = recipe.setting(parent, config.data_dir)
   where.check_length('max_length', config.max_length)
   size = config.evaluate.prompts_per_batch
-  devices = mesh.fitting([size])
+  devices = mesh.fitting({'evaluate.prompts_per_batch': size})
   closer = thinking.Closer(
     parent.model.generator(where.max_prompt_length, devices),
     max(config.budgets),

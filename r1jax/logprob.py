@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
+
 # Logits that exist at a time: 8 MiB in float32, about what a CPU's cache holds. But for
 # a large vocabulary at least so many tokens, below which the head is read too often.
 CHUNK_LOGITS = 2**21
@@ -44,18 +46,29 @@ def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> An
     arrays: each [B, T, ...].
     size: logits that the function makes of one position.
   """
-  rows, length = arrays[0].shape[:2]
-  width = max(1, max(CHUNK_LOGITS // size, CHUNK_TOKENS) // rows)
-  if width >= length:
+  whole_rows, length = arrays[0].shape[:2]
+  # Where a row is cut over devices each has a chunk of its own piece.
+  rows = whole_rows * mesh.cut('length')
+  each = -(-length // mesh.cut('length'))
+  together = max(CHUNK_LOGITS // size, CHUNK_TOKENS) * mesh.cut('piece')
+  width = max(1, together // rows)
+  if width >= each:
     return function(*arrays)
 
+  def padded(x_BTX: jax.Array, length: int) -> jax.Array:
+    rest = [(0, 0)] * (x_BTX.ndim - 2)
+    return jnp.pad(x_BTX, [(0, 0), (0, length - x_BTX.shape[1]), *rest])
+
   def cut(x_BTX: jax.Array) -> jax.Array:
-    padding = [(0, 0), (0, -length % width)] + [(0, 0)] * (x_BTX.ndim - 2)
-    chunks = jnp.pad(x_BTX, padding).reshape(rows, -1, width, *x_BTX.shape[2:])
-    return jnp.moveaxis(chunks, 1, 0)
+    rest = x_BTX.shape[2:]
+    x_BTX = padded(x_BTX, rows // whole_rows * each).reshape(rows, each, *rest)
+    x_BTX = mesh.lay(x_BTX, 'piece', *[None] * (x_BTX.ndim - 1))
+    chunks = padded(x_BTX, -(-each // width) * width)
+    return jnp.moveaxis(chunks.reshape(rows, -1, width, *rest), 1, 0)
 
   def join(x_NBT: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x_NBT, 0, 1).reshape(rows, -1)[:, :length]
+    x_BT = jnp.moveaxis(x_NBT, 0, 1).reshape(rows, -1)[:, :each]
+    return x_BT.reshape(whole_rows, -1)[:, :length]
 
   chunk = jax.checkpoint(function)
   chunks = jax.lax.map(lambda x: chunk(*x), tuple(cut(x) for x in arrays))

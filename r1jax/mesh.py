@@ -2,36 +2,181 @@
 
 Models and batches name what an axis is; this table says where it lies. Nobody else
 writes a PartitionSpec, and a name that the table lacks is an error.
+
+Devices are arranged along five axes: `data` has copies of the model, `fsdp` cuts it
+and the prompts, `expert` cuts the experts and the prompts, `context` the positions of a
+row, `tensor` heads, hidden channels and the vocabulary.
 """
 
+import contextvars
+import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-RULES: dict[str, str | None] = {
-  'prompt': 'data',  # P: prompts, and the rows of supervised batches
-  'vocab': None,
-  'embed': None,
-  'heads': None,
-  'kv_heads': None,
-  'channel': None,
-  'mlp': None,
-  'rank': None,  # of latent attention
-  'expert': None,
-  'layers': None,  # scanned, so never cut
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
+# The first axis of an array that names a mesh axis takes it.
+RULES: dict[str, tuple[str, ...]] = {
+  'prompt': ('data', 'fsdp', 'expert'),  # P: prompts, and the rows of batches
+  'length': ('context',),  # T: positions of a row
+  'piece': ('data', 'fsdp', 'expert', 'context'),  # of a row that is cut in T
+  'vocab': ('tensor',),
+  'embed': ('fsdp', 'expert', 'context'),  # of parameters; of activations it is whole
+  'gain': (),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'channel': (),
+  'mlp': ('tensor',),
+  'rank': (),  # of latent attention
+  'expert': ('expert',),
+  'layers': (),  # scanned, so never cut
 }
 
 
-def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns a mesh of all (or the given) devices along `data`."""
+class MeshError(ValueError):
+  """Devices, axes and sizes that do not go together; names the field and what would."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """How the devices are arranged: the product of the axes is their number."""
+
+  data: int = 0  # copies of the model; 0 is as many as the other axes leave
+  fsdp: int = 1  # parts of the model, gathered layer by layer, and of the prompts
+  tensor: int = 1  # parts of heads, hidden channels and vocabulary
+  expert: int = 1  # parts of the experts, and of the prompts
+  context: int = 1  # parts of the positions of a row
+  # Samplers have whole copies of the model but for these two; 0 is as above.
+  sampler_tensor: int = 0
+  sampler_expert: int = 0
+
+  def __post_init__(self) -> None:
+    zero = ('data', 'sampler_tensor', 'sampler_expert')
+    for field in dataclasses.fields(self):
+      value, least = getattr(self, field.name), 0 if field.name in zero else 1
+      if value < least:
+        raise MeshError(f'mesh.{field.name}: expected {least} or more, got {value}')
+
+  @property
+  def parts(self) -> int:
+    """Devices that a copy of the model lies on."""
+    return self.fsdp * self.tensor * self.expert * self.context
+
+
+WHOLE = Config()  # a copy of the model on each device
+
+
+def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) -> Mesh:
+  """Returns a mesh of all (or the given) devices.
+
+  Raises:
+    MeshError: the axes' product is not the number of devices.
+  """
   devices = jax.devices() if devices is None else devices
+  copies = config.data or len(devices) // config.parts
+  if copies * config.parts != len(devices) or not copies:
+    raise _other_devices(config, len(devices))
+  sizes = {**dataclasses.asdict(config), 'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
   return jax.make_mesh(
-    (len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices
+    tuple(sizes[axis] for axis in AXES),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
+
+
+def _other_devices(config: Config, devices: int) -> MeshError:
+  given = {axis: size for axis in AXES if (size := getattr(config, axis)) > 1}
+  said = ' x '.join(f'{axis} {size}' for axis, size in given.items())
+  what = f'mesh: expected axes whose product is the {devices} devices, got {said}'
+  for axis, size in given.items():
+    rest = math.prod(given.values()) // size
+    if devices % rest == 0:
+      fits = devices // rest
+      possible = [fits] if config.data else [n for n in _divisors(fits) if n >= size]
+      return MeshError(f'{what}; mesh.{axis} {(possible or [fits])[0]} would do')
+  return MeshError(what)
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def fitting(sizes: dict[str, int], config: Config = WHOLE) -> Mesh:
+  """Returns a mesh on which prompts, or rows, of all these sizes can be cut.
+
+  Without `config.data` it has as many copies of the model as divide the sizes, and may
+  leave devices out.
+
+  Raises:
+    MeshError: the axes do not fit the devices, or a size is no multiple of the parts.
+  """
+  devices = jax.devices()
+  copies, rows = config.data, config.fsdp * config.expert
+  if not copies:
+    if len(devices) % config.parts:
+      raise _other_devices(config, len(devices))
+    most = len(devices) // config.parts
+    whole = math.gcd(*sizes.values())
+    copies = max((n for n in range(1, most + 1) if whole % (n * rows) == 0), default=1)
+    devices = devices[: copies * config.parts]
+  mesh = make(devices, dataclasses.replace(config, data=copies))
+  check_rows(mesh, sizes)
+  return mesh
+
+
+def check_rows(mesh: Mesh, sizes: dict[str, int]) -> None:
+  """Raises MeshError for prompts or rows, by name, that can't be cut over the mesh."""
+  parts = shards(mesh, 'prompt')
+  for name, size in sizes.items():
+    if size % parts:
+      cut = ' x '.join(f'{a} {mesh.shape[a]}' for a in RULES['prompt'])
+      raise MeshError(
+        f'{name}: expected a multiple of {parts}, the parts that prompts are cut into '
+        f'({cut}), got {size}; the next is {-(-size // parts) * parts}'
+      )
+
+
+def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
+  """Returns the same devices as samplers use them.
+
+  A step of decoding reads all parameters, so they are not gathered for each: the
+  devices of `fsdp` and `context` get copies, or parts of the `sampler_*` axes.
+
+  Raises:
+    MeshError: these axes do not divide the devices.
+  """
+  if mesh.size == 1:
+    return mesh
+  tensor = config.sampler_tensor or mesh.shape['tensor']
+  expert = config.sampler_expert or mesh.shape['expert']
+  if mesh.size % (tensor * expert):
+    possible = [n for n in _divisors(mesh.size // expert) if n >= tensor] or [1]
+    raise MeshError(
+      f"mesh.sampler_tensor: expected its product with the sampler's {expert} expert "
+      f'parts to divide the {mesh.size} devices, got {tensor}; {possible[0]} would do'
+    )
+  shape = (mesh.size // (tensor * expert), 1, expert, 1, tensor)
+  return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
+
+
+def _spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
+  unknown = [name for name in logical if name is not None and name not in RULES]
+  if unknown:
+    raise ValueError(f'logical axis: expected one of {sorted(RULES)}, got {unknown}')
+  taken: set[str] = set()
+  spec = []
+  for name in logical:
+    known = RULES[name] if name is not None else ()
+    axes = [axis for axis in known if mesh.shape[axis] > 1 and axis not in taken]
+    taken |= set(axes)
+    spec.append(axes[0] if len(axes) == 1 else tuple(axes) or None)
+  return PartitionSpec(*spec)
 
 
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
@@ -40,19 +185,12 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
   Raises:
     ValueError: for a name that is not in `RULES`.
   """
-  unknown = [name for name in logical if name is not None and name not in RULES]
-  if unknown:
-    raise ValueError(f'logical axis: expected one of {sorted(RULES)}, got {unknown}')
-  spec = PartitionSpec(*(name and RULES[name] for name in logical))
-  return NamedSharding(mesh, spec)
+  return NamedSharding(mesh, _spec(mesh, logical))
 
 
-def fitting(sizes: Sequence[int]) -> Mesh:
-  """Returns a mesh of the largest number of devices that divides all these sizes."""
-  devices = jax.devices()
-  common = math.gcd(*sizes)
-  count = max(n for n in range(1, len(devices) + 1) if common % n == 0)
-  return make(devices[:count])
+def shards(mesh: Mesh, logical: str) -> int:
+  """Returns how many parts an axis of this name is cut into."""
+  return math.prod(mesh.shape[axis] for axis in RULES[logical])
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
@@ -65,13 +203,75 @@ def put_everywhere(mesh: Mesh, tree: Any) -> Any:
   return jax.device_put(tree, sharding(mesh))
 
 
+def places(mesh: Mesh, boxed: Any) -> Any:
+  """Returns where parameters lie that carry logical axis names, or only shapes do.
+
+  Raises:
+    MeshError: an axis of one is no multiple of the parts that it is cut into.
+  """
+
+  def one(path: Any, box: Any) -> NamedSharding:
+    found = sharding(mesh, *box.names)
+    for name, size, axes in zip(box.names, box.value.shape, found.spec, strict=True):
+      axes = (axes,) if isinstance(axes, str) else axes or ()
+      parts = math.prod(mesh.shape[a] for a in axes)
+      if size % parts:
+        fields = ' x '.join(f'mesh.{a} {mesh.shape[a]}' for a in axes)
+        possible = [n for n in _divisors(size) if n > parts] or [size]
+        raise MeshError(
+          f'{fields}: expected a divisor of {size}, the axis {name} of '
+          f'{jax.tree_util.keystr(path, simple=True, separator=".")}, got {parts}; '
+          f'the next is {possible[0]}'
+        )
+    return found
+
+  return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=_is_box)
+
+
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
   """Unboxes parameters that carry logical axis names and places them by the table."""
-  return jax.tree.map(
-    lambda box: jax.device_put(box.value, sharding(mesh, *box.names)),
-    boxed,
-    is_leaf=_is_box,
-  )
+  return jax.device_put(unbox(boxed), places(mesh, boxed))
+
+
+def put_like(mesh: Mesh, params: Any, boxed: Any) -> Any:
+  """Places parameters by the names of their axes on another mesh of the same devices.
+
+  What stands in the place of one of them with parts of other shapes, such as adapters
+  or the scales of int8, lies everywhere.
+  """
+
+  def one(place: NamedSharding, like: Any, leaf: Any) -> Any:
+    return jax.tree.map(
+      lambda x: jax.device_put(x, place if x.shape == like.shape else sharding(mesh)),
+      leaf,
+    )
+
+  return jax.tree.map(one, places(mesh, boxed), unbox(boxed), params)
+
+
+def put_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
+  """Places a tree that has further copies of parameters in it as they lie.
+
+  Such as the state of an optimizer. A copy is known by the end of its path; what is
+  none lies everywhere.
+  """
+  known = {
+    _keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def one(path: Any, leaf: Any) -> NamedSharding:
+    keys = _keys(path)
+    for start in range(len(keys)):
+      like = known.get(keys[start:])
+      if like is not None and like.shape == leaf.shape:
+        return like.sharding
+    return sharding(mesh)
+
+  return jax.device_put(tree, jax.tree_util.tree_map_with_path(one, tree))
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def unbox(boxed: Any) -> Any:
@@ -81,3 +281,92 @@ def unbox(boxed: Any) -> Any:
 
 def _is_box(leaf: Any) -> bool:
   return hasattr(leaf, 'names')
+
+
+# --- Within a program -----------------------------------------------------------------
+
+_BOUND: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
+  'r1jax_mesh', default=None
+)
+
+
+def bound(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `function`, to be traced by `jax.jit`, on this mesh: see `lay`, `cut`.
+
+  None is no mesh, also within what is bound to one.
+  """
+  mesh = None if mesh is None or mesh.size == 1 else mesh
+
+  @functools.wraps(function)
+  def traced(*args: Any, **kwargs: Any) -> Any:
+    token = _BOUND.set(mesh)
+    try:
+      return function(*args, **kwargs)
+    finally:
+      _BOUND.reset(token)
+
+  return traced
+
+
+def current() -> Mesh | None:
+  """Returns the mesh that what is being traced is bound to; None on one device."""
+  return _BOUND.get()
+
+
+def lay(x: jax.Array, *logical: str | None) -> jax.Array:
+  """Returns an array of a program, lying as its axes' names say on the bound mesh."""
+  mesh = current()
+  if mesh is None:
+    return x
+  return jax.lax.with_sharding_constraint(x, sharding(mesh, *logical))
+
+
+def lay_like(params: Any, boxed: Any) -> Any:
+  """`lay` for a tree of parameters, and for their gradients on the way back.
+
+  What is no array of their shapes is left to the compiler.
+  """
+  if current() is None:
+    return params
+
+  def one(box: Any, leaf: Any) -> Any:
+    alone = getattr(leaf, 'shape', None) == box.value.shape
+    return lay(leaf, *box.names) if alone else leaf
+
+  return jax.tree.map(one, boxed, params, is_leaf=_is_box)
+
+
+def cut(logical: str) -> int:
+  """Returns how many parts the bound mesh cuts an axis of this name into."""
+  mesh = current()
+  return 1 if mesh is None else shards(mesh, logical)
+
+
+def mapped(
+  function: Callable[..., Any], inputs: Any, outputs: Any
+) -> Callable[..., Any]:
+  """Returns `function` of each device's own part, on the bound mesh.
+
+  Args:
+    function: of local arrays; may use collectives over `AXES`.
+    inputs: for each argument its axes' names, or a tree of those.
+    outputs: likewise.
+  """
+  mesh = current()
+  assert mesh is not None
+
+  def specs(tree: Any) -> Any:
+    return jax.tree.map(
+      lambda names: _spec(mesh, names), tree, is_leaf=lambda x: isinstance(x, Named)
+    )
+
+  return jax.shard_map(
+    function, mesh=mesh, in_specs=specs(inputs), out_specs=specs(outputs)
+  )
+
+
+class Named(tuple):
+  """The logical names of an array's axes, as a leaf of a tree."""
+
+  def __new__(cls, *names: str | None) -> 'Named':
+    return super().__new__(cls, names)

@@ -160,7 +160,7 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
     remat='dots',
     dtype=s.dtype,
   )
-  devices = mesh.fitting([s.prompts, s.micro_batch_rows])
+  devices = mesh.fitting({'prompts': s.prompts, 'rows': s.micro_batch_rows})
   tokenizer: Any = _Tokenizer(s)
   model = sampling.Model(*decoder.functions(config, s.vocabulary))
   generator = Generator(model, tokenizer, 'plain', s.prompt_length, devices)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax
 import torch
 import transformers
 
@@ -94,8 +95,8 @@ def ours(model, folder):
   """The same model by way of its files: the decoder's functions and parameters."""
   model.save_pretrained(folder)
   checkpoint = weights.open_checkpoint(folder)
-  everywhere = mesh.sharding(mesh.make())
-  params = weights.read(checkpoint, lambda *_: everywhere)
+  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  params = weights.read(checkpoint, everywhere)
   return sampling.Model(*decoder.functions(checkpoint.config, VOCAB)), params
 
 

@@ -11,9 +11,39 @@ from r1jax.model.config import ModelConfig
 
 
 def test_mesh_takes_all_devices_or_the_given():
-  assert dict(mesh.make().shape) == {'data': len(jax.devices())}
+  assert mesh.make().shape['data'] == mesh.make().size == len(jax.devices())
   two = mesh.make(jax.devices()[1:3])
-  assert list(two.devices) == jax.devices()[1:3]
+  assert list(two.devices.flat) == jax.devices()[1:3]
+
+
+def test_axes_are_arranged_as_the_config_says():
+  found = mesh.make(config=mesh.Config(fsdp=2, tensor=2))
+  assert dict(found.shape) == {
+    'data': 2,
+    'fsdp': 2,
+    'expert': 1,
+    'context': 1,
+    'tensor': 2,
+  }
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'fsdp': 3}, r'the 8 devices, got fsdp 3; mesh.fsdp 4 would do'),
+    ({'fsdp': 16}, r'the 8 devices, got fsdp 16; mesh.fsdp 8 would do'),
+    ({'data': 2, 'tensor': 2}, r'got data 2 x tensor 2; mesh.data 4 would do'),
+    ({'fsdp': 4, 'tensor': 3}, r'got fsdp 4 x tensor 3; mesh.tensor 2 would do'),
+  ],
+)
+def test_axes_that_do_not_make_up_the_devices_are_refused(fields, message):
+  with pytest.raises(mesh.MeshError, match=message):
+    mesh.make(config=mesh.Config(**fields))
+
+
+def test_a_size_below_the_least_is_refused():
+  with pytest.raises(mesh.MeshError, match=r'mesh.tensor: expected 1 or more, got 0'):
+    mesh.Config(tensor=0)
 
 
 def test_logical_axes_are_looked_up():
@@ -21,6 +51,51 @@ def test_logical_axes_are_looked_up():
   placed = mesh.sharding(four, 'embed', 'prompt', None)
   assert placed.spec == PartitionSpec(None, 'data', None)
   assert placed.mesh == four
+
+
+def test_an_axis_of_the_mesh_is_taken_once_by_the_first_that_names_it():
+  place = mesh.make(config=mesh.Config(fsdp=2, expert=2, tensor=2))
+  expert = mesh.sharding(place, 'expert', 'embed', 'mlp').spec
+  assert expert == PartitionSpec('expert', 'fsdp', 'tensor')
+  dense = mesh.sharding(place, 'embed', 'mlp').spec
+  assert dense == PartitionSpec(('fsdp', 'expert'), 'tensor')
+
+
+def test_samplers_have_whole_copies_but_for_their_axes():
+  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
+  assert mesh.sampler(place).shape['data'] == 4
+  layout = mesh.Config(sampler_tensor=4, sampler_expert=2)
+  found = mesh.sampler(place, layout)
+  assert (found.shape['tensor'], found.shape['expert'], found.size) == (4, 2, 8)
+  with pytest.raises(mesh.MeshError, match=r'the 8 devices, got 3; 4 would do'):
+    mesh.sampler(place, mesh.Config(sampler_tensor=3))
+
+
+def test_a_parameter_that_cannot_be_cut_is_named_with_the_next_size():
+  place = mesh.make(config=mesh.Config(tensor=4))
+  config = ModelConfig(d_model=8, layers=1, heads=6, kv_heads=2, head_dim=4, d_ff=16)
+  with pytest.raises(
+    mesh.MeshError,
+    match=r'mesh.tensor 4: expected a divisor of 2, the axis kv_heads of blocks.key, ',
+  ):
+    mesh.places(place, decoder.names(config, 8))
+
+
+def test_prompts_that_cannot_be_cut_are_named_with_the_next_size():
+  with pytest.raises(
+    mesh.MeshError, match=r'rl.rows: expected a multiple of 4, .*is 8'
+  ):
+    mesh.fitting({'rl.rows': 6}, mesh.Config(data=2, fsdp=2, tensor=2))
+
+
+def test_copies_lie_as_what_they_are_copies_of():
+  place = mesh.make(config=mesh.Config(fsdp=4))
+  w = jax.device_put(jnp.ones((8, 4)), mesh.sharding(place, 'embed', None))
+  state = {'mu': {'w': jnp.zeros((8, 4))}, 'nu': {'w': jnp.zeros((1, 4))}, 'n': 0}
+  placed = mesh.put_beside(place, jax.tree.map(jnp.asarray, state), {'w': w})
+  assert placed['mu']['w'].sharding == w.sharding
+  assert placed['nu']['w'].sharding.is_fully_replicated
+  assert placed['n'].sharding.is_fully_replicated
 
 
 def test_an_unknown_axis_is_refused():
@@ -31,9 +106,11 @@ def test_an_unknown_axis_is_refused():
 def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
   assert len(jax.devices()) >= 4
   for sizes, most in (((12, 8), 4), ((6, 4), 2), ((6, 9), 3), ((5, 16), 1)):
-    fitting = [n for n in range(1, len(jax.devices()) + 1) if n in (1, 2, 3, 4, most)]
-    assert mesh.fitting(sizes).size in fitting
-    assert mesh.fitting(sizes).size == most
+    named = {str(n): size for n, size in enumerate(sizes)}
+    assert mesh.fitting(named).size == most
+  # Two devices each: of 8 devices 3 x 2 are used.
+  found = mesh.fitting({'a': 6}, mesh.Config(tensor=2))
+  assert (found.size, found.shape['data']) == (6, 3)
 
 
 def test_batches_are_cut_along_their_first_axis():

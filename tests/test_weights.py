@@ -24,8 +24,7 @@ def tensors(folder):
   return found
 
 
-def everywhere(*_):
-  return mesh.sharding(mesh.make())
+everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
 
 
 def round_trip(source, target, dtype=None, **settings):
@@ -87,15 +86,16 @@ def test_leaves_lie_where_they_are_asked_to(model_type, shape, tmp_path):
   theirs(model_type, FAMILIES[model_type]).save_pretrained(tmp_path / 'a')
   checkpoint = weights.open_checkpoint(tmp_path / 'a')
   whole = weights.read(checkpoint, everywhere)
-  devices = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+  auto = (jax.sharding.AxisType.Auto,)
+  devices = jax.make_mesh((4,), ('x',), axis_types=auto, devices=jax.devices()[:4])
 
-  def cut(path, shape):
+  def cut(leaf):
     """Over the last axis that four devices divide."""
-    axes = [n for n, size in enumerate(shape) if size % 4 == 0 and n]
-    spec = ['x' if axes and n == axes[-1] else None for n in range(len(shape))]
+    axes = [n for n, size in enumerate(leaf.shape) if size % 4 == 0 and n]
+    spec = ['x' if axes and n == axes[-1] else None for n in range(leaf.ndim)]
     return jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec(*spec))
 
-  parts = weights.read(checkpoint, cut)
+  parts = weights.read(checkpoint, jax.tree.map(cut, whole))
   jax.tree.map(np.testing.assert_array_equal, whole, parts)
   shards = parts['blocks']['query'].addressable_shards
   assert {shard.data.shape for shard in shards} == {shape}

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
+
 # Finite, so that a segment masked from end to end gives weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
 # Queries attended at a time: skips most of the upper triangle, and the scores of 16
@@ -72,6 +74,8 @@ def attend(
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
   """
+  if mesh.cut('length') > 1:
+    return _attend_cut(q_BTHC, own, document_BT, context, scale)
   length = q_BTHC.shape[1]
   longer = -(-length // (SECTIONS * QUERY_BLOCK))
   size = min(longer * QUERY_BLOCK, LARGEST_BLOCK)
@@ -82,12 +86,8 @@ def attend(
     past = KV(own.k[..., :stop], None if own.v is None else own.v[..., :stop, :])
 
     def block(q, query_document, first, past=past, stop=stop):
-      place = first + jnp.arange(q.shape[1])
-      causal = place[:, None] >= jnp.arange(stop)[None]
-      same = query_document[..., None] == document_BT[:, None, :stop]
-      parts = [_attend_one(q, past, causal[None] & same, scale)]
-      parts += [_attend_one(q, kv, mask[:, None], scale) for kv, mask in context]
-      return _merge(parts)
+      documents = query_document, document_BT[:, :stop]
+      return _attend_some(q, first, past, documents, context, scale)
 
     queries = q_BTHC[:, start:stop], document_BT[:, start:stop]
     sections.append(
@@ -96,8 +96,63 @@ def attend(
   return jnp.concatenate(sections, axis=1) if len(sections) > 1 else sections[0]
 
 
+def _attend_some(
+  q_BTHC: jax.Array,
+  first: jax.Array | int,
+  own: KV,
+  documents: tuple[jax.Array, jax.Array],
+  context: Sequence[tuple[KV, jax.Array]],
+  scale: float | None,
+) -> jax.Array:
+  """`attend` of queries at the positions from `first` on."""
+  of_queries, of_keys = documents
+  place = first + jnp.arange(q_BTHC.shape[1])
+  causal = place[:, None] >= jnp.arange(of_keys.shape[1])[None]
+  same = of_queries[..., None] == of_keys[:, None]
+  parts = [_attend_one(q_BTHC, own, causal[None] & same, scale)]
+  parts += [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in context]
+  return _merge(parts)
+
+
+def _attend_cut(
+  q_BTHC: jax.Array,
+  own: KV,
+  document_BT: jax.Array,
+  context: Sequence[tuple[KV, jax.Array]],
+  scale: float | None,
+) -> jax.Array:
+  """`attend` where devices have parts of a row: their queries, and all keys.
+
+  Keys and values are gathered, which with a few kv heads is little beside the queries.
+  The last device has the most to attend to, and all take as long as it does.
+  """
+  length = q_BTHC.shape[1]
+  short = -length % mesh.cut('length')
+
+  def whole(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+
+  def local(q, query_document, key_document, own, context):
+    size = min(LARGEST_BLOCK, q.shape[1])
+
+    def block(q, query_document, first):
+      documents = query_document, key_document
+      return _attend_some(q, first, own, documents, context, scale)
+
+    first = jax.lax.axis_index('context') * q.shape[1]
+    return _loop(block, (q, query_document), first, size)
+
+  heads = mesh.Named('prompt', 'length', 'heads', None)
+  keys = jax.tree.map(lambda _: mesh.Named('prompt', 'kv_heads', None, None), own)
+  rows, all_rows = mesh.Named('prompt', 'length'), mesh.Named('prompt', None)
+  inputs = (heads, rows, all_rows, keys, [(keys, all_rows) for _ in context])
+  attend_mapped = mesh.mapped(local, inputs, heads)
+  documents = whole(document_BT), document_BT
+  return attend_mapped(whole(q_BTHC), *documents, own, list(context))[:, :length]
+
+
 def _loop(
-  block: Any, queries: tuple[jax.Array, ...], start: int, size: int
+  block: Any, queries: tuple[jax.Array, ...], start: jax.Array | int, size: int
 ) -> jax.Array:
   """Applies `block` to `size` queries at a time and keeps only their outputs."""
   rows, length = queries[0].shape[:2]

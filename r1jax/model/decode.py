@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import ModelConfig
 from r1jax.model.mlp import Int8, Lora, experts
@@ -185,6 +186,7 @@ class _Layer:
     column: jax.Array,
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the last segment."""
+    x_DB = mesh.lay(x_DB, None, 'prompt')
     with jax.named_scope('attention_norm'):
       h_DB = self.norm('attention_norm', x_DB)
     with jax.named_scope('project'):
@@ -194,6 +196,7 @@ class _Layer:
       # Written first and then read: the other way round it would have to be copied.
       *others, (last, mask) = segments
       last = write(last, own, column)
+      last = jax.tree.map(_lay_cache, last)
     with jax.named_scope('attend'):
       scale = score_scale(self.config)
       attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
@@ -204,6 +207,11 @@ class _Layer:
       h_DB = self.norm('mlp_norm', x_DB)
     with jax.named_scope('mlp'):
       return x_DB + self.mlp(h_DB), last
+
+
+def _lay_cache(x: jax.Array) -> jax.Array:
+  """Keys or values over devices by rows, and by kv heads where there are several."""
+  return mesh.lay(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
 from r1jax.model.attention import KV, attend
 from r1jax.model.config import ModelConfig
 from r1jax.model.decode import decoding, score_scale
@@ -23,7 +24,7 @@ class RMSNorm(nn.Module):
   """Scales x to unit mean square, then by a learned gain (Zhang & Sennrich 2019)."""
 
   eps: float
-  axis: str = 'embed'  # logical name of the axis that is scaled
+  axis: str = 'gain'  # logical name of the axis that is scaled
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,6 +62,7 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the rows' own `KV`."""
     c = self.config
+    x_BTD = mesh.lay(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
     project = self._latent if c.latent.kv_rank else self._grouped
     with jax.named_scope('project'):
@@ -76,6 +78,7 @@ class Block(nn.Module):
     )
     with jax.named_scope('project'):
       x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
+      x_BTD = mesh.lay(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     with jax.named_scope('mlp'):
       if self.sparse:
@@ -101,6 +104,8 @@ class Block(nn.Module):
     q = turn(c, head('query', 'heads', c.heads), positions_BT)
     k = turn(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
     v = head('value', 'kv_heads', c.kv_heads)
+    q = mesh.lay(q, 'prompt', 'length', 'heads', None)
+    k, v = (mesh.lay(x, 'prompt', 'length', 'kv_heads', None) for x in (k, v))
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), lambda kv: kv
 
   def _latent(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
@@ -121,6 +126,7 @@ class Block(nn.Module):
     w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
     q = dense(q_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], *shape[1:])
     q = jnp.concatenate([q[..., :plain], turn(c, q[..., plain:], positions_BT)], -1)
+    q = mesh.lay(q, 'prompt', 'length', 'heads', None)
 
     width = latent.kv_rank + latent.rope_dim
     down = self._weights(
@@ -143,7 +149,9 @@ class Block(nn.Module):
       shape = (*k_BHCS.shape[:2], latent.rope_dim, k_BHCS.shape[-1])
       turned = jnp.broadcast_to(kv.k[:, :, latent.kv_rank :], shape)
       k_BHCS = jnp.concatenate([k_BHCS, turned], axis=2)
-      return KV(k_BHCS, jnp.moveaxis(heads[..., plain:], 1, 2))
+      v_BHSC = jnp.moveaxis(heads[..., plain:], 1, 2)
+      lying = ('prompt', 'heads', None, None)
+      return KV(mesh.lay(k_BHCS, *lying), mesh.lay(v_BHSC, *lying))
 
     return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), whole
 
@@ -261,14 +269,20 @@ class Decoder(nn.Module):
 def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
   """Returns fresh parameters, boxed with their logical axes (see `r1jax.mesh`)."""
   tokens = jnp.zeros((1, 2), jnp.int32)
-  model = Decoder(config, vocab_size)
-  return model.init(key, tokens, tokens, tokens)['params']
+  # There is nothing to cut in two tokens.
+  fresh = mesh.bound(None, Decoder(config, vocab_size).init)
+  return fresh(key, tokens, tokens, tokens)['params']
 
 
 def shapes(config: ModelConfig, vocab_size: int) -> Any:
   """Returns the tree of parameters as shapes, nothing allocated."""
+  return nn.meta.unbox(names(config, vocab_size))
+
+
+def names(config: ModelConfig, vocab_size: int) -> Any:
+  """Returns the tree of parameters as shapes with their axes' names, boxed."""
   fresh = functools.partial(init, config, vocab_size)
-  return nn.meta.unbox(jax.eval_shape(fresh, jax.random.key(0)))
+  return jax.eval_shape(fresh, jax.random.key(0))
 
 
 def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
@@ -280,6 +294,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   apply: Any = Decoder(config, vocab_size).apply
 
   def forward(params: Any, *args: Any) -> tuple[jax.Array, KV]:
+    if mesh.current() is not None:
+      params = mesh.lay_like(params, names(config, vocab_size))
     return apply({'params': params}, *args)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:

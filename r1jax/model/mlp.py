@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
 from r1jax.model.config import Experts
 
 
@@ -52,6 +53,9 @@ def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
     return dense(x_BTD, w.w, dtype) + added
   values, scale = w if isinstance(w, Int8) else (w, None)
   inputs = x_BTD.shape[-1]
+  if mesh.cut('length') > 1:  # positions of a row lie apart, so they stay an axis
+    assert scale is None, 'int8 is for rollouts, which do not cut rows'
+    return x_BTD.astype(dtype) @ values.reshape(inputs, -1).astype(dtype)
   x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
   out_NF = x_ND @ values.reshape(inputs, -1).astype(dtype)
   if scale is not None:
@@ -64,6 +68,8 @@ def swiglu(
 ) -> jax.Array:
   """Returns (silu(x gate) * x up) down, [B, T, D] (Shazeer 2020, eq. 6)."""
   hidden_BTF = nn.silu(dense(x_BTD, gate, dtype)) * dense(x_BTD, up, dtype)
+  if hidden_BTF.ndim == 3:
+    hidden_BTF = mesh.lay(hidden_BTF, 'prompt', 'length', 'mlp')
   return dense(hidden_BTF, down, dtype)
 
 
@@ -72,8 +78,9 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the experts of each token, int32 [N, A], and their weights, [N, A].
 
-  Scores and weights are float32. `balance_E`, for 'sigmoid' alone, is added to scores
-  where experts are chosen, and not to their weights (DeepSeek-V3, eq. 16).
+  N may be several axes. Scores and weights are float32. `balance_E`, for 'sigmoid'
+  alone, is added to scores where experts are chosen, and not to their weights
+  (DeepSeek-V3, eq. 16).
   """
   logits_NE = x_ND.astype(jnp.float32) @ router_DE.astype(jnp.float32)
   if config.scores == 'softmax':
@@ -81,7 +88,7 @@ def route(
   else:
     assert balance_E is not None
     score_NE = jax.nn.sigmoid(logits_NE)
-    wanted_NE = score_NE + balance_E[None]
+    wanted_NE = score_NE + jnp.expand_dims(balance_E, range(score_NE.ndim - 1))
   wanted_NE = _within_groups(jax.lax.stop_gradient(wanted_NE), config)
   _, chosen_NA = jax.lax.top_k(wanted_NE, config.active)
   weight_NA = jnp.take_along_axis(score_NE, chosen_NA, axis=-1)
@@ -125,11 +132,11 @@ def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
   """
   if config.active_groups == config.groups:
     return wanted_NE
-  grouped = wanted_NE.reshape(len(wanted_NE), config.groups, -1)
+  grouped = wanted_NE.reshape(*wanted_NE.shape[:-1], config.groups, -1)
   best = min(1 if config.scores == 'softmax' else 2, grouped.shape[-1])
   group_NG = jax.lax.top_k(grouped, best)[0].sum(-1)
   _, kept = jax.lax.top_k(group_NG, config.active_groups)
-  open_NG = jax.nn.one_hot(kept, config.groups, dtype=jnp.bool_).any(1)
+  open_NG = jax.nn.one_hot(kept, config.groups, dtype=jnp.bool_).any(-2)
   return jnp.where(open_NG[..., None], grouped, -jnp.inf).reshape(wanted_NE.shape)
 
 
@@ -140,13 +147,40 @@ def experts(
 
   `weights` are a layer's: `router` [D, E], `balance` [E], `expert_gate` and `expert_up`
   [E, D, F], `expert_down` [E, F, D], and the SwiGLU of the shared ones side by side.
+  Activations may also be [B, D].
   """
-  x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-  chosen_NA, weight_NA = route(x_ND, weights['router'], weights.get('balance'), config)
-  expert_M = chosen_NA.reshape(-1)
+  alone = mesh.current() is None
+  x = x_BTD.reshape(-1, x_BTD.shape[-1]) if alone else x_BTD
+  routed = route(x, weights['router'], weights.get('balance'), config)
+  matrices = {name: weights[f'expert_{name}'] for name in ('gate', 'up', 'down')}
+  out = (_routed if alone else _exchanged)(x, *routed, matrices, dtype)
+  out_BTD = out.reshape(x_BTD.shape)
+  if config.shared:
+    gate, up, down = (weights[f'shared_{name}'] for name in ('gate', 'up', 'down'))
+    out_BTD += swiglu(x_BTD, gate, up, down, dtype)
+  return out_BTD
+
+
+def _routed(
+  x_ND: jax.Array,
+  chosen_NA: jax.Array,
+  weight_NA: jax.Array,
+  matrices: Mapping[str, Any],
+  dtype: str,
+  first: jax.Array | None = None,
+) -> jax.Array:
+  """The weighted sum of each token's experts, [N, D].
+
+  Where `matrices` are those of some experts alone, they count from number `first` on.
+  """
+  count = jax.tree.leaves(matrices['gate'])[0].shape[0]
+  active, expert_M = chosen_NA.shape[-1], chosen_NA.reshape(-1)
+  if first is not None:
+    here_M = (expert_M >= first) & (expert_M < first + count)
+    expert_M = jnp.where(here_M, expert_M - first, count)  # last, in no product
   order_M = jnp.argsort(expert_M)  # stable, so tokens of an expert keep their order
-  sizes_E = jnp.bincount(expert_M, length=config.count)
-  x_MD = x_ND[order_M // config.active].astype(dtype)
+  sizes_E = jnp.bincount(expert_M, length=count)
+  x_MD = x_ND[order_M // active].astype(dtype)
   sorted_M = expert_M[order_M]
 
   def product(x: jax.Array, w: Any) -> jax.Array:
@@ -156,14 +190,84 @@ def experts(
     out = jax.lax.ragged_dot(x, values.astype(dtype), sizes_E)
     return out if scale is None else out * scale[sorted_M].astype(dtype)
 
-  gate_MF = product(x_MD, weights['expert_gate'])
-  up_MF = product(x_MD, weights['expert_up'])
-  out_MD = product(nn.silu(gate_MF) * up_MF, weights['expert_down'])
+  gate_MF = product(x_MD, matrices['gate'])
+  up_MF = product(x_MD, matrices['up'])
+  out_MD = product(nn.silu(gate_MF) * up_MF, matrices['down'])
   # Back in the order of tokens, in which their experts are added.
-  out_NAD = out_MD[jnp.argsort(order_M)].reshape(*chosen_NA.shape, -1)
-  out_ND = jnp.sum(out_NAD * weight_NA[..., None].astype(dtype), axis=1)
-  out_BTD = out_ND.reshape(x_BTD.shape)
-  if config.shared:
-    gate, up, down = (weights[f'shared_{name}'] for name in ('gate', 'up', 'down'))
-    out_BTD += swiglu(x_BTD, gate, up, down, dtype)
-  return out_BTD
+  out_MD = out_MD[jnp.argsort(order_M)]
+  if first is not None:
+    out_MD = jnp.where(here_M[:, None], out_MD, 0)
+  out_NAD = out_MD.reshape(*chosen_NA.shape, -1)
+  return jnp.sum(out_NAD * weight_NA[..., None].astype(dtype), axis=1)
+
+
+# Rows of a product, a token times its experts, that a device has at a time.
+EXCHANGED_ROWS = 2**17
+
+
+def _exchanged(
+  x_BTD: jax.Array,
+  chosen_BTA: jax.Array,
+  weight_BTA: jax.Array,
+  matrices: Mapping[str, Any],
+  dtype: str,
+) -> jax.Array:
+  """`_routed` where devices have some experts and some tokens each.
+
+  The devices along `expert` gather their tokens, each computes what its own experts
+  add, and the sums are scattered back. No capacity is needed and none is dropped; what
+  is sent is no more than an exchange of each token's copies while there are at most as
+  many devices as active experts.
+  """
+  lead = ('prompt', 'length', None) if x_BTD.ndim == 3 else ('prompt', None)
+  tokens = mesh.Named(*lead)
+  cut = mesh.cut('expert') > 1
+
+  def local(x, chosen, weight, matrices):
+    shape, first = x.shape, None
+    if cut:
+      x, chosen, weight = (
+        jax.lax.all_gather(part, 'expert', axis=0, tiled=True)
+        for part in (x, chosen, weight)
+      )
+      first = jax.lax.axis_index('expert') * len(jax.tree.leaves(matrices['gate'])[0])
+    gathered = x.shape
+    flat = [part.reshape(-1, part.shape[-1]) for part in (x, chosen, weight)]
+    out = _some_at_a_time(
+      lambda x, chosen, weight: _routed(x, chosen, weight, matrices, dtype, first),
+      flat,
+    ).reshape(gathered)
+    if mesh.cut('mlp') > 1:
+      out = jax.lax.psum(out, 'tensor')
+    if cut:
+      out = jax.lax.psum_scatter(out, 'expert', scatter_dimension=0, tiled=True)
+    return out.reshape(shape)
+
+  names = {name: _names(name, w) for name, w in matrices.items()}
+  inputs = (tokens, tokens, tokens, names)
+  return mesh.mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
+
+
+def _names(name: str, w: Any) -> Any:
+  """The axes of an expert's matrices, as they lie while they are computed with."""
+  into, out = (None, 'mlp') if name != 'down' else ('mlp', None)
+  whole: Any = mesh.Named('expert', into, out)
+  if isinstance(w, Lora):
+    a: Any = mesh.Named('expert', into, None)
+    b: Any = mesh.Named('expert', None, out)
+    return Lora(_names(name, w.w), a, b)
+  scale: Any = mesh.Named('expert', out)
+  return Int8(whole, scale) if isinstance(w, Int8) else whole
+
+
+def _some_at_a_time(function: Any, arrays: list[jax.Array]) -> jax.Array:
+  """Applies `function` to some tokens at a time, which are computed again backward."""
+  count, active = arrays[1].shape
+  parts = -(-count * active // EXCHANGED_ROWS)
+  while count % parts:
+    parts += 1
+  if parts == 1:
+    return function(*arrays)
+  each = [x.reshape(parts, -1, x.shape[-1]) for x in arrays]
+  one = jax.checkpoint(lambda parts: function(*parts))
+  return jax.lax.map(one, tuple(each)).reshape(count, -1)

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +168,14 @@ def _is_bias(row: Row) -> bool:
 
 def read(
   checkpoint: Checkpoint,
-  place: Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding],
+  places: Any,
   dtype: str | None = None,
 ) -> Any:
   """Returns the parameters, each leaf read straight to where it lies.
 
   Args:
     checkpoint: see `open_checkpoint`.
-    place: path and shape of a leaf -> its sharding.
+    places: the parameters' tree of shardings, or one for all of them.
     dtype: 'float32' or 'bfloat16'; None keeps what the config names.
   """
   kind = storage.DTYPES[storage.KINDS[dtype or checkpoint.dtype]]
@@ -187,7 +187,10 @@ def read(
       path, _, shape, names = part
       whole = (*_lead(checkpoint.config, path, names), *shape)
       slices = functools.partial(_slices, checkpoint, part, whole, kind, threads)
-      array = jax.make_array_from_callback(whole, place(path, whole), slices)
+      place = places
+      for key in path if isinstance(places, Mapping) else ():
+        place = place[key]
+      array = jax.make_array_from_callback(whole, place, slices)
       inner = tree
       for key in path[:-1]:
         inner = inner.setdefault(key, {})

@@ -218,11 +218,14 @@ def train(
   # A copy, as an update takes the memory of the state before it. Placed before the
   # first step: another layout in the second would compile again.
   own = jax.tree.map(jnp.copy, params)
-  state = mesh_lib.put_everywhere(mesh, optim.init(own, optimizer))
+  state = mesh_lib.put_beside(mesh, optim.init(own, optimizer), params)
   state, first = run.checkpoints[phase].resume(state)
+  step = functools.partial(
+    step, optimizer=optimizer, micro_batches=config.micro_batches
+  )
+  places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = jax.jit(
-    functools.partial(step, optimizer=optimizer, micro_batches=config.micro_batches),
-    donate_argnums=0,
+    mesh_lib.bound(mesh, step), donate_argnums=0, out_shardings=(places, None)
   )
   began, tokens = time.monotonic(), 0
   for number in range(first + 1, steps + 1):

@@ -43,7 +43,20 @@ class Generator:
   tokenizer: text.Tokenizer
   template: str  # a name in text.TEMPLATES, or text.CHAT
   max_prompt_length: int  # S, tokens
-  mesh: jax.sharding.Mesh
+  mesh: jax.sharding.Mesh  # where the parameters are learned
+  layout: mesh_lib.Config = mesh_lib.Config()  # how samplers use these devices
+  names: Any = None  # of the parameters' axes; needed for more than one device
+
+  @functools.cached_property
+  def where(self) -> jax.sharding.Mesh:
+    """The devices as samplers use them."""
+    return mesh_lib.sampler(self.mesh, self.layout)
+
+  def take(self, params: Any) -> Any:
+    """Returns the parameters as they lie for sampling; once a step, on the devices."""
+    if self.mesh.size == 1 or self.names is None:
+      return params
+    return mesh_lib.put_like(self.where, params, self.names)
 
   @functools.cached_property
   def _sample(self) -> Callable[..., sampling.Completions]:
@@ -51,15 +64,18 @@ class Generator:
       sampling.sample,
       model=self.model,
       stop_ids=self.tokenizer.stop_ids,
-      compact=self.mesh.size == 1,
+      compact=self.where.size == 1,
     )
     static = ('config', 'group_size', 'max_length')
-    options = compilation.options()
-    return jax.jit(function, static_argnames=static, compiler_options=options)
+    return jax.jit(
+      mesh_lib.bound(self.where, function),
+      static_argnames=static,
+      compiler_options=compilation.options(),
+    )
 
   def _parts(self, prompts: int) -> int:
     """Programs to run at once: one of the sampler's keeps one core of a CPU busy."""
-    if self.mesh.size > 1 or jax.default_backend() != 'cpu':
+    if self.where.size > 1 or jax.default_backend() != 'cpu':
       return 1
     cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
     return max(n for n in range(1, cores + 1) if prompts % n == 0)
@@ -88,7 +104,7 @@ class Generator:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(problems)))
     sample = functools.partial(
       self._sample,
-      params,
+      self.take(params),
       # Another temperature is another number, not another program.
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
@@ -99,7 +115,7 @@ class Generator:
     def part(rows: slice) -> sampling.Completions:
       arrays = (keys[rows], prompts[rows], prompt_mask[rows])
       with _COMPILES:  # once, and not once a thread; a call returns before it has run
-        completions = sample(*mesh_lib.put_batch(self.mesh, arrays))
+        completions = sample(*mesh_lib.put_batch(self.where, arrays))
       return jax.device_get(completions)
 
     size = len(problems) // self._parts(len(problems))

@@ -69,16 +69,33 @@ class Model:
 
   def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
     """Random parameters, placed on the mesh."""
+    mesh_lib.places(mesh, self.names)  # says what does not fit
     return mesh_lib.put_boxed(mesh, jax.jit(self.boxed)(jax.random.key(seed)))
+
+  @functools.cached_property
+  def names(self) -> Any:
+    """The parameters' shapes, with the names of their axes."""
+    return decoder.names(self.config, self.vocab_size)
 
   def boxed(self, key: jax.Array) -> Any:
     """Random parameters that carry the names of their axes."""
     return decoder.init(self.config, self.vocab_size, key)
 
-  def generator(self, max_prompt_length: int, mesh: jax.sharding.Mesh) -> Generator:
+  def generator(
+    self,
+    max_prompt_length: int,
+    mesh: jax.sharding.Mesh,
+    layout: mesh_lib.Config = mesh_lib.WHOLE,
+  ) -> Generator:
     """The model's voice."""
     return Generator(
-      self.functions, self.tokenizer, self.template, max_prompt_length, mesh
+      self.functions,
+      self.tokenizer,
+      self.template,
+      max_prompt_length,
+      mesh,
+      layout,
+      self.names,
     )
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
@@ -121,12 +138,11 @@ class Stage:
     """
     model = self.model
     if not model.lora.rank:
-      like = mesh_lib.unbox(jax.eval_shape(model.boxed, jax.random.key(0)))
-      return mesh_lib.put_everywhere(mesh, self._saved(name, like))
+      found = self._saved(name, mesh_lib.unbox(model.names))
+      return jax.device_put(found, mesh_lib.places(mesh, model.names))
     adapters = self.adapters(name)
-    where = mesh_lib.sharding(mesh)
     dtype = self.record['config']['model']['param_dtype']
-    base = weights.read(self.source(), lambda *_: where, dtype)
+    base = weights.read(self.source(), mesh_lib.places(mesh, model.names), dtype)
     whole = lora.attach(base, mesh_lib.put_everywhere(mesh, adapters), model.lora.scale)
     return jax.jit(lora.merged)(whole)
 

@@ -81,9 +81,9 @@ class Pretrained:
     }
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
-    """The parameters, read onto every device."""
-    where = mesh_lib.sharding(mesh)
-    base = weights.read(self.checkpoint, lambda *_: where, self.config.param_dtype)
+    """The parameters, read to where they lie on the mesh."""
+    places = mesh_lib.places(mesh, self.model.names)
+    base = weights.read(self.checkpoint, places, self.config.param_dtype)
     if self.adapter is None:
       return base
     config, adapters = self.adapter

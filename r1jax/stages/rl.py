@@ -96,7 +96,7 @@ class Trainer:
       'reference': jax.tree.map(jnp.copy, params),
     }
     # Placed now: another layout in the second step would compile again.
-    return mesh_lib.put_everywhere(self.generator.mesh, before)
+    return mesh_lib.put_beside(self.generator.mesh, before, params)
 
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -114,7 +114,25 @@ class Trainer:
         state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
       )
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compilation.options())
+    step = mesh_lib.bound(self.generator.mesh, step)
+    programs: list[Any] = []
+
+    def update(state: optim.TrainState, *args: Any) -> Any:
+      if not programs:
+        # The new state lies as the old one, whose memory it takes.
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        options = compilation.options()
+        programs.append(
+          jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(places, None),
+            compiler_options=options,
+          )
+        )
+      return programs[0](state, *args)
+
+    return update
 
   def whole(self, params: Any) -> Any:
     """The model's parameters, of those that are learned."""
@@ -157,6 +175,7 @@ class Trainer:
 
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
+    score = mesh_lib.bound(self.generator.mesh, score)
     return jax.jit(score, compiler_options=compilation.options())
 
   def passes(
@@ -255,9 +274,13 @@ class Trainer:
     _, group_size, length = outputs.tokens.shape
     rows = self.config.micro_batch_rows
     prompt_rows = packing.rows_of_a_prompt(
-      group_size, outputs.prompts.shape[1], length, rows, self.generator.mesh.size
+      group_size, outputs.prompts.shape[1], length, rows, self._shards
     )
     return packing.plan(outputs.lengths[chosen], length, rows, prompt_rows)
+
+  @property
+  def _shards(self) -> int:
+    return mesh_lib.shards(self.generator.mesh, 'prompt')
 
   def _put(self, parts: Any) -> Any:
     return mesh_lib.put_batch(self.generator.mesh, parts, axis=1)

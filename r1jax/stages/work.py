@@ -57,11 +57,12 @@ class Work:
   where: recipe.Setting
   mesh: jax.sharding.Mesh
   seed: int
+  layout: mesh_lib.Config = mesh_lib.Config()  # of samplers on it
 
   @functools.cached_property
   def generator(self) -> Generator:
     """The model's voice."""
-    return self.model.generator(self.where.max_prompt_length, self.mesh)
+    return self.model.generator(self.where.max_prompt_length, self.mesh, self.layout)
 
   @property
   def sft_step(self) -> Callable[..., Any]:
@@ -277,19 +278,26 @@ def begin(
     else:
       mesh = devices(run, config)
       seed = recipe.own_seed(config.seed, stage)
-      yield Work(run, parent.model, where, mesh, seed)
+      yield Work(run, parent.model, where, mesh, seed, _layout(config))
 
 
 def devices(run: Run, config: Any) -> jax.sharding.Mesh:
   """The devices that all portions of a stage's config can be cut over; says which."""
-  sizes = _portions(config)
-  mesh = mesh_lib.fitting(list(sizes.values()))
+  sizes, layout = _portions(config), _layout(config)
+  mesh = mesh_lib.fitting(sizes, layout)
+  # Samplers take whole problems.
+  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
+  mesh_lib.check_rows(mesh_lib.sampler(mesh, layout), asked)
   if mesh.size < jax.device_count():
     run.progress.say(
       f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
       + ', '.join(f'{name} = {size}' for name, size in sizes.items())
     )
   return mesh
+
+
+def _layout(config: Any) -> mesh_lib.Config:
+  return getattr(config, 'mesh', mesh_lib.Config())
 
 
 def _portions(config: Any) -> dict[str, int]:

@@ -24,6 +24,9 @@ MAY_CHANGE = (
   'rl.profile_step',
   'rl.reward_workers',
   'rl.reward_timeout',
+  *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
+  'mesh.sampler_tensor',
+  'mesh.sampler_expert',
 )
 
 RECORD = 'stage.json'  # of a finished stage; see `lineage`

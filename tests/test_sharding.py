@@ -1,0 +1,116 @@
+"""One iteration of GRPO on meshes of eight devices, beside the same on one."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import grpo, mesh, optim, text
+from r1jax.model.config import Experts, Latent, ModelConfig
+from r1jax.stages import lineage, rl
+from r1jax.tasks import Problem
+
+QWEN = ModelConfig(
+  d_model=64, layers=2, heads=4, kv_heads=2, head_dim=16, d_ff=96, qk_norm=True
+)
+DEEPSEEK = ModelConfig(
+  d_model=64,
+  layers=3,
+  heads=4,
+  kv_heads=4,
+  head_dim=16,
+  d_ff=96,
+  tied=False,
+  latent=Latent(kv_rank=24, q_rank=32, rope_dim=8, value_dim=12),
+  experts=Experts(
+    count=8,
+    active=2,
+    d_ff=32,
+    shared=1,
+    dense_layers=1,
+    scores='sigmoid',
+    groups=4,
+    active_groups=2,
+    scale=2.5,
+  ),
+)
+MODELS = {'qwen': QWEN, 'deepseek': DEEPSEEK}
+MESHES = {
+  'fsdp 8': {'fsdp': 8},
+  'fsdp 4 tensor 2': {'fsdp': 4, 'tensor': 2},
+  'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
+  'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
+  'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
+  'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
+  'sampler tensor 2 expert 2': {'fsdp': 8, 'sampler_tensor': 2, 'sampler_expert': 2},
+}
+CORPUS = [f'make {n} from 3 5 2: 3+5={n} <think>x</think>' for n in range(40)]
+TOKENIZER = text.Tokenizer.train(CORPUS, 320)
+PROBLEMS = [Problem(str(n), 'countdown', f'make {n} from 3 5 2', {}) for n in range(8)]
+NO_REWARDS: Any = None
+SETTINGS = rl.Config(
+  prompts_per_step=8,
+  group_size=4,
+  max_prompt_length=32,
+  max_length=((0, 33),),
+  minibatches=1,
+  micro_batch_rows=16,
+)
+
+
+@functools.cache
+def iteration(model_name, mesh_name):
+  """Outputs, metrics and parameters after one iteration."""
+  layout = mesh.Config(**MESHES.get(mesh_name, {}))
+  devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
+  where = mesh.make(devices, layout)
+  model = lineage.Model(MODELS[model_name], TOKENIZER, 'plain', 288)
+  trainer = rl.Trainer(
+    model.generator(SETTINGS.max_prompt_length, where, layout),
+    NO_REWARDS,
+    SETTINGS,
+    grpo.PRESETS['grpo'],
+    optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
+  )
+  before = trainer.start(model.init(where, 0))
+  state, reference = before['policy'], before['reference']
+  lying = jax.tree.map(lambda leaf: leaf.sharding, state)
+  key = jax.random.key(1)
+  outputs = trainer.rollout(state.params, key, PROBLEMS, 33, 1.0)
+  reward = (outputs.tokens.sum(-1) % 7).astype(np.float32)
+  passes = trainer.passes(state.params, reference, outputs, 1.0)
+  state, metrics, _ = trainer.learn(
+    state, outputs, passes, trainer.advantages(reward), key, 1.0
+  )
+  assert jax.tree.map(lambda leaf: leaf.sharding, state) == lying
+  return outputs, passes, metrics, jax.device_get(state.params), lying
+
+
+@pytest.mark.parametrize(
+  ('model_name', 'mesh_name'),
+  [
+    ('qwen', 'fsdp 8'),
+    ('qwen', 'fsdp 4 tensor 2'),
+    ('qwen', 'context 2 fsdp 4'),
+    ('qwen', 'data 2 fsdp 4'),
+    ('deepseek', 'expert 4 fsdp 2'),
+    ('deepseek', 'expert 2 context 2 tensor 2'),
+    ('deepseek', 'sampler tensor 2 expert 2'),
+  ],
+)
+def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
+  expected, expected_passes, numbers, after, _ = iteration(model_name, 'one')
+  found, passes, metrics, params, _ = iteration(model_name, mesh_name)
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_allclose(found.logp, expected.logp, rtol=0, atol=1e-5)
+  ref_logp = expected_passes.ref_logp
+  np.testing.assert_allclose(passes.ref_logp, ref_logp, rtol=0, atol=1e-5)
+  assert numbers.keys() == metrics.keys()
+  for name in ('loss', 'grad_norm', 'kl', 'entropy'):
+    assert metrics[name] == pytest.approx(numbers[name], rel=1e-5, abs=1e-5), name
+  assert metrics.get('expert_load') == numbers.get('expert_load')
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), params, after
+  )
