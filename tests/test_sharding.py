@@ -9,7 +9,7 @@ import pytest
 
 from r1jax import grpo, mesh, optim, text
 from r1jax.model.config import Experts, Latent, ModelConfig
-from r1jax.stages import lineage, rl
+from r1jax.stages import checkpoint, lineage, rl
 from r1jax.tasks import Problem
 
 QWEN = ModelConfig(
@@ -17,7 +17,7 @@ QWEN = ModelConfig(
 )
 DEEPSEEK = ModelConfig(
   d_model=64,
-  layers=3,
+  layers=2,
   heads=4,
   kv_heads=4,
   head_dim=16,
@@ -48,6 +48,7 @@ MESHES = {
 }
 CORPUS = [f'make {n} from 3 5 2: 3+5={n} <think>x</think>' for n in range(40)]
 TOKENIZER = text.Tokenizer.train(CORPUS, 320)
+MODEL = lineage.Model(QWEN, TOKENIZER, 'plain', 288)
 PROBLEMS = [Problem(str(n), 'countdown', f'make {n} from 3 5 2', {}) for n in range(8)]
 NO_REWARDS: Any = None
 SETTINGS = rl.Config(
@@ -114,3 +115,29 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), params, after
   )
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_path):
+  def state(devices, layout):
+    place = mesh.make(jax.devices()[:devices], layout)
+    trainer = rl.Trainer(
+      MODEL.generator(32, place),
+      NO_REWARDS,
+      SETTINGS,
+      grpo.PRESETS['grpo'],
+      optim.Config(),
+    )
+    return trainer.start(MODEL.init(place, 0))
+
+  before = state(8, mesh.Config(fsdp=4, tensor=2))
+  before['policy'].params['embedding'] += 1
+  saved = checkpoint.Checkpoints(tmp_path / 'a')
+  saved.save(3, before, {})
+  saved.wait()
+  fresh = state(devices, mesh.Config(fsdp=devices))
+  found, step = checkpoint.Checkpoints(tmp_path / 'a').resume(fresh)
+  assert step == 3
+  lying = [leaf.sharding for leaf in jax.tree.leaves(fresh)]
+  assert [leaf.sharding for leaf in jax.tree.leaves(found)] == lying
+  jax.tree.map(np.testing.assert_array_equal, found, before)
