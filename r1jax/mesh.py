@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
@@ -82,12 +83,10 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
     raise _other_devices(config, len(devices))
   sizes = {**dataclasses.asdict(config), 'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
-  return jax.make_mesh(
-    tuple(sizes[axis] for axis in AXES),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
-    devices=devices,
+  arranged = mesh_utils.create_device_mesh(
+    tuple(sizes[axis] for axis in AXES), devices, allow_split_physical_axes=True
   )
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _other_devices(config: Config, devices: int) -> MeshError:
@@ -163,6 +162,17 @@ def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
     )
   shape = (mesh.size // (tensor * expert), 1, expert, 1, tensor)
   return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
+
+
+def check_lengths(mesh: Mesh, sizes: dict[str, int]) -> None:
+  """Raises MeshError for rows' lengths, by name, that can't be cut over the mesh."""
+  parts = mesh.shape['context']
+  for name, size in sizes.items():
+    if size % parts:
+      raise MeshError(
+        f'{name}: expected a multiple of mesh.context = {parts}, got {size}; the next '
+        f'is {-(-size // parts) * parts}'
+      )
 
 
 def _spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
@@ -255,6 +265,11 @@ def put_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
   Such as the state of an optimizer. A copy is known by the end of its path; what is
   none lies everywhere.
   """
+  return jax.device_put(tree, places_beside(mesh, tree, params))
+
+
+def places_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
+  """Returns where `put_beside` places a tree; both may be shapes alone."""
   known = {
     _keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
@@ -267,7 +282,7 @@ def put_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
         return like.sharding
     return sharding(mesh)
 
-  return jax.device_put(tree, jax.tree_util.tree_map_with_path(one, tree))
+  return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _keys(path: Any) -> tuple[str, ...]:

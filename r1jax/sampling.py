@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax import mesh
 from r1jax.drawing import Config, draw
 from r1jax.logprob import hidden_logp
 
@@ -320,32 +321,39 @@ def _with_prompt(
 
 
 class Spoken(NamedTuple):
-  """One row that is written a token at a time, and what of it has been computed."""
+  """Rows that are written a token at a time, and what of them has been computed."""
 
   prompt: Any  # keys and values by layer, and their mask
   past: Any  # keys and values of the output by layer
-  length: jax.Array  # int32 [1], tokens of the prompt
+  length: jax.Array  # int32 [B], tokens of the prompt
   t: jax.Array  # int32 [], tokens of the output
 
 
 def listen(
-  params: Any, prompt: jax.Array, prompt_mask: jax.Array, *, model: Model, room: int
+  params: Any,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  *,
+  model: Model,
+  room: int,
+  group_size: int = 1,
 ) -> tuple[jax.Array, Spoken]:
-  """Reads a prompt [1, S]: the logits of the first token [1, V], and where it stands.
+  """Reads prompts [P, S]: logits of the first tokens [P, V], and where they stand.
 
-  `room` is for so many tokens of an output.
+  `room` is for so many tokens of each of a prompt's outputs.
   """
-  last_PD, (kv, mask), length_P = _prefill(params, prompt, prompt_mask, model)
+  last_PD, (kv, mask), length_P = _prefill(params, prompts, prompt_mask, model)
   layers = _layers(kv)
-  past = [_empty(layer, 1, room) for layer in layers]
+  past = [_empty(layer, len(prompts) * group_size, room) for layer in layers]
   logits = model.logits(params, last_PD)
-  return logits, Spoken((layers, mask), past, length_P, jnp.int32(0))
+  length_B = jnp.repeat(length_P, group_size)
+  return logits, Spoken((layers, mask), past, length_B, jnp.int32(0))
 
 
 def speak(
   params: Any, spoken: Spoken, token: jax.Array, *, model: Model
 ) -> tuple[jax.Array, Spoken]:
-  """Writes a token, int32 [1]: the logits of the next one [1, V], and where it stands.
+  """Writes a token a row, int32 [B]: logits of the next [B, V], and where they stand.
 
   There must be room for it.
   """
@@ -398,9 +406,11 @@ def score(
   hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
   if length > 1:  # the last token is predicted, never read
     position_BT = jnp.repeat(length_P, group_size)[:, None] + offset_BT
-    rest_BTD, _ = model.forward(
-      params, tokens_BT[:, :-1], position_BT[:, :-1], document_BT[:, :-1], [prompt]
-    )
+    # But where a row is cut over devices, into parts that must be equal.
+    read = length if mesh.cut('length') > 1 else length - 1
+    inputs = tokens_BT[:, :read], position_BT[:, :read], document_BT[:, :read]
+    rest_BTD, _ = model.forward(params, *inputs, [prompt])
+    rest_BTD = rest_BTD[:, : length - 1]
     rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
     hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)
   logp_BT, entropy_BT = hidden_logp(

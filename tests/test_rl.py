@@ -147,7 +147,7 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
       layout.documents,
     )
   )
-  compiled: Any = trainer._logp
+  compiled: Any = trainer.scoring
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program

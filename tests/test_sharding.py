@@ -55,7 +55,7 @@ SETTINGS = rl.Config(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
-  max_length=((0, 33),),
+  max_length=((0, 32),),
   minibatches=1,
   micro_batch_rows=16,
 )
@@ -79,7 +79,7 @@ def iteration(model_name, mesh_name):
   state, reference = before['policy'], before['reference']
   lying = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
-  outputs = trainer.rollout(state.params, key, PROBLEMS, 33, 1.0)
+  outputs = trainer.rollout(state.params, key, PROBLEMS, 32, 1.0)
   reward = (outputs.tokens.sum(-1) % 7).astype(np.float32)
   passes = trainer.passes(state.params, reference, outputs, 1.0)
   state, metrics, _ = trainer.learn(

@@ -70,7 +70,7 @@ class Generator:
     return jax.jit(
       mesh_lib.bound(self.where, function),
       static_argnames=static,
-      compiler_options=compilation.options(),
+      compiler_options=compilation.options(self.where),
     )
 
   def _parts(self, prompts: int) -> int:

@@ -102,9 +102,11 @@ class Trainer:
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return functools.partial(sampling.score, model=self.generator.model)
 
-  @functools.cached_property
-  def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
-    """`grpo.step`, compiled; the old state's memory is used for the new one."""
+  def program(self, places: Any) -> Any:
+    """`grpo.step` for `jax.jit`; the old state's memory is used for the new one.
+
+    `places` is where the state lies, before and after.
+    """
 
     def step(state: optim.TrainState, frozen: Any, *rollout: Any) -> Any:
       def score(params: Any, *rows: Any, **settings: Any) -> Any:
@@ -114,22 +116,22 @@ class Trainer:
         state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
       )
 
-    step = mesh_lib.bound(self.generator.mesh, step)
+    return jax.jit(
+      mesh_lib.bound(self.generator.mesh, step),
+      donate_argnums=0,
+      out_shardings=(places, None),
+      compiler_options=compilation.options(self.generator.mesh),
+    )
+
+  @functools.cached_property
+  def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
+    """`program`, compiled for where the first state lies."""
     programs: list[Any] = []
 
     def update(state: optim.TrainState, *args: Any) -> Any:
       if not programs:
-        # The new state lies as the old one, whose memory it takes.
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        options = compilation.options()
-        programs.append(
-          jax.jit(
-            step,
-            donate_argnums=0,
-            out_shardings=(places, None),
-            compiler_options=options,
-          )
-        )
+        programs.append(self.program(places))
       return programs[0](state, *args)
 
     return update
@@ -163,8 +165,8 @@ class Trainer:
     )
 
   @functools.cached_property
-  def _logp(self) -> Callable[..., jax.Array]:
-    """Log-probs [N, P, B, T], a micro-batch at a time."""
+  def scoring(self) -> Any:
+    """Log-probs [N, P, B, T], a micro-batch at a time, compiled."""
 
     def score(params: Any, rows: Any, count: jax.Array, temperature: jax.Array):
       def one(index: jax.Array, logp: jax.Array) -> jax.Array:
@@ -176,7 +178,8 @@ class Trainer:
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
     score = mesh_lib.bound(self.generator.mesh, score)
-    return jax.jit(score, compiler_options=compilation.options())
+    options = compilation.options(self.generator.mesh)
+    return jax.jit(score, compiler_options=options)
 
   def passes(
     self, policy: Any, reference: Any, outputs: Outputs, temperature: float
@@ -204,7 +207,7 @@ class Trainer:
     count, scalar = np.int32(layout.count), np.float32(temperature)
     rows = self._put(rows)
     began = time.monotonic()
-    logp = jax.device_get(self._logp(self.whole(params), rows, count, scalar))
+    logp = jax.device_get(self.scoring(self.whole(params), rows, count, scalar))
     seconds = time.monotonic() - began
     return layout.undo(logp, outputs.tokens.shape), seconds
 

@@ -1,0 +1,450 @@
+"""What a stage of RL would take of machines that are not there: compiled, not run.
+
+The stage's own programs are lowered for a topology and compiled ahead of time. The
+compiler says what memory each chip needs; the partitioned program says what a chip
+computes and what it sends, and the chip's data sheet how long that takes at least.
+Nothing is allocated: parameters are shapes.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax import drawing, grpo, optim, packing, sampling
+from r1jax import mesh as mesh_lib
+from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
+from r1jax.stages import compilation, hlo
+from r1jax.stages.generate import Generator
+from r1jax.stages.rl import Trainer
+from r1jax.stages.rl_config import Config
+
+
+class PlanError(ValueError):
+  """A topology that there is not, or a stage that can't be planned for it."""
+
+
+class Chip(NamedTuple):
+  """What a data sheet says of one chip."""
+
+  memory: float  # bytes
+  flops: float  # a second, bfloat16
+  bandwidth: float  # bytes a second, of its memory
+  links: float  # bytes a second, all its links to others, one way
+
+
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; GPUs: NVIDIA's data sheets.
+CHIPS = {
+  'v5e': Chip(16e9, 197e12, 819e9, 200e9),
+  'v5p': Chip(95e9, 459e12, 2765e9, 600e9),
+  'v6e': Chip(32e9, 918e12, 1600e9, 400e9),
+  'a100': Chip(80e9, 312e12, 2039e9, 300e9),
+  'h100': Chip(80e9, 989e12, 3350e9, 450e9),
+  'h200': Chip(141e9, 989e12, 4800e9, 450e9),
+}
+TPUS = ('v5e', 'v5p', 'v6e')
+
+
+def topology(name: str) -> tuple[list[Any], Chip | None]:
+  """Returns the devices of a topology, and what one can; None for CPUs.
+
+  Args:
+    name: a TPU slice such as 'v5p:4x4x4', or a kind of device and a number: 'cpu:8',
+      'h100:8'. Programs for GPUs are compiled for as many CPU devices.
+
+  Raises:
+    PlanError: there is no such topology, or its compiler is not installed.
+  """
+  kind, _, shape = name.partition(':')
+  if kind in TPUS:
+    return _slice(name), CHIPS[kind]
+  if kind not in (*CHIPS, 'cpu') or not shape.isdecimal() or not int(shape):
+    raise PlanError(
+      f'topology: expected a slice such as {", ".join(f"{t}:4x4" for t in TPUS)}, or '
+      f'a number of devices such as cpu:8 or h100:8, got {name!r}'
+    )
+  devices = jax.devices('cpu')
+  if len(devices) < int(shape):
+    raise PlanError(
+      f'topology: expected at most the {len(devices)} devices that XLA was told to '
+      f'make, got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
+    )
+  return devices[: int(shape)], CHIPS.get(kind)
+
+
+def _slice(name: str) -> list[Any]:
+  from jax.experimental import topologies
+
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
+  try:
+    return topologies.get_topology_desc(name, platform='tpu').devices
+  except Exception as error:  # of several kinds, by what is wrong
+    if 'libtpu' in str(error) and 'topology' not in str(error).lower():
+      raise PlanError(
+        "topology: the TPU's compiler is not installed; pip install libtpu"
+      ) from error
+    known = 'v5e and v6e: 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16; v5p: 2x2x1, 2x2x2, '
+    known += '2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16, 16x16x16'
+    raise PlanError(f'topology: there is no {name!r}; {known}, among others') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """A model and a stage of RL, as far as a machine can tell."""
+
+  model: ModelConfig
+  vocab_size: int
+  rl: Config
+  optim: optim.Config
+  grpo: grpo.Config
+  mesh: mesh_lib.Config
+  param_dtype: str  # of parameters, optimizer, reference and sampler
+
+  @property
+  def length(self) -> int:
+    """Tokens of an output, at most."""
+    return max(n for _, n in self.rl.max_length)
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that a step samples, at most."""
+    return self.rl.prompts_per_step * self.rl.group_size * self.length
+
+
+class Phase(NamedTuple):
+  """One program of the stage, with the shapes of its arguments."""
+
+  name: str
+  program: Any  # compiled by jax.jit
+  args: tuple[Any, ...]
+  resident: float  # bytes a device, of what lies there beside the arguments
+  times: int  # that a step runs it
+  unknown_trips: int = 1  # of a loop that ends with the rollout's micro-batches
+  ragged_share: float = 1.0  # of the rows of a grouped product that are some expert's
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a compiled phase takes of one device."""
+
+  name: str
+  seconds: float  # that it took to compile
+  memory: dict[str, float]  # bytes, by what they are for
+  costs: hlo.Costs
+  times: int
+  refused: str = ''  # the compiler's words, where it found no room
+
+  @property
+  def total(self) -> float:
+    """Bytes at the peak."""
+    return sum(self.memory.values())
+
+
+def _bytes(tree: Any) -> float:
+  """Of a tree of shapes, on each device."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+    )
+  )
+
+
+def _shaped(tree: Any, places: Any, dtype: Any = None) -> Any:
+  """A tree of shapes as those that lie somewhere."""
+
+  def one(x: Any, place: Any) -> Any:
+    changed = dtype and jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(x.shape, dtype if changed else x.dtype, sharding=place)
+
+  return jax.tree.map(one, tree, places)
+
+
+def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
+  """The programs of a step: prefill, decode, score, update.
+
+  Raises:
+    MeshError, ValueError: sizes that the mesh can't cut.
+  """
+  where = mesh_lib.make(devices, work.mesh)
+  mesh_lib.check_lengths(
+    where,
+    {'rl.max_prompt_length': work.rl.max_prompt_length, 'rl.max_length': work.length},
+  )
+  names = decoder.names(work.model, work.vocab_size)
+  model = sampling.Model(*decoder.functions(work.model, work.vocab_size))
+  nothing: Any = None
+  generator = Generator(
+    model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
+  )
+  trainer = Trainer(generator, nothing, work.rl, work.grpo, work.optim)
+  shapes = mesh_lib.unbox(names)
+  params = _shaped(shapes, mesh_lib.places(where, names), work.param_dtype)
+  state = jax.eval_shape(lambda p: optim.init(p, trainer.chain), params)
+  state = _shaped(state, mesh_lib.places_beside(where, state, params))
+  learner, reference = _bytes(state), _bytes(params)
+
+  yield from _sampling(work, generator, learner + reference)
+  rollout = packed(work, where)
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  scalar = jax.ShapeDtypeStruct((), jnp.float32)
+  parts = rollout.prompts.shape[0]
+  rows = (
+    rollout.prompts,
+    rollout.prompt_mask,
+    rollout.tokens,
+    rollout.offsets,
+    rollout.documents,
+  )
+  minibatches, experts = work.rl.minibatches, where.shape['expert']
+  if work.grpo.kl_coef:
+    scored = (params, rows, count, scalar)
+    yield Phase(
+      'score', trainer.scoring, scored, learner, minibatches, parts, 1 / experts
+    )
+  places = jax.tree.map(lambda leaf: leaf.sharding, state)
+  learned = (state, None, rollout, count, scalar)
+  updates = minibatches * work.rl.epochs
+  program = trainer.program(places)
+  yield Phase('update', program, learned, reference, updates, parts, 1 / experts)
+
+
+def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Phase]:
+  """Prefill, and the last step of decoding, which has the most to attend to."""
+  where, names, model = generator.where, generator.names, generator.model
+  experts = where.shape['expert']
+  mesh_lib.check_rows(where, {'rl.prompts_per_step': work.rl.prompts_per_step})
+  places = mesh_lib.places(where, names)
+  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  options = compilation.options(where)
+  on_rows = mesh_lib.sharding(where, 'prompt')
+
+  def rows(*shape: int, dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=on_rows)
+
+  shape = (work.rl.prompts_per_step, work.rl.max_prompt_length)
+  prompts = rows(*shape, dtype=jnp.int32), rows(*shape, dtype=jnp.bool_)
+  listen = mesh_lib.bound(
+    where,
+    functools.partial(
+      sampling.listen, model=model, room=work.length, group_size=work.rl.group_size
+    ),
+  )
+  _, spoken = jax.eval_shape(listen, params, *prompts)
+
+  def cached(x: Any) -> Any:
+    heads = [] if x.ndim < 4 else ['kv_heads' if x.shape[1] > 1 else None]
+    axes = ['prompt', *heads, None, None][: x.ndim] if x.ndim else []
+    place = mesh_lib.sharding(where, *axes)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  spoken = jax.tree.map(cached, spoken)
+  lying = jax.tree.map(lambda x: x.sharding, spoken)
+  program = jax.jit(listen, out_shardings=(None, lying), compiler_options=options)
+  yield Phase('prefill', program, (params, *prompts), resident, 1, 1, 1 / experts)
+
+  def decode(params: Any, spoken: Any, token: Any, uniform: Any) -> Any:
+    logits, spoken = sampling.speak(params, spoken, token, model=model)
+    drawn = drawing.draw(uniform, logits, drawing.Config(), jnp.float32(1))
+    return drawn, spoken
+
+  count = shape[0] * work.rl.group_size
+  written = rows(count, dtype=jnp.int32), rows(count, dtype=jnp.float32)
+  program = jax.jit(
+    mesh_lib.bound(where, decode),
+    donate_argnums=1,
+    out_shardings=(None, lying),
+    compiler_options=options,
+  )
+  yield Phase(
+    'decode', program, (params, spoken, *written), resident, work.length, 1, 1 / experts
+  )
+
+
+def packed(work: Work, where: Any) -> packing.Rollout:
+  """The shapes of a mini-batch's rollout when no output leaves room for another."""
+  c = work.rl
+  length = work.length
+  rows = packing.rows_of_a_prompt(
+    c.group_size,
+    c.max_prompt_length,
+    length,
+    c.micro_batch_rows,
+    mesh_lib.shards(where, 'prompt'),
+  )
+  prompts = c.prompts_per_step // c.minibatches
+  parts = c.micro_batch_rows // rows
+  count = -(-prompts * -(-c.group_size // rows) // parts)
+  place = mesh_lib.sharding(where, None, 'prompt')
+
+  def shape(*rest: int, dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct((count, parts, *rest), dtype, sharding=place)
+
+  token = functools.partial(shape, rows, length)
+  output = functools.partial(shape, rows * packing.ROW_OUTPUTS)
+  return packing.Rollout(
+    prompts=shape(c.max_prompt_length, dtype=jnp.int32),
+    prompt_mask=shape(c.max_prompt_length, dtype=jnp.bool_),
+    tokens=token(dtype=jnp.int32),
+    offsets=token(dtype=jnp.int32),
+    documents=token(dtype=jnp.int32),
+    old_logp=token(dtype=jnp.float32),
+    ref_logp=token(dtype=jnp.float32) if work.grpo.kl_coef else None,
+    sampler_logp=None,
+    advantage=output(dtype=jnp.float32),
+    starts=output(dtype=jnp.int32),
+    lengths=output(dtype=jnp.int32),
+  )
+
+
+def measure(phase: Phase) -> Found:
+  """Compiles a phase; what it takes of a device."""
+  began = time.monotonic()
+  lowered = phase.program.lower(*phase.args)
+  with tempfile.TemporaryDirectory() as folder:
+    dump = {
+      'xla_dump_to': folder,
+      'xla_dump_hlo_as_text': True,
+      'xla_dump_hlo_pass_re': '.*spmd-partitioning',
+    }
+    try:
+      compiled = lowered.compile(compiler_options=dump)
+    except Exception as error:  # the compiler's; only one of them is expected
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      used = re.search(r'Used ([\d.]+)([GM]) of', str(error))
+      scale = {'G': 2**30, 'M': 2**20}[used[2]] if used else 1
+      needed = float(used[1]) * scale if used else math.inf
+      return Found(
+        phase.name,
+        time.monotonic() - began,
+        {'beside it': phase.resident, 'the program': needed},
+        hlo.Costs(),
+        phase.times,
+        str(error).splitlines()[0][:200],
+      )
+    cut = sorted(Path(folder).glob('*after_*spmd-partitioning.before*'))
+    whole = sorted(Path(folder).glob('*before_optimizations.txt'))
+    text = (cut or whole)[-1].read_text()
+  seconds = time.monotonic() - began
+  stats = compiled.memory_analysis()
+  memory = {
+    'beside it': phase.resident,
+    'arguments': float(stats.argument_size_in_bytes),
+    'results': float(stats.output_size_in_bytes - stats.alias_size_in_bytes),
+    'temporary': float(stats.temp_size_in_bytes),
+  }
+  return Found(
+    phase.name,
+    seconds,
+    memory,
+    hlo.costs(text, phase.unknown_trips, phase.ragged_share),
+    phase.times,
+  )
+
+
+# --- What it comes to -----------------------------------------------------------------
+
+
+def limits(found: Found, chip: Chip) -> dict[str, float]:
+  """Seconds that a phase takes at least in a step, by what bounds it."""
+  one = {
+    'compute': found.costs.flops / chip.flops,
+    'memory': found.costs.bytes / chip.bandwidth,
+    'links': sum(found.costs.sent.values()) / chip.links,
+  }
+  return {name: seconds * found.times for name, seconds in one.items()}
+
+
+def fits(found: Sequence[Found], chip: Chip) -> bool:
+  """Whether each phase has room on the chip."""
+  return all(not one.refused and one.total <= chip.memory for one in found)
+
+
+def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
+  """What needs less memory, from what costs least: flags, and the work with them.
+
+  Each is on top of those before it.
+  """
+  rows, parts = work.rl.micro_batch_rows, work.mesh.fsdp * work.mesh.expert
+  parts *= work.mesh.data or max(1, devices // work.mesh.parts)
+  while rows % 2 == 0 and rows // 2 % parts == 0:
+    rows //= 2
+    work = dataclasses.replace(
+      work, rl=dataclasses.replace(work.rl, micro_batch_rows=rows)
+    )
+    yield f'--rl.micro-batch-rows {rows}', work
+  for kept in ('dots', 'full'):
+    if work.model.remat == {'dots': 'none', 'full': 'dots'}[kept]:
+      work = dataclasses.replace(
+        work, model=dataclasses.replace(work.model, remat=kept)
+      )
+      yield f'--remat {kept}', work
+  copies = work.mesh.data or max(1, devices // work.mesh.parts)
+  if copies > 1:
+    layout = dataclasses.replace(work.mesh, data=1, fsdp=work.mesh.fsdp * copies)
+    work = dataclasses.replace(work, mesh=layout)
+    yield f'--mesh.data 1 --mesh.fsdp {layout.fsdp}', work
+  if work.param_dtype == 'float32':
+    work = dataclasses.replace(work, param_dtype='bfloat16')
+    yield '--param-dtype bfloat16', work
+
+
+def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
+  """The plan in lines of text."""
+  lines = []
+  for one in found:
+    parts = ', '.join(f'{name} {_size(x)}' for name, x in one.memory.items() if x)
+    lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
+    if one.refused:
+      lines.append(f'{"":8} refused: {one.refused}')
+      continue
+    lines.append(
+      f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
+      f'chip, {one.times} times a step; compiled in {one.seconds:.0f} s'
+    )
+    sent = sorted(one.costs.sent.items(), key=lambda item: -item[1])
+    for (kind, group), size in sent[:5]:
+      lines.append(f'{"":8} {kind} over {group} chips: {_size(size)}')
+  if chip is None:
+    return lines
+  peak = max(found, key=lambda one: one.total)
+  says = 'fits' if fits(found, chip) else 'does NOT fit'
+  lines.append(
+    f'{peak.name} needs the most, {_size(peak.total)} of {_size(chip.memory)}: {says}'
+  )
+  if not any(one.refused for one in found):
+    lines += _speed(work, found, chip)
+  return lines
+
+
+def _speed(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:
+  lines, total = [], 0.0
+  for one in found:
+    times = limits(one, chip)
+    bound = max(times, key=lambda name: times[name])
+    total += times[bound]
+    rest = ', '.join(f'{name} {s:.3g} s' for name, s in times.items())
+    lines.append(
+      f'{one.name:8} at least {times[bound]:.3g} s a step, by {bound} ({rest})'
+    )
+  lines.append(
+    f'A step takes at least {total:.3g} s: at most {work.tokens / total:,.0f} '
+    f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {work.length} '
+    'tokens long and nothing but products, links and memory takes time'
+  )
+  return lines
+
+
+def _size(count: float) -> str:
+  return f'{count / 1e9:.2f} GB' if count >= 1e7 else f'{count / 1e6:.2f} MB'

@@ -1,0 +1,161 @@
+"""What a stage of RL would take of a TPU slice, found out without one.
+
+  python -m scripts.plan experiments.paper.r1_zero --topology v5p:4x8x8 --mesh.fsdp 8
+  python -m scripts.plan experiments.grpo --model Qwen2.5-7B --topology v5e:4x4
+
+The stage's own programs are compiled by the TPU's compiler, which `pip install libtpu`
+brings, and what each needs of a chip is printed: memory, computation, what is sent, and
+the time that this takes at least. Where there is not room enough, settings that need
+less are tried in order. `--topology cpu:8` or `h100:8` compiles for CPU devices.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import importlib
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the compiler needs no accelerator
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
+  # As many CPU devices; read once, when jax starts.
+  flags = os.environ.get('XLA_FLAGS', '')
+  count = f'--xla_force_host_platform_device_count={asked[1]}'
+  os.environ['XLA_FLAGS'] = f'{flags} {count}'.strip()
+
+from r1jax import grpo, mesh, optim
+from r1jax.model import families, presets, storage
+from r1jax.model.config import ModelConfig
+from r1jax.stages import command, plan, rl_config
+from r1jax.stages.run import plain_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A stage, and the machine that it is planned for."""
+
+  topology: str = ''  # of TPUs: v5p:4x4x4; a number of devices: cpu:8, h100:8
+  # A name in r1jax.model.presets, or a folder with a config.json.
+  model: str = ''
+  remat: Literal['none', 'dots', 'full'] = 'full'  # see `ModelConfig`
+  dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # of products, keys and values
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # and of their optimizer
+  search: bool = True  # for settings that fit, if these don't
+  rl: rl_config.Config = rl_config.Config()
+  rl_optim: optim.Config = optim.Config()
+  grpo: grpo.Config = grpo.Config()
+  mesh: mesh.Config = mesh.Config()
+
+
+def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
+  """The plan of an experiment as it is, and its model if it has one of its own.
+
+  Raises:
+    PlanError: there is no such experiment, or it has no stage of RL.
+  """
+  try:
+    module = importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if not name.startswith(error.name or ' '):
+      raise
+    raise plan.PlanError(
+      f'expected an experiment, such as experiments.grpo, got {name!r}'
+    ) from error
+  for value in vars(module).values():
+    if isinstance(value, type) and value.__module__ == name:
+      fields = getattr(value, '__dataclass_fields__', {})
+      if {'rl', 'rl_optim', 'grpo'} <= fields.keys():
+        value = value()
+    if isinstance(getattr(value, 'rl', None), rl_config.Config):
+      return _of(value)
+  raise plan.PlanError(f'expected an experiment with a stage of RL, got {name!r}')
+
+
+def _of(config: Any) -> tuple[Plan, tuple[ModelConfig, int] | None]:
+  model = getattr(config, 'model', None)
+  own = (model, config.vocab_size) if isinstance(model, ModelConfig) else None
+  chosen = Plan(
+    model=getattr(config, 'start', ''),
+    rl=config.rl,
+    rl_optim=getattr(config, 'rl_optim', None) or config.optim,
+    grpo=config.grpo,
+    mesh=getattr(config, 'mesh', mesh.Config()),
+  )
+  if own:
+    chosen = dataclasses.replace(chosen, remat=own[0].remat, dtype=own[0].dtype)
+  return chosen, own
+
+
+def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
+  """What is to be compiled.
+
+  Raises:
+    PlanError: the model is neither a preset nor a folder with a config.json.
+  """
+  if config.model in presets.PRESETS:
+    model, rows = presets.PRESETS[config.model]
+  elif config.model and os.path.isdir(os.path.expanduser(config.model)):
+    folder = os.path.expanduser(config.model)
+    raw = storage.read_json(storage.Path(folder) / 'config.json')
+    model, rows = families.read_config(raw), families.vocab_size(raw)
+  elif own and not config.model:
+    model, rows = own
+  else:
+    raise plan.PlanError(
+      f'model: expected one of {", ".join(presets.PRESETS)}, or a folder with a '
+      f'config.json, got {config.model!r}'
+    )
+  model = dataclasses.replace(model, remat=config.remat, dtype=config.dtype)
+  stage = (config.rl, config.rl_optim, config.grpo, config.mesh)
+  return plan.Work(model, rows, *stage, config.param_dtype)
+
+
+def compiled(planned: plan.Work, devices: Sequence[Any]) -> list[plan.Found]:
+  """Compiles every phase, and says so as it goes."""
+  found = []
+  for phase in plan.phases(planned, devices):
+    print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
+    found.append(plan.measure(phase))
+  return found
+
+
+def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
+  """Prints the plan, and if it does not fit, one that does."""
+  began = time.monotonic()
+  planned = work(config, own)
+  devices, chip = plan.topology(config.topology)
+  found = compiled(planned, devices)
+  print('\n'.join(plan.report(planned, found, chip)))
+  flags: list[str] = []
+  fitting = chip is None or plan.fits(found, chip)
+  if not fitting and config.search:
+    for flag, less in plan.changes(planned, len(devices)):
+      flags.append(flag)
+      print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
+      found = compiled(less, devices)
+      if chip is not None and plan.fits(found, chip):
+        print(f'\nWith {" ".join(flags)}:')
+        print('\n'.join(plan.report(less, found, chip)))
+        fitting = True
+        break
+    else:
+      print(f'None of {" ".join(flags) or "the settings"} made it fit.')
+  print(f'Planned in {time.monotonic() - began:.0f} s.')
+  sys.exit(0 if fitting else 1)
+
+
+if __name__ == '__main__':
+  with plain_errors():
+    experiment = sys.argv[1] if len(sys.argv) > 1 else ''
+    if not experiment or experiment.startswith('-'):
+      raise plan.PlanError(
+        'expected an experiment first: experiments.grpo --topology …'
+      )
+    start, model_of_its_own = defaults(experiment)
+    chosen = command.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
+    main(chosen, model_of_its_own)
