@@ -153,9 +153,7 @@ if __name__ == '__main__':
   with plain_errors():
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
     if not experiment or experiment.startswith('-'):
-      raise plan.PlanError(
-        'expected an experiment first: experiments.grpo --topology …'
-      )
+      raise plan.PlanError('expected an experiment first, such as experiments.grpo')
     start, model_of_its_own = defaults(experiment)
     chosen = command.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
     main(chosen, model_of_its_own)

@@ -206,15 +206,10 @@ def _group(attributes: str) -> int:
   if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
     return int(found[2])
   if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes):
-    sizes = dict(re.findall(r"'([\w:() ]+)'=(\d+)", found[1]))
-    return math.prod(_axis(name, sizes) for name in re.findall(r"'([^']+)'", found[2]))
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    # An axis, or a part of one as axis:(before)size
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
     return len(found[1].split(','))
   return 2
-
-
-def _axis(name: str, sizes: dict[str, str]) -> int:
-  """The size of an axis, or of a part of one: axis:(before)size."""
-  if part := re.fullmatch(r'[\w]+:\(\d+\)(\d+)', name):
-    return int(part[1])
-  return int(sizes[name])

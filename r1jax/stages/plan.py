@@ -8,6 +8,7 @@ Nothing is allocated: parameters are shapes.
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
 from r1jax import drawing, grpo, optim, packing, sampling
 from r1jax import mesh as mesh_lib
@@ -83,19 +85,24 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
 
 
 def _slice(name: str) -> list[Any]:
-  from jax.experimental import topologies
-
+  if importlib.util.find_spec('libtpu') is None:
+    raise PlanError(
+      "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
+    )
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor to be held alone
   try:
     return topologies.get_topology_desc(name, platform='tpu').devices
   except Exception as error:  # of several kinds, by what is wrong
-    if 'libtpu' in str(error) and 'topology' not in str(error).lower():
+    if 'opology' not in str(error):
       raise PlanError(
-        "topology: the TPU's compiler is not installed; pip install libtpu"
+        f"topology: the TPU's compiler did not start ({str(error).splitlines()[0]})"
       ) from error
-    known = 'v5e and v6e: 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16; v5p: 2x2x1, 2x2x2, '
-    known += '2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16, 16x16x16'
-    raise PlanError(f'topology: there is no {name!r}; {known}, among others') from error
+    raise PlanError(
+      f'topology: there is no {name!r}; for v5e and v6e there are 2x2, 2x4, 4x4, 4x8, '
+      '8x8, 8x16 and 16x16, for v5p 2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, '
+      '8x8x8, 8x8x16, 8x16x16, 16x16x16 and other multiples of 4'
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)

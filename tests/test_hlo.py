@@ -1,0 +1,135 @@
+"""What programs cost, counted from their text, beside what was written down by hand."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from r1jax import mesh
+from r1jax.stages import hlo
+
+PLACE = mesh.make(config=mesh.Config(fsdp=8))
+
+
+def text_of(function, folder, *args):
+  """The program after it has been cut over the devices."""
+  options: dict[str, str | bool] = {
+    'xla_dump_to': str(folder),
+    'xla_dump_hlo_as_text': True,
+    'xla_dump_hlo_pass_re': '.*spmd-partitioning',
+  }
+  jax.jit(function).lower(*args).compile(compiler_options=options)
+  (found,) = Path(folder).glob('*after_*spmd-partitioning.before*')
+  return found.read_text()
+
+
+def shape(*sizes, names=(), dtype=jnp.float32):
+  place = mesh.sharding(PLACE, *names)
+  return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+
+def test_a_loop_costs_as_often_as_it_runs(tmp_path):
+  def function(x, w):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+  args = shape(64, 32, names=('prompt', None)), shape(5, 32, 32)
+  found = hlo.costs(text_of(function, tmp_path, *args))
+  assert found.flops == 5 * 2 * 8 * 32 * 32  # 8 rows a device
+  assert found.bytes == 5 * 4 * (2 * 8 * 32 + 32 * 32)
+  assert not sum(found.sent.values())
+
+
+def test_a_loop_whose_end_is_a_number_of_the_program_runs_as_often_as_is_said(tmp_path):
+  def function(x, w, count):
+    return jax.lax.fori_loop(0, count, lambda _, x: x @ w, x)
+
+  args = shape(64, 32, names=('prompt', None)), shape(32, 32), shape(dtype=jnp.int32)
+  text = text_of(function, tmp_path, *args)
+  assert hlo.costs(text, unknown_trips=7).flops == 7 * 2 * 8 * 32 * 32
+
+
+def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
+  def function(x, w):
+    return mesh.lay(x.T @ w)
+
+  args = shape(64, 32, names=('prompt', None)), shape(64, 16, names=('prompt', None))
+  found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, *args))
+  assert found.flops == 2 * 32 * 8 * 16
+  assert found.sent == {('all-reduce', 8): pytest.approx(2 * 7 / 8 * 32 * 16 * 4)}
+
+
+def test_what_is_gathered_comes_from_the_others(tmp_path):
+  def function(x):
+    return mesh.lay(x * 2)
+
+  args = shape(64, 32, names=('prompt', None))
+  found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, args))
+  assert found.sent == {('all-gather', 8): pytest.approx(7 / 8 * 64 * 32 * 4)}
+
+
+RAGGED = """HloModule m
+
+ENTRY %main (x: f32[40,8], w: f32[5,8,6], n: s32[5]) -> f32[40,6] {
+  %x = f32[40,8]{1,0} parameter(0)
+  %w = f32[5,8,6]{2,1,0} parameter(1)
+  %n = s32[5]{0} parameter(2)
+  %out = f32[40,6]{1,0} ragged-dot(%x, %w, %n), lhs_contracting_dims={1}, rhs_contracting_dims={1}, lhs_ragged_dims={0}, rhs_group_dims={0}
+  ROOT %slope = f32[5,8,6]{2,1,0} ragged-dot(%x, %out, %n), lhs_contracting_dims={0}, rhs_contracting_dims={0}, lhs_ragged_dims={0}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize('share', [1.0, 0.25])
+def test_a_row_of_a_grouped_product_meets_one_matrix(share):
+  found = hlo.costs(RAGGED, ragged_share=share)
+  assert found.flops == share * 2 * (2 * 40 * 8 * 6)
+
+
+TWICE = """HloModule m
+
+%cond (a: (f32[4,4], u32[])) -> pred[] {
+  %a = (f32[4,4]{1,0}, u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%a), index=1
+  %end = u32[] constant(6)
+  ROOT %lt = pred[] compare(%i, %end), direction=LT
+}
+
+%body (b: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
+  %b = (f32[4,4]{1,0}, u32[]) parameter(0)
+  %x = f32[4,4]{1,0} get-tuple-element(%b), index=0
+  %j = u32[] get-tuple-element(%b), index=1
+  %one = u32[] constant(1)
+  %p = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %j1 = u32[] add(%j, %one)
+  %q = f32[4,4]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %j2 = u32[] add(%j1, %one)
+  ROOT %t = (f32[4,4]{1,0}, u32[]) tuple(%q, %j2)
+}
+
+ENTRY %main (c: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
+  %c = (f32[4,4]{1,0}, u32[]) parameter(0)
+  ROOT %w = (f32[4,4]{1,0}, u32[]) while(%c), condition=%cond, body=%body
+}
+"""
+
+
+def test_a_body_that_the_compiler_wrote_twice_runs_half_as_often():
+  assert hlo.costs(TWICE).flops == 6 * 2 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize(
+  ('groups', 'size'),
+  [
+    ('replica_groups=[2,128]<=[128,2]T(1,0)', 128),
+    ('replica_groups={{0,1,2,3},{4,5,6,7}}', 4),
+    ("replica_groups=mesh['axis_0'=32,'axis_1'=4] {'axis_1'}", 4),
+    ("replica_groups=mesh['axis_0'=32,'axis_1'=4] {'axis_0','axis_1'}", 128),
+    ("replica_groups=mesh['axis_0'=32] {'axis_0':(4)8}", 8),
+  ],
+)
+def test_the_devices_of_a_group_are_counted(groups, size):
+  line = f'  ROOT %a = f32[{size},3]{{1,0}} all-gather(%x), {groups}, dimensions={{0}}'
+  text = f'ENTRY %main (x: f32[1,3]) -> f32[{size},3] {{\n{line}\n}}\n'
+  expected = (size - 1) / size * size * 3 * 4
+  assert hlo.costs(text).sent == {('all-gather', size): pytest.approx(expected)}

@@ -1,0 +1,186 @@
+"""Plans of small stages, beside what their sizes come to and what a run needs."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from r1jax import grpo, mesh, optim
+from r1jax.model.config import ModelConfig
+from r1jax.stages import hlo, plan, rl_config
+from scripts import plan as script
+
+MODEL = ModelConfig(d_model=64, layers=2, heads=4, kv_heads=2, head_dim=16, d_ff=96)
+WORK = plan.Work(
+  MODEL,
+  256,
+  rl_config.Config(
+    prompts_per_step=8,
+    group_size=4,
+    max_prompt_length=16,
+    max_length=((0, 32),),
+    minibatches=2,
+    micro_batch_rows=8,
+  ),
+  optim.Config(),
+  grpo.PRESETS['grpo'],
+  mesh.Config(fsdp=4, tensor=2),
+  'float32',
+)
+PARAMETERS = 256 * 64 + 2 * (64 * (4 + 2 + 2 + 4) * 16 + 3 * 64 * 96 + 2 * 64) + 64
+
+
+@pytest.fixture(scope='module')
+def found():
+  devices, chip = plan.topology('cpu:8')
+  assert chip is None
+  return {one.name: one for one in map(plan.measure, plan.phases(WORK, devices))}
+
+
+def test_every_phase_is_compiled_and_runs_as_often_as_in_a_step(found):
+  times = {name: one.times for name, one in found.items()}
+  assert times == {'prefill': 1, 'decode': 32, 'score': 2, 'update': 2}
+  without = dataclasses.replace(WORK, grpo=grpo.Config(kl_coef=0.0))
+  devices, _ = plan.topology('cpu:8')
+  names = [phase.name for phase in plan.phases(without, devices)]
+  assert names == ['prefill', 'decode', 'update']
+
+
+def test_memory_is_what_the_sizes_come_to(found):
+  # Gains lie everywhere, embeddings and matrices are cut in eight.
+  share = 4 * (PARAMETERS / 8)
+  update = found['update'].memory
+  assert update['beside it'] == pytest.approx(share, rel=0.05)  # the reference
+  assert update['arguments'] == pytest.approx(3 * share, rel=0.15)  # and the rows
+  assert found['prefill'].memory['beside it'] == pytest.approx(4 * share, rel=0.05)
+  # A sampler has half of the model, and a cache of 8 outputs: keys and values of two
+  # layers and one of two kv heads, prompt and output.
+  cache = 2 * 2 * 16 * 4 * (2 * 16 + 8 * 32)
+  decode = found['decode'].memory['arguments']
+  assert decode == pytest.approx(4 * PARAMETERS / 2 + cache, rel=0.05)
+
+
+def test_products_are_what_the_model_comes_to(found):
+  matrices = PARAMETERS - 5 * 64
+  scores = 2 * 2 * 4 * 16 * (16 + 32)  # of a token that sees prompt and output
+  assert found['decode'].costs.flops == pytest.approx(
+    32 / 4 * (2 * matrices / 2 + 2 * scores / 2), rel=0.05
+  )
+
+
+def test_a_phase_is_bound_by_what_takes_longest():
+  costs = hlo.Costs(flops=6e12, bytes=1e9, sent={('all-gather', 4): 4e9})
+  found = plan.Found('update', 1.0, {'temporary': 3e9}, costs, times=2)
+  chip = plan.Chip(memory=4e9, flops=1e12, bandwidth=1e9, links=1e9)
+  assert plan.limits(found, chip) == {'compute': 12.0, 'memory': 2.0, 'links': 8.0}
+  assert plan.fits([found], chip)
+  assert not plan.fits([found], chip._replace(memory=2.9e9))
+  text = '\n'.join(plan.report(WORK, [found], chip))
+  assert 'update needs the most, 3.00 GB of 4.00 GB: fits' in text
+  assert 'by compute' in text
+  assert f'at most {8 * 4 * 32 / 12:,.0f} tokens/s, 7,200.0 steps a day' in text
+
+
+def test_what_needs_less_is_tried_from_what_costs_least():
+  work = dataclasses.replace(
+    WORK,
+    model=dataclasses.replace(MODEL, remat='dots'),
+    rl=dataclasses.replace(WORK.rl, micro_batch_rows=32),
+    mesh=mesh.Config(tensor=2),
+  )
+  tried = dict(plan.changes(work, 8))
+  assert list(tried) == [
+    '--rl.micro-batch-rows 16',
+    '--rl.micro-batch-rows 8',
+    '--rl.micro-batch-rows 4',
+    '--remat full',
+    '--mesh.data 1 --mesh.fsdp 4',
+    '--param-dtype bfloat16',
+  ]
+  last = tried['--param-dtype bfloat16']
+  assert (last.rl.micro_batch_rows, last.model.remat, last.mesh.fsdp) == (4, 'full', 4)
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('v5p:3x3x3', r"there is no 'v5p:3x3x3'; .* for v5p 2x2x1, 2x2x2"),
+    ('v5e', r"there is no 'v5e'; "),
+    ('tpu', r'expected a slice such as v5e:4x4, .*got .tpu.'),
+    ('cpu:0', 'or a number of devices such as cpu:8'),
+    ('cpu:99', f'at most the {jax.device_count()} devices that XLA was told to make'),
+  ],
+)
+def test_a_topology_that_there_is_not_is_refused(name, message):
+  with pytest.raises(plan.PlanError, match=message):
+    plan.topology(name)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'mesh': mesh.Config(fsdp=3)}, 'mesh.fsdp 4 would do'),
+    ({'mesh': mesh.Config(fsdp=2, context=4, data=1)}, 'max_length: .* the next is 36'),
+    ({'mesh': mesh.Config(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
+    ({'mesh': mesh.Config(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),
+  ],
+)
+def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
+  change, message
+):
+  length = 33 if 'max_length' in message else 32
+  prompts = 12 if 'prompts' in message else 8
+  rl = dataclasses.replace(WORK.rl, max_length=((0, length),), prompts_per_step=prompts)
+  work = dataclasses.replace(WORK, rl=rl, **change)
+  with pytest.raises(mesh.MeshError, match=message):
+    list(plan.phases(work, plan.topology('cpu:8')[0]))
+
+
+def run(*words):
+  command = [sys.executable, '-m', 'scripts.plan', *words]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_compiler_of_a_tpu_compiles_the_miniature():
+  done = run(
+    *('experiments.smoke', '--topology', 'v5e:2x2', '--dtype', 'bfloat16'),
+    *('--rl.prompts-per-step', '4', '--rl.minibatches', '1'),
+  )
+  assert done.returncode == 0, done.stderr
+  for name in ('prefill', 'decode', 'score', 'update'):
+    assert f'\n{name} ' in f'\n{done.stdout}'
+  assert 'of 16.00 GB: fits' in done.stdout
+  assert 'steps a day' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    ((), 'error: expected an experiment first, such as experiments.grpo'),
+    (('experiments.nothing',), "such as experiments.grpo, got 'experiments.nothing'"),
+    (('experiments.paper.data',), 'expected an experiment with a stage of RL, got'),
+    (
+      ('experiments.grpo', '--topology', 'cpu:1'),
+      'model: expected one of Qwen2',
+    ),
+    (('experiments.grpo', '--topolgy', 'cpu:1'), 'did you mean --topology'),
+  ],
+)
+def test_mistakes_get_one_sentence(words, message):
+  done = run(*words)
+  assert done.returncode
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_an_experiment_is_planned_as_it_is():
+  chosen, own = script.defaults('experiments.paper.r1_zero')
+  assert own is None
+  assert chosen.model == 'DeepSeek-V3-Base'
+  assert (chosen.rl.group_size, chosen.rl.prompts_per_step) == (16, 512)
+  work = script.work(chosen, own)
+  assert (work.model.layers, work.vocab_size) == (61, 129_280)
+  chosen, own = script.defaults('experiments.r1_zero')
+  assert own == (script.work(chosen, own).model, 400)
