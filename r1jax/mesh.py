@@ -106,38 +106,53 @@ def _divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def fitting(sizes: dict[str, int], config: Config = WHOLE) -> Mesh:
+def fitting(
+  sizes: dict[str, int],
+  config: Config = WHOLE,
+  sampled: dict[str, int] | None = None,
+) -> Mesh:
   """Returns a mesh on which prompts, or rows, of all these sizes can be cut.
 
   Without `config.data` it has as many copies of the model as divide the sizes, and may
-  leave devices out.
+  leave devices out. `sampled` are numbers of prompts that samplers are given.
 
   Raises:
     MeshError: the axes do not fit the devices, or a size is no multiple of the parts.
   """
-  devices = jax.devices()
-  copies, rows = config.data, config.fsdp * config.expert
+  devices, sampled = jax.devices(), sampled or {}
+  copies = config.data
   if not copies:
     if len(devices) % config.parts:
       raise _other_devices(config, len(devices))
+
+    def divides(copies: int) -> bool:
+      parts = copies * config.fsdp * config.expert
+      whole = copies * config.parts // (config.sampler_tensor or config.tensor)
+      return not (
+        any(size % parts for size in sizes.values())
+        or any(size % whole for size in sampled.values())
+      )
+
     most = len(devices) // config.parts
-    whole = math.gcd(*sizes.values())
-    copies = max((n for n in range(1, most + 1) if whole % (n * rows) == 0), default=1)
+    copies = max(filter(divides, range(1, most + 1)), default=1)
     devices = devices[: copies * config.parts]
   mesh = make(devices, dataclasses.replace(config, data=copies))
   check_rows(mesh, sizes)
+  check_rows(sampler(mesh, config), sampled, 'samplers cut prompts')
   return mesh
 
 
-def check_rows(mesh: Mesh, sizes: dict[str, int]) -> None:
+def check_rows(
+  mesh: Mesh, sizes: dict[str, int], what: str = 'prompts are cut'
+) -> None:
   """Raises MeshError for prompts or rows, by name, that can't be cut over the mesh."""
   parts = shards(mesh, 'prompt')
   for name, size in sizes.items():
     if size % parts:
-      cut = ' x '.join(f'{a} {mesh.shape[a]}' for a in RULES['prompt'])
+      cut = ' x '.join(f'{a} {n}' for a in RULES['prompt'] if (n := mesh.shape[a]) > 1)
       raise MeshError(
-        f'{name}: expected a multiple of {parts}, the parts that prompts are cut into '
-        f'({cut}), got {size}; the next is {-(-size // parts) * parts}'
+        f'{name}: expected a multiple of {parts}, the parts that {what} into ({cut}), '
+        f'got {size}; the next is {-(-size // parts) * parts}'
       )
 
 

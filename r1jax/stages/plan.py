@@ -230,7 +230,8 @@ def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Pha
   """Prefill, and the last step of decoding, which has the most to attend to."""
   where, names, model = generator.where, generator.names, generator.model
   experts = where.shape['expert']
-  mesh_lib.check_rows(where, {'rl.prompts_per_step': work.rl.prompts_per_step})
+  asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
+  mesh_lib.check_rows(where, asked, 'samplers cut prompts')
   places = mesh_lib.places(where, names)
   params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
   options = compilation.options(where)

@@ -284,16 +284,27 @@ def begin(
 def devices(run: Run, config: Any) -> jax.sharding.Mesh:
   """The devices that all portions of a stage's config can be cut over; says which."""
   sizes, layout = _portions(config), _layout(config)
-  mesh = mesh_lib.fitting(sizes, layout)
-  # Samplers take whole problems.
   asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh_lib.check_rows(mesh_lib.sampler(mesh, layout), asked)
+  mesh = mesh_lib.fitting(sizes, layout, asked)
+  _check_lengths(mesh, config)
   if mesh.size < jax.device_count():
     run.progress.say(
       f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
       + ', '.join(f'{name} = {size}' for name, size in sizes.items())
     )
   return mesh
+
+
+def _check_lengths(mesh: jax.sharding.Mesh, config: Any) -> None:
+  lengths = {}
+  for name in ('rl', 'base', 'sft'):
+    part = getattr(config, name, None)
+    for field in ('max_prompt_length', 'row_length'):
+      if hasattr(part, field):
+        lengths[f'{name}.{field}'] = getattr(part, field)
+    for _, length in getattr(part, 'max_length', ()) if name == 'rl' else ():
+      lengths['rl.max_length'] = length
+  mesh_lib.check_lengths(mesh, lengths)
 
 
 def _layout(config: Any) -> mesh_lib.Config:
