@@ -121,6 +121,8 @@ def compiled(planned: plan.Work, devices: Sequence[Any]) -> list[plan.Found]:
   for phase in plan.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
     found.append(plan.measure(phase))
+  if devices[0].platform == 'cpu':
+    found.append(plan.checkpoint(planned, devices))
   return found
 
 

@@ -194,14 +194,21 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   generator = Generator(
     model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
   )
-  trainer = Trainer(generator, nothing, work.rl, work.grpo, work.optim)
-  shapes = mesh_lib.unbox(names)
-  params = _shaped(shapes, mesh_lib.places(where, names), work.param_dtype)
-  state = jax.eval_shape(lambda p: optim.init(p, trainer.chain), params)
-  state = _shaped(state, mesh_lib.places_beside(where, state, params))
+  trainer = Trainer(
+    generator,
+    nothing,
+    work.rl,
+    work.grpo,
+    work.optim,
+    decoder.matrices(work.model),
+  )
+  state, params = _learner(work, where)
   learner, reference = _bytes(state), _bytes(params)
 
-  yield from _sampling(work, generator, learner + reference)
+  resident = learner + reference
+  if mesh_lib.places(generator.where, names) == mesh_lib.places(where, names):
+    resident -= reference  # samplers use the policy's own parameters
+  yield from _sampling(work, generator, resident)
   rollout = packed(work, where)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -224,6 +231,16 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   updates = minibatches * work.rl.epochs
   program = trainer.program(places)
   yield Phase('update', program, learned, reference, updates, parts, 1 / experts)
+
+
+def _learner(work: Work, where: jax.sharding.Mesh) -> tuple[Any, Any]:
+  """The shapes of a policy's state, and of the reference."""
+  names = decoder.names(work.model, work.vocab_size)
+  places = mesh_lib.places(where, names)
+  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  chain = optim.make(work.optim, 1, decoder.matrices(work.model))
+  state = jax.eval_shape(lambda p: optim.init(p, chain), params)
+  return _shaped(state, mesh_lib.places_beside(where, state, params)), params
 
 
 def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Phase]:
@@ -313,6 +330,14 @@ def packed(work: Work, where: Any) -> packing.Rollout:
     starts=output(dtype=jnp.int32),
     lengths=output(dtype=jnp.int32),
   )
+
+
+def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
+  """What a checkpoint needs of a CPU's memory: policy and reference are copied."""
+  state, reference = _learner(work, mesh_lib.make(devices, work.mesh))
+  held = _bytes(state) + _bytes(reference)
+  memory = {'beside it': held, 'copies': held}
+  return Found('save', 0.0, memory, hlo.Costs(), times=1)
 
 
 def measure(phase: Phase) -> Found:

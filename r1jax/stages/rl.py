@@ -90,10 +90,10 @@ class Trainer:
 
   def start(self, params: Any) -> dict[str, Any]:
     """What a checkpoint holds, before the first step."""
-    # Copies: an update takes the memory of the state before it.
+    # A copy: an update takes the memory of the state before it.
     before = {
       'policy': optim.init(jax.tree.map(jnp.copy, params), self.chain),
-      'reference': jax.tree.map(jnp.copy, params),
+      'reference': params,
     }
     # Placed now: another layout in the second step would compile again.
     return mesh_lib.put_beside(self.generator.mesh, before, params)
