@@ -204,6 +204,11 @@ def _spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
   return PartitionSpec(*spec)
 
 
+def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """An entry of a PartitionSpec as the axes that it names."""
+  return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
   """Returns where an array lies whose axes have these logical names (None: anywhere).
 
@@ -238,7 +243,7 @@ def places(mesh: Mesh, boxed: Any) -> Any:
   def one(path: Any, box: Any) -> NamedSharding:
     found = sharding(mesh, *box.names)
     for name, size, axes in zip(box.names, box.value.shape, found.spec, strict=True):
-      axes = (axes,) if isinstance(axes, str) else axes or ()
+      axes = _tuple(axes)
       parts = math.prod(mesh.shape[a] for a in axes)
       if size % parts:
         fields = ' x '.join(f'mesh.{a} {mesh.shape[a]}' for a in axes)
@@ -393,6 +398,24 @@ def mapped(
   return jax.shard_map(
     function, mesh=mesh, in_specs=specs(inputs), out_specs=specs(outputs)
   )
+
+
+def own(tree: Any, names: Any, logical: str) -> Any:
+  """Within `mapped`: arrays of these names as each device's own along an axis.
+
+  What several devices share is summed over them on the way back: with this once, and
+  without it wherever it is used, in each run of a loop.
+  """
+  mesh = current()
+  assert mesh is not None
+  wanted = [axis for axis in RULES[logical] if mesh.shape[axis] > 1]
+
+  def one(names: Named, x: jax.Array) -> jax.Array:
+    cut = [axis for axes in _spec(mesh, names) for axis in _tuple(axes)]
+    missing = tuple(axis for axis in wanted if axis not in cut)
+    return jax.lax.pcast(x, missing, to='varying') if missing else x
+
+  return jax.tree.map(one, names, tree, is_leaf=lambda x: isinstance(x, Named))
 
 
 class Named(tuple):

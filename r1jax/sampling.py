@@ -60,8 +60,9 @@ class Completions:
 def _prefill(params: Any, prompts: jax.Array, prompt_mask: jax.Array, model: Model):
   """Last hidden state [P, D], the prompt as a segment, and its lengths [P]."""
   positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
-  # Padding is a document of its own: real tokens never see it.
-  document = prompt_mask.astype(jnp.int32)
+  # Padding is a document of its own: real tokens never see it. Below 0, as a prompt is
+  # computed as often as it suits the layout and must not count for experts' load.
+  document = -prompt_mask.astype(jnp.int32)
   hidden_PSD, kv = model.forward(params, prompts, positions, document)
   return hidden_PSD[:, -1], (kv, prompt_mask), prompt_mask.sum(-1)
 
@@ -400,7 +401,7 @@ def score(
   if offsets is None:
     offsets = jnp.broadcast_to(jnp.arange(length)[None, None], tokens.shape)
   if documents is None:
-    documents = jnp.zeros_like(tokens)
+    documents = jnp.ones_like(tokens)
   offset_BT, document_BT = offsets.reshape(rows, -1), documents.reshape(rows, -1)
   # An output's first token comes after the prompt, any other after the one before it.
   hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
@@ -408,6 +409,7 @@ def score(
     position_BT = jnp.repeat(length_P, group_size)[:, None] + offset_BT
     # But where a row is cut over devices, into parts that must be equal.
     read = length if mesh.cut('length') > 1 else length - 1
+    document_BT = document_BT.at[:, length - 1].set(0)  # the last one, in no load
     inputs = tokens_BT[:, :read], position_BT[:, :read], document_BT[:, :read]
     rest_BTD, _ = model.forward(params, *inputs, [prompt])
     rest_BTD = rest_BTD[:, : length - 1]

@@ -132,8 +132,16 @@ def _attend_cut(
   def whole(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
 
+  heads = mesh.Named('prompt', 'length', 'heads', None)
+  keys = jax.tree.map(lambda _: mesh.Named('prompt', 'kv_heads', None, None), own)
+  rows, all_rows = mesh.Named('prompt', 'length'), mesh.Named('prompt', None)
+  earlier = [(keys, all_rows) for _ in context]
+
   def local(q, query_document, key_document, own, context):
     size = min(LARGEST_BLOCK, q.shape[1])
+    own, context = (
+      mesh.own(x, names, 'length') for x, names in ((own, keys), (context, earlier))
+    )
 
     def block(q, query_document, first):
       documents = query_document, key_document
@@ -142,10 +150,7 @@ def _attend_cut(
     first = jax.lax.axis_index('context') * q.shape[1]
     return _loop(block, (q, query_document), first, size)
 
-  heads = mesh.Named('prompt', 'length', 'heads', None)
-  keys = jax.tree.map(lambda _: mesh.Named('prompt', 'kv_heads', None, None), own)
-  rows, all_rows = mesh.Named('prompt', 'length'), mesh.Named('prompt', None)
-  inputs = (heads, rows, all_rows, keys, [(keys, all_rows) for _ in context])
+  inputs = (heads, rows, all_rows, keys, earlier)
   attend_mapped = mesh.mapped(local, inputs, heads)
   documents = whole(document_BT), document_BT
   return attend_mapped(whole(q_BTHC), *documents, own, list(context))[:, :length]

@@ -82,7 +82,9 @@ class Block(nn.Module):
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     with jax.named_scope('mlp'):
       if self.sparse:
-        return x_BTD + experts(h_BTD, self._expert_weights(), c.experts, c.dtype), own
+        counted_BT = document_BT > 0
+        weights = self._expert_weights()
+        return x_BTD + experts(h_BTD, weights, c.experts, c.dtype, counted_BT), own
       return x_BTD + swiglu(h_BTD, *self._swiglu('', c.d_ff), c.dtype), own
 
   def _grouped(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
@@ -237,6 +239,7 @@ class Decoder(nn.Module):
       tokens_BT: token ids.
       positions_BT: positions for RoPE.
       document_BT: a position sees itself and earlier ones of the same document id.
+        Those with an id above 0 count in the load of experts.
       context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
         `attention.attend`.
     """

@@ -74,13 +74,17 @@ def swiglu(
 
 
 def route(
-  x_ND: jax.Array, router_DE: jax.Array, balance_E: jax.Array | None, config: Experts
+  x_ND: jax.Array,
+  router_DE: jax.Array,
+  balance_E: jax.Array | None,
+  config: Experts,
+  counted_N: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the experts of each token, int32 [N, A], and their weights, [N, A].
 
   N may be several axes. Scores and weights are float32. `balance_E`, for 'sigmoid'
   alone, is added to scores where experts are chosen, and not to their weights
-  (DeepSeek-V3, eq. 16).
+  (DeepSeek-V3, eq. 16). `counted_N` says which tokens count in the load; None is all.
   """
   logits_NE = x_ND.astype(jnp.float32) @ router_DE.astype(jnp.float32)
   if config.scores == 'softmax':
@@ -95,8 +99,12 @@ def route(
   if config.normalised:
     weight_NA /= weight_NA.sum(-1, keepdims=True) + 1e-20
   if balance_E is not None:
-    load_E = jnp.bincount(chosen_NA.reshape(-1), length=config.count)
-    weight_NA = _counted(weight_NA, balance_E, load_E.astype(jnp.float32))
+    once = jnp.ones(chosen_NA.shape, jnp.float32)
+    if counted_N is not None:
+      once *= counted_N[..., None].astype(jnp.float32)
+    expert_M = chosen_NA.reshape(-1)
+    load_E = jnp.bincount(expert_M, once.reshape(-1), length=config.count)
+    weight_NA = _counted(weight_NA, balance_E, load_E)
   return chosen_NA, weight_NA * config.scale
 
 
@@ -141,17 +149,24 @@ def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
 
 
 def experts(
-  x_BTD: jax.Array, weights: Mapping[str, Any], config: Experts, dtype: str
+  x_BTD: jax.Array,
+  weights: Mapping[str, Any],
+  config: Experts,
+  dtype: str,
+  counted_BT: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the weighted sum of each token's experts, and the shared ones, [B, T, D].
 
   `weights` are a layer's: `router` [D, E], `balance` [E], `expert_gate` and `expert_up`
   [E, D, F], `expert_down` [E, F, D], and the SwiGLU of the shared ones side by side.
-  Activations may also be [B, D].
+  Activations may also be [B, D]. For `counted_BT` see `route`.
   """
   alone = mesh.current() is None
   x = x_BTD.reshape(-1, x_BTD.shape[-1]) if alone else x_BTD
-  routed = route(x, weights['router'], weights.get('balance'), config)
+  counted = counted_BT
+  if counted is not None and alone:
+    counted = counted.reshape(-1)
+  routed = route(x, weights['router'], weights.get('balance'), config, counted)
   matrices = {name: weights[f'expert_{name}'] for name in ('gate', 'up', 'down')}
   out = (_routed if alone else _exchanged)(x, *routed, matrices, dtype)
   out_BTD = out.reshape(x_BTD.shape)
@@ -221,10 +236,12 @@ def _exchanged(
   """
   lead = ('prompt', 'length', None) if x_BTD.ndim == 3 else ('prompt', None)
   tokens = mesh.Named(*lead)
+  names = {name: _names(name, w) for name, w in matrices.items()}
   cut = mesh.cut('expert') > 1
 
   def local(x, chosen, weight, matrices):
     shape, first = x.shape, None
+    matrices = mesh.own(matrices, names, 'piece')
     if cut:
       x, chosen, weight = (
         jax.lax.all_gather(part, 'expert', axis=0, tiled=True)
@@ -237,13 +254,12 @@ def _exchanged(
       lambda x, chosen, weight: _routed(x, chosen, weight, matrices, dtype, first),
       flat,
     ).reshape(gathered)
-    if mesh.cut('mlp') > 1:
-      out = jax.lax.psum(out, 'tensor')
     if cut:
       out = jax.lax.psum_scatter(out, 'expert', scatter_dimension=0, tiled=True)
+    if mesh.cut('mlp') > 1:  # of each device's own tokens alone
+      out = jax.lax.psum(out, 'tensor')
     return out.reshape(shape)
 
-  names = {name: _names(name, w) for name, w in matrices.items()}
   inputs = (tokens, tokens, tokens, names)
   x_BTD = x_BTD.astype(dtype)  # half the bytes to send
   return mesh.mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
