@@ -127,7 +127,8 @@ def fitting(
 
     def divides(copies: int) -> bool:
       parts = copies * config.fsdp * config.expert
-      whole = copies * config.parts // (config.sampler_tensor or config.tensor)
+      tensor = config.sampler_tensor or config.tensor
+      whole = max(1, copies * config.parts // tensor)
       return not (
         any(size % parts for size in sizes.values())
         or any(size % whole for size in sampled.values())

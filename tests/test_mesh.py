@@ -88,6 +88,24 @@ def test_prompts_that_cannot_be_cut_are_named_with_the_next_size():
     mesh.fitting({'rl.rows': 6}, mesh.Config(data=2, fsdp=2, tensor=2))
 
 
+def test_samplers_are_thought_of_when_copies_are_chosen():
+  # Eight samplers cannot share four prompts, and four can.
+  layout, sizes = mesh.Config(context=2, fsdp=2), {'rl.rows': 8}
+  assert mesh.fitting(sizes, layout, {'rl.prompts': 4}).size == 4
+  assert mesh.fitting(sizes, layout, {'rl.prompts': 8}).size == 8
+  with pytest.raises(mesh.MeshError, match=r'samplers cut prompts into \(data 4\)'):
+    mesh.fitting(sizes, layout, {'rl.prompts': 6})
+  with pytest.raises(mesh.MeshError, match=r'mesh.sampler_tensor: expected'):
+    mesh.fitting(sizes, mesh.Config(sampler_tensor=3))
+
+
+def test_lengths_that_cannot_be_cut_are_named_with_the_next_one():
+  place = mesh.make(config=mesh.Config(context=4))
+  mesh.check_lengths(place, {'rl.max_length': 32})
+  with pytest.raises(mesh.MeshError, match='rl.max_length: .* got 33; the next is 36'):
+    mesh.check_lengths(place, {'rl.max_length': 33})
+
+
 def test_copies_lie_as_what_they_are_copies_of():
   place = mesh.make(config=mesh.Config(fsdp=4))
   w = jax.device_put(jnp.ones((8, 4)), mesh.sharding(place, 'embed', None))
