@@ -102,7 +102,7 @@ def test_samplers_are_thought_of_when_copies_are_chosen():
 def test_lengths_that_cannot_be_cut_are_named_with_the_next_one():
   place = mesh.make(config=mesh.Config(context=4))
   mesh.check_lengths(place, {'rl.max_length': 32})
-  with pytest.raises(mesh.MeshError, match='rl.max_length: .* got 33; the next is 36'):
+  with pytest.raises(mesh.MeshError, match=r'rl.max_length: .* got 33; the next is 36'):
     mesh.check_lengths(place, {'rl.max_length': 33})
 
 
