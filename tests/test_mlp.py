@@ -176,6 +176,22 @@ def test_a_bias_gets_the_load_and_moves_against_it():
   assert after.sum() == before.sum() == 2 * 30 * 3
 
 
+def test_tokens_that_do_not_count_are_not_in_the_load():
+  weights = jax.tree.map(jnp.float32, random_weights(V3))
+  x = jnp.asarray(np.random.default_rng(6).normal(size=(2, 7, 4)), jnp.float32)
+  counted = jnp.asarray(np.random.default_rng(7).random((2, 7)) < 0.5)
+
+  def loss(balance):
+    found = experts(x, {**weights, 'balance': balance}, V3, 'float32', counted)
+    return jnp.sum(found**2)
+
+  chosen, _ = route(x, weights['router'], weights['balance'], V3)
+  expected = np.bincount(np.ravel(chosen[counted]), minlength=8)
+  found = jax.grad(loss)(weights['balance'])
+  np.testing.assert_array_equal(found, expected)
+  assert 0 < expected.sum() < 2 * 7 * 3
+
+
 def test_int8_experts_compute_what_their_values_times_scales_do():
   weights = jax.tree.map(jnp.float32, random_weights(V3))
   wide, small = dict(weights), dict(weights)

@@ -112,6 +112,12 @@ def test_fp8_blocks_are_read_times_their_scales(tmp_path):
   for row, column in [(0, 0), (127, 128), (128, 127), (159, 299), (130, 260)]:
     scale = scales[row // 128, column // 128]
     assert found[row, column] == np.float32(values[row, column]) * scale
+  # Rows that begin and end within a block.
+  for rows in (range(100, 140), range(130, 160), range(5, 6)):
+    some = storage.numbers(
+      dict(storage.find(tmp_path)), 'w', np.dtype(np.float32), rows
+    )
+    np.testing.assert_array_equal(some, found[rows.start : rows.stop])
 
 
 @pytest.fixture
