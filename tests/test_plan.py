@@ -83,6 +83,32 @@ def test_a_phase_is_bound_by_what_takes_longest():
   assert f'at most {8 * 4 * 32 / 12:,.0f} tokens/s, 7,200.0 steps a day' in text
 
 
+class Refused:
+  """A program for which the compiler finds no room, or something else is wrong."""
+
+  def __init__(self, words):
+    self.words = words
+
+  def lower(self, *args):
+    return self
+
+  def compile(self, **settings):
+    raise RuntimeError(self.words)
+
+
+def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit():
+  words = 'RESOURCE_EXHAUSTED: Ran out of memory. Used 120.50G of 95.74G hbm.\nmore'
+  found = plan.measure(plan.Phase('update', Refused(words), (), 3e9, 1))
+  assert found.memory == {'beside it': 3e9, 'the program': 120.5 * 2**30}
+  assert not plan.fits([found], plan.CHIPS['v5p'])
+  text = '\n'.join(plan.report(WORK, [found], plan.CHIPS['v5p']))
+  assert 'refused: RESOURCE_EXHAUSTED: Ran out of memory. Used 120.50G' in text
+  assert 'does NOT fit' in text
+  assert 'steps a day' not in text
+  with pytest.raises(RuntimeError, match='INTERNAL'):
+    plan.measure(plan.Phase('update', Refused('INTERNAL: else'), (), 3e9, 1))
+
+
 def test_what_needs_less_is_tried_from_what_costs_least():
   work = dataclasses.replace(
     WORK,
