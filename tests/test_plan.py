@@ -96,13 +96,16 @@ class Refused:
     raise RuntimeError(self.words)
 
 
-def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit():
-  words = 'RESOURCE_EXHAUSTED: Ran out of memory. Used 120.50G of 95.74G hbm.\nmore'
+@pytest.mark.parametrize(
+  'how', ['Used 120.50G of 95.74G hbm.', 'The total (120.50G) exceeds HBM (95.74G).']
+)
+def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
+  words = f'RESOURCE_EXHAUSTED: Ran out of memory. {how}\nmore'
   found = plan.measure(plan.Phase('update', Refused(words), (), 3e9, 1))
   assert found.memory == {'beside it': 3e9, 'the program': 120.5 * 2**30}
   assert not plan.fits([found], plan.CHIPS['v5p'])
   text = '\n'.join(plan.report(WORK, [found], plan.CHIPS['v5p']))
-  assert 'refused: RESOURCE_EXHAUSTED: Ran out of memory. Used 120.50G' in text
+  assert f'refused: RESOURCE_EXHAUSTED: Ran out of memory. {how}' in text
   assert 'does NOT fit' in text
   assert 'steps a day' not in text
   with pytest.raises(RuntimeError, match='INTERNAL'):

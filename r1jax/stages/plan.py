@@ -355,7 +355,7 @@ def measure(phase: Phase) -> Found:
     except Exception as error:  # the compiler's; only one of them is expected
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      used = re.search(r'Used ([\d.]+)([GM]) of', str(error))
+      used = re.search(r'([\d.]+)([GM])\)? (?:of|exceeds)', str(error))
       scale = {'G': 2**30, 'M': 2**20}[used[2]] if used else 1
       needed = float(used[1]) * scale if used else math.inf
       return Found(
