@@ -18,6 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the compiler needs no accelerator
@@ -99,9 +100,8 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
   """
   if config.model in presets.PRESETS:
     model, rows = presets.PRESETS[config.model]
-  elif config.model and os.path.isdir(os.path.expanduser(config.model)):
-    folder = os.path.expanduser(config.model)
-    raw = storage.read_json(storage.Path(folder) / 'config.json')
+  elif config.model and (folder := Path(config.model).expanduser()).is_dir():
+    raw = storage.read_json(folder / 'config.json')
     model, rows = families.read_config(raw), families.vocab_size(raw)
   elif own and not config.model:
     model, rows = own

@@ -441,6 +441,7 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
     lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
     if one.refused:
       lines.append(f'{"":8} refused: {one.refused}')
+    if not one.costs.flops:  # no program, or one that was refused
       continue
     lines.append(
       f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
