@@ -127,12 +127,16 @@ class _Tokenizer:
   pad_id = 0
 
   def __init__(self, shape: Shape) -> None:
-    self.shape, self.eos_id = shape, shape.vocabulary
+    self.shape, self.stop_ids = shape, (shape.vocabulary,)
 
-  def encode(self, text: str) -> list[int]:
+  def prompt(self, template: str, question: str) -> str:
+    del template
+    return question
+
+  def prompt_ids(self, template: str, question: str) -> list[int]:
     import numpy as np
 
-    rng = np.random.default_rng(len(text))
+    rng = np.random.default_rng(len(self.prompt(template, question)))
     return rng.integers(2, self.shape.vocabulary, self.shape.prompt_length).tolist()
 
   def decode_batch(self, rows: Any) -> list[str]:

@@ -1,5 +1,7 @@
 """The benchmark's counts of operations and bytes, against counts one by one."""
 
+import jax
+import numpy as np
 import pytest
 
 from scripts import bench
@@ -55,3 +57,14 @@ def test_decoding_reads_all_weights_and_the_cache_at_every_step(dtype, size):
   # two layers, keys and values of 4 channels: 4 of a prompt, 2.5 of each output
   cache = 2 * 2 * 4 * 2 * (4 + 3 * 2.5)
   assert bench.rollout_bytes(TINY._replace(dtype=dtype)) == 5 * (weights + cache) * size
+
+
+def test_an_iteration_runs_with_the_machinery_of_the_stage():
+  trainer, before = bench.trainer_of(TINY)
+  old = jax.device_get(before['policy'].params)
+  state, seconds = bench.iterate(
+    TINY, trainer, before['reference'], before['policy'], 1
+  )
+  assert {'rollout', 'reference', 'update'} <= seconds.keys()
+  assert int(state.step) == 1
+  assert (np.asarray(state.params['embedding']) != old['embedding']).any()
