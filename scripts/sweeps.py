@@ -138,7 +138,7 @@ def uneven() -> None:
     from r1jax.stages.generate import Generator
 
     tokenizer: Any = type(trainer.generator.tokenizer)(shape)
-    tokenizer.eos_id = eos_id
+    tokenizer.stop_ids = (eos_id,)
     generator = Generator(
       model, tokenizer, 'plain', shape.prompt_length, trainer.generator.mesh
     )
