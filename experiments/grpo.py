@@ -19,6 +19,7 @@ from r1jax.stages import (
   command,
   compilation,
   evaluate,
+  hosts,
   lineage,
   pretrained,
   recipe,
@@ -94,23 +95,32 @@ def setting(config: Grpo, longest: int) -> recipe.Setting:
 def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> None:
   """Reads the checkpoint, trains, and writes what `scripts.convert` needs."""
   compilation.keep_on_disk()
+  with hosts.joined(config):
+    train(config, rewards(config))
+
+
+def train(config: Grpo, rewards: list[Weighted]) -> None:
+  """What every host does."""
   found = pretrained.look_up(config.model)
   where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
-  pool = work.pool(config.rl, rewards(config))
+  pool = work.pool(config.rl, rewards)
   with start(config, phases=('rl',), facts=found.facts) as run, pool:
     if lineage.finished(run):
       return
-    found.keep(run.workdir)
+    if hosts.first():
+      found.keep(run.workdir)
     job = work.Work(
       run, found.model, where, work.devices(run, config), config.seed, config.mesh
     )
     order = rl.problem_order(where.train, [1.0], config.seed)
     params = job.reinforce(found.params(job.mesh), pool, order, config)
-    report.write(run.workdir)
+    if hosts.first():
+      report.write(run.workdir)
     lineage.finish(run, 'grpo', config, found.model, {'final': params})
-  print('\n'.join(report.result(config.workdir)))
+  if hosts.first():
+    print('\n'.join(report.result(config.workdir)))
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from r1jax.stages import (
   compilation,
   evaluate,
   finetune,
+  hosts,
   lineage,
   recipe,
   report,
@@ -117,6 +118,12 @@ def rewards(config: R1Zero) -> list[Weighted]:
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
   compilation.keep_on_disk()
+  with hosts.joined(config):
+    train(config, rewards(config))
+
+
+def train(config: R1Zero, rewards: list[Weighted]) -> None:
+  """What every host does."""
   where = recipe.new_setting(
     config.tasks,
     config.data_dir,
@@ -128,22 +135,24 @@ def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) 
   tokenizer = recipe.tokenizer(file, document, TEMPLATE, config.vocab_size)
   where.check_prompts(tokenizer, TEMPLATE)
   model = lineage.Model(config.model, tokenizer, TEMPLATE)
-  pool = work.pool(config.rl, rewards(config))
+  pool = work.pool(config.rl, rewards)
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
     job = work.Work(
       run, model, where, work.devices(run, config), config.seed, config.mesh
     )
-    if not file.exists():
+    if hosts.first() and not file.exists():
       tokenizer.save(file)
     base = job.pretrain(document, config.base, config.base_optim)
     problems = where.train[: len(REASONING)]
     order = rl.problem_order(problems, config.shares, config.seed)
     models = {'base': base, 'final': job.reinforce(base, pool, order, config)}
     job.measure(models, config.scoreboard)
-    report.write(run.workdir)
+    if hosts.first():
+      report.write(run.workdir)
     lineage.finish(run, 'r1_zero', config, model, models)
-  print('\n'.join(report.result(config.workdir)))
+  if hosts.first():
+    print('\n'.join(report.result(config.workdir)))
 
 
 if __name__ == '__main__':

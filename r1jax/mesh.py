@@ -12,10 +12,12 @@ import contextvars
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -54,13 +56,28 @@ class Config:
   # Samplers have whole copies of the model but for these two; 0 is as above.
   sampler_tensor: int = 0
   sampler_expert: int = 0
+  # Of several hosts, where the machines don't tell: an address of the first, host:port,
+  # how many there are, and which one this is.
+  coordinator: str = ''
+  hosts: int = 1
+  host: int = 0
 
   def __post_init__(self) -> None:
-    zero = ('data', 'sampler_tensor', 'sampler_expert')
-    for field in dataclasses.fields(self):
-      value, least = getattr(self, field.name), 0 if field.name in zero else 1
+    for name in (*AXES, 'sampler_tensor', 'sampler_expert', 'hosts', 'host'):
+      zero = name in ('data', 'sampler_tensor', 'sampler_expert', 'host')
+      value, least = getattr(self, name), 0 if zero else 1
       if value < least:
-        raise MeshError(f'mesh.{field.name}: expected {least} or more, got {value}')
+        raise MeshError(f'mesh.{name}: expected {least} or more, got {value}')
+    if self.coordinator and not re.fullmatch(r'.+:\d+', self.coordinator):
+      raise MeshError(f'mesh.coordinator: expected host:port, got {self.coordinator!r}')
+    if self.hosts > 1 and not self.coordinator:
+      raise MeshError(
+        f'mesh.coordinator: expected an address with mesh.hosts {self.hosts}, got none'
+      )
+    if self.host >= self.hosts:
+      raise MeshError(
+        f'mesh.host: expected less than mesh.hosts = {self.hosts}, got {self.host}'
+      )
 
   @property
   def parts(self) -> int:
@@ -81,7 +98,7 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
   copies = config.data or len(devices) // config.parts
   if copies * config.parts != len(devices) or not copies:
     raise _other_devices(config, len(devices))
-  sizes = {**dataclasses.asdict(config), 'data': copies}
+  sizes = {axis: getattr(config, axis) for axis in AXES} | {'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
   arranged = mesh_utils.create_device_mesh(
     tuple(sizes[axis] for axis in AXES), devices, allow_split_physical_axes=True
@@ -225,13 +242,80 @@ def shards(mesh: Mesh, logical: str) -> int:
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-  """Places a tree of arrays one axis of which is P (or rows) on the mesh."""
-  return jax.device_put(batch, sharding(mesh, *[None] * axis, 'prompt'))
+  """Places a tree of arrays one axis of which is P (or rows) on the mesh.
+
+  All hosts have the whole of it, and each places the parts of its devices.
+  """
+  return _put(batch, sharding(mesh, *[None] * axis, 'prompt'))
 
 
 def put_everywhere(mesh: Mesh, tree: Any) -> Any:
   """Places a copy of each array of the tree on every device of the mesh."""
-  return jax.device_put(tree, sharding(mesh))
+  return _put(tree, sharding(mesh))
+
+
+def _put(tree: Any, place: Any) -> Any:
+  """`jax.device_put`, of what all hosts have, to devices of several of them."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, place)
+
+  def one(x: Any, place: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+      return jax.device_put(x, place)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+  if isinstance(place, NamedSharding):
+    place = jax.tree.map(lambda _: place, tree)
+  return jax.tree.map(one, tree, place)
+
+
+def holders(mesh: Mesh) -> list[list[int]]:
+  """Returns for each part of the prompts the hosts whose devices have it, in order."""
+  parts = shards(mesh, 'prompt')
+  found: list[set[int]] = [set() for _ in range(parts)]
+  lying: Any = sharding(mesh, 'prompt').devices_indices_map((parts,))
+  for device, (cut,) in lying.items():
+    found[cut.start or 0].add(device.process_index)
+  return [sorted(hosts) for hosts in found]
+
+
+def held(mesh: Mesh) -> list[int]:
+  """Returns the parts of the prompts that devices of this host have."""
+  return [n for n, of in enumerate(holders(mesh)) if jax.process_index() in of]
+
+
+def feed(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+  """Places a tree of arrays of which each host has the parts that its devices have.
+
+  As `put_batch` does with what is whole; the parts lie side by side along the axis.
+  """
+  place, here = sharding(mesh, *[None] * axis, 'prompt'), held(mesh)
+
+  def one(x: np.ndarray) -> jax.Array:
+    size = x.shape[axis] // len(here)
+    shape = (*x.shape[:axis], size * shards(mesh, 'prompt'), *x.shape[axis + 1 :])
+
+    def part(index: Any) -> np.ndarray:
+      first, last, _ = index[axis].indices(shape[axis])
+      start = here.index(first // size) * size
+      return x[(*index[:axis], slice(start, start + last - first))]
+
+    return jax.make_array_from_callback(shape, place, part)
+
+  return jax.tree.map(one, batch)
+
+
+def fetch(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+  """Returns this host's parts of arrays that are cut as `feed` cuts them; undoes it."""
+  place = sharding(mesh, *[None] * axis, 'prompt')
+
+  def one(x: jax.Array) -> np.ndarray:
+    assert x.sharding.is_equivalent_to(place, x.ndim)
+    parts = {shard.index[axis].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[n]) for n in sorted(parts)], axis)
+
+  return jax.tree.map(one, tree)
 
 
 def places(mesh: Mesh, boxed: Any) -> Any:
@@ -261,7 +345,7 @@ def places(mesh: Mesh, boxed: Any) -> Any:
 
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
   """Unboxes parameters that carry logical axis names and places them by the table."""
-  return jax.device_put(unbox(boxed), places(mesh, boxed))
+  return _put(unbox(boxed), places(mesh, boxed))
 
 
 def put_like(mesh: Mesh, params: Any, boxed: Any) -> Any:
@@ -286,7 +370,7 @@ def put_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
   Such as the state of an optimizer. A copy is known by the end of its path; what is
   none lies everywhere.
   """
-  return jax.device_put(tree, places_beside(mesh, tree, params))
+  return _put(tree, places_beside(mesh, tree, params))
 
 
 def places_beside(mesh: Mesh, tree: Any, params: Any) -> Any:

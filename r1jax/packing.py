@@ -103,7 +103,12 @@ def rows_of_a_prompt(
 
 
 def plan(
-  length_PG: np.ndarray, length: int, micro_batch_rows: int, prompt_rows: int
+  length_PG: np.ndarray,
+  length: int,
+  micro_batch_rows: int,
+  prompt_rows: int,
+  parts: Sequence[Sequence[int]] | None = None,
+  room: int = 0,
 ) -> Layout:
   """Returns a layout for outputs of these lengths.
 
@@ -112,11 +117,15 @@ def plan(
     length: T, positions of a row.
     micro_batch_rows: P' * B.
     prompt_rows: B, a divisor of that; see `rows_of_a_prompt`.
+    parts: the prompts of each part that P' is cut into; None is one part of all.
+    room: prompts of a part that there is to be room for, if more than there are.
   """
   prompts, group_size = length_PG.shape
-  at_a_time = micro_batch_rows // prompt_rows
-  worst = prompts * -(-group_size // prompt_rows)
-  shape = (-(-worst // at_a_time), at_a_time)
+  if parts is None:
+    parts = [range(prompts)]
+  at_a_time = micro_batch_rows // prompt_rows // len(parts)
+  worst = max(room, *map(len, parts)) * -(-group_size // prompt_rows)
+  shape = (-(-worst // at_a_time), at_a_time * len(parts))
   places = (*shape, prompt_rows * ROW_OUTPUTS)
   layout = Layout(
     count=0,
@@ -128,24 +137,34 @@ def plan(
     starts=np.zeros(places, np.int32),
     lengths=np.zeros(places, np.int32),
   )
-  used = 0
-  for prompt in range(prompts):
-    rows = first_fit(length_PG[prompt], length, ROW_OUTPUTS)
-    for first in range(0, len(rows), prompt_rows):
-      _fill(layout, used, prompt, rows[first : first + prompt_rows], length_PG)
-      used += 1
-  return dataclasses.replace(layout, count=-(-used // at_a_time))
+  most = 0
+  for part, chosen in enumerate(parts):
+    used = 0
+    for prompt in chosen:
+      rows = first_fit(length_PG[prompt], length, ROW_OUTPUTS)
+      for first in range(0, len(rows), prompt_rows):
+        batch, place = divmod(used, at_a_time)
+        here = (batch, part * at_a_time + place)
+        _fill(layout, here, prompt, rows[first : first + prompt_rows], length_PG)
+        used += 1
+    most = max(most, used)
+  return dataclasses.replace(layout, count=-(-most // at_a_time))
+
+
+def slots(length_PG: np.ndarray, length: int, prompt_rows: int) -> int:
+  """Returns how many computed prompts `plan` needs for outputs of these lengths."""
+  rows = (len(first_fit(length_G, length, ROW_OUTPUTS)) for length_G in length_PG)
+  return sum(-(-n // prompt_rows) for n in rows)
 
 
 def _fill(
   layout: Layout,
-  slot: int,
+  here: tuple[int, int],
   prompt: int,
   rows: Sequence[Sequence[int]],
   length_PG: np.ndarray,
 ) -> None:
   """Writes rows of a prompt's outputs to one place of the layout."""
-  here = divmod(slot, layout.prompts.shape[1])
   length = layout.tokens.shape[-1]
   layout.prompts[here] = prompt
   place = 0

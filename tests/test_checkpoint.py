@@ -7,20 +7,20 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r1jax import mesh
 from r1jax.stages import checkpoint
 from r1jax.stages.checkpoint import (
   KEEP,
   CheckpointError,
   Checkpoints,
-  digest,
   digest_of,
+  number_sum,
 )
 
 
@@ -54,15 +54,52 @@ def test_a_trees_digest_is_the_one_that_its_checkpoint_has(tmp_path):
   assert saved.manifest()['digest'] == digest_of(tree()) != digest_of(tree(2.0))
 
 
-def test_digest_is_that_of_names_types_shapes_and_bytes():
+def test_a_digest_is_that_of_names_types_shapes_and_weighted_sums():
+  def random(x):  # splitmix64, as published
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+  def weight(axis, index):
+    return random((axis * 2**48 + index) * 0x9E3779B97F4A7C15 % 2**64) | 1
+
+  one = 0x3F800000  # 1.0 as bits
+  a = sum(one * weight(0, 0) * weight(1, n) for n in range(2)) % 2**64
+  b = sum(bits * weight(0, n) for n, bits in enumerate((3, 0xFF))) % 2**64
   arrays: dict[str, np.ndarray] = {
-    'b': np.zeros(2, np.int8),
+    'b': np.array([3, -1], np.int8),
     'a': np.ones((1, 2), np.float32),
   }
-  expected = hashlib.sha256(
-    b'a float32 (1, 2) ' + b'\x00\x00\x80?' * 2 + b'b int8 (2,) ' + b'\x00\x00'
-  )
-  assert digest(arrays) == expected.hexdigest()
+  content = f"['a'] float32 (1, 2) {a:016x} ['b'] int8 (2,) {b:016x} "
+  assert digest_of(arrays) == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_parts_of_an_array_add_up_to_its_sum():
+  x = np.random.default_rng(0).normal(size=(300, 7, 500)).astype(np.float32)
+  parts = [
+    (x[:100], (0, 0, 0)),
+    (x[100:, :, :3], (100, 0, 0)),
+    (x[100:, :, 3:], (100, 0, 3)),
+  ]
+  total = sum(int(number_sum(part, first)) for part, first in parts)
+  assert total % 2**64 == int(number_sum(x))
+  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
+  cut = jax.device_put(x[:, 0, :], mesh.sharding(place, 'embed', 'mlp'))
+  assert digest_of([cut]) == digest_of([x[:, 0, :]])
+
+
+@pytest.mark.parametrize('change', ['one bit', 'two swapped', 'a row moved'])
+def test_a_change_is_seen_in_the_digest(change):
+  x = np.random.default_rng(0).integers(256, size=(50, 40)).astype(np.uint8)
+  y = x.copy()
+  if change == 'one bit':
+    y[31, 7] ^= 128
+  elif change == 'two swapped':
+    y[3, [5, 6]] = y[3, [6, 5]]
+  else:
+    y = np.roll(y, 1, axis=0)
+  assert digest_of([x]) != digest_of([y])
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -117,7 +154,7 @@ def test_only_checkpoint_damaged_starts_over(tmp_path):
 def test_what_cannot_be_read_now_is_not_taken_for_damage(tmp_path, monkeypatch, error):
   save(Checkpoints(tmp_path / 'rl'), 1, tree(), {})
 
-  def refuse(folder, step):
+  def refuse(*arguments):
     raise error
 
   with monkeypatch.context() as patch:
@@ -170,12 +207,12 @@ def test_a_failed_write_is_told_by_the_next_save(tmp_path, monkeypatch):
   saved = Checkpoints(tmp_path / 'rl')
   save(saved, 1, tree(), {})
 
-  def refuse(step, args):
+  def refuse():
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr(saved._manager, 'save', refuse)
     saved.save(2, tree(), {})
+    patch.setattr(saved._manager, 'wait_until_finished', refuse)
     with pytest.raises(
       CheckpointError, match=r'of step 2 could not .*step 1 is intact'
     ):
@@ -183,22 +220,16 @@ def test_a_failed_write_is_told_by_the_next_save(tmp_path, monkeypatch):
   saved.wait()  # told once
 
 
-def test_arrays_are_those_of_the_moment_of_saving(tmp_path, monkeypatch):
+def test_arrays_are_those_of_the_moment_of_saving(tmp_path):
   saved = Checkpoints(tmp_path / 'rl')
-  go, write = threading.Event(), saved._write
-
-  def late(*args):
-    go.wait()
-    write(*args)
-
-  monkeypatch.setattr(saved, '_write', late)
-  array = jnp.zeros(4)
+  # Of 80 MB, which take longer to write than the next step takes to come.
+  array = jnp.zeros((20_000, 1_000))
   saved.save(1, {'w': array}, {})
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
   add(array)  # as the next step does: the array's memory is used for another
-  go.set()
   saved.wait()
-  np.testing.assert_array_equal(saved.restore({'w': jnp.zeros(4)})['w'], np.zeros(4))
+  restored = saved.restore({'w': jax.ShapeDtypeStruct(array.shape, array.dtype)})
+  np.testing.assert_array_equal(restored['w'], 0)
 
 
 def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):

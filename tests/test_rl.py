@@ -95,8 +95,9 @@ def test_impossible_settings_are_named(fields, expected):
 
 def test_every_minibatch_takes_other_problems():
   nothing: Any = None  # unused here
+  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
   config = Config(prompts_per_step=16, minibatches=4)
-  trainer = Trainer(nothing, nothing, config, grpo.Config(), optim.Config())
+  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
   parts = trainer._minibatches(jax.random.key(0))
   assert parts.shape == (4, 4)
   assert sorted(parts.reshape(-1).tolist()) == list(range(16))
@@ -127,7 +128,12 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   tokens = rng.integers(2, size=(8, 4, 5)).astype(np.int32)
   lengths = rng.integers(1, 6, size=(8, 4))
   outputs: Any = SimpleNamespace(
-    prompts=prompts, prompt_mask=prompts >= 0, tokens=tokens, lengths=lengths
+    rows=np.arange(8),
+    prompts=prompts,
+    prompt_mask=prompts >= 0,
+    tokens=tokens,
+    lengths=lengths,
+    all_lengths=lengths,
   )
   logp = trainer.passes({}, {}, outputs, 1.0).ref_logp
   assert logp is not None
@@ -137,8 +143,8 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   real = np.arange(5) < lengths[..., None]
   np.testing.assert_allclose(logp, np.where(real, expected, 0), rtol=1e-6)
 
-  layout = trainer._plan(outputs)
-  rows = trainer._put(
+  layout = trainer._plan(outputs, np.arange(8))
+  rows = trainer._feed(
     (
       layout.by_prompt(prompts),
       layout.by_prompt(prompts >= 0),
@@ -170,12 +176,16 @@ def outputs_of(prompts, group_size=2, length=3):
   """Outputs of one word; prompts, tokens and log-probs are numbers of problems."""
   number = np.arange(prompts)[:, None, None]
   said = np.broadcast_to(number, (prompts, group_size, length))
+  lengths = np.full((prompts, group_size), length)
   return Outputs(
+    rows=np.arange(prompts),
+    own=np.ones(prompts, bool),
     prompts=said[:, 0],
     prompt_mask=np.ones((prompts, length), bool),
     tokens=said.astype(np.int32),
     logp=said.astype(np.float32),
-    lengths=np.full((prompts, group_size), length),
+    lengths=lengths,
+    all_lengths=lengths,
     cut_off=np.zeros((prompts, group_size), bool),
     texts=[['wait'] * group_size] * prompts,
     seconds=0.0,

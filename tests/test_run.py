@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import time
 from pathlib import Path
 
 import numpy as np
@@ -63,25 +62,22 @@ def experiment(tmp_path):
 
 def save_and_fail(experiment, spoil=lambda checkpoints: None):
   with start(experiment, phases=('rl',)) as run:
-    spoil(run.checkpoints['rl'])
     run.save('rl', 3, {'w': np.ones(2)})
+    spoil(run.checkpoints['rl'])
     stop_training()
 
 
-def refuse(step, args):
+def refuse():
   raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_a_run_that_fails_first_finishes_its_checkpoint(experiment, monkeypatch):
-  write = Checkpoints._write
-
-  def late(*args):
-    time.sleep(0.3)
-    write(*args)
-
-  monkeypatch.setattr(Checkpoints, '_write', late)
+  waited: list[None] = []
+  wait = Checkpoints.wait
+  monkeypatch.setattr(Checkpoints, 'wait', lambda self: waited.append(wait(self)))
   with pytest.raises(TrainingError, match='the loss is nan'):
     save_and_fail(experiment)
+  assert waited
   assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step == 3
 
 
@@ -89,7 +85,7 @@ def test_a_run_that_fails_tells_of_a_checkpoint_that_failed_too(
   experiment, monkeypatch, capsys
 ):
   def spoil(checkpoints):
-    monkeypatch.setattr(checkpoints._manager, 'save', refuse)
+    monkeypatch.setattr(checkpoints._manager, 'wait_until_finished', refuse)
 
   with pytest.raises(TrainingError, match='the loss is nan'):
     save_and_fail(experiment, spoil)
@@ -101,8 +97,9 @@ def test_a_phase_does_not_go_on_from_a_checkpoint_that_is_not_there(
 ):
   def go_on():
     with start(experiment, phases=('base', 'rl')) as run:
-      monkeypatch.setattr(run.checkpoints['base']._manager, 'save', refuse)
       run.save('base', 5, {'w': np.ones(2)})
+      base = run.checkpoints['base']
+      monkeypatch.setattr(base._manager, 'wait_until_finished', refuse)
       run.save('rl', 1, {'w': np.ones(2)})
 
   with pytest.raises(CheckpointError, match='of step 5 could not be written'):

@@ -64,7 +64,8 @@ SETTINGS = rl.Config(
 @functools.cache
 def iteration(model_name, mesh_name):
   """Outputs, metrics and parameters after one iteration."""
-  layout = mesh.Config(**MESHES.get(mesh_name, {}))
+  sizes: dict[str, Any] = MESHES.get(mesh_name, {})
+  layout = mesh.Config(**sizes)
   devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
   where = mesh.make(devices, layout)
   model = lineage.Model(MODELS[model_name], TOKENIZER, 'plain', 288)

@@ -192,11 +192,14 @@ def test_where_thoughts_begin_and_end():
   ended = tokens == eos
   lengths = np.where(ended.any(-1), ended.argmax(-1) + 1, 7)
   outputs = Outputs(
+    rows=np.arange(1),
+    own=np.ones(1, bool),
     prompts=tokens[0],
     prompt_mask=tokens[0] > 0,
     tokens=tokens,
     logp=np.zeros(tokens.shape),
     lengths=lengths,
+    all_lengths=lengths,
     cut_off=~ended.any(-1),
     texts=[],
     seconds=0.0,

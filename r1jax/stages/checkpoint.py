@@ -1,20 +1,27 @@
 """Checkpoints: orbax writes them, a digest of every array proves them whole.
 
-A checkpoint appears under its step number only once it is complete, so a kill or a
-full disk leaves the ones before it as they were.
+Each host writes the parts that its devices have, while the run goes on, and reads
+those that they are to have, on whatever mesh. A checkpoint appears under its step
+number only once it is complete, so a kill or a full disk leaves the ones before it as
+they were.
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import logging
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+from r1jax.stages import hosts
 
 # What the system says when a file may be whole but can't be read now.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -29,23 +36,16 @@ class Checkpoints:
   """The checkpoints of one stage, in one folder.
 
   Opening finds the newest one whose arrays match their digests and moves damaged ones
-  aside, to `<folder>-damaged`; `step` is its step, or None without any.
+  aside, to `<folder>-damaged`; `step` is its step, or None without any. With several
+  hosts all call the same methods.
   """
 
   def __init__(self, folder: Path) -> None:
     self._folder = folder.absolute()
     self.warnings: list[str] = []  # a sentence for every damaged checkpoint
     self._set_damaged_aside()
-    self._manager = self._open()
-    self._writer = concurrent.futures.ThreadPoolExecutor(1)
-    self._writing: concurrent.futures.Future[None] | None = None
-
-  def _open(self) -> ocp.CheckpointManager:
-    # Synchronous, in a thread of our own that computes the digest too.
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=KEEP, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(self._folder, options=options)
+    self._manager = _manager(self._folder)
+    self._writing: int | None = None
 
   @property
   def step(self) -> int | None:
@@ -59,8 +59,14 @@ class Checkpoints:
     on. `wait` says how it ended; so does the next `save`, which waits first.
     """
     self.wait()
-    arrays = _by_path(tree)
-    self._writing = self._writer.submit(self._write, step, arrays, manifest)
+    content = {'digest': digest_of(tree), 'step': step, **manifest}
+    args = ocp.args.Composite(
+      arrays=ocp.args.StandardSave(_of_the_moment(_by_path(tree))),
+      manifest=ocp.args.JsonSave(content),
+    )
+    self._writing = step
+    with self._explained(step):
+      self._manager.save(step, args=args)
 
   def wait(self) -> None:
     """Returns when the last checkpoint is on the disk.
@@ -69,24 +75,23 @@ class Checkpoints:
       CheckpointError: the disk is full or the folder can't be written. Earlier
         checkpoints are untouched.
     """
-    writing, self._writing = self._writing, None
-    if writing is not None:
-      writing.result()
+    step, self._writing = self._writing, None
+    if step is not None:
+      with self._explained(step):
+        self._manager.wait_until_finished()
 
-  def _write(
-    self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]
-  ) -> None:
-    content = {'digest': digest(arrays), 'step': step, **manifest}
-    args = ocp.args.Composite(
-      arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(content)
-    )
+  @contextlib.contextmanager
+  def _explained(self, step: int) -> Iterator[None]:
+    """Turns what orbax and tensorstore say about writing into what to do about it."""
     try:
-      self._manager.save(step, args=args)
-    except Exception as error:  # orbax and tensorstore wrap OSError in their own
+      yield
+    except Exception as error:  # they wrap OSError in their own
+      self._writing = None
       # Left behind, its tasks would each print a traceback when the process ends.
       sys.unraisablehook = lambda unraisable: None
       logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
-      kept = f'the one of step {self.step} is intact' if self.step else 'none is kept'
+      whole = max(self._manager.all_steps(read=True), default=None)
+      kept = f'the one of step {whole} is intact' if whole else 'none is kept'
       full = 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error)
       reason = 'No space left on device' if full else _first_line(error)
       raise CheckpointError(
@@ -97,19 +102,36 @@ class Checkpoints:
   def restore(self, like: Any) -> Any:
     """Returns the newest checkpoint's arrays in the structure of `like`.
 
+    They lie as those of `like`, which may be shapes alone, say that they do.
+
     Raises:
-      CheckpointError: its arrays are not those of `like` (names, shapes or types).
+      CheckpointError: its arrays are not those of `like` (names, shapes or types), or
+        with several hosts, not those that were saved.
     """
-    arrays, _ = self._newest()
+    place = f'{self._folder}/{self.step}'
     flat, structure = jax.tree.flatten_with_path(like)
     wanted = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
-    for name in sorted(wanted.keys() | arrays.keys()):
-      expected, found = (_shape(tree.get(name)) for tree in (wanted, arrays))
+    saved = _shapes(self._folder, self._newest)
+    for name in sorted(wanted.keys() | saved.keys()):
+      expected, found = (_shape(tree.get(name)) for tree in (wanted, saved))
       if expected != found:
         raise CheckpointError(
-          f'{self._folder}/{self.step}: {name} was expected to be {expected}, but the '
-          f'checkpoint has {found}; it belongs to another model or optimizer'
+          f'{place}: {name} was expected to be {expected}, but the checkpoint has '
+          f'{found}; it belongs to another model or optimizer'
         )
+    try:
+      arrays, manifest = _read(self._folder, self._newest, wanted)
+    except Exception as error:
+      raise CheckpointError(
+        f'{place} could not be read ({_first_line(error)}); restore it, or move it '
+        'away: the same command then goes on from the one before it'
+      ) from error
+    # One host has looked at them when it opened the folder.
+    if hosts.count() > 1 and _digest(arrays) != manifest['digest']:
+      raise CheckpointError(
+        f'{place} is damaged (its arrays do not match their digest); move it away: the '
+        'same command then goes on from the one before it'
+      )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
   def resume(self, state: Any) -> tuple[Any, int]:
@@ -117,31 +139,33 @@ class Checkpoints:
 
     Without any it is `state` itself, and step 0. Raises what `restore` raises.
     """
-    if self.step is None:
-      return state, 0
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.device_put(self.restore(state), shardings), self.step
+    return (state, 0) if self.step is None else (self.restore(state), self.step)
 
   def manifest(self) -> dict[str, Any]:
     """The newest checkpoint's manifest: what `save` was given, with its digest."""
-    return self._newest()[1]
+    with _manager(self._folder) as manager:
+      args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+      return manager.restore(self._newest, args=args)['manifest']
 
-  def _newest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  @property
+  def _newest(self) -> int:
     if self.step is None:
       raise CheckpointError(f'{self._folder} has no complete checkpoint')
-    return _read(self._folder, self.step)
+    return self.step
 
   def _set_damaged_aside(self) -> None:
     if self._folder.exists() and not self._folder.is_dir():
       raise CheckpointError(
         f'{self._folder} is a file, expected a folder of checkpoints; move it away'
       )
+    if hosts.count() > 1:
+      return  # one alone would read all that all have; `restore` looks
     found = self._folder.glob('[1-9]*') if self._folder.exists() else ()
     steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
     for step in steps:
       try:
-        arrays, manifest = _read(self._folder, step)
-        if manifest['digest'] == digest(arrays):
+        arrays, manifest = _read(self._folder, step, _shapes(self._folder, step))
+        if manifest['digest'] == _digest(arrays):
           if self.warnings:
             self.warnings.append(f'The one of step {step} before it is used.')
           return
@@ -166,37 +190,116 @@ class Checkpoints:
 
 
 def digest_of(tree: Any) -> str:
-  """The digest of a tree's arrays, as a checkpoint's manifest has it."""
-  return digest(_by_path(tree))
+  """The digest of a tree's arrays, as a checkpoint's manifest has it.
+
+  The SHA-256 of all names, types and shapes and of a sum over each array's numbers,
+  which does not depend on how the array is cut: see `number_sum`. All hosts call it.
+  """
+  return _digest(_by_path(tree))
 
 
-def digest(arrays: dict[str, np.ndarray]) -> str:
-  """The SHA-256 of all names, types, shapes and bytes."""
+def _digest(arrays: dict[str, jax.Array]) -> str:
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    own = dict(zip(arrays, threads.map(_own_sum, arrays.values()), strict=True))
+  parts = hosts.agree('digest', own)
   total = hashlib.sha256()
   for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    total.update(f'{name} {array.dtype} {array.shape} '.encode())
-    total.update(array.tobytes())
+    x, number = arrays[name], sum(part[name] for part in parts) % 2**64
+    total.update(f'{name} {x.dtype} {x.shape} {number:016x} '.encode())
   return total.hexdigest()
 
 
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
-  """Host copies by path: a name says more in an error than a position does.
+def number_sum(x: np.ndarray, first: Sequence[int] = ()) -> int:
+  """The sum, modulo 2^64, of an array's numbers, as bits, each times its weight.
 
-  Copies: on a CPU a view would share the buffer that the next step donates.
+  The weight is the product of one for each index, odd and otherwise random, so any
+  change of one number changes the sum, and parts of an array add up to the whole.
+
+  Args:
+    x: the array, or a part of one.
+    first: the index in the array of the part's first number; none is the whole.
   """
+  total = np.ascontiguousarray(x).view(f'u{x.dtype.itemsize}').reshape(x.shape)
+  for axis in reversed(range(x.ndim)):
+    start = first[axis] if first else 0
+    places = np.arange(start, start + x.shape[axis], dtype=np.uint64)
+    total = _weighted(total, _random(places + np.uint64(axis << 48)) | np.uint64(1))
+  return int(total)
+
+
+def _weighted(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """x @ weights in 64 bits, a cache's worth of rows at a time."""
+  flat = x.reshape(-1, x.shape[-1])
+  rows = max(1, 2**15 // max(1, flat.shape[1]))
+  total = np.zeros(len(flat), np.uint64)
+  for start in range(0, len(flat), rows):
+    some = slice(start, start + rows)
+    total[some] = flat[some].astype(np.uint64) @ weights
+  return total.reshape(x.shape[:-1])
+
+
+def _random(x: np.ndarray) -> np.ndarray:
+  """splitmix64 (Steele et al. 2014) of each number."""
+  x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def _own_sum(x: jax.Array) -> int:
+  """`number_sum` of the parts of an array that no other device or host counts."""
+  total = 0
+  for shard in x.addressable_shards:
+    if shard.replica_id == 0:
+      first = [cut.start or 0 for cut in shard.index]
+      total += number_sum(np.asarray(shard.data), first)
+  return total
+
+
+def _by_path(tree: Any) -> dict[str, jax.Array]:
+  """Arrays by path: a name says more in an error than a position does."""
   flat, _ = jax.tree.flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in flat}
+  return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in flat}
 
 
-def _read(folder: Path, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  with ocp.CheckpointManager(folder) as manager:
-    content = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardRestore(), manifest=ocp.args.JsonRestore()
-      ),
+def _of_the_moment(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Copies where arrays lie in the host's memory, which the next step uses again."""
+  on_host = jax.default_backend() == 'cpu'
+  return {name: jnp.copy(x) if on_host else x for name, x in arrays.items()}
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+  handlers = {
+    'arrays': ocp.StandardCheckpointHandler(),
+    'manifest': ocp.JsonCheckpointHandler(),
+  }
+  options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _shapes(folder: Path, step: int) -> dict[str, Any]:
+  """The arrays of a checkpoint, without their numbers."""
+  with _manager(folder) as manager:
+    found = manager.item_metadata(step)['arrays']
+  return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found.items()}
+
+
+def _read(
+  folder: Path, step: int, like: dict[str, Any]
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+  """Arrays that lie as those of `like` do, or on the first device; the manifest."""
+  first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    name: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or first
     )
+    for name, x in like.items()
+  }
+  args = ocp.args.Composite(
+    arrays=ocp.args.StandardRestore(wanted), manifest=ocp.args.JsonRestore()
+  )
+  with _manager(folder) as manager:
+    content = manager.restore(step, args=args)
   return content['arrays'], content['manifest']
 
 

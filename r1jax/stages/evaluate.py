@@ -7,14 +7,15 @@ independent. The same step of the same seed always draws the same samples.
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from r1jax import drawing, statistics, tasks, text
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages.generate import Generator
+from r1jax.stages import hosts
+from r1jax.stages.generate import Generator, Outputs
 from r1jax.tasks import Problem
 
 
@@ -60,7 +61,8 @@ def evaluate(
     max_length: T.
   """
   size = config.prompts_per_batch
-  outputs, pending = [], []
+  answered: list[_Answered] = []  # of this host
+  pending = []
   for start in range(0, len(problems), size):
     chunk = list(problems[start : start + size])
     filled = chunk + [chunk[-1]] * (size - len(chunk))  # one shape, one compilation
@@ -72,71 +74,105 @@ def evaluate(
       max_length=max_length,
       draw=config.draw,
     )
+    mine = [
+      n for n, row in enumerate(sampled.rows) if sampled.own[n] and row < len(chunk)
+    ]
+    for n in mine:
+      number = start + int(sampled.rows[n])
+      answered.append(
+        _answered(number, problems[number], sampled, n, number < config.shown)
+      )
     pairs = [
-      (problem, output)
-      for problem, group in zip(chunk, sampled.texts, strict=False)
-      for output in group
+      (chunk[sampled.rows[n]], output) for n in mine for output in sampled.texts[n]
     ]
     # Scored while the next ones are sampled.
-    pending.append(pool.submit(*map(list, zip(*pairs, strict=True))))
-    for index, problem in enumerate(chunk):
-      outputs.append((problem, sampled, index))
+    pending.append(pool.submit([p for p, _ in pairs], [output for _, output in pairs]))
   scored = np.concatenate([scores.result().values for scores in pending])
-  values = dict(
-    zip(pool.names, scored.T.reshape(-1, len(outputs), config.samples), strict=True)
+  own = answered, scored.reshape(len(answered), config.samples, -1)
+  parts = hosts.agree('evaluation', own)
+  together = [pair for part in parts for pair in zip(*part, strict=True)]
+  together.sort(key=lambda pair: pair[0].number)
+  values_PGR = np.stack([values for _, values in together])
+  values = dict(zip(pool.names, np.moveaxis(values_PGR, -1, 0), strict=True))
+  found = [one for one, _ in together]
+  names = [problem.task for problem in problems]
+  shown = [
+    {
+      'problem': problems[one.number].id,
+      'prompt': generator.prompt(problems[one.number]),
+      'output': one.output,
+      'correct': bool(values['accuracy'][one.number, 0]),
+      'cut_off': bool(one.cut_off[0]),
+    }
+    for one in found[: config.shown]
+  ]
+  return _summary(found, names, values, config), shown
+
+
+class _Answered(NamedTuple):
+  """What is kept of the outputs to a problem."""
+
+  number: int  # of the problem
+  length: np.ndarray  # int [G]
+  cut_off: np.ndarray  # bool [G]
+  unparsable: list[bool]
+  reflective: list[bool]
+  agreed: bool  # whether the answer that most give is right
+  output: str | None  # the first, where it is to be shown
+
+
+def _answered(
+  number: int, problem: Problem, sampled: Outputs, n: int, shown: bool
+) -> _Answered:
+  group = sampled.texts[n]
+  return _Answered(
+    number,
+    sampled.lengths[n],
+    sampled.cut_off[n],
+    [text.parse(output) is None for output in group],
+    [text.is_reflective(output) for output in group],
+    _consensus(problem, group),
+    group[0] if shown else None,
   )
-  return _summary(outputs, values, config, generator)
 
 
-def _summary(outputs, values_PG, config, generator):
-  correct_PG = values_PG.pop('accuracy')
+def _summary(
+  found: Sequence[_Answered],
+  names: Sequence[str],
+  values_PG: dict[str, np.ndarray],
+  config: Config,
+) -> dict[str, Any]:
+  correct_PG = values_PG['accuracy']
   metrics: dict[str, Any] = {
     'split': 'test',
-    'problems': len(outputs),
+    'problems': len(found),
     'k': config.samples,
     **dataclasses.asdict(config.draw),
   }
-  texts = [sampled.texts[index] for _, sampled, index in outputs]
   count = correct_PG.sum(1).astype(int)
   pass_at_k = statistics.pass_at_k(config.samples, count, config.samples)
-  agreed = [
-    _consensus(problem, group)
-    for (problem, _, _), group in zip(outputs, texts, strict=True)
-  ]
   for name, values in (
     ('pass_at_1', correct_PG),
     ('pass_at_k', pass_at_k),
-    ('consensus', np.array(agreed, float)),
-    ('length', [sampled.lengths[index] for _, sampled, index in outputs]),
-    ('cut_off', [sampled.cut_off[index] for _, sampled, index in outputs]),
-    ('unparsable', [[text.parse(o) is None for o in group] for group in texts]),
-    ('reflective', [[text.is_reflective(o) for o in group] for group in texts]),
+    ('consensus', np.array([one.agreed for one in found], float)),
+    ('length', [one.length for one in found]),
+    ('cut_off', [one.cut_off for one in found]),
+    ('unparsable', [one.unparsable for one in found]),
+    ('reflective', [one.reflective for one in found]),
   ):
     metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
   metrics['rewards'] = {
     name: statistics.bootstrap(values, seed=0)._asdict()
     for name, values in values_PG.items()
+    if name != 'accuracy'
   }
-  names = [problem.task for problem, _, _ in outputs]
   if len(set(names)) > 1:
     metrics['tasks'] = {
       name: statistics.bootstrap(correct_PG[np.array(names) == name], seed=0)._asdict()
       for name in dict.fromkeys(names)
     }
   metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
-  shown = [
-    {
-      'problem': problem.id,
-      'prompt': generator.prompt(problem),
-      'output': sampled.texts[index][0],
-      'correct': bool(right[0]),
-      'cut_off': bool(sampled.cut_off[index][0]),
-    }
-    for (problem, sampled, index), right in zip(
-      outputs[: config.shown], correct_PG, strict=False
-    )
-  ]
-  return metrics, shown
+  return metrics
 
 
 def _consensus(problem: Problem, group: Sequence[str]) -> bool:

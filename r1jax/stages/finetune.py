@@ -17,6 +17,7 @@ import optax
 
 from r1jax import mesh as mesh_lib
 from r1jax import optim, sft
+from r1jax.stages import hosts
 from r1jax.stages.run import Run, check_finite
 
 
@@ -233,15 +234,18 @@ def train(
     tokens += int(rows.weights.sum())
     state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows), *constants)
     saves = number % config.checkpoint_every == 0 or number == steps
-    if number % config.log_every == 0 or saves or run.interrupted:
+    logs = number % config.log_every == 0
+    # With several hosts, whether one was stopped is asked with what is written down.
+    stops = run.stops() if logs or saves or hosts.count() == 1 else False
+    if logs or saves or stops:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, number, values, f'{config.group}_optim')
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
-      if number % config.log_every == 0:
+      if logs:
         run.log.write(phase, number, **values)
       run.progress.update(phase, number, steps, values)
       began, tokens = time.monotonic(), 0
-    if saves or run.interrupted:
+    if saves or stops:
       run.save(phase, number, state)
   return state.params

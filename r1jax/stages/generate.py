@@ -23,13 +23,19 @@ _LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores are taken for f
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """A group of outputs for each of P problems."""
+  """A group of outputs for each of P problems: those that this host has.
 
+  With one host these are all that there are.
+  """
+
+  rows: np.ndarray  # int [P], which of the problems
+  own: np.ndarray  # bool [P], those that this host speaks for: others may have them too
   prompts: np.ndarray  # int32 [P, S], padded on the left
   prompt_mask: np.ndarray  # bool [P, S]
   tokens: np.ndarray  # int32 [P, G, T], 0 beyond an output's end
   logp: np.ndarray  # float32 [P, G, T], nats, under the policy that sampled
   lengths: np.ndarray  # int [P, G], tokens with the stop token
+  all_lengths: np.ndarray  # int [all, G], those that other hosts have included
   cut_off: np.ndarray  # bool [P, G], no stop token within the limit
   texts: list[list[str]]  # P lists of G
   seconds: float  # from the first program's start to the last one's end
@@ -59,17 +65,30 @@ class Generator:
     return mesh_lib.put_like(self.where, params, self.names)
 
   @functools.cached_property
-  def _sample(self) -> Callable[..., sampling.Completions]:
-    function = functools.partial(
-      sampling.sample,
-      model=self.model,
-      stop_ids=self.tokenizer.stop_ids,
-      compact=self.where.size == 1,
-    )
-    static = ('config', 'group_size', 'max_length')
+  def _sample(self) -> Callable[..., tuple[sampling.Completions, jax.Array]]:
+    def function(
+      params: Any, key_data: jax.Array, prompts: jax.Array, mask: jax.Array, **how: Any
+    ) -> tuple[sampling.Completions, jax.Array]:
+      said = sampling.sample(
+        params,
+        jax.random.wrap_key_data(key_data),
+        prompts,
+        mask,
+        model=self.model,
+        stop_ids=self.tokenizer.stop_ids,
+        compact=self.where.size == 1,
+        **how,
+      )
+      return said, said.mask.sum(-1)
+
+    # Outputs lie where they are learned from, and every host knows all lengths.
+    places = None
+    if self.where.size > 1:
+      places = mesh_lib.sharding(self.mesh, 'prompt'), mesh_lib.sharding(self.mesh)
     return jax.jit(
       mesh_lib.bound(self.where, function),
-      static_argnames=static,
+      static_argnames=('config', 'group_size', 'max_length'),
+      out_shardings=places,
       compiler_options=compilation.options(self.where),
     )
 
@@ -99,9 +118,15 @@ class Generator:
     max_length: int,
     draw: drawing.Config,
   ) -> Outputs:
-    """Samples `group_size` outputs of each problem, in parts side by side on a CPU."""
-    prompts, prompt_mask = self.encode(problems)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(problems)))
+    """Samples `group_size` outputs of each problem, in parts side by side on a CPU.
+
+    Each host is given all problems, and encodes and decodes those of its devices.
+    """
+    rows, own = _rows(self.mesh, len(problems))
+    mine = [problems[n] for n in rows]
+    prompts, prompt_mask = self.encode(mine)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    key_data = np.asarray(jax.random.key_data(keys))
     sample = functools.partial(
       self._sample,
       self.take(params),
@@ -112,37 +137,49 @@ class Generator:
       temperature=np.float32(draw.temperature),
     )
 
-    def part(rows: slice) -> sampling.Completions:
-      arrays = (keys[rows], prompts[rows], prompt_mask[rows])
+    def part(rows: slice) -> tuple[sampling.Completions, np.ndarray]:
+      arrays = (key_data[rows], prompts[rows], prompt_mask[rows])
       with _COMPILES:  # once, and not once a thread; a call returns before it has run
-        completions = sample(*mesh_lib.put_batch(self.where, arrays))
-      return jax.device_get(completions)
+        said, lengths = sample(*mesh_lib.feed(self.mesh, arrays))
+      return mesh_lib.fetch(self.mesh, said), np.asarray(lengths)
 
-    size = len(problems) // self._parts(len(problems))
+    size = len(mine) // self._parts(len(mine))
     began = time.monotonic()
-    slices = [slice(start, start + size) for start in range(0, len(problems), size)]
+    slices = [slice(start, start + size) for start in range(0, len(mine), size)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
       parts = list(threads.map(part, slices))
     seconds = time.monotonic() - began
-    said = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    tokens, lengths = said.tokens, said.mask.sum(-1)
+    said, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    tokens, lengths = said.tokens, all_lengths[rows]
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     flat = tokens.reshape(-1, max_length)
-    rows = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
+    spoken = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
     # An output begins with what its prompt has opened for it.
-    opened = [text.opened(self.prompt(problem)) for problem in problems]
+    opened = [text.opened(self.prompt(problem)) for problem in mine]
     texts = [
       opened[n // group_size] + said
-      for n, said in enumerate(self.tokenizer.decode_batch(rows))
+      for n, said in enumerate(self.tokenizer.decode_batch(spoken))
     ]
     groups = range(0, len(texts), group_size)
     return Outputs(
+      rows=rows,
+      own=own,
       prompts=prompts,
       prompt_mask=prompt_mask,
       tokens=tokens,
       logp=said.logp,
       lengths=lengths,
+      all_lengths=all_lengths,
       cut_off=~np.isin(last, self.tokenizer.stop_ids),
       texts=[texts[start : start + group_size] for start in groups],
       seconds=seconds,
     )
+
+
+def _rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which of so many problems this host has, and whether it is the first that does."""
+  holders = mesh_lib.holders(mesh)
+  rows = np.arange(problems).reshape(len(holders), -1)
+  here = [n for n, hosts in enumerate(holders) if jax.process_index() in hosts]
+  own = [holders[n][0] == jax.process_index() for n in here]
+  return rows[here].reshape(-1), np.repeat(own, rows.shape[1])

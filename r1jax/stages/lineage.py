@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from r1jax import hub, sampling, tasks, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
+from r1jax.stages import hosts
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.generate import Generator
 from r1jax.stages.run import Run
@@ -69,8 +71,12 @@ class Model:
 
   def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
     """Random parameters, placed on the mesh."""
-    mesh_lib.places(mesh, self.names)  # says what does not fit
-    return mesh_lib.put_boxed(mesh, jax.jit(self.boxed)(jax.random.key(seed)))
+    places = mesh_lib.places(mesh, self.names)  # says what does not fit
+
+    def init(seed: jax.Array) -> Any:
+      return mesh_lib.unbox(self.boxed(jax.random.key(seed)))
+
+    return jax.jit(init, out_shardings=places)(np.uint32(seed))
 
   @functools.cached_property
   def names(self) -> Any:
@@ -138,8 +144,13 @@ class Stage:
     """
     model = self.model
     if not model.lora.rank:
-      found = self._saved(name, mesh_lib.unbox(model.names))
-      return jax.device_put(found, mesh_lib.places(mesh, model.names))
+      shapes, places = mesh_lib.unbox(model.names), mesh_lib.places(mesh, model.names)
+      like = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        places,
+      )
+      return self._saved(name, like)
     adapters = self.adapters(name)
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), mesh_lib.places(mesh, model.names), dtype)
@@ -308,11 +319,15 @@ def finish(
     if saved.step is None or saved.manifest()['digest'] != digests[name]:
       saved.save(1, tree, {'phase': f'model-{name}'})
       saved.wait()
+  if not hosts.first():
+    hosts.agree('record', None)
+    return load(run.workdir)
   if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
     model.tokenizer.save(run.workdir / TOKENIZER)
   with contextlib.suppress(LineageError):
     before = load(run.workdir)
     if before.record['params'] == digests:
+      hosts.agree('record', None)
       return before
   names = (*tasks.REASONING, *tasks.GENERAL)
   record = {
@@ -337,4 +352,5 @@ def finish(
   }
   content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
   write_whole(run.workdir / RECORD, content)
+  hosts.agree('record', None)
   return load(run.workdir)

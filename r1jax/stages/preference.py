@@ -235,7 +235,8 @@ def train(
     batch = _portion(training, seed, step, config.pairs_per_step)
     state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
     saves = step % config.checkpoint_every == 0 or step == steps
-    if step % config.log_every == 0 or saves or run.interrupted:
+    stops = run.stops()
+    if step % config.log_every == 0 or saves or stops:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, step, values, f'{phase}_optim')
       if saves and len(held_out.tokens):
@@ -245,7 +246,7 @@ def train(
         run.log.write(phase, step, **values)
       run.progress.update(phase, step, steps, values)
       began = time.monotonic()
-    if saves or run.interrupted:
+    if saves or stops:
       run.save(phase, step, state)
   measured = _order(seed, 0, len(training.tokens))[:MEASURED]
   sample = preference.Batch(training.tokens[measured], training.mask[measured])

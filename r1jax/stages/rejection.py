@@ -99,7 +99,7 @@ def collect(
     asked = (batch + 1) * size
     good = np.mean([not line['faults'] for line in lines])
     run.progress.update('sampling', asked, config.problems, {'accepted': good})
-    if run.interrupted:
+    if run.stops():
       raise Interruption(f'Stopped after {asked} problems. The same command goes on.')
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)

@@ -20,8 +20,8 @@ import numpy as np
 
 from r1jax import drawing, grpo, optim, packing, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax.rewards.pool import RewardPool, Scores
-from r1jax.stages import compilation
+from r1jax.rewards.pool import RewardPool
+from r1jax.stages import compilation, hosts
 from r1jax.stages import evaluate as evaluation
 from r1jax.stages.evaluate import named_key
 from r1jax.stages.generate import Generator, Outputs
@@ -177,9 +177,13 @@ class Trainer:
 
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
-    score = mesh_lib.bound(self.generator.mesh, score)
-    options = compilation.options(self.generator.mesh)
-    return jax.jit(score, compiler_options=options)
+    mesh = self.generator.mesh
+    place = None if mesh.size == 1 else mesh_lib.sharding(mesh, None, 'prompt')
+    return jax.jit(
+      mesh_lib.bound(mesh, score),
+      out_shardings=place,
+      compiler_options=compilation.options(mesh),
+    )
 
   def passes(
     self, policy: Any, reference: Any, outputs: Outputs, temperature: float
@@ -196,7 +200,7 @@ class Trainer:
     self, params: Any, outputs: Outputs, temperature: float
   ) -> tuple[np.ndarray, float]:
     """Log-probs of the outputs' tokens, [P, G, T], and the device's seconds."""
-    layout = self._plan(outputs)
+    layout = self._plan(outputs, np.arange(len(outputs.all_lengths)))
     rows = (
       layout.by_prompt(outputs.prompts),
       layout.by_prompt(outputs.prompt_mask),
@@ -205,9 +209,10 @@ class Trainer:
       layout.documents,
     )
     count, scalar = np.int32(layout.count), np.float32(temperature)
-    rows = self._put(rows)
+    rows = self._feed(rows)
     began = time.monotonic()
-    logp = jax.device_get(self.scoring(self.whole(params), rows, count, scalar))
+    logp = self.scoring(self.whole(params), rows, count, scalar)
+    logp = mesh_lib.fetch(self.generator.mesh, logp, axis=1)
     seconds = time.monotonic() - began
     return layout.undo(logp, outputs.tokens.shape), seconds
 
@@ -228,12 +233,9 @@ class Trainer:
   ) -> tuple[optim.TrainState, dict[str, float], float]:
     """All updates of one rollout.
 
+    `advantage_PG` is of the outputs that this host has, as they and their passes are.
     Returns the state, the updates' mean metrics, and the seconds that the device took.
     """
-
-    def chosen_of(x_PGT: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
-      return None if x_PGT is None else x_PGT[chosen]
-
     old_logp, sampler_logp = outputs.logp, None
     if passes.old_logp is not None:
       old_logp, sampler_logp = passes.old_logp, outputs.logp
@@ -243,18 +245,18 @@ class Trainer:
         layout = self._plan(outputs, chosen)
         rollout = packing.pack(
           layout,
-          prompts=outputs.prompts[chosen],
-          prompt_mask=outputs.prompt_mask[chosen],
-          tokens=outputs.tokens[chosen],
-          old_logp=old_logp[chosen],
-          ref_logp=chosen_of(passes.ref_logp, chosen),
-          sampler_logp=chosen_of(sampler_logp, chosen),
-          advantage=advantage_PG[chosen],
+          prompts=outputs.prompts,
+          prompt_mask=outputs.prompt_mask,
+          tokens=outputs.tokens,
+          old_logp=old_logp,
+          ref_logp=passes.ref_logp,
+          sampler_logp=sampler_logp,
+          advantage=advantage_PG,
         )
         began = began or time.monotonic()
         count = np.int32(layout.count)
         state, metrics = self.update(
-          state, self.frozen, self._put(rollout), count, np.float32(temperature)
+          state, self.frozen, self._feed(rollout), count, np.float32(temperature)
         )
         values.append(metrics)  # not fetched: the next part is packed meanwhile
     values = jax.device_get(values)
@@ -265,28 +267,54 @@ class Trainer:
     return state, means, seconds
 
   def _minibatches(self, key: jax.Array) -> np.ndarray:
-    """Which problems each mini-batch takes, [minibatches, problems]."""
-    prompts, parts = self.config.prompts_per_step, self.config.minibatches
-    if parts == 1:
-      return np.arange(prompts)[None]
-    return np.asarray(jax.random.permutation(key, prompts)).reshape(parts, -1)
+    """Which problems each mini-batch takes, [minibatches, problems].
 
-  def _plan(
-    self, outputs: Outputs, chosen: np.ndarray | slice = slice(None)
-  ) -> packing.Layout:
-    _, group_size, length = outputs.tokens.shape
+    Of each part that devices have as many, as far as the numbers allow.
+    """
+    prompts, minibatches = self.config.prompts_per_step, self.config.minibatches
+    if minibatches == 1:
+      return np.arange(prompts)[None]
+    order = np.asarray(jax.random.permutation(key, prompts))
+    of_part = order // (prompts // self._shards)
+    dealt = order[np.argsort(of_part, kind='stable')].reshape(self._shards, -1)
+    return dealt.T.reshape(minibatches, -1)
+
+  def _plan(self, outputs: Outputs, chosen: np.ndarray) -> packing.Layout:
+    """A layout of the chosen problems' outputs, of those that this host has.
+
+    Of as many micro-batches as the fullest part of any host needs.
+    """
+    prompts, group_size = outputs.all_lengths.shape
+    parts, length = self._shards, outputs.tokens.shape[-1]
     rows = self.config.micro_batch_rows
     prompt_rows = packing.rows_of_a_prompt(
-      group_size, outputs.prompts.shape[1], length, rows, self._shards
+      group_size, outputs.prompts.shape[1], length, rows, parts
     )
-    return packing.plan(outputs.lengths[chosen], length, rows, prompt_rows)
+    by_part = [chosen[chosen // (prompts // parts) == n] for n in range(parts)]
+    held = mesh_lib.held(self.generator.mesh)
+    layout = packing.plan(
+      outputs.lengths,
+      length,
+      rows // parts * len(held),
+      prompt_rows,
+      # Rows are in order: where a problem stands among those that this host has.
+      [np.searchsorted(outputs.rows, by_part[n]).tolist() for n in held],
+      room=-(-len(chosen) // parts),
+    )
+    elsewhere = [
+      packing.slots(outputs.all_lengths[by_part[n]], length, prompt_rows)
+      for n in set(range(parts)) - set(held)
+    ]
+    at_a_time = rows // parts // prompt_rows
+    count = max([layout.count, *(-(-used // at_a_time) for used in elsewhere)])
+    return dataclasses.replace(layout, count=count)
 
   @property
   def _shards(self) -> int:
     return mesh_lib.shards(self.generator.mesh, 'prompt')
 
-  def _put(self, parts: Any) -> Any:
-    return mesh_lib.put_batch(self.generator.mesh, parts, axis=1)
+  def _feed(self, parts: Any) -> Any:
+    return mesh_lib.feed(self.generator.mesh, parts, axis=1)
 
 
 def train(
@@ -337,7 +365,7 @@ def train(
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
     chosen = [order(index) for index in batch]
-    with _profile(run, step == config.profile_step):
+    with _profile(run, hosts.first() and step == config.profile_step):
       state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
     for sentence in values.pop('errors'):
       run.progress.say(f'Step {step}: {sentence}')
@@ -368,7 +396,7 @@ def train(
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
     due = step % config.checkpoint_every == 0 or step == config.steps
-    if due or run.interrupted:
+    if run.stops() or due:
       run.save(phase, step, {'policy': state, 'reference': reference})
   return state.params
 
@@ -443,24 +471,26 @@ def _step(
     state.params, named_key(key, 'sample'), problems, length, temperature
   )
   sampled = time.monotonic()
-  repeated = [problem for problem in problems for _ in range(config.group_size)]
-  flat = [output for group in outputs.texts for output in group]
   # The worker processes score the texts while the device scores the tokens.
   with concurrent.futures.ThreadPoolExecutor(1) as aside:
     passing = aside.submit(
       trainer.passes, state.params, reference, outputs, temperature
     )
-    scores = trainer.pool.submit(repeated, flat).result()
+    seen = _joined(hosts.agree('rewards', _seen(trainer, problems, outputs)))
     rewarded = time.monotonic()
     passes = passing.result()
-  reward_PG = scores.total.reshape(len(problems), config.group_size)
-  advantage_PG = trainer.advantages(reward_PG)
+  advantage_PG = trainer.advantages(seen.reward)
   referred = time.monotonic()
   state, metrics, learning = trainer.learn(
-    state, outputs, passes, advantage_PG, named_key(key, 'minibatch'), temperature
+    state,
+    outputs,
+    passes,
+    advantage_PG[outputs.rows],
+    named_key(key, 'minibatch'),
+    temperature,
   )
   values = {
-    **_observed(outputs, scores, reward_PG, trainer.pool.names),
+    **_observed(outputs.all_lengths, seen, trainer.pool.names),
     **metrics,
     'temperature': temperature,
     'time': {
@@ -468,55 +498,96 @@ def _step(
       'reward': rewarded - sampled,
       'reference': passes.seconds,
       'update': time.monotonic() - referred,
-      'tokens': int(outputs.lengths.sum()),
+      'tokens': int(outputs.all_lengths.sum()),
       'device': outputs.seconds + passes.seconds + learning,
     },
   }
-  return state, values, _samples(trainer, problems, outputs, scores, advantage_PG)
+  samples = [
+    {**sample, 'advantage': float(advantage_PG[row, 0])}
+    for row, sample in sorted(seen.samples.items())
+  ]
+  return state, values, samples
+
+
+class _Seen(NamedTuple):
+  """What can be seen of a rollout before learning from it, without the outputs."""
+
+  rows: np.ndarray  # int [P], which problems
+  rewards: np.ndarray  # float32 [P, G, R], R of them by name
+  reward: np.ndarray  # float32 [P, G], the weighted sum
+  cut_off: np.ndarray  # bool [P, G]
+  unparsable: np.ndarray  # bool [P, G]
+  reflective: np.ndarray  # bool [P, G]
+  failures: int
+  timeouts: int
+  errors: list[str]
+  samples: dict[int, dict[str, Any]]  # by row, lines of samples.jsonl
+
+
+def _seen(trainer: Trainer, problems: Sequence[Problem], outputs: Outputs) -> _Seen:
+  """Rewards this host's outputs; others may have them too and then do not."""
+  mine = np.flatnonzero(outputs.own)
+  rows, texts = outputs.rows[mine], [outputs.texts[n] for n in mine]
+  shape = len(mine), trainer.config.group_size
+  repeated = [problems[row] for row in rows for _ in range(shape[1])]
+  flat = [output for group in texts for output in group]
+  scores = trainer.pool.submit(repeated, flat).result()
+  samples = {
+    int(row): {
+      'problem': problems[row].id,
+      'prompt': trainer.generator.prompt(problems[row]),
+      'output': texts[n][0],
+      'rewards': dict(
+        zip(trainer.pool.names, scores.values[n * shape[1]].tolist(), strict=True)
+      ),
+      'reward': float(scores.total[n * shape[1]]),
+    }
+    for n, row in enumerate(rows)
+    if row < trainer.config.logged_samples
+  }
+  return _Seen(
+    rows,
+    scores.values.reshape(*shape, -1),
+    scores.total.reshape(shape),
+    outputs.cut_off[mine],
+    np.array([text.parse(output) is None for output in flat], bool).reshape(shape),
+    np.array([text.is_reflective(output) for output in flat], bool).reshape(shape),
+    scores.failures,
+    scores.timeouts,
+    scores.errors,
+    samples,
+  )
+
+
+def _joined(parts: Sequence[_Seen]) -> _Seen:
+  """What all hosts have seen, in the order of the problems."""
+  order = np.argsort(np.concatenate([part.rows for part in parts]))
+
+  def all_of(*fields: Any) -> Any:
+    if isinstance(fields[0], np.ndarray):
+      return np.concatenate(fields)[order]
+    if isinstance(fields[0], dict):
+      return dict(item for field in fields for item in field.items())
+    return sum(fields, start=type(fields[0])())
+
+  return _Seen(*map(all_of, *parts))
 
 
 def _observed(
-  outputs: Outputs, scores: Scores, reward_PG: np.ndarray, names: Sequence[str]
+  length_PG: np.ndarray, seen: _Seen, names: Sequence[str]
 ) -> dict[str, Any]:
-  """What can be seen of a rollout before learning from it."""
-  flat = [output for group in outputs.texts for output in group]
-  spread = reward_PG.max(1) - reward_PG.min(1)
+  spread = seen.reward.max(1) - seen.reward.min(1)
   return {
-    'reward': float(reward_PG.mean()),
+    'reward': float(seen.reward.mean()),
     'rewards': {
-      name: float(scores.values[:, i].mean()) for i, name in enumerate(names)
+      name: float(seen.rewards[..., i].mean()) for i, name in enumerate(names)
     },
-    'length': float(outputs.lengths.mean()),
+    'length': float(length_PG.mean()),
     'zero_variance_groups': float((spread == 0).mean()),
-    'cut_off': float(outputs.cut_off.mean()),
-    'unparsable': float(np.mean([text.parse(output) is None for output in flat])),
-    'reflective': float(np.mean([text.is_reflective(output) for output in flat])),
-    'reward_errors': scores.failures,
-    'reward_timeouts': scores.timeouts,
-    'errors': scores.errors,
+    'cut_off': float(seen.cut_off.mean()),
+    'unparsable': float(seen.unparsable.mean()),
+    'reflective': float(seen.reflective.mean()),
+    'reward_errors': seen.failures,
+    'reward_timeouts': seen.timeouts,
+    'errors': seen.errors,
   }
-
-
-def _samples(
-  trainer: Trainer,
-  problems: Sequence[Problem],
-  outputs: Outputs,
-  scores: Scores,
-  advantage_PG: np.ndarray,
-) -> list[dict[str, Any]]:
-  """The first outputs of the first groups, as lines of samples.jsonl."""
-  samples = []
-  for index in range(min(trainer.config.logged_samples, len(problems))):
-    row = index * trainer.config.group_size
-    names = trainer.pool.names
-    samples.append(
-      {
-        'problem': problems[index].id,
-        'prompt': trainer.generator.prompt(problems[index]),
-        'output': outputs.texts[index][0],
-        'rewards': dict(zip(names, scores.values[row].tolist(), strict=True)),
-        'reward': float(scores.total[row]),
-        'advantage': float(advantage_PG[index, 0]),
-      }
-    )
-  return samples

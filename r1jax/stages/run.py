@@ -4,6 +4,8 @@
 step at hand. `plain_errors` turns a mistake that a user can mend into one sentence.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import dis
@@ -13,11 +15,12 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
 from r1jax.rewards.pool import RewardError
+from r1jax.stages import hosts
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints
 from r1jax.stages.compilation import Compilations
 from r1jax.stages.metrics import Log
@@ -25,12 +28,12 @@ from r1jax.stages.progress import Progress
 from r1jax.stages.workdir import MAY_CHANGE, WorkdirError, open_workdir
 
 
-class TrainingError(Exception):
+class TrainingError(hosts.Together):
   """A run that can't go on; the message says why and what to change."""
 
 
-class Interruption(Exception):
-  """Ctrl-C was pressed and the state is saved."""
+class Interruption(hosts.Together):
+  """The run was asked to stop, and the state is saved."""
 
 
 def check_finite(
@@ -50,29 +53,38 @@ def check_finite(
 
 @dataclasses.dataclass
 class Run:
-  """An open work directory."""
+  """An open work directory.
+
+  Of a host other than the first, `log` and `progress` write and say nothing.
+  """
 
   workdir: Path
-  log: Log
-  progress: Progress
+  log: Log | _Elsewhere
+  progress: Progress | _Elsewhere
   checkpoints: dict[str, Checkpoints]  # by phase
   facts: dict[str, str]  # what checkpoints depend on beside the config
   compilations: Compilations
-  interrupted: bool = False  # set by Ctrl-C; stages save and raise `Interruption`
+  interrupted: bool = False  # this host was asked to stop, by Ctrl-C or SIGTERM
+  ends: bool = False  # one of them was; stages save and raise `Interruption`
+
+  def stops(self) -> bool:
+    """Whether any host was asked to stop; all ask at the same step."""
+    self.ends = any(hosts.agree('stop', self.interrupted))
+    return self.ends
 
   def save(self, phase: str, step: int, tree: Any) -> None:
-    """Begins to write a checkpoint of what has been logged; ends the run after Ctrl-C.
+    """Begins to write a checkpoint of what has been logged; ends a run that `stops`.
 
     Raises:
       CheckpointError: it, or the one before, could not be written.
-      Interruption: Ctrl-C was pressed.
+      Interruption: the run was asked to stop.
     """
     manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.facts}
     for name, saved in self.checkpoints.items():
       if name != phase:  # this checkpoint is worth nothing without those before it
         saved.wait()
     self.checkpoints[phase].save(step, tree, manifest)
-    if self.interrupted:
+    if self.ends:
       self.checkpoints[phase].wait()
       raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '
@@ -93,7 +105,7 @@ def start(
       its files is not what it was when the checkpoint was written.
     CheckpointError: see `Checkpoints`.
   """
-  workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+  workdir = _open(config)
   facts = dict(facts or {})
   folder = workdir / 'checkpoints'
   checkpoints = {phase: Checkpoints(folder / phase) for phase in phases}
@@ -109,9 +121,10 @@ def start(
         '--workdir'
       )
   lines = manifest.get('metrics_lines', 0)
+  first = hosts.first()
   with (
-    Log(workdir, resume, lines) as log,
-    Progress() as progress,
+    Log(workdir, resume, lines) if first else _Elsewhere() as log,
+    Progress() if first else _Elsewhere() as progress,
     Compilations() as compilations,
   ):
     run = Run(workdir, log, progress, checkpoints, facts, compilations)
@@ -120,7 +133,7 @@ def start(
         progress.say(warning)
     for phase, step in resume.items():
       progress.say(f'Going on from step {step} of {phase} in {workdir}.')
-    with _ctrl_c_sets_flag(run):
+    with _signals_set_flag(run):
       try:
         yield run
       except BaseException:
@@ -157,6 +170,7 @@ def plain_errors() -> Iterator[None]:
     sys.exit(130)
   except (
     CheckpointError,
+    hosts.HostError,
     RewardError,
     TrainingError,
     WorkdirError,
@@ -201,20 +215,62 @@ def _is_ours(error: BaseException) -> bool:
   return raised_here and package in ('r1jax', 'experiments', '__main__')
 
 
+def _open(config: Any) -> Path:
+  """The run's directory, which the first host opens, and all others see."""
+  if hosts.first():
+    workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+  hosts.agree('workdir', None)
+  if not hosts.first():
+    workdir = Path(config.workdir)
+    if not workdir.is_dir():
+      raise WorkdirError(
+        f'workdir: expected a folder that all hosts share, got {workdir}, which is not '
+        f'there on host {hosts.index()}'
+      )
+  return workdir
+
+
+class _Elsewhere:
+  """Log and progress of a host other than the first, which writes and says them."""
+
+  lines = 0
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    pass
+
+  def write(self, phase: str, step: int, **values: Any) -> None:
+    """Nothing."""
+
+  def samples(self, samples: Any) -> None:
+    """Nothing."""
+
+  def say(self, sentence: str) -> None:
+    """Nothing."""
+
+  def update(self, phase: str, step: int, total: int, values: Any) -> None:
+    """Nothing."""
+
+
 @contextlib.contextmanager
-def _ctrl_c_sets_flag(run: Run) -> Iterator[None]:
+def _signals_set_flag(run: Run) -> Iterator[None]:
+  """Lets Ctrl-C, and SIGTERM by which machines are taken away, end the run in order."""
+
   def note(number: int, frame: Any) -> None:
-    del number, frame
-    if run.interrupted:
+    del frame
+    if run.interrupted and number == signal.SIGINT:
       raise KeyboardInterrupt
     run.interrupted = True
-    run.progress.say(
-      'Ctrl-C: saving after this step, which may still compile. Press it again to stop '
-      'without saving.'
-    )
+    name = 'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'
+    again = ' Press it again to stop without saving.' if name == 'Ctrl-C' else ''
+    run.progress.say(f'{name}: saving after this step, which may still compile.{again}')
 
-  before = signal.signal(signal.SIGINT, note)
+  both = signal.SIGINT, signal.SIGTERM
+  before = [signal.signal(number, note) for number in both]
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(both, before, strict=True):
+      signal.signal(number, handler)

@@ -16,7 +16,7 @@ import jax
 from r1jax import drawing
 from r1jax.rewards import Weighted, opponent, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import evaluate
+from r1jax.stages import evaluate, hosts
 from r1jax.stages.generate import Generator
 from r1jax.stages.metrics import plain
 from r1jax.stages.run import Run
@@ -98,5 +98,6 @@ def measure(
       mean = values['pass_at_1']['mean']
       run.progress.say(f'{name}, {kind}: pass@1 {mean:.1%}')
   content = json.dumps(plain(row), ensure_ascii=False) + '\n'
-  write_whole(file(run.workdir, name), content)
+  if hosts.first():
+    write_whole(file(run.workdir, name), content)
   return row

@@ -27,6 +27,7 @@ MAY_CHANGE = (
   *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
   'mesh.sampler_tensor',
   'mesh.sampler_expert',
+  *(f'mesh.{name}' for name in ('coordinator', 'hosts', 'host')),
 )
 
 RECORD = 'stage.json'  # of a finished stage; see `lineage`
