@@ -44,6 +44,8 @@ class Written:
     assert len(problems) == 2  # one shape, also for the last batch
     self.keys.append(tuple(jax.random.key_data(key).tolist()))
     return types.SimpleNamespace(
+      rows=np.arange(2),
+      own=np.ones(2, bool),
       texts=[OUTPUTS[problem.id] for problem in problems],
       lengths=np.array([LENGTHS[problem.id] for problem in problems]),
       cut_off=np.array([CUT_OFF[problem.id] for problem in problems], bool),

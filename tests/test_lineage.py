@@ -282,7 +282,7 @@ def test_a_stage_has_no_record_before_its_models_are_whole(tmp_path, monkeypatch
     raise CheckpointError('the disk is full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(Checkpoints, '_write', refuse)
+    patch.setattr(Checkpoints, 'wait', refuse)
     with pytest.raises(CheckpointError, match='the disk is full'):
       finish(tmp_path / 'run', 'cold_start')
   assert not (tmp_path / 'run' / 'stage.json').exists()

@@ -140,7 +140,8 @@ class Generator:
     def part(rows: slice) -> tuple[sampling.Completions, np.ndarray]:
       arrays = (key_data[rows], prompts[rows], prompt_mask[rows])
       with _COMPILES:  # once, and not once a thread; a call returns before it has run
-        said, lengths = sample(*mesh_lib.feed(self.mesh, arrays))
+        placed = mesh_lib.feed(self.mesh, arrays)
+        said, lengths = sample(*mesh_lib.put_batch(self.where, placed))
       return mesh_lib.fetch(self.mesh, said), np.asarray(lengths)
 
     size = len(mine) // self._parts(len(mine))

@@ -6,6 +6,8 @@ key-value store of JAX's coordination service, with a time limit. With one host 
 here does anything.
 """
 
+from __future__ import annotations
+
 import atexit
 import contextlib
 import dataclasses
@@ -75,20 +77,33 @@ def joined(config: Any) -> Iterator[None]:
   if _store() is not None:  # a run within another one
     yield
     return
-  _initialize(config.mesh)
-  if count() == 1:
+  named = bool(config.mesh.coordinator)
+  if not named and not _told_of():
     yield
     return
+  arguments: dict[str, Any] = _address(config.mesh) if named else {}
+  witness = _Witness()
+  try:
+    # SIGTERM is the run's own affair.
+    jax.config.update('jax_enable_preemption_service', False)
+    jax.distributed.initialize(**arguments, initialization_timeout=ARRIVAL)
+  except Exception as error:  # of whatever the machine tells
+    witness.dismiss()
+    raise HostError(
+      f'the hosts that this machine tells of could not meet ({error}); name them with '
+      'mesh.coordinator, mesh.hosts and mesh.host'
+    ) from error
   names = agree('name', f'{socket.gethostname()}, pid {os.getpid()}')
-  with _watched(names):
+  witness.tell(f'{distributed.global_state.coordinator_address} {names[0]}')
+  with _watched(names, witness):
     _compare(config, names)
     yield
   jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
-def _watched(names: list[str]) -> Iterator[None]:
-  witness, over = _witness(names[0]), threading.Event()
+def _watched(names: list[str], witness: _Witness) -> Iterator[None]:
+  over = threading.Event()
   threading.Thread(target=_watch, args=(names, witness, over), daemon=True).start()
   try:
     yield
@@ -97,6 +112,9 @@ def _watched(names: list[str]) -> Iterator[None]:
     agree('end', None)
     raise
   except BaseException as error:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      # A collective breaks off where a host has died: who that is shows in a while.
+      time.sleep(SILENCE + READ)
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     _store().key_value_set(f'stopped/{index()}', text, allow_overwrite=True)
     # Before what JAX does at the end, which is to wait for the others.
@@ -106,7 +124,7 @@ def _watched(names: list[str]) -> Iterator[None]:
     raise
   finally:
     over.set()
-    witness.communicate(b'end')
+    witness.dismiss()
 
 
 def agree(what: str, value: Any) -> list[Any]:
@@ -148,28 +166,35 @@ def _host(key: str) -> int:
   return int(key.rsplit('/', 1)[1])
 
 
-def _initialize(config: mesh_lib.Config) -> None:
-  named: dict[str, Any] = {}
-  if config.coordinator:
-    named = {
-      'coordinator_address': config.coordinator,
-      'num_processes': config.hosts,
-      'process_id': config.host,
-    }
-  elif not _told_of():
-    return
-  try:
-    jax.distributed.initialize(**named, initialization_timeout=ARRIVAL)
-  except (RuntimeError, ValueError) as error:
-    who = f'host {config.host} of {config.hosts}' if named else 'this host'
-    # What JAX has begun would end with a stack trace.
-    atexit.register(_leave, 1)
-    raise HostError(
-      f'mesh.coordinator: {who} did not meet the others at '
-      f'{config.coordinator or "the address that the machine tells of"} within '
-      f'{ARRIVAL} s ({str(error).splitlines()[0]:.160}); start the same command on all '
-      'of them, with an address of host 0 that all can reach'
-    ) from error
+def _address(config: mesh_lib.Config) -> dict[str, Any]:
+  """What JAX is to be told. Raises HostError where it could only end the process."""
+  host, port = config.coordinator.rsplit(':', 1)
+  host, began = host.strip('[]'), time.monotonic()
+  if config.host == 0:
+    try:
+      socket.create_server(('', int(port))).close()
+    except OSError as error:
+      raise HostError(
+        f'mesh.coordinator: port {port} of this host, which is to coordinate, cannot '
+        f'be used ({error.strerror}); take another one'
+      ) from error
+  while config.host:
+    try:
+      socket.create_connection((host, int(port)), timeout=BEAT).close()
+      break
+    except OSError as error:
+      if time.monotonic() - began > ARRIVAL:
+        raise HostError(
+          f'mesh.coordinator: host 0 did not answer at {config.coordinator} for '
+          f'{ARRIVAL} s ({error}); start the same command on all hosts, with an '
+          'address of host 0 that all can reach'
+        ) from error
+      time.sleep(BEAT)
+  return {
+    'coordinator_address': config.coordinator,
+    'num_processes': config.hosts,
+    'process_id': config.host,
+  }
 
 
 def _told_of() -> bool:
@@ -219,7 +244,7 @@ def _code() -> str:
   return total.hexdigest()[:12]
 
 
-def _watch(names: list[str], witness: Any, over: threading.Event) -> None:
+def _watch(names: list[str], witness: _Witness, over: threading.Event) -> None:
   """Tells the others that this host lives; ends it when another does not."""
   store, began = _store(), time.monotonic()
   seen = dict.fromkeys(range(count()), ('', began))
@@ -245,7 +270,7 @@ def _watch(names: list[str], witness: Any, over: threading.Event) -> None:
         print(f'error: host {other} ({names[other]}) {sentence}', file=sys.stderr)
         if first():
           time.sleep(READ)  # the store is here, and others are still to read it
-        witness.communicate(b'end')
+        witness.dismiss()
         _leave(1)
 
 
@@ -256,22 +281,45 @@ def _leave(status: int) -> NoReturn:
   os._exit(status)
 
 
-def _witness(name: str) -> subprocess.Popen[bytes]:
-  """A process that says what happened when host 0 dies, as JAX then ends this one."""
-  address = distributed.global_state.coordinator_address
-  sentence = f'error: host 0 ({name}), which coordinates, has died; {AGAIN}'
-  command = [sys.executable, '-S', '-c', _WITNESS, str(address), sentence]
-  return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+class _Witness:
+  """A process that outlives this one, and says why JAX has ended it without a word.
+
+  That is what JAX does when not all hosts come, and when host 0 dies.
+  """
+
+  def __init__(self) -> None:
+    command = [sys.executable, '-S', '-c', _WITNESS, str(ARRIVAL), AGAIN]
+    self._process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, start_new_session=True
+    )
+
+  def tell(self, met: str) -> None:
+    """Lets it know that all hosts have met: the address, and who is host 0."""
+    assert self._process.stdin is not None
+    self._process.stdin.write(f'{met}\n'.encode())
+    self._process.stdin.flush()
+
+  def dismiss(self) -> None:
+    """Lets it end without a word."""
+    self._process.communicate(b'end')
 
 
-# Its input ends with its parent; unless that has said so, something went wrong.
+# What it reads ends with its parent.
 _WITNESS = """
 import socket, sys, time
-host, port = sys.argv[1].rsplit(':', 1)
-if not sys.stdin.read():
-  time.sleep(1)  # what the parent printed comes first
+limit, again = sys.argv[1:]
+told = sys.stdin.read().splitlines()
+if not told:
+  print(f'error: not all hosts have come within {limit} s, or what answers at the '
+        'address of host 0 is something else; start the same command on all of them',
+        file=sys.stderr)
+elif told[-1] != 'end':
+  time.sleep(1)  # what the parent prints comes first
+  address, name = told[0].split(' ', 1)
+  host, port = address.rsplit(':', 1)
   try:
     socket.create_connection((host.strip('[]'), int(port)), 5).close()
   except OSError:
-    print(sys.argv[2], file=sys.stderr, flush=True)
+    print(f'error: host 0 ({name}), which coordinates, has died; {again}',
+          file=sys.stderr)
 """

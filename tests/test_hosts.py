@@ -1,0 +1,278 @@
+"""Several hosts, as processes of this one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1jax import mesh
+from r1jax.stages import checkpoint
+from r1jax.stages.checkpoint import Checkpoints
+from r1jax.stages.lineage import RECORD
+
+ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join(sys.path)}
+
+
+def free_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+def begin(command, count, folder, environment=ENVIRONMENT):
+  """Starts a process for each host; a place for its number is left in the command."""
+  processes = []
+  for index in range(count):
+    with (folder / f'host{index}.log').open('w') as log:
+      words = [word.format(index=index) for word in command]
+      processes.append(subprocess.Popen(words, stdout=log, stderr=log, env=environment))
+  return processes
+
+
+def ends(processes, folder, limit=240):
+  """What each host has printed, and its status, once all have ended."""
+  try:
+    statuses = [process.wait(limit) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  logs = [(folder / f'host{index}.log').read_text() for index in range(len(processes))]
+  return logs, statuses
+
+
+def arrays(folder):
+  return checkpoint._read(folder, 1, checkpoint._shapes(folder, 1))[0]
+
+
+# --- One iteration --------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def iterations(tmp_path_factory):
+  """By number of hosts: what an iteration has found, and the folder of its state."""
+  found = {}
+  for count in (1, 2, 4):
+    folder = tmp_path_factory.mktemp(f'hosts{count}')
+    script = str(Path(__file__).with_name('host.py'))
+    words = (sys.executable, script, '{index}', str(count), str(free_port()))
+    logs, statuses = ends(begin([*words, str(folder)], count, folder), folder)
+    assert statuses == [0] * count, logs
+    found[count] = json.loads((folder / 'found.json').read_text()), folder
+  return found
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_an_iteration_of_several_hosts_is_that_of_one(iterations, count):
+  (expected, alone), (found, folder) = iterations[1], iterations[count]
+  assert expected['held'] == [8]
+  assert found['held'] == {2: [4, 4], 4: [2, 2, 2, 2]}[count]  # nobody has all outputs
+  assert found['tokens'] == expected['tokens']
+  for number, logp in expected['logp'].items():
+    np.testing.assert_allclose(found['logp'][number], logp, rtol=0, atol=1e-5)
+  for name in ('loss', 'grad_norm', 'kl', 'entropy'):
+    assert found['metrics'][name] == pytest.approx(
+      expected['metrics'][name], rel=1e-5, abs=1e-5
+    )
+  # What the hosts have written, each its parts, is read here by one.
+  assert len(list((folder / 'state' / '1' / 'arrays').glob('ocdbt.process_*'))) == count
+  opened = Checkpoints(folder / 'state')
+  assert (opened.step, opened.warnings) == (1, [])
+  before, after = arrays(alone / 'state'), arrays(folder / 'state')
+  assert before.keys() == after.keys()
+  for name in before:
+    np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-5)
+
+
+# --- A run ----------------------------------------------------------------------------
+
+
+SHORT = [
+  *('--mesh.fsdp', '4', '--base.steps', '2', '--base.checkpoint-every', '2'),
+  *('--rl.steps', '4', '--rl.evaluate-every', '4', '--rl.checkpoint-every', '1'),
+  *('--rl.minibatches', '1', '--evaluate.problems', '4'),
+  *('--scoreboard.reasoning', '4', '--scoreboard.general', '4'),
+]
+
+
+def smoke(folder, workdir, count=2):
+  words = [sys.executable, '-m', 'experiments.smoke', '--workdir', str(workdir), *SHORT]
+  words += ['--mesh.coordinator', f'127.0.0.1:{free_port()}']
+  words += ['--mesh.hosts', str(count), '--mesh.host', '{index}']
+  devices = f'--xla_force_host_platform_device_count={4 // count}'
+  return begin(words, count, folder, ENVIRONMENT | {'XLA_FLAGS': devices})
+
+
+def wait_for(workdir, step, processes):
+  deadline = time.monotonic() + 300
+  while not (workdir / 'checkpoints' / 'rl' / str(step)).exists():
+    assert all(process.poll() is None for process in processes)
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def lines(workdir, name):
+  found = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+  return [{key: line[key] for key in line if key != 'time'} for line in found]
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('unbroken')
+  logs, statuses = ends(smoke(folder, folder / 'run'), folder)
+  assert statuses == [0, 0], logs
+  assert 'rl 4/4' in logs[0]
+  assert 'rl 4/4' not in logs[1]  # written and said once
+  assert len((folder / 'run' / 'metrics.jsonl').read_text().splitlines()) == 2 + 4
+  return folder / 'run'
+
+
+@pytest.mark.parametrize('killed', [0, 1])
+def test_when_a_host_dies_the_others_end_and_all_go_on(unbroken, killed, tmp_path):
+  workdir = tmp_path / 'run'
+  processes = smoke(tmp_path, workdir)
+  wait_for(workdir, 2, processes)
+  os.kill(processes[killed].pid, signal.SIGKILL)
+  began = time.monotonic()
+  _, statuses = ends(processes, tmp_path, limit=60)
+  assert time.monotonic() - began < 60
+  assert all(statuses)
+  log = tmp_path / f'host{1 - killed}.log'
+  deadline = time.monotonic() + 10  # a witness speaks after JAX has ended its process
+  while 'go' not in log.read_text().splitlines()[-1]:
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  last = log.read_text().splitlines()[-1]
+  name = f'error: host {killed} ({socket.gethostname()}, pid {processes[killed].pid})'
+  assert last.startswith(name)
+  assert last.endswith('the run goes on from its last checkpoint')
+  logs, statuses = ends(smoke(tmp_path, workdir), tmp_path)
+  assert statuses == [0, 0], logs
+  assert 'Going on from step' in logs[0]
+  records = [json.loads((w / RECORD).read_text()) for w in (workdir, unbroken)]
+  assert records[0]['params'] == records[1]['params']
+  for name in ('metrics.jsonl', 'samples.jsonl'):
+    assert lines(workdir, name) == lines(unbroken, name)
+
+
+def test_one_host_told_to_stop_stops_all_with_a_checkpoint(unbroken, tmp_path):
+  workdir = tmp_path / 'run'
+  processes = smoke(tmp_path, workdir)
+  wait_for(workdir, 1, processes)
+  processes[1].send_signal(signal.SIGTERM)
+  logs, statuses = ends(processes, tmp_path)
+  assert statuses == [130, 130], logs
+  for log in logs:
+    last = log.splitlines()[-1]
+    assert 'the checkpoint is written' in last
+
+
+# --- Mistakes -------------------------------------------------------------------------
+
+HOST = """
+import dataclasses, sys, time
+from r1jax import mesh
+from r1jax.stages import hosts
+from r1jax.stages.run import plain_errors
+
+hosts.ARRIVAL, hosts.PATIENCE, hosts.SILENCE = 5, 5, 30
+
+@dataclasses.dataclass
+class Config:
+  mesh: mesh.Config
+  seed: int
+
+index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+where = mesh.Config(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
+with plain_errors(), hosts.joined(Config(where, index if what == 'seed' else 0)):
+  assert hosts.agree('number', 10 * index) == [10 * n for n in range(count)]
+  if what == 'fails' and index == 1:
+    raise ValueError('reward: expected a number, got none')
+  if what == 'sleeps' and index == 1:
+    time.sleep(100)
+  hosts.agree('rewards', index)
+"""
+
+
+def three(what, tmp_path, count=3):
+  script = tmp_path / 'host.py'
+  script.write_text(textwrap.dedent(HOST))
+  port = str(free_port())
+  words = [sys.executable, str(script), '{index}', '3', port, what]
+  return ends(begin(words, count, tmp_path), tmp_path)
+
+
+def test_hosts_tell_each_other(tmp_path):
+  logs, statuses = three('', tmp_path)
+  assert statuses == [0, 0, 0], logs
+
+
+def test_hosts_with_other_settings_are_named_with_the_field(tmp_path):
+  logs, statuses = three('seed', tmp_path)
+  assert statuses == [1, 1, 1]
+  for index, log in enumerate(logs):
+    assert f'error: seed is {index} on host {index} (' in log
+
+
+def test_what_fails_on_one_host_ends_the_others_with_its_sentence(tmp_path):
+  logs, statuses = three('fails', tmp_path)
+  assert statuses == [1, 1, 1]
+  sentence = 'reward: expected a number, got none'
+  assert logs[1] == f'error: {sentence}\n'
+  for log in logs[0], logs[2]:
+    assert log.startswith('error: host 1 (')
+    assert log.endswith(f') has stopped: {sentence}\n')
+
+
+def test_a_host_that_tells_nothing_is_named(tmp_path):
+  logs, statuses = three('sleeps', tmp_path)
+  assert statuses == [1, 1, 1]
+  for log in logs[0], logs[2]:
+    assert 'waited 5 s for what host 1 of 3 had to tell (rewards)' in log
+
+
+def test_a_host_that_does_not_come_is_missed(tmp_path):
+  _logs, statuses = three('', tmp_path, count=2)
+  assert all(statuses)
+  time.sleep(2)
+  for index in range(2):
+    log = (tmp_path / f'host{index}.log').read_text()
+    assert log.splitlines()[-1].startswith('error: not all hosts have come within 5 s')
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
+  script = tmp_path / 'host.py'
+  script.write_text(textwrap.dedent(HOST))
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+    if index:  # nobody is there
+      server.close()
+    words = [sys.executable, str(script), str(index), '2', str(port), '']
+    done = subprocess.run(
+      words, capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+    )
+  assert done.returncode == 1
+  expected = f'host 0 did not answer at 127.0.0.1:{port}' if index else f'port {port}'
+  assert done.stderr.startswith(f'error: mesh.coordinator: {expected}')
+  assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'coordinator': 'here'}, r"mesh.coordinator: expected host:port, got 'here'"),
+    ({'hosts': 2}, r'mesh.coordinator: expected an address with mesh.hosts 2'),
+    ({'coordinator': 'a:1', 'hosts': 2, 'host': 2}, r'mesh.host: expected less than'),
+    ({'host': -1}, r'mesh.host: expected 0 or more, got -1'),
+  ],
+)
+def test_settings_of_hosts_that_do_not_go_together_are_refused(fields, message):
+  with pytest.raises(mesh.MeshError, match=message):
+    mesh.Config(**fields)
