@@ -415,7 +415,6 @@ def bound(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]
 
   None is no mesh, also within what is bound to one.
   """
-  mesh = None if mesh is None or mesh.size == 1 else mesh
 
   @functools.wraps(function)
   def traced(*args: Any, **kwargs: Any) -> Any:
@@ -430,7 +429,15 @@ def bound(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]
 
 def current() -> Mesh | None:
   """Returns the mesh that what is being traced is bound to; None on one device."""
-  return _BOUND.get()
+  mesh = _BOUND.get()
+  return None if mesh is None or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+  """Returns what runs that which is being traced: 'cpu', 'gpu' or 'tpu'."""
+  mesh = _BOUND.get()
+  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+  return device.platform
 
 
 def lay(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -463,7 +470,7 @@ def cut(logical: str) -> int:
 
 
 def mapped(
-  function: Callable[..., Any], inputs: Any, outputs: Any
+  function: Callable[..., Any], inputs: Any, outputs: Any, checked: bool = True
 ) -> Callable[..., Any]:
   """Returns `function` of each device's own part, on the bound mesh.
 
@@ -471,6 +478,7 @@ def mapped(
     function: of local arrays; may use collectives over `AXES`.
     inputs: for each argument its axes' names, or a tree of those.
     outputs: likewise.
+    checked: whether jax follows over which axes values differ; no kernel says so.
   """
   mesh = current()
   assert mesh is not None
@@ -481,7 +489,11 @@ def mapped(
     )
 
   return jax.shard_map(
-    function, mesh=mesh, in_specs=specs(inputs), out_specs=specs(outputs)
+    function,
+    mesh=mesh,
+    in_specs=specs(inputs),
+    out_specs=specs(outputs),
+    check_vma=checked,
   )
 
 

@@ -86,6 +86,38 @@ def test_a_row_of_a_grouped_product_meets_one_matrix(share):
   assert found.flops == share * 2 * (2 * 40 * 8 * 6)
 
 
+# Six heads of 16 channels, values of 8; the 256 queries are the last of 384 keys of two
+# heads, and blocks are of 128. Attributes of kernels are written over several lines.
+KERNEL = """HloModule m
+
+ENTRY %main (q: bf16[6,256,16], k: bf16[2,384,16], v: bf16[2,384,8]) -> bf16[6,256,8] {
+  %next = s32[1,2,3]{2,1,0} parameter(0)
+  %used = s32[1,2,3]{2,1,0} parameter(1)
+  %q = bf16[6,256,16]{2,1,0} parameter(2)
+  %k = bf16[2,384,16]{2,1,0} parameter(3)
+  %v = bf16[2,384,8]{2,1,0} parameter(4)
+  %out = (bf16[6,256,8]{2,1,0}) custom-call(%next, %used, %q, %k, %v), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="jit(f)/splash_mha_KIND_segmented/pallas_call"}, backend_config={"custom_call_config":{"body":""}}
+  ROOT %one = bf16[6,256,8]{2,1,0} get-tuple-element(%out), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  ('kind', 'products'),
+  # Scores and outputs; scores, weights' gradients and queries'; and both of keys.
+  [('fwd', 16 + 8), ('dq', 16 + 8 + 16), ('dkv', 16 + 8 + 8 + 16)],
+)
+def test_a_kernel_computes_the_blocks_up_to_the_diagonal(kind, products):
+  found = hlo.costs(KERNEL.replace('KIND', kind))
+  blocks = 2 + 3  # of keys, for the first and for the second block of queries
+  assert found.flops == 2 * 6 * blocks * 128 * 128 * products
+  # All once, and the other side's block again for each.
+  once = 2 * 4 * 6 + 2 * (6 * 256 * (16 + 8) + 2 * 384 * (16 + 8))
+  assert found.bytes == once + 2 * 6 * blocks * 128 * (16 + 8)
+
+
 TWICE = """HloModule m
 
 %cond (a: (f32[4,4], u32[])) -> pred[] {

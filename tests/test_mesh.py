@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,6 +132,15 @@ def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
   # Two devices each: of 8 devices 3 x 2 are used.
   found = mesh.fitting({'a': 6}, mesh.Config(tensor=2))
   assert (found.size, found.shape['data']) == (6, 3)
+
+
+@pytest.mark.parametrize('chips', [1, 4])
+def test_a_program_for_chips_that_are_elsewhere_is_known_by_its_mesh(chips):
+  devices = np.array([SimpleNamespace(platform='tpu')] * chips)
+  there: Any = SimpleNamespace(size=chips, devices=devices)
+  assert mesh.bound(there, mesh.platform)() == 'tpu'
+  assert mesh.bound(there, mesh.current)() is (None if chips == 1 else there)
+  assert mesh.platform() == mesh.bound(None, mesh.platform)() == 'cpu'
 
 
 def test_batches_are_cut_along_their_first_axis():

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import mesh
+from r1jax.model import flash
 
+# Where there is a kernel, see `flash`.
+FLASH = ('tpu',)
 # Finite, so that a segment masked from end to end gives weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
 # Queries attended at a time: skips most of the upper triangle, and the scores of 16
@@ -68,12 +71,15 @@ def attend(
   Args:
     q_BTHC: queries after RoPE.
     own: keys and values of the same T positions, seen causally within a document.
-    document_BT: an id a position; different documents don't see each other.
+    document_BT: an id a position; different documents don't see each other. Positions
+      of one lie side by side.
     context: pairs of a `KV` over S positions and a boolean mask [B' or 1, S] of those
       that every query may see. B' divides B: each row of the `KV` serves B / B'
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
   """
+  if mesh.platform() in FLASH and flash.serves(q_BTHC, own, context):
+    return flash.attend(q_BTHC, own, document_BT, context, scale)
   if mesh.cut('length') > 1:
     return _attend_cut(q_BTHC, own, document_BT, context, scale)
   length = q_BTHC.shape[1]

@@ -25,6 +25,8 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:to_apply|body|branch_computations|called_computations)=')
 _NAME = re.compile(r'%([\w.\-]+)')
+# The kernels of `r1jax.model.flash`, forward and for the gradients of each side.
+_FLASH = re.compile(r'tpu_custom_call.*op_name="[^"]*/splash_mha_(fwd|dq|dkv)')
 
 
 @dataclasses.dataclass
@@ -54,7 +56,13 @@ class _Instruction:
 
 
 def _instructions(lines: list[str]) -> Iterator[_Instruction]:
+  joined: list[str] = []
   for line in lines:
+    if _INSTRUCTION.match(line) or not joined:
+      joined.append(line)
+    else:  # attributes of a kernel that are written over several lines
+      joined[-1] += line
+  for line in joined:
     found = _INSTRUCTION.match(line)
     if not found:
       continue
@@ -118,6 +126,8 @@ def costs(text: str, unknown_trips: int = 1, ragged_share: float = 1.0) -> Costs
           size *= group
         share = (group - 1) / group if kind != 'collective-permute' else 1.0
         found.sent[kind, group] += times * size * share
+      elif kernel := _FLASH.search(one.attributes):
+        _flash(found, one, shapes, times, kernel[1])
       elif kind == 'while':
         body = re.search(r'body=%?([\w.\-]+)', one.attributes)
         condition = re.search(r'condition=%?([\w.\-]+)', one.attributes)
@@ -143,7 +153,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     if begun:
       name, lines = begun[2], []
       entry = name if begun[1] else entry
-    elif line.startswith('}'):
+    elif line.startswith('}') and not line.startswith('}}'):  # ends attributes
       bodies[name] = list(_instructions(lines))
     else:
       lines.append(line)
@@ -193,6 +203,40 @@ def _product(
     size //= out[0]  # a row is summed in the product of its own group alone
   found.flops += times * share * size
   found.bytes += times * (share * (out_bytes + left_bytes) + right_bytes)
+
+
+def _flash(
+  found: Costs,
+  one: _Instruction,
+  shapes: dict[str, str],
+  times: float,
+  kernel: str,
+) -> None:
+  """What a kernel computes of a row's queries, the last ones of its keys.
+
+  As that of the last device where a row is cut over several.
+  """
+  operands = [_sizes(shapes[name]) for name in one.operands]
+  (*_, blocks, key_blocks), _ = operands[0]  # of queries and of keys
+  (*rows, length, channels), q_bytes = operands[2]
+  (*_, keys, _), _ = operands[3]
+  (*_, value_channels), _ = operands[4]
+  size, key_size = length // blocks, keys // key_blocks
+  before = keys - length
+  used = sum(
+    min(-(-(before + (n + 1) * size) // key_size), key_blocks) for n in range(blocks)
+  )
+  of_keys = {'fwd': 1, 'dq': 2, 'dkv': 2}[kernel]  # products of C channels a pair
+  of_values = {'fwd': 1, 'dq': 1, 'dkv': 2}[kernel]
+  pairs = math.prod(rows) * used * size * key_size
+  inner = of_keys * channels + of_values * value_channels
+  found.flops += times * 2 * pairs * inner
+  # And for each block of one side the blocks of the other are read.
+  width = q_bytes // math.prod(operands[2][0])
+  streamed = pairs // (key_size if kernel == 'dkv' else size)
+  streamed *= width * (channels + value_channels)
+  _, out_bytes = _sizes(one.shape)
+  found.bytes += times * (sum(size for _, size in operands) + out_bytes + streamed)
 
 
 def _axes(name: str, attributes: str) -> list[int]:

@@ -1,0 +1,106 @@
+"""The kernel of flash attention, interpreted on a CPU, beside the plain attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import mesh
+from r1jax.model import attention, flash
+from r1jax.model.attention import KV
+
+LENGTH = 300  # no multiple of a block
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  monkeypatch.setattr(flash, 'BLOCK', 128)
+
+
+def random_kv(rng, rows, length):
+  k, v = (rng.normal(size=(rows, 2, c, length)) for c in (16, 8))
+  return KV(k.astype(np.float32), np.swapaxes(v, 2, 3).astype(np.float32))
+
+
+def example():
+  """Queries of 4 heads, keys of 2, values of other width; documents; two contexts.
+
+  A whole row, three outputs, a prompt padded on the left, and an output with padding
+  behind it. Each row of the first segment serves two rows, of which one sees no more
+  than some of its keys.
+  """
+  rng = np.random.default_rng(0)
+  q_BTHC = rng.normal(size=(4, LENGTH, 4, 16)).astype(np.float32)
+  place = np.arange(LENGTH)
+  document_BT = np.stack([place * 0, place // 80, place // 60 > 0, place < 150])
+  prompts = random_kv(rng, 2, 30), np.arange(30)[None] >= np.array([[3], [30]])
+  each = random_kv(rng, 4, 7), rng.random((1, 7)) > 0.5
+  return q_BTHC, random_kv(rng, 4, LENGTH), document_BT, [prompts, each]
+
+
+def values_and_gradients(attend, q, own, document, context, where=None):
+  weight = np.random.default_rng(1).normal(size=(4, LENGTH, 4, 8))
+  kvs, masks = zip(*context, strict=True) if context else ((), ())
+
+  def weighted(q, own, kvs):
+    out = attend(q, own, document, list(zip(kvs, masks, strict=True)), 0.3)
+    return jnp.sum(out * weight.astype(np.float32)), out
+
+  function = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)
+  quickly = {'xla_backend_optimization_level': 0}  # most of the time is compilation
+  return jax.jit(mesh.bound(where, function), compiler_options=quickly)(q, own, kvs)
+
+
+def assert_close(found, expected):
+  (_, out), gradients = found
+  (_, plain_out), plain_gradients = expected
+  # Of order 1, and sums of at most a few hundred products of order 1.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+    (out, gradients),
+    (plain_out, plain_gradients),
+  )
+
+
+@pytest.mark.parametrize('segments', [0, 2])
+def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
+  q, own, document, context = example()
+  args = q, own, document, context[:segments]
+  found = values_and_gradients(flash.attend, *args)
+  assert_close(found, values_and_gradients(attention.attend, *args))
+
+
+def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
+  q, own, document, context = example()
+  args = q, own, document, context
+  expected = values_and_gradients(attention.attend, *args)
+  monkeypatch.setattr(attention, 'FLASH', ('cpu',))
+  monkeypatch.setattr(attention, '_attend_cut', None)  # nothing else may serve
+  # Queries of 150 positions a device, padded to two blocks; one kv head each.
+  where = mesh.make(config=mesh.Config(data=2, context=2, tensor=2))
+  found = values_and_gradients(attention.attend, *args, where=where)
+  assert_close(found, expected)
+
+
+def test_what_the_kernel_does_not_serve():
+  q, own, _, context = example()
+  assert flash.serves(q, own, context)
+  assert not flash.serves(q[:, :100], own, context)  # less than a block
+  assert not flash.serves(q, KV(own.k, None), context)
+  # Two prompts over four devices.
+  where = mesh.make(config=mesh.Config(data=4, tensor=2))
+  assert mesh.bound(where, flash.serves)(q, own, context[1:])
+  assert not mesh.bound(where, flash.serves)(q, own, context)
+
+
+def test_equal_blocks_hold_a_length(monkeypatch):
+  monkeypatch.setattr(flash, 'BLOCK', 512)
+  found = {length: flash._blocks(length) for length in (1, 511, 513, 900, 1100, 4479)}
+  assert found == {
+    1: (1, 128),
+    511: (1, 512),
+    513: (2, 384),
+    900: (2, 512),
+    1100: (3, 384),
+    4479: (9, 512),
+  }
