@@ -34,7 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'kv_heads': ('tensor',),
   'channel': (),
   'mlp': ('tensor',),
-  'rank': (),  # of latent attention
+  'rank': ('fsdp', 'expert', 'context'),  # of latent attention, where no 'embed' is
   'expert': ('expert',),
   'layers': (),  # scanned, so never cut
 }

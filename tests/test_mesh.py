@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from r1jax import mesh
 from r1jax.model import decoder
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import Experts, Latent, ModelConfig
 
 
 def test_mesh_takes_all_devices_or_the_given():
@@ -196,3 +196,21 @@ def test_the_table_knows_every_axis_of_the_decoder(tied):
   for leaf in leaves:
     assert len(leaf.names) == leaf.value.ndim
     assert mesh.sharding(mesh.make(), *leaf.names).is_fully_replicated
+
+
+def test_fsdp_cuts_every_matrix_and_leaves_gains_whole():
+  config = ModelConfig(
+    d_model=16,
+    layers=2,
+    heads=2,
+    kv_heads=2,
+    head_dim=8,
+    d_ff=16,
+    latent=Latent(kv_rank=8, q_rank=24, rope_dim=4, value_dim=4),
+    experts=Experts(count=4, active=2, d_ff=8, shared=1, dense_layers=1),
+  )
+  names = decoder.names(config, 8)
+  placed = mesh.places(mesh.make(config=mesh.Config(fsdp=8)), names)
+  for path, place in jax.tree_util.tree_leaves_with_path(placed):
+    whole = 'norm' in jax.tree_util.keystr(path)
+    assert place.is_fully_replicated == whole, path

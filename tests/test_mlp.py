@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import optim
+from r1jax import mesh, optim
 from r1jax.model.config import Experts
 from r1jax.model.decoder import Int8
 from r1jax.model.mlp import experts, route
+from r1jax.stages import hlo
 
 PLAIN = Experts(count=6, active=2, d_ff=5)
 V3 = Experts(
@@ -201,3 +202,26 @@ def test_int8_experts_compute_what_their_values_times_scales_do():
     small[name], wide[name] = Int8(values, scale), values * scale[:, None]
   x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 9, 4)), jnp.float32)
   np.testing.assert_allclose(ours(x, small, V3), ours(x, wide, V3), atol=1e-4)
+
+
+def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
+  config = Experts(count=8, active=3, d_ff=6)
+  weights = jax.tree.map(jnp.float32, random_weights(config))
+  place = mesh.make(config=mesh.Config(expert=4, tensor=2))
+
+  def total(x_BTD):
+    return experts(x_BTD, weights, config, 'float32').sum()
+
+  rows = jax.ShapeDtypeStruct((4, 5, 4), jnp.float32)
+  program = (
+    jax.jit(
+      mesh.bound(place, jax.grad(total)),
+      in_shardings=(mesh.sharding(place, 'prompt', None, None),),
+    )
+    .lower(rows)
+    .compile()
+  )
+  sent = hlo.costs(program.as_text()).sent
+  # Backward, the gradients of 5 tokens of 4 channels and of their 3 experts' weights;
+  # a device sends half of each and the sum of that.
+  assert sent['all-reduce', 2] == 4 * (5 * 4 + 5 * 3)

@@ -122,7 +122,7 @@ class Block(nn.Module):
     if latent.q_rank:
       axes = ('embed', 'rank')
       w = self._weights('query_down', axes, inputs, latent.q_rank, fan_in=inputs)
-      norm = RMSNorm(c.norm_eps, 'rank', name='query_down_norm')
+      norm = RMSNorm(c.norm_eps, name='query_down_norm')
       q_BTD, inputs, axis = norm(dense(h_BTD, w, c.dtype)), latent.q_rank, 'rank'
     shape = (inputs, c.heads, c.head_dim)
     w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
@@ -135,7 +135,7 @@ class Block(nn.Module):
       'latent_down', ('embed', 'rank'), c.d_model, width, fan_in=c.d_model
     )
     found = dense(h_BTD, down, c.dtype)
-    norm = RMSNorm(c.norm_eps, 'rank', name='latent_norm')
+    norm = RMSNorm(c.norm_eps, name='latent_norm')
     shared = turn(c, found[..., None, latent.kv_rank :], positions_BT)[..., 0, :]
     kept = jnp.concatenate(
       [norm(found[..., : latent.kv_rank]).astype(c.dtype), shared], axis=-1

@@ -242,6 +242,8 @@ def _exchanged(
   def local(x, chosen, weight, matrices):
     shape, first = x.shape, None
     matrices = mesh.own(matrices, names, 'piece')
+    # Backward, what each part of the channels adds is summed after the scatter.
+    x, weight = mesh.own((x, weight), (tokens, tokens), 'mlp')
     if cut:
       x, chosen, weight = (
         jax.lax.all_gather(part, 'expert', axis=0, tiled=True)
