@@ -91,6 +91,9 @@ WHOLE = Config()  # a copy of the model on each device
 def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) -> Mesh:
   """Returns a mesh of all (or the given) devices.
 
+  Copies of the model lie on different slices, if there are several, and what a copy is
+  cut into within one.
+
   Raises:
     MeshError: the axes' product is not the number of devices.
   """
@@ -100,9 +103,22 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
     raise _other_devices(config, len(devices))
   sizes = {axis: getattr(config, axis) for axis in AXES} | {'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
-  arranged = mesh_utils.create_device_mesh(
-    tuple(sizes[axis] for axis in AXES), devices, allow_split_physical_axes=True
-  )
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if copies % slices:
+    raise MeshError(
+      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; the next '
+      f'is {-(-copies // slices) * slices}'
+    )
+  shape = (copies // slices, *(sizes[axis] for axis in AXES[1:]))
+  if slices > 1:
+    across = (slices, *[1] * len(AXES[1:]))
+    arranged = mesh_utils.create_hybrid_device_mesh(
+      shape, across, devices, allow_split_physical_axes=True
+    )
+  else:
+    arranged = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+    )
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -131,7 +147,8 @@ def fitting(
   """Returns a mesh on which prompts, or rows, of all these sizes can be cut.
 
   Without `config.data` it has as many copies of the model as divide the sizes, and may
-  leave devices out. `sampled` are numbers of prompts that samplers are given.
+  leave devices out, but not those of other hosts. `sampled` are numbers of prompts
+  that samplers are given.
 
   Raises:
     MeshError: the axes do not fit the devices, or a size is no multiple of the parts.
@@ -152,7 +169,8 @@ def fitting(
       )
 
     most = len(devices) // config.parts
-    copies = max(filter(divides, range(1, most + 1)), default=1)
+    least = 1 if jax.process_count() == 1 else most
+    copies = max(filter(divides, range(least, most + 1)), default=least)
     devices = devices[: copies * config.parts]
   mesh = make(devices, dataclasses.replace(config, data=copies))
   check_rows(mesh, sizes)

@@ -67,7 +67,11 @@ def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
     raise plan.PlanError(
       f'expected an experiment, such as experiments.grpo, got {name!r}'
     ) from error
-  for value in vars(module).values():
+  # Its own before what it imports, such as the experiment that it makes smaller.
+  own = sorted(
+    vars(module).values(), key=lambda value: getattr(value, '__module__', '') != name
+  )
+  for value in own:
     if isinstance(value, type) and value.__module__ == name:
       fields = getattr(value, '__dataclass_fields__', {})
       if {'rl', 'rl_optim', 'grpo'} <= fields.keys():

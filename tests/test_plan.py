@@ -7,6 +7,7 @@ import sys
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from r1jax import grpo, mesh, optim
 from r1jax.model.config import ModelConfig
@@ -222,3 +223,14 @@ def test_an_experiment_is_planned_as_it_is():
   assert (work.model.layers, work.vocab_size) == (61, 129_280)
   chosen, own = script.defaults('experiments.r1_zero')
   assert own == (script.work(chosen, own).model, 400)
+
+
+def test_copies_of_a_model_lie_on_different_slices():
+  plan.topology('v5e:2x2')  # sets what the compiler wants to know
+  two = topologies.get_topology_desc('v5e:2x2', platform='tpu', num_slices=2).devices
+  found = mesh.make(two, mesh.Config(fsdp=2, tensor=2))
+  assert found.shape['data'] == 2
+  for n, copy in enumerate(found.devices):
+    assert {device.slice_index for device in copy.flat} == {n}
+  with pytest.raises(mesh.MeshError, match=r'mesh.data: .* the 2 slices, got 1; .* 2$'):
+    mesh.make(two, mesh.Config(fsdp=8))

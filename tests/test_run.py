@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,18 @@ def test_a_phase_does_not_go_on_from_a_checkpoint_that_is_not_there(
   with pytest.raises(CheckpointError, match='of step 5 could not be written'):
     go_on()
   assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_run_save_and_stop(experiment, capsys, number):
+  before = signal.getsignal(number)
+  stopped = pytest.raises(Interruption, match='Stopped at step 3 of rl')
+  with stopped, start(experiment, phases=('rl',)) as run:
+    run.save('rl', 2, {'w': np.ones(2)})
+    assert not run.stops()
+    os.kill(os.getpid(), number)
+    assert run.stops()
+    run.save('rl', 3, {'w': np.ones(2)})
+  assert 'saving after this step' in capsys.readouterr().out
+  assert signal.getsignal(number) == before
+  assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step == 3

@@ -1,6 +1,10 @@
 """One iteration of GRPO on meshes of eight devices, beside the same on one."""
 
 import functools
+import os
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import jax
@@ -142,3 +146,34 @@ def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_p
   lying = [leaf.sharding for leaf in jax.tree.leaves(fresh)]
   assert [leaf.sharding for leaf in jax.tree.leaves(found)] == lying
   jax.tree.map(np.testing.assert_array_equal, found, before)
+
+
+def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
+  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
+  state = {'w': jax.random.normal(jax.random.key(0), (32, 48)), 'n': jax.numpy.int32(7)}
+  state['w'] = jax.device_put(state['w'], mesh.sharding(place, 'embed', 'mlp'))
+  saved = checkpoint.Checkpoints(tmp_path / 'a')
+  saved.save(3, state, {})
+  saved.wait()
+  script = """
+    import pathlib, sys
+    import jax
+    from r1jax import mesh
+    from r1jax.stages import checkpoint
+    place = mesh.sharding(mesh.make(config=mesh.Config(fsdp=16)), 'embed', None)
+    like = {
+      'w': jax.ShapeDtypeStruct((32, 48), 'float32', sharding=place),
+      'n': jax.ShapeDtypeStruct((), 'int32'),
+    }
+    found, step = checkpoint.Checkpoints(pathlib.Path(sys.argv[1])).resume(like)
+    assert len(found['w'].addressable_shards) == 16
+    assert found['w'].addressable_shards[0].data.shape == (2, 48)
+    print(step, checkpoint.digest_of(found))
+  """
+  command = [sys.executable, '-c', textwrap.dedent(script), str(tmp_path / 'a')]
+  flags = '--xla_force_host_platform_device_count=16'
+  done = subprocess.run(
+    command, capture_output=True, text=True, env={**os.environ, 'XLA_FLAGS': flags}
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ['3', checkpoint.digest_of(state)]
