@@ -375,7 +375,7 @@ def put_like(mesh: Mesh, params: Any, boxed: Any) -> Any:
 
   def one(place: NamedSharding, like: Any, leaf: Any) -> Any:
     return jax.tree.map(
-      lambda x: jax.device_put(x, place if x.shape == like.shape else sharding(mesh)),
+      lambda x: _put(x, place if x.shape == like.shape else sharding(mesh)),
       leaf,
     )
 

@@ -30,14 +30,14 @@ class Experiment:
 
 
 QWEN = ModelConfig(
-  d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48, qk_norm=True
+  d_model=32, layers=1, heads=4, kv_heads=2, head_dim=8, d_ff=48, qk_norm=True
 )
 SETTINGS = rl.Config(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
   max_length=((0, 24),),
-  minibatches=2,
+  minibatches=1,
   micro_batch_rows=16,
 )
 
@@ -45,8 +45,8 @@ SETTINGS = rl.Config(
 def main(folder: Path) -> None:
   import jax
 
-  # Tensor parts and copies of the model lie on different hosts with four of them.
-  layout = mesh.Config(fsdp=2, tensor=2, data=2)
+  # With four hosts two of them have parts of the same rows.
+  layout = mesh.Config(fsdp=2, context=2, tensor=2)
   where = mesh.make(config=layout)
   tokenizer = text.Tokenizer.train([f'make {n} from 3 5 2' for n in range(40)], 288)
   model = lineage.Model(QWEN, tokenizer, 'plain', 272)

@@ -88,7 +88,7 @@ def evaluate(
     # Scored while the next ones are sampled.
     pending.append(pool.submit([p for p, _ in pairs], [output for _, output in pairs]))
   scored = np.concatenate([scores.result().values for scores in pending])
-  own = answered, scored.reshape(len(answered), config.samples, -1)
+  own = answered, scored.reshape(len(answered), config.samples, len(pool.names))
   parts = hosts.agree('evaluation', own)
   together = [pair for part in parts for pair in zip(*part, strict=True)]
   together.sort(key=lambda pair: pair[0].number)

@@ -120,7 +120,8 @@ def _watched(names: list[str], witness: _Witness) -> Iterator[None]:
     # Before what JAX does at the end, which is to wait for the others.
     atexit.register(_leave, 130 if isinstance(error, KeyboardInterrupt) else 1)
     over.set()
-    time.sleep(READ)
+    if first():
+      time.sleep(READ)  # the store is here, and others are still to read it
     raise
   finally:
     over.set()

@@ -547,7 +547,7 @@ def _seen(trainer: Trainer, problems: Sequence[Problem], outputs: Outputs) -> _S
   }
   return _Seen(
     rows,
-    scores.values.reshape(*shape, -1),
+    scores.values.reshape(*shape, len(trainer.pool.names)),
     scores.total.reshape(shape),
     outputs.cut_off[mine],
     np.array([text.parse(output) is None for output in flat], bool).reshape(shape),

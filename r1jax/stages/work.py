@@ -211,7 +211,8 @@ class Work:
         frozen=params,
         join=functools.partial(lora.attach, scale=adapted.scale),
       )
-      params = lora.init(self.model.config, adapted, jax.random.key(self.seed))
+      init = lora.init(self.model.config, adapted, jax.random.key(self.seed))
+      params = mesh_lib.put_everywhere(self.mesh, init)
     return rl.train(
       self.run,
       'rl',
