@@ -189,7 +189,9 @@ class Config:
   seed: int
 
 index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-where = mesh.Config(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
+where = mesh.Config()
+if what != 'slurm':
+  where = mesh.Config(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
 with plain_errors(), hosts.joined(Config(where, index if what == 'seed' else 0)):
   assert hosts.agree('number', 10 * index) == [10 * n for n in range(count)]
   if what == 'fails' and index == 1:
@@ -211,6 +213,22 @@ def three(what, tmp_path, count=3):
 def test_hosts_tell_each_other(tmp_path):
   logs, statuses = three('', tmp_path)
   assert statuses == [0, 0, 0], logs
+
+
+def test_hosts_that_slurm_tells_of_find_each_other(tmp_path):
+  script = tmp_path / 'host.py'
+  script.write_text(textwrap.dedent(HOST))
+  job = {
+    'SLURM_JOB_ID': str(free_port()),  # of which a port is made
+    'SLURM_NTASKS': '2',
+    'SLURM_STEP_NODELIST': 'localhost',
+  }
+  processes = []
+  for index in range(2):
+    words = [sys.executable, str(script), str(index), '2', '0', 'slurm']
+    own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
+    processes.append(subprocess.Popen(words, env=ENVIRONMENT | job | own))
+  assert [process.wait(120) for process in processes] == [0, 0]
 
 
 def test_hosts_with_other_settings_are_named_with_the_field(tmp_path):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import os
@@ -21,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +28,7 @@ import jax
 from jax._src import clusters, distributed  # what is used has no public name
 
 from r1jax import mesh as mesh_lib
+from r1jax.stages.workdir import leaves, plain_config
 
 ARRIVAL = 300  # seconds in which all hosts must have come
 PATIENCE = 900  # seconds that a host waits for what another one has to tell
@@ -209,8 +209,7 @@ def _told_of() -> bool:
 def _compare(config: Any, names: list[str]) -> None:
   """Raises HostError where hosts would not do the same."""
   own = {
-    'the experiment': type(config).__name__,
-    **_leaves(dataclasses.asdict(config)),
+    **leaves(plain_config(config)),
     'the code of r1jax': _code(),
     'the version of jax': jax.__version__,
   }
@@ -224,16 +223,6 @@ def _compare(config: Any, names: list[str]) -> None:
           f'{other} ({names[other]}); start the same command with the same code on all '
           'hosts'
         )
-
-
-def _leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  for name, value in fields.items():
-    if isinstance(value, Mapping):
-      found |= _leaves(value, f'{prefix}{name}.')
-    else:
-      found[prefix + name] = value
-  return found
 
 
 def _code() -> str:
