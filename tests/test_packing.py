@@ -98,3 +98,37 @@ def test_unpack_puts_each_output_in_a_row_of_its_own():
   got = packing.unpack(rows, jnp.array([[0, 3, 4, 0]]))
   expected = [[1, 2, 3, 4], [4, 5, 6, 0], [5, 6, 0, 0], [1, 2, 3, 4]]
   np.testing.assert_array_equal(got, [expected])
+
+
+@hypothesis.given(strategies.data())
+def test_a_part_of_the_prompts_lies_in_its_part_of_each_micro_batch(data):
+  group_size, length, parts = 3, 5, data.draw(strategies.integers(1, 3))
+  drawn = data.draw(
+    strategies.lists(strategies.integers(1, length), min_size=18, max_size=18)
+  )
+  lengths = np.reshape(drawn, (6, group_size))
+  owners = np.array(data.draw(strategies.permutations([n % parts for n in range(6)])))
+  chosen = [np.flatnonzero(owners == part).tolist() for part in range(parts)]
+  at_a_time = 2
+  layout = packing.plan(
+    lengths,
+    length,
+    at_a_time * parts * 2,
+    2,
+    chosen,
+    room=data.draw(strategies.integers(0, 7)),
+  )
+  assert layout.prompts.shape[1] == at_a_time * parts
+  held = layout.lengths.any(-1)
+  for part in range(parts):
+    own = slice(part * at_a_time, (part + 1) * at_a_time)
+    found = layout.prompts[:, own][held[:, own]]
+    assert set(found.tolist()) == set(chosen[part])
+    # One part alone needs as many places as `slots` says.
+    assert len(found) == packing.slots(lengths[chosen[part]], length, 2)
+  fullest = max(
+    held[:, p * at_a_time : (p + 1) * at_a_time].sum() for p in range(parts)
+  )
+  assert layout.count == -(-fullest // at_a_time)
+  tokens = layout.tokens[layout.tokens >= 0]
+  assert len(tokens) == len(set(tokens.tolist())) == lengths.sum()

@@ -104,6 +104,17 @@ def test_every_minibatch_takes_other_problems():
   assert parts.tolist() != trainer._minibatches(jax.random.key(1)).tolist()
 
 
+def test_every_minibatch_takes_as_many_problems_of_each_part():
+  nothing: Any = None  # unused here
+  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:4]))
+  config = Config(prompts_per_step=16, minibatches=4)
+  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  parts = trainer._minibatches(jax.random.key(0))
+  assert sorted(parts.reshape(-1).tolist()) == list(range(16))
+  for minibatch in parts:  # devices have problems 0 to 3, 4 to 7, and so on
+    assert sorted((minibatch // 4).tolist()) == [0, 1, 2, 3]
+
+
 def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   # A model that says the token before once more with probability 3/4, of two tokens,
   # on four devices.
