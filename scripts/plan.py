@@ -127,6 +127,7 @@ def compiled(planned: plan.Work, devices: Sequence[Any]) -> list[plan.Found]:
     found.append(plan.measure(phase))
   if devices[0].platform == 'cpu':
     found.append(plan.checkpoint(planned, devices))
+    found = plan.with_process(found)
   return found
 
 

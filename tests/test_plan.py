@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.experimental import topologies
 
+from experiments.smoke import Smoke
 from r1jax import grpo, mesh, optim
 from r1jax.model.config import ModelConfig
 from r1jax.stages import hlo, plan, rl_config
@@ -176,7 +177,7 @@ def run(*words):
 
 def test_the_compiler_of_a_tpu_compiles_the_miniature():
   done = run(
-    *('experiments.smoke', '--topology', 'v5e:2x2', '--dtype', 'bfloat16'),
+    *('experiments.r1_zero', '--topology', 'v5e:2x2', '--dtype', 'bfloat16'),
     *('--rl.prompts-per-step', '4', '--rl.minibatches', '1'),
   )
   assert done.returncode == 0, done.stderr
@@ -223,6 +224,12 @@ def test_an_experiment_is_planned_as_it_is():
   assert (work.model.layers, work.vocab_size) == (61, 129_280)
   chosen, own = script.defaults('experiments.r1_zero')
   assert own == (script.work(chosen, own).model, 400)
+
+
+def test_an_experiment_that_makes_another_smaller_is_not_planned_as_that_one():
+  _, smaller = script.defaults('experiments.smoke')
+  assert smaller is not None
+  assert smaller[0] == Smoke().model
 
 
 def test_copies_of_a_model_lie_on_different_slices():

@@ -45,6 +45,8 @@ class Written:
     data = tuple(jax.random.key_data(key).tolist())
     self.asked.append((params, data, ids, group_size, max_length, draw))
     return SimpleNamespace(
+      rows=np.arange(len(problems)),
+      own=np.ones(len(problems), bool),
       texts=[[self.answer(problem), 'garbage'] for problem in problems],
       lengths=np.full((len(problems), 2), 10),
       cut_off=np.zeros((len(problems), 2), bool),

@@ -12,6 +12,8 @@ import importlib.util
 import math
 import os
 import re
+import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -338,6 +340,19 @@ def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
   held = _bytes(state) + _bytes(reference)
   memory = {'beside it': held, 'copies': held}
   return Found('save', 0.0, memory, hlo.Costs(), times=1)
+
+
+def with_process(found: Sequence[Found]) -> list[Found]:
+  """Adds what a run's process needs of a CPU's memory beside its arrays.
+
+  That is Python, its libraries and the compiler: what this one, which has compiled the
+  same programs and holds no arrays, has come to.
+  """
+  unit = 1 if sys.platform == 'darwin' else 1024
+  own = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+  return [
+    dataclasses.replace(one, memory={**one.memory, 'the process': own}) for one in found
+  ]
 
 
 def measure(phase: Phase) -> Found:
