@@ -181,6 +181,6 @@ def _rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarra
   """Which of so many problems this host has, and whether it is the first that does."""
   holders = mesh_lib.holders(mesh)
   rows = np.arange(problems).reshape(len(holders), -1)
-  here = [n for n, hosts in enumerate(holders) if jax.process_index() in hosts]
+  here = mesh_lib.held(mesh)
   own = [holders[n][0] == jax.process_index() for n in here]
   return rows[here].reshape(-1), np.repeat(own, rows.shape[1])

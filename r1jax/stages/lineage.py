@@ -8,7 +8,6 @@ next stage takes that directory, and nothing else, to find all it needs.
 
 from __future__ import annotations  # fields have the names of their modules
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -319,18 +318,35 @@ def finish(
     if saved.step is None or saved.manifest()['digest'] != digests[name]:
       saved.save(1, tree, {'phase': f'model-{name}'})
       saved.wait()
-  if not hosts.first():
-    hosts.agree('record', None)
-    return load(run.workdir)
-  if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
-    model.tokenizer.save(run.workdir / TOKENIZER)
-  with contextlib.suppress(LineageError):
-    before = load(run.workdir)
-    if before.record['params'] == digests:
-      hosts.agree('record', None)
-      return before
+  if hosts.first():
+    if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
+      model.tokenizer.save(run.workdir / TOKENIZER)
+    if not _recorded(run.workdir, digests):
+      record = _record(run, stage, config, model, params, digests, parents)
+      content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
+      write_whole(run.workdir / RECORD, content)
+  hosts.agree('record', None)
+  return load(run.workdir)
+
+
+def _recorded(workdir: Path, digests: Mapping[str, str]) -> bool:
+  try:
+    return load(workdir).record['params'] == digests
+  except LineageError:
+    return False
+
+
+def _record(
+  run: Run,
+  stage: str,
+  config: Any,
+  model: Model,
+  params: Mapping[str, Any],
+  digests: Mapping[str, str],
+  parents: Sequence[Stage],
+) -> dict[str, Any]:
   names = (*tasks.REASONING, *tasks.GENERAL)
-  record = {
+  return {
     'stage': stage,
     'config': plain_config(config),
     'data': {name: tasks.module(name).VERSION for name in names},
@@ -350,7 +366,3 @@ def finish(
       for parent in parents
     ],
   }
-  content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
-  write_whole(run.workdir / RECORD, content)
-  hosts.agree('record', None)
-  return load(run.workdir)
