@@ -8,7 +8,7 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 
-from r1jax import optim, rewriting
+from r1jax import mesh, optim, rewriting
 from r1jax.stages import (
   command,
   finetune,
@@ -39,6 +39,7 @@ class ColdStart:
   sft_optim: optim.Config = optim.Config(
     learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
   )
+  mesh: mesh.Config = mesh.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments import reasoning_rl
-from r1jax import distill, drawing, grpo, optim
+from r1jax import distill, drawing, grpo, mesh, optim
 from r1jax.model.config import ModelConfig
 from r1jax.stages import (
   command,
@@ -87,6 +87,7 @@ class Distill:
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
   )
+  mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config(problems=48)
   scoreboard: scoreboard.Config = scoreboard.Config()
 
@@ -210,6 +211,7 @@ def main(config: Distill) -> None:
     document = functools.partial(web.document, writers, difficulty, asked.seed)
     model = _student(config, asked, document)
     asked.where.check_prompts(model.tokenizer, model.template)
+    work.fitting(config, model)  # says what does not
     order = rl.problem_order(asked.where.train, config.shares, asked.seed)
     kept = asked.collect(teacher.params(asked.mesh), order, config.rejection)
     job = dataclasses.replace(asked, model=model)

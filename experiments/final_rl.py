@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 
-from r1jax import drawing, grpo, optim
+from r1jax import drawing, grpo, mesh, optim
 from r1jax.rewards import Weighted, judge, rules
 from r1jax.stages import (
   command,
   evaluate,
+  hosts,
   lineage,
   preference,
   recipe,
@@ -27,6 +28,7 @@ from r1jax.stages import (
   scoreboard,
   work,
 )
+from r1jax.stages.generate import of_all_hosts
 from r1jax.stages.panel import Panel
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import write_whole
@@ -56,6 +58,7 @@ class FinalRL:
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
   )
+  mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
@@ -113,10 +116,11 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
       max_length=max(n for _, n in config.rl.max_length),
       draw=drawing.Config(),
     )
-    outputs += sampled.texts
+    outputs += of_all_hosts(sampled, sampled.texts)
   pairs, counts = judge.pairs(problems, outputs, job.seed, config.judge)
   content = json.dumps(dataclasses.asdict(counts)) + '\n'
-  write_whole(job.run.workdir / 'pairs.json', content)
+  if hosts.first():
+    write_whole(job.run.workdir / 'pairs.json', content)
   voice: dict[str, Any] = {
     'model': job.model.functions,
     'tokenizer': job.model.tokenizer,
@@ -136,7 +140,10 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
     seed=job.seed,
   )
   return preference.Scorer(
-    trained, **voice, max_length=config.preference.max_length, mesh=job.mesh
+    trained,
+    **voice,
+    max_length=config.preference.max_length,
+    mesh=mesh.local(job.mesh),
   )
 
 
@@ -152,7 +159,8 @@ def main(config: FinalRL) -> None:
       scorer = preference_model(job, config, before)
       panel = Panel(pool, scorer, config.preference_weight)
       params = job.reinforce(before, panel, order(config, job.where, job.seed), config)
-    report.write(job.run.workdir)
+    if hosts.first():
+      report.write(job.run.workdir)
     job.finish('final_rl', config, params, [parent])
 
 

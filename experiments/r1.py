@@ -24,13 +24,13 @@ from experiments import (
   rejection_sft,
 )
 from experiments.paper.beside import PAPER
-from r1jax import tasks
-from r1jax.stages import command, lineage, recipe
+from r1jax import mesh, tasks
+from r1jax.stages import command, hosts, lineage, recipe, work
 from r1jax.stages.report import pipeline
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import MAY_CHANGE, PIPELINE, leaves, plain_config, write_whole
 
-FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir')  # of a stage, set by `plan`
+FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # set by `plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class R1:
   workdir: str = 'runs/r1'  # a folder for each stage, and the report
   seed: int = 0  # everything random in every stage follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  mesh: mesh.Config = mesh.Config()
   r1_zero: r1_zero.R1Zero = r1_zero.R1Zero()
   cold_start: cold_start.ColdStart = cold_start.ColdStart()
   reasoning_rl: reasoning_rl.ReasoningRL = reasoning_rl.ReasoningRL()
@@ -58,7 +59,7 @@ class R1:
         if field.name in FROM_ABOVE and value != field.default:
           raise ValueError(
             f'{name}.{field.name}: expected to be left to the pipeline, got {value}; '
-            f'set --workdir, --seed and --data-dir, which serve all stages'
+            f'set --workdir, --seed, --data-dir and --mesh, which serve all stages'
           )
 
 
@@ -87,7 +88,7 @@ def plan(config: R1) -> list[_Stage]:
   stages: list[_Stage] = []
   for name, main in STAGES.items():
     stage = getattr(config, name)
-    shared = {'seed': config.seed, 'data_dir': config.data_dir}
+    shared = {name: getattr(config, name) for name in ('seed', 'data_dir', 'mesh')}
     last = [s for s in stages if not s.name.startswith('distill')][-1:]
     parent = {'parent': last[0].config.workdir} if last else {}
     stage = dataclasses.replace(stage, **shared, **parent)
@@ -105,20 +106,42 @@ def plan(config: R1) -> list[_Stage]:
 
 
 def main(config: R1) -> None:
-  """Runs what is not finished, in order."""
-  stages = plan(config)
+  """Runs what is not finished, in order.
+
+  Raises MeshError before the first, if one of them can't be cut over the devices.
+  """
+  with hosts.joined(config):
+    stages = plan(config)
+    for name, _, stage in stages:
+      try:
+        work.fitting(stage)
+      except mesh.MeshError as error:
+        raise mesh.MeshError(f'{name}: {error}') from error
+    if hosts.first():
+      _list(config, stages)
+    for number, stage in enumerate(stages, start=1):
+      _run(number, len(stages), stage)
+      if hosts.first():
+        pipeline.write(config.workdir, PAPER)
+  if hosts.first():
+    print('\n'.join(pipeline.result(config.workdir)))
+
+
+def _list(config: R1, stages: list[_Stage]) -> None:
+  """Writes down which folder each stage has."""
   root = Path(config.workdir)
   root.mkdir(parents=True, exist_ok=True)
   folders = {stage.name: Path(stage.config.workdir).name for stage in stages}
   write_whole(root / PIPELINE, json.dumps(folders, indent=2) + '\n')
-  for number, (name, run, stage) in enumerate(stages, start=1):
-    done = (Path(stage.workdir) / lineage.RECORD).is_file()
-    state = 'is finished' if done else 'begins'
-    print(f'Stage {number} of {len(stages)}, {name}, {state}: {stage.workdir}')
-    if not done:
-      run(stage)
-    pipeline.write(root, PAPER)
-  print('\n'.join(pipeline.result(root)))
+
+
+def _run(number: int, count: int, stage: _Stage) -> None:
+  done = (Path(stage.config.workdir) / lineage.RECORD).is_file()
+  state = 'is finished' if done else 'begins'
+  if hosts.first():
+    print(f'Stage {number} of {count}, {stage.name}, {state}: {stage.config.workdir}')
+  if not done:
+    stage.main(stage.config)
 
 
 if __name__ == '__main__':

@@ -9,11 +9,12 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 from collections.abc import Callable
 
-from r1jax import grpo, optim
+from r1jax import grpo, mesh, optim
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import (
   command,
   evaluate,
+  hosts,
   lineage,
   recipe,
   report,
@@ -45,6 +46,7 @@ class ReasoningRL:
     mean='tokens',
     clip_high=10.0,
   )
+  mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
@@ -73,7 +75,8 @@ def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) 
     order = rl.problem_order(problems, config.shares, job.seed)
     with pool:
       params = job.reinforce(parent.params(job.mesh), pool, order, config)
-    report.write(job.run.workdir)
+    if hosts.first():
+      report.write(job.run.workdir)
     job.finish('reasoning_rl', config, params, [parent])
 
 

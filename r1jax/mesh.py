@@ -215,6 +215,11 @@ def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
   return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
 
 
+def local(mesh: Mesh) -> Mesh:
+  """Returns the devices of a mesh that this host has, for copies of a model."""
+  return make(mesh.local_devices)
+
+
 def check_lengths(mesh: Mesh, sizes: dict[str, int]) -> None:
   """Raises MeshError for rows' lengths, by name, that can't be cut over the mesh."""
   parts = mesh.shape['context']

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from experiments import reasoning_rl
 from experiments.ablations import ablation
-from r1jax import optim, rewriting
+from r1jax import mesh, optim, rewriting
 from r1jax.stages import (
   finetune,
   lineage,
@@ -38,6 +38,7 @@ class MoreSFT:
   sft_optim: optim.Config = optim.Config(
     learning_rate=8e-4, muon_learning_rate=0.0012, warmup_steps=20, schedule='cosine'
   )
+  mesh: mesh.Config = mesh.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
@@ -49,7 +50,9 @@ def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
   """As many tokens of SFT as RL of the base is expected to sample."""
   outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
   length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
-  return MoreSFT(tokens=outputs * length, scoreboard=base.scoreboard)
+  return MoreSFT(
+    tokens=outputs * length, mesh=base.mesh, scoreboard=base.scoreboard
+  )
 
 
 def examples(

@@ -210,7 +210,7 @@ def train(
     steps: updates.
     config: see `Rows`.
     optimizer: see `optim.make`.
-    mesh: rows lie along its data axis.
+    mesh: where the model is trained.
     constants: arrays that `step` takes beside, such as a teacher's parameters.
 
   Raises:

@@ -14,7 +14,7 @@ import numpy as np
 
 from r1jax import drawing, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax.stages import compilation
+from r1jax.stages import compilation, hosts
 from r1jax.tasks import Problem
 
 _COMPILES = threading.Lock()
@@ -175,6 +175,13 @@ class Generator:
       texts=[texts[start : start + group_size] for start in groups],
       seconds=seconds,
     )
+
+
+def of_all_hosts(outputs: Outputs, values: Sequence[Any]) -> list[Any]:
+  """Returns a value for each problem, where hosts have those of their own outputs."""
+  own = [(n, x) for n, x, o in zip(outputs.rows, values, outputs.own, strict=True) if o]
+  told = [pair for part in hosts.agree('outputs', own) for pair in part]
+  return [value for _, value in sorted(told, key=lambda pair: pair[0])]
 
 
 def _rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarray]:

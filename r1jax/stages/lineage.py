@@ -136,7 +136,7 @@ class Stage:
     return {str(self.path.absolute() / RECORD): self.digest}
 
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
-    """The parameters under a name, placed on every device.
+    """The parameters under a name, placed on the mesh.
 
     Raises:
       LineageError: they are not those that the record names.

@@ -131,11 +131,15 @@ Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _scoring(model: sampling.Model, mesh: jax.sharding.Mesh) -> Scoring:
-  """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape."""
+  """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape.
+
+  Of devices of this host, which have copies of the parameters: each host has texts of
+  its own, or all have the same and need not wait for each other.
+  """
   rows = -(-ROWS // mesh.size) * mesh.size
   function = jax.jit(
-    functools.partial(preference.score, forward=model.forward),
-    compiler_options=compilation.options(),
+    mesh_lib.bound(mesh, functools.partial(preference.score, forward=model.forward)),
+    compiler_options=compilation.options(mesh),
   )
 
   def score(params: Any, tokens_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
@@ -189,7 +193,7 @@ def train(
 ) -> Any:
   """Returns the parameters of a preference model, from the last checkpoint on.
 
-  Over the texts that it was trained on, its scores have mean 0 and deviation 1.
+  They lie on `mesh.local(mesh)`, a copy on each device. Over the texts that it was trained on, its scores have mean 0 and deviation 1.
 
   Args:
     run: of which `phase` is a part.
@@ -201,7 +205,7 @@ def train(
     pairs: see `judge.pairs`.
     config: see `Config`.
     optimizer: see `optim.make`; of `updates(pairs, config)` updates.
-    mesh: pairs lie along its data axis.
+    mesh: where the model is trained.
     seed: of the order of the pairs.
 
   Raises:
@@ -218,17 +222,19 @@ def train(
   )
   fresh = preference.init(params, _width(model, params))
   # Placed before the first step: another layout in the second would compile again.
-  state = mesh_lib.put_everywhere(mesh, optim.init(fresh, optimizer))
+  state = mesh_lib.put_beside(mesh, optim.init(fresh, optimizer), params)
   state, first = run.checkpoints[phase].resume(state)
-  score = _scoring(model, mesh)
+  here = mesh_lib.local(mesh)
+  score = _scoring(model, here)
+  step_fn = functools.partial(
+    preference.step,
+    forward=model.forward,
+    optimizer=optimizer,
+    micro_batches=config.micro_batches,
+  )
+  places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = jax.jit(
-    functools.partial(
-      preference.step,
-      forward=model.forward,
-      optimizer=optimizer,
-      micro_batches=config.micro_batches,
-    ),
-    donate_argnums=0,
+    mesh_lib.bound(mesh, step_fn), donate_argnums=0, out_shardings=(places, None)
   )
   began = time.monotonic()
   for step in range(first + 1, steps + 1):
@@ -240,7 +246,8 @@ def train(
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, step, values, f'{phase}_optim')
       if saves and len(held_out.tokens):
-        values['held_out_accuracy'] = _accuracy(score, state.params, held_out)
+        copies = _copies(state.params, mesh, here)
+        values['held_out_accuracy'] = _accuracy(score, copies, held_out)
       values['time'] = {'seconds': time.monotonic() - began}
       if step % config.log_every == 0 or saves:
         run.log.write(phase, step, **values)
@@ -250,14 +257,21 @@ def train(
       run.save(phase, step, state)
   measured = _order(seed, 0, len(training.tokens))[:MEASURED]
   sample = preference.Batch(training.tokens[measured], training.mask[measured])
-  scores = _score_pairs(score, state.params, sample)
+  copies = _copies(state.params, mesh, here)
+  scores = _score_pairs(score, copies, sample)
   if not scores.std():
     raise TrainingError(
       f'the preference model of {phase} gives every text the score {scores.mean():g} '
       f'after {steps} steps; raise {phase}_optim.learning_rate or preference.epochs '
       'and choose another --workdir'
     )
-  return preference.standardised(state.params, scores)
+  return preference.standardised(copies, scores)
+
+
+def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:
+  """Parameters that are cut over a mesh, whole on each of the devices of `here`."""
+  whole = jax.device_get(mesh_lib.put_everywhere(mesh, params))
+  return mesh_lib.put_everywhere(here, whole)
 
 
 def _width(model: sampling.Model, params: Any) -> int:
@@ -288,7 +302,7 @@ class Scorer:
   tokenizer: text.Tokenizer
   template: str  # a name in text.TEMPLATES
   max_length: int  # T; texts are cut to it
-  mesh: jax.sharding.Mesh
+  mesh: jax.sharding.Mesh  # devices of this host, which have copies
 
   @functools.cached_property
   def _score(self) -> Scoring:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from r1jax import drawing, filters
-from r1jax.stages.generate import Generator
+from r1jax.stages import hosts
+from r1jax.stages.generate import Generator, of_all_hosts
 from r1jax.stages.metrics import explained, plain
 from r1jax.stages.run import Interruption, Run, TrainingError
 from r1jax.stages.workdir import write_whole
@@ -81,20 +82,16 @@ def collect(
       max_length=config.max_length,
       draw=config.draw,
     )
-    new = [
-      {
-        'problem': problem.id,
-        'task': problem.task,
-        'question': problem.question,
-        'output': output,
-        'tokens': int(outputs.lengths[index, n]),
-        'faults': filters.faults(problem, output),
-      }
-      for index, (problem, group) in enumerate(zip(chosen, outputs.texts, strict=True))
-      for n, output in enumerate(group)
+    groups = [
+      _judged(chosen[row], group, lengths)
+      for row, group, lengths in zip(
+        outputs.rows, outputs.texts, outputs.lengths, strict=True
+      )
     ]
-    with explained(file), file.open('a', encoding='utf-8') as end:
-      end.write(_json_lines(new))
+    new = [line for group in of_all_hosts(outputs, groups) for line in group]
+    if hosts.first():
+      with explained(file), file.open('a', encoding='utf-8') as end:
+        end.write(_json_lines(new))
     lines += new
     asked = (batch + 1) * size
     good = np.mean([not line['faults'] for line in lines])
@@ -104,7 +101,8 @@ def collect(
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)
   content = json.dumps(plain(counted), indent=2) + '\n'
-  write_whole(run.workdir / 'rejection.json', content)
+  if hosts.first():
+    write_whole(run.workdir / 'rejection.json', content)
   if not kept:
     faults = Counter(fault for line in lines for fault in line['faults'])
     right = 1 - (faults['wrong'] + faults['form']) / len(lines)
@@ -115,6 +113,23 @@ def collect(
       'for longer, or raise rejection.samples in another --workdir'
     )
   return kept
+
+
+def _judged(
+  problem: Problem, group: Sequence[str], lengths: Sequence[int]
+) -> list[Line]:
+  """A line for each output to a problem."""
+  return [
+    {
+      'problem': problem.id,
+      'task': problem.task,
+      'question': problem.question,
+      'output': output,
+      'tokens': int(length),
+      'faults': filters.faults(problem, output),
+    }
+    for output, length in zip(group, lengths, strict=True)
+  ]
 
 
 def _complete(file: Path, config: Config) -> list[Line]:
@@ -129,7 +144,8 @@ def _complete(file: Path, config: Config) -> list[Line]:
       break
   size = config.prompts_per_batch * config.samples
   lines = lines[: len(lines) // size * size]
-  write_whole(file, _json_lines(lines))
+  if hosts.first():  # to the others it is the same before and after
+    write_whole(file, _json_lines(lines))
   return lines
 
 

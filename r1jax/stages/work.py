@@ -22,13 +22,14 @@ from r1jax.stages import (
   compilation,
   evaluate,
   finetune,
+  hosts,
   lineage,
   recipe,
   rejection,
   rl,
   scoreboard,
 )
-from r1jax.stages.generate import Generator
+from r1jax.stages.generate import Generator, of_all_hosts
 from r1jax.stages.run import Run, start
 from r1jax.tasks import Problem
 
@@ -172,13 +173,14 @@ class Work:
         max_length=max_length,
         draw=drawing.Config(),
       )
-      examples = [
+      own = [
         finetune.Example(
           outputs.prompts[n][outputs.prompt_mask[n]].tolist(),
           outputs.tokens[n, 0, : outputs.lengths[n, 0]].tolist(),
         )
-        for n in range(prompts)
+        for n in range(len(outputs.rows))
       ]
+      examples = of_all_hosts(outputs, own)
       return finetune.Passes(examples, once, self.seed + step).batch(1)
 
     return batch
@@ -268,30 +270,45 @@ def begin(
 
   Its seed is made of the config's and the stage's name; see `recipe.own_seed`.
 
-  Raises what `Setting.check` and `run.start` raise.
+  Raises what `hosts.joined`, `Setting.check`, `fitting` and `run.start` raise.
   """
   compilation.keep_on_disk()
-  where = recipe.setting(parent, config.data_dir)
-  where.check(config)
-  with start(config, phases=phases, facts=parent.fact) as run:
-    if lineage.finished(run):
-      yield None
-    else:
-      mesh = devices(run, config)
-      seed = recipe.own_seed(config.seed, stage)
-      yield Work(run, parent.model, where, mesh, seed, _layout(config))
+  with hosts.joined(config):
+    where = recipe.setting(parent, config.data_dir)
+    where.check(config)
+    fitting(config, parent.model)
+    with start(config, phases=phases, facts=parent.fact) as run:
+      if lineage.finished(run):
+        yield None
+      else:
+        mesh = devices(run, config)
+        seed = recipe.own_seed(config.seed, stage)
+        yield Work(run, parent.model, where, mesh, seed, config.mesh)
+
+
+def fitting(config: Any, model: lineage.Model | None = None) -> jax.sharding.Mesh:
+  """The devices that all portions of a stage's config, and a model, are cut over.
+
+  Raises:
+    MeshError: they can't be.
+  """
+  sizes = _portions(config)
+  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
+  mesh = mesh_lib.fitting(sizes, config.mesh, asked)
+  _check_lengths(mesh, config)
+  if model is not None:
+    for place in (mesh, mesh_lib.sampler(mesh, config.mesh)):
+      mesh_lib.places(place, model.names)
+  return mesh
 
 
 def devices(run: Run, config: Any) -> jax.sharding.Mesh:
-  """The devices that all portions of a stage's config can be cut over; says which."""
-  sizes, layout = _portions(config), _layout(config)
-  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh = mesh_lib.fitting(sizes, layout, asked)
-  _check_lengths(mesh, config)
+  """The devices that are `fitting`; says which, where others are left."""
+  mesh = fitting(config)
   if mesh.size < jax.device_count():
     run.progress.say(
       f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
-      + ', '.join(f'{name} = {size}' for name, size in sizes.items())
+      + ', '.join(f'{name} = {size}' for name, size in _portions(config).items())
     )
   return mesh
 
@@ -306,10 +323,6 @@ def _check_lengths(mesh: jax.sharding.Mesh, config: Any) -> None:
     for _, length in getattr(part, 'max_length', ()) if name == 'rl' else ():
       lengths['rl.max_length'] = length
   mesh_lib.check_lengths(mesh, lengths)
-
-
-def _layout(config: Any) -> mesh_lib.Config:
-  return getattr(config, 'mesh', mesh_lib.Config())
 
 
 def _portions(config: Any) -> dict[str, int]:
