@@ -51,6 +51,8 @@ class Written:
     results = [problem.truth['result'] + 1 - self.right for problem in problems]
     mark = f'{self.keys[-1][1] % 1000}'  # what was drawn with this key
     return SimpleNamespace(
+      rows=np.arange(len(problems)),
+      own=np.ones(len(problems), bool),
       texts=[[say(x), say(x), say(x - 1), say(x, f'sprawdź\n{mark}')] for x in results],
       lengths=np.array([[10 * n + i for i in range(4)] for n in range(len(problems))]),
     )

@@ -35,6 +35,8 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
       lengths = 2 + numbers % 3
       said = np.arange(6)
       return SimpleNamespace(
+        rows=np.arange(len(numbers)),
+        own=np.ones(len(numbers), bool),
         prompts=np.stack([0 * numbers, numbers, numbers], axis=1),
         prompt_mask=np.array([[False, True, True]] * len(numbers)),
         tokens=np.where(

@@ -1,0 +1,157 @@
+"""What stages learn, in small: for `test_stage_meshes`, and as one of its hosts.
+
+python tests/stages.py INDEX HOSTS PORT FOLDER
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+from experiments import distill
+from r1jax import mesh, optim, text
+from r1jax.model.config import ModelConfig
+from r1jax.rewards.judge import Pair
+from r1jax.stages import (
+  checkpoint,
+  finetune,
+  hosts,
+  lineage,
+  preference,
+  recipe,
+  rejection,
+  work,
+)
+from r1jax.stages.run import TrainingError, start
+from r1jax.tasks import Problem
+
+PROBLEMS = [
+  Problem(str(n), 'instructions', f'calculate {n}+{n}', {}) for n in range(40)
+]
+OUTPUTS = [f'<think>{n}</think> {2 * n}' + ' so' * (n % 5) for n in range(40)]
+EXAMPLES = [(p.question, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]
+TOKENIZER = text.Tokenizer.train(map(' '.join, EXAMPLES), 288)
+STUDENT = ModelConfig(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
+MODEL = lineage.Model(STUDENT, TOKENIZER, 'plain', 288)
+TEACHER = lineage.Model(dataclasses.replace(STUDENT, layers=1), TOKENIZER, 'plain', 288)
+WHERE = recipe.Setting([], [], 24, 48)
+SFT = finetune.Epochs(
+  epochs=1,
+  rows_per_step=16,
+  row_length=48,
+  micro_batches=2,
+  checkpoint_every=100,
+  log_every=1,
+)
+SAMPLED = rejection.Config(problems=16, samples=2, prompts_per_batch=8, max_length=16)
+PREFERENCE = preference.Config(
+  pairs_per_step=16, micro_batches=2, max_length=48, log_every=1, held_out=0.2
+)
+# eps: a gradient that is small beside rounding must not make a step of full size.
+OPTIMIZER = optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a run is of, and hosts compare."""
+
+  workdir: str
+  mesh: mesh.Config
+
+
+@functools.cache
+def random(model: lineage.Model) -> Any:
+  """Parameters, made on one device."""
+  return jax.device_get(mesh.unbox(model.boxed(jax.random.key(model.config.layers))))
+
+
+def put(model: lineage.Model, place: jax.sharding.Mesh) -> Any:
+  """Random parameters on a mesh."""
+  return mesh.put_like(place, random(model), model.names)
+
+
+def sft(job: work.Work) -> Any:
+  """SFT, whose program is also that of base models."""
+  return job.imitate(put(MODEL, job.mesh), EXAMPLES, SFT, OPTIMIZER)
+
+
+def on_policy(job: work.Work) -> Any:
+  """Distillation token by token, on the student's own outputs."""
+  teacher: Any = SimpleNamespace(model=TEACHER, params=functools.partial(put, TEACHER))
+  config = distill.Distill(sft=SFT, sft_optim=OPTIMIZER, rejection=SAMPLED)
+  kept = [{'question': question, 'output': output} for question, output in EXAMPLES]
+  lesson = distill._Lesson(job, config, teacher, lambda n: PROBLEMS[n % 40], kept)
+  return distill._token_level(lesson, put(MODEL, job.mesh), 'on_policy')
+
+
+def preferred(job: work.Work) -> Any:
+  """A preference model; its decoder, and the rewards that it gives."""
+  voice: dict[str, Any] = {
+    'model': MODEL.functions,
+    'tokenizer': TOKENIZER,
+    'template': 'plain',
+  }
+  params = preference.train(
+    job.run,
+    'preferred',
+    put(MODEL, job.mesh),
+    **voice,
+    pairs=[Pair(p, f'{x} so', x, 1.0) for p, x in zip(PROBLEMS, OUTPUTS, strict=True)],
+    config=PREFERENCE,
+    optimizer=optim.make(OPTIMIZER, 2),
+    mesh=job.mesh,
+    seed=0,
+  )
+  scorer = preference.Scorer(params, **voice, max_length=48, mesh=mesh.local(job.mesh))
+  return {**params['decoder'], 'rewards': scorer(PROBLEMS, OUTPUTS)}
+
+
+LEARN: dict[str, Callable[[work.Work], Any]] = {
+  'sft': sft,
+  'on_policy': on_policy,
+  'preferred': preferred,
+}
+
+
+def learn(
+  workdir: Path, layout: mesh.Config, devices: list[jax.Device], *phases: str
+) -> dict[str, Any]:
+  """The parameters after each phase."""
+  config = Experiment(str(workdir), layout)
+  with start(config, phases=phases) as run:
+    where = mesh.make(devices, layout)
+    job = work.Work(run, MODEL, WHERE, where, 0, layout)
+    return {phase: LEARN[phase](job) for phase in phases}
+
+
+def main(index: int, count: int, port: int, folder: Path) -> None:
+  """All phases, and outputs of which none is worth keeping, on eight devices."""
+  address = f'127.0.0.1:{port}' if count > 1 else ''
+  layout = mesh.Config(
+    data=2, fsdp=2, tensor=2, coordinator=address, hosts=count, host=index
+  )
+  with hosts.joined(Experiment(str(folder), layout)):
+    found = learn(folder / 'run', layout, jax.devices(), *LEARN)
+    saved = checkpoint.Checkpoints(folder / 'found')
+    saved.save(1, found, {})
+    saved.wait()
+    with start(Experiment(str(folder / 'sampled'), layout), phases=()) as run:
+      job = work.Work(run, MODEL, WHERE, mesh.make(config=layout), 0, layout)
+      params = put(MODEL, job.mesh)
+      try:
+        job.collect(params, lambda n: PROBLEMS[n], SAMPLED)
+      except TrainingError as error:
+        assert 'none of 32 outputs is kept' in str(error)
+
+
+if __name__ == '__main__':
+  numbers = [int(word) for word in sys.argv[1:4]]
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // numbers[1]}'
+  main(*numbers, Path(sys.argv[4]))
