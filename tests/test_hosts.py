@@ -10,8 +10,10 @@ import textwrap
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import stages
 
 from r1jax import mesh
 from r1jax.stages import checkpoint
@@ -54,16 +56,21 @@ def arrays(folder):
 # --- One iteration --------------------------------------------------------------------
 
 
+def on_hosts(script, count, folder):
+  """Runs a script of this folder as so many hosts."""
+  file = str(Path(__file__).with_name(script))
+  words = (sys.executable, file, '{index}', str(count), str(free_port()))
+  logs, statuses = ends(begin([*words, str(folder)], count, folder), folder)
+  assert statuses == [0] * count, logs
+
+
 @pytest.fixture(scope='module')
 def iterations(tmp_path_factory):
   """By number of hosts: what an iteration has found, and the folder of its state."""
   found = {}
   for count in (1, 2, 4):
     folder = tmp_path_factory.mktemp(f'hosts{count}')
-    script = str(Path(__file__).with_name('host.py'))
-    words = (sys.executable, script, '{index}', str(count), str(free_port()))
-    logs, statuses = ends(begin([*words, str(folder)], count, folder), folder)
-    assert statuses == [0] * count, logs
+    on_hosts('host.py', count, folder)
     found[count] = json.loads((folder / 'found.json').read_text()), folder
   return found
 
@@ -88,6 +95,27 @@ def test_an_iteration_of_several_hosts_is_that_of_one(iterations, count):
   assert before.keys() == after.keys()
   for name in before:
     np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-5)
+
+
+# --- What stages do -------------------------------------------------------------------
+
+
+def test_stages_of_two_hosts_sample_and_learn_what_one_does(tmp_path):
+  alone, both = tmp_path / 'alone', tmp_path / 'both'
+  for folder in (alone, both):
+    folder.mkdir()
+  on_hosts('stages.py', 2, both)
+  one = mesh.Config(), jax.devices()[:1]
+  expected = stages.learn(alone / 'run', *one, 'sampled', 'on_policy', 'preferred')
+  for name in ('outputs.jsonl', 'rejection.json'):
+    written = (both / 'run' / name).read_text()
+    assert written == (alone / 'run' / name).read_text()
+  assert len(lines(both / 'run', 'outputs.jsonl')) == 32
+  found, before = arrays(both / 'found'), checkpoint._by_path(expected)
+  assert found.keys() == before.keys()
+  for name in before:
+    np.testing.assert_allclose(found[name], before[name], rtol=0, atol=1e-5)
+  stages.check_lines(both / 'run', alone / 'run')
 
 
 # --- A run ----------------------------------------------------------------------------
