@@ -211,7 +211,7 @@ def main(config: Distill) -> None:
     document = functools.partial(web.document, writers, difficulty, asked.seed)
     model = _student(config, asked, document)
     asked.where.check_prompts(model.tokenizer, model.template)
-    work.fitting(config, model)  # says what does not
+    work.fitting(config, model.names)  # says what does not
     order = rl.problem_order(asked.where.train, config.shares, asked.seed)
     kept = asked.collect(teacher.params(asked.mesh), order, config.rejection)
     job = dataclasses.replace(asked, model=model)

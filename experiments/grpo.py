@@ -105,7 +105,7 @@ def train(config: Grpo, rewards: list[Weighted]) -> None:
   where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
-  work.fitting(config, found.model)  # says what does not
+  work.fitting(config, found.model.names)  # says what does not
   pool = work.pool(config.rl, rewards)
   with start(config, phases=('rl',), facts=found.facts) as run, pool:
     if lineage.finished(run):

@@ -25,12 +25,13 @@ from experiments import (
 )
 from experiments.paper.beside import PAPER
 from r1jax import mesh, tasks
+from r1jax.model import decoder
 from r1jax.stages import command, hosts, lineage, recipe, work
 from r1jax.stages.report import pipeline
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import MAY_CHANGE, PIPELINE, leaves, plain_config, write_whole
 
-FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # set by `plan`
+FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # of a stage, by `plan`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def plan(config: R1) -> list[_Stage]:
   stages: list[_Stage] = []
   for name, main in STAGES.items():
     stage = getattr(config, name)
-    shared = {name: getattr(config, name) for name in ('seed', 'data_dir', 'mesh')}
+    shared = {one: getattr(config, one) for one in ('seed', 'data_dir', 'mesh')}
     last = [s for s in stages if not s.name.startswith('distill')][-1:]
     parent = {'parent': last[0].config.workdir} if last else {}
     stage = dataclasses.replace(stage, **shared, **parent)
@@ -108,15 +109,12 @@ def plan(config: R1) -> list[_Stage]:
 def main(config: R1) -> None:
   """Runs what is not finished, in order.
 
-  Raises MeshError before the first, if one of them can't be cut over the devices.
+  Raises MeshError, before the first, for one that can't be cut over the devices.
   """
   with hosts.joined(config):
     stages = plan(config)
-    for name, _, stage in stages:
-      try:
-        work.fitting(stage)
-      except mesh.MeshError as error:
-        raise mesh.MeshError(f'{name}: {error}') from error
+    for stage in stages:
+      _check(stage)
     if hosts.first():
       _list(config, stages)
     for number, stage in enumerate(stages, start=1):
@@ -125,6 +123,18 @@ def main(config: R1) -> None:
         pipeline.write(config.workdir, PAPER)
   if hosts.first():
     print('\n'.join(pipeline.result(config.workdir)))
+
+
+def _check(stage: _Stage) -> None:
+  config = stage.config
+  # Any number that can be cut: how many tokens there are, the tokenizer will say.
+  tokens = config.mesh.tensor * max(1, config.mesh.sampler_tensor)
+  parts: tuple[Any, ...] = config, getattr(config, 'student', None)
+  models = [part.model for part in parts if hasattr(part, 'model')]
+  try:
+    work.fitting(config, *(decoder.names(model, tokens) for model in models))
+  except mesh.MeshError as error:
+    raise mesh.MeshError(f'{stage.name}: {error}') from error
 
 
 def _list(config: R1, stages: list[_Stage]) -> None:

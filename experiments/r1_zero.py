@@ -135,7 +135,7 @@ def train(config: R1Zero, rewards: list[Weighted]) -> None:
   tokenizer = recipe.tokenizer(file, document, TEMPLATE, config.vocab_size)
   where.check_prompts(tokenizer, TEMPLATE)
   model = lineage.Model(config.model, tokenizer, TEMPLATE)
-  work.fitting(config, model)  # says what does not
+  work.fitting(config, model.names)  # says what does not
   pool = work.pool(config.rl, rewards)
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:

@@ -341,8 +341,10 @@ def fetch(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
   return jax.tree.map(one, tree)
 
 
-def places(mesh: Mesh, boxed: Any) -> Any:
+def places(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
   """Returns where parameters lie that carry logical axis names, or only shapes do.
+
+  `fields` is what the names of the fields begin with that say how many parts there are.
 
   Raises:
     MeshError: an axis of one is no multiple of the parts that it is cut into.
@@ -354,10 +356,10 @@ def places(mesh: Mesh, boxed: Any) -> Any:
       axes = _tuple(axes)
       parts = math.prod(mesh.shape[a] for a in axes)
       if size % parts:
-        fields = ' x '.join(f'mesh.{a} {mesh.shape[a]}' for a in axes)
+        cut = ' x '.join(f'{fields}{a} {mesh.shape[a]}' for a in axes)
         possible = [n for n in _divisors(size) if n > parts] or [size]
         raise MeshError(
-          f'{fields}: expected a divisor of {size}, the axis {name} of '
+          f'{cut}: expected a divisor of {size}, the axis {name} of '
           f'{jax.tree_util.keystr(path, simple=True, separator=".")}, got {parts}; '
           f'the next is {possible[0]}'
         )

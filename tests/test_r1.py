@@ -24,7 +24,7 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import filters, text
+from r1jax import filters, mesh, text
 from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.lineage import LineageError
@@ -93,6 +93,7 @@ def test_every_stage_has_a_folder_of_its_own_and_starts_from_the_one_before():
     # Settings of the machine.
     ('workdir', 'elsewhere', ()),
     ('data_dir', 'elsewhere', ()),
+    ('mesh', mesh.Config(fsdp=2), ()),
     ('r1_zero.rl.reward_workers', 9, ()),
     ('final_rl.rl.reward_timeout', 9.0, ()),
     ('distill_small.rl.profile_step', 1, ()),
@@ -102,9 +103,44 @@ def test_a_setting_changes_the_folders_of_what_depends_on_it(setting, value, sta
   assert changed(CONFIG, with_setting(CONFIG, setting, value)) == list(stages)
 
 
-def test_seed_and_data_reach_every_stage():
-  for stage in r1.plan(dataclasses.replace(CONFIG, seed=5, data_dir='data')):
-    assert (stage.config.seed, stage.config.data_dir) == (5, 'data')
+def test_seed_data_and_mesh_reach_every_stage():
+  shared: dict[str, Any] = {'seed': 5, 'data_dir': 'data', 'mesh': mesh.Config(fsdp=2)}
+  for stage in r1.plan(dataclasses.replace(CONFIG, **shared)):
+    assert {name: getattr(stage.config, name) for name in shared} == shared
+
+
+KV_HEADS = 'expected a divisor of 1, the axis kv_heads of '
+
+
+@pytest.mark.parametrize(
+  ('fields', 'heads', 'expected'),
+  [
+    (
+      {'fsdp': 3},
+      1,
+      'r1_zero: mesh: .* product is the 8 devices, .* mesh.fsdp 4 would',
+    ),
+    ({'fsdp': 8}, 1, 'r1_zero: rl.prompts_per_step: .* of 8, .* got 4; the next is 8'),
+    (
+      {'fsdp': 4},
+      1,
+      'cold_start: sft.rows_per_step / .* of 4, .* got 6; the next is 8',
+    ),
+    ({'tensor': 2}, 1, f'r1_zero: mesh.tensor 2: {KV_HEADS}'),
+    # The student has one kv head, whatever its teacher has.
+    ({'tensor': 2}, 2, f'distill_small: mesh.tensor 2: {KV_HEADS}'),
+    ({'sampler_tensor': 2}, 2, f'distill_small: mesh.sampler_tensor 2: {KV_HEADS}'),
+  ],
+)
+def test_what_devices_cannot_be_given_is_refused_before_the_first_stage(
+  fields, heads, expected, tmp_path
+):
+  config = with_setting(CONFIG, 'r1_zero.model.kv_heads', heads)
+  workdir = str(tmp_path / 'run')
+  config = dataclasses.replace(config, mesh=mesh.Config(**fields), workdir=workdir)
+  with pytest.raises(mesh.MeshError, match=expected):
+    r1.main(config)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +151,7 @@ def test_seed_and_data_reach_every_stage():
     ('cold_start.seed', 3, 'cold_start.seed: expected to be left to the pipeline'),
     ('final_rl.parent', 'x', 'final_rl.parent: expected to be left to the pipeline'),
     ('distill_tiny.workdir', 'x', 'distill_tiny.workdir: expected to be left'),
+    ('r1_zero.mesh.fsdp', 2, 'r1_zero.mesh: expected to be left to the pipeline'),
   ],
 )
 def test_what_the_pipeline_sets_cannot_be_set_for_a_stage(setting, value, expected):
@@ -403,9 +440,11 @@ TOO_LONG = 'expected at most 96, as the base model was trained on rows of 128 to
     ('distill_small', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('distill_small', 'base.row_length', 95, 'base.row_length: expected at least 96'),
     ('distill_small', 'sft.row_length', 95, 'sft.row_length: expected at least 96'),
+    ('cold_start', 'mesh', mesh.Config(fsdp=4), 'sft.rows_per_step / .* the next is 8'),
+    ('reasoning_rl', 'mesh', mesh.Config(tensor=2), f'mesh.tensor 2: {KV_HEADS}'),
   ],
 )
-def test_lengths_that_do_not_fit_are_refused(
+def test_sizes_that_do_not_fit_are_refused(
   unbroken, shared, quiet, tmp_path, child, setting, value, expected
 ):
   parents = dict(zip(STAGES[1:6], STAGES[:5], strict=True))

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from experiments import r1_zero
+from experiments import cold_start, r1_zero
 from r1jax import mesh, text
 from r1jax.model.config import ModelConfig
 from r1jax.stages import finetune, lineage, recipe, work
@@ -101,3 +102,27 @@ def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
     assert own[0] == step * work.STEP_DOCUMENTS
     shown = tokenizer.decode(batch.tokens[0])
     assert shown.startswith(f'User: q\nAssistant: <think></think><answer>{own[0]}<')
+
+
+@pytest.mark.parametrize(
+  ('fields', 'layout', 'expected'),
+  [
+    ({}, {'fsdp': 4}, 'sft.rows_per_step / .* of 4, .* got 2; the next is 4'),
+    ({'row_length': 36}, {'context': 8}, 'sft.row_length: .* got 36; the next is 40'),
+  ],
+)
+def test_rows_that_cannot_be_cut_are_named_with_the_next_size(fields, layout, expected):
+  config = cold_start.ColdStart(
+    sft=finetune.Epochs(**fields), mesh=mesh.Config(**layout)
+  )
+  with pytest.raises(mesh.MeshError, match=expected):
+    work.fitting(config)
+
+
+def test_a_model_that_samplers_cannot_cut_is_refused():
+  config = cold_start.ColdStart(mesh=mesh.Config(sampler_tensor=2))
+  tokenizer = text.Tokenizer.train(['a'], 262)
+  model = lineage.Model(r1_zero.R1Zero().model, tokenizer, 'plain')
+  expected = 'mesh.sampler_tensor 2: expected a divisor of 1, the axis kv_heads'
+  with pytest.raises(mesh.MeshError, match=expected):
+    work.fitting(config, model.names)

@@ -50,9 +50,7 @@ def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
   """As many tokens of SFT as RL of the base is expected to sample."""
   outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
   length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
-  return MoreSFT(
-    tokens=outputs * length, mesh=base.mesh, scoreboard=base.scoreboard
-  )
+  return MoreSFT(tokens=outputs * length, mesh=base.mesh, scoreboard=base.scoreboard)
 
 
 def examples(

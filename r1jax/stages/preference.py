@@ -193,7 +193,8 @@ def train(
 ) -> Any:
   """Returns the parameters of a preference model, from the last checkpoint on.
 
-  They lie on `mesh.local(mesh)`, a copy on each device. Over the texts that it was trained on, its scores have mean 0 and deviation 1.
+  They lie on `mesh.local(mesh)`, a copy on each device. Over the texts that it was
+  trained on, its scores have mean 0 and deviation 1.
 
   Args:
     run: of which `phase` is a part.
@@ -226,7 +227,7 @@ def train(
   state, first = run.checkpoints[phase].resume(state)
   here = mesh_lib.local(mesh)
   score = _scoring(model, here)
-  step_fn = functools.partial(
+  step_of = functools.partial(
     preference.step,
     forward=model.forward,
     optimizer=optimizer,
@@ -234,7 +235,7 @@ def train(
   )
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = jax.jit(
-    mesh_lib.bound(mesh, step_fn), donate_argnums=0, out_shardings=(places, None)
+    mesh_lib.bound(mesh, step_of), donate_argnums=0, out_shardings=(places, None)
   )
   began = time.monotonic()
   for step in range(first + 1, steps + 1):

@@ -276,7 +276,7 @@ def begin(
   with hosts.joined(config):
     where = recipe.setting(parent, config.data_dir)
     where.check(config)
-    fitting(config, parent.model)
+    fitting(config, parent.model.names)
     with start(config, phases=phases, facts=parent.fact) as run:
       if lineage.finished(run):
         yield None
@@ -286,19 +286,18 @@ def begin(
         yield Work(run, parent.model, where, mesh, seed, config.mesh)
 
 
-def fitting(config: Any, model: lineage.Model | None = None) -> jax.sharding.Mesh:
-  """The devices that all portions of a stage's config, and a model, are cut over.
+def fitting(config: Any, *models: Any) -> jax.sharding.Mesh:
+  """The devices that all portions of a stage's config can be cut over, and its models.
 
-  Raises:
-    MeshError: they can't be.
+  Of models the parameters' shapes with the names of their axes. Raises MeshError.
   """
   sizes = _portions(config)
   asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
   mesh = mesh_lib.fitting(sizes, config.mesh, asked)
   _check_lengths(mesh, config)
-  if model is not None:
-    for place in (mesh, mesh_lib.sampler(mesh, config.mesh)):
-      mesh_lib.places(place, model.names)
+  for names in models:
+    mesh_lib.places(mesh, names)
+    mesh_lib.places(mesh_lib.sampler(mesh, config.mesh), names, 'mesh.sampler_')
   return mesh
 
 
