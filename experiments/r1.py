@@ -126,6 +126,7 @@ def main(config: R1) -> None:
 
 
 def _check(stage: _Stage) -> None:
+  """Raises MeshError, with the stage's name, for what devices can't be given."""
   config = stage.config
   # Any number that can be cut: how many tokens there are, the tokenizer will say.
   tokens = config.mesh.tensor * max(1, config.mesh.sampler_tensor)

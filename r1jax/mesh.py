@@ -217,7 +217,9 @@ def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
 
 def local(mesh: Mesh) -> Mesh:
   """Returns the devices of a mesh that this host has, for copies of a model."""
-  return make(mesh.local_devices)
+  shape = (-1, *[1] * len(AXES[1:]))
+  devices = np.array(mesh.local_devices).reshape(shape)
+  return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
 def check_lengths(mesh: Mesh, sizes: dict[str, int]) -> None:

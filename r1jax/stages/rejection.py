@@ -144,7 +144,7 @@ def _complete(file: Path, config: Config) -> list[Line]:
       break
   size = config.prompts_per_batch * config.samples
   lines = lines[: len(lines) // size * size]
-  if hosts.first():  # to the others it is the same before and after
+  if hosts.first():  # others read the same before and after
     write_whole(file, _json_lines(lines))
   return lines
 
