@@ -190,8 +190,10 @@ def test_nothing_to_learn_from_is_an_error_with_the_reason(tmp_path):
   class Foreign(Written):
     def __call__(self, *args, **how):
       said = super().__call__(*args, **how)
-      texts = [[x.replace('sprawdź', 'check') for x in group] for group in said.texts]
-      return SimpleNamespace(texts=texts, lengths=said.lengths)
+      said.texts = [
+        [x.replace('sprawdź', 'check') for x in group] for group in said.texts
+      ]
+      return said
 
   expected = (
     'none of 24 outputs is kept, so there is nothing to learn from: 25.0% are right, '
