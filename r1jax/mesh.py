@@ -234,10 +234,15 @@ def _spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
   spec = []
   for name in logical:
     known = RULES[name] if name is not None else ()
-    axes = [axis for axis in known if mesh.shape[axis] > 1 and axis not in taken]
+    axes = [axis for axis in known if _parts(mesh, axis) > 1 and axis not in taken]
     taken |= set(axes)
     spec.append(axes[0] if len(axes) == 1 else tuple(axes) or None)
   return PartitionSpec(*spec)
+
+
+def _parts(mesh: Mesh, axis: str) -> int:
+  """The size of an axis; within `sum_of_copies` there is one copy."""
+  return 1 if axis == 'data' and _ONE_COPY.get() else mesh.shape[axis]
 
 
 def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -256,7 +261,7 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 def shards(mesh: Mesh, logical: str) -> int:
   """Returns how many parts an axis of this name is cut into."""
-  return math.prod(mesh.shape[axis] for axis in RULES[logical])
+  return math.prod(_parts(mesh, axis) for axis in RULES[logical])
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
@@ -426,6 +431,7 @@ def _is_box(leaf: Any) -> bool:
 _BOUND: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
   'r1jax_mesh', default=None
 )
+_ONE_COPY = contextvars.ContextVar('r1jax_one_copy', default=False)
 
 
 def bound(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -523,7 +529,7 @@ def own(tree: Any, names: Any, logical: str) -> Any:
   """
   mesh = current()
   assert mesh is not None
-  wanted = [axis for axis in RULES[logical] if mesh.shape[axis] > 1]
+  wanted = [axis for axis in RULES[logical] if _parts(mesh, axis) > 1]
 
   def one(names: Named, x: jax.Array) -> jax.Array:
     cut = [axis for axes in _spec(mesh, names) for axis in _tuple(axes)]
@@ -531,6 +537,36 @@ def own(tree: Any, names: Any, logical: str) -> Any:
     return jax.lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(one, names, tree, is_leaf=lambda x: isinstance(x, Named))
+
+
+def sum_of_copies(function: Callable[..., Any], rows: Any, axis: int) -> Any:
+  """Returns function(rows), summed over what each copy of the model makes of its rows.
+
+  Copies exchange nothing before: gradients that `function` sums in a loop are sent
+  between them once, and not in each run of it.
+
+  Args:
+    function: of a tree of arrays to a tree of arrays, in shares that add up.
+    rows: a tree of arrays, of which `axis` is P (or rows).
+    axis: see `rows`.
+  """
+  mesh = current()
+  copies = 1 if mesh is None else mesh.shape['data']
+  if copies == 1:
+    return function(rows)
+
+  def of_one(rows: Any) -> Any:
+    token = _ONE_COPY.set(True)
+    try:
+      return function(rows)
+    finally:
+      _ONE_COPY.reset(token)
+
+  apart = jax.tree.map(
+    lambda x: x.reshape(*x.shape[:axis], copies, -1, *x.shape[axis + 1 :]), rows
+  )
+  each = jax.vmap(of_one, in_axes=axis, spmd_axis_name='data')(apart)
+  return jax.tree.map(lambda x: x.sum(0), each)
 
 
 class Named(tuple):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from r1jax import mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -198,7 +200,7 @@ def update(
 
   Args:
     state: before the update.
-    parts: a tree of arrays [N, ...]: N micro-batches.
+    parts: a tree of arrays [N, B, ...]: N micro-batches of B rows.
     loss: gives a part's share of the batch's loss and of its metrics: shares add up
       to the whole, so the cut changes nothing but memory and speed.
     optimizer: see `make`.
@@ -211,18 +213,20 @@ def update(
   """
   gradient = jax.value_and_grad(loss, has_aux=True)
 
-  def one(index: int | jax.Array) -> Any:
-    part = jax.tree.map(lambda x: x[index], parts)
-    (value, metrics), grads = gradient(state.params, part)
-    return grads, {'loss': value, **metrics}
+  def summed(parts: Any) -> Any:
+    def one(index: int | jax.Array) -> Any:
+      part = jax.tree.map(lambda x: x[index], parts)
+      (value, metrics), grads = gradient(state.params, part)
+      return grads, {'loss': value, **metrics}
 
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
-  grads, metrics = jax.lax.fori_loop(
-    0,
-    len(jax.tree.leaves(parts)[0]) if count is None else count,
-    lambda index, total: jax.tree.map(jnp.add, total, one(index)),
-    zeros,
-  )
+    return jax.lax.fori_loop(
+      0,
+      len(jax.tree.leaves(parts)[0]) if count is None else count,
+      lambda index, total: jax.tree.map(jnp.add, total, one(index)),
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)),
+    )
+
+  grads, metrics = mesh.sum_of_copies(summed, parts, axis=1)
   with jax.named_scope('optimizer'):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -47,6 +47,8 @@ MESHES = {
   'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
+  'data 2 context 2 fsdp 2': {'data': 2, 'context': 2, 'fsdp': 2},
+  'data 2 expert 2 tensor 2': {'data': 2, 'expert': 2, 'tensor': 2},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
   'sampler tensor 2 expert 2': {'fsdp': 8, 'sampler_tensor': 2, 'sampler_expert': 2},
 }
@@ -101,6 +103,9 @@ def iteration(model_name, mesh_name):
     ('qwen', 'fsdp 4 tensor 2'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
+    ('qwen', 'data 2 context 2 fsdp 2'),
+    ('deepseek', 'data 2 expert 2 tensor 2'),
+    ('deepseek', 'data 2 context 2 fsdp 2'),
     ('deepseek', 'expert 4 fsdp 2'),
     ('deepseek', 'expert 2 context 2 tensor 2'),
     ('deepseek', 'sampler tensor 2 expert 2'),
