@@ -413,8 +413,37 @@ def places_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def shapes_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
+  """Returns shapes that lie as `put_beside` places arrays of them."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    places_beside(mesh, tree, params),
+  )
+
+
 def _keys(path: Any) -> tuple[str, ...]:
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def put_aside(tree: Any) -> Any:
+  """Moves arrays to the memory of the hosts that they lie on; no program takes them."""
+  return _put_in('pinned_host', tree)
+
+
+def put_back(tree: Any) -> Any:
+  """Moves arrays that were put aside back to their devices; leaves others."""
+  return _put_in('device', tree)
+
+
+def place_on_device(x: jax.Array) -> Any:
+  """Returns where an array lies once it is put back."""
+  return x.sharding.with_memory_kind('device')
+
+
+def _put_in(memory: str, tree: Any) -> Any:
+  places = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), tree)
+  return jax.device_put(tree, places)
 
 
 def unbox(boxed: Any) -> Any:

@@ -65,6 +65,26 @@ def test_memory_is_what_the_sizes_come_to(found):
   assert decode == pytest.approx(4 * PARAMETERS / 2 + cache, rel=0.05)
 
 
+def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
+  settings = dataclasses.replace(WORK.rl, offload=True)
+  work = dataclasses.replace(WORK, rl=settings)
+  devices, _ = plan.topology('cpu:8')
+  compiled = {one.name: one for one in map(plan.measure, plan.phases(work, devices))}
+  names = ['prefill', 'decode', 'score', 'gradient', 'update']
+  assert list(compiled) == names
+  # Of the policy, the two means of its gradient and the reference in eighths there is:
+  share = 4 * (PARAMETERS / 8)
+  beside = {name: one.memory['beside it'] / share for name, one in compiled.items()}
+  expected = {'prefill': 1, 'decode': 1, 'score': 1, 'gradient': 0, 'update': 0}
+  assert beside == pytest.approx(expected, rel=0.05)
+  policy = compiled['gradient'].memory
+  assert policy['arguments'] == pytest.approx(share, rel=0.2)  # and the rows
+  assert policy['results'] == pytest.approx(share, rel=0.05)
+  update = compiled['update'].memory
+  assert update['arguments'] == pytest.approx(4 * share, rel=0.05)  # and the gradient
+  assert update['results'] < 0.1 * share
+
+
 def test_products_are_what_the_model_comes_to(found):
   matrices = PARAMETERS - 5 * 64
   scores = 2 * 2 * 4 * 16 * (16 + 32)  # of a token that sees prompt and output
@@ -142,6 +162,8 @@ def test_what_needs_less_is_tried_from_what_costs_least():
     '--rl.micro-batch-rows 4',
     '--remat full',
     '--mesh.data 1 --mesh.fsdp 4',
+    '--rl.offload True',
+    '--rl-optim.moments bfloat16',
     '--param-dtype bfloat16',
   ]
   last = tried['--param-dtype bfloat16']

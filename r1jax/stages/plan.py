@@ -190,26 +190,18 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
     where,
     {'rl.max_prompt_length': work.rl.max_prompt_length, 'rl.max_length': work.length},
   )
-  names = decoder.names(work.model, work.vocab_size)
-  model = sampling.Model(*decoder.functions(work.model, work.vocab_size))
-  nothing: Any = None
-  generator = Generator(
-    model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
-  )
-  trainer = Trainer(
-    generator,
-    nothing,
-    work.rl,
-    work.grpo,
-    work.optim,
-    decoder.matrices(work.model),
-  )
-  state, params = _learner(work, where)
-  learner, reference = _bytes(state), _bytes(params)
+  trainer = _trainer(work, where)
+  generator, names = trainer.generator, trainer.generator.names
+  state, params = _learner(work, trainer)
+  away = work.rl.offload
+  # What lies there beside a phase's own arguments and its results.
+  optimizer, reference = _bytes(state.opt_state), _bytes(params)
+  policy = _bytes(state) - optimizer
+  waiting = 0.0 if away else optimizer + reference
 
-  resident = learner + reference
+  resident = policy + waiting
   if mesh_lib.places(generator.where, names) == mesh_lib.places(where, names):
-    resident -= reference  # samplers use the policy's own parameters
+    resident -= policy  # samplers use the policy's own parameters
   yield from _sampling(work, generator, resident)
   rollout = packed(work, where)
   count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -222,27 +214,42 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
     rollout.offsets,
     rollout.documents,
   )
-  minibatches, experts = work.rl.minibatches, where.shape['expert']
+  minibatches, share = work.rl.minibatches, 1 / where.shape['expert']
   if work.grpo.kl_coef:
-    scored = (params, rows, count, scalar)
-    yield Phase(
-      'score', trainer.scoring, scored, learner, minibatches, parts, 1 / experts
-    )
+    scored, beside = (params, rows, count, scalar), policy + waiting - reference
+    if away:
+      beside = policy
+    yield Phase('score', trainer.scoring, scored, beside, minibatches, parts, share)
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
-  learned = (state, None, rollout, count, scalar)
-  updates = minibatches * work.rl.epochs
-  program = trainer.program(places)
-  yield Phase('update', program, learned, reference, updates, parts, 1 / experts)
+  updates, rest = minibatches * work.rl.epochs, (None, rollout, count, scalar)
+  if not away:
+    program, learned = trainer.program(places), (state, *rest)
+    yield Phase('update', program, learned, reference, updates, parts, share)
+    return
+  gradients, apply = trainer.halves(places)
+  learned = (state.params, *rest)
+  yield Phase('gradient', gradients, learned, 0.0, updates, parts, share)
+  yield Phase('update', apply, (state, params), 0.0, updates)
 
 
-def _learner(work: Work, where: jax.sharding.Mesh) -> tuple[Any, Any]:
-  """The shapes of a policy's state, and of the reference."""
+def _trainer(work: Work, where: jax.sharding.Mesh) -> Trainer:
   names = decoder.names(work.model, work.vocab_size)
+  model = sampling.Model(*decoder.functions(work.model, work.vocab_size))
+  nothing: Any = None
+  generator = Generator(
+    model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
+  )
+  matrices = decoder.matrices(work.model)
+  return Trainer(generator, nothing, work.rl, work.grpo, work.optim, matrices)
+
+
+def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
+  """The shapes of a policy's state, and of the reference."""
+  where, names = trainer.generator.mesh, trainer.generator.names
   places = mesh_lib.places(where, names)
   params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
-  chain = optim.make(work.optim, 1, decoder.matrices(work.model))
-  state = jax.eval_shape(lambda p: optim.init(p, chain), params)
-  return _shaped(state, mesh_lib.places_beside(where, state, params)), params
+  saved = trainer.like(params)
+  return saved['policy'], saved['reference']
 
 
 def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Phase]:
@@ -336,7 +343,8 @@ def packed(work: Work, where: Any) -> packing.Rollout:
 
 def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
   """What a checkpoint needs of a CPU's memory: policy and reference are copied."""
-  state, reference = _learner(work, mesh_lib.make(devices, work.mesh))
+  where = mesh_lib.make(devices, work.mesh)
+  state, reference = _learner(work, _trainer(work, where))
   held = _bytes(state) + _bytes(reference)
   memory = {'beside it': held, 'copies': held}
   return Found('save', 0.0, memory, hlo.Costs(), times=1)
@@ -443,6 +451,13 @@ def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
     layout = dataclasses.replace(work.mesh, data=1, fsdp=work.mesh.fsdp * copies)
     work = dataclasses.replace(work, mesh=layout)
     yield f'--mesh.data 1 --mesh.fsdp {layout.fsdp}', work
+  if not work.rl.offload:
+    work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
+    yield '--rl.offload True', work
+  if work.optim.moments == 'params' and work.param_dtype == 'float32':
+    halved = dataclasses.replace(work.optim, moments='bfloat16')
+    work = dataclasses.replace(work, optim=halved)
+    yield '--rl-optim.moments bfloat16', work
   if work.param_dtype == 'float32':
     work = dataclasses.replace(work, param_dtype='bfloat16')
     yield '--param-dtype bfloat16', work
