@@ -29,6 +29,7 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:to_apply|body|branch_computations|called_computations)=')
 _NAME = re.compile(r'%([\w.\-]+)')
+_TABLE = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # a shape, and the order of its axes
 # The kernels of `r1jax.model.flash`, forward and for the gradients of each side.
 _FLASH = re.compile(r'tpu_custom_call.*op_name="[^"]*/splash_mha_(fwd|dq|dkv)')
 
@@ -300,14 +301,16 @@ def _pairs(attributes: str) -> list[list[int]]:
 def _groups(one: _Instruction) -> list[list[int]]:
   """The devices that exchange with each other, by their place in the program."""
   text = one.attributes
-  # [groups, devices] of all in a row, or of a table of them whose axes are swapped
-  if found := re.search(r'replica_groups=\[(\d+),\d+\]<=\[([\d,]+)\]', text):
-    shape = [int(n) for n in found[2].split(',')]
-    swapped = re.match(r'T\(([\d,]+)\)', text[found.end() :])
-    order = [int(n) for n in swapped[1].split(',')] if swapped else range(len(shape))
-    return _in_groups(shape, order, int(found[1]))
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', text):
-    return _along(*found.groups())
+  # [groups, devices] of all devices, as they stand in a table
+  if found := re.search(rf'replica_groups=\[(\d+),\d+\]<={_TABLE}', text):
+    groups, *table = found.groups()
+    return _table(*table).reshape(int(groups), -1).tolist()
+  if found := re.search(
+    rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_TABLE}\))? \{{([^}}]*)\}}',
+    text,
+  ):
+    mesh, *table, axes = found.groups()
+    return _along(mesh, axes, *table)
   if found := re.search(r'replica_groups=\{([\d,{}]+)\}', text):
     return _lists(found[1])
   raise ValueError(
@@ -321,9 +324,21 @@ def _lists(text: str) -> list[list[int]]:
   return [[int(n) for n in x.split(',')] for x in re.findall(r'\{([\d,]+)\}', text)]
 
 
-def _along(mesh: str, axes: str) -> list[list[int]]:
-  """Groups along axes of a mesh: whole ones, or a part of one as axis:(before)size."""
-  shape, inside = [], []
+def _table(shape: str, order: str | None) -> np.ndarray:
+  """All devices in a table of this shape, with its axes in another order."""
+  sizes = [int(n) for n in shape.split(',')]
+  axes = [int(n) for n in order.split(',')] if order else None
+  return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes)
+
+
+def _along(
+  mesh: str, axes: str, shape: str | None, order: str | None
+) -> list[list[int]]:
+  """Groups along axes of a mesh: whole ones, or a part of one as axis:(before)size.
+
+  The mesh has all devices in their order, or as they stand in a table.
+  """
+  sizes, inside = [], []
   for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
     ranges = [
       (int(before or 1), int(before or 1) * int(part or size))
@@ -331,16 +346,9 @@ def _along(mesh: str, axes: str) -> list[list[int]]:
       if name == axis
     ]
     for first, last in itertools.pairwise(sorted({1, int(size)}.union(*ranges))):
-      shape.append(last // first)
+      sizes.append(last // first)
       inside.append(any(start <= first and last <= end for start, end in ranges))
-  order = sorted(range(len(shape)), key=lambda n: inside[n])
-  outside = [n for n, taken in zip(shape, inside, strict=True) if not taken]
-  return _in_groups(shape, order, math.prod(outside))
-
-
-def _in_groups(
-  shape: Sequence[int], order: Sequence[int], count: int
-) -> list[list[int]]:
-  """A table of all devices with its axes in another order, as that many groups."""
-  table = np.arange(math.prod(shape)).reshape(shape)
-  return table.transpose(order).reshape(count, -1).tolist()
+  devices = _table(shape or str(math.prod(sizes)), order).reshape(sizes)
+  devices = devices.transpose(sorted(range(len(sizes)), key=lambda n: inside[n]))
+  group = math.prod(n for n, taken in zip(sizes, inside, strict=True) if taken)
+  return devices.reshape(-1, group).tolist()
