@@ -146,7 +146,7 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   flags: list[str] = []
   fitting = chip is None or plan.fits(found, chip)
   if not fitting and config.search:
-    for flag, less in plan.changes(planned, len(devices)):
+    for flag, less in plan.changes(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
       found = compiled(less, devices, chip)

@@ -456,13 +456,13 @@ def fits(found: Sequence[Found], chip: Chip) -> bool:
   return all(not one.refused and one.total <= chip.memory for one in found)
 
 
-def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
+def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
   """What needs less memory, from what costs least: flags, and the work with them.
 
   Each is on top of those before it.
   """
   rows, parts = work.rl.micro_batch_rows, work.mesh.fsdp * work.mesh.expert
-  parts *= work.mesh.data or max(1, devices // work.mesh.parts)
+  parts *= work.mesh.data or max(1, len(devices) // work.mesh.parts)
   while rows % 2 == 0 and rows // 2 % parts == 0:
     rows //= 2
     work = dataclasses.replace(
@@ -475,11 +475,13 @@ def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
         work, model=dataclasses.replace(work.model, remat=kept)
       )
       yield f'--remat {kept}', work
-  copies = work.mesh.data or max(1, devices // work.mesh.parts)
-  if copies > 1:
-    layout = dataclasses.replace(work.mesh, data=1, fsdp=work.mesh.fsdp * copies)
+  copies = work.mesh.data or max(1, len(devices) // work.mesh.parts)
+  fewest = len(set(map(mesh_lib.slice_of, devices)))  # a copy is cut within a slice
+  if copies > fewest:
+    fsdp = work.mesh.fsdp * copies // fewest
+    layout = dataclasses.replace(work.mesh, data=fewest, fsdp=fsdp)
     work = dataclasses.replace(work, mesh=layout)
-    yield f'--mesh.data 1 --mesh.fsdp {layout.fsdp}', work
+    yield f'--mesh.data {fewest} --mesh.fsdp {fsdp}', work
   if not work.rl.offload:
     work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
     yield '--rl.offload True', work
