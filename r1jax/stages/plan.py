@@ -46,7 +46,7 @@ class Chip(NamedTuple):
   bandwidth: float  # bytes a second, of its memory
   links: float  # bytes a second, all its links within a slice, one way
   network: float  # bytes a second, to other slices, one way
-  joined: int = 0  # chips that links join, where no slice says so
+  joined: int = 0  # how many in a row links join; 0: as many as a slice has
 
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose network is 50 Gb/s a chip of
