@@ -130,7 +130,7 @@ def compiled(
   for phase in plan.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
     found.append(plan.measure(phase, chip))
-  if devices[0].platform == 'cpu':
+  if chip is None:  # of CPUs
     found.append(plan.checkpoint(planned, devices))
     found = plan.with_process(found)
   return found
