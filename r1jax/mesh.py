@@ -103,11 +103,12 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
     raise _other_devices(config, len(devices))
   sizes = {axis: getattr(config, axis) for axis in AXES} | {'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  slices = len(set(map(slice_of, devices)))
   if copies % slices:
     raise MeshError(
-      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; the next '
-      f'is {-(-copies // slices) * slices}'
+      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; a copy of '
+      f'the model lies within the {len(devices) // slices} devices of a slice, and the '
+      f'other axes come to {config.parts}'
     )
   shape = (copies // slices, *(sizes[axis] for axis in AXES[1:]))
   if slices > 1:
@@ -120,6 +121,11 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
       shape, devices, allow_split_physical_axes=True
     )
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device: jax.Device) -> int:
+  """Returns the number of the slice that a device is of."""
+  return getattr(device, 'slice_index', 0)
 
 
 def _other_devices(config: Config, devices: int) -> MeshError:

@@ -44,17 +44,21 @@ class Chip(NamedTuple):
   memory: float  # bytes
   flops: float  # a second, bfloat16
   bandwidth: float  # bytes a second, of its memory
-  links: float  # bytes a second, all its links to others, one way
+  links: float  # bytes a second, all its links within a slice, one way
+  network: float  # bytes a second, to other slices, one way
+  joined: int = 0  # how many in a row links join; 0: as many as a slice has
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; GPUs: NVIDIA's data sheets.
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose network is 50 Gb/s a chip of
+# v5p, and of a pod's 256 chips 6.4 Tb/s (v5e) and 25.6 (v6e). GPUs: NVIDIA's data
+# sheets; of a DGX, whose 8 GPUs have a port each, InfiniBand of 200 (A100), 400 Gb/s.
 CHIPS = {
-  'v5e': Chip(16e9, 197e12, 819e9, 200e9),
-  'v5p': Chip(95e9, 459e12, 2765e9, 600e9),
-  'v6e': Chip(32e9, 918e12, 1600e9, 400e9),
-  'a100': Chip(80e9, 312e12, 2039e9, 300e9),
-  'h100': Chip(80e9, 989e12, 3350e9, 450e9),
-  'h200': Chip(141e9, 989e12, 4800e9, 450e9),
+  'v5e': Chip(16e9, 197e12, 819e9, 200e9, 3.125e9),
+  'v5p': Chip(95e9, 459e12, 2765e9, 600e9, 6.25e9),
+  'v6e': Chip(32e9, 918e12, 1600e9, 400e9, 12.5e9),
+  'a100': Chip(80e9, 312e12, 2039e9, 300e9, 25e9, joined=8),
+  'h100': Chip(80e9, 989e12, 3350e9, 450e9, 50e9, joined=8),
+  'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9, joined=8),
 }
 TPUS = ('v5e', 'v5p', 'v6e')
 
@@ -63,15 +67,23 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
   """Returns the devices of a topology, and what one can; None for CPUs.
 
   Args:
-    name: a TPU slice such as 'v5p:4x4x4', or a kind of device and a number: 'cpu:8',
-      'h100:8'. Programs for GPUs are compiled for as many CPU devices.
+    name: a TPU slice such as 'v5p:4x4x4', or several as '2xv5p:4x4x4'; or a kind of
+      device and a number: 'cpu:8', 'h100:8'. Programs for GPUs are compiled for as many
+      CPU devices.
 
   Raises:
     PlanError: there is no such topology, or its compiler is not installed.
   """
-  kind, _, shape = name.partition(':')
-  if kind in TPUS:
-    return _slice(name), CHIPS[kind]
+  several = re.fullmatch(r'(\d+)x(.*)', name)
+  one, slices = (several[2], int(several[1])) if several else (name, 1)
+  kind, _, shape = one.partition(':')
+  if kind in TPUS and slices:
+    return _slices(one, slices), CHIPS[kind]
+  if several:
+    raise PlanError(
+      'topology: expected one or more slices of TPUs, such as 2xv5e:4x4, or a number '
+      f'of devices such as cpu:16 or h100:16, got {name!r}'
+    )
   if kind not in (*CHIPS, 'cpu') or not shape.isdecimal() or not int(shape):
     raise PlanError(
       f'topology: expected a slice such as {", ".join(f"{t}:4x4" for t in TPUS)}, or '
@@ -86,7 +98,7 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
   return devices[: int(shape)], CHIPS.get(kind)
 
 
-def _slice(name: str) -> list[Any]:
+def _slices(name: str, count: int) -> list[Any]:
   if importlib.util.find_spec('libtpu') is None:
     raise PlanError(
       "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
@@ -94,7 +106,7 @@ def _slice(name: str) -> list[Any]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor to be held alone
   try:
-    return topologies.get_topology_desc(name, platform='tpu').devices
+    return topologies.get_topology_desc(name, platform='tpu', num_slices=count).devices
   except Exception as error:  # of several kinds, by what is wrong
     if 'opology' not in str(error):
       raise PlanError(
@@ -363,8 +375,16 @@ def with_process(found: Sequence[Found]) -> list[Found]:
   ]
 
 
-def measure(phase: Phase) -> Found:
-  """Compiles a phase; what it takes of a device."""
+def _slice_of_each(phase: Phase, chip: Chip | None) -> list[int]:
+  """The slice of each device, in the order of the phase's mesh."""
+  mesh = jax.tree.leaves(phase.args)[0].sharding.mesh
+  if chip and chip.joined:
+    return [n // chip.joined for n in range(mesh.size)]
+  return [mesh_lib.slice_of(device) for device in mesh.devices.flat]
+
+
+def measure(phase: Phase, chip: Chip | None = None) -> Found:
+  """Compiles a phase; what it takes of a device, which is no CPU if there is a chip."""
   began = time.monotonic()
   lowered = phase.program.lower(*phase.args)
   with tempfile.TemporaryDirectory() as folder:
@@ -404,7 +424,12 @@ def measure(phase: Phase) -> Found:
     phase.name,
     seconds,
     memory,
-    hlo.costs(text, phase.unknown_trips, phase.ragged_share),
+    hlo.costs(
+      text,
+      phase.unknown_trips,
+      phase.ragged_share,
+      _slice_of_each(phase, chip),
+    ),
     phase.times,
   )
 
@@ -413,11 +438,15 @@ def measure(phase: Phase) -> Found:
 
 
 def limits(found: Found, chip: Chip) -> dict[str, float]:
-  """Seconds that a phase takes at least in a step, by what bounds it."""
+  """Seconds that a phase takes at least in a step, by what bounds it.
+
+  Links and network are counted apart, as if each worked while the other does.
+  """
   one = {
     'compute': found.costs.flops / chip.flops,
     'memory': found.costs.bytes / chip.bandwidth,
-    'links': sum(found.costs.sent.values()) / chip.links,
+    'links': found.costs.over('links') / chip.links,
+    'network': found.costs.over('network') / chip.network,
   }
   return {name: seconds * found.times for name, seconds in one.items()}
 
@@ -427,13 +456,13 @@ def fits(found: Sequence[Found], chip: Chip) -> bool:
   return all(not one.refused and one.total <= chip.memory for one in found)
 
 
-def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
+def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
   """What needs less memory, from what costs least: flags, and the work with them.
 
   Each is on top of those before it.
   """
   rows, parts = work.rl.micro_batch_rows, work.mesh.fsdp * work.mesh.expert
-  parts *= work.mesh.data or max(1, devices // work.mesh.parts)
+  parts *= work.mesh.data or max(1, len(devices) // work.mesh.parts)
   while rows % 2 == 0 and rows // 2 % parts == 0:
     rows //= 2
     work = dataclasses.replace(
@@ -446,11 +475,13 @@ def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
         work, model=dataclasses.replace(work.model, remat=kept)
       )
       yield f'--remat {kept}', work
-  copies = work.mesh.data or max(1, devices // work.mesh.parts)
-  if copies > 1:
-    layout = dataclasses.replace(work.mesh, data=1, fsdp=work.mesh.fsdp * copies)
+  copies = work.mesh.data or max(1, len(devices) // work.mesh.parts)
+  fewest = len(set(map(mesh_lib.slice_of, devices)))  # a copy is cut within a slice
+  if copies > fewest:
+    fsdp = work.mesh.fsdp * copies // fewest
+    layout = dataclasses.replace(work.mesh, data=fewest, fsdp=fsdp)
     work = dataclasses.replace(work, mesh=layout)
-    yield f'--mesh.data 1 --mesh.fsdp {layout.fsdp}', work
+    yield f'--mesh.data {fewest} --mesh.fsdp {fsdp}', work
   if not work.rl.offload:
     work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
     yield '--rl.offload True', work
@@ -477,9 +508,15 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
       f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
       f'chip, {one.times} times a step; compiled in {one.seconds:.0f} s'
     )
-    sent = sorted(one.costs.sent.items(), key=lambda item: -item[1])
-    for (kind, group), size in sent[:5]:
-      lines.append(f'{"":8} {kind} over {group} chips: {_size(size)}')
+    for way in ('links', 'network'):
+      sent = sorted(
+        (size, f'{kind} over {group} chips {_size(size)}')
+        for (kind, group, taken), size in one.costs.sent.items()
+        if taken == way
+      )
+      if sent:
+        most = ', '.join(words for _, words in sent[:-6:-1])
+        lines.append(f'{"":8} {_size(one.costs.over(way))} by {way}: {most}')
   if chip is None:
     return lines
   peak = max(found, key=lambda one: one.total)
@@ -505,7 +542,7 @@ def _speed(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:
   lines.append(
     f'A step takes at least {total:.3g} s: at most {work.tokens / total:,.0f} '
     f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {work.length} '
-    'tokens long and nothing but products, links and memory takes time'
+    'tokens long and nothing but products, memory, links and network takes time'
   )
   return lines
 
