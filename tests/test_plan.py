@@ -77,6 +77,12 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   beside = {name: one.memory['beside it'] / share for name, one in compiled.items()}
   expected = {'prefill': 1, 'decode': 1, 'score': 1, 'gradient': 0, 'update': 0}
   assert beside == pytest.approx(expected, rel=0.05)
+  aside = {name: one.aside / share for name, one in compiled.items()}
+  expected = {'prefill': 3, 'decode': 3, 'score': 2, 'gradient': 3, 'update': 1}
+  assert aside == pytest.approx(expected, rel=0.05)
+  # On a CPU it is all the same memory, and the run's process is in it too.
+  on_cpu = plan.with_process([compiled['gradient']])[0]
+  assert on_cpu.memory['put aside'] == compiled['gradient'].aside
   policy = compiled['gradient'].memory
   assert policy['arguments'] == pytest.approx(share, rel=0.2)  # and the rows
   assert policy['results'] == pytest.approx(share, rel=0.05)

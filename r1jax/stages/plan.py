@@ -152,6 +152,7 @@ class Phase(NamedTuple):
   times: int  # that a step runs it
   unknown_trips: int = 1  # of a loop that ends with the rollout's micro-batches
   ragged_share: float = 1.0  # of the rows of a grouped product that are some expert's
+  aside: float = 0.0  # bytes a device, of what waits in its host's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Found:
   costs: hlo.Costs
   times: int
   refused: str = ''  # the compiler's words, where it found no room
+  aside: float = 0.0  # bytes in the host's memory, of each of its devices
 
   @property
   def total(self) -> float:
@@ -205,16 +207,15 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   trainer = _trainer(work, where)
   generator, names = trainer.generator, trainer.generator.names
   state, params = _learner(work, trainer)
-  away = work.rl.offload
-  # What lies there beside a phase's own arguments and its results.
   optimizer, reference = _bytes(state.opt_state), _bytes(params)
-  policy = _bytes(state) - optimizer
-  waiting = 0.0 if away else optimizer + reference
+  policy, away = _bytes(state) - optimizer, work.rl.offload
+  waiting = optimizer + reference  # on the devices, or aside
 
-  resident = policy + waiting
+  resident = policy + (0.0 if away else waiting)
   if mesh_lib.places(generator.where, names) == mesh_lib.places(where, names):
     resident -= policy  # samplers use the policy's own parameters
-  yield from _sampling(work, generator, resident)
+  aside = waiting if away else 0.0
+  yield from _sampling(work, generator, resident, aside)
   rollout = packed(work, where)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -228,20 +229,21 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   )
   minibatches, share = work.rl.minibatches, 1 / where.shape['expert']
   if work.grpo.kl_coef:
-    scored, beside = (params, rows, count, scalar), policy + waiting - reference
-    if away:
-      beside = policy
-    yield Phase('score', trainer.scoring, scored, beside, minibatches, parts, share)
+    scored = (params, rows, count, scalar)
+    beside, without = (policy, optimizer) if away else (policy + optimizer, 0.0)
+    program, loops = trainer.scoring, (minibatches, parts, share)
+    yield Phase('score', program, scored, beside, *loops, aside=without)
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   updates, rest = minibatches * work.rl.epochs, (None, rollout, count, scalar)
+  loops = (updates, parts, share)
   if not away:
     program, learned = trainer.program(places), (state, *rest)
-    yield Phase('update', program, learned, reference, updates, parts, share)
+    yield Phase('update', program, learned, reference, *loops)
     return
   gradients, apply = trainer.halves(places)
   learned = (state.params, *rest)
-  yield Phase('gradient', gradients, learned, 0.0, updates, parts, share)
-  yield Phase('update', apply, (state, params), 0.0, updates)
+  yield Phase('gradient', gradients, learned, 0.0, *loops, aside=waiting)
+  yield Phase('update', apply, (state, params), 0.0, updates, aside=reference)
 
 
 def _trainer(work: Work, where: jax.sharding.Mesh) -> Trainer:
@@ -264,10 +266,12 @@ def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
   return saved['policy'], saved['reference']
 
 
-def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Phase]:
+def _sampling(
+  work: Work, generator: Generator, resident: float, aside: float
+) -> Iterator[Phase]:
   """Prefill, and the last step of decoding, which has the most to attend to."""
   where, names, model = generator.where, generator.names, generator.model
-  experts = where.shape['expert']
+  share = 1 / where.shape['expert']
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   mesh_lib.check_rows(where, asked, 'samplers cut prompts')
   places = mesh_lib.places(where, names)
@@ -297,7 +301,8 @@ def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Pha
   spoken = jax.tree.map(cached, spoken)
   lying = jax.tree.map(lambda x: x.sharding, spoken)
   program = jax.jit(listen, out_shardings=(None, lying), compiler_options=options)
-  yield Phase('prefill', program, (params, *prompts), resident, 1, 1, 1 / experts)
+  listening = (params, *prompts)
+  yield Phase('prefill', program, listening, resident, 1, 1, share, aside)
 
   def decode(params: Any, spoken: Any, token: Any, uniform: Any) -> Any:
     logits, spoken = sampling.speak(params, spoken, token, model=model)
@@ -312,9 +317,8 @@ def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Pha
     out_shardings=(None, lying),
     compiler_options=options,
   )
-  yield Phase(
-    'decode', program, (params, spoken, *written), resident, work.length, 1, 1 / experts
-  )
+  speaking = (params, spoken, *written)
+  yield Phase('decode', program, speaking, resident, work.length, 1, share, aside)
 
 
 def packed(work: Work, where: Any) -> packing.Rollout:
@@ -363,15 +367,18 @@ def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
 
 
 def with_process(found: Sequence[Found]) -> list[Found]:
-  """Adds what a run's process needs of a CPU's memory beside its arrays.
+  """Adds what a run needs of a CPU's memory beside the arrays of its programs.
 
-  That is Python, its libraries and the compiler: what this one, which has compiled the
-  same programs and holds no arrays, has come to.
+  That is what it puts aside, and its process with Python, libraries and compiler: what
+  this one, which has compiled the same programs and holds no arrays, has come to.
   """
   unit = 1 if sys.platform == 'darwin' else 1024
   own = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
   return [
-    dataclasses.replace(one, memory={**one.memory, 'the process': own}) for one in found
+    dataclasses.replace(
+      one, memory={**one.memory, 'put aside': one.aside, 'the process': own}
+    )
+    for one in found
   ]
 
 
@@ -408,6 +415,7 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
         hlo.Costs(),
         phase.times,
         str(error).splitlines()[0][:200],
+        phase.aside,
       )
     cut = sorted(Path(folder).glob('*after_*spmd-partitioning.before*'))
     whole = sorted(Path(folder).glob('*before_optimizations.txt'))
@@ -431,6 +439,7 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
       _slice_of_each(phase, chip),
     ),
     phase.times,
+    aside=phase.aside,
   )
 
 
@@ -500,6 +509,8 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
   for one in found:
     parts = ', '.join(f'{name} {_size(x)}' for name, x in one.memory.items() if x)
     lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
+    if one.aside and chip is not None:
+      lines.append(f"{'':8} {_size(one.aside)} a chip wait in the host's memory")
     if one.refused:
       lines.append(f'{"":8} refused: {one.refused}')
     if not one.costs.flops:  # no program, or one that was refused
