@@ -230,11 +230,7 @@ class Trainer:
 
     mesh = self.generator.mesh
     place = None if mesh.size == 1 else mesh_lib.sharding(mesh, None, 'prompt')
-    return jax.jit(
-      mesh_lib.bound(mesh, score),
-      out_shardings=place,
-      compiler_options=compilation.options(mesh),
-    )
+    return self._jit(score, place)
 
   def passes(
     self, policy: Any, reference: Any, outputs: Outputs, temperature: float
