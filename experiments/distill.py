@@ -147,7 +147,7 @@ def _rl(lesson: _Lesson, base: Any) -> Any:
   config = lesson.config
   weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
   with work.pool(config.rl, weighted) as pool:
-    return lesson.job.reinforce(base, pool, lesson.order, config)
+    return lesson.job.reinforce(lambda: base, pool, lesson.order, config)
 
 
 def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:

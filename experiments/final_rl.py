@@ -158,7 +158,9 @@ def main(config: FinalRL) -> None:
       before = parent.params(job.mesh)
       scorer = preference_model(job, config, before)
       panel = Panel(pool, scorer, config.preference_weight)
-      params = job.reinforce(before, panel, order(config, job.where, job.seed), config)
+      params = job.reinforce(
+        lambda: before, panel, order(config, job.where, job.seed), config
+      )
     if hosts.first():
       report.write(job.run.workdir)
     job.finish('final_rl', config, params, [parent])

@@ -10,6 +10,7 @@ layout. Without a checkpoint at hand, `experiments.r1_zero` makes a model from n
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from r1jax import grpo, mesh, optim, tasks
@@ -116,7 +117,8 @@ def train(config: Grpo, rewards: list[Weighted]) -> None:
       run, found.model, where, work.devices(run, config), config.seed, config.mesh
     )
     order = rl.problem_order(where.train, [1.0], config.seed)
-    params = job.reinforce(found.params(job.mesh), pool, order, config)
+    read = functools.partial(found.params, job.mesh)
+    params = job.reinforce(read, pool, order, config)
     if hosts.first():
       report.write(run.workdir)
     lineage.finish(run, 'grpo', config, found.model, {'final': params})

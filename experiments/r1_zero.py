@@ -147,7 +147,7 @@ def train(config: R1Zero, rewards: list[Weighted]) -> None:
     base = job.pretrain(document, config.base, config.base_optim)
     problems = where.train[: len(REASONING)]
     order = rl.problem_order(problems, config.shares, config.seed)
-    models = {'base': base, 'final': job.reinforce(base, pool, order, config)}
+    models = {'base': base, 'final': job.reinforce(lambda: base, pool, order, config)}
     job.measure(models, config.scoreboard)
     if hosts.first():
       report.write(run.workdir)

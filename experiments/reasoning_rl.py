@@ -7,6 +7,7 @@ with clip ε = 10 and the share of words in the target language added to the acc
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from r1jax import grpo, mesh, optim
@@ -73,8 +74,9 @@ def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) 
       return
     problems = job.where.train[: len(REASONING)]
     order = rl.problem_order(problems, config.shares, job.seed)
+    start = functools.partial(parent.params, job.mesh)
     with pool:
-      params = job.reinforce(parent.params(job.mesh), pool, order, config)
+      params = job.reinforce(start, pool, order, config)
     if hosts.first():
       report.write(job.run.workdir)
     job.finish('reasoning_rl', config, params, [parent])

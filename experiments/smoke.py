@@ -14,6 +14,7 @@ from experiments import r1_zero
 from experiments.r1_zero import R1Zero
 from r1jax import grpo
 from r1jax.model.config import ModelConfig
+from r1jax.rewards import Weighted
 from r1jax.stages import command, evaluate, finetune, rl, scoreboard
 from r1jax.stages.run import plain_errors
 
@@ -50,6 +51,14 @@ class Smoke(R1Zero):
   )
 
 
+def rewards(config: R1Zero) -> list[Weighted]:
+  """R1-Zero's with the language counted: all that such outputs differ in."""
+  return [
+    dataclasses.replace(one, weight=1.0) if one.name == 'language' else one
+    for one in r1_zero.rewards(config)
+  ]
+
+
 if __name__ == '__main__':
   with plain_errors():
-    r1_zero.main(command.parse(Smoke(), presets={'grpo': grpo.PRESETS}))
+    r1_zero.main(command.parse(Smoke(), presets={'grpo': grpo.PRESETS}), rewards)

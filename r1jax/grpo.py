@@ -361,30 +361,29 @@ def objective(
   return -jnp.sum(weight * gain), metrics
 
 
-def step(
-  state: optim.TrainState,
+def gradients(
+  params: Any,
   rollout: packing.Rollout,
   count: jax.Array,
   temperature: jax.Array,
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
-  optimizer: optax.GradientTransformation,
   config: Config,
-) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-  """One update of the policy on a rollout; pure, for `jax.jit` or a mesh.
+) -> tuple[Any, dict[str, jax.Array]]:
+  """The gradient of a rollout's loss; pure, for `jax.jit` or a mesh.
 
   Args:
-    state: of the policy.
+    params: of the policy.
     rollout: see `packing.Rollout`; the gradient is summed over its micro-batches.
     count: int32 [], how many micro-batches hold something; the rest costs nothing.
     temperature: of the policy that sampled.
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
       -> log-probs and entropies [P, B, T]; see `r1jax.sampling.score`.
-    optimizer: see `r1jax.optim`.
     config: the algorithm.
 
   Returns:
-    The new state, and the metrics of `objective` with `entropy` (nats a token).
+    A tree like the parameters', and the metrics of `objective` with `loss` and
+    `entropy` (nats a token).
   """
   total = Totals(
     jnp.maximum(jnp.sum(rollout.lengths > 0), 1).astype(jnp.float32),
@@ -421,4 +420,26 @@ def step(
     metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
     return value, metrics
 
-  return optim.update(state, rollout, loss=loss, optimizer=optimizer, count=count)
+  return optim.gradients(params, rollout, loss=loss, count=count)
+
+
+def step(
+  state: optim.TrainState,
+  rollout: packing.Rollout,
+  count: jax.Array,
+  temperature: jax.Array,
+  *,
+  score: Callable[..., tuple[jax.Array, jax.Array]],
+  optimizer: optax.GradientTransformation,
+  config: Config,
+) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+  """One update of the policy on a rollout: `gradients`, and `optim.apply` of them.
+
+  Returns:
+    The new state, and the metrics of both.
+  """
+  grads, metrics = gradients(
+    state.params, rollout, count, temperature, score=score, config=config
+  )
+  state, more = optim.apply(state, grads, optimizer=optimizer)
+  return state, metrics | more

@@ -103,11 +103,12 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
     raise _other_devices(config, len(devices))
   sizes = {axis: getattr(config, axis) for axis in AXES} | {'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  slices = len(set(map(slice_of, devices)))
   if copies % slices:
     raise MeshError(
-      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; the next '
-      f'is {-(-copies // slices) * slices}'
+      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; a copy of '
+      f'the model lies within the {len(devices) // slices} devices of a slice, and the '
+      f'other axes come to {config.parts}'
     )
   shape = (copies // slices, *(sizes[axis] for axis in AXES[1:]))
   if slices > 1:
@@ -120,6 +121,11 @@ def make(devices: Sequence[jax.Device] | None = None, config: Config = WHOLE) ->
       shape, devices, allow_split_physical_axes=True
     )
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device: jax.Device) -> int:
+  """Returns the number of the slice that a device is of."""
+  return getattr(device, 'slice_index', 0)
 
 
 def _other_devices(config: Config, devices: int) -> MeshError:
@@ -241,10 +247,15 @@ def _spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
   spec = []
   for name in logical:
     known = RULES[name] if name is not None else ()
-    axes = [axis for axis in known if mesh.shape[axis] > 1 and axis not in taken]
+    axes = [axis for axis in known if _parts(mesh, axis) > 1 and axis not in taken]
     taken |= set(axes)
     spec.append(axes[0] if len(axes) == 1 else tuple(axes) or None)
   return PartitionSpec(*spec)
+
+
+def _parts(mesh: Mesh, axis: str) -> int:
+  """The size of an axis; within `sum_of_copies` there is one copy."""
+  return 1 if axis == 'data' and _ONE_COPY.get() else mesh.shape[axis]
 
 
 def _tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -263,7 +274,7 @@ def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 def shards(mesh: Mesh, logical: str) -> int:
   """Returns how many parts an axis of this name is cut into."""
-  return math.prod(mesh.shape[axis] for axis in RULES[logical])
+  return math.prod(_parts(mesh, axis) for axis in RULES[logical])
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
@@ -417,8 +428,37 @@ def places_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def shapes_beside(mesh: Mesh, tree: Any, params: Any) -> Any:
+  """Returns shapes that lie as `put_beside` places arrays of them."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    places_beside(mesh, tree, params),
+  )
+
+
 def _keys(path: Any) -> tuple[str, ...]:
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def put_aside(tree: Any) -> Any:
+  """Moves arrays to the memory of the hosts that they lie on; no program takes them."""
+  return _put_in('pinned_host', tree)
+
+
+def put_back(tree: Any) -> Any:
+  """Moves arrays that were put aside back to their devices; leaves others."""
+  return _put_in('device', tree)
+
+
+def place_on_device(x: jax.Array) -> Any:
+  """Returns where an array lies once it is put back."""
+  return x.sharding.with_memory_kind('device')
+
+
+def _put_in(memory: str, tree: Any) -> Any:
+  places = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), tree)
+  return jax.device_put(tree, places)
 
 
 def unbox(boxed: Any) -> Any:
@@ -435,6 +475,7 @@ def _is_box(leaf: Any) -> bool:
 _BOUND: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
   'r1jax_mesh', default=None
 )
+_ONE_COPY = contextvars.ContextVar('r1jax_one_copy', default=False)
 
 
 def bound(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -532,7 +573,7 @@ def own(tree: Any, names: Any, logical: str) -> Any:
   """
   mesh = current()
   assert mesh is not None
-  wanted = [axis for axis in RULES[logical] if mesh.shape[axis] > 1]
+  wanted = [axis for axis in RULES[logical] if _parts(mesh, axis) > 1]
 
   def one(names: Named, x: jax.Array) -> jax.Array:
     cut = [axis for axes in _spec(mesh, names) for axis in _tuple(axes)]
@@ -540,6 +581,36 @@ def own(tree: Any, names: Any, logical: str) -> Any:
     return jax.lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(one, names, tree, is_leaf=lambda x: isinstance(x, Named))
+
+
+def sum_of_copies(function: Callable[..., Any], rows: Any, axis: int) -> Any:
+  """Returns function(rows), summed over what each copy of the model makes of its rows.
+
+  Copies exchange nothing before: gradients that `function` sums in a loop are sent
+  between them once, and not in each run of it.
+
+  Args:
+    function: of a tree of arrays to a tree of arrays, in shares that add up.
+    rows: a tree of arrays, of which `axis` is P (or rows).
+    axis: see `rows`.
+  """
+  mesh = current()
+  copies = 1 if mesh is None else mesh.shape['data']
+  if copies == 1:
+    return function(rows)
+
+  def of_one(rows: Any) -> Any:
+    token = _ONE_COPY.set(True)
+    try:
+      return function(rows)
+    finally:
+      _ONE_COPY.reset(token)
+
+  apart = jax.tree.map(
+    lambda x: x.reshape(*x.shape[:axis], copies, -1, *x.shape[axis + 1 :]), rows
+  )
+  each = jax.vmap(of_one, in_axes=axis, spmd_axis_name='data')(apart)
+  return jax.tree.map(lambda x: x.sum(0), each)
 
 
 class Named(tuple):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from r1jax import mesh
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -26,6 +28,8 @@ class Config:
   b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
   eps: float = 1e-6  # beside a gradient's size; 1e-8 makes full steps of rounding noise
   max_grad_norm: float = 1.0  # longer gradients are scaled down to this
+  # Of the means: as the parameters, or half of float32 (DeepSeek-V3, section 3.3.2).
+  moments: Literal['params', 'bfloat16'] = 'params'
   balance_rate: float = 0.001  # what an update moves an expert's bias (DeepSeek-V3)
 
   def __post_init__(self) -> None:
@@ -105,8 +109,31 @@ def make(
       adam_learning_rate=_schedule(config, config.learning_rate, total_steps),
       muon_weight_dimension_numbers=numbers,
     )
+  if config.moments == 'bfloat16':
+    rule = _stored_as(jnp.bfloat16, rule)
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
   return _balanced(chain, config.balance_rate)
+
+
+def _stored_as(
+  dtype: Any, rule: optax.GradientTransformation
+) -> optax.GradientTransformation:
+  """Returns `rule`, computed in float32, with a state that is kept in `dtype`."""
+
+  def cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(
+      lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+  def update(grads: Any, state: Any, params: Any = None) -> Any:
+    updates, state = rule.update(
+      cast(grads, jnp.float32), cast(state, jnp.float32), params
+    )
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(
+    lambda params: cast(rule.init(params), dtype), update
+  )
 
 
 def _balanced(
@@ -186,47 +213,66 @@ def cut(batch: Any, parts: int) -> Any:
   )
 
 
+def gradients(
+  params: Any,
+  parts: Any,
+  *,
+  loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+  count: int | jax.Array | None = None,
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Returns the gradient summed over micro-batches, and the metrics with `loss`.
+
+  Args:
+    params: that the gradient is of.
+    parts: a tree of arrays [N, B, ...]: N micro-batches of B rows.
+    loss: gives a part's share of the batch's loss and of its metrics: shares add up
+      to the whole, so the cut changes nothing but memory and speed.
+    count: of the micro-batches only the first so many are computed; None is all.
+  """
+  gradient = jax.value_and_grad(loss, has_aux=True)
+
+  def summed(parts: Any) -> Any:
+    def one(index: int | jax.Array) -> Any:
+      part = jax.tree.map(lambda x: x[index], parts)
+      (value, metrics), grads = gradient(params, part)
+      return grads, {'loss': value, **metrics}
+
+    return jax.lax.fori_loop(
+      0,
+      len(jax.tree.leaves(parts)[0]) if count is None else count,
+      lambda index, total: jax.tree.map(jnp.add, total, one(index)),
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)),
+    )
+
+  return mesh.sum_of_copies(summed, parts, axis=1)
+
+
+@jax.named_scope('optimizer')
+def apply(
+  state: TrainState, grads: Any, *, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update along a gradient.
+
+  Returns:
+    The new state, and as metrics `grad_norm` (before clipping) and of a model whose
+    experts have biases `expert_load`: how many times its share the fullest one has.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {'grad_norm': optax.tree.norm(_without_loads(grads))}
+  if (fullest := _fullest(grads)) is not None:
+    metrics['expert_load'] = fullest
+  return TrainState(params, opt_state, state.step + 1), metrics
+
+
 def update(
   state: TrainState,
   parts: Any,
   *,
   loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
   optimizer: optax.GradientTransformation,
-  count: int | jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer update on the gradient summed over micro-batches.
-
-  Args:
-    state: before the update.
-    parts: a tree of arrays [N, ...]: N micro-batches.
-    loss: gives a part's share of the batch's loss and of its metrics: shares add up
-      to the whole, so the cut changes nothing but memory and speed.
-    optimizer: see `make`.
-    count: of the micro-batches only the first so many are computed; None is all.
-
-  Returns:
-    The new state, and the metrics with `loss`, `grad_norm` (before clipping), and of a
-    model whose experts have biases `expert_load`: how many times its share the fullest
-    one has.
-  """
-  gradient = jax.value_and_grad(loss, has_aux=True)
-
-  def one(index: int | jax.Array) -> Any:
-    part = jax.tree.map(lambda x: x[index], parts)
-    (value, metrics), grads = gradient(state.params, part)
-    return grads, {'loss': value, **metrics}
-
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
-  grads, metrics = jax.lax.fori_loop(
-    0,
-    len(jax.tree.leaves(parts)[0]) if count is None else count,
-    lambda index, total: jax.tree.map(jnp.add, total, one(index)),
-    zeros,
-  )
-  with jax.named_scope('optimizer'):
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics['grad_norm'] = optax.tree.norm(_without_loads(grads))
-    if (fullest := _fullest(grads)) is not None:
-      metrics['expert_load'] = fullest
-  return TrainState(params, opt_state, state.step + 1), metrics
+  """`gradients` and `apply`: the new state, and the metrics of both."""
+  grads, metrics = gradients(state.params, parts, loss=loss)
+  state, more = apply(state, grads, optimizer=optimizer)
+  return state, metrics | more

@@ -2,11 +2,13 @@
 
   python -m scripts.plan experiments.paper.r1_zero --topology v5p:4x8x8 --mesh.fsdp 8
   python -m scripts.plan experiments.grpo --model Qwen2.5-7B --topology v5e:4x4
+  python -m scripts.plan experiments.grpo --model Qwen2.5-7B --topology 2xv5e:4x4
 
 The stage's own programs are compiled by the TPU's compiler, which `pip install libtpu`
 brings, and what each needs of a chip is printed: memory, computation, what is sent, and
 the time that this takes at least. Where there is not room enough, settings that need
-less are tried in order. `--topology cpu:8` or `h100:8` compiles for CPU devices.
+less are tried in order. `2xv5e:4x4` are two slices, each with copies of the model, that
+a network joins. `--topology cpu:8` or `h100:8` compiles for CPU devices.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -40,7 +42,8 @@ from r1jax.stages.run import plain_errors
 class Plan:
   """A stage, and the machine that it is planned for."""
 
-  topology: str = ''  # of TPUs: v5p:4x4x4; a number of devices: cpu:8, h100:8
+  # Of TPUs: v5p:4x4x4, several slices: 2xv5p:4x4x4; a number of devices: cpu:8, h100:8
+  topology: str = ''
   # A name in r1jax.model.presets, or a folder with a config.json.
   model: str = ''
   remat: Literal['none', 'dots', 'full'] = 'full'  # see `ModelConfig`
@@ -119,13 +122,15 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
   return plan.Work(model, rows, *stage, config.param_dtype)
 
 
-def compiled(planned: plan.Work, devices: Sequence[Any]) -> list[plan.Found]:
+def compiled(
+  planned: plan.Work, devices: Sequence[Any], chip: plan.Chip | None
+) -> list[plan.Found]:
   """Compiles every phase, and says so as it goes."""
   found = []
   for phase in plan.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
-    found.append(plan.measure(phase))
-  if devices[0].platform == 'cpu':
+    found.append(plan.measure(phase, chip))
+  if chip is None:  # of CPUs
     found.append(plan.checkpoint(planned, devices))
     found = plan.with_process(found)
   return found
@@ -136,15 +141,15 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   began = time.monotonic()
   planned = work(config, own)
   devices, chip = plan.topology(config.topology)
-  found = compiled(planned, devices)
+  found = compiled(planned, devices, chip)
   print('\n'.join(plan.report(planned, found, chip)))
   flags: list[str] = []
   fitting = chip is None or plan.fits(found, chip)
   if not fitting and config.search:
-    for flag, less in plan.changes(planned, len(devices)):
+    for flag, less in plan.changes(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
-      found = compiled(less, devices)
+      found = compiled(less, devices, chip)
       if chip is not None and plan.fits(found, chip):
         print(f'\nWith {" ".join(flags)}:')
         print('\n'.join(plan.report(less, found, chip)))

@@ -54,11 +54,12 @@ def main(folder: Path) -> None:
   trainer = rl.Trainer(
     generator,
     SimpleNamespace(names=('accuracy',)),  # type: ignore[arg-type]
-    SETTINGS,
+    dataclasses.replace(SETTINGS, offload=count == 4),
     grpo.PRESETS['grpo'],
     optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
   )
   state, reference = trainer.start(model.init(where, 0)).values()
+  state, reference = trainer.waiting(state), trainer.reference(reference)
   problems = [Problem(str(n), '', f'make {n} from 3 5 2', {}) for n in range(8)]
   key = jax.random.key(1)
   outputs = trainer.rollout(state.params, key, problems, 24, 1.0)
@@ -74,6 +75,7 @@ def main(folder: Path) -> None:
   passes = trainer.passes(state.params, reference, outputs, 1.0)
   advantage_PG = trainer.advantages(reward_PG)[outputs.rows]
   state, metrics, _ = trainer.learn(state, outputs, passes, advantage_PG, key, 1.0)
+  state = mesh.put_back(state)
   saved = checkpoint.Checkpoints(folder / 'state')
   saved.save(1, state, {})
   saved.wait()

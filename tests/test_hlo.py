@@ -56,7 +56,9 @@ def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
   args = shape(64, 32, names=('prompt', None)), shape(64, 16, names=('prompt', None))
   found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, *args))
   assert found.flops == 2 * 32 * 8 * 16
-  assert found.sent == {('all-reduce', 8): pytest.approx(2 * 7 / 8 * 32 * 16 * 4)}
+  assert found.sent == {
+    ('all-reduce', 8, 'links'): pytest.approx(2 * 7 / 8 * 32 * 16 * 4)
+  }
 
 
 def test_what_is_gathered_comes_from_the_others(tmp_path):
@@ -65,7 +67,7 @@ def test_what_is_gathered_comes_from_the_others(tmp_path):
 
   args = shape(64, 32, names=('prompt', None))
   found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, args))
-  assert found.sent == {('all-gather', 8): pytest.approx(7 / 8 * 64 * 32 * 4)}
+  assert found.sent == {('all-gather', 8, 'links'): pytest.approx(7 / 8 * 64 * 32 * 4)}
 
 
 RAGGED = """HloModule m
@@ -150,6 +152,44 @@ def test_a_body_that_the_compiler_wrote_twice_runs_half_as_often():
   assert hlo.costs(TWICE).flops == 6 * 2 * 4 * 4 * 4
 
 
+def collective(kind, shape, groups):
+  """A program of one collective over eight devices."""
+  line = f'  ROOT %a = {shape} {kind}(%x), channel_id=1, {groups}, dimensions={{0}}'
+  return f'ENTRY %main (x: f32[8]) -> {shape} {{\n{line}\n}}\n'
+
+
+@pytest.mark.parametrize(
+  ('groups', 'expected'),
+  [
+    ('replica_groups={{0,1,2,3},{4,5,6,7}}', 'links'),
+    ('replica_groups={{0,4},{1,5},{2,6},{3,7}}', 'network'),
+    ('replica_groups=[2,4]<=[8]', 'links'),
+    # 0 1 2 3 / 4 5 6 7, its columns one after the other
+    ('replica_groups=[4,2]<=[2,4]T(1,0)', 'network'),
+    # 0 1 / 2 3 / 4 5 / 6 7: 0 2, 4 6, 1 3, 5 7
+    ('replica_groups=[4,2]<=[4,2]T(1,0)', 'links'),
+    # [i, j, k] is device 4i + 2j + k; i changes fastest, then j
+    ('replica_groups=[4,2]<=[2,2,2]T(2,1,0)', 'network'),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 'links'),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", 'network'),
+    # The first half of an axis, which is in steps of 4, and the rest of it
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}", 'network'),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", 'links'),
+    # 0 1 4 5 / 2 3 6 7: the columns are 0 2, 1 3, 4 6, 5 7
+    (
+      "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], "
+      "device_ids=([2,2,2]T(1,0,2)) {'axis_1'}",
+      'links',
+    ),
+  ],
+)
+def test_a_group_of_devices_is_on_one_slice_or_on_several(groups, expected):
+  text = collective('all-gather', 'f32[8,3]', groups)
+  ((_, size, way),) = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1]).sent
+  assert way == expected
+  assert list(hlo.costs(text).sent) == [('all-gather', size, 'links')]
+
+
 @pytest.mark.parametrize(
   ('groups', 'size'),
   [
@@ -158,10 +198,55 @@ def test_a_body_that_the_compiler_wrote_twice_runs_half_as_often():
     ("replica_groups=mesh['axis_0'=32,'axis_1'=4] {'axis_1'}", 4),
     ("replica_groups=mesh['axis_0'=32,'axis_1'=4] {'axis_0','axis_1'}", 128),
     ("replica_groups=mesh['axis_0'=32] {'axis_0':(4)8}", 8),
+    ("replica_groups=mesh['axis_0'=32] {'axis_0':(1)2,'axis_0':(4)8}", 16),
   ],
 )
 def test_the_devices_of_a_group_are_counted(groups, size):
-  line = f'  ROOT %a = f32[{size},3]{{1,0}} all-gather(%x), {groups}, dimensions={{0}}'
-  text = f'ENTRY %main (x: f32[1,3]) -> f32[{size},3] {{\n{line}\n}}\n'
+  sent = hlo.costs(collective('all-gather', f'f32[{size},3]', groups)).sent
   expected = (size - 1) / size * size * 3 * 4
-  assert hlo.costs(text).sent == {('all-gather', size): pytest.approx(expected)}
+  assert sent == {('all-gather', size, 'links'): pytest.approx(expected)}
+
+
+def test_groups_that_cannot_be_read_are_refused():
+  with pytest.raises(ValueError, match=r'a: expected replica_groups as lists, .* got'):
+    hlo.costs(collective('all-gather', 'f32[8,3]', 'replica_groups=<all>'))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'shape', 'links', 'network'),
+  [
+    # Eight devices on two slices of four; 96 numbers are 384 bytes. Of them a device
+    # has a quarter after the sum in its slice, sends a half of that to the other slice
+    # and receives the other, and that again when both are summed.
+    ('all-reduce', 'f32[96]', 2 * 3 / 4 * 384, 2 * 1 / 2 * 384 / 4),
+    ('reduce-scatter', 'f32[12]', 3 / 4 * 384, 1 / 2 * 384 / 4),
+    # An eighth of the other slice, and then three of such pairs
+    ('all-gather', 'f32[96]', 3 / 4 * 384, 384 / 8),
+    # All but its own eighth, handed over as a whole
+    ('all-to-all', 'f32[96]', 0, 7 / 8 * 384),
+  ],
+)
+def test_the_devices_of_a_slice_share_what_crosses_the_network(
+  kind, shape, links, network
+):
+  text = collective(kind, shape, 'replica_groups=[1,8]<=[8]')
+  found = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
+  assert found.over('links') == pytest.approx(links)
+  assert found.over('network') == pytest.approx(network)
+
+
+@pytest.mark.parametrize(
+  ('pairs', 'links', 'network'),
+  [
+    ('{0,0},{1,2},{2,1},{3,3}', 384, 0),
+    ('{0,4},{4,0}', 0, 384),
+    # Around all of them, some within a slice and some from one to the other
+    ('{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}', 384, 384),
+    ('{0,0},{1,1}', 0, 0),
+  ],
+)
+def test_what_is_passed_on_takes_the_way_from_its_source(pairs, links, network):
+  groups = f'source_target_pairs={{{pairs}}}'
+  text = collective('collective-permute', 'f32[96]', groups)
+  found = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
+  assert (found.over('links'), found.over('network')) == (links, network)

@@ -226,4 +226,4 @@ def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
   sent = hlo.costs(text).sent
   # Backward, the gradients of 5 tokens of 4 channels and of their 3 experts' weights;
   # a device sends half of each and the sum of that.
-  assert sent['all-reduce', 2] == 4 * (5 * 4 + 5 * 3)
+  assert sent['all-reduce', 2, 'links'] == 4 * (5 * 4 + 5 * 3)

@@ -3,6 +3,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -115,6 +116,28 @@ def test_weight_decay_is_decoupled():
   np.testing.assert_allclose(path[0][0]['x'], [1.9], rtol=1e-6)
 
 
+def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
+  config = optim.Config(
+    learning_rate=0.1, warmup_steps=0, max_grad_norm=1e9, moments='bfloat16'
+  )
+  slopes = np.array([0.3, 1.1, -0.7, 0.013], np.float32)
+  path = follow(config, [{'x': [slope]} for slope in slopes], {'x': jnp.zeros(1)})
+  x, mean, square = 0.0, ml_dtypes.bfloat16(0), ml_dtypes.bfloat16(0)
+  for step, slope in enumerate(slopes, 1):
+    exact_mean = 0.9 * float(mean) + 0.1 * slope
+    exact_square = 0.99 * float(square) + 0.01 * slope**2
+    x -= 0.1 * (exact_mean / (1 - 0.9**step)) / (exact_square / (1 - 0.99**step)) ** 0.5
+    np.testing.assert_allclose(path[step - 1][0]['x'], [x], rtol=1e-5)
+    mean, square = ml_dtypes.bfloat16(exact_mean), ml_dtypes.bfloat16(exact_square)
+  optimizer = optim.make(config, 1)
+  before = optim.init({'x': jnp.zeros(3)}, optimizer)
+  after, _ = optim.apply(before, {'x': jnp.ones(3)}, optimizer=optimizer)
+  for state in (before, after):
+    kinds = {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim}
+    assert kinds == {'bfloat16'}
+    assert state.params['x'].dtype == jnp.float32
+
+
 def test_learning_rate_0_leaves_the_parameters():
   config = optim.Config(learning_rate=0.0, weight_decay=0.5)
   path = follow(config, 2 * [{'x': [3.0]}], {'x': jnp.full(1, 2.0)})
@@ -133,7 +156,9 @@ def squares(params, part):
 
 def update(state, batch, micro_batches, count=None):
   parts = optim.cut(batch, micro_batches)
-  return optim.update(state, parts, loss=squares, optimizer=SGD, count=count)
+  grads, metrics = optim.gradients(state.params, parts, loss=squares, count=count)
+  state, more = optim.apply(state, grads, optimizer=SGD)
+  return state, metrics | more
 
 
 @pytest.mark.parametrize('micro_batches', [1, 2, 4, 8])

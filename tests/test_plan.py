@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
 from experiments.smoke import Smoke
 from r1jax import grpo, mesh, optim
@@ -65,6 +65,32 @@ def test_memory_is_what_the_sizes_come_to(found):
   assert decode == pytest.approx(4 * PARAMETERS / 2 + cache, rel=0.05)
 
 
+def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
+  settings = dataclasses.replace(WORK.rl, offload=True)
+  work = dataclasses.replace(WORK, rl=settings)
+  devices, _ = plan.topology('cpu:8')
+  compiled = {one.name: one for one in map(plan.measure, plan.phases(work, devices))}
+  names = ['prefill', 'decode', 'score', 'gradient', 'update']
+  assert list(compiled) == names
+  # Of the policy, the two means of its gradient and the reference in eighths there is:
+  share = 4 * (PARAMETERS / 8)
+  beside = {name: one.memory['beside it'] / share for name, one in compiled.items()}
+  expected = {'prefill': 1, 'decode': 1, 'score': 1, 'gradient': 0, 'update': 0}
+  assert beside == pytest.approx(expected, rel=0.05)
+  aside = {name: one.aside / share for name, one in compiled.items()}
+  expected = {'prefill': 3, 'decode': 3, 'score': 2, 'gradient': 3, 'update': 1}
+  assert aside == pytest.approx(expected, rel=0.05)
+  # On a CPU it is all the same memory, and the run's process is in it too.
+  on_cpu = plan.with_process([compiled['gradient']])[0]
+  assert on_cpu.memory['put aside'] == compiled['gradient'].aside
+  policy = compiled['gradient'].memory
+  assert policy['arguments'] == pytest.approx(share, rel=0.2)  # and the rows
+  assert policy['results'] == pytest.approx(share, rel=0.05)
+  update = compiled['update'].memory
+  assert update['arguments'] == pytest.approx(4 * share, rel=0.05)  # and the gradient
+  assert update['results'] < 0.1 * share
+
+
 def test_products_are_what_the_model_comes_to(found):
   matrices = PARAMETERS - 5 * 64
   scores = 2 * 2 * 4 * 16 * (16 + 32)  # of a token that sees prompt and output
@@ -73,16 +99,45 @@ def test_products_are_what_the_model_comes_to(found):
   )
 
 
+def test_copies_send_their_gradients_once_however_many_micro_batches():
+  work = dataclasses.replace(
+    WORK,
+    rl=dataclasses.replace(WORK.rl, minibatches=1),
+    mesh=mesh.Config(data=2, fsdp=4),
+  )
+  *_, update = plan.phases(work, plan.topology('2xv5e:2x2')[0])
+  assert update.args[2].tokens.shape[0] == 4
+  sent = plan.measure(update).costs.sent
+  # A quarter of them: a half goes out to be summed, and the sum of the other comes.
+  summed = sent['all-reduce', 2, 'network']
+  assert summed == pytest.approx(4 * PARAMETERS / 4, rel=0.05)
+
+
 def test_a_phase_is_bound_by_what_takes_longest():
-  costs = hlo.Costs(flops=6e12, bytes=1e9, sent={('all-gather', 4): 4e9})
+  sent = {
+    ('all-gather', 4, 'links'): 3e9,
+    ('all-reduce', 8, 'links'): 1e9,
+    ('all-reduce', 8, 'network'): 5e8,
+  }
+  costs = hlo.Costs(flops=6e12, bytes=1e9, sent=sent)
   found = plan.Found('update', 1.0, {'temporary': 3e9}, costs, times=2)
-  chip = plan.Chip(memory=4e9, flops=1e12, bandwidth=1e9, links=1e9)
-  assert plan.limits(found, chip) == {'compute': 12.0, 'memory': 2.0, 'links': 8.0}
+  chip = plan.Chip(memory=4e9, flops=1e12, bandwidth=1e9, links=1e9, network=1e8)
+  assert plan.limits(found, chip) == {
+    'compute': 12.0,
+    'memory': 2.0,
+    'links': 8.0,
+    'network': 10.0,
+  }
   assert plan.fits([found], chip)
   assert not plan.fits([found], chip._replace(memory=2.9e9))
   text = '\n'.join(plan.report(WORK, [found], chip))
   assert 'update needs the most, 3.00 GB of 4.00 GB: fits' in text
   assert 'by compute' in text
+  gathered = 'all-gather over 4 chips 3.00 GB, all-reduce over 8 chips 1.00 GB'
+  assert f' 4.00 GB by links: {gathered}\n' in text
+  assert ' 0.50 GB by network: all-reduce over 8 chips 0.50 GB\n' in text
+  slow = plan.report(WORK, [found], chip._replace(network=5e7))
+  assert 'update   at least 20 s a step, by network' in '\n'.join(slow)
   assert f'at most {8 * 4 * 32 / 12:,.0f} tokens/s, 7,200.0 steps a day' in text
 
 
@@ -115,24 +170,28 @@ def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
     plan.measure(plan.Phase('update', Refused('INTERNAL: else'), (), 3e9, 1))
 
 
-def test_what_needs_less_is_tried_from_what_costs_least():
+@pytest.mark.parametrize(('topology', 'copies'), [('cpu:8', 1), ('2xv5e:2x2', 2)])
+def test_what_needs_less_is_tried_from_what_costs_least(topology, copies):
   work = dataclasses.replace(
     WORK,
     model=dataclasses.replace(MODEL, remat='dots'),
     rl=dataclasses.replace(WORK.rl, micro_batch_rows=32),
     mesh=mesh.Config(tensor=2),
   )
-  tried = dict(plan.changes(work, 8))
+  tried = dict(plan.changes(work, plan.topology(topology)[0]))
   assert list(tried) == [
     '--rl.micro-batch-rows 16',
     '--rl.micro-batch-rows 8',
     '--rl.micro-batch-rows 4',
     '--remat full',
-    '--mesh.data 1 --mesh.fsdp 4',
+    f'--mesh.data {copies} --mesh.fsdp {4 // copies}',
+    '--rl.offload True',
+    '--rl-optim.moments bfloat16',
     '--param-dtype bfloat16',
   ]
   last = tried['--param-dtype bfloat16']
-  assert (last.rl.micro_batch_rows, last.model.remat, last.mesh.fsdp) == (4, 'full', 4)
+  assert (last.rl.micro_batch_rows, last.model.remat) == (4, 'full')
+  assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +202,11 @@ def test_what_needs_less_is_tried_from_what_costs_least():
     ('tpu', r'expected a slice such as v5e:4x4, .*got .tpu.'),
     ('cpu:0', 'or a number of devices such as cpu:8'),
     ('cpu:99', f'at most the {jax.device_count()} devices that XLA was told to make'),
+    ('0xv5e:4x4', 'expected one or more slices of TPUs, such as 2xv5e:4x4, .*got .0x'),
+    ('2xcpu:8', 'slices of TPUs, .* or a number of devices such as .*, got .2xcpu:8.'),
+    ('2xh100:8', 'a number of devices such as cpu:16 or h100:16, got .2xh100:8.'),
+    ('2xv5e:3x3', r"there is no 'v5e:3x3'; "),
+    ('2x2xv5e:2x2', 'expected one or more slices of TPUs'),
   ],
 )
 def test_a_topology_that_there_is_not_is_refused(name, message):
@@ -233,11 +297,40 @@ def test_an_experiment_that_makes_another_smaller_is_not_planned_as_that_one():
 
 
 def test_copies_of_a_model_lie_on_different_slices():
-  plan.topology('v5e:2x2')  # sets what the compiler wants to know
-  two = topologies.get_topology_desc('v5e:2x2', platform='tpu', num_slices=2).devices
+  two, chip = plan.topology('2xv5e:2x2')
+  assert chip == plan.CHIPS['v5e']
   found = mesh.make(two, mesh.Config(fsdp=2, tensor=2))
   assert found.shape['data'] == 2
   for n, copy in enumerate(found.devices):
-    assert {device.slice_index for device in copy.flat} == {n}
-  with pytest.raises(mesh.MeshError, match=r'mesh.data: .* the 2 slices, got 1; .* 2$'):
+    assert {mesh.slice_of(device) for device in copy.flat} == {n}
+  message = r'mesh.data: .* the 2 slices, got 1; .* within the 4 .* axes come to 8$'
+  with pytest.raises(mesh.MeshError, match=message):
     mesh.make(two, mesh.Config(fsdp=8))
+
+
+def slope(w, x):
+  return jax.grad(lambda w: (jnp.sin(x) @ w).sum())(w)
+
+
+@pytest.mark.parametrize(
+  ('topology', 'chip'),
+  [('2xv5e:2x2', None), ('cpu:8', plan.CHIPS['h100']._replace(joined=4))],
+)
+def test_gradients_of_copies_are_summed_over_the_network(topology, chip):
+  place = mesh.make(plan.topology(topology)[0], mesh.Config(data=2, fsdp=4))
+
+  def shape(*sizes, names):
+    lying = mesh.sharding(place, *names)
+    return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=lying)
+
+  args = shape(64, 48, names=('embed', None)), shape(32, 64, names=('prompt', None))
+  program = jax.jit(slope, out_shardings=args[0].sharding)
+  costs = plan.measure(plan.Phase('slope', program, args, 0, 1), chip).costs
+  # Of 64 x 48 gradients a device has a quarter, and exchanges halves of it twice.
+  assert costs.over('network') == pytest.approx(4 * 64 * 48 / 4)
+
+
+def test_a_compiler_that_is_not_installed_is_named(monkeypatch):
+  monkeypatch.setattr(plan.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(plan.PlanError, match=r'not installed; .*: pip install libtpu$'):
+    plan.topology('2xv5e:4x4')

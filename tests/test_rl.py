@@ -361,7 +361,7 @@ def train_written(workdir, config, pool):
       policy = train(
         run,
         'rl',
-        {'x': jnp.float32(0)},
+        lambda: {'x': jnp.float32(0)},
         trainer=Trainer(generator, pool, config, grpo.Config(), optim.Config()),
         order=problem_order([problems[:10]], [1.0], 0),
         held_out=problems[10:],

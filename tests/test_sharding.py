@@ -1,5 +1,6 @@
 """One iteration of GRPO on meshes of eight devices, beside the same on one."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -47,6 +48,8 @@ MESHES = {
   'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
+  'data 2 context 2 fsdp 2': {'data': 2, 'context': 2, 'fsdp': 2},
+  'data 2 expert 2 tensor 2': {'data': 2, 'expert': 2, 'tensor': 2},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
   'sampler tensor 2 expert 2': {'fsdp': 8, 'sampler_tensor': 2, 'sampler_expert': 2},
 }
@@ -66,8 +69,8 @@ SETTINGS = rl.Config(
 
 
 @functools.cache
-def iteration(model_name, mesh_name):
-  """Outputs, metrics and parameters after one iteration."""
+def iteration(model_name, mesh_name, offload=False):
+  """Outputs, metrics and the policy's state after one iteration."""
   sizes: dict[str, Any] = MESHES.get(mesh_name, {})
   layout = mesh.Config(**sizes)
   devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
@@ -76,12 +79,13 @@ def iteration(model_name, mesh_name):
   trainer = rl.Trainer(
     model.generator(SETTINGS.max_prompt_length, where, layout),
     NO_REWARDS,
-    SETTINGS,
+    dataclasses.replace(SETTINGS, offload=offload),
     grpo.PRESETS['grpo'],
     optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
   )
   before = trainer.start(model.init(where, 0))
-  state, reference = before['policy'], before['reference']
+  state = trainer.waiting(before['policy'])
+  reference = trainer.reference(before['reference'])
   lying = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
   outputs = trainer.rollout(state.params, key, PROBLEMS, 32, 1.0)
@@ -91,7 +95,7 @@ def iteration(model_name, mesh_name):
     state, outputs, passes, trainer.advantages(reward), key, 1.0
   )
   assert jax.tree.map(lambda leaf: leaf.sharding, state) == lying
-  return outputs, passes, metrics, jax.device_get(state.params), lying
+  return outputs, passes, metrics, jax.device_get(state), lying
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,9 @@ def iteration(model_name, mesh_name):
     ('qwen', 'fsdp 4 tensor 2'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
+    ('qwen', 'data 2 context 2 fsdp 2'),
+    ('deepseek', 'data 2 expert 2 tensor 2'),
+    ('deepseek', 'data 2 context 2 fsdp 2'),
     ('deepseek', 'expert 4 fsdp 2'),
     ('deepseek', 'expert 2 context 2 tensor 2'),
     ('deepseek', 'sampler tensor 2 expert 2'),
@@ -108,7 +115,7 @@ def iteration(model_name, mesh_name):
 )
 def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
   expected, expected_passes, numbers, after, _ = iteration(model_name, 'one')
-  found, passes, metrics, params, _ = iteration(model_name, mesh_name)
+  found, passes, metrics, state, _ = iteration(model_name, mesh_name)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
   np.testing.assert_allclose(found.logp, expected.logp, rtol=0, atol=1e-5)
   ref_logp = expected_passes.ref_logp
@@ -118,8 +125,25 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
     assert metrics[name] == pytest.approx(numbers[name], rel=1e-5, abs=1e-5), name
   assert metrics.get('expert_load') == numbers.get('expert_load')
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), params, after
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5),
+    state.params,
+    after.params,
   )
+
+
+@pytest.mark.parametrize('mesh_name', ['one', 'fsdp 4 tensor 2'])
+def test_what_waits_in_the_hosts_memory_comes_back_as_it_was(mesh_name):
+  expected, expected_passes, numbers, after, _ = iteration('qwen', mesh_name)
+  found, passes, metrics, state, lying = iteration('qwen', mesh_name, offload=True)
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_array_equal(passes.ref_logp, expected_passes.ref_logp)
+  assert metrics == pytest.approx(numbers, rel=1e-6)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8), state, after
+  )
+  kinds = [{x.memory_kind for x in jax.tree.leaves(tree)} for tree in
+           (lying.opt_state, lying.params)]  # fmt: skip
+  assert kinds == [{'pinned_host'}, {'device'}]
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])

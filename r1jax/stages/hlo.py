@@ -2,14 +2,18 @@
 
 The text is that of one device, after the compiler has cut the program over a mesh and
 before it fuses anything. XLA's own count takes the body of a loop once; here bodies
-count as often as they run.
+count as often as they run. What devices send each other goes over the links of a slice
+or over the network between slices, told by the devices that take part.
 """
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 COLLECTIVES = (
   'all-gather',
@@ -25,6 +29,7 @@ _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:to_apply|body|branch_computations|called_computations)=')
 _NAME = re.compile(r'%([\w.\-]+)')
+_TABLE = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # a shape, and the order of its axes
 # The kernels of `r1jax.model.flash`, forward and for the gradients of each side.
 _FLASH = re.compile(r'tpu_custom_call.*op_name="[^"]*/splash_mha_(fwd|dq|dkv)')
 
@@ -35,10 +40,15 @@ class Costs:
 
   flops: float = 0.0  # of products
   bytes: float = 0.0  # that products read and write
-  # Bytes that a device receives, by kind of collective and devices that take part.
-  sent: dict[tuple[str, int], float] = dataclasses.field(
+  # Bytes that a device receives, by kind of collective, devices that take part, and
+  # what they come over: the 'links' of a slice, or the 'network' between slices.
+  sent: dict[tuple[str, int, str], float] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(float)
   )
+
+  def over(self, way: str) -> float:
+    """Bytes that a device receives over 'links', or the 'network'."""
+    return sum(size for (_, _, taken), size in self.sent.items() if taken == way)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +107,22 @@ def _sizes(shape: str) -> tuple[list[int], int]:
   return (arrays[0][1] if arrays else []), total
 
 
-def costs(text: str, unknown_trips: int = 1, ragged_share: float = 1.0) -> Costs:
+def costs(
+  text: str,
+  unknown_trips: int = 1,
+  ragged_share: float = 1.0,
+  slices: Sequence[int] = (),
+) -> Costs:
   """Returns what a program costs one device.
 
   Args:
     text: of the HLO module.
     unknown_trips: how often a loop runs whose end is a number of the program's.
     ragged_share: of the rows of a grouped product that belong to some group here.
+    slices: the slice of each device, in the program's order; none where all are of one.
+
+  Raises:
+    ValueError: devices that exchange with each other are written in an unknown way.
   """
   bodies, entry = _computations(text)
   shapes = {
@@ -118,14 +137,7 @@ def costs(text: str, unknown_trips: int = 1, ragged_share: float = 1.0) -> Costs
         share = ragged_share if kind == 'ragged-dot' else 1.0
         _product(found, one, shapes, times, share)
       elif kind in COLLECTIVES:
-        _, size = _sizes(one.shape)
-        group = _group(one.attributes)
-        if kind == 'all-reduce':  # scattered, and gathered again
-          size = 2 * size
-        if kind == 'reduce-scatter':  # the result is a part of what is sent
-          size *= group
-        share = (group - 1) / group if kind != 'collective-permute' else 1.0
-        found.sent[kind, group] += times * size * share
+        _collective(found, one, kind, times, slices)
       elif kernel := _FLASH.search(one.attributes):
         _flash(found, one, shapes, times, kernel[1])
       elif kind == 'while':
@@ -244,16 +256,99 @@ def _axes(name: str, attributes: str) -> list[int]:
   return [int(n) for n in found[1].split(',') if n] if found else []
 
 
-def _group(attributes: str) -> int:
-  """How many devices exchange with each other."""
-  # [groups, devices] in a line of all devices, or sizes of the mesh's axes by name
-  if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes):
-    return int(found[2])
-  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes):
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    # An axis, or a part of one as axis:(before)size
-    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
-    return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
-    return len(found[1].split(','))
-  return 2
+def _collective(
+  found: Costs, one: _Instruction, kind: str, times: float, slices: Sequence[int]
+) -> None:
+  """What a device receives of others, as the TPU's compiler has it sent.
+
+  Over several slices a sum is scattered in each, its parts are summed over the network,
+  and gathered in each; what is gathered crosses the network first, as each device's own
+  part. So a slice's devices share what crosses. All-to-alls that leave a slice are
+  handed to the network as a whole.
+  """
+  _, size = _sizes(one.shape)
+  if kind == 'collective-permute':
+    for way in {
+      'network' if slices and slices[source] != slices[target] else 'links'
+      for source, target in _pairs(one.attributes)
+      if source != target
+    }:
+      found.sent[kind, 2, way] += times * size  # for one that receives over it
+    return
+  group, across = 0, 0
+  for devices in _groups(one):
+    spanned = len({slices[n] for n in devices}) if slices else 1
+    group, across = max((group, across), (len(devices), spanned))
+  within = group // across
+  if kind == 'all-to-all' and across > 1:
+    within, across = 1, group
+  if kind == 'all-reduce':  # scattered, and gathered again
+    size *= 2
+  if kind == 'reduce-scatter':  # the result is a part of what is sent
+    size *= group
+  if within > 1:
+    found.sent[kind, group, 'links'] += times * size * (within - 1) / within
+  if across > 1:
+    found.sent[kind, group, 'network'] += times * size / within * (across - 1) / across
+
+
+def _pairs(attributes: str) -> list[list[int]]:
+  """Who sends to whom."""
+  found = re.search(r'source_target_pairs=\{([\d,{}]*)\}', attributes)
+  return _lists(found[1]) if found else []
+
+
+def _groups(one: _Instruction) -> list[list[int]]:
+  """The devices that exchange with each other, by their place in the program."""
+  text = one.attributes
+  # [groups, devices] of all devices, as they stand in a table
+  if found := re.search(rf'replica_groups=\[(\d+),\d+\]<={_TABLE}', text):
+    groups, *table = found.groups()
+    return _table(*table).reshape(int(groups), -1).tolist()
+  if found := re.search(
+    rf'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_TABLE}\))? \{{([^}}]*)\}}',
+    text,
+  ):
+    mesh, *table, axes = found.groups()
+    return _along(mesh, axes, *table)
+  if found := re.search(r'replica_groups=\{([\d,{}]+)\}', text):
+    return _lists(found[1])
+  raise ValueError(
+    f'{one.name}: expected replica_groups as lists, as a table or by the axes of a '
+    f'mesh, got {text[:200]!r}'
+  )
+
+
+def _lists(text: str) -> list[list[int]]:
+  """{0,1},{2,3} as numbers."""
+  return [[int(n) for n in x.split(',')] for x in re.findall(r'\{([\d,]+)\}', text)]
+
+
+def _table(shape: str, order: str | None) -> np.ndarray:
+  """All devices in a table of this shape, with its axes in another order."""
+  sizes = [int(n) for n in shape.split(',')]
+  axes = [int(n) for n in order.split(',')] if order else None
+  return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes)
+
+
+def _along(
+  mesh: str, axes: str, shape: str | None, order: str | None
+) -> list[list[int]]:
+  """Groups along axes of a mesh: whole ones, or a part of one as axis:(before)size.
+
+  The mesh has all devices in their order, or as they stand in a table.
+  """
+  sizes, inside = [], []
+  for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
+    ranges = [
+      (int(before or 1), int(before or 1) * int(part or size))
+      for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+      if name == axis
+    ]
+    for first, last in itertools.pairwise(sorted({1, int(size)}.union(*ranges))):
+      sizes.append(last // first)
+      inside.append(any(start <= first and last <= end for start, end in ranges))
+  devices = _table(shape or str(math.prod(sizes)), order).reshape(sizes)
+  devices = devices.transpose(sorted(range(len(sizes)), key=lambda n: inside[n]))
+  group = math.prod(n for n, taken in zip(sizes, inside, strict=True) if taken)
+  return devices.reshape(-1, group).tolist()

@@ -44,17 +44,21 @@ class Chip(NamedTuple):
   memory: float  # bytes
   flops: float  # a second, bfloat16
   bandwidth: float  # bytes a second, of its memory
-  links: float  # bytes a second, all its links to others, one way
+  links: float  # bytes a second, all its links within a slice, one way
+  network: float  # bytes a second, to other slices, one way
+  joined: int = 0  # how many in a row links join; 0: as many as a slice has
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; GPUs: NVIDIA's data sheets.
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose network is 50 Gb/s a chip of
+# v5p, and of a pod's 256 chips 6.4 Tb/s (v5e) and 25.6 (v6e). GPUs: NVIDIA's data
+# sheets; of a DGX, whose 8 GPUs have a port each, InfiniBand of 200 (A100), 400 Gb/s.
 CHIPS = {
-  'v5e': Chip(16e9, 197e12, 819e9, 200e9),
-  'v5p': Chip(95e9, 459e12, 2765e9, 600e9),
-  'v6e': Chip(32e9, 918e12, 1600e9, 400e9),
-  'a100': Chip(80e9, 312e12, 2039e9, 300e9),
-  'h100': Chip(80e9, 989e12, 3350e9, 450e9),
-  'h200': Chip(141e9, 989e12, 4800e9, 450e9),
+  'v5e': Chip(16e9, 197e12, 819e9, 200e9, 3.125e9),
+  'v5p': Chip(95e9, 459e12, 2765e9, 600e9, 6.25e9),
+  'v6e': Chip(32e9, 918e12, 1600e9, 400e9, 12.5e9),
+  'a100': Chip(80e9, 312e12, 2039e9, 300e9, 25e9, joined=8),
+  'h100': Chip(80e9, 989e12, 3350e9, 450e9, 50e9, joined=8),
+  'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9, joined=8),
 }
 TPUS = ('v5e', 'v5p', 'v6e')
 
@@ -63,15 +67,23 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
   """Returns the devices of a topology, and what one can; None for CPUs.
 
   Args:
-    name: a TPU slice such as 'v5p:4x4x4', or a kind of device and a number: 'cpu:8',
-      'h100:8'. Programs for GPUs are compiled for as many CPU devices.
+    name: a TPU slice such as 'v5p:4x4x4', or several as '2xv5p:4x4x4'; or a kind of
+      device and a number: 'cpu:8', 'h100:8'. Programs for GPUs are compiled for as many
+      CPU devices.
 
   Raises:
     PlanError: there is no such topology, or its compiler is not installed.
   """
-  kind, _, shape = name.partition(':')
-  if kind in TPUS:
-    return _slice(name), CHIPS[kind]
+  several = re.fullmatch(r'(\d+)x(.*)', name)
+  one, slices = (several[2], int(several[1])) if several else (name, 1)
+  kind, _, shape = one.partition(':')
+  if kind in TPUS and slices:
+    return _slices(one, slices), CHIPS[kind]
+  if several:
+    raise PlanError(
+      'topology: expected one or more slices of TPUs, such as 2xv5e:4x4, or a number '
+      f'of devices such as cpu:16 or h100:16, got {name!r}'
+    )
   if kind not in (*CHIPS, 'cpu') or not shape.isdecimal() or not int(shape):
     raise PlanError(
       f'topology: expected a slice such as {", ".join(f"{t}:4x4" for t in TPUS)}, or '
@@ -86,7 +98,7 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
   return devices[: int(shape)], CHIPS.get(kind)
 
 
-def _slice(name: str) -> list[Any]:
+def _slices(name: str, count: int) -> list[Any]:
   if importlib.util.find_spec('libtpu') is None:
     raise PlanError(
       "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
@@ -94,7 +106,7 @@ def _slice(name: str) -> list[Any]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor to be held alone
   try:
-    return topologies.get_topology_desc(name, platform='tpu').devices
+    return topologies.get_topology_desc(name, platform='tpu', num_slices=count).devices
   except Exception as error:  # of several kinds, by what is wrong
     if 'opology' not in str(error):
       raise PlanError(
@@ -140,6 +152,7 @@ class Phase(NamedTuple):
   times: int  # that a step runs it
   unknown_trips: int = 1  # of a loop that ends with the rollout's micro-batches
   ragged_share: float = 1.0  # of the rows of a grouped product that are some expert's
+  aside: float = 0.0  # bytes a device, of what waits in its host's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +165,7 @@ class Found:
   costs: hlo.Costs
   times: int
   refused: str = ''  # the compiler's words, where it found no room
+  aside: float = 0.0  # bytes in the host's memory, of each of its devices
 
   @property
   def total(self) -> float:
@@ -190,27 +204,18 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
     where,
     {'rl.max_prompt_length': work.rl.max_prompt_length, 'rl.max_length': work.length},
   )
-  names = decoder.names(work.model, work.vocab_size)
-  model = sampling.Model(*decoder.functions(work.model, work.vocab_size))
-  nothing: Any = None
-  generator = Generator(
-    model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
-  )
-  trainer = Trainer(
-    generator,
-    nothing,
-    work.rl,
-    work.grpo,
-    work.optim,
-    decoder.matrices(work.model),
-  )
-  state, params = _learner(work, where)
-  learner, reference = _bytes(state), _bytes(params)
+  trainer = _trainer(work, where)
+  generator, names = trainer.generator, trainer.generator.names
+  state, params = _learner(work, trainer)
+  optimizer, reference = _bytes(state.opt_state), _bytes(params)
+  policy, away = _bytes(state) - optimizer, work.rl.offload
+  waiting = optimizer + reference  # on the devices, or aside
 
-  resident = learner + reference
+  resident = policy + (0.0 if away else waiting)
   if mesh_lib.places(generator.where, names) == mesh_lib.places(where, names):
-    resident -= reference  # samplers use the policy's own parameters
-  yield from _sampling(work, generator, resident)
+    resident -= policy  # samplers use the policy's own parameters
+  aside = waiting if away else 0.0
+  yield from _sampling(work, generator, resident, aside)
   rollout = packed(work, where)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -222,33 +227,51 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
     rollout.offsets,
     rollout.documents,
   )
-  minibatches, experts = work.rl.minibatches, where.shape['expert']
+  minibatches, share = work.rl.minibatches, 1 / where.shape['expert']
   if work.grpo.kl_coef:
     scored = (params, rows, count, scalar)
-    yield Phase(
-      'score', trainer.scoring, scored, learner, minibatches, parts, 1 / experts
-    )
+    beside, without = (policy, optimizer) if away else (policy + optimizer, 0.0)
+    program, loops = trainer.scoring, (minibatches, parts, share)
+    yield Phase('score', program, scored, beside, *loops, aside=without)
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
-  learned = (state, None, rollout, count, scalar)
-  updates = minibatches * work.rl.epochs
-  program = trainer.program(places)
-  yield Phase('update', program, learned, reference, updates, parts, 1 / experts)
+  updates, rest = minibatches * work.rl.epochs, (None, rollout, count, scalar)
+  loops = (updates, parts, share)
+  if not away:
+    program, learned = trainer.program(places), (state, *rest)
+    yield Phase('update', program, learned, reference, *loops)
+    return
+  gradients, apply = trainer.halves(places)
+  learned = (state.params, *rest)
+  yield Phase('gradient', gradients, learned, 0.0, *loops, aside=waiting)
+  yield Phase('update', apply, (state, params), 0.0, updates, aside=reference)
 
 
-def _learner(work: Work, where: jax.sharding.Mesh) -> tuple[Any, Any]:
-  """The shapes of a policy's state, and of the reference."""
+def _trainer(work: Work, where: jax.sharding.Mesh) -> Trainer:
   names = decoder.names(work.model, work.vocab_size)
+  model = sampling.Model(*decoder.functions(work.model, work.vocab_size))
+  nothing: Any = None
+  generator = Generator(
+    model, nothing, '', work.rl.max_prompt_length, where, work.mesh, names
+  )
+  matrices = decoder.matrices(work.model)
+  return Trainer(generator, nothing, work.rl, work.grpo, work.optim, matrices)
+
+
+def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
+  """The shapes of a policy's state, and of the reference."""
+  where, names = trainer.generator.mesh, trainer.generator.names
   places = mesh_lib.places(where, names)
   params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
-  chain = optim.make(work.optim, 1, decoder.matrices(work.model))
-  state = jax.eval_shape(lambda p: optim.init(p, chain), params)
-  return _shaped(state, mesh_lib.places_beside(where, state, params)), params
+  saved = trainer.like(params)
+  return saved['policy'], saved['reference']
 
 
-def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Phase]:
+def _sampling(
+  work: Work, generator: Generator, resident: float, aside: float
+) -> Iterator[Phase]:
   """Prefill, and the last step of decoding, which has the most to attend to."""
   where, names, model = generator.where, generator.names, generator.model
-  experts = where.shape['expert']
+  share = 1 / where.shape['expert']
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   mesh_lib.check_rows(where, asked, 'samplers cut prompts')
   places = mesh_lib.places(where, names)
@@ -278,7 +301,8 @@ def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Pha
   spoken = jax.tree.map(cached, spoken)
   lying = jax.tree.map(lambda x: x.sharding, spoken)
   program = jax.jit(listen, out_shardings=(None, lying), compiler_options=options)
-  yield Phase('prefill', program, (params, *prompts), resident, 1, 1, 1 / experts)
+  listening = (params, *prompts)
+  yield Phase('prefill', program, listening, resident, 1, 1, share, aside)
 
   def decode(params: Any, spoken: Any, token: Any, uniform: Any) -> Any:
     logits, spoken = sampling.speak(params, spoken, token, model=model)
@@ -293,9 +317,8 @@ def _sampling(work: Work, generator: Generator, resident: float) -> Iterator[Pha
     out_shardings=(None, lying),
     compiler_options=options,
   )
-  yield Phase(
-    'decode', program, (params, spoken, *written), resident, work.length, 1, 1 / experts
-  )
+  speaking = (params, spoken, *written)
+  yield Phase('decode', program, speaking, resident, work.length, 1, share, aside)
 
 
 def packed(work: Work, where: Any) -> packing.Rollout:
@@ -336,27 +359,39 @@ def packed(work: Work, where: Any) -> packing.Rollout:
 
 def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
   """What a checkpoint needs of a CPU's memory: policy and reference are copied."""
-  state, reference = _learner(work, mesh_lib.make(devices, work.mesh))
+  where = mesh_lib.make(devices, work.mesh)
+  state, reference = _learner(work, _trainer(work, where))
   held = _bytes(state) + _bytes(reference)
   memory = {'beside it': held, 'copies': held}
   return Found('save', 0.0, memory, hlo.Costs(), times=1)
 
 
 def with_process(found: Sequence[Found]) -> list[Found]:
-  """Adds what a run's process needs of a CPU's memory beside its arrays.
+  """Adds what a run needs of a CPU's memory beside the arrays of its programs.
 
-  That is Python, its libraries and the compiler: what this one, which has compiled the
-  same programs and holds no arrays, has come to.
+  That is what it puts aside, and its process with Python, libraries and compiler: what
+  this one, which has compiled the same programs and holds no arrays, has come to.
   """
   unit = 1 if sys.platform == 'darwin' else 1024
   own = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
   return [
-    dataclasses.replace(one, memory={**one.memory, 'the process': own}) for one in found
+    dataclasses.replace(
+      one, memory={**one.memory, 'put aside': one.aside, 'the process': own}
+    )
+    for one in found
   ]
 
 
-def measure(phase: Phase) -> Found:
-  """Compiles a phase; what it takes of a device."""
+def _slice_of_each(phase: Phase, chip: Chip | None) -> list[int]:
+  """The slice of each device, in the order of the phase's mesh."""
+  mesh = jax.tree.leaves(phase.args)[0].sharding.mesh
+  if chip and chip.joined:
+    return [n // chip.joined for n in range(mesh.size)]
+  return [mesh_lib.slice_of(device) for device in mesh.devices.flat]
+
+
+def measure(phase: Phase, chip: Chip | None = None) -> Found:
+  """Compiles a phase; what it takes of a device, which is no CPU if there is a chip."""
   began = time.monotonic()
   lowered = phase.program.lower(*phase.args)
   with tempfile.TemporaryDirectory() as folder:
@@ -380,6 +415,7 @@ def measure(phase: Phase) -> Found:
         hlo.Costs(),
         phase.times,
         str(error).splitlines()[0][:200],
+        phase.aside,
       )
     cut = sorted(Path(folder).glob('*after_*spmd-partitioning.before*'))
     whole = sorted(Path(folder).glob('*before_optimizations.txt'))
@@ -396,8 +432,14 @@ def measure(phase: Phase) -> Found:
     phase.name,
     seconds,
     memory,
-    hlo.costs(text, phase.unknown_trips, phase.ragged_share),
+    hlo.costs(
+      text,
+      phase.unknown_trips,
+      phase.ragged_share,
+      _slice_of_each(phase, chip),
+    ),
     phase.times,
+    aside=phase.aside,
   )
 
 
@@ -405,11 +447,15 @@ def measure(phase: Phase) -> Found:
 
 
 def limits(found: Found, chip: Chip) -> dict[str, float]:
-  """Seconds that a phase takes at least in a step, by what bounds it."""
+  """Seconds that a phase takes at least in a step, by what bounds it.
+
+  Links and network are counted apart, as if each worked while the other does.
+  """
   one = {
     'compute': found.costs.flops / chip.flops,
     'memory': found.costs.bytes / chip.bandwidth,
-    'links': sum(found.costs.sent.values()) / chip.links,
+    'links': found.costs.over('links') / chip.links,
+    'network': found.costs.over('network') / chip.network,
   }
   return {name: seconds * found.times for name, seconds in one.items()}
 
@@ -419,13 +465,13 @@ def fits(found: Sequence[Found], chip: Chip) -> bool:
   return all(not one.refused and one.total <= chip.memory for one in found)
 
 
-def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
+def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
   """What needs less memory, from what costs least: flags, and the work with them.
 
   Each is on top of those before it.
   """
   rows, parts = work.rl.micro_batch_rows, work.mesh.fsdp * work.mesh.expert
-  parts *= work.mesh.data or max(1, devices // work.mesh.parts)
+  parts *= work.mesh.data or max(1, len(devices) // work.mesh.parts)
   while rows % 2 == 0 and rows // 2 % parts == 0:
     rows //= 2
     work = dataclasses.replace(
@@ -438,11 +484,20 @@ def changes(work: Work, devices: int) -> Iterator[tuple[str, Work]]:
         work, model=dataclasses.replace(work.model, remat=kept)
       )
       yield f'--remat {kept}', work
-  copies = work.mesh.data or max(1, devices // work.mesh.parts)
-  if copies > 1:
-    layout = dataclasses.replace(work.mesh, data=1, fsdp=work.mesh.fsdp * copies)
+  copies = work.mesh.data or max(1, len(devices) // work.mesh.parts)
+  fewest = len(set(map(mesh_lib.slice_of, devices)))  # a copy is cut within a slice
+  if copies > fewest:
+    fsdp = work.mesh.fsdp * copies // fewest
+    layout = dataclasses.replace(work.mesh, data=fewest, fsdp=fsdp)
     work = dataclasses.replace(work, mesh=layout)
-    yield f'--mesh.data 1 --mesh.fsdp {layout.fsdp}', work
+    yield f'--mesh.data {fewest} --mesh.fsdp {fsdp}', work
+  if not work.rl.offload:
+    work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
+    yield '--rl.offload True', work
+  if work.optim.moments == 'params' and work.param_dtype == 'float32':
+    halved = dataclasses.replace(work.optim, moments='bfloat16')
+    work = dataclasses.replace(work, optim=halved)
+    yield '--rl-optim.moments bfloat16', work
   if work.param_dtype == 'float32':
     work = dataclasses.replace(work, param_dtype='bfloat16')
     yield '--param-dtype bfloat16', work
@@ -454,6 +509,8 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
   for one in found:
     parts = ', '.join(f'{name} {_size(x)}' for name, x in one.memory.items() if x)
     lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
+    if one.aside and chip is not None:
+      lines.append(f"{'':8} {_size(one.aside)} a chip wait in the host's memory")
     if one.refused:
       lines.append(f'{"":8} refused: {one.refused}')
     if not one.costs.flops:  # no program, or one that was refused
@@ -462,9 +519,15 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
       f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
       f'chip, {one.times} times a step; compiled in {one.seconds:.0f} s'
     )
-    sent = sorted(one.costs.sent.items(), key=lambda item: -item[1])
-    for (kind, group), size in sent[:5]:
-      lines.append(f'{"":8} {kind} over {group} chips: {_size(size)}')
+    for way in ('links', 'network'):
+      sent = sorted(
+        (size, f'{kind} over {group} chips {_size(size)}')
+        for (kind, group, taken), size in one.costs.sent.items()
+        if taken == way
+      )
+      if sent:
+        most = ', '.join(words for _, words in sent[:-6:-1])
+        lines.append(f'{"":8} {_size(one.costs.over(way))} by {way}: {most}')
   if chip is None:
     return lines
   peak = max(found, key=lambda one: one.total)
@@ -490,7 +553,7 @@ def _speed(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:
   lines.append(
     f'A step takes at least {total:.3g} s: at most {work.tokens / total:,.0f} '
     f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {work.length} '
-    'tokens long and nothing but products, links and memory takes time'
+    'tokens long and nothing but products, memory, links and network takes time'
   )
   return lines
 

@@ -98,6 +98,14 @@ class Trainer:
     # Placed now: another layout in the second step would compile again.
     return mesh_lib.put_beside(self.generator.mesh, before, params)
 
+  def like(self, params: Any) -> dict[str, Any]:
+    """The shapes of what `start` returns, and where they lie."""
+    shapes = jax.eval_shape(
+      lambda params: {'policy': optim.init(params, self.chain), 'reference': params},
+      params,
+    )
+    return mesh_lib.shapes_beside(self.generator.mesh, shapes, params)
+
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return functools.partial(sampling.score, model=self.generator.model)
@@ -109,32 +117,75 @@ class Trainer:
     """
 
     def step(state: optim.TrainState, frozen: Any, *rollout: Any) -> Any:
-      def score(params: Any, *rows: Any, **settings: Any) -> Any:
-        return self._score(self.join(frozen, params), *rows, **settings)
-
+      score = self._scoring_with(frozen)
       return grpo.step(
         state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
       )
 
+    return self._jit(step, (places, None), donated=(0,))
+
+  def halves(self, places: Any) -> tuple[Any, Any]:
+    """`program` in two: what gives the gradient, and what makes the update of it.
+
+    The first one does without the optimizer's state.
+    """
+
+    def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
+      score = self._scoring_with(frozen)
+      return grpo.gradients(params, *rollout, score=score, config=self.algorithm)
+
+    def apply(state: optim.TrainState, grads: Any) -> Any:
+      return optim.apply(state, grads, optimizer=self.chain)
+
+    return (
+      self._jit(gradients, (places.params, None)),
+      self._jit(apply, (places, None), donated=(0,)),
+    )
+
+  def _scoring_with(self, frozen: Any) -> Callable[..., Any]:
+    def score(params: Any, *rows: Any, **settings: Any) -> Any:
+      return self._score(self.join(frozen, params), *rows, **settings)
+
+    return score
+
+  def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
+    mesh = self.generator.mesh
     return jax.jit(
-      mesh_lib.bound(self.generator.mesh, step),
-      donate_argnums=0,
-      out_shardings=(places, None),
-      compiler_options=compilation.options(self.generator.mesh),
+      mesh_lib.bound(mesh, function),
+      donate_argnums=donated,
+      out_shardings=places,
+      compiler_options=compilation.options(mesh),
     )
 
   @functools.cached_property
   def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
-    """`program`, compiled for where the first state lies."""
-    programs: list[Any] = []
+    """One update, by `program` or its `halves`, compiled for where the state lies."""
+    made: list[Any] = []
 
     def update(state: optim.TrainState, *args: Any) -> Any:
-      if not programs:
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        programs.append(self.program(places))
-      return programs[0](state, *args)
+      if not made:
+        places = jax.tree.map(mesh_lib.place_on_device, state)
+        made.append((self.halves if self.config.offload else self.program)(places))
+      if not self.config.offload:
+        return made[0](state, *args)
+      gradients, apply = made[0]
+      grads, metrics = gradients(state.params, *args)
+      jax.block_until_ready(grads)  # the optimizer's state has room only now
+      state, more = apply(mesh_lib.put_back(state), grads)
+      return self.waiting(state), metrics | more
 
     return update
+
+  def waiting(self, state: optim.TrainState) -> optim.TrainState:
+    """The state as it lies between updates."""
+    if not self.config.offload:
+      return state
+    aside = mesh_lib.put_aside(state.opt_state)
+    return dataclasses.replace(state, opt_state=aside)
+
+  def reference(self, params: Any) -> Any:
+    """The parameters of a reference as they lie until they are needed."""
+    return mesh_lib.put_aside(params) if self.config.offload else params
 
   def whole(self, params: Any) -> Any:
     """The model's parameters, of those that are learned."""
@@ -179,11 +230,7 @@ class Trainer:
 
     mesh = self.generator.mesh
     place = None if mesh.size == 1 else mesh_lib.sharding(mesh, None, 'prompt')
-    return jax.jit(
-      mesh_lib.bound(mesh, score),
-      out_shardings=place,
-      compiler_options=compilation.options(mesh),
-    )
+    return self._jit(score, place)
 
   def passes(
     self, policy: Any, reference: Any, outputs: Outputs, temperature: float
@@ -193,6 +240,7 @@ class Trainer:
     if self.sampler_params is not None:
       old_logp, first = self.logp(policy, outputs, temperature)
     if self.algorithm.kl_coef:
+      reference = mesh_lib.put_back(reference)
       ref_logp, second = self.logp(reference, outputs, temperature)
     return Passes(old_logp, ref_logp, first + second)
 
@@ -320,7 +368,7 @@ class Trainer:
 def train(
   run: Run,
   phase: str,
-  params: Any,
+  params: Callable[[], Any],
   *,
   trainer: Trainer,
   order: Callable[[int], Problem],
@@ -333,7 +381,7 @@ def train(
   Args:
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
-    params: what is learned of the policy to start from, and the first reference.
+    params: makes what is learned of the policy to start from, and the first reference.
     trainer: the machinery.
     order: index -> the problem to learn from; see `problem_order`.
     held_out: to be evaluated on, never learned from.
@@ -346,8 +394,13 @@ def train(
       of a problem have always had equal rewards. The last checkpoint stays.
   """
   config = trainer.config
-  saved, first = run.checkpoints[phase].resume(trainer.start(params))
-  state, reference = saved['policy'], saved['reference']
+  checkpoints, before = run.checkpoints[phase], params()
+  first, like = checkpoints.step or 0, trainer.like(before)
+  saved = {} if first else trainer.start(before)
+  del before  # of a large model there is no room for one more
+  saved = saved or checkpoints.restore(like)
+  state = trainer.waiting(saved.pop('policy'))
+  reference = trainer.reference(saved.pop('reference'))
   root = jax.random.key(seed)
   measure = functools.partial(
     _measure, run, trainer=trainer, held_out=held_out, config=evaluate, root=root
@@ -389,7 +442,7 @@ def train(
     run.log.samples({'phase': phase, 'step': step, **sample} for sample in samples)
     run.progress.update(phase, step, config.steps, values)
     if config.reference_every and step % config.reference_every == 0:
-      reference = jax.tree.map(jnp.copy, state.params)
+      reference = trainer.reference(jax.tree.map(jnp.copy, state.params))
       run.progress.say(f'Step {step}: the policy is the new reference.')
     if step % config.evaluate_every == 0 or step == config.steps:
       measure(step, trainer.whole(state.params))
@@ -397,7 +450,9 @@ def train(
     _say_compilations(run, step, step - first, seconds)
     due = step % config.checkpoint_every == 0 or step == config.steps
     if run.stops() or due:
-      run.save(phase, step, {'policy': state, 'reference': reference})
+      run.save(
+        phase, step, mesh_lib.put_back({'policy': state, 'reference': reference})
+      )
   return state.params
 
 

@@ -22,6 +22,7 @@ class Config:
   int8_rollout: bool = False  # sample with weights in int8; costs a pass of the policy
   minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
   micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
+  offload: bool = False  # optimizer and reference wait in the host's memory
   reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps

@@ -186,11 +186,16 @@ class Work:
     return batch
 
   def reinforce(
-    self, params: Any, pool: Any, order: Callable[[int], Problem], config: Reinforced
+    self,
+    params: Callable[[], Any],
+    pool: Any,
+    order: Callable[[int], Problem],
+    config: Reinforced,
   ) -> Any:
     """Returns the policy after RL on the problems of `order`, rewarded by `pool`.
 
-    Of a model with adapters these are returned; `params` is the model without them.
+    `params` makes the parameters to start from. Of a model with adapters these are
+    returned; `params` are those of the model without them.
     """
 
     def quantize(params: Any) -> Any:
@@ -210,11 +215,11 @@ class Work:
       trainer = dataclasses.replace(
         trainer,
         matrices=None,
-        frozen=params,
+        frozen=params(),
         join=functools.partial(lora.attach, scale=adapted.scale),
       )
       init = lora.init(self.model.config, adapted, jax.random.key(self.seed))
-      params = mesh_lib.put_everywhere(self.mesh, init)
+      params = functools.partial(mesh_lib.put_everywhere, self.mesh, init)
     return rl.train(
       self.run,
       'rl',
