@@ -128,6 +128,8 @@ def test_a_phase_is_bound_by_what_takes_longest():
     'links': 8.0,
     'network': 10.0,
   }
+  given = dataclasses.replace(found, memory={'arguments': 3e9}, costs=hlo.Costs())
+  assert plan.limits(given, chip)['memory'] == 6.0  # read once each time
   assert plan.fits([found], chip)
   assert not plan.fits([found], chip._replace(memory=2.9e9))
   text = '\n'.join(plan.report(WORK, [found], chip))

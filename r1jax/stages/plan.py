@@ -449,11 +449,13 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
 def limits(found: Found, chip: Chip) -> dict[str, float]:
   """Seconds that a phase takes at least in a step, by what bounds it.
 
-  Links and network are counted apart, as if each worked while the other does.
+  Links and network are counted apart, as if each worked while the other does. What a
+  program is given it reads, if only once.
   """
+  read = max(found.costs.bytes, found.memory.get('arguments', 0.0))
   one = {
     'compute': found.costs.flops / chip.flops,
-    'memory': found.costs.bytes / chip.bandwidth,
+    'memory': read / chip.bandwidth,
     'links': found.costs.over('links') / chip.links,
     'network': found.costs.over('network') / chip.network,
   }
@@ -513,7 +515,7 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
       lines.append(f"{'':8} {_size(one.aside)} a chip wait in the host's memory")
     if one.refused:
       lines.append(f'{"":8} refused: {one.refused}')
-    if not one.costs.flops:  # no program, or one that was refused
+    if not one.costs.flops:  # no products, or a program that was refused
       continue
     lines.append(
       f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
