@@ -92,6 +92,8 @@ def imitate(config: MoreSFT) -> None:
     passes = epochs(found, parent, config.tokens)
     before = parent.record['config']['sft']
     sft = finetune.Epochs(**{**before, 'epochs': passes})
+    name = "the cold start's sft.rows_per_step / sft.micro_batches"
+    mesh.check_rows(job.mesh, {name: sft.rows_per_step // sft.micro_batches})
     params = job.imitate(parent.params(job.mesh), found, sft, config.sft_optim)
     job.finish('more_sft', config, params, [parent])
 
