@@ -70,6 +70,11 @@ class Config:
         raise MeshError(f'mesh.{name}: expected {least} or more, got {value}')
     if self.coordinator and not re.fullmatch(r'.+:\d+', self.coordinator):
       raise MeshError(f'mesh.coordinator: expected host:port, got {self.coordinator!r}')
+    if self.coordinator and not 0 < int(self.coordinator.rsplit(':')[-1]) < 2**16:
+      raise MeshError(
+        f'mesh.coordinator: expected a port from 1 to {2**16 - 1}, got '
+        f'{self.coordinator!r}'
+      )
     if self.hosts > 1 and not self.coordinator:
       raise MeshError(
         f'mesh.coordinator: expected an address with mesh.hosts {self.hosts}, got none'
@@ -207,8 +212,6 @@ def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
   Raises:
     MeshError: these axes do not divide the devices.
   """
-  if mesh.size == 1:
-    return mesh
   tensor = config.sampler_tensor or mesh.shape['tensor']
   expert = config.sampler_expert or mesh.shape['expert']
   if mesh.size % (tensor * expert):
@@ -217,6 +220,8 @@ def sampler(mesh: Mesh, config: Config = WHOLE) -> Mesh:
       f"mesh.sampler_tensor: expected its product with the sampler's {expert} expert "
       f'parts to divide the {mesh.size} devices, got {tensor}; {possible[0]} would do'
     )
+  if mesh.size == 1:
+    return mesh
   shape = (mesh.size // (tensor * expert), 1, expert, 1, tensor)
   return Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
 

@@ -297,6 +297,35 @@ def test_a_host_that_does_not_come_is_missed(tmp_path):
     assert 'error: not all hosts have come within 5 s' in log
 
 
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
+def test_a_host_that_waits_for_others_can_be_ended(sent, tmp_path):
+  script = tmp_path / 'host.py'
+  script.write_text(textwrap.dedent(HOST).replace('= 5, 5, 30', '= 300, 5, 30'))
+  port = free_port()
+  words = [sys.executable, str(script), '{index}', '2', str(port), '']
+  (process,) = begin(words, 1, tmp_path)
+  deadline = time.monotonic() + 120
+  while True:
+    try:
+      socket.create_connection(('127.0.0.1', port)).close()
+      break
+    except OSError:
+      assert time.monotonic() < deadline
+      time.sleep(0.1)
+  time.sleep(2)
+  process.send_signal(sent)
+  _, (status,) = ends([process], tmp_path, limit=30)
+  time.sleep(2)
+  log = (tmp_path / 'host0.log').read_text()
+  if sent == signal.SIGINT:
+    assert status == 130
+    assert 'error: ' not in log
+  else:
+    assert status == -signal.SIGTERM
+    assert 'error: this host has ended after' in log
+    assert 'within 300 s' not in log
+
+
 @pytest.mark.parametrize('index', [0, 1])
 def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
   script = tmp_path / 'host.py'
@@ -319,6 +348,8 @@ def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
   ('fields', 'message'),
   [
     ({'coordinator': 'here'}, r"mesh.coordinator: expected host:port, got 'here'"),
+    ({'coordinator': 'a:65536'}, r"expected a port from 1 to 65535, got 'a:65536'"),
+    ({'coordinator': '[::1]:0'}, r'mesh.coordinator: expected a port from 1'),
     ({'hosts': 2}, r'mesh.coordinator: expected an address with mesh.hosts 2'),
     ({'coordinator': 'a:1', 'hosts': 2, 'host': 2}, r'mesh.host: expected less than'),
     ({'host': -1}, r'mesh.host: expected 0 or more, got -1'),

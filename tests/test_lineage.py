@@ -243,8 +243,11 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
   if spoil == 'other':
     shutil.copytree(chain / 'zero/checkpoints/model-final', folder)
   stage = lineage.load(chain / 'cold')  # that is not yet looked at
+  left = sorted((chain / 'cold').rglob('*'))
   with pytest.raises(LineageError, match=r"cold: the parameters 'final' are not those"):
     stage.params(MESH)
+  if spoil != 'gone':
+    assert sorted((chain / 'cold').rglob('*')) == left  # it is another's to mend
 
 
 def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path):

@@ -72,6 +72,8 @@ def test_samplers_have_whole_copies_but_for_their_axes():
   assert (found.shape['tensor'], found.shape['expert'], found.size) == (4, 2, 8)
   with pytest.raises(mesh.MeshError, match=r'the 8 devices, got 3; 4 would do'):
     mesh.sampler(place, mesh.Config(sampler_tensor=3))
+  with pytest.raises(mesh.MeshError, match=r'the 1 devices, got 3; 1 would do'):
+    mesh.sampler(mesh.make(jax.devices()[:1]), mesh.Config(sampler_tensor=3))
 
 
 def test_a_parameter_that_cannot_be_cut_is_named_with_the_next_size():

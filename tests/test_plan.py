@@ -208,6 +208,10 @@ def test_what_needs_less_is_tried_from_what_costs_least(topology, copies):
     ('2xcpu:8', 'slices of TPUs, .* or a number of devices such as .*, got .2xcpu:8.'),
     ('2xh100:8', 'a number of devices such as cpu:16 or h100:16, got .2xh100:8.'),
     ('2xv5e:3x3', r"there is no 'v5e:3x3'; "),
+    ('v5e:0x4', r"there is no 'v5e:0x4'; "),
+    ('v5p:2x2x0', r"there is no 'v5p:2x2x0'; "),
+    ('v6e:4x4x4', r"there is no 'v6e:4x4x4'; for v5e and v6e there are 1x1, 2x2, 2x4"),
+    ('v5p:4x4', r"there is no 'v5p:4x4'; "),
     ('2x2xv5e:2x2', 'expected one or more slices of TPUs'),
   ],
 )
@@ -223,6 +227,11 @@ def test_a_topology_that_there_is_not_is_refused(name, message):
     ({'mesh': mesh.Config(fsdp=2, context=4, data=1)}, 'max_length: .* the next is 36'),
     ({'mesh': mesh.Config(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
     ({'mesh': mesh.Config(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),
+    ({'mesh': mesh.Config(sampler_tensor=4)}, 'mesh.sampler_tensor 4: expected a div'),
+    (
+      {'rl': dataclasses.replace(WORK.rl, micro_batch_rows=6)},
+      'rl.micro_batch_rows: expected a multiple of 4, .* got 6; the next is 8',
+    ),
   ],
 )
 def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
@@ -231,7 +240,7 @@ def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
   length = 33 if 'max_length' in message else 32
   prompts = 12 if 'prompts' in message else 8
   rl = dataclasses.replace(WORK.rl, max_length=((0, length),), prompts_per_step=prompts)
-  work = dataclasses.replace(WORK, rl=rl, **change)
+  work = dataclasses.replace(WORK, **{'rl': rl, **change})
   with pytest.raises(mesh.MeshError, match=message):
     list(plan.phases(work, plan.topology('cpu:8')[0]))
 

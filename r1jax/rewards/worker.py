@@ -33,6 +33,7 @@ def follow_parent() -> None:
   assert parent is not None  # only workers run this
   # Pebble's handler runs in Python and, hit twice, prints a traceback; this can't.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  os.setpgrp()  # a signal to all of a run is for the parent, which saves first
 
   def wait() -> None:
     parent.join()

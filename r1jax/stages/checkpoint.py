@@ -38,12 +38,21 @@ class Checkpoints:
   Opening finds the newest one whose arrays match their digests and moves damaged ones
   aside, to `<folder>-damaged`; `step` is its step, or None without any. With several
   hosts all call the same methods.
+
+  Of another run's, with `own` False, nothing is moved: `restore` looks.
   """
 
-  def __init__(self, folder: Path) -> None:
+  def __init__(self, folder: Path, own: bool = True) -> None:
     self._folder = folder.absolute()
     self.warnings: list[str] = []  # a sentence for every damaged checkpoint
-    self._set_damaged_aside()
+    if self._folder.exists() and not self._folder.is_dir():
+      raise CheckpointError(
+        f'{self._folder} is a file, expected a folder of checkpoints; move it away'
+      )
+    # With several hosts one alone would read all that all have.
+    self._looked = own and hosts.count() == 1
+    if self._looked:
+      self._set_damaged_aside()
     self._manager = _manager(self._folder)
     self._writing: int | None = None
 
@@ -87,9 +96,7 @@ class Checkpoints:
       yield
     except Exception as error:  # they wrap OSError in their own
       self._writing = None
-      # Left behind, its tasks would each print a traceback when the process ends.
-      sys.unraisablehook = lambda unraisable: None
-      logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
+      _hush()
       whole = max(self._manager.all_steps(read=True), default=None)
       kept = f'the one of step {whole} is intact' if whole else 'none is kept'
       full = 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error)
@@ -105,8 +112,8 @@ class Checkpoints:
     They lie as those of `like`, which may be shapes alone, say that they do.
 
     Raises:
-      CheckpointError: its arrays are not those of `like` (names, shapes or types), or
-        with several hosts, not those that were saved.
+      CheckpointError: its arrays are not those of `like` (names, shapes or types), or,
+        where opening has not looked, not those that were saved.
     """
     place = f'{self._folder}/{self.step}'
     flat, structure = jax.tree.flatten_with_path(like)
@@ -122,12 +129,12 @@ class Checkpoints:
     try:
       arrays, manifest = _read(self._folder, self._newest, wanted)
     except Exception as error:
+      _hush()
       raise CheckpointError(
         f'{place} could not be read ({_first_line(error)}); restore it, or move it '
         'away: the same command then goes on from the one before it'
       ) from error
-    # One host has looked at them when it opened the folder.
-    if hosts.count() > 1 and _digest(arrays) != manifest['digest']:
+    if not self._looked and _digest(arrays) != manifest['digest']:
       raise CheckpointError(
         f'{place} is damaged (its arrays do not match their digest); move it away: the '
         'same command then goes on from the one before it'
@@ -142,10 +149,21 @@ class Checkpoints:
     return (state, 0) if self.step is None else (self.restore(state), self.step)
 
   def manifest(self) -> dict[str, Any]:
-    """The newest checkpoint's manifest: what `save` was given, with its digest."""
+    """The newest checkpoint's manifest: what `save` was given, with its digest.
+
+    Raises CheckpointError where it can't be read.
+    """
+    args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+    step = self._newest
     with _manager(self._folder) as manager:
-      args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
-      return manager.restore(self._newest, args=args)['manifest']
+      try:
+        return manager.restore(step, args=args)['manifest']
+      except Exception as error:  # of several kinds
+        _hush()
+        raise CheckpointError(
+          f'the manifest of {self._folder}/{step} could not be read '
+          f'({_first_line(error)}); restore it'
+        ) from error
 
   @property
   def _newest(self) -> int:
@@ -154,12 +172,6 @@ class Checkpoints:
     return self.step
 
   def _set_damaged_aside(self) -> None:
-    if self._folder.exists() and not self._folder.is_dir():
-      raise CheckpointError(
-        f'{self._folder} is a file, expected a folder of checkpoints; move it away'
-      )
-    if hosts.count() > 1:
-      return  # one alone would read all that all have; `restore` looks
     found = self._folder.glob('[1-9]*') if self._folder.exists() else ()
     steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
     for step in steps:
@@ -171,6 +183,7 @@ class Checkpoints:
           return
         reason = 'its arrays do not match their digest'
       except Exception as error:  # whatever a damaged file makes its reader raise
+        _hush()
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) in REFUSED:
           raise CheckpointError(
             f'{self._folder}/{step} could not be read ({_first_line(error)}); it may '
@@ -187,6 +200,12 @@ class Checkpoints:
       )
     if self.warnings:
       self.warnings.append(f'No whole checkpoint is left in {self._folder}.')
+
+
+def _hush() -> None:
+  """Keeps tasks that orbax leaves behind from printing tracebacks at the end."""
+  sys.unraisablehook = lambda unraisable: None
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
 
 
 def digest_of(tree: Any) -> str:

@@ -86,7 +86,11 @@ def joined(config: Any) -> Iterator[None]:
   try:
     # SIGTERM is the run's own affair.
     jax.config.update('jax_enable_preemption_service', False)
-    jax.distributed.initialize(**arguments, initialization_timeout=ARRIVAL)
+    _meet(arguments)
+  except KeyboardInterrupt:
+    witness.dismiss()
+    atexit.register(_leave, 130)  # before JAX, which would wait for the others
+    raise
   except Exception as error:  # of whatever the machine tells
     witness.dismiss()
     raise HostError(
@@ -99,6 +103,25 @@ def joined(config: Any) -> Iterator[None]:
     _compare(config, names)
     yield
   jax.distributed.shutdown()
+
+
+def _meet(arguments: dict[str, Any]) -> None:
+  """Returns once all hosts have come; a signal is heard meanwhile."""
+  failed: list[Exception] = []
+
+  def meet() -> None:
+    try:
+      jax.distributed.initialize(**arguments, initialization_timeout=ARRIVAL)
+    except Exception as error:  # to be raised by who waits
+      failed.append(error)
+
+  # The wait itself can't be interrupted.
+  meeting = threading.Thread(target=meet, daemon=True)
+  meeting.start()
+  while meeting.is_alive():
+    meeting.join(BEAT)
+  for error in failed:
+    raise error
 
 
 @contextlib.contextmanager
@@ -278,7 +301,8 @@ class _Witness:
   """
 
   def __init__(self) -> None:
-    command = [sys.executable, '-S', '-c', _WITNESS, str(ARRIVAL), AGAIN]
+    began = str(time.time())
+    command = [sys.executable, '-S', '-c', _WITNESS, str(ARRIVAL), AGAIN, began]
     self._process = subprocess.Popen(
       command, stdin=subprocess.PIPE, start_new_session=True
     )
@@ -297,9 +321,13 @@ class _Witness:
 # What it reads ends with its parent.
 _WITNESS = """
 import socket, sys, time
-limit, again = sys.argv[1:]
+limit, again, began = sys.argv[1:]
 told = sys.stdin.read().splitlines()
-if not told:
+waited = time.time() - float(began)
+if not told and waited < float(limit):
+  print(f'error: this host has ended after {waited:.0f} s, before all had come; start '
+        'the same command on all of them', file=sys.stderr)
+elif not told:
   print(f'error: not all hosts have come within {limit} s, or what answers at the '
         'address of host 0 is something else; start the same command on all of them',
         file=sys.stderr)

@@ -25,7 +25,7 @@ from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
 from r1jax.stages import hosts
-from r1jax.stages.checkpoint import Checkpoints, digest_of
+from r1jax.stages.checkpoint import CheckpointError, Checkpoints, digest_of
 from r1jax.stages.generate import Generator
 from r1jax.stages.run import Run
 from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
@@ -166,13 +166,18 @@ class Stage:
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
   def _saved(self, name: str, like: Any) -> Any:
-    saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}')
-    if saved.step is None or saved.manifest()['digest'] != self.record['params'][name]:
-      raise LineageError(
-        f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
-        'restore checkpoints/, or run that stage again in another folder'
-      )
-    return saved.restore(like)
+    saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
+    wrong = LineageError(
+      f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
+      'restore checkpoints/, or run that stage again in another folder'
+    )
+    digest = self.record['params'][name]
+    try:
+      if saved.step is None or saved.manifest()['digest'] != digest:
+        raise wrong
+      return saved.restore(like)
+    except CheckpointError as error:
+      raise wrong from error
 
   def source(self) -> weights.Checkpoint:
     """The checkpoint of the hub that the model comes from.

@@ -60,7 +60,8 @@ CHIPS = {
   'h100': Chip(80e9, 989e12, 3350e9, 450e9, 50e9, joined=8),
   'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9, joined=8),
 }
-TPUS = ('v5e', 'v5p', 'v6e')
+FLAT = '1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16'  # slices of v5e and v6e
+SLICES = {'v5e': FLAT, 'v5p': '', 'v6e': FLAT}  # of v5p: of three sides, up to 16
 
 
 def topology(name: str) -> tuple[list[Any], Chip | None]:
@@ -77,7 +78,7 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
   several = re.fullmatch(r'(\d+)x(.*)', name)
   one, slices = (several[2], int(several[1])) if several else (name, 1)
   kind, _, shape = one.partition(':')
-  if kind in TPUS and slices:
+  if kind in SLICES and slices:
     return _slices(one, slices), CHIPS[kind]
   if several:
     raise PlanError(
@@ -86,7 +87,7 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
     )
   if kind not in (*CHIPS, 'cpu') or not shape.isdecimal() or not int(shape):
     raise PlanError(
-      f'topology: expected a slice such as {", ".join(f"{t}:4x4" for t in TPUS)}, or '
+      f'topology: expected a slice such as v5e:4x4, v5p:4x4x4 or v6e:4x4, or '
       f'a number of devices such as cpu:8 or h100:8, got {name!r}'
     )
   devices = jax.devices('cpu')
@@ -99,6 +100,16 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
 
 
 def _slices(name: str, count: int) -> list[Any]:
+  kind, _, shape = name.partition(':')
+  flat = SLICES[kind].split(', ') if SLICES[kind] else []
+  unknown = PlanError(
+    f'topology: there is no {name!r}; for v5e and v6e there are {FLAT}, for v5p 2x2x1, '
+    '2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16, 16x16x16 and '
+    'other multiples of 4'
+  )
+  # Of some that there are not the compiler makes devices, and of others it dies.
+  if not (shape in flat if flat else re.fullmatch(r'(?:[1-9]\d*x){2}[1-9]\d*', shape)):
+    raise unknown
   if importlib.util.find_spec('libtpu') is None:
     raise PlanError(
       "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
@@ -108,14 +119,10 @@ def _slices(name: str, count: int) -> list[Any]:
   try:
     return topologies.get_topology_desc(name, platform='tpu', num_slices=count).devices
   except Exception as error:  # of several kinds, by what is wrong
-    if 'opology' not in str(error):
-      raise PlanError(
-        f"topology: the TPU's compiler did not start ({str(error).splitlines()[0]})"
-      ) from error
+    if 'opology' in str(error):
+      raise unknown from error
     raise PlanError(
-      f'topology: there is no {name!r}; for v5e and v6e there are 2x2, 2x4, 4x4, 4x8, '
-      '8x8, 8x16 and 16x16, for v5p 2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, '
-      '8x8x8, 8x8x16, 8x16x16, 16x16x16 and other multiples of 4'
+      f"topology: the TPU's compiler did not start ({str(error).splitlines()[0]})"
     ) from error
 
 
@@ -200,6 +207,8 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
     MeshError, ValueError: sizes that the mesh can't cut.
   """
   where = mesh_lib.make(devices, work.mesh)
+  sizes = ('prompts_per_step', 'micro_batch_rows')
+  mesh_lib.check_rows(where, {f'rl.{name}': getattr(work.rl, name) for name in sizes})
   mesh_lib.check_lengths(
     where,
     {'rl.max_prompt_length': work.rl.max_prompt_length, 'rl.max_length': work.length},
@@ -212,7 +221,8 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   waiting = optimizer + reference  # on the devices, or aside
 
   resident = policy + (0.0 if away else waiting)
-  if mesh_lib.places(generator.where, names) == mesh_lib.places(where, names):
+  sampled = mesh_lib.places(generator.where, names, 'mesh.sampler_')
+  if sampled == mesh_lib.places(where, names):
     resident -= policy  # samplers use the policy's own parameters
   aside = waiting if away else 0.0
   yield from _sampling(work, generator, resident, aside)
@@ -557,6 +567,8 @@ def _speed(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:
     f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {work.length} '
     'tokens long and nothing but products, memory, links and network takes time'
   )
+  if any(one.aside for one in found):
+    lines.append("Moving what waits in the host's memory is not counted")
   return lines
 
 

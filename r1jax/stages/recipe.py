@@ -47,6 +47,11 @@ class Setting:
   def check_length(self, field: str, max_length: int) -> None:
     """Raises ValueError for outputs at positions that the base model never saw."""
     most = self.longest - self.max_prompt_length
+    if most < 1:
+      raise ValueError(
+        f'max_prompt_length: expected less than the {self.longest} positions that the '
+        f'model knows, got {self.max_prompt_length}'
+      )
     if max_length > most:
       raise ValueError(
         f'{field}: expected at most {most}, as the base model was trained on rows of '

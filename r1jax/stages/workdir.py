@@ -22,6 +22,7 @@ MAY_CHANGE = (
   'workdir',
   'data_dir',
   'rl.profile_step',
+  'rl.offload',
   'rl.reward_workers',
   'rl.reward_timeout',
   *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
