@@ -105,7 +105,6 @@ def iteration(model_name, mesh_name, offload=False):
     ('qwen', 'fsdp 4 tensor 2'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
-    ('qwen', 'data 2 context 2 fsdp 2'),
     ('deepseek', 'data 2 expert 2 tensor 2'),
     ('deepseek', 'data 2 context 2 fsdp 2'),
     ('deepseek', 'expert 4 fsdp 2'),
