@@ -123,16 +123,16 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
 
 
 def compiled(
-  planned: plan.Work, devices: Sequence[Any], chip: plan.Chip | None
+  planned: plan.Work, devices: Sequence[Any], chip: plan.Chip
 ) -> list[plan.Found]:
   """Compiles every phase, and says so as it goes."""
   found = []
   for phase in plan.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
     found.append(plan.measure(phase, chip))
-  if chip is None:  # of CPUs
+  if not chip.flops:  # a CPU
     found.append(plan.checkpoint(planned, devices))
-    found = plan.with_process(found)
+    found = plan.with_process(found, len(devices))
   return found
 
 
@@ -144,13 +144,13 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   found = compiled(planned, devices, chip)
   print('\n'.join(plan.report(planned, found, chip)))
   flags: list[str] = []
-  fitting = chip is None or plan.fits(found, chip)
+  fitting = plan.fits(found, chip)
   if not fitting and config.search:
     for flag, less in plan.changes(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
       found = compiled(less, devices, chip)
-      if chip is not None and plan.fits(found, chip):
+      if plan.fits(found, chip):
         print(f'\nWith {" ".join(flags)}:')
         print('\n'.join(plan.report(less, found, chip)))
         fitting = True

@@ -4,6 +4,7 @@ import os
 import signal
 
 import hypothesis
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Eight devices, so that sharding is tested on a laptop.
@@ -19,3 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples on each run, however busy the machine is.
 hypothesis.settings.register_profile('r1jax', deadline=None, derandomize=True)
 hypothesis.settings.load_profile('r1jax')
+
+# Files whose tests run for minutes; the first ones first.
+LONG = ('test_sharding', 'test_hosts', 'test_smoke', 'test_r1', 'test_stage_meshes')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts long files at the beginning, or one core would be left with one at the end."""
+  place = {name: number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))

@@ -48,8 +48,7 @@ MESHES = {
   'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
-  'data 2 context 2 fsdp 2': {'data': 2, 'context': 2, 'fsdp': 2},
-  'data 2 expert 2 tensor 2': {'data': 2, 'expert': 2, 'tensor': 2},
+  'data 2 expert 2 context 2': {'data': 2, 'expert': 2, 'context': 2},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
   'sampler tensor 2 expert 2': {'fsdp': 8, 'sampler_tensor': 2, 'sampler_expert': 2},
 }
@@ -105,8 +104,7 @@ def iteration(model_name, mesh_name, offload=False):
     ('qwen', 'fsdp 4 tensor 2'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
-    ('deepseek', 'data 2 expert 2 tensor 2'),
-    ('deepseek', 'data 2 context 2 fsdp 2'),
+    ('deepseek', 'data 2 expert 2 context 2'),
     ('deepseek', 'expert 4 fsdp 2'),
     ('deepseek', 'expert 2 context 2 tensor 2'),
     ('deepseek', 'sampler tensor 2 expert 2'),
@@ -130,10 +128,10 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
   )
 
 
-@pytest.mark.parametrize('mesh_name', ['one', 'fsdp 4 tensor 2'])
-def test_what_waits_in_the_hosts_memory_comes_back_as_it_was(mesh_name):
-  expected, expected_passes, numbers, after, _ = iteration('qwen', mesh_name)
-  found, passes, metrics, state, lying = iteration('qwen', mesh_name, offload=True)
+def test_what_waits_in_the_hosts_memory_comes_back_as_it_was():
+  name = 'fsdp 4 tensor 2'
+  expected, expected_passes, numbers, after, _ = iteration('qwen', name)
+  found, passes, metrics, state, lying = iteration('qwen', name, offload=True)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
   np.testing.assert_array_equal(passes.ref_logp, expected_passes.ref_logp)
   assert metrics == pytest.approx(numbers, rel=1e-6)

@@ -33,7 +33,7 @@ def learned(tmp_path_factory):
   ('phase', 'mesh_name'),
   [
     *(('sft', name) for name in MESHES),
-    *(('on_policy', name) for name in MESHES),
+    ('on_policy', 'data 2 fsdp 4'),
     ('preferred', 'fsdp 4 tensor 2'),
   ],
 )

@@ -39,7 +39,7 @@ class PlanError(ValueError):
 
 
 class Chip(NamedTuple):
-  """What a data sheet says of one chip."""
+  """What a data sheet says of one chip; of a CPU its memory alone is known."""
 
   memory: float  # bytes
   flops: float  # a second, bfloat16
@@ -64,8 +64,8 @@ FLAT = '1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16'  # slices of v5e and v6e
 SLICES = {'v5e': FLAT, 'v5p': '', 'v6e': FLAT}  # of v5p: of three sides, up to 16
 
 
-def topology(name: str) -> tuple[list[Any], Chip | None]:
-  """Returns the devices of a topology, and what one can; None for CPUs.
+def topology(name: str) -> tuple[list[Any], Chip]:
+  """Returns the devices of a topology, and what one of them can.
 
   Args:
     name: a TPU slice such as 'v5p:4x4x4', or several as '2xv5p:4x4x4'; or a kind of
@@ -96,7 +96,13 @@ def topology(name: str) -> tuple[list[Any], Chip | None]:
       f'topology: expected at most the {len(devices)} devices that XLA was told to '
       f'make, got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
     )
-  return devices[: int(shape)], CHIPS.get(kind)
+  count = int(shape)
+  return devices[:count], CHIPS.get(kind) or _part_of_this_machine(count)
+
+
+def _part_of_this_machine(count: int) -> Chip:
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return Chip(memory / count, 0.0, 0.0, 0.0, 0.0)
 
 
 def _slices(name: str, count: int) -> list[Any]:
@@ -155,11 +161,13 @@ class Phase(NamedTuple):
   name: str
   program: Any  # compiled by jax.jit
   args: tuple[Any, ...]
-  resident: float  # bytes a device, of what lies there beside the arguments
+  given: dict[str, Any]  # what the arguments are, as far as they take memory
+  beside: dict[str, float]  # bytes a device, of what lies there beside them
   times: int  # that a step runs it
   unknown_trips: int = 1  # of a loop that ends with the rollout's micro-batches
   ragged_share: float = 1.0  # of the rows of a grouped product that are some expert's
   aside: float = 0.0  # bytes a device, of what waits in its host's memory
+  gives: str = 'results'  # what the results are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +181,7 @@ class Found:
   times: int
   refused: str = ''  # the compiler's words, where it found no room
   aside: float = 0.0  # bytes in the host's memory, of each of its devices
+  given: float = 0.0  # bytes of the program's arguments
 
   @property
   def total(self) -> float:
@@ -216,16 +225,14 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   trainer = _trainer(work, where)
   generator, names = trainer.generator, trainer.generator.names
   state, params = _learner(work, trainer)
-  optimizer, reference = _bytes(state.opt_state), _bytes(params)
-  policy, away = _bytes(state) - optimizer, work.rl.offload
-  waiting = optimizer + reference  # on the devices, or aside
+  policy, reference = {'policy': _bytes(params)}, {'reference': _bytes(params)}
+  optimizer, away = {'optimizer': _bytes(state.opt_state)}, work.rl.offload
+  waiting = optimizer | reference  # on the devices, or aside
 
-  resident = policy + (0.0 if away else waiting)
   sampled = mesh_lib.places(generator.where, names, 'mesh.sampler_')
-  if sampled == mesh_lib.places(where, names):
-    resident -= policy  # samplers use the policy's own parameters
-  aside = waiting if away else 0.0
-  yield from _sampling(work, generator, resident, aside)
+  shared = sampled == mesh_lib.places(where, names)  # the policy's own parameters
+  beside = ({} if shared else policy) | ({} if away else waiting)
+  yield from _sampling(work, generator, beside, _aside(away, waiting))
   rollout = packed(work, where)
   count = jax.ShapeDtypeStruct((), jnp.int32)
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
@@ -239,21 +246,28 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   )
   minibatches, share = work.rl.minibatches, 1 / where.shape['expert']
   if work.grpo.kl_coef:
-    scored = (params, rows, count, scalar)
-    beside, without = (policy, optimizer) if away else (policy + optimizer, 0.0)
-    program, loops = trainer.scoring, (minibatches, parts, share)
-    yield Phase('score', program, scored, beside, *loops, aside=without)
+    scored, given = (params, rows, count, scalar), {'reference': params, 'rows': rows}
+    beside = policy | ({} if away else optimizer)
+    loops = (minibatches, parts, share, _aside(away, optimizer))
+    yield Phase('score', trainer.scoring, scored, given, beside, *loops)
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   updates, rest = minibatches * work.rl.epochs, (None, rollout, count, scalar)
-  loops = (updates, parts, share)
+  loops = (updates, parts, share, _aside(away, waiting))
+  given = {'policy': state.params, 'rows': rollout}
+  kept = {'policy': state.params, 'optimizer': state.opt_state}
   if not away:
     program, learned = trainer.program(places), (state, *rest)
-    yield Phase('update', program, learned, reference, *loops)
+    yield Phase('update', program, learned, kept | given, reference, *loops)
     return
   gradients, apply = trainer.halves(places)
   learned = (state.params, *rest)
-  yield Phase('gradient', gradients, learned, 0.0, *loops, aside=waiting)
-  yield Phase('update', apply, (state, params), 0.0, updates, aside=reference)
+  yield Phase('gradient', gradients, learned, given, {}, *loops, gives='gradient')
+  given, without = kept | {'gradient': params}, _aside(away, reference)
+  yield Phase('update', apply, (state, params), given, {}, updates, aside=without)
+
+
+def _aside(away: bool, waiting: dict[str, float]) -> float:
+  return sum(waiting.values()) if away else 0.0
 
 
 def _trainer(work: Work, where: jax.sharding.Mesh) -> Trainer:
@@ -277,7 +291,7 @@ def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
 
 
 def _sampling(
-  work: Work, generator: Generator, resident: float, aside: float
+  work: Work, generator: Generator, beside: dict[str, float], aside: float
 ) -> Iterator[Phase]:
   """Prefill, and the last step of decoding, which has the most to attend to."""
   where, names, model = generator.where, generator.names, generator.model
@@ -311,8 +325,10 @@ def _sampling(
   spoken = jax.tree.map(cached, spoken)
   lying = jax.tree.map(lambda x: x.sharding, spoken)
   program = jax.jit(listen, out_shardings=(None, lying), compiler_options=options)
-  listening = (params, *prompts)
-  yield Phase('prefill', program, listening, resident, 1, 1, share, aside)
+  listening, given = (params, *prompts), {'sampler': params, 'rows': prompts}
+  yield Phase(
+    'prefill', program, listening, given, beside, 1, 1, share, aside, gives='cache'
+  )
 
   def decode(params: Any, spoken: Any, token: Any, uniform: Any) -> Any:
     logits, spoken = sampling.speak(params, spoken, token, model=model)
@@ -328,7 +344,8 @@ def _sampling(
     compiler_options=options,
   )
   speaking = (params, spoken, *written)
-  yield Phase('decode', program, speaking, resident, work.length, 1, share, aside)
+  given, loops = {'sampler': params, 'cache': spoken}, (work.length, 1, share, aside)
+  yield Phase('decode', program, speaking, given, beside, *loops)
 
 
 def packed(work: Work, where: Any) -> packing.Rollout:
@@ -371,19 +388,24 @@ def checkpoint(work: Work, devices: Sequence[Any]) -> Found:
   """What a checkpoint needs of a CPU's memory: policy and reference are copied."""
   where = mesh_lib.make(devices, work.mesh)
   state, reference = _learner(work, _trainer(work, where))
-  held = _bytes(state) + _bytes(reference)
-  memory = {'beside it': held, 'copies': held}
+  held = {
+    'policy': _bytes(state.params),
+    'optimizer': _bytes(state.opt_state),
+    'reference': _bytes(reference),
+  }
+  memory = {**held, 'copies': sum(held.values())}
   return Found('save', 0.0, memory, hlo.Costs(), times=1)
 
 
-def with_process(found: Sequence[Found]) -> list[Found]:
+def with_process(found: Sequence[Found], devices: int) -> list[Found]:
   """Adds what a run needs of a CPU's memory beside the arrays of its programs.
 
   That is what it puts aside, and its process with Python, libraries and compiler: what
-  this one, which has compiled the same programs and holds no arrays, has come to.
+  this one, which has compiled the same programs and holds no arrays, has come to, each
+  device its share.
   """
   unit = 1 if sys.platform == 'darwin' else 1024
-  own = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+  own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / devices
   return [
     dataclasses.replace(
       one, memory={**one.memory, 'put aside': one.aside, 'the process': own}
@@ -421,7 +443,7 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
       return Found(
         phase.name,
         time.monotonic() - began,
-        {'beside it': phase.resident, 'the program': needed},
+        {**phase.beside, 'the program': needed},
         hlo.Costs(),
         phase.times,
         str(error).splitlines()[0][:200],
@@ -432,11 +454,14 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
     text = (cut or whole)[-1].read_text()
   seconds = time.monotonic() - began
   stats = compiled.memory_analysis()
+  given = {name: _bytes(tree) for name, tree in phase.given.items()}
+  arguments = float(stats.argument_size_in_bytes)
   memory = {
-    'beside it': phase.resident,
-    'arguments': float(stats.argument_size_in_bytes),
-    'results': float(stats.output_size_in_bytes - stats.alias_size_in_bytes),
-    'temporary': float(stats.temp_size_in_bytes),
+    **phase.beside,
+    **given,
+    'padding': arguments - sum(given.values()),  # and single numbers
+    phase.gives: float(stats.output_size_in_bytes - stats.alias_size_in_bytes),
+    'activations and temporaries': float(stats.temp_size_in_bytes),
   }
   return Found(
     phase.name,
@@ -450,6 +475,7 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
     ),
     phase.times,
     aside=phase.aside,
+    given=arguments,
   )
 
 
@@ -462,7 +488,7 @@ def limits(found: Found, chip: Chip) -> dict[str, float]:
   Links and network are counted apart, as if each worked while the other does. What a
   program is given it reads, if only once.
   """
-  read = max(found.costs.bytes, found.memory.get('arguments', 0.0))
+  read = max(found.costs.bytes, found.given)
   one = {
     'compute': found.costs.flops / chip.flops,
     'memory': read / chip.bandwidth,
@@ -515,13 +541,14 @@ def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
     yield '--param-dtype bfloat16', work
 
 
-def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
+def report(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:
   """The plan in lines of text."""
   lines = []
   for one in found:
-    parts = ', '.join(f'{name} {_size(x)}' for name, x in one.memory.items() if x)
+    named = sorted(one.memory.items(), key=lambda item: -item[1])
+    parts = ', '.join(f'{name} {_size(x)}' for name, x in named if x)
     lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
-    if one.aside and chip is not None:
+    if one.aside and chip.flops:  # of a CPU it is among the rest
       lines.append(f"{'':8} {_size(one.aside)} a chip wait in the host's memory")
     if one.refused:
       lines.append(f'{"":8} refused: {one.refused}')
@@ -540,14 +567,12 @@ def report(work: Work, found: Sequence[Found], chip: Chip | None) -> list[str]:
       if sent:
         most = ', '.join(words for _, words in sent[:-6:-1])
         lines.append(f'{"":8} {_size(one.costs.over(way))} by {way}: {most}')
-  if chip is None:
-    return lines
   peak = max(found, key=lambda one: one.total)
   says = 'fits' if fits(found, chip) else 'does NOT fit'
   lines.append(
     f'{peak.name} needs the most, {_size(peak.total)} of {_size(chip.memory)}: {says}'
   )
-  if not any(one.refused for one in found):
+  if chip.flops and not any(one.refused for one in found):
     lines += _speed(work, found, chip)
   return lines
 
