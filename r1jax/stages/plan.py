@@ -212,6 +212,8 @@ def _shaped(tree: Any, places: Any, dtype: Any = None) -> Any:
 def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   """The programs of a step: prefill, decode, score, update.
 
+  Where something is put aside the update is two: gradient, and update.
+
   Raises:
     MeshError, ValueError: sizes that the mesh can't cut.
   """
