@@ -75,6 +75,8 @@ def main(folder: Path) -> None:
   passes = trainer.passes(state.params, reference, outputs, 1.0)
   advantage_PG = trainer.advantages(reward_PG)[outputs.rows]
   state, metrics, _ = trainer.learn(state, outputs, passes, advantage_PG, key, 1.0)
+  kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}
+  assert kinds == {'pinned_host' if count == 4 else 'device'}
   state = mesh.put_back(state)
   saved = checkpoint.Checkpoints(folder / 'state')
   saved.save(1, state, {})

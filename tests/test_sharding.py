@@ -1,6 +1,5 @@
 """One iteration of GRPO on meshes of eight devices, beside the same on one."""
 
-import dataclasses
 import functools
 import os
 import subprocess
@@ -48,9 +47,14 @@ MESHES = {
   'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
-  'data 2 expert 2 context 2': {'data': 2, 'expert': 2, 'context': 2},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
-  'sampler tensor 2 expert 2': {'fsdp': 8, 'sampler_tensor': 2, 'sampler_expert': 2},
+  'data 2 expert 2 context 2': {
+    'data': 2,
+    'expert': 2,
+    'context': 2,
+    'sampler_tensor': 2,
+    'sampler_expert': 2,
+  },
 }
 CORPUS = [f'make {n} from 3 5 2: 3+5={n} <think>x</think>' for n in range(40)]
 TOKENIZER = text.Tokenizer.train(CORPUS, 320)
@@ -68,7 +72,7 @@ SETTINGS = rl.Config(
 
 
 @functools.cache
-def iteration(model_name, mesh_name, offload=False):
+def iteration(model_name, mesh_name):
   """Outputs, metrics and the policy's state after one iteration."""
   sizes: dict[str, Any] = MESHES.get(mesh_name, {})
   layout = mesh.Config(**sizes)
@@ -78,13 +82,12 @@ def iteration(model_name, mesh_name, offload=False):
   trainer = rl.Trainer(
     model.generator(SETTINGS.max_prompt_length, where, layout),
     NO_REWARDS,
-    dataclasses.replace(SETTINGS, offload=offload),
+    SETTINGS,
     grpo.PRESETS['grpo'],
     optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
   )
   before = trainer.start(model.init(where, 0))
-  state = trainer.waiting(before['policy'])
-  reference = trainer.reference(before['reference'])
+  state, reference = before['policy'], before['reference']
   lying = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
   outputs = trainer.rollout(state.params, key, PROBLEMS, 32, 1.0)
@@ -107,7 +110,6 @@ def iteration(model_name, mesh_name, offload=False):
     ('deepseek', 'data 2 expert 2 context 2'),
     ('deepseek', 'expert 4 fsdp 2'),
     ('deepseek', 'expert 2 context 2 tensor 2'),
-    ('deepseek', 'sampler tensor 2 expert 2'),
   ],
 )
 def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
@@ -126,21 +128,6 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
     state.params,
     after.params,
   )
-
-
-def test_what_waits_in_the_hosts_memory_comes_back_as_it_was():
-  name = 'fsdp 4 tensor 2'
-  expected, expected_passes, numbers, after, _ = iteration('qwen', name)
-  found, passes, metrics, state, lying = iteration('qwen', name, offload=True)
-  np.testing.assert_array_equal(found.tokens, expected.tokens)
-  np.testing.assert_array_equal(passes.ref_logp, expected_passes.ref_logp)
-  assert metrics == pytest.approx(numbers, rel=1e-6)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8), state, after
-  )
-  kinds = [{x.memory_kind for x in jax.tree.leaves(tree)} for tree in
-           (lying.opt_state, lying.params)]  # fmt: skip
-  assert kinds == [{'pinned_host'}, {'device'}]
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
