@@ -1,10 +1,12 @@
 """What is compiled is kept and counted."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from r1jax.stages import compilation
 
@@ -22,6 +24,39 @@ def test_programs_compiled_meanwhile_are_counted():
     double(two)  # another shape
   jax.jit(lambda x: 3 * x)(one)
   assert compiled.since()[0] == 1
+
+
+def test_a_program_that_lies_on_disk_is_compiled_again_to_be_looked_at(tmp_path):
+  cache, dumped = tmp_path / 'cache', tmp_path / 'dumped'
+  given = {
+    'jax_compilation_cache_dir': str(cache),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': 0,
+  }
+  config: Any = jax.config
+  before = {name: getattr(config, name) for name in given}
+  for name, value in given.items():
+    config.update(name, value)
+  compilation_cache.reset_cache()
+
+  def compile_it(place: Path) -> bool:
+    program = jax.jit(lambda x: 5 * x).lower(jnp.ones(3))
+    program.compile(
+      compiler_options={'xla_dump_to': str(place), 'xla_dump_hlo_as_text': True}
+    )
+    return any(place.glob('*before_optimizations.txt'))
+
+  try:
+    assert compile_it(dumped / 'first')
+    assert any(cache.iterdir())
+    assert not compile_it(dumped / 'kept')
+    with compilation.nothing_from_disk():
+      assert compile_it(dumped / 'afresh')
+    assert not compile_it(dumped / 'kept again')
+  finally:
+    for name, value in before.items():
+      config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize(

@@ -276,13 +276,15 @@ def test_each_stage_starts_from_the_model_that_the_paper_says(
 ):
   began = []
 
-  def learn(job, params, *rest):
+  def imitate(job, params, *rest):
     del job, rest
     began.append(digest_of(params))
     return params
 
-  monkeypatch.setattr(work.Work, 'imitate', learn)
-  monkeypatch.setattr(work.Work, 'reinforce', learn)
+  monkeypatch.setattr(work.Work, 'imitate', imitate)
+  monkeypatch.setattr(
+    work.Work, 'reinforce', lambda job, make, *rest: imitate(job, make(), *rest)
+  )
   monkeypatch.setattr(work.Work, 'collect', lambda *_: [])
   monkeypatch.setattr(work.Work, 'finish', lambda *_: None)
   monkeypatch.setattr(final_rl, 'preference_model', lambda *_: None)

@@ -1,11 +1,14 @@
 """Compiled programs: kept on disk between runs, and counted while one goes on."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 WORTH_KEEPING = (
   0.1  # seconds of compilation; jax's own default, 1, leaves out small ones
@@ -25,6 +28,20 @@ def keep_on_disk() -> None:
   if not config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))
+
+
+@contextlib.contextmanager
+def nothing_from_disk() -> Iterator[None]:
+  """Compiles what is inside even if it was kept: XLA tells only then how it did it."""
+  config: Any = jax.config
+  before = config.jax_enable_compilation_cache
+  config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # jax looks at its configuration once
+  try:
+    yield
+  finally:
+    config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:

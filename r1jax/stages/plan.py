@@ -435,7 +435,8 @@ def measure(phase: Phase, chip: Chip | None = None) -> Found:
       'xla_dump_hlo_pass_re': '.*spmd-partitioning',
     }
     try:
-      compiled = lowered.compile(compiler_options=dump)
+      with compilation.nothing_from_disk():
+        compiled = lowered.compile(compiler_options=dump)
     except Exception as error:  # the compiler's; only one of them is expected
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
