@@ -34,7 +34,7 @@ if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
 from r1jax import grpo, mesh, optim
 from r1jax.model import families, presets, storage
 from r1jax.model.config import ModelConfig
-from r1jax.stages import command, plan, rl_config
+from r1jax.stages import command, plan, rl_config, topology
 from r1jax.stages.run import plain_errors
 
 
@@ -123,7 +123,7 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
 
 
 def compiled(
-  planned: plan.Work, devices: Sequence[Any], chip: plan.Chip
+  planned: plan.Work, devices: Sequence[Any], chip: topology.Chip
 ) -> list[plan.Found]:
   """Compiles every phase, and says so as it goes."""
   found = []
@@ -140,7 +140,7 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   """Prints the plan, and if it does not fit, one that does."""
   began = time.monotonic()
   planned = work(config, own)
-  devices, chip = plan.topology(config.topology)
+  devices, chip = topology.find(config.topology)
   found = compiled(planned, devices, chip)
   print('\n'.join(plan.report(planned, found, chip)))
   flags: list[str] = []

@@ -1,4 +1,4 @@
-"""The kernel of flash attention, interpreted on a CPU, beside the plain attention."""
+"""The kernels of flash attention, interpreted on a CPU, beside the plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from r1jax.model.attention import KV
 LENGTH = 300  # no multiple of a block
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+@pytest.fixture(params=['tpu', 'gpu'], autouse=True)
+def kernel(monkeypatch, request):
   monkeypatch.setattr(flash, 'BLOCK', 128)
+  monkeypatch.setattr(flash, 'KERNELS', {'cpu': flash.KERNELS[request.param]})
 
 
 def random_kv(rng, rows, length):
@@ -36,6 +37,12 @@ def example():
   prompts = random_kv(rng, 2, 30), np.arange(30)[None] >= np.array([[3], [30]])
   each = random_kv(rng, 4, 7), rng.random((1, 7)) > 0.5
   return q_BTHC, random_kv(rng, 4, LENGTH), document_BT, [prompts, each]
+
+
+def plain(*args):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(flash, 'KERNELS', {})
+    return attention.attend(*args)
 
 
 def values_and_gradients(attend, q, own, document, context, where=None):
@@ -67,14 +74,13 @@ def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
   q, own, document, context = example()
   args = q, own, document, context[:segments]
   found = values_and_gradients(flash.attend, *args)
-  assert_close(found, values_and_gradients(attention.attend, *args))
+  assert_close(found, values_and_gradients(plain, *args))
 
 
 def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
   q, own, document, context = example()
   args = q, own, document, context
-  expected = values_and_gradients(attention.attend, *args)
-  monkeypatch.setattr(attention, 'FLASH', ('cpu',))
+  expected = values_and_gradients(plain, *args)
   monkeypatch.setattr(attention, '_attend_cut', None)  # nothing else may serve
   # Queries of 150 positions a device, padded to two blocks; one kv head each.
   where = mesh.make(config=mesh.Config(data=2, context=2, tensor=2))

@@ -120,6 +120,30 @@ def test_a_kernel_computes_the_blocks_up_to_the_diagonal(kind, products):
   assert found.bytes == once + 2 * 6 * blocks * 128 * (16 + 8)
 
 
+# The same queries and keys, with heads after positions; blocks are of 64.
+GPU_KERNEL = """HloModule m
+
+ENTRY %main (q: bf16[1,256,6,16], k: bf16[1,384,2,16], v: bf16[1,384,2,8]) -> bf16[1,256,6,8] {
+  %q = bf16[1,256,6,16]{3,2,1,0} parameter(0)
+  %k = bf16[1,384,2,16]{3,2,1,0} parameter(1)
+  %v = bf16[1,384,2,8]{3,2,1,0} parameter(2)
+  %out = (bf16[1,256,6,8]{3,2,1,0}) custom-call(%q, %k, %v), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/transpose(jvp(flash_KIND))/pallas_call"}, backend_config={grid_x = 1 : i32, ir = "ML\\EFR{"}
+  ROOT %one = bf16[1,256,6,8]{3,2,1,0} get-tuple-element(%out), index=0
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  ('kind', 'products'), [('fwd', 16 + 8), ('dq', 16 + 8 + 16), ('dkv', 2 * (16 + 8))]
+)
+def test_a_kernel_of_gpus_computes_the_blocks_up_to_the_diagonal(kind, products):
+  found = hlo.costs(GPU_KERNEL.replace('KIND', kind))
+  blocks = 3 + 4 + 5 + 6  # of keys, for each block of queries
+  assert found.flops == 2 * 6 * blocks * 64 * 64 * products
+  once = 2 * (256 * 6 + 384 * 2) * (16 + 8)
+  assert found.bytes == once + 2 * 6 * blocks * 64 * (16 + 8)
+
+
 TWICE = """HloModule m
 
 %cond (a: (f32[4,4], u32[])) -> pred[] {

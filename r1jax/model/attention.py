@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from r1jax import mesh
 from r1jax.model import flash
 
-# Where there is a kernel, see `flash`.
-FLASH = ('tpu',)
 # Finite, so that a segment masked from end to end gives weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
 # Queries attended at a time: skips most of the upper triangle, and the scores of 16
@@ -78,7 +76,7 @@ def attend(
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
   """
-  if mesh.platform() in FLASH and flash.serves(q_BTHC, own, context):
+  if flash.serves(q_BTHC, own, context):
     return flash.attend(q_BTHC, own, document_BT, context, scale)
   if mesh.cut('length') > 1:
     return _attend_cut(q_BTHC, own, document_BT, context, scale)

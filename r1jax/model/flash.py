@@ -1,10 +1,10 @@
 """Flash attention: `attention.attend` by a kernel that leaves no scores in memory.
 
-The kernel is the one for TPUs that JAX brings along ("splash attention"). It is given
-one list of keys a row, those of the context and then the row's own. Of the context a
-query sees what the mask lets it see, and of its own row from where its document begins
-up to itself: two numbers a query, in place of a mask. So rows must hold a document's
-positions side by side.
+On TPUs it is the one that JAX brings along ("splash attention"), on GPUs that of
+`flash_gpu`. Either is given one list of keys a row, those of the context and then the
+row's own. Of the context a query sees what the mask lets it see, and of its own row
+from where its document begins up to itself: two numbers a query, in place of a mask. So
+rows must hold a document's positions side by side.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from r1jax import mesh
+from r1jax.model import flash_gpu
 
 LANES = 128  # blocks are multiples of it, and a shorter row is not worth one
 BLOCK = 512  # queries, or keys, of a block at most; its scores are 1 MiB
@@ -41,10 +42,11 @@ class _Sees:
 
 
 def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
-  """Whether the kernel can attend: to these arguments of `attend`, on the mesh."""
+  """Whether a kernel can attend: to these arguments of `attend`, on the mesh."""
   length = q_BTHC.shape[1]
   kvs = [own, *(kv for kv, _ in context)]
-  return LANES <= length <= 2**POSITION_BITS and all(
+  served = mesh.platform() in KERNELS and LANES <= length <= 2**POSITION_BITS
+  return served and all(
     kv.v is not None and kv.k.shape[0] % mesh.cut('prompt') == 0 for kv in kvs
   )
 
@@ -59,43 +61,39 @@ def attend(
   """Returns what `attention.attend` does, in the type of the queries."""
   length, channels = q_BTHC.shape[1], q_BTHC.shape[3]
   q_BTHC = q_BTHC * (channels**-0.5 if scale is None else scale)
-  place = jnp.arange(length)[None]
+  place_BT = jnp.broadcast_to(jnp.arange(length), document_BT.shape)
   begins = document_BT != jnp.roll(document_BT, 1, axis=1)
-  begin_BT = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
-  sees_BT = (begin_BT << POSITION_BITS) | place
+  begin_BT = jax.lax.cummax(jnp.where(begins, place_BT, 0), axis=1)
   kvs = [kv for kv, _ in context]
   masks = [
     jnp.broadcast_to(mask, (kv.k.shape[0], mask.shape[1])) for kv, mask in context
   ]
   if mesh.current() is None:
-    return _attend(q_BTHC, sees_BT, 0, own, kvs, masks)
-
-  def local(q: jax.Array, sees: jax.Array, *rest: Any) -> jax.Array:
-    first = jax.lax.axis_index('context') * q.shape[1]
-    return _attend(q, sees, first, *rest)
+    return _attend(q_BTHC, begin_BT, place_BT, own, kvs, masks)
 
   short = -length % mesh.cut('length')
   queries = mesh.Named('prompt', 'length', 'heads', None)
+  places = mesh.Named('prompt', 'length')
   heads, rows = mesh.Named('prompt', 'kv_heads', None, None), mesh.Named('prompt', None)
   names = (
-    *(queries, mesh.Named('prompt', 'length')),
+    *(queries, places, places),
     *jax.tree.map(lambda _: heads, (own, kvs)),
     [rows for _ in masks],
   )
-  attend_mapped = mesh.mapped(local, names, queries, checked=False)
-  inputs = _longer(q_BTHC, short), _longer(sees_BT, short), own, kvs, masks
-  return attend_mapped(*inputs)[:, :length]
+  attend_mapped = mesh.mapped(_attend, names, queries, checked=False)
+  cut = (_longer(x, short) for x in (q_BTHC, begin_BT, place_BT))
+  return attend_mapped(*cut, own, kvs, masks)[:, :length]
 
 
 def _attend(
   q_BTHC: jax.Array,
-  sees_BT: jax.Array,
-  first: jax.Array | int,
+  begin_BT: jax.Array,
+  place_BT: jax.Array,
   own: Any,
   context: Sequence[Any],
   masks: Sequence[jax.Array],
 ) -> jax.Array:
-  """`attend` of a device's own queries, of which the first is the row's `first`."""
+  """`attend` of a device's own queries, which may be a part of a row's."""
   rows, length = q_BTHC.shape[:2]
   before = sum(mask.shape[1] for mask in masks)
   count, size = _blocks(length)
@@ -109,10 +107,30 @@ def _attend(
   k_BSKC = joined(*(jnp.moveaxis(kv.k, 3, 1) for kv in (*context, own)))
   v_BSKC = joined(*(jnp.moveaxis(kv.v, 2, 1) for kv in (*context, own)))
   mask_BS = joined(*masks, jnp.ones((rows, own.k.shape[3]), bool)).astype(jnp.int32)
-  q_BTHC, sees_BT = (_longer(x, count * size - length) for x in (q_BTHC, sees_BT))
+  more = count * size - length
+  q_BTHC, begin_BT, place_BT = (_longer(x, more) for x in (q_BTHC, begin_BT, place_BT))
+  keys = k_BSKC, v_BSKC
+  attend_all = KERNELS[mesh.platform()]
+  return attend_all(q_BTHC, *keys, begin_BT, place_BT, mask_BS, before)[:, :length]
+
+
+def _splash(
+  q_BTHC: jax.Array,
+  k_BSKC: jax.Array,
+  v_BSKC: jax.Array,
+  begin_BT: jax.Array,
+  place_BT: jax.Array,
+  mask_BS: jax.Array,
+  before: int,
+) -> jax.Array:
+  """`flash_gpu.attend`, on TPUs."""
+  count, size = _blocks(q_BTHC.shape[1])
+  key_count, key_size = _blocks(k_BSKC.shape[1])
   # The last block of keys that each block of queries sees something of.
-  last = (before + first + size * jnp.arange(1, count + 1) - 1) // key_size
-  kernel = _kernel(jnp.minimum(last, key_count - 1), key_count, size, key_size)
+  ends = before + place_BT[0, 0] + size * jnp.arange(1, count + 1)
+  last = jnp.minimum((ends - 1) // key_size, key_count - 1)
+  kernel = _kernel(last, key_count, size, key_size)
+  sees_BT = (begin_BT << POSITION_BITS) | place_BT
 
   def row(q: Any, k: Any, v: Any, sees: Any, mask: Any) -> jax.Array:
     heads_first = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
@@ -120,7 +138,10 @@ def _attend(
     return kernel(_Sees(before), sees)(*heads_first, segments)
 
   out_BHTC = jax.vmap(row)(q_BTHC, k_BSKC, v_BSKC, sees_BT, mask_BS)
-  return jnp.swapaxes(out_BHTC, 1, 2)[:, :length]
+  return jnp.swapaxes(out_BHTC, 1, 2)
+
+
+KERNELS = {'tpu': _splash, 'gpu': flash_gpu.attend}  # by platform
 
 
 def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:

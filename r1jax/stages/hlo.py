@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from r1jax.model import flash_gpu
+
 COLLECTIVES = (
   'all-gather',
   'all-reduce',
@@ -31,7 +33,9 @@ _CALLED = re.compile(r'(?:to_apply|body|branch_computations|called_computations)
 _NAME = re.compile(r'%([\w.\-]+)')
 _TABLE = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # a shape, and the order of its axes
 # The kernels of `r1jax.model.flash`, forward and for the gradients of each side.
-_FLASH = re.compile(r'tpu_custom_call.*op_name="[^"]*/splash_mha_(fwd|dq|dkv)')
+_FLASH = re.compile(
+  r'(tpu_custom_call|gpu\.triton)".*op_name="[^"]*(?:splash_mha|\bflash)_(fwd|dq|dkv)'
+)
 
 
 @dataclasses.dataclass
@@ -139,7 +143,7 @@ def costs(
       elif kind in COLLECTIVES:
         _collective(found, one, kind, times, slices)
       elif kernel := _FLASH.search(one.attributes):
-        _flash(found, one, shapes, times, kernel[1])
+        _flash(found, one, shapes, times, *kernel.groups())
       elif kind == 'while':
         body = re.search(r'body=%?([\w.\-]+)', one.attributes)
         condition = re.search(r'condition=%?([\w.\-]+)', one.attributes)
@@ -222,6 +226,7 @@ def _flash(
   one: _Instruction,
   shapes: dict[str, str],
   times: float,
+  machine: str,
   kernel: str,
 ) -> None:
   """What a kernel computes of a row's queries, the last ones of its keys.
@@ -229,10 +234,17 @@ def _flash(
   As that of the last device where a row is cut over several.
   """
   operands = [_sizes(shapes[name]) for name in one.operands]
-  (*_, blocks, key_blocks), _ = operands[0]  # of queries and of keys
-  (*rows, length, channels), q_bytes = operands[2]
-  (*_, keys, _), _ = operands[3]
-  (*_, value_channels), _ = operands[4]
+  if machine == 'tpu_custom_call':
+    (*_, blocks, key_blocks), _ = operands[0]  # of queries and of keys
+    (*rows, length, channels), q_bytes = operands[2]
+    (*_, keys, _), _ = operands[3]
+    (*_, value_channels), _ = operands[4]
+  else:
+    (*rows, length, heads, channels), q_bytes = operands[0]
+    (*_, keys, _, _), _ = operands[1]
+    (*_, value_channels), _ = operands[2]
+    rows = [*rows, heads]
+    blocks, key_blocks = length // flash_gpu.BLOCK, keys // flash_gpu.BLOCK
   size, key_size = length // blocks, keys // key_blocks
   before = keys - length
   used = sum(
@@ -244,7 +256,7 @@ def _flash(
   inner = of_keys * channels + of_values * value_channels
   found.flops += times * 2 * pairs * inner
   # And for each block of one side the blocks of the other are read.
-  width = q_bytes // math.prod(operands[2][0])
+  width = q_bytes // math.prod((*rows, length, channels))
   streamed = pairs // (key_size if kernel == 'dkv' else size)
   streamed *= width * (channels + value_channels)
   _, out_bytes = _sizes(one.shape)

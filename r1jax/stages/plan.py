@@ -8,9 +8,7 @@ Nothing is allocated: parameters are shapes.
 
 import dataclasses
 import functools
-import importlib.util
 import math
-import os
 import re
 import resource
 import sys
@@ -22,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from r1jax import drawing, grpo, optim, packing, sampling
 from r1jax import mesh as mesh_lib
@@ -32,104 +29,11 @@ from r1jax.stages import compilation, hlo
 from r1jax.stages.generate import Generator
 from r1jax.stages.rl import Trainer
 from r1jax.stages.rl_config import Config
+from r1jax.stages.topology import Chip
 
 
 class PlanError(ValueError):
-  """A topology that there is not, or a stage that can't be planned for it."""
-
-
-class Chip(NamedTuple):
-  """What a data sheet says of one chip; of a CPU its memory alone is known."""
-
-  memory: float  # bytes
-  flops: float  # a second, bfloat16
-  bandwidth: float  # bytes a second, of its memory
-  links: float  # bytes a second, all its links within a slice, one way
-  network: float  # bytes a second, to other slices, one way
-  joined: int = 0  # how many in a row links join; 0: as many as a slice has
-
-
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose network is 50 Gb/s a chip of
-# v5p, and of a pod's 256 chips 6.4 Tb/s (v5e) and 25.6 (v6e). GPUs: NVIDIA's data
-# sheets; of a DGX, whose 8 GPUs have a port each, InfiniBand of 200 (A100), 400 Gb/s.
-CHIPS = {
-  'v5e': Chip(16e9, 197e12, 819e9, 200e9, 3.125e9),
-  'v5p': Chip(95e9, 459e12, 2765e9, 600e9, 6.25e9),
-  'v6e': Chip(32e9, 918e12, 1600e9, 400e9, 12.5e9),
-  'a100': Chip(80e9, 312e12, 2039e9, 300e9, 25e9, joined=8),
-  'h100': Chip(80e9, 989e12, 3350e9, 450e9, 50e9, joined=8),
-  'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9, joined=8),
-}
-FLAT = '1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16'  # slices of v5e and v6e
-SLICES = {'v5e': FLAT, 'v5p': '', 'v6e': FLAT}  # of v5p: of three sides, up to 16
-
-
-def topology(name: str) -> tuple[list[Any], Chip]:
-  """Returns the devices of a topology, and what one of them can.
-
-  Args:
-    name: a TPU slice such as 'v5p:4x4x4', or several as '2xv5p:4x4x4'; or a kind of
-      device and a number: 'cpu:8', 'h100:8'. Programs for GPUs are compiled for as many
-      CPU devices.
-
-  Raises:
-    PlanError: there is no such topology, or its compiler is not installed.
-  """
-  several = re.fullmatch(r'(\d+)x(.*)', name)
-  one, slices = (several[2], int(several[1])) if several else (name, 1)
-  kind, _, shape = one.partition(':')
-  if kind in SLICES and slices:
-    return _slices(one, slices), CHIPS[kind]
-  if several:
-    raise PlanError(
-      'topology: expected one or more slices of TPUs, such as 2xv5e:4x4, or a number '
-      f'of devices such as cpu:16 or h100:16, got {name!r}'
-    )
-  if kind not in (*CHIPS, 'cpu') or not shape.isdecimal() or not int(shape):
-    raise PlanError(
-      f'topology: expected a slice such as v5e:4x4, v5p:4x4x4 or v6e:4x4, or '
-      f'a number of devices such as cpu:8 or h100:8, got {name!r}'
-    )
-  devices = jax.devices('cpu')
-  if len(devices) < int(shape):
-    raise PlanError(
-      f'topology: expected at most the {len(devices)} devices that XLA was told to '
-      f'make, got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
-    )
-  count = int(shape)
-  return devices[:count], CHIPS.get(kind) or _part_of_this_machine(count)
-
-
-def _part_of_this_machine(count: int) -> Chip:
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return Chip(memory / count, 0.0, 0.0, 0.0, 0.0)
-
-
-def _slices(name: str, count: int) -> list[Any]:
-  kind, _, shape = name.partition(':')
-  flat = SLICES[kind].split(', ') if SLICES[kind] else []
-  unknown = PlanError(
-    f'topology: there is no {name!r}; for v5e and v6e there are {FLAT}, for v5p 2x2x1, '
-    '2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16, 16x16x16 and '
-    'other multiples of 4'
-  )
-  # Of some that there are not the compiler makes devices, and of others it dies.
-  if not (shape in flat if flat else re.fullmatch(r'(?:[1-9]\d*x){2}[1-9]\d*', shape)):
-    raise unknown
-  if importlib.util.find_spec('libtpu') is None:
-    raise PlanError(
-      "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
-    )
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor to be held alone
-  try:
-    return topologies.get_topology_desc(name, platform='tpu', num_slices=count).devices
-  except Exception as error:  # of several kinds, by what is wrong
-    if 'opology' in str(error):
-      raise unknown from error
-    raise PlanError(
-      f"topology: the TPU's compiler did not start ({str(error).splitlines()[0]})"
-    ) from error
+  """A stage that can't be planned."""
 
 
 @dataclasses.dataclass(frozen=True)
