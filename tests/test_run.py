@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,19 @@ def test_a_phase_does_not_go_on_from_a_checkpoint_that_is_not_there(
   assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step is None
 
 
+def test_a_checkpoint_is_written_when_the_last_one_is_old(experiment, monkeypatch):
+  with start(experiment, phases=('rl',)) as run:
+    assert run.saves(due=True)
+    began = time.monotonic()
+    monkeypatch.setattr('r1jax.stages.run.time.monotonic', lambda: began + 599)
+    assert not run.saves(due=False)
+    monkeypatch.setattr('r1jax.stages.run.time.monotonic', lambda: began + 601)
+    assert run.saves(due=False)
+    run.save('rl', 1, {'w': np.ones(2)})
+    assert not run.saves(due=False)
+    assert not run.ends
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_run_save_and_stop(experiment, capsys, number):
   before = signal.getsignal(number)
@@ -116,8 +130,10 @@ def test_a_signal_lets_the_run_save_and_stop(experiment, capsys, number):
   with stopped, start(experiment, phases=('rl',)) as run:
     run.save('rl', 2, {'w': np.ones(2)})
     assert not run.stops()
+    assert not run.saves(due=False)
     os.kill(os.getpid(), number)
     assert run.stops()
+    assert run.saves(due=False)
     run.save('rl', 3, {'w': np.ones(2)})
   assert 'saving after this step' in capsys.readouterr().out
   assert signal.getsignal(number) == before

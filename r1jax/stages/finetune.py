@@ -233,11 +233,11 @@ def train(
     rows = batch(number, state.params)
     tokens += int(rows.weights.sum())
     state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows), *constants)
-    saves = number % config.checkpoint_every == 0 or number == steps
+    due = number % config.checkpoint_every == 0 or number == steps
     logs = number % config.log_every == 0
     # With several hosts, whether one was stopped is asked with what is written down.
-    stops = run.stops() if logs or saves or hosts.count() == 1 else False
-    if logs or saves or stops:
+    saves = run.saves(due) if logs or due or hosts.count() == 1 else False
+    if logs or saves:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, number, values, f'{config.group}_optim')
       seconds = time.monotonic() - began
@@ -246,6 +246,6 @@ def train(
         run.log.write(phase, number, **values)
       run.progress.update(phase, number, steps, values)
       began, tokens = time.monotonic(), 0
-    if saves or stops:
+    if saves:
       run.save(phase, number, state)
   return state.params

@@ -241,20 +241,20 @@ def train(
   for step in range(first + 1, steps + 1):
     batch = _portion(training, seed, step, config.pairs_per_step)
     state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
-    saves = step % config.checkpoint_every == 0 or step == steps
-    stops = run.stops()
-    if step % config.log_every == 0 or saves or stops:
+    due = step % config.checkpoint_every == 0 or step == steps
+    saves = run.saves(due)
+    if step % config.log_every == 0 or saves:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, step, values, f'{phase}_optim')
-      if saves and len(held_out.tokens):
+      if due and len(held_out.tokens):
         copies = _copies(state.params, mesh, here)
         values['held_out_accuracy'] = _accuracy(score, copies, held_out)
       values['time'] = {'seconds': time.monotonic() - began}
-      if step % config.log_every == 0 or saves:
+      if step % config.log_every == 0 or due:
         run.log.write(phase, step, **values)
       run.progress.update(phase, step, steps, values)
       began = time.monotonic()
-    if saves or stops:
+    if saves:
       run.save(phase, step, state)
   measured = _order(seed, 0, len(training.tokens))[:MEASURED]
   sample = preference.Batch(training.tokens[measured], training.mask[measured])

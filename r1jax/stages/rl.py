@@ -449,7 +449,7 @@ def train(
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
     due = step % config.checkpoint_every == 0 or step == config.steps
-    if run.stops() or due:
+    if run.saves(due):
       run.save(
         phase, step, mesh_lib.put_back({'policy': state, 'reference': reference})
       )

@@ -13,6 +13,7 @@ import io
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,8 @@ from r1jax.stages.compilation import Compilations
 from r1jax.stages.metrics import Log
 from r1jax.stages.progress import Progress
 from r1jax.stages.workdir import MAY_CHANGE, WorkdirError, open_workdir
+
+OLDEST = 600  # seconds since the last checkpoint after which one is written anyhow
 
 
 class TrainingError(hosts.Together):
@@ -66,11 +69,23 @@ class Run:
   compilations: Compilations
   interrupted: bool = False  # this host was asked to stop, by Ctrl-C or SIGTERM
   ends: bool = False  # one of them was; stages save and raise `Interruption`
+  saved: float = dataclasses.field(default_factory=time.monotonic)  # or begun
 
   def stops(self) -> bool:
     """Whether any host was asked to stop; all ask at the same step."""
-    self.ends = any(hosts.agree('stop', self.interrupted))
+    self.saves(due=False)
     return self.ends
+
+  def saves(self, due: bool) -> bool:
+    """Whether a checkpoint is to be written now; all hosts ask at the same step.
+
+    One that is `due`, or because the run `ends`, or the last one is old: a machine that
+    is taken away in the middle of a long step takes no more than that with it.
+    """
+    old = time.monotonic() - self.saved > OLDEST
+    asked, late = zip(*hosts.agree('stop', (self.interrupted, old)), strict=True)
+    self.ends = any(asked)
+    return due or self.ends or any(late)
 
   def save(self, phase: str, step: int, tree: Any) -> None:
     """Begins to write a checkpoint of what has been logged; ends a run that `stops`.
@@ -84,6 +99,7 @@ class Run:
       if name != phase:  # this checkpoint is worth nothing without those before it
         saved.wait()
     self.checkpoints[phase].save(step, tree, manifest)
+    self.saved = time.monotonic()
     if self.ends:
       self.checkpoints[phase].wait()
       raise Interruption(
