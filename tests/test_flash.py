@@ -1,18 +1,22 @@
 """The kernels of flash attention, interpreted on a CPU, beside the plain attention."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from r1jax import mesh
-from r1jax.model import attention, flash
+from r1jax.model import attention, flash, flash_gpu
 from r1jax.model.attention import KV
 
 LENGTH = 300  # no multiple of a block
 
 
-@pytest.fixture(params=['tpu', 'gpu'], autouse=True)
+@pytest.fixture(params=['tpu', 'gpu'])
 def kernel(monkeypatch, request):
   monkeypatch.setattr(flash, 'BLOCK', 128)
   monkeypatch.setattr(flash, 'KERNELS', {'cpu': flash.KERNELS[request.param]})
@@ -69,6 +73,7 @@ def assert_close(found, expected):
   )
 
 
+@pytest.mark.usefixtures('kernel')
 @pytest.mark.parametrize('segments', [0, 2])
 def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
   q, own, document, context = example()
@@ -77,6 +82,7 @@ def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
   assert_close(found, values_and_gradients(plain, *args))
 
 
+@pytest.mark.usefixtures('kernel')
 def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
   q, own, document, context = example()
   args = q, own, document, context
@@ -88,6 +94,7 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
   assert_close(found, expected)
 
 
+@pytest.mark.usefixtures('kernel')
 def test_what_the_kernel_does_not_serve():
   q, own, _, context = example()
   assert flash.serves(q, own, context)
@@ -97,6 +104,69 @@ def test_what_the_kernel_does_not_serve():
   where = mesh.make(config=mesh.Config(data=4, tensor=2))
   assert mesh.bound(where, flash.serves)(q, own, context[1:])
   assert not mesh.bound(where, flash.serves)(q, own, context)
+
+
+@pytest.mark.parametrize(
+  ('channels', 'value_channels', 'dtype', 'served'),
+  [
+    (128, 128, jnp.bfloat16, True),
+    (192, 128, jnp.bfloat16, True),  # DeepSeek-V3's: 256 and 128 for Triton
+    (64, 64, jnp.float32, True),
+    (128, 128, jnp.float32, False),
+    (256, 256, jnp.bfloat16, False),
+  ],
+)
+def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, served):
+  monkeypatch.setattr(flash, 'KERNELS', {'cpu': flash_gpu.attend})
+  q = jnp.zeros((1, 128, 2, channels), dtype)
+  own = KV(jnp.zeros((1, 2, channels, 128)), jnp.zeros((1, 2, 128, value_channels)))
+  assert flash.serves(q, own, []) == served
+
+
+COMPILES = """
+import jax, jax.numpy as jnp
+from r1jax import mesh
+from r1jax.model import attention
+from r1jax.stages import topology
+
+where = mesh.make(topology.find('a100:1')[0])
+place = mesh.sharding(where)
+
+def shape(*sizes, dtype):
+  return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
+
+def total(q, k, v, document, before, mask):
+  out = attention.attend(q, attention.KV(k, v), document, [(before, mask)])
+  return jnp.sum(out, dtype=jnp.float32)
+
+for wide, value, dtype in ((128, 128, jnp.bfloat16), (192, 128, jnp.bfloat16),
+                           (64, 64, jnp.float32)):
+  kv = [shape(2, 2, wide, n, dtype=dtype) for n in (1024, 128)]
+  v = [shape(2, 2, n, value, dtype=dtype) for n in (1024, 128)]
+  args = (shape(2, 1024, 14, wide, dtype=dtype), kv[0], v[0],
+          shape(2, 1024, dtype=jnp.int32), attention.KV(kv[1], v[1]),
+          shape(2, 128, dtype=bool))
+  gradients = jax.grad(total, argnums=(0, 1, 2))
+  compiled = jax.jit(mesh.bound(where, gradients)).lower(*args).compile()
+  print(compiled.as_text().count('xla.gpu.triton"'))
+"""
+
+
+def test_the_widest_heads_find_room_on_an_a100():
+  path = os.pathsep.join(
+    (f'{sys.prefix}/gpu-compiler', os.environ.get('PYTHONPATH', ''))
+  )
+  command = [sys.executable, '-c', COMPILES]
+  done = subprocess.run(
+    command,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {'PYTHONPATH': path},
+  )
+  assert done.returncode == 0, done.stderr
+  # Forward, and for the gradients of queries and of keys.
+  assert done.stdout.split() == ['3', '3', '3']
 
 
 def test_equal_blocks_hold_a_length(monkeypatch):

@@ -120,7 +120,8 @@ def test_a_kernel_computes_the_blocks_up_to_the_diagonal(kind, products):
   assert found.bytes == once + 2 * 6 * blocks * 128 * (16 + 8)
 
 
-# The same queries and keys, with heads after positions; blocks are of 64.
+# The same queries and keys, with heads after positions. Blocks are of 64 keys and 128
+# queries, or 64 where keys' gradients are computed.
 GPU_KERNEL = """HloModule m
 
 ENTRY %main (q: bf16[1,256,6,16], k: bf16[1,384,2,16], v: bf16[1,384,2,8]) -> bf16[1,256,6,8] {
@@ -134,12 +135,19 @@ ENTRY %main (q: bf16[1,256,6,16], k: bf16[1,384,2,16], v: bf16[1,384,2,8]) -> bf
 
 
 @pytest.mark.parametrize(
-  ('kind', 'products'), [('fwd', 16 + 8), ('dq', 16 + 8 + 16), ('dkv', 2 * (16 + 8))]
+  ('kind', 'queries', 'blocks', 'products'),
+  # Blocks of keys, for each block of queries.
+  [
+    ('fwd', 128, 4 + 6, 16 + 8),
+    ('dq', 128, 4 + 6, 16 + 8 + 16),
+    ('dkv', 64, 3 + 4 + 5 + 6, 2 * (16 + 8)),
+  ],
 )
-def test_a_kernel_of_gpus_computes_the_blocks_up_to_the_diagonal(kind, products):
+def test_a_kernel_of_gpus_computes_the_blocks_up_to_the_diagonal(
+  kind, queries, blocks, products
+):
   found = hlo.costs(GPU_KERNEL.replace('KIND', kind))
-  blocks = 3 + 4 + 5 + 6  # of keys, for each block of queries
-  assert found.flops == 2 * 6 * blocks * 64 * 64 * products
+  assert found.flops == 2 * 6 * blocks * queries * 64 * products
   once = 2 * (256 * 6 + 384 * 2) * (16 + 8)
   assert found.bytes == once + 2 * 6 * blocks * 64 * (16 + 8)
 

@@ -43,11 +43,15 @@ class _Sees:
 
 def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
   """Whether a kernel can attend: to these arguments of `attend`, on the mesh."""
-  length = q_BTHC.shape[1]
+  length, attend_all = q_BTHC.shape[1], KERNELS.get(mesh.platform())
   kvs = [own, *(kv for kv, _ in context)]
-  served = mesh.platform() in KERNELS and LANES <= length <= 2**POSITION_BITS
-  return served and all(
-    kv.v is not None and kv.k.shape[0] % mesh.cut('prompt') == 0 for kv in kvs
+  if attend_all is None or any(kv.v is None for kv in kvs):
+    return False
+  if attend_all is flash_gpu.attend and not flash_gpu.fits(q_BTHC, own.v.shape[-1]):
+    return False
+  cut = mesh.cut('prompt')
+  return LANES <= length <= 2**POSITION_BITS and all(
+    kv.k.shape[0] % cut == 0 for kv in kvs
   )
 
 

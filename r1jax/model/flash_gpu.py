@@ -18,8 +18,12 @@ from jax.experimental.pallas import triton
 
 from r1jax import mesh
 
-BLOCK = 64  # queries, and keys, of a block; lengths are multiples of it
+# Of a block; lengths are multiples of both. In larger ones gradients of keys and values
+# of 128 channels would not stay in the registers of a program.
+QUERIES = 128
+KEYS = 64
 NARROWEST = 16  # channels that a tensor core's product has at least
+WIDEST = 768  # bytes of a key and its value; blocks of wider ones overflow an A100
 MASKED = -1e30
 
 
@@ -32,15 +36,15 @@ class _Sight(NamedTuple):
 
   def blocks(self) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """How many blocks of keys these are, and which is the nth."""
-    context = -(-self.before // BLOCK)
-    start = jnp.maximum(context, _div(self.before + jnp.min(self.begin), BLOCK))
-    stop = _div(self.before + jnp.max(self.place), BLOCK) + 1
+    context = -(-self.before // KEYS)
+    start = jnp.maximum(context, _div(self.before + jnp.min(self.begin), KEYS))
+    stop = _div(self.before + jnp.max(self.place), KEYS) + 1
     count = context + jnp.maximum(stop - start, 0)
     return count, lambda n: jnp.where(n < context, n, n - context + start)
 
   def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array, block: Any):
     """Products of queries [Q, C] with a block of keys [S, C], as far as seen."""
-    own = (block * BLOCK + jnp.arange(BLOCK) - self.before)[None]
+    own = (block * KEYS + jnp.arange(KEYS) - self.before)[None]
     in_row = (own >= self.begin[:, None]) & (own <= self.place[:, None])
     seen = jnp.where(own < 0, mask[None] != 0, in_row)
     return jnp.where(seen, triton.dot(q, k.T), MASKED)
@@ -76,10 +80,21 @@ def attend(
   return _attend(before, *wide, begin_BT, place_BT, mask_BS)[..., :channels]
 
 
+def fits(q_BTHC: jax.Array, value_channels: int) -> bool:
+  """Whether keys as wide as queries, and values, are narrow enough."""
+  channels = _width(q_BTHC.shape[-1]) + _width(value_channels)
+  return channels * q_BTHC.dtype.itemsize <= WIDEST
+
+
+def _width(channels: int) -> int:
+  """Channels that Triton takes, at least as many."""
+  return max(pl.next_power_of_2(channels), NARROWEST)
+
+
 def _wider(x: jax.Array) -> jax.Array:
   """With zeros up to a width that Triton takes."""
-  width = max(pl.next_power_of_2(x.shape[-1]), NARROWEST)
-  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+  more = _width(x.shape[-1]) - x.shape[-1]
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,13 +107,14 @@ def _forward(
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]:
   """Outputs; and what gradients need, with log-sum-exps of scores [B, H, T]."""
 
-  def kernel(q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, out_ref, total_ref):
-    sight, q = _Sight(begin_ref[...], place_ref[...], before), q_ref[...]
+  def kernel(*refs):
+    q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, out_ref, total_ref = refs
+    q, sight = q_ref[...], _Sight(begin_ref[...], place_ref[...], before)
     count, nth = sight.blocks()
 
     def body(n, carry):
       out, top, total = carry
-      at = pl.ds(nth(n) * BLOCK, BLOCK)
+      at = pl.ds(nth(n) * KEYS, KEYS)
       scores = sight.scores(q, k_ref[at, :], mask_ref[at], nth(n))
       higher = jnp.maximum(top, scores.max(1))
       weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
@@ -106,8 +122,8 @@ def _forward(
       out = out * shrink[:, None] + triton.dot(weights.astype(v.dtype), v)
       return out, higher, total * shrink + weights.sum(1)
 
-    nothing = jnp.zeros(out_ref.shape, jnp.float32), jnp.full(BLOCK, MASKED)
-    out, top, total = jax.lax.fori_loop(0, count, body, (*nothing, jnp.zeros(BLOCK)))
+    nothing = jnp.zeros(out_ref.shape, jnp.float32), jnp.full(QUERIES, MASKED)
+    out, top, total = jax.lax.fori_loop(0, count, body, (*nothing, jnp.zeros(QUERIES)))
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
     total_ref[...] = top + jnp.log(total)
 
@@ -134,68 +150,45 @@ def _backward(
   delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
   inputs = *args, d_out, total, jnp.swapaxes(delta, 1, 2)
 
-  def of_queries(
-    q_ref,
-    k_ref,
-    v_ref,
-    begin_ref,
-    place_ref,
-    mask_ref,
-    d_ref,
-    total_ref,
-    delta_ref,
-    dq_ref,
-  ):
-    sight, q, d_out = (
-      _Sight(begin_ref[...], place_ref[...], before),
-      q_ref[...],
-      d_ref[...],
-    )
-    total, delta = total_ref[...][:, None], delta_ref[...][:, None]
+  def of_queries(*refs):
+    q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, *more = refs
+    d_out, total, delta = (ref[...] for ref in more[:3])
+    q, sight = q_ref[...], _Sight(begin_ref[...], place_ref[...], before)
     count, nth = sight.blocks()
 
     def body(n, dq):
-      at = pl.ds(nth(n) * BLOCK, BLOCK)
+      at = pl.ds(nth(n) * KEYS, KEYS)
       k = k_ref[at, :]
-      weights = jnp.exp(sight.scores(q, k, mask_ref[at], nth(n)) - total)
-      d_scores = weights * (triton.dot(d_out, v_ref[at, :].T) - delta)
+      scores = sight.scores(q, k, mask_ref[at], nth(n))
+      _, d_scores = _gradients(scores, total, d_out, v_ref[at, :], delta)
       return dq + triton.dot(d_scores.astype(k.dtype), k)
 
+    dq_ref = more[3]
     dq = jax.lax.fori_loop(0, count, body, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = dq.astype(dq_ref.dtype)
 
-  def of_keys(
-    q_ref,
-    k_ref,
-    v_ref,
-    begin_ref,
-    place_ref,
-    mask_ref,
-    d_ref,
-    total_ref,
-    delta_ref,
-    dk_ref,
-    dv_ref,
-  ):
+  def of_keys(*refs):
+    q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, *more = refs
+    d_out_ref, total_ref, delta_ref, dk_ref, dv_ref = more
     length, repeats, _ = q_ref.shape
     k, v, mask, block = k_ref[...], v_ref[...], mask_ref[...], pl.program_id(2)
-    # Places rise by one at most, so earlier queries do not see the block's first key.
-    own = block * BLOCK - before
-    start = jnp.where(own < 0, 0, _div(jnp.maximum(own - place_ref[0], 0), BLOCK))
+    # Places rise by one at most, so queries before these do not see the first key.
+    own = block * KEYS - before
+    start = jnp.where(own < 0, 0, _div(jnp.maximum(own - place_ref[0], 0), KEYS))
 
     def body(n, carry):
       dk, dv = carry
-      at = pl.ds((start + _div(n, repeats)) * BLOCK, BLOCK)
+      at = pl.ds((start + _div(n, repeats)) * KEYS, KEYS)
       head = n - _div(n, repeats) * repeats
+      q, d_out = q_ref[at, head, :], d_out_ref[at, head, :]
       sight = _Sight(begin_ref[at], place_ref[at], before)
-      q, d_out = q_ref[at, head, :], d_ref[at, head, :]
-      total, delta = total_ref[head, at][:, None], delta_ref[head, at][:, None]
-      weights = jnp.exp(sight.scores(q, k, mask, block) - total)
-      d_scores = weights * (triton.dot(d_out, v.T) - delta)
+      scores = sight.scores(q, k, mask, block)
+      of_head = total_ref[head, at], d_out, v, delta_ref[head, at]
+      weights, d_scores = _gradients(scores, *of_head)
       dk = dk + triton.dot(d_scores.astype(q.dtype).T, q)
       return dk, dv + triton.dot(weights.astype(d_out.dtype).T, d_out)
 
-    count = jnp.maximum(length // BLOCK - start, 0) * repeats
+    count = jnp.maximum(length // KEYS - start, 0) * repeats
     nothing = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     dk, dv = jax.lax.fori_loop(0, count, body, nothing)
     dk_ref[...], dv_ref[...] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
@@ -224,6 +217,14 @@ def _backward(
 _attend.defvjp(_forward, _backward)
 
 
+def _gradients(
+  scores: jax.Array, total: jax.Array, d_out: jax.Array, v: jax.Array, delta: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The weights of keys [Q, S], and the gradients of their scores."""
+  weights = jnp.exp(scores - total[:, None])
+  return weights, weights * (triton.dot(d_out, v.T) - delta[:, None])
+
+
 class _Blocks(NamedTuple):
   """What each program of a kernel is given of the arrays."""
 
@@ -234,49 +235,50 @@ class _Blocks(NamedTuple):
 
   @classmethod
   def of_queries(cls, q, k, v, begin, place, mask) -> Self:
-    """A block of one head's queries, and all keys that they share."""
+    """A block of one head's queries, and all keys of the head that it shares."""
     del begin, place
     rows, length, heads, channels = q.shape
     repeats, keys, wide = heads // k.shape[2], mask.shape[1], v.shape[-1]
 
     def part(x: int) -> pl.BlockSpec:
-      return pl.BlockSpec((None, BLOCK, None, x), lambda b, h, n: (b, n, h, 0))
+      return pl.BlockSpec((None, QUERIES, None, x), lambda b, h, n: (b, n, h, 0))
 
     def whole(x: int) -> pl.BlockSpec:
       return pl.BlockSpec(
         (None, keys, None, x), lambda b, h, n: (b, 0, h // repeats, 0)
       )
 
-    places = pl.BlockSpec((None, BLOCK), lambda b, h, n: (b, n))
+    places = pl.BlockSpec((None, QUERIES), lambda b, h, n: (b, n))
     mask_block = pl.BlockSpec((None, keys), lambda b, h, n: (b, 0))
     args = part(channels), whole(channels), whole(wide), places, places, mask_block
-    total = pl.BlockSpec((None, None, BLOCK), lambda b, h, n: (b, h, n))
-    return cls((rows, heads, length // BLOCK), args, part(wide), total)
+    total = pl.BlockSpec((None, None, QUERIES), lambda b, h, n: (b, h, n))
+    return cls((rows, heads, length // QUERIES), args, part(wide), total)
 
   @classmethod
   def of_keys(cls, q, k, v, begin, place, mask) -> Self:
-    """A block of keys, and all queries of the heads that share them."""
+    """A block of one head's keys, and all queries of the heads that share them."""
     del begin, place
     rows, length, heads, channels = q.shape
     repeats, wide = heads // k.shape[2], v.shape[-1]
 
     def part(x: int) -> pl.BlockSpec:
-      return pl.BlockSpec((None, BLOCK, None, x), lambda b, h, n: (b, n, h, 0))
+      return pl.BlockSpec((None, KEYS, None, x), lambda b, h, n: (b, n, h, 0))
 
     def whole(x: int) -> pl.BlockSpec:
       return pl.BlockSpec((None, length, repeats, x), lambda b, h, n: (b, 0, h, 0))
 
     places = pl.BlockSpec((None, length), lambda b, h, n: (b, 0))
-    mask_block = pl.BlockSpec((None, BLOCK), lambda b, h, n: (b, n))
+    mask_block = pl.BlockSpec((None, KEYS), lambda b, h, n: (b, n))
     args = whole(channels), part(channels), part(wide), places, places, mask_block
     total = pl.BlockSpec((None, repeats, length), lambda b, h, n: (b, h, 0))
-    return cls((rows, k.shape[2], mask.shape[1] // BLOCK), args, whole(wide), total)
+    return cls((rows, k.shape[2], mask.shape[1] // KEYS), args, whole(wide), total)
 
 
 def _compiled(name: str, q: jax.Array) -> dict[str, Any]:
-  warps = 4 if q.shape[-1] <= 64 else 8
   return {
     'name': name,
     'interpret': mesh.platform() != 'gpu',
-    'compiler_params': triton.CompilerParams(num_warps=warps, num_stages=2),
+    'compiler_params': triton.CompilerParams(
+      num_warps=4 if q.shape[-1] < 64 else 8, num_stages=2
+    ),
   }

@@ -244,7 +244,8 @@ def _flash(
     (*_, keys, _, _), _ = operands[1]
     (*_, value_channels), _ = operands[2]
     rows = [*rows, heads]
-    blocks, key_blocks = length // flash_gpu.BLOCK, keys // flash_gpu.BLOCK
+    of_queries = flash_gpu.KEYS if kernel == 'dkv' else flash_gpu.QUERIES
+    blocks, key_blocks = length // of_queries, keys // flash_gpu.KEYS
   size, key_size = length // blocks, keys // key_blocks
   before = keys - length
   used = sum(
