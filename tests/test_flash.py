@@ -1,11 +1,8 @@
 """The kernels of flash attention, interpreted on a CPU, beside the plain attention."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
+import machines
 import numpy as np
 import pytest
 
@@ -153,17 +150,7 @@ for wide, value, dtype in ((128, 128, jnp.bfloat16), (192, 128, jnp.bfloat16),
 
 
 def test_the_widest_heads_find_room_on_an_a100():
-  path = os.pathsep.join(
-    (f'{sys.prefix}/gpu-compiler', os.environ.get('PYTHONPATH', ''))
-  )
-  command = [sys.executable, '-c', COMPILES]
-  done = subprocess.run(
-    command,
-    capture_output=True,
-    text=True,
-    check=False,
-    env=os.environ | {'PYTHONPATH': path},
-  )
+  done = machines.with_gpu_compiler('-c', COMPILES)
   assert done.returncode == 0, done.stderr
   # Forward, and for the gradients of queries and of keys.
   assert done.stdout.split() == ['3', '3', '3']

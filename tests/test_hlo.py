@@ -88,6 +88,25 @@ def test_a_row_of_a_grouped_product_meets_one_matrix(share):
   assert found.flops == share * 2 * (2 * 40 * 8 * 6)
 
 
+GPU_GROUPED = """HloModule m
+
+ENTRY %main (x: bf16[40,8], w: bf16[5,8,6], n: s32[5]) -> bf16[40,6] {
+  %x = bf16[40,8]{1,0} parameter(0)
+  %w = bf16[5,8,6]{2,1,0} parameter(1)
+  %n = s32[5]{0} parameter(2)
+  %out = bf16[40,6]{1,0} custom-call(%n, %n, %n, %x, %w), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/jvp()/grouped_rows/pallas_call"}
+  ROOT %slope = bf16[5,8,6]{2,1,0} custom-call(%n, %n, %x, %out), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/transpose(jvp())/grouped_sums/pallas_call"}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize('share', [1.0, 0.25])
+def test_kernels_of_gpus_compute_the_rows_of_groups(share):
+  found = hlo.costs(GPU_GROUPED, ragged_share=share)
+  assert found.flops == share * 2 * (2 * 40 * 8 * 6)
+  assert found.bytes == 2 * 2 * (share * 40 * (8 + 6) + 5 * 8 * 6)
+
+
 # Six heads of 16 channels, values of 8; the 256 queries are the last of 384 keys of two
 # heads, and blocks are of 128. Attributes of kernels are written over several lines.
 KERNEL = """HloModule m

@@ -1,14 +1,12 @@
 """Plans of small stages, beside what their sizes come to and what a run needs."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import machines
 import pytest
 
 from experiments.smoke import Smoke
@@ -240,15 +238,7 @@ def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
 
 
 def run(*words):
-  command = [sys.executable, '-m', 'scripts.plan', *words]
-  # See scripts/environment.
-  path = os.pathsep.join(
-    (f'{sys.prefix}/gpu-compiler', os.environ.get('PYTHONPATH', ''))
-  )
-  environment = os.environ | {'PYTHONPATH': path}
-  return subprocess.run(
-    command, capture_output=True, text=True, check=False, env=environment
-  )
+  return machines.with_gpu_compiler('-m', 'scripts.plan', *words)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import mesh
+from r1jax.model import grouped
 from r1jax.model.config import Experts
 
 
@@ -202,7 +203,7 @@ def _routed(
     if isinstance(w, Lora):
       return product(x, w.w) + product(product(x, w.a), w.b)
     values, scale = w if isinstance(w, Int8) else (w, None)
-    out = _grouped(x, values.astype(dtype), sizes_E)
+    out = grouped.product(x, values.astype(dtype), sizes_E)
     return out if scale is None else out * scale[sorted_M].astype(dtype)
 
   gate_MF = product(x_MD, matrices['gate'])
@@ -214,47 +215,6 @@ def _routed(
     out_MD = jnp.where(here_M[:, None], out_MD, 0)
   out_NAD = out_MD.reshape(*chosen_NA.shape, -1)
   return jnp.sum(out_NAD * weight_NA[..., None].astype(dtype), axis=1)
-
-
-# Grouped products of rows in the order of their groups. With a gradient of their own:
-# `jax.lax.ragged_dot` takes no axis of copies (see `mesh.sum_of_copies`), and what is
-# made to take one here has no gradient.
-@jax.custom_vjp
-def _grouped(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """Each row by the matrix of its group, [M, F]."""
-  return _by_group(x_MD, w_EDF, sizes_E)
-
-
-@jax.custom_batching.sequential_vmap
-def _by_group(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  return jax.lax.ragged_dot(x_MD, w_EDF, sizes_E)
-
-
-@jax.custom_batching.sequential_vmap
-def _back_by_group(y_MF: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """Each row by the transposed matrix of its group, [M, D]."""
-  channels = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
-  return jax.lax.ragged_dot_general(y_MF, w_EDF, sizes_E, channels)
-
-
-@jax.custom_batching.sequential_vmap
-def _of_groups(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """x^T y over the rows of each group, [E, D, F]."""
-  rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-  return jax.lax.ragged_dot_general(x_MD, y_MF, sizes_E, rows)
-
-
-def _grouped_forward(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> Any:
-  return _by_group(x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
-
-
-def _grouped_backward(kept: Any, slope_MF: jax.Array) -> Any:
-  x_MD, w_EDF, sizes_E = kept
-  slope_MD = _back_by_group(slope_MF, w_EDF, sizes_E)
-  return slope_MD, _of_groups(x_MD, slope_MF, sizes_E), None
-
-
-_grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
 # Rows of a product, a token times its experts, that a device has at a time.

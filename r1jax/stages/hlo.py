@@ -36,6 +36,8 @@ _TABLE = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # a shape, and the order of its axes
 _FLASH = re.compile(
   r'(tpu_custom_call|gpu\.triton)".*op_name="[^"]*(?:splash_mha|\bflash)_(fwd|dq|dkv)'
 )
+# And of `r1jax.model.grouped`: rows by matrices, and sums over rows.
+_GROUPED = re.compile(r'gpu\.triton".*op_name="[^"]*\bgrouped_(?:rows|sums)')
 
 
 @dataclasses.dataclass
@@ -144,6 +146,8 @@ def costs(
         _collective(found, one, kind, times, slices)
       elif kernel := _FLASH.search(one.attributes):
         _flash(found, one, shapes, times, *kernel.groups())
+      elif _GROUPED.search(one.attributes):
+        _grouped(found, one, shapes, times, ragged_share)
       elif kind == 'while':
         body = re.search(r'body=%?([\w.\-]+)', one.attributes)
         condition = re.search(r'condition=%?([\w.\-]+)', one.attributes)
@@ -262,6 +266,22 @@ def _flash(
   streamed *= width * (channels + value_channels)
   _, out_bytes = _sizes(one.shape)
   found.bytes += times * (sum(size for _, size in operands) + out_bytes + streamed)
+
+
+def _grouped(
+  found: Costs,
+  one: _Instruction,
+  shapes: dict[str, str],
+  times: float,
+  share: float,
+) -> None:
+  """What a kernel computes with the rows that are some group's."""
+  parts = [_sizes(shapes[name]) for name in one.operands[-2:]] + [_sizes(one.shape)]
+  # One of the three is a matrix for each group.
+  matrices, whole = next(part for part in parts if len(part[0]) == 3)
+  (rows, _), _ = parts[0]
+  found.flops += times * share * 2 * rows * math.prod(matrices[1:])
+  found.bytes += times * (share * (sum(size for _, size in parts) - whole) + whole)
 
 
 def _axes(name: str, attributes: str) -> list[int]:
