@@ -8,7 +8,8 @@ The stage's own programs are compiled by the TPU's compiler, which `pip install 
 brings, and what each needs of a chip is printed: memory, computation, what is sent, and
 the time that this takes at least. Where there is not room enough, settings that need
 less are tried in order. `2xv5e:4x4` are two slices, each with copies of the model, that
-a network joins. `--topology cpu:8` or `h100:8` compiles for CPU devices.
+a network joins. `--topology h100:8` compiles for GPUs, whose compiler comes with `pip
+install jax-cuda12-plugin`, and `cpu:8` for CPU devices.
 """
 
 from __future__ import annotations  # fields have the names of their modules
