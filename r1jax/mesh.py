@@ -38,6 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'expert': ('expert',),
   'layers': (),  # scanned, so never cut
 }
+GATHERED = ('embed', 'rank')
 
 
 class MeshError(ValueError):
@@ -56,6 +57,9 @@ class Config:
   # Samplers have whole copies of the model but for these two; 0 is as above.
   sampler_tensor: int = 0
   sampler_expert: int = 0
+  # Whether samplers cut over these expert parts what is no expert, too: that takes less
+  # memory, and is gathered for each step of decoding.
+  sampler_gathers: bool = False
   # Of several hosts, where the machines don't tell: an address of the first, host:port,
   # how many there are, and which one this is.
   coordinator: str = ''
@@ -389,6 +393,16 @@ def places(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
   """Unboxes parameters that carry logical axis names and places them by the table."""
   return _put(unbox(boxed), places(mesh, boxed))
+
+
+def without_gathers(boxed: Any) -> Any:
+  """Returns names of parameters' axes without those that are gathered to be used."""
+
+  def one(box: Any) -> Any:
+    kept = (None if name in GATHERED else name for name in box.names)
+    return box.replace(names=tuple(kept))
+
+  return jax.tree.map(one, boxed, is_leaf=_is_box)
 
 
 def put_like(mesh: Mesh, params: Any, boxed: Any) -> Any:

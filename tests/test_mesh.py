@@ -64,6 +64,23 @@ def test_an_axis_of_the_mesh_is_taken_once_by_the_first_that_names_it():
   assert dense == PartitionSpec(('fsdp', 'expert'), 'tensor')
 
 
+def test_samplers_cut_experts_and_gather_nothing():
+  place = mesh.sampler(mesh.make(), mesh.Config(sampler_expert=4, sampler_tensor=2))
+  experts = Experts(count=4, active=2, d_ff=8)
+  config = ModelConfig(
+    d_model=8, layers=1, heads=2, kv_heads=2, head_dim=4, d_ff=16, experts=experts
+  )
+  names = decoder.names(config, 8)
+
+  def lying(names):
+    blocks = mesh.places(place, names)['blocks']
+    return [blocks[name].spec[1:] for name in ('query', 'expert_up')]
+
+  apart = ('expert', None, 'tensor')
+  assert lying(names) == [('expert', 'tensor', None), apart]
+  assert lying(mesh.without_gathers(names)) == [(None, 'tensor', None), apart]
+
+
 def test_samplers_have_whole_copies_but_for_their_axes():
   place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
   assert mesh.sampler(place).shape['data'] == 4

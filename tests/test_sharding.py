@@ -44,7 +44,7 @@ MODELS = {'qwen': QWEN, 'deepseek': DEEPSEEK}
 MESHES = {
   'fsdp 8': {'fsdp': 8},
   'fsdp 4 tensor 2': {'fsdp': 4, 'tensor': 2},
-  'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2},
+  'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2, 'sampler_gathers': True},
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},

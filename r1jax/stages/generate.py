@@ -58,11 +58,18 @@ class Generator:
     """The devices as samplers use them."""
     return mesh_lib.sampler(self.mesh, self.layout)
 
+  @functools.cached_property
+  def sampled(self) -> Any:
+    """Of the parameters' axes the names of those that samplers cut."""
+    if self.layout.sampler_gathers:
+      return self.names
+    return mesh_lib.without_gathers(self.names)
+
   def take(self, params: Any) -> Any:
     """Returns the parameters as they lie for sampling; once a step, on the devices."""
     if self.mesh.size == 1 or self.names is None:
       return params
-    return mesh_lib.put_like(self.where, params, self.names)
+    return mesh_lib.put_like(self.where, params, self.sampled)
 
   @functools.cached_property
   def _sample(self) -> Callable[..., tuple[sampling.Completions, jax.Array]]:

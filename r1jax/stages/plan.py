@@ -135,7 +135,7 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   optimizer, away = {'optimizer': _bytes(state.opt_state)}, work.rl.offload
   waiting = optimizer | reference  # on the devices, or aside
 
-  sampled = mesh_lib.places(generator.where, names, 'mesh.sampler_')
+  sampled = mesh_lib.places(generator.where, generator.sampled, 'mesh.sampler_')
   shared = sampled == mesh_lib.places(where, names)  # the policy's own parameters
   beside = ({} if shared else policy) | ({} if away else waiting)
   yield from _sampling(work, generator, beside, _aside(away, waiting))
@@ -204,7 +204,7 @@ def _sampling(
   share = 1 / where.shape['expert']
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   mesh_lib.check_rows(where, asked, 'samplers cut prompts')
-  places = mesh_lib.places(where, names)
+  places = mesh_lib.places(where, generator.sampled)
   params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
   options = compilation.options(where)
   on_rows = mesh_lib.sharding(where, 'prompt')
@@ -439,6 +439,12 @@ def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
   if not work.rl.offload:
     work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
     yield '--rl.offload True', work
+  if (
+    not work.mesh.sampler_gathers and (work.mesh.sampler_expert or work.mesh.expert) > 1
+  ):
+    layout = dataclasses.replace(work.mesh, sampler_gathers=True)
+    work = dataclasses.replace(work, mesh=layout)
+    yield '--mesh.sampler-gathers True', work
   if work.optim.moments == 'params' and work.param_dtype == 'float32':
     halved = dataclasses.replace(work.optim, moments='bfloat16')
     work = dataclasses.replace(work, optim=halved)

@@ -28,6 +28,7 @@ MAY_CHANGE = (
   *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
   'mesh.sampler_tensor',
   'mesh.sampler_expert',
+  'mesh.sampler_gathers',
   *(f'mesh.{name}' for name in ('coordinator', 'hosts', 'host')),
 )
 
