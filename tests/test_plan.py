@@ -248,7 +248,6 @@ def run(*words):
   [
     ('v5e:2x2', '16.00', 384 * 384),
     ('h100:4', '80.00', 12 * 128 * 64),
-    ('a100:4', '80.00', 12 * 128 * 64),
   ],
 )
 def test_the_compiler_of_a_machine_compiles_the_miniature(machine, has, pairs):
