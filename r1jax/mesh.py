@@ -38,7 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'expert': ('expert',),
   'layers': (),  # scanned, so never cut
 }
-GATHERED = ('embed', 'rank')
+GATHERED = ('embed', 'rank')  # what is cut so is gathered for each product
 
 
 class MeshError(ValueError):
