@@ -102,7 +102,7 @@ def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> N
 
 def train(config: Grpo, rewards: list[Weighted]) -> None:
   """What every host does."""
-  found = pretrained.look_up(config.model)
+  found = pretrained.look_up(config.model, pretrained.began(config.workdir))
   where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
@@ -111,6 +111,8 @@ def train(config: Grpo, rewards: list[Weighted]) -> None:
   with start(config, phases=('rl',), facts=found.facts) as run, pool:
     if lineage.finished(run):
       return
+    for remark in found.model.tokenizer.remarks:
+      run.progress.say(remark)
     if hosts.first():
       found.keep(run.workdir)
     job = work.Work(

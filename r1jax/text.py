@@ -7,15 +7,18 @@ Knows neither arrays on a device nor rewards.
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from r1jax.model import surroundings
 
 # 'r1_zero' is Table 1 of the first arXiv version of the R1 paper (2501.12948v1).
 TEMPLATES: dict[str, str] = {
@@ -70,15 +73,22 @@ CHAT = 'chat'  # the template that a tokenizer brings
 class Tokenizer:
   """Text to ids and back; those that `train` makes, and any of the hub (`r1jax.hub`).
 
-  `encode` never gives a special token, even for text that spells one: only the program
-  ends a sequence. A tokenizer of our own is byte-level BPE in which every digit and
-  every tag is one token (digits stand alone so that a model sees the same 1 in 16 and
-  in 61), and `decode(encode(text)) == text` for every text.
+  Control tokens are padding, all that end a sequence, and the special tokens that
+  `control` names. `encode` never gives one, even for text that spells one: only the
+  program ends a sequence. `decode` leaves them out. Every other added token, special or
+  not, is read and shown as the text that it spells: a reward looks for `<think>`,
+  however the checkpoint's author has added it.
+
+  A tokenizer of our own is byte-level BPE in which every digit and every tag is one
+  token (digits stand alone so that a model sees the same 1 in 16 and in 61), and
+  `decode(encode(text)) == text` for every text.
 
   Attributes:
     pad_id: fills rows; always masked.
     stop_ids: any of these ends a sequence; the first one is `eos_id`.
     chat: writes messages as a prompt, or None.
+    begin_ids: what the tokenizer puts before each text, such as BOS.
+    remarks: sentences for the user about its files.
   """
 
   def __init__(
@@ -88,14 +98,27 @@ class Tokenizer:
     pad_id: int = 0,
     stop_ids: Sequence[int] = (1,),
     chat: Chat | None = None,
+    control: Iterable[int] = (),
+    remarks: Sequence[str] = (),
   ):
     self.pad_id, self.stop_ids, self.chat = pad_id, tuple(stop_ids), chat
+    self.remarks = tuple(remarks)
+    # Settings of somebody's last call, which such a file may have kept.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    self.begin_ids, behind = surroundings.around(tokenizer)
     # The template of a chat writes special tokens as text.
-    self._of_chats = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    self._of_chats.encode_special_tokens = False
-    # Encodes text that spells a special token byte by byte. Not kept in the file.
-    tokenizer.encode_special_tokens = True
-    self._tokenizer = tokenizer
+    tokenizer.encode_special_tokens = False
+    self._of_chats = tokenizer
+    content = json.loads(tokenizer.to_str())
+    always, also = {pad_id, *stop_ids}, {*control, *self.begin_ids, *behind}
+    for token in content['added_tokens']:
+      special = token['id'] in always or (token['special'] and token['id'] in also)
+      token['special'] = special and token['content'] not in TAGS
+    self._tokenizer = _plain(content)
+    # A text that goes on after another one gets no blank in front.
+    within = _without_blanks(content)
+    self._within = self._tokenizer if within == content else _plain(within)
 
   @property
   def eos_id(self) -> int:
@@ -123,11 +146,13 @@ class Tokenizer:
   def prompt_ids(self, template: str, question: str) -> list[int]:
     """The ids of `prompt`; of a plain text with what the model begins texts with.
 
+    What it ends texts with, such as EOS, is left out: the model is to go on.
+
     Raises ValueError for a template whose special tokens the tokenizer lacks.
     """
     prompt = self.prompt(template, question)
     if not is_chat(template):
-      return self._tokenizer.encode(prompt).ids
+      return [*self.begin_ids, *self.encode(prompt)]
     lacking = [
       token
       for token in _SPECIAL.findall(TEMPLATES.get(template, ''))
@@ -190,7 +215,7 @@ class Tokenizer:
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
       with partial.open('w', encoding='utf-8') as file:
-        file.write(self._tokenizer.to_str(pretty=True))
+        file.write(self._of_chats.to_str(pretty=True))
         file.flush()
         os.fsync(file.fileno())
       partial.replace(path)
@@ -204,7 +229,7 @@ class Tokenizer:
   @property
   def digest(self) -> str:
     """The SHA-256 of its file."""
-    return hashlib.sha256(self._tokenizer.to_str(pretty=True).encode()).hexdigest()
+    return hashlib.sha256(self._of_chats.to_str(pretty=True).encode()).hexdigest()
 
   @property
   def vocab_size(self) -> int:
@@ -215,8 +240,15 @@ class Tokenizer:
     """The ids of `text`, with nothing added around them."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+  def encode_after(self, text: str) -> list[int]:
+    """The ids of `text` where it goes on after other text, such as a prompt.
+
+    Without the blank that tokenizers like Llama 2's put before the first word.
+    """
+    return self._within.encode(text, add_special_tokens=False).ids
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`; special tokens are left out wherever they are.
+    """The text of `ids`; control tokens are left out wherever they are.
 
     Bytes that are not UTF-8 become U+FFFD, as a model may stop inside a character.
     """
@@ -233,6 +265,35 @@ class Tokenizer:
     """
     stream = decoders.DecodeStream(skip_special_tokens=True)
     return lambda token: stream.step(self._tokenizer, token) or ''
+
+
+def _plain(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """A tokenizer for which text that spells a special token is text like any other."""
+  tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+  tokenizer.encode_special_tokens = True
+  return tokenizer
+
+
+def _without_blanks(content: Mapping[str, Any]) -> dict[str, Any]:
+  """A tokenizer.json that puts no blank before texts; else as `content`."""
+  normalizer, cut = content['normalizer'], content['pre_tokenizer']
+  return {
+    **content,
+    'normalizer': normalizer and _without_blank(normalizer),
+    'pre_tokenizer': cut and _without_blank(cut),
+  }
+
+
+def _without_blank(part: Mapping[str, Any]) -> dict[str, Any]:
+  """A normalizer or pre_tokenizer of tokenizer.json that puts no blank before texts."""
+  never = {'Prepend': {'prepend': ''}, 'Metaspace': {'prepend_scheme': 'never'}}
+  changed = {**part, **never.get(part['type'], {})}
+  if part['type'] == 'ByteLevel':
+    changed['add_prefix_space'] = False
+  for parts in ('normalizers', 'pretokenizers'):  # of a Sequence
+    if parts in part:
+      changed[parts] = [_without_blank(one) for one in part[parts]]
+  return changed
 
 
 def _checked(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -68,11 +68,8 @@ def convert(config: Convert) -> Path:
   if config.to == 'gguf':
     return _gguf(config, stage, like)
   dtype = config.dtype or like.dtype
-  files: dict[str, str | Path] = {
-    name: stage.path / lineage.HUB / name
-    for name in hub.FILES
-    if (stage.path / lineage.HUB / name).exists()
-  }
+  kept = stage.path / lineage.HUB
+  files: dict[str, str | Path] = {name: kept / name for name in hub.files(kept)}
   files = files or _files(stage)
   raw = {name: x for name, x in like.raw.items() if name != 'quantization_config'}
   raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = dtype

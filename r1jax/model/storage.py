@@ -190,6 +190,7 @@ def write(
   try:
     _write_shards(partial, named, DTYPES[KINDS[dtype]], shard_bytes, name)
     for other, content in (files or {}).items():
+      (partial / other).parent.mkdir(exist_ok=True)
       if isinstance(content, Path):
         shutil.copyfile(content, partial / other)
       else:

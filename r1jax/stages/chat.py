@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drawing, hub, sampling, text
+from r1jax import chat_template, drawing, hub, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import families
 from r1jax.stages import compilation, lineage, pretrained
@@ -135,13 +135,20 @@ def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:
     yield Said(held, thinking)
 
 
-def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speaker:
+def open_speaker(
+  path: str,
+  template: str | None,
+  draw: drawing.Config,
+  chat_template_kwargs: str | None = None,
+) -> Speaker:
   """A model to talk to: a finished stage's, or a checkpoint's of the hub.
 
   Args:
     path: the work directory of a stage, or the folder of a checkpoint.
     template: None is the stage's, or the checkpoint's own.
     draw: how tokens are drawn.
+    chat_template_kwargs: variables for the chat template, in JSON; None is those that
+      the stage was trained with.
 
   Raises:
     ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
@@ -155,11 +162,27 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     )
   if (folder / RECORD).is_file():
     stage = lineage.load(folder)
-    model = stage.model
-    if template is not None:
-      model = dataclasses.replace(model, template=template)
+    model = dataclasses.replace(
+      stage.model,
+      tokenizer=_of_today(stage, chat_template_kwargs),
+      template=template or stage.model.template,
+    )
     return Speaker(model, stage.params(mesh), pretrained.positions(stage), draw)
-  config = pretrained.Config(path=str(folder), template=template or text.CHAT)
+  config = pretrained.Config(
+    path=str(folder),
+    template=template or text.CHAT,
+    chat_template_kwargs=chat_template_kwargs or '',
+  )
   found = pretrained.look_up(config)
   longest = families.positions(found.checkpoint.raw)
   return Speaker(found.model, found.params(mesh), longest, draw)
+
+
+def _of_today(stage: lineage.Stage, chat_template_kwargs: str | None) -> text.Tokenizer:
+  """The tokenizer of a stage, whose chat template tells today's date, not the run's."""
+  if not (stage.path / lineage.HUB).exists():
+    return stage.model.tokenizer
+  variables = lineage.read_source(stage.path).chat_template_kwargs
+  if chat_template_kwargs is not None:
+    variables = chat_template.read_variables(chat_template_kwargs)
+  return hub.open_tokenizer(stage.path / lineage.HUB, variables)

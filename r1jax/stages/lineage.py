@@ -9,18 +9,19 @@ next stage takes that directory, and nothing else, to find all it needs.
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from r1jax import hub, sampling, tasks, text
+from r1jax import chat_template, hub, sampling, tasks, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
@@ -112,7 +113,7 @@ class Model:
       output = f' {output}'
     return (
       self.tokenizer.prompt_ids(self.template, question),
-      [*self.tokenizer.encode(output), self.tokenizer.eos_id],
+      [*self.tokenizer.encode_after(output), self.tokenizer.eos_id],
     )
 
 
@@ -188,16 +189,14 @@ class Stage:
     file = self.path / HUB / SOURCE
     if not file.exists():
       raise LineageError(f'{self.path}: its model does not come from a checkpoint')
+    kept = read_source(self.path)
     try:
-      kept = json.loads(file.read_bytes())
-      found = weights.open_checkpoint(kept['path'])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise LineageError(f'{file} is damaged ({error!r}); restore it') from error
+      found = weights.open_checkpoint(kept.path)
     except ValueError as error:
       raise LineageError(
         f'{self.path}: the checkpoint that its model comes from is needed: {error}'
       ) from error
-    if found.digest != kept['digest']:
+    if found.digest != kept.digest:
       raise LineageError(
         f'{found.folder} is not the checkpoint that {self.path} comes from; put that '
         'one back'
@@ -271,12 +270,42 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
   return Stage(path, record, hashlib.sha256(content).hexdigest(), model)
 
 
+class Source(NamedTuple):
+  """The start of a run's model, as the run has kept it."""
+
+  path: str  # of the checkpoint
+  digest: str  # of the checkpoint
+  time: datetime.datetime | None  # when the run began, which its prompts may tell
+  chat_template_kwargs: dict[str, Any]  # variables that its prompts are written with
+
+
+def read_source(workdir: Path) -> Source:
+  """What a run has kept of its start; see `pretrained.Pretrained.keep`.
+
+  Raises:
+    LineageError: the file is damaged.
+  """
+  file = workdir / HUB / SOURCE
+  try:
+    kept = json.loads(file.read_bytes())
+    time = kept.get('time')
+    return Source(
+      kept['path'],
+      kept['digest'],
+      time and datetime.datetime.fromisoformat(time),
+      chat_template.read_variables(kept.get('chat_template_kwargs', '')),
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise LineageError(f'{file} is damaged ({error!r}); restore it') from error
+
+
 def _tokenizer(path: Path, digest: str) -> text.Tokenizer:
   of_hub = (path / HUB).exists()
   folder = path / HUB if of_hub else path
+  kept = read_source(path) if of_hub else None
   try:
-    if of_hub:
-      tokenizer = hub.open_tokenizer(folder)
+    if kept:
+      tokenizer = hub.open_tokenizer(folder, kept.chat_template_kwargs, kept.time)
     else:
       tokenizer = text.Tokenizer.load(folder / TOKENIZER)
   except (OSError, ValueError):  # gone, or damaged

@@ -111,7 +111,7 @@ def encode(
         f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '
         f'the prompt of {problem.id!r} and 2 more, got {max_length}'
       )
-    shown = tokenizer.encode(text.visible(output))
+    shown = tokenizer.encode_after(text.visible(output))
     ids = [*(prompt + shown)[: max_length - 1], tokenizer.eos_id]
     tokens[row, : len(ids)] = ids
     mask[row, : len(ids)] = True
