@@ -10,7 +10,7 @@ import datetime
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
@@ -75,7 +75,7 @@ class _Generation(jinja2.ext.Extension):
   Like a macro that is called where it stands: what is set inside ends with it.
   """
 
-  tags = frozenset({'generation'})
+  tags: ClassVar[set[str]] = {'generation'}
 
   def parse(self, parser: Any) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno

@@ -130,7 +130,9 @@ def _written(
 ) -> set[int]:
   """The tokens that a template writes around messages, in which there is none."""
   turns = 'system', 'user', 'assistant', 'user'
-  for roles in (turns, turns[1:], turns[1:2]) if template else ():
+  if template is None:
+    return set()
+  for roles in (turns, turns[1:], turns[1:2]):
     try:
       prompt = template.render([{'role': role, 'content': 'a'} for role in roles])
     except HubError:  # some refuse a message of the system
@@ -223,6 +225,12 @@ def bos_id(folder: Path) -> int | None:
   return before[0] if before else None
 
 
+def named_bos_id(folder: Path) -> int | None:
+  """The token with the role of BOS, whether or not it is put before texts, or None."""
+  role = _roles(folder, _settings(folder / SETTINGS[0])).get('bos_token')
+  return _read(folder).token_to_id(role.content) if role else None
+
+
 def template(folder: Path) -> str | None:
   """The chat template of a checkpoint, or None."""
   return templates(folder).get(DEFAULT)
@@ -249,7 +257,7 @@ def templates(folder: Path) -> dict[str, str]:
   given = _settings(folder / SETTINGS[0]).get('chat_template')
   if isinstance(given, list):  # several with names
     named = [one for one in given if isinstance(one, dict)]
-    found = {one.get('name'): one.get('template') for one in named}
+    found = {str(one.get('name')): one.get('template') for one in named}
   else:
     found = {} if given is None else {DEFAULT: given}
   for source in found.values():

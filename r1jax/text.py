@@ -110,7 +110,7 @@ class Tokenizer:
     # The template of a chat writes special tokens as text.
     tokenizer.encode_special_tokens = False
     self._of_chats = tokenizer
-    content = json.loads(tokenizer.to_str())
+    content = self.content
     always, also = {pad_id, *stop_ids}, {*control, *self.begin_ids, *behind}
     for token in content['added_tokens']:
       special = token['id'] in always or (token['special'] and token['id'] in also)
@@ -225,6 +225,11 @@ class Tokenizer:
       ) from error
     finally:
       partial.unlink(missing_ok=True)
+
+  @property
+  def content(self) -> dict[str, Any]:
+    """What its file says, in the layout of tokenizer.json."""
+    return json.loads(self._of_chats.to_str())
 
   @property
   def digest(self) -> str:

@@ -17,7 +17,7 @@ import tyro
 
 from r1jax import hub, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families, gguf, peft, storage, weights
+from r1jax.model import families, gguf, peft, storage, vocabulary, weights
 from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
 from r1jax.stages.workdir import write_whole
@@ -90,16 +90,18 @@ def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Pa
     )
   folder = stage.path / lineage.HUB if (stage.path / lineage.HUB).exists() else None
   tokenizer = stage.model.tokenizer
-  content = storage.read_json((folder or stage.path) / hub.TOKENIZER)
   written = gguf.Text(
-    content,
+    tokenizer.content,
     eos_id=tokenizer.eos_id,
     pad_id=tokenizer.pad_id,
-    bos_id=hub.bos_id(folder) if folder else None,
+    bos_id=hub.named_bos_id(folder) if folder else None,
     chat_template=hub.template(folder) if folder else TEMPLATE,
+    shown=text.TAGS,
   )
   params = stage.params(mesh_lib.make(), config.params)
   gguf.write(out, params, like, written, config.type)
+  for remark in vocabulary.remarks(written):
+    print(remark)
   lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
   if folder is None:
     lines.append('TEMPLATE """User: {{ .Prompt }}\nAssistant:"""')

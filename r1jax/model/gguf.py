@@ -17,8 +17,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.model import families, rope, storage, weights
+from r1jax.model import families, rope, storage, vocabulary, weights
 from r1jax.model.config import Experts, ModelConfig
+from r1jax.model.vocabulary import Text
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
@@ -49,17 +50,6 @@ PATTERNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """What a file says of a model's texts."""
-
-  tokenizer: Mapping[str, Any]  # tokenizer.json
-  eos_id: int
-  pad_id: int
-  bos_id: int | None = None  # put before each text
-  chat_template: str | None = None
-
-
 def write(
   file: str | os.PathLike[str],
   params: Any,
@@ -73,7 +63,7 @@ def write(
     file: that there is not yet.
     params: the model's.
     like: the checkpoint that they would make up on the hub.
-    text: see `Text`.
+    text: of its texts; see `vocabulary.Text`.
     kind: one of TYPES; what has no rows of whole blocks is f16, and vectors are f32.
 
   Raises:
@@ -85,6 +75,7 @@ def write(
     raise storage.WeightsError(f'{file} is there already; choose another file')
   _check(like)
   cut = _cut(text.tokenizer)
+  vocabulary.check(text, cut)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
   architecture = ARCHITECTURES[like.raw['model_type']]
@@ -202,7 +193,7 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   tokens, kinds = [], []
   for n in range(rows):
     if n in added:
-      special = added[n]['special']
+      special = added[n]['special'] and added[n]['content'] not in text.shown
       tokens.append(added[n]['content'])
       kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     elif n in by_id:
@@ -219,9 +210,11 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   writer.add_token_merges(merges)
   writer.add_eos_token_id(text.eos_id)
   writer.add_pad_token_id(text.pad_id)
-  if text.bos_id is not None:
-    writer.add_bos_token_id(text.bos_id)
-  writer.add_add_bos_token(text.bos_id is not None)
+  before, behind = text.around
+  if (bos := before[0] if before else text.bos_id) is not None:
+    writer.add_bos_token_id(bos)
+  writer.add_add_bos_token(bool(before))
+  writer.add_add_eos_token(bool(behind))
   if text.chat_template is not None:
     writer.add_chat_template(text.chat_template)
 
@@ -236,12 +229,19 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   given = tokenizer.get('pre_tokenizer') or {}
   parts = given.get('pretokenizers', [given])
   names = [part.get('type') for part in parts]
-  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits'):
+  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
+    raise storage.WeightsError(
+      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, as '
+      'llama.cpp puts no space before texts, got true'
+    )
+  cuts = parts[-1].get('use_regex', True)  # ByteLevel as GPT-2 does
+  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
     return 'smollm'
-  if names == ['ByteLevel']:
+  if names == ['ByteLevel'] and cuts:
     return 'gpt-2'
   pattern = parts[0].get('pattern', {}).get('Regex')
-  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS:
+  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
+  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
     return PATTERNS[pattern]
   raise storage.WeightsError(
     'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
