@@ -33,7 +33,7 @@ class ChatTemplate:
   source: str
   names: Mapping[str, str]  # 'bos_token', 'eos_token', …
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a user's
-  now: datetime.datetime | None = None  # what strftime_now tells; None is the clock's
+  time: datetime.datetime | None = None  # what strftime_now tells; None is the clock's
 
   def render(self, messages: Sequence[Message]) -> str:
     """Returns the conversation as the model reads it, up to where its turn begins.
@@ -66,7 +66,7 @@ class ChatTemplate:
     return _ENVIRONMENT.from_string(self.source, {'strftime_now': self._told})
 
   def _told(self, form: str) -> str:
-    return (self.now or datetime.datetime.now()).strftime(form)
+    return (self.time or datetime.datetime.now()).strftime(form)
 
 
 class _Generation(jinja2.ext.Extension):

@@ -257,16 +257,16 @@ def templates(folder: Path) -> dict[str, str]:
   given = _settings(folder / SETTINGS[0]).get('chat_template')
   if isinstance(given, list):  # several with names
     named = [one for one in given if isinstance(one, dict)]
-    found = {str(one.get('name')): one.get('template') for one in named}
-  else:
-    found = {} if given is None else {DEFAULT: given}
-  for source in found.values():
+    given = {str(one.get('name')): one.get('template') for one in named}
+  elif given is not None:
+    given = {DEFAULT: given}
+  for source in (given or {}).values():
     if not isinstance(source, str):
       raise HubError(
         f'{folder / SETTINGS[0]}: chat_template: expected a text, got '
         f'{type(source).__name__}'
       )
-  return found
+  return given or {}
 
 
 def _text(file: Path) -> str:

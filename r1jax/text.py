@@ -378,13 +378,26 @@ def parse(text: str) -> Parsed | None:
   return Parsed(think.strip(), summary.strip(), answer.strip())
 
 
-def opened(prompt: str) -> str:
-  """What of an output a prompt has written already: '<think>' with its end, or ''.
+_OPENED = re.compile(r'<think>\s*(</think>\s*)?')
 
-  R1's chat template ends so, and its model goes on inside the thoughts.
+
+def opened(prompt: str) -> str:
+  """What of an output a prompt has written already, or ''.
+
+  '<think>' with its end: R1's chat template ends so, and its model goes on inside the
+  thoughts. Or thoughts that are empty: so ends the one of a model that is not to think.
   """
   opening = prompt[prompt.rfind('<think>') :] if '<think>' in prompt else ''
-  return opening if opening.strip() == '<think>' else ''
+  return opening if _OPENED.fullmatch(opening) else ''
+
+
+def going_on(prompt: str, output: str) -> str:
+  """The part of an output that is left to say after a prompt that has opened it."""
+  opening = opened(prompt)
+  if '</think>' in opening:
+    thoughts, tag, rest = output.partition('</think>')
+    return rest.lstrip('\n') if tag else thoughts
+  return output.removeprefix('<think>').removeprefix('\n') if opening else output
 
 
 def visible(output: str) -> str:

@@ -101,9 +101,9 @@ def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
 def _unmerged(tokenizer: Mapping[str, Any]) -> str | None:
   """A token that is not what its own text is merged to, or None."""
   added = {token['content'] for token in tokenizer.get('added_tokens', [])}
-  parts = dict.fromkeys(('normalizer', 'pre_tokenizer', 'post_processor', 'decoder'))
   model = {**tokenizer['model'], 'ignore_merges': False}
-  bare = {'version': '1.0', 'added_tokens': [], 'model': model, **parts}
+  bare: dict[str, Any] = {'version': '1.0', 'added_tokens': [], 'model': model}
+  bare |= dict.fromkeys(('normalizer', 'pre_tokenizer', 'post_processor', 'decoder'))
   merged = tokenizers.Tokenizer.from_str(json.dumps(bare))
   words = [word for word in model['vocab'] if word not in added]
   found = zip(words, merged.encode_batch(words), strict=True)

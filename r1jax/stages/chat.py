@@ -111,7 +111,7 @@ class Speaker:
     prompt, ids = self.prompt(messages)
     stream = self.model.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
-    yield from told_apart(pieces, bool(text.opened(prompt)))
+    yield from told_apart(pieces, text.opened(prompt).strip() == '<think>')
 
 
 def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:

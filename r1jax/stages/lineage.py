@@ -106,10 +106,8 @@ class Model:
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    opened = text.opened(self.tokenizer.prompt(self.template, question))
-    if opened:
-      output = output.removeprefix('<think>').removeprefix('\n')
-    elif not text.is_chat(self.template):
+    output = text.going_on(self.tokenizer.prompt(self.template, question), output)
+    if not text.is_chat(self.template):
       output = f' {output}'
     return (
       self.tokenizer.prompt_ids(self.template, question),
