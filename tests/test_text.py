@@ -122,6 +122,29 @@ def test_parse_agrees_with_the_pattern_that_defines_it(output):
   assert text.parse(output) == expected
 
 
+OWN = '<think>\nhm</think>\n<answer>8</answer>'
+REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'opening', 'left'),
+  [
+    ('so?<think>', '<think>', REST),
+    ('so?<think>\n', '<think>\n', REST),
+    ('so?<think>\n\n</think>\n\n', '<think>\n\n</think>\n\n', ANSWER),
+    ('so?<think></think>', '<think></think>', ANSWER),
+    ('so?<think>hm</think>', '', OWN),
+    ('so?<think></think>then', '', OWN),
+    ('<think> so?', '', OWN),
+    ('so?', '', OWN),
+  ],
+)
+def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, left):
+  assert text.opened(prompt) == opening
+  assert text.going_on(prompt, OWN) == left
+  assert text.going_on(prompt, left) == left
+
+
 @pytest.mark.parametrize(
   ('output', 'shown'),
   [
