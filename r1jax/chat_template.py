@@ -10,7 +10,7 @@ import datetime
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -69,13 +69,16 @@ class ChatTemplate:
     return (self.time or datetime.datetime.now()).strftime(form)
 
 
+_TAGS = {'generation'}
+
+
 class _Generation(jinja2.ext.Extension):
   """{% generation %} … {% endgeneration %}, around what the model says: no change.
 
   Like a macro that is called where it stands: what is set inside ends with it.
   """
 
-  tags: ClassVar[set[str]] = {'generation'}
+  tags = _TAGS
 
   def parse(self, parser: Any) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno
