@@ -77,11 +77,13 @@ def open_tokenizer(
   tokenizer = _read(folder)
   settings = {name: _settings(folder / name) for name in SETTINGS}
   roles = _roles(folder, settings[SETTINGS[0]])
-  # transformers knows such a token even where tokenizer.json has it as a mere word.
-  known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-  for content, token in {token.content: token for token in roles.values()}.items():
-    if content not in known and tokenizer.token_to_id(content) is not None:
-      tokenizer.add_special_tokens([token])
+  try:
+    _add(tokenizer, settings[SETTINGS[0]].get('added_tokens_decoder') or {}, roles)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise HubError(
+      f'{folder / SETTINGS[0]}: added_tokens_decoder: expected tokens by their number, '
+      f'each with its content ({error!r})'
+    ) from error
   names = {role: token.content for role, token in roles.items()}
   stops = _stops(folder, settings, names, tokenizer)
   pad = tokenizer.token_to_id(names.get('pad_token', ''))
@@ -111,6 +113,32 @@ def _read(folder: Path) -> tokenizers.Tokenizer:
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
+
+
+def _add(
+  tokenizer: tokenizers.Tokenizer,
+  listed: Mapping[str, Any],
+  roles: Mapping[str, tokenizers.AddedToken],
+) -> None:
+  """Adds the tokens that other files name, as transformers does.
+
+  Those that tokenizer_config.json lists, whose flags go before those of tokenizer.json;
+  and those with a role that tokenizer.json has as mere words.
+  """
+  known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+  given = [listed[number] for number in sorted(listed, key=int)]
+  tokens = [_token(token, bool(token.get('special'))) for token in given]
+  tokenizer.add_tokens([token for token in tokens if repr(token) not in known])
+  names = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+  for content, token in {token.content: token for token in roles.values()}.items():
+    if content not in names and tokenizer.token_to_id(content) is not None:
+      tokenizer.add_special_tokens([token])
+
+
+def _token(given: Mapping[str, Any], special: bool) -> tokenizers.AddedToken:
+  flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
+  how = {flag: bool(given[flag]) for flag in flags if flag in given}
+  return tokenizers.AddedToken(given['content'], special=special, **how)
 
 
 def _check_variables(
@@ -190,9 +218,7 @@ def _roles(
   for role, token in told.items():
     given = token if isinstance(token, dict) else {'content': token}
     if role.endswith('_token') and isinstance(given.get('content'), str):
-      flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
-      how = {flag: bool(given[flag]) for flag in flags if flag in given}
-      found[role] = tokenizers.AddedToken(given['content'], special=True, **how)
+      found[role] = _token(given, special=True)
   return found
 
 

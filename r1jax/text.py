@@ -74,10 +74,10 @@ class Tokenizer:
   """Text to ids and back; those that `train` makes, and any of the hub (`r1jax.hub`).
 
   Control tokens are padding, all that end a sequence, and the special tokens that
-  `control` names. `encode` never gives one, even for text that spells one: only the
-  program ends a sequence. `decode` leaves them out. Every other added token, special or
-  not, is read and shown as the text that it spells: a reward looks for `<think>`,
-  however the checkpoint's author has added it.
+  `control` names, unless they are TAGS. `encode` never gives one, even for text that
+  spells one: only the program ends a sequence. `decode` leaves them out. Every other
+  added token, special or not, is read and shown as the text that it spells: a reward
+  looks for `<think>`, however the checkpoint's author has added it.
 
   A tokenizer of our own is byte-level BPE in which every digit and every tag is one
   token (digits stand alone so that a model sees the same 1 in 16 and in 61), and

@@ -119,6 +119,12 @@ def test_loops_json_and_whitespace_are_those_of_transformers(folder):
     ('tokenizer_config.json', '[]', 'tokenizer_config.json: expected an object'),
     ('tokenizer_config.json', '{', 'tokenizer_config.json cannot be read'),
     ('tokenizer_config.json', '{"eos_token": "<|eos|>", "chat_template": 3}', 'a text'),
+    ('tokenizer_config.json', '{"added_tokens_decoder": {"a": 3}}', 'by their number'),
+    (
+      'tokenizer_config.json',
+      '{"added_tokens_decoder": {"3": {}}}',
+      "ntent .*'content",
+    ),
     ('tokenizer_config.json', '{}', 'expected an eos_token .*nothing would end'),
   ],
 )
@@ -340,6 +346,30 @@ def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
   pad = theirs.pad_token_id
   assert ours.pad_id == (ours.eos_id if pad is None else pad)
   assert hub.named_bos_id(tmp_path / 'm') == theirs.bos_token_id
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [{}, {'lstrip': True, 'rstrip': True}, {'special': True}, {'normalized': True}],
+)
+def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_path):
+  tokenizer = made()
+  tokenizer.add_tokens([AddedToken('<tool>', normalized=False)])
+  listed = {
+    str(n): {'content': token, 'special': True, 'normalized': False}
+    for n, token in enumerate(SPECIALS)
+  }
+  first = tokenizer.token_to_id('<tool>')
+  for n, token in enumerate(['<tool>', '<new>']):
+    listed[str(first + n)] = {'content': token, 'normalized': False, **flags}
+  theirs, ours = saved(tmp_path / 'm', tokenizer, added_tokens_decoder=listed)
+  source = 'so <tool> so <new> so'
+  assert ours.chat_ids(source) == theirs.encode(source)
+  assert ours.encode(source) == theirs.encode(source)
+  assert '<tool>' in ours.decode(theirs.encode(source))
+  assert hub.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1]['content'] == (
+    '<new>'
+  )
 
 
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
