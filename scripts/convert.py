@@ -98,6 +98,7 @@ def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Pa
     chat_template=hub.template(folder) if folder else TEMPLATE,
     shown=text.TAGS,
   )
+  gguf.check(like, written)  # before parameters are read
   params = stage.params(mesh_lib.make(), config.params)
   gguf.write(out, params, like, written, config.type)
   for remark in vocabulary.remarks(written):

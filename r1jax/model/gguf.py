@@ -73,9 +73,7 @@ def write(
   file = Path(file).expanduser()
   if file.exists():
     raise storage.WeightsError(f'{file} is there already; choose another file')
-  _check(like)
-  cut = _cut(text.tokenizer)
-  vocabulary.check(text, cut)
+  cut = check(like, text)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
   architecture = ARCHITECTURES[like.raw['model_type']]
@@ -100,6 +98,18 @@ def write(
     partial.rename(file)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def check(like: weights.Checkpoint, text: Text) -> str:
+  """Returns llama.cpp's name for how texts are cut.
+
+  Raises:
+    WeightsError: the model or its tokenizer is of a kind that isn't written.
+  """
+  _check(like)
+  cut = _cut(text.tokenizer)
+  vocabulary.check(text, cut)
+  return cut
 
 
 def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
