@@ -85,14 +85,17 @@ class Distill:
   rl: rl.Config = rl.Config(steps=40, evaluate_every=40)
   rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
   grpo: grpo.Config = dataclasses.replace(
-    grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
+    grpo.PRESETS['grpo'],
+    mean='tokens',
+    clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
+    clip_high=10.0,
   )
   mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config(problems=48)
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_shares(self.shares, recipe.TASKS)
     known = [name for name in METHODS if name in self.methods]
     if not known or sorted(known) != sorted(self.methods):

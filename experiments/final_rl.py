@@ -56,14 +56,17 @@ class FinalRL:
   rl: rl.Config = rl.Config(steps=40, temperature=((0, 0.7),))
   rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine')
   grpo: grpo.Config = dataclasses.replace(
-    grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
+    grpo.PRESETS['grpo'],
+    mean='tokens',
+    clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
+    clip_high=10.0,
   )
   mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_shares(self.shares, REASONING)
     if not 0 <= self.general_share <= 1:
       raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')

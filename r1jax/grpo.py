@@ -98,8 +98,6 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
 
 def batch_whitened(reward: jax.Array) -> jax.Array:
   """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
-  if reward.size < 2:
-    raise ValueError(f'rewards: expected 2 or more to whiten, got {reward.size}')
   return _over_std(_centred(reward, axis=None), reward, axis=None)
 
 
@@ -249,6 +247,9 @@ MEANS: dict[str, Callable[[jax.Array, Totals, Config], jax.Array]] = {
   'tokens': mean_tokens,
   'constant': mean_constant,
 }
+# Advantages that compare the outputs of one prompt, and so need two or more of them.
+# A new one that does adds its name; for all others one output a prompt is enough.
+WITHIN_GROUP = {'group_zscore', 'group_centred', 'leave_one_out'}
 TABLES: dict[str, dict[str, Any]] = {
   'advantage': ADVANTAGES,
   'ratio': RATIOS,
@@ -278,19 +279,25 @@ PRESETS = {
 }
 
 
-def check_group_size(config: Config, group_size: int) -> None:
-  """Raises ValueError where one sample a prompt leaves nothing to compare with."""
-  if group_size < 2 and config.advantage != 'batch_whitened':
+def check_group_size(config: Config, group_size: int, prompts: int) -> None:
+  """Raises ValueError where a rollout of so many prompts leaves nothing to compare."""
+  if group_size < 2 and config.advantage in WITHIN_GROUP:
     raise ValueError(
       f'rl.group_size: the advantage {config.advantage!r} compares the samples of a '
       f'prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
       "grpo.advantage to 'batch_whitened'"
     )
+  if group_size * prompts < 2 and config.advantage == 'batch_whitened':
+    raise ValueError(
+      "rl.prompts_per_step: the advantage 'batch_whitened' compares the outputs of a "
+      'rollout and needs 2 or more, got 1; raise rl.prompts_per_step or rl.group_size'
+    )
 
 
 def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
   """Returns one advantage an output, [P, G], from rewards [P, G]."""
-  check_group_size(config, reward.shape[1])
+  prompts, group_size = reward.shape
+  check_group_size(config, group_size, prompts)
   return ADVANTAGES[config.advantage](reward)
 
 

@@ -474,13 +474,33 @@ def test_a_group_of_one_is_refused(name):
     "2 or more, got 1; raise rl.group_size, or set grpo.advantage to 'batch_whitened'"
   )
   for call in (
-    lambda: grpo.check_group_size(config, 1),
+    lambda: grpo.check_group_size(config, 1, 4),
     lambda: grpo.group_advantage(jnp.zeros((4, 1)), config=config),
   ):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
       call()
     assert str(error.value) == message
-  grpo.check_group_size(config, 2)
+  grpo.check_group_size(config, 2, 1)
+
+
+def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward - 0.5)
+  config = grpo.Config(advantage='own')
+  grpo.check_group_size(config, 1, 1)
+  got = grpo.group_advantage(jnp.array([[0.0], [1.0]]), config=config)
+  assert got.tolist() == [[-0.5], [0.5]]
+  # One that says that it does is refused.
+  monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, 'own'})
+  with pytest.raises(ValueError, match="advantage 'own' compares the samples of a"):
+    grpo.check_group_size(config, 1, 4)
+
+
+def test_one_output_cannot_be_whitened():
+  config = grpo.Config(advantage='batch_whitened')
+  expected = 'rl.prompts_per_step: .* needs 2 or more, got 1; raise rl.prompts_per_step'
+  with pytest.raises(ValueError, match=expected):
+    grpo.check_group_size(config, 1, 1)
+  grpo.check_group_size(config, 2, 1)
 
 
 def test_a_group_of_one_can_be_whitened():
