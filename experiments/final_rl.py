@@ -9,6 +9,7 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -95,13 +96,23 @@ def rewards(config: FinalRL) -> list[Weighted]:
 def order(
   config: FinalRL, where: recipe.Setting, seed: int
 ) -> Callable[[int], Problem]:
-  """Reasoning problems, from a step on mixed with instructions."""
+  """Reasoning problems, from a step on mixed with instructions.
+
+  None is asked twice before all of its kind have been asked.
+  """
   reasoning = rl.problem_order(where.train[: len(REASONING)], config.shares, seed)
+  first = config.general_after * config.rl.prompts_per_step
+  asked = Counter(reasoning(index).task for index in range(first))
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  everything = rl.problem_order(where.train, [*shares, share], seed)
-  first = config.general_after * config.rl.prompts_per_step
-  return lambda index: (reasoning if index < first else everything)(index)
+  everything = rl.problem_order(
+    where.train, [*shares, share], seed, [asked[task] for task in recipe.TASKS]
+  )
+
+  def problem(index: int) -> Problem:
+    return reasoning(index) if index < first else everything(index - first)
+
+  return problem
 
 
 def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference.Scorer:

@@ -3,6 +3,7 @@
 `test_grpo_oracle` has TRL's numbers, `test_grpo_step` the update.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -493,6 +494,28 @@ def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
   monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, 'own'})
   with pytest.raises(ValueError, match="advantage 'own' compares the samples of a"):
     grpo.check_group_size(config, 1, 4)
+
+
+def test_a_preset_is_known_whatever_constant_it_has():
+  for name, preset in grpo.PRESETS.items():
+    longer = dataclasses.replace(preset, constant_length=7)
+    assert grpo.preset_of(preset) == grpo.preset_of(longer) == name
+    other = dataclasses.replace(preset, clip_high=0.123)
+    assert grpo.preset_of(other) is None
+
+
+def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
+  # What their papers have beside the objective, or in it in another place.
+  expected = {
+    'dr_grpo': ('constant_length', 'max_length'),
+    'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
+    'cispo': ('without the dynamic sampling', 'penalty of length', '0.28'),
+    'rloo': ('without its KL', 'from the reward'),
+    'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
+  }
+  assert grpo.PUBLISHED.keys() == expected.keys()
+  for name, words in expected.items():
+    assert all(word in grpo.PUBLISHED[name] for word in words)
 
 
 def test_one_output_cannot_be_whitened():

@@ -24,11 +24,11 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import filters, mesh, text
+from r1jax import filters, mesh, tasks, text
 from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.lineage import LineageError
-from r1jax.tasks import Problem, instructions
+from r1jax.tasks import Problem, instructions, web
 
 STAGES = tuple(r1.STAGES)
 CONFIG = r1_smoke.R1Smoke()
@@ -439,6 +439,7 @@ TOO_LONG = 'expected at most 96, as the base model was trained on rows of 128 to
     ('reasoning_rl', 'rl.max_length', ((0, 97),), f'rl.max_length: {TOO_LONG}'),
     ('rejection_sft', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('final_rl', 'rl.max_length', ((0, 64), (1, 97)), f'rl.max_length: {TOO_LONG}'),
+    ('final_rl', 'judged', 40_000, 'judged: expected at most the .* got 40000; set it'),
     ('distill_small', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('distill_small', 'base.row_length', 95, 'base.row_length: expected at least 96'),
     ('distill_small', 'sft.row_length', 95, 'sft.row_length: expected at least 96'),
@@ -516,6 +517,27 @@ def test_instructions_come_into_the_last_stage_after_so_many_steps():
   assert abs(last['countdown'] - 37.5) <= 1.5
   assert abs(last['equations'] - 37.5) <= 1.5
   assert not last['arithmetic']
+
+
+def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
+  difficulty = web.Tasks()
+  generated = [
+    list(tasks.module(name).generate(getattr(difficulty, name), 'train'))
+    for name in recipe.TASKS
+  ]
+  where = recipe.Setting(generated, [], 32, 352)
+  config = final_rl.FinalRL()
+  order = final_rl.order(config, where, 7)
+  asked = [order(n).id for n in range(config.rl.steps * config.rl.prompts_per_step)]
+  assert len(asked) == len(set(asked)) == 640
+  # Few problems: a pass over those of a task ends before the next begins.
+  few = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
+  order = final_rl.order(config, few, 7)
+  found = [order(n) for n in range(640)]
+  for task in recipe.TASKS:
+    ids = [problem.id for problem in found if problem.task == task]
+    passes = [ids[n : n + 50] for n in range(0, len(ids), 50)]
+    assert all(len(one) == len(set(one)) for one in passes)
 
 
 def test_general_data_is_careful_and_as_much_as_was_asked_for():

@@ -16,9 +16,7 @@ def clip(epsilon: float) -> Callable[[Any], Any]:
   """The variant that clips ratios to 1 - ε … 1 + ε; below 0 there are none to clip."""
   return lambda base: dataclasses.replace(
     base,
-    grpo=dataclasses.replace(
-      base.grpo, clip_low=min(epsilon, 1.0), clip_high=epsilon
-    ),
+    grpo=dataclasses.replace(base.grpo, clip_low=min(epsilon, 1.0), clip_high=epsilon),
   )
 
 

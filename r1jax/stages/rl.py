@@ -35,14 +35,21 @@ LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float
 
 
 def problem_order(
-  sources: Sequence[Sequence[Problem]], shares: Sequence[float], seed: int
+  sources: Sequence[Sequence[Problem]],
+  shares: Sequence[float],
+  seed: int,
+  begin: Sequence[int] | None = None,
 ) -> Callable[[int], Problem]:
   """Returns index -> problem: endless passes over each source, in orders of their own.
 
-  Any stretch of indices takes from the sources by their shares.
+  Any stretch of indices takes from the sources by their shares. With `begin` the passes
+  over source n go on after its first begin[n] problems, as if these had been asked.
   """
   passes = [
-    grain.MapDataset.source(problems).seed(seed + n).shuffle().repeat()
+    grain.MapDataset.source(problems)
+    .seed(seed + n)
+    .shuffle()
+    .repeat()[begin[n] if begin else 0 :]
     for n, problems in enumerate(sources)
     if shares[n]
   ]

@@ -210,6 +210,9 @@ class Work:
       self.model.matrices,
       quantize if config.rl.int8_rollout else None,
     )
+    note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
+    if note:
+      self.run.progress.say(f'The algorithm is {note}.')
     adapted = self.model.lora
     if adapted.rank:
       trainer = dataclasses.replace(
