@@ -24,7 +24,7 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import filters, mesh, tasks, text
+from r1jax import drawing, filters, mesh, tasks, text
 from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.lineage import LineageError
@@ -333,6 +333,27 @@ def test_every_model_has_its_row_of_the_stage_table(unbroken):
       assert 0 <= measured['general']['rewards']['preference']['mean'] <= 1
 
 
+def test_students_say_what_each_method_has_computed(unbroken):
+  for name, methods in (('small', distill.METHODS), ('tiny', distill.METHODS[:3])):
+    folder = unbroken[f'distill_{name}']
+    found = json.loads((folder / 'compute.json').read_text())
+    assert set(found) == set(methods)
+    assert found['sft']['times_sft'] == 1
+    # As many tokens: epochs are rounded, and answers of one example a step are short.
+    assert 0.5 < found['answers']['times_sft'] < 1.5
+    rl_tokens = found['rl']
+    assert rl_tokens['learned'] == rl_tokens['sampled'] == rl_tokens['scored']
+    # 4 steps of 4 problems and 16 outputs, of up to 32 and 64 tokens
+    assert 4 * 16 < rl_tokens['sampled'] <= 4 * (4 * 32 + 16 * 64)
+  for method in ('forward_kl', 'reverse_kl', 'on_policy'):
+    assert found_small(unbroken)[method]['judged'] > 0
+  assert found_small(unbroken)['on_policy']['sampled'] > 0
+
+
+def found_small(unbroken):
+  return json.loads((unbroken['distill_small'] / 'compute.json').read_text())
+
+
 def same(path: Path) -> object:
   """What must not depend on when a run was killed, of a file."""
   if path.name not in ('metrics.jsonl', 'samples.jsonl'):
@@ -462,6 +483,11 @@ def test_sizes_that_do_not_fit_are_refused(
   assert not (tmp_path / 'run').exists()
 
 
+COOLER: dict[str, Any] = {
+  'rejection': rejection.Config(draw=drawing.Config(temperature=0.7))
+}
+
+
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
@@ -472,11 +498,32 @@ def test_sizes_that_do_not_fit_are_refused(
       {'methods': ('sft', 'reverse_kl'), 'student': distill.STUDENTS['tiny']},
       r"a tokenizer of its own, .* got \['reverse_kl'\]; set student.vocab_size to 0",
     ),
+    (COOLER, r'rejection.draw and rl.temperature: .* one .* got \[0.7, 1.0\]'),
+    ({'rl': rl.Config(temperature=((0, 1.0), (9, 0.7)))}, r'got \[0.7, 1.0\]'),
+    ({**COOLER, 'methods': ('sft', 'forward_kl')}, r'got \[0.7, 1.0\]'),
+    (
+      {'rl': rl.Config(temperature=((0, 0.7),)), 'methods': ('rl', 'on_policy')},
+      r'got \[0.7, 1.0\]',
+    ),
+    (
+      {'rejection': rejection.Config(draw=drawing.Config(top_p=0.95))},
+      r'no top-k or top-p, .* got \[1.0\] and .*top_p=0.95',
+    ),
   ],
 )
 def test_impossible_lessons_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     distill.Distill(**fields)
+
+
+def test_students_learn_and_are_measured_at_one_temperature():
+  config = distill.Distill(methods=distill.METHODS)
+  one = drawing.Config(temperature=1.0)
+  assert config.rejection.draw == config.scoreboard.draw == config.evaluate.draw == one
+  assert config.rl.temperature == ((0, 1.0),)
+  # Another one for all, and any where only SFT learns.
+  distill.Distill(**COOLER, rl=rl.Config(temperature=((0, 0.7),)))
+  distill.Distill(**COOLER, methods=('sft', 'answers'))
 
 
 @pytest.mark.parametrize(

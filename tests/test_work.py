@@ -1,5 +1,6 @@
 """A stage at work: what base models read, and a student's own outputs as rows."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
     *(7, 7, 8, 8, 9, 9, 10, 10),
   ]
   assert second.tokens.shape == (2, 12)
+  # Outputs that fill more rows than those of a step are all there, in twice as many.
+  narrow = at_work(model=None, seed=1).own_outputs(
+    lambda index: Problem(str(7 + index), 'countdown', '', {}),
+    prompts=4,
+    config=dataclasses.replace(config, rows_per_step=1),
+    max_length=6,
+  )
+  more: Any = narrow(1, 'params')
+  assert more.tokens.shape == (2, 12)
+  assert sorted(more.tokens[more.weights == 1]) == sorted(learned)
   # Asked out of order, as after a kill: the same.
   again: Any = batch(1, 'params')
   np.testing.assert_array_equal(again.tokens, found.tokens)
