@@ -330,7 +330,13 @@ def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
   """Returns one advantage an output, [P, G], from rewards [P, G]."""
   prompts, group_size = reward.shape
   check_group_size(config, group_size, prompts)
-  return ADVANTAGES[config.advantage](reward)
+  advantage = ADVANTAGES[config.advantage](reward)
+  if advantage.shape != reward.shape:
+    raise ValueError(
+      f'grpo.advantage: expected one number an output of {config.advantage!r}, '
+      f'{reward.shape}, got {advantage.shape}; correct the function'
+    )
+  return advantage
 
 
 @jax.named_scope('objective')

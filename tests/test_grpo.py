@@ -496,6 +496,13 @@ def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
     grpo.check_group_size(config, 1, 4)
 
 
+def test_an_advantage_of_another_shape_is_named(monkeypatch):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward.mean(1))
+  expected = r"one number an output of 'own', \(4, 2\), got \(4,\); correct"
+  with pytest.raises(ValueError, match=expected):
+    grpo.group_advantage(jnp.zeros((4, 2)), config=grpo.Config(advantage='own'))
+
+
 def test_a_preset_is_known_whatever_constant_it_has():
   for name, preset in grpo.PRESETS.items():
     longer = dataclasses.replace(preset, constant_length=7)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import cold_start, r1_zero
-from r1jax import mesh, text
+from r1jax import grpo, mesh, text
+from r1jax.model import lora
 from r1jax.model.config import ModelConfig
-from r1jax.stages import finetune, lineage, recipe, work
+from r1jax.stages import finetune, lineage, recipe, rl, work
 from r1jax.tasks import Problem
 
 
@@ -83,6 +84,21 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
   # Asked out of order, as after a kill: the same.
   again: Any = batch(1, 'params')
   np.testing.assert_array_equal(again.tokens, found.tokens)
+
+
+@pytest.mark.parametrize('name', grpo.PRESETS)
+def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
+  said = []
+  monkeypatch.setattr(work.Work, 'generator', None)
+  monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
+  model: Any = SimpleNamespace(matrices=None, lora=lora.Config())
+  job = at_work(model, seed=0)
+  run: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append))
+  config = dataclasses.replace(r1_zero.R1Zero(), grpo=grpo.PRESETS[name])
+  nothing: Any = None
+  dataclasses.replace(job, run=run).reinforce(nothing, nothing, nothing, config)
+  told = name in grpo.PUBLISHED
+  assert said == ([f'The algorithm is {grpo.PUBLISHED[name]}.'] if told else [])
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
