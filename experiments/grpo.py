@@ -63,7 +63,7 @@ class Grpo:
   )
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_seed(self.seed)
     recipe.check_folders(self.workdir, self.data_dir)
     if self.model.lora.rank and self.rl_optim.muon_learning_rate:

@@ -85,7 +85,7 @@ class R1Zero:
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_seed(self.seed)
     recipe.check_folders(self.workdir, self.data_dir)
     text.check_vocab_size(self.vocab_size)

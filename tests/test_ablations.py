@@ -205,9 +205,10 @@ def test_settings_that_cannot_work_are_refused(fields, told):
 
 # --- What the variants change ---------------------------------------------------------
 
+PPO_CLIP: dict[str, object] = {'grpo.clip_low': 0.2, 'grpo.clip_high': 0.2}
 CHANGES: dict[str, dict[str, dict[str, object]]] = {
   'language': {'with': {}, 'without': {'language_weight': 0.0}},
-  'clip': {'clip10': {}, 'clip0.2': {'grpo.clip_high': 0.2}},
+  'clip': {'clip10': {}, 'clip0.2': PPO_CLIP},
   'kl': {
     'kl0.001': {},
     'kl0': {'grpo.kl_coef': 0.0},
@@ -223,16 +224,22 @@ CHANGES: dict[str, dict[str, dict[str, object]]] = {
     'fourfold': {'rl.group_size': 64, 'rl.prompts_per_step': 4},
   },
   'algorithms': {
-    # R1's own settings here differ from the published algorithm's in two fields.
-    'grpo': {'grpo.mean': 'outputs', 'grpo.clip_high': 0.2},
+    # R1's own settings here differ from the published algorithm's in three fields.
+    'grpo': {'grpo.mean': 'outputs', **PPO_CLIP},
     'dr_grpo': {
       'grpo.advantage': 'group_centred',
       'grpo.kl': 'none',
       'grpo.mean': 'constant',
+      'grpo.constant_length': 320,  # the most tokens of an output
       'grpo.kl_coef': 0.0,
-      'grpo.clip_high': 0.2,
+      **PPO_CLIP,
     },
-    'dapo': {'grpo.kl': 'none', 'grpo.kl_coef': 0.0, 'grpo.clip_high': 0.28},
+    'dapo': {
+      'grpo.kl': 'none',
+      'grpo.kl_coef': 0.0,
+      'grpo.clip_low': 0.2,
+      'grpo.clip_high': 0.28,
+    },
     'gspo': {
       'grpo.ratio': 'geometric',
       'grpo.kl': 'none',
@@ -245,6 +252,7 @@ CHANGES: dict[str, dict[str, dict[str, object]]] = {
       'grpo.surrogate': 'clipped_weight',
       'grpo.kl': 'none',
       'grpo.kl_coef': 0.0,
+      'grpo.clip_low': 0.2,
       'grpo.clip_high': 0.28,
     },
   },

@@ -1,5 +1,6 @@
 """The world of a lineage, and what its stages learn from."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from experiments import (
   rejection_sft,
 )
 from r1jax import text
-from r1jax.stages import recipe
+from r1jax.stages import recipe, rl
 from r1jax.stages.workdir import plain_config
 from r1jax.tasks import Problem, countdown, equations, web
 
@@ -47,6 +48,24 @@ def test_outputs_end_where_the_base_model_has_seen_positions():
   )
   with pytest.raises(ValueError, match=expected):
     SETTING.check_length('rejection.max_length', 321)
+
+
+@pytest.mark.parametrize(
+  ('prompts', 'judged', 'remedy'),
+  [(4, 12, 'set it to 8'), (16, 16, 'lower rl.prompts_per_step')],
+)
+def test_the_judge_is_shown_no_more_instructions_than_there_are(
+  prompts, judged, remedy
+):
+  config = final_rl.FinalRL(
+    rl=rl.Config(steps=40, prompts_per_step=prompts), judged=judged
+  )
+  expected = f'judged: expected at most the 9 instructions .* got {judged}; {remedy}'
+  with pytest.raises(ValueError, match=expected):
+    SETTING.check(config)
+  SETTING.check(
+    dataclasses.replace(config, rl=rl.Config(steps=40, prompts_per_step=4), judged=8)
+  )
 
 
 def test_a_row_has_place_for_a_prompt_and_its_output():

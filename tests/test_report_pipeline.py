@@ -260,6 +260,7 @@ def test_cells_are_the_numbers_given(tmp_path):
   write_pipeline(tmp_path, students=('distill_small',))
   write_student(tmp_path, 'distill_small', base=2, sft=9)
   dump(tmp_path / 'distill_small' / 'stage.json', {'parameters': 100_000})
+  dump(tmp_path / 'distill_small' / 'compute.json', {'sft': {'times_sft': 1.0}})
   page = page_of(tmp_path)
   reasoning = page.cells('Reasoning')
   assert reasoning[:4] == ['Reasoning', 'solved by one output', '12.5 %', '11.5–13.5']
@@ -273,6 +274,8 @@ def test_cells_are_the_numbers_given(tmp_path):
   assert page.cells('Codeforces')[2:] == ['1,444', '1,534', '1,687', '1,746', '2,029']
   # 9 of 16; two students' rows have the same measures as the stages.
   assert page.cells('SFT on R1’s outputs')[1:3] == ['56.2 %', '55.2–57.2']
+  assert page.cells('SFT on R1’s outputs')[-1] == '1.0 ×'
+  assert page.cells('base model')[-1] == '–'
   assert 'Student small: 100,000 parameters, 25% of the teacher’s' in page.text
   assert page.cells('Qwen-32B, RL straight on it')[1:] == ['47.0', '–', '–']
   assert page.cells('Llama &lt;8B&gt;')[1:] == ['50.0', '–', '–']

@@ -54,6 +54,16 @@ CHOICES = (
     'k3',
   ),
   Choice(
+    'Of which models is the KL where the temperature is not 1?',
+    'Nothing; stage 4 samples at 0.7.',
+    'of policy and reference at the temperature of the rollout',
+    'These are the models that the ratio is of. At 0.7 the same two models are usually '
+    'further apart than at 1, so β = 0.001 holds stage 4 more tightly than stage 2; '
+    'curves of KL and entropy compare within a stage alone.',
+    'r1.ALL_SCENARIOS.rl.temperature',
+    ((0, 0.7),),
+  ),
+  Choice(
     'What is a step, and how many updates does a rollout serve?',
     '32 questions a step, rollouts of 8,192 outputs in 16 mini-batches, one epoch.',
     'a step is an update; 16 a rollout',

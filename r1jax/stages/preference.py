@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,7 +167,9 @@ def _score_pairs(score: Scoring, params: Any, pairs: preference.Batch) -> np.nda
 
 
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(count)
+  # By name: without one, epoch 0 would have the numbers of the judge, whose seed it is.
+  name = zlib.crc32(b'preference')
+  return np.random.default_rng((seed, name, epoch)).permutation(count)
 
 
 def _portion(data: preference.Batch, seed: int, step: int, size: int):

@@ -33,9 +33,11 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     number = values.get(name)
     return float('nan') if number is None else number  # NaN: every comparison fails
 
-  flat = value('zero_variance_groups')
+  # Not by groups: an advantage may compare the outputs of several prompts.
+  flat = value('zero_advantages')
   accuracy = (values.get('rewards') or {}).get('accuracy')
-  if value('reward') == 0 and not (accuracy or 0) > 0:
+  nothing = flat == 1 and value('reward_spread') == value('reward') == 0
+  if nothing and not (accuracy or 0) > 0:
     yield (
       'reward',
       'Every reward of this step is 0, so there is nothing to learn from: make the '
@@ -43,17 +45,20 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
   elif flat > 0.9:
     if accuracy is None:
-      why = 'the outputs of a problem all get the same reward'
+      why = 'outputs that are compared get the same reward; make the reward finer'
     elif accuracy < 0.05:
       why = 'hardly any output is right; make the problems easier'
     elif accuracy > 0.95:
       why = 'nearly every output is right; make the problems harder'
     else:
-      why = 'outputs of one problem are too much alike; sample at a higher temperature'
+      why = (
+        'outputs of one problem are too much alike; raise rl.temperature, or make the '
+        'reward finer'
+      )
     yield (
-      'zero_variance_groups',
-      f'In {flat:.0%} of the groups all rewards are equal and no gradient comes out: '
-      f'{why}.',
+      'zero_advantages',
+      f'The advantage of {flat:.0%} of the outputs is 0, and nothing is learned from '
+      f'them: {why}.',
     )
   if value('cut_off') > 0.3:
     yield (

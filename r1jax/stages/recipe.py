@@ -73,6 +73,14 @@ class Setting:
         length = part.max_length  # a number, or a schedule of RL
         longest = length if isinstance(length, int) else max(n for _, n in length)
         self.check_length(f'{name}.max_length', longest)
+    instructions = len(self.train[-1]) if self.train else 0
+    if getattr(config, 'judged', 0) > instructions:
+      most = instructions // config.rl.prompts_per_step * config.rl.prompts_per_step
+      raise ValueError(
+        f'judged: expected at most the {instructions} instructions to learn from, got '
+        f'{config.judged}; '
+        + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
+      )
     if hasattr(config, 'base'):  # of a student
       longest = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
       self.check_row('base.row_length', config.base.row_length, longest)

@@ -158,16 +158,17 @@ class Work:
   ) -> Callable[[int, Any], sft.Batch]:
     """Returns (step, params) -> rows of what these parameters say to the problems.
 
-    What does not fit into the rows of a step is left out.
+    All of it: where it takes more rows than `config.rows_per_step`, there are twice or
+    three times as many. To leave out what does not fit would favour short outputs.
     """
-    root = jax.random.key(self.seed)
+    key = evaluate.named_key(jax.random.key(self.seed), 'own outputs')
     once = dataclasses.replace(config, epochs=1)
 
     def batch(step: int, params: Any) -> sft.Batch:
       chosen = [order(index) for index in range((step - 1) * prompts, step * prompts)]
       outputs = self.generator(
         params,
-        jax.random.fold_in(root, step),
+        jax.random.fold_in(key, step),
         chosen,
         group_size=1,
         max_length=max_length,
@@ -181,7 +182,7 @@ class Work:
         for n in range(len(outputs.rows))
       ]
       examples = of_all_hosts(outputs, own)
-      return finetune.Passes(examples, once, self.seed + step).batch(1)
+      return finetune.Passes(examples, once, self.seed + step).whole()
 
     return batch
 
@@ -210,6 +211,9 @@ class Work:
       self.model.matrices,
       quantize if config.rl.int8_rollout else None,
     )
+    note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
+    if note:
+      self.run.progress.say(f'The algorithm is {note}.')
     adapted = self.model.lora
     if adapted.rank:
       trainer = dataclasses.replace(
@@ -218,7 +222,8 @@ class Work:
         frozen=params(),
         join=functools.partial(lora.attach, scale=adapted.scale),
       )
-      init = lora.init(self.model.config, adapted, jax.random.key(self.seed))
+      key = evaluate.named_key(jax.random.key(self.seed), 'adapters')
+      init = lora.init(self.model.config, adapted, key)
       params = functools.partial(mesh_lib.put_everywhere, self.mesh, init)
     return rl.train(
       self.run,

@@ -125,14 +125,15 @@ def _training(run: Run) -> list[Figure]:
     ),
     Figure(
       'KL to the reference',
-      'Nats a token. It grows slowly from 0 and drops where the reference is replaced; '
-      'a jump means that the policy has come apart.',
+      'Nats a token, of both models at the temperature of the rollout. It grows slowly '
+      'from 0 and drops where the reference is replaced; a jump means that the policy '
+      'has come apart.',
       steps(run.rl, 'kl'),
     ),
     Figure(
       'Entropy',
-      'Nats a token. A fall to 0 ends exploration: all outputs of a group become the '
-      'same.',
+      'Nats a token, of the policy at the temperature of the rollout. A fall to 0 ends '
+      'exploration: all outputs of a group become the same.',
       steps(run.rl, 'entropy'),
     ),
     Figure(
