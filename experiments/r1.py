@@ -98,7 +98,8 @@ def plan(config: R1) -> list[_Stage]:
       for field, value in leaves(plain_config(stage)).items()
       if field not in (*MAY_CHANGE, 'parent')
     }
-    depends |= {f'data.{task}': tasks.module(task).VERSION for task in recipe.TASKS}
+    versions = tasks.versions(recipe.TASKS)
+    depends |= {f'data.{task}': version for task, version in versions.items()}
     depends['parent'] = Path(parent.get('parent', '')).name
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = Path(config.workdir) / f'{name}-{digest[:8]}'
