@@ -175,8 +175,8 @@ def _sentence(
   word = page.verdict(mean, told_apart)
   than = 'from' if word == 'not told apart' else 'than'
   return (
-    f'{name}: {variant} is {word} {than} {first}, {mean:+.1f} {unit} '
-    f'({low:+.1f} to {high:+.1f}), p = {test.p:.2g}.'
+    f'{name}: {variant} is {word} {than} {first}, {mean:+z.1f} {unit} '
+    f'({low:+z.1f} to {high:+z.1f}), p = {test.p:.2g}.'
   )
 
 
