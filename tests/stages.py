@@ -34,7 +34,8 @@ from r1jax.stages.run import TrainingError, start
 from r1jax.tasks import Problem
 
 PROBLEMS = [
-  Problem(str(n), 'instructions', f'calculate {n}+{n}', {}) for n in range(40)
+  Problem(str(n), 'gsm8k', f'calculate {n}+{n}', {'answer': str(2 * n)})
+  for n in range(40)
 ]
 OUTPUTS = [f'<think>{n}</think> {2 * n}' + ' so' * (n % 5) for n in range(40)]
 EXAMPLES = [(p.question, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]

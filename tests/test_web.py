@@ -199,7 +199,8 @@ def test_no_document_states_or_calculates_any_held_out_problem(
 
 
 def test_drawing_anew_is_needed_and_rare():
-  rng, stating = random.Random(0), Counter()
+  rng = random.Random(0)
+  stating: Counter[str] = Counter()
   for task in TASK_NAMES:
     for _ in range(1000):
       _, output = web._document(web.Config(), TASKS, task, rng)
