@@ -5,6 +5,9 @@
 The folder is as on the hub: config.json, safetensors, tokenizer.json, chat template.
 `python -m scripts.convert WORKDIR --to hf OUT` writes what was learned in the same
 layout. Without a checkpoint at hand, `experiments.r1_zero` makes a model from nothing.
+
+All evaluations are on the validation split; the test split is left to whoever measures
+what comes out, once no setting is to be chosen any more.
 """
 
 from __future__ import annotations  # fields have the names of their modules

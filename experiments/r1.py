@@ -4,6 +4,7 @@ Paper: DeepSeek-R1 (Nature version). R1-Zero, the four stages of R1, distillatio
 stage is a module of its own that takes the work directory of the one before. Here they
 stand in a row. A stage's folder is named by all that its result depends on, so a
 finished stage is not run again, and a changed setting runs again what depends on it.
+Every stage asks test problems once, at its end; its curves are on validation problems.
 """
 
 from __future__ import annotations  # fields have the names of their modules

@@ -144,8 +144,16 @@ def paired(
   return Paired(interval, (1 + extreme) / (1 + RESAMPLES))
 
 
-def seeds_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-  """Mean over runs that differ in their seed alone, with Student's t-interval."""
+def seeds_interval(
+  values: ArrayLike,
+  confidence: float = 0.95,
+  bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Interval:
+  """Mean over runs that differ in their seed alone, with Student's t-interval.
+
+  It is cut to `bounds`, what a value can be at all: 0 and 1 for a rate. With few runs
+  whose rates are near an end it is a rough interval all the same.
+  """
   from scipy import special  # here: half a second to import
 
   values = np.asarray(values, dtype=np.float64)
@@ -156,7 +164,8 @@ def seeds_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
   quantile = special.stdtrit(len(values) - 1, (1.0 + confidence) / 2)
   half = quantile * values.std(ddof=1) / np.sqrt(len(values))
   mean = float(values.mean())
-  return Interval(mean, float(mean - half), float(mean + half))
+  low, high = bounds
+  return Interval(mean, max(low, float(mean - half)), min(high, float(mean + half)))
 
 
 def seeds_paired(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -364,7 +365,8 @@ def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeyp
 
 def test_cells_hold_the_mean_over_seeds_and_its_t_interval():
   # Mean 80, deviation 10, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3).
-  assert results.cell([70.0, 80.0, 90.0]) == '80.0 (55.2 to 104.8)'
+  assert results.cell([70.0, 80.0, 90.0], math.inf) == '80.0 (55.2 to 104.8)'
+  assert results.cell([70.0, 80.0, 90.0]) == '80.0 (55.2 to 100.0)'  # as a rate ends
   assert results.cell([70.0]) == '70.0'
   rows = {'a': [evaluation([1, 3], length=12.34, general=0.25, lang=0.9)]}
   head, line = results.table(rows)

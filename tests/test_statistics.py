@@ -175,6 +175,12 @@ def test_seeds_interval_is_students():
   assert (mean, low, high) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-4)
 
 
+def test_seeds_interval_ends_where_values_do():
+  # 0.9 +- 4.3027 * 0.1 / sqrt(3)
+  _, low, high = statistics.seeds_interval([0.8, 0.9, 1.0], bounds=(0, 1))
+  assert (low, high) == pytest.approx((0.9 - 0.24842, 1.0), abs=1e-5)
+
+
 @pytest.mark.parametrize('values', [[0.7], [], 0.7, [[0.7, 0.8]]])
 def test_seeds_interval_needs_two_seeds(values):
   with pytest.raises(ValueError, match='expected one for each of 2 or more seeds'):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,12 +26,13 @@ class Quantity(NamedTuple):
   place: tuple[str, ...]
   unit: str  # of differences
   factor: float  # from the file to that unit
+  most: float = 100.0  # that it can be, in that unit
 
 
 QUANTITIES = {
   'reasoning': Quantity(('reasoning', 'pass_at_1'), 'points', 100),
   'language': Quantity(('reasoning', 'rewards', 'language'), 'points', 100),
-  'length': Quantity(('reasoning', 'length'), 'tokens', 1),
+  'length': Quantity(('reasoning', 'length'), 'tokens', 1, math.inf),
   'general': Quantity(('general', 'pass_at_1'), 'points', 100),
   'preference': Quantity(('general', 'rewards', 'preference'), 'points', 100),
 }
@@ -88,11 +90,14 @@ def _number(row: Mapping[str, Any], quantity: Quantity) -> float:
   return value['mean'] * quantity.factor
 
 
-def cell(values: Sequence[float]) -> str:
-  """The mean over seeds, with its 95 % t-interval where there are several."""
+def cell(values: Sequence[float], most: float = 100.0) -> str:
+  """The mean over seeds, with its 95 % t-interval where there are several.
+
+  The interval is cut at 0 and at `most`, where the quantity ends.
+  """
   if len(values) < 2:
     return f'{values[0]:.1f}'
-  mean, low, high = statistics.seeds_interval(values)
+  mean, low, high = statistics.seeds_interval(values, bounds=(0.0, most))
   return f'{mean:.1f} ({low:.1f} to {high:.1f})'
 
 
@@ -107,7 +112,9 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     *(
       [
         variant,
-        *(cell([_number(row, q) for row in found]) for q in QUANTITIES.values()),
+        *(
+          cell([_number(row, q) for row in found], q.most) for q in QUANTITIES.values()
+        ),
       ]
       for variant, found in rows.items()
     ),

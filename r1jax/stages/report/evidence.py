@@ -106,7 +106,7 @@ class OverSeeds:
     values = self._values(measure, model)
     if values is None:
       return None
-    interval = statistics.seeds_interval(values, self.confidence)
+    interval = statistics.seeds_interval(values, self.confidence, bounds=(0, 1))
     singles = ', '.join(words.percent(value) for value in values)
     return Found(interval, f'{words.with_interval(interval)}; by seed {singles}')
 

@@ -155,8 +155,8 @@ def _seeds_table(columns: Mapping[str, Sequence[Line]]) -> list[str]:
       means = [100 * value.mean for value in values if value is not None]
       texts.append('–')
       if len(means) == len(rows):
-        mean, low, high = statistics.seeds_interval(means)
-        texts[-1] = f'{mean:.1f} % ({max(low, 0):.1f}–{min(high, 100):.1f})'
+        mean, low, high = statistics.seeds_interval(means, bounds=(0, 100))
+        texts[-1] = f'{mean:.1f} % ({low:.1f}–{high:.1f})'
     table.append([measure.name, *texts])
   head, *body = _aligned(table, ' | ')
   rule = '|'.join('-' * len(part) for part in f' {head} '.split('|'))
