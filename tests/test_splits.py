@@ -51,6 +51,13 @@ def test_a_hash_decides_the_split():
     assert abs(found[split] / 10_000 - share) < 5 * deviation
 
 
+def test_of_a_published_train_split_a_part_is_for_validation():
+  found = Counter(splits.of_published(f'train-{number}') for number in range(7473))
+  assert set(found) == {'train', 'validation'}
+  # Five deviations
+  assert abs(found['validation'] / 7473 - 0.15) < 5 * np.sqrt(0.15 * 0.85 / 7473)
+
+
 def test_of_split_keeps_the_order_and_loses_nothing():
   every = [problem(str(number)) for number in range(100)]
   parts = {
