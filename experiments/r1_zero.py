@@ -4,6 +4,10 @@ Paper: DeepSeek-R1 (arXiv 2501.12948), section 2. A small decoder reads a synthe
 of people who search, solve, calculate and follow instructions, badly; then GRPO teaches
 it reasoning by nothing but checked answers. What it costs and reaches on two CPU cores
 stands in README.md.
+
+Curves during training are on problems of the validation split, by which settings are to
+be chosen; the row of the stage table at the end is the one use of the test split. The
+present settings were chosen before there was a validation split; see `tasks.splits`.
 """
 
 from __future__ import (

@@ -547,7 +547,7 @@ def problems(task, count):
 
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
-  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
+  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], [], 32, 352)
   config = final_rl.FinalRL(
     rl=rl.Config(steps=40, prompts_per_step=10),
     judged=10,

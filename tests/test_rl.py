@@ -366,7 +366,7 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
     return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
 
   generator: Any = Written()
-  problems = [Problem(str(n), 'countdown', '', {}) for n in range(13)]
+  problems = [Problem(str(n), 'gsm8k', '', {'answer': '1'}) for n in range(13)]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, 'learn', learn)
     patch.setattr(Trainer, 'passes', passes)

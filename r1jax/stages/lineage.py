@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from r1jax import chat_template, hub, sampling, tasks, text
+from r1jax import chat_template, hub, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
 from r1jax.stages import hosts
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints, digest_of
 from r1jax.stages.generate import Generator
-from r1jax.stages.run import Run
+from r1jax.stages.run import Run, data_versions
 from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
 
 FIELDS = (
@@ -377,11 +377,10 @@ def _record(
   digests: Mapping[str, str],
   parents: Sequence[Stage],
 ) -> dict[str, Any]:
-  names = (*tasks.REASONING, *tasks.GENERAL)
   return {
     'stage': stage,
     'config': plain_config(config),
-    'data': {name: tasks.module(name).VERSION for name in names},
+    'data': data_versions(config),
     'model': dataclasses.asdict(model.config),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
     'rows': model.rows,

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from r1jax import mesh as mesh_lib
-from r1jax import optim, preference, sampling, text
+from r1jax import optim, preference, sampling, tasks, text
 from r1jax.rewards.judge import Pair
 from r1jax.stages import compilation
 from r1jax.stages.run import Run, TrainingError, check_finite
@@ -61,14 +61,19 @@ class Config:
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-  """Returns the pairs to train on and the held-out ones, which share no problem."""
-  names = {pair.problem.id for pair in pairs}
-  ordered = sorted(names, key=lambda name: (splits.uniform('preference', name), name))
-  held_out = set(ordered[: math.ceil(share * len(ordered))])
-  return (
-    [pair for pair in pairs if pair.problem.id not in held_out],
-    [pair for pair in pairs if pair.problem.id in held_out],
+  """Returns the pairs to train on and the held-out ones.
+
+  No problem of one part is in the other, nor is its twin; see `tasks.group`.
+  """
+  names = [tasks.group(pair.problem) for pair in pairs]
+  ordered = sorted(
+    set(names), key=lambda name: (splits.uniform('preference', name), name)
   )
+  held_out = set(ordered[: math.ceil(share * len(ordered))])
+  parts: tuple[list[Pair], list[Pair]] = [], []
+  for name, pair in zip(names, pairs, strict=True):
+    parts[name in held_out].append(pair)
+  return parts
 
 
 def updates(pairs: Sequence[Pair], config: Config) -> int:

@@ -392,7 +392,7 @@ def train(
     params: makes what is learned of the policy to start from, and the first reference.
     trainer: the machinery.
     order: index -> the problem to learn from; see `problem_order`.
-    held_out: to be evaluated on, never learned from.
+    held_out: the validation split, to be evaluated on and never learned from.
     evaluate: how to evaluate.
     seed: everything random follows from it.
 
@@ -513,7 +513,7 @@ def _measure(
     config=config,
     max_length=at(trainer.config.max_length, last),
   )
-  run.log.write('eval', step, **values)
+  run.log.write('eval', step, split='validation', **values)
   run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
   run.progress.update('eval', step, last, values)
 

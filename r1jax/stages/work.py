@@ -231,19 +231,22 @@ class Work:
       params,
       trainer=trainer,
       order=order,
-      held_out=self.where.reasoning,
+      held_out=self.where.reasoning('validation'),
       evaluate=config.evaluate,
       seed=self.seed,
     )
 
   def measure(self, params: Mapping[str, Any], config: scoreboard.Config) -> None:
-    """Measures a row of the stage table for each of these parameters, by name."""
+    """Measures a row of the stage table for each of these parameters, by name.
+
+    This is the one place where a stage asks problems of the test split.
+    """
     for name, tree in params.items():
       scoreboard.measure(
         self.run,
         tree,
-        self.where.reasoning,
-        self.where.general,
+        self.where.reasoning('test'),
+        self.where.general('test'),
         generator=self.generator,
         config=config,
         seed=self.seed,

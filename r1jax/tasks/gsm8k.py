@@ -1,7 +1,7 @@
 """GSM8K: grade-school word problems whose answer is a number (Cobbe et al. 2021).
 
 A published set: tensorflow-datasets fetches it once, where the network allows. Its test
-split is the held-out one.
+split is ours; a hash holds out a part of its train split for validation.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ from collections.abc import Hashable
 from fractions import Fraction
 from typing import Any
 
-from r1jax.tasks import Problem
+from r1jax.tasks import Problem, splits
 
-VERSION = '1.0.0'  # of the set
+VERSION = '1.1.0'  # of the set, 1.0.0, with a part held out for validation
 _NUMBER = re.compile(r'-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?')
 LONGEST = 40  # characters of a number
 
@@ -25,7 +25,7 @@ class Config:
 
 
 def load(config: Config, split: str, data_dir: str | None = None) -> list[Problem]:
-  """Returns the problems of 'train' or 'test', in the order of the set.
+  """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 
   Raises:
     OSError: the set is neither on disk nor can it be fetched.
@@ -43,8 +43,12 @@ def load(config: Config, split: str, data_dir: str | None = None) -> list[Proble
       f'({str(error).splitlines()[0]:.200}); fetch it where the network allows, and '
       'give its folder as --data-dir'
     ) from error
-  rows = builder.as_data_source(split=split)
-  return [problem(f'{split}-{n}', row) for n, row in enumerate(rows)]
+  published_in = 'test' if split == 'test' else 'train'
+  rows = builder.as_data_source(split=published_in)
+  found = [problem(f'{published_in}-{n}', row) for n, row in enumerate(rows)]
+  if split == 'test':
+    return found
+  return [one for one in found if splits.of_published(one.id) == split]
 
 
 def problem(name: str, row: dict[str, Any]) -> Problem:
@@ -56,6 +60,11 @@ def problem(name: str, row: dict[str, Any]) -> Problem:
     truth={'answer': row['short_answer'].decode().strip()},
     language='latin',
   )
+
+
+def group(problem: Problem) -> str:
+  """The problem's name: no other is known to be its twin."""
+  return problem.id
 
 
 def verify(problem: Problem, answer: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import tasks
-from r1jax.tasks import Problem
+from r1jax.tasks import Problem, splits
 
 FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text
 
@@ -25,7 +25,7 @@ def load(
   Args:
     task: its name.
     config: the difficulty; each has its own folder.
-    split: 'train' or 'test'.
+    split: 'train', 'validation' or 'test'.
     data_dir: where tensorflow-datasets keeps data; None is its own default.
 
   Raises:
@@ -99,10 +99,10 @@ def _prepare(builder: Any) -> None:
 
 
 def _check_splits(task: str, config: Any) -> None:
-  for split in ('train', 'test'):
+  for split in splits.SPLITS:
     if next(iter(tasks.module(task).generate(config, split)), None) is None:
       raise ValueError(
-        f'tasks.{task}: expected problems in both splits, got none in {split!r} with '
+        f'tasks.{task}: expected problems in all splits, got none in {split!r} with '
         f'{config}; raise what bounds its numbers'
       )
 
@@ -120,7 +120,7 @@ def _builder(task: str, config: Any, data_dir: str | None) -> Any:
 
   def _split_generators(self: Any, dl_manager: Any) -> Any:
     del dl_manager  # nothing to download
-    return {split: self._generate_examples(split) for split in ('train', 'test')}
+    return {split: self._generate_examples(split) for split in splits.SPLITS}
 
   def _generate_examples(self: Any, split: str) -> Any:
     del self
