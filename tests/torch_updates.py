@@ -5,7 +5,6 @@ of its own without padding, the objective token by token, its gradient by autogr
 torch's AdamW. What is updated are tensors by their names on the hub.
 """
 
-import collections
 import itertools
 import math
 from typing import NamedTuple
@@ -168,7 +167,7 @@ def objective_of(name, tensors, config, chosen, rollout, advantages, passes):
   """The loss and metrics of the outputs of these prompts, one after the other."""
   places = list(itertools.product(chosen, range(GROUP)))
   tokens = sum(len(rollout.outputs[p][g]) for p, g in places)
-  loss, sums = torch.zeros((), dtype=torch.float64), collections.Counter()
+  loss, seen = torch.zeros((), dtype=torch.float64), []
   for p, g in places:
     output, advantage = rollout.outputs[p][g], float(advantages[p, g])
     logp, entropy = scored(tensors, config, rollout.prompts[p], output)
@@ -186,9 +185,9 @@ def objective_of(name, tensors, config, chosen, rollout, advantages, passes):
       weight = 1 / (len(output) * len(places))
     loss = loss - weight * gain.sum()
     with torch.no_grad():
-      sums.update(metrics_of(name, logp, ratio, advantage, *given))
-      sums['entropy'] += float(entropy.sum())
-  return loss, {key: value / tokens for key, value in sums.items()}
+      found = metrics_of(name, logp, ratio, advantage, *given)
+      seen.append({**found, 'entropy': float(entropy.sum())})
+  return loss, {key: sum(one[key] for one in seen) / tokens for key in seen[0]}
 
 
 def metrics_of(name, logp, ratio, advantage, old_logp, ref_logp, sampler_logp):
@@ -236,7 +235,7 @@ def run(name, config, start, reference, settings, sampled_by_another):
     eps=settings.eps,
     weight_decay=0.0,
   )
-  seen = []
+  seen: list[dict[str, float]] = []
   for rollout in rollouts():
     old = passed(tensors, config, rollout)
     ref, sampler = None, None
