@@ -55,8 +55,9 @@ def reverse_kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Arra
 
 
 def _kl(logits: jax.Array, other_logits: jax.Array) -> jax.Array:
-  logp = jax.nn.log_softmax(logits.astype(jnp.float32))
-  other_logp = jax.nn.log_softmax(other_logits.astype(jnp.float32))
+  kind = jnp.result_type(logits, other_logits, jnp.float32)
+  logp = jax.nn.log_softmax(logits.astype(kind))
+  other_logp = jax.nn.log_softmax(other_logits.astype(kind))
   probability = jnp.exp(logp)
   # 0 log 0 is 0, also where both logits are -inf and their difference is NaN.
   log_ratio = jnp.where(probability > 0, logp - other_logp, 0.0)

@@ -201,19 +201,19 @@ def kl_k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
 class Totals(NamedTuple):
   """Counts of the whole batch, of which a micro-batch sees a part."""
 
-  outputs: jax.Array  # P G
-  tokens: jax.Array  # not masked
+  outputs: int | jax.Array  # P G
+  tokens: int | jax.Array  # not masked
 
 
 def totals(mask: jax.Array) -> Totals:
   """Counts the outputs and tokens of a batch; mask is [P, G, T]."""
-  return Totals(jnp.float32(mask.shape[0] * mask.shape[1]), jnp.maximum(mask.sum(), 1))
+  return Totals(mask.shape[0] * mask.shape[1], jnp.maximum(mask.sum(), 1))
 
 
 def mean_outputs(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
   """1/|o| a token, then the mean of outputs (GRPO): every output counts the same."""
   del config
-  return mask / (jnp.maximum(mask.sum(-1, keepdims=True), 1) * total.outputs)
+  return mask / jnp.maximum(mask.sum(-1, keepdims=True), 1) / total.outputs
 
 
 def mean_tokens(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
@@ -224,7 +224,7 @@ def mean_tokens(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
 
 def mean_constant(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
   """1/constant a token, then the mean of outputs (Dr. GRPO): no bias by length."""
-  return mask / (config.constant_length * total.outputs)
+  return mask / config.constant_length / total.outputs
 
 
 ADVANTAGES: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -382,7 +382,8 @@ def objective(
   advantage = advantage[..., None]
   ratio = RATIOS[config.ratio](log_ratio, mask)
   gain = SURROGATES[config.surrogate](ratio, advantage, logp, config)
-  share = mask / total.tokens
+  counted = mask.astype(logp.dtype)
+  share = counted / total.tokens
   drift = log_ratio
   metrics = {'ratio': jnp.sum(share * ratio)}
   if sampler_logp is not None:
@@ -403,7 +404,7 @@ def objective(
     ref_logp = jnp.where(mask, ref_logp, 0.0)
     gain -= config.kl_coef * KLS[config.kl](logp, ref_logp)
     metrics['kl'] = jnp.sum(share * kl_k3(logp, ref_logp))
-  weight = MEANS[config.mean](mask, total, config)
+  weight = MEANS[config.mean](counted, total, config)
   return -jnp.sum(weight * gain), metrics
 
 
@@ -434,7 +435,7 @@ def gradients(
     from which outputs are drawn: at another one the same models have other values.
   """
   total = Totals(
-    jnp.maximum(jnp.sum(rollout.lengths > 0), 1).astype(jnp.float32),
+    jnp.maximum(jnp.sum(rollout.lengths > 0), 1),
     jnp.maximum(rollout.lengths.sum(), 1),
   )
 

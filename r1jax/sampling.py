@@ -402,7 +402,8 @@ def score(
     offsets = jnp.broadcast_to(jnp.arange(length)[None, None], tokens.shape)
   if documents is None:
     documents = jnp.ones_like(tokens)
-  offset_BT, document_BT = offsets.reshape(rows, -1), documents.reshape(rows, -1)
+  offset_BT = offsets.reshape(rows, -1)
+  document_BT = jnp.asarray(documents).reshape(rows, -1)
   # An output's first token comes after the prompt, any other after the one before it.
   hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
   if length > 1:  # the last token is predicted, never read

@@ -106,6 +106,17 @@ def test_scores_are_in_the_order_of_outputs_and_weighted(pool):
   assert (scores.errors, scores.failures, scores.timeouts) == ([], 0, 0)
 
 
+def test_equal_rewards_have_equal_totals_in_batches_of_any_size():
+  rng = np.random.default_rng(0)
+  for outputs in range(1, 80):
+    row, weights = rng.random((2, 3 + outputs % 4)).astype(np.float32)
+    totals = pool_module.weighted_sum(np.tile(row, (outputs, 1)), weights.tolist())
+    assert set(totals.tolist()) == {totals[0]}
+    # one rounding to float32, of the sum of exact products
+    exact = math.fsum(float(x) * float(w) for x, w in zip(row, weights, strict=True))
+    assert totals[0] == np.float32(exact)
+
+
 def test_two_batches_may_be_under_way_at_once(pool):
   first, second = (pool.submit([PROBLEM], [text]) for text in '12')
   assert second.result().values[0, 0] == 2

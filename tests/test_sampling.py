@@ -125,6 +125,18 @@ def test_score_is_the_log_softmax_of_the_full_forward_pass(params, length, tempe
     )
 
 
+def test_score_takes_the_hosts_arrays_as_they_are(params):
+  tokens = random_tokens(6, group_size=1)
+  # Two outputs of three tokens in a row.
+  offsets = np.broadcast_to(np.arange(6) % 3, tokens.shape).astype(np.int32)
+  documents = np.broadcast_to(np.arange(6) // 3 + 1, tokens.shape).astype(np.int32)
+  packed, _ = sampling.score(
+    params, PROMPTS, PROMPT_MASK, tokens, offsets, documents, model=MODEL
+  )
+  alone, _ = score(params, tokens.reshape(len(PROMPTS), 2, 3))
+  np.testing.assert_allclose(packed.reshape(alone.shape), alone, **CLOSE)
+
+
 def test_a_shared_prompt_equals_a_repeated_one_in_values_and_gradients(params):
   tokens = random_tokens(6, group_size=3)
   weight = np.random.default_rng(2).normal(size=(2, *tokens.shape)).astype(np.float32)

@@ -210,7 +210,7 @@ def _merge(parts) -> jax.Array:
 def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None):
   """Unnormalised output [B, T, H, C], largest score and sum of weights [B, T, H].
 
-  float32, whatever the type of queries, keys and values.
+  float32 or more, whatever the type of queries, keys and values.
 
   `mask` broadcasts to [B', T, S]; only B' = 1 or B may differ along T.
   """
@@ -236,8 +236,9 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None)
 
 
 def _product(x_BKRQM: jax.Array, y_BKMN: jax.Array) -> jax.Array:
-  """x @ y for every row and kv head, [B, K, R, Q, N], float32."""
+  """x @ y for every row and kv head, [B, K, R, Q, N], float32 or more."""
   rows, kv_heads, repeats, queries, inner = x_BKRQM.shape
   flat = x_BKRQM.reshape(rows, kv_heads, repeats * queries, inner)
-  product = jnp.matmul(flat, y_BKMN, preferred_element_type=jnp.float32)
+  kind = jnp.promote_types(y_BKMN.dtype, jnp.float32)
+  product = jnp.matmul(flat, y_BKMN, preferred_element_type=kind)
   return product.reshape(rows, kv_heads, repeats, queries, -1)

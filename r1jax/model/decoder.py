@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     ones: Any = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     gain = self.param('gain', ones, (x.shape[-1],))
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     wide = jnp.expand_dims(gain, range(x.ndim - 1))
     return x * jax.lax.rsqrt(mean_square + self.eps) * wide
@@ -243,8 +243,10 @@ class Decoder(nn.Module):
       context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
         `attention.attend`.
     """
-    # float32: sums over the layers are kept in it, whatever the parameters' type.
-    x_BTD = self.embedding_VD[tokens_BT].astype(jnp.float32)
+    # float32 or more: sums over the layers are kept in it, whatever the parameters'
+    # type.
+    x_BTD = self.embedding_VD[tokens_BT]
+    x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
     kvs = tuple(kv for kv, _ in context)
     masks = tuple(mask for _, mask in context)
     owns, first = [], 0
@@ -265,7 +267,7 @@ class Decoder(nn.Module):
       '...d,vd->...v',
       x_BTD.astype(dtype),
       self.head_VD.astype(dtype),
-      preferred_element_type=jnp.float32,
+      preferred_element_type=jnp.promote_types(dtype, jnp.float32),
     )
 
 

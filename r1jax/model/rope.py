@@ -4,6 +4,7 @@ Sources: RoFormer (2104.09864); YaRN (2309.00071); the release of Llama 3.1.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ def rope(
 ) -> jax.Array:
   """Turns channel pairs (i, i + C/2) by position * frequency i (RoFormer, eq. 34).
 
-  In float32; the result has the type of `x_BTHC`.
+  In float32 or more; the result has the type of `x_BTHC`.
   """
   half = x_BTHC.shape[-1] // 2
-  frequency = frequencies(2 * half, theta, scaling)
-  positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
+  kind = jnp.promote_types(x_BTHC.dtype, jnp.float32)
+  frequency = frequencies(2 * half, theta, scaling, kind)
+  positions_BT11 = positions_BT[..., None, None].astype(kind)
   angle = positions_BT11 * frequency[None, None, None]
   sin, cos = jnp.sin(angle), jnp.cos(angle)
   if scaling.amplitude != 1:
@@ -37,10 +39,12 @@ def turn(config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array) -> jax
   return rope(x_BTHC, positions_BT, config.rope_theta, config.rope)
 
 
-def frequencies(channels: int, theta: float, scaling: Rope) -> jax.Array:
-  """Returns theta^(-2i/C) radians a token, float32 [C/2], stretched as asked."""
+def frequencies(
+  channels: int, theta: float, scaling: Rope, dtype: Any = jnp.float32
+) -> jax.Array:
+  """Returns theta^(-2i/C) radians a token, [C/2], stretched as asked."""
   half = channels // 2
-  plain = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  plain = theta ** (-jnp.arange(half, dtype=dtype) / half)
   if scaling.kind == 'plain':
     return plain
   if scaling.kind == 'linear':
@@ -51,11 +55,11 @@ def frequencies(channels: int, theta: float, scaling: Rope) -> jax.Array:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = jnp.clip((turns - low) / (high - low), 0, 1)
   else:
-    kept = 1 - _ramp(channels, theta, scaling)
+    kept = 1 - _ramp(channels, theta, scaling, dtype)
   return plain * kept + plain / scaling.factor * (1 - kept)
 
 
-def _ramp(channels: int, theta: float, scaling: Rope) -> jax.Array:
+def _ramp(channels: int, theta: float, scaling: Rope, dtype: Any) -> jax.Array:
   """YaRN's gamma turned round: 0 for channels that turn often, 1 for rare ones."""
 
   def channel(turns: float) -> float:
@@ -66,5 +70,5 @@ def _ramp(channels: int, theta: float, scaling: Rope) -> jax.Array:
   low = max(math.floor(channel(scaling.beta_fast)), 0)
   high = min(math.ceil(channel(scaling.beta_slow)), channels - 1)
   width = high - low or 0.001
-  pairs = jnp.arange(channels // 2, dtype=jnp.float32)
+  pairs = jnp.arange(channels // 2, dtype=dtype)
   return jnp.clip((pairs - low) / width, 0, 1)

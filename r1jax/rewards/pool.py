@@ -173,7 +173,7 @@ class RewardPool:
     timeouts = sum(failure.timeout for column in failed for failure in column)
     return Scores(
       values=values,
-      total=values @ np.array([reward.weight for reward in self._rewards], np.float32),
+      total=weighted_sum(values, [reward.weight for reward in self._rewards]),
       errors=errors[:SENTENCES],
       failures=len(errors) - timeouts,
       timeouts=timeouts,
@@ -242,6 +242,18 @@ class RewardPool:
       return worker.Failure(f'was stopped after {self._timeout:g} s', timeout=True)
     except pebble.ProcessExpired as error:
       return worker.Failure(f'ended its process with exit code {error.exitcode}')
+
+
+def weighted_sum(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+  """Returns values @ weights, float32 [N], the same number for rows that are equal.
+
+  Every row is summed in the order of the columns. A matrix product is not: BLAS takes
+  rows in blocks, and sums those that are left over in another order.
+  """
+  total = np.zeros(len(values))
+  for column, weight in enumerate(weights):
+    total += values[:, column].astype(np.float64) * weight
+  return total.astype(np.float32)
 
 
 def _check_importable(reward: Weighted) -> None:

@@ -1,0 +1,225 @@
+"""Updates of a policy against the second implementation in `torch_updates`.
+
+r1jax runs as in training: outputs of ragged lengths packed into micro-batches,
+`grpo.step`, the optimizer of `optim.make`; two rollouts, each of two epochs of two
+mini-batches. But it runs in float64, so that only the order of sums differs and neither
+eps nor the learning rate has to hide anything: in float32 Adam makes full steps of the
+rounding of gradients near 0 unless eps is far above it. Outputs and rewards are random.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch_updates
+from torch_updates import LENGTH, LONGEST, MINIBATCHES, TEMPERATURE, UPDATES, VOCAB
+
+from r1jax import grpo, mesh, optim, packing, sampling
+from r1jax.model import config as config_lib
+from r1jax.model import decoder, weights
+
+MODELS: dict[str, Any] = {
+  # biases; a head of its own
+  'qwen2': {'tie_word_embeddings': False},
+  # norms of queries and keys; the head is the embedding
+  'qwen3': {'head_dim': 6, 'tie_word_embeddings': True},
+}
+SIZES = {
+  'vocab_size': VOCAB,
+  'hidden_size': 16,
+  'intermediate_size': 24,
+  'rms_norm_eps': torch_updates.NORM_EPS,
+}
+# The rate is so high that ratios leave the bounds of the clip; eps is torch's default.
+OPTIMIZER = optim.Config(
+  learning_rate=4e-3,
+  warmup_steps=2,
+  schedule='cosine',
+  final_share=0.1,
+  weight_decay=0.0,
+  b1=0.9,
+  b2=0.99,
+  eps=1e-8,
+  max_grad_norm=1.0,
+)
+FLOAT64: dict[str, Any] = {'dtype': 'float64'}
+# A program that runs a few times takes longer to compile than to run.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+  'xla_cpu_use_fusion_emitters': False,
+}
+
+
+class Model(NamedTuple):
+  """One model, as torch and r1jax have it."""
+
+  config: Any  # of transformers
+  start: Any  # tensors by name
+  reference: Any
+  checkpoint: Any
+  params: Any  # the start's
+  ref_params: Any
+  score: Any
+  scoring: Any
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+  """Of torch: more take longer with arrays as small as these."""
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+  """A function that gives the model of a family, made once."""
+
+  @functools.cache
+  def make(family):
+    folder = tmp_path_factory.mktemp(family)
+    theirs = hub.theirs(family, {**SIZES, **MODELS[family]})
+    start, starts = stored(theirs, folder / 'start')
+    with torch.no_grad():
+      for parameter in theirs.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    reference, references = stored(theirs, folder / 'reference')
+    checkpoint = weights.open_checkpoint(folder / 'start')
+    with pytest.MonkeyPatch.context() as patch:
+      # Not for users, whose jax computes in float32 unless it is told otherwise.
+      patch.setattr(config_lib, 'DTYPES', ('float64',))
+      config = dataclasses.replace(checkpoint.config, **FLOAT64)
+    functions = sampling.Model(*decoder.functions(config, VOCAB))
+    score = functools.partial(sampling.score, model=functions)
+    return Model(
+      theirs.config,
+      start,
+      reference,
+      checkpoint,
+      starts,
+      references,
+      score,
+      jax.jit(
+        functools.partial(score, temperature=TEMPERATURE), compiler_options=QUICK
+      ),
+    )
+
+  return make
+
+
+def stored(theirs, folder):
+  """The tensors of a model in float64, by name, and what r1jax reads of its files."""
+  theirs.save_pretrained(folder)
+  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  params = weights.read(weights.open_checkpoint(folder), everywhere)
+  tensors = {name: x.detach().double() for name, x in theirs.named_parameters()}
+  with jax.enable_x64(True):
+    return tensors, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+
+
+def updates(name, model, settings, sampled_by_another):
+  """As `torch_updates.run`, by the calls that `stages.rl` makes."""
+  algorithm = grpo.PRESETS[name]
+  optimizer = optim.make(settings, UPDATES)
+  step = jax.jit(
+    functools.partial(
+      grpo.step, score=model.score, optimizer=optimizer, config=algorithm
+    ),
+    compiler_options=QUICK,
+  )
+  state, seen = optim.init(model.params, optimizer), []
+  for rollout in torch_updates.rollouts():
+    real = [[1] * len(prompt) for prompt in rollout.prompts]
+    lengths = np.array([[len(x) for x in group] for group in rollout.outputs])
+    outputs = {
+      'prompts': padded(rollout.prompts, LONGEST, left=True).astype(np.int32),
+      'prompt_mask': padded(real, LONGEST, left=True) > 0,
+      'tokens': by_output(rollout.outputs).astype(np.int32),
+    }
+    old_logp = np.asarray(model.scoring(state.params, **outputs)[0])
+    ref_logp, sampler_logp = None, None
+    if algorithm.kl_coef:
+      ref_logp = np.asarray(model.scoring(model.ref_params, **outputs)[0])
+    if sampled_by_another:
+      sampler_logp = old_logp + by_output(rollout.noise)
+    rewards = jnp.asarray(rollout.rewards)
+    advantage = np.asarray(grpo.group_advantage(rewards, config=algorithm))
+    for chosen in MINIBATCHES:
+      layout = packing.plan(lengths, LENGTH, 4, 2, [chosen])
+      batch = packing.pack(
+        layout,
+        **outputs,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        sampler_logp=sampler_logp,
+        advantage=advantage,
+      )
+      batch = jax.tree.map(jnp.asarray, batch)
+      state, metrics = step(state, batch, jnp.int32(layout.count), TEMPERATURE)
+      seen.append({key: float(value) for key, value in metrics.items()})
+  return dict(weights.tensors(state.params, model.checkpoint)), seen
+
+
+def padded(lists, width, left=False):
+  rows = np.zeros((len(lists), width))
+  for row, numbers in zip(rows, lists, strict=True):
+    row[width - len(numbers) if left else 0 :][: len(numbers)] = numbers
+  return rows
+
+
+def by_output(lists):
+  return np.stack([padded(group, LENGTH) for group in lists])
+
+
+CASES = [(name, tuple(MODELS)[n % 2], False) for n, name in enumerate(grpo.PRESETS)] + [
+  ('grpo', 'qwen3', True)
+]
+
+
+@pytest.mark.parametrize(('name', 'family', 'sampled_by_another'), CASES)
+def test_updates_equal_torchs(models, name, family, sampled_by_another):
+  model = models(family)
+  settings = OPTIMIZER
+  if name == 'gspo':  # whose bounds are a thousandth as far from 1
+    settings = dataclasses.replace(settings, learning_rate=1e-5)
+  theirs, expected = torch_updates.run(
+    name, model.config, model.start, model.reference, settings, sampled_by_another
+  )
+  with jax.enable_x64(True):
+    ours, metrics = updates(name, model, settings, sampled_by_another)
+  # What is compared happens: some tokens are clipped, and some gradients.
+  for key in ('clip_up', 'clip_down') if name in torch_updates.BOUNDS else ():
+    assert any(0 < update[key] < 1 for update in expected)
+  if name == 'grpo':
+    norms = [update['grad_norm'] for update in expected]
+    assert min(norms) < settings.max_grad_norm < max(norms)
+  # float64 sums in another order; measured were differences of up to 7e-15 of a move.
+  for update, found in zip(expected, metrics, strict=True):
+    assert found.keys() >= update.keys()
+    for key, value in update.items():
+      np.testing.assert_allclose(found[key], value, rtol=1e-9, atol=1e-12, err_msg=key)
+  assert ours.keys() == theirs.keys()
+  for key, x in theirs.items():
+    start = model.start[key].numpy()
+    assert ours[key].dtype == np.float64
+    assert np.linalg.norm(ours[key] - x) < 1e-11 * np.linalg.norm(x - start), key
+
+
+@pytest.mark.parametrize('family', MODELS)
+def test_the_decoder_in_torch_is_that_of_transformers(family):
+  theirs = hub.theirs(family, {**SIZES, **MODELS[family]})
+  tensors = {name: x.detach().double() for name, x in theirs.named_parameters()}
+  tokens = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
+  with torch.no_grad():
+    expected = theirs(tokens[None]).logits[0]
+    got = torch_updates.logits_of(tensors, theirs.config, tokens)
+  assert torch.abs(expected).max() > 0.5
+  np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 there
