@@ -159,9 +159,7 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   settings = json.dumps({'r': 2, 'lora_alpha': 4})
-  storage.write(
-    tmp_path / 'a', iter(()), 'float32', {peft.CONFIG: settings}, name=peft.FILE
-  )
+  storage.write(tmp_path / 'a', iter(()), {peft.CONFIG: settings}, name=peft.FILE)
   with pytest.raises(storage.WeightsError, match=r'expected adapters .*, found none'):
     peft.read(tmp_path / 'a', found)
 
