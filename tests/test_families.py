@@ -35,6 +35,7 @@ from r1jax.model.config import ModelConfig
 
 # Logits are of order 3: the sums of two layers, in another order (float32).
 CLOSE = 2e-5
+BIASED = {'attention_bias': True, 'rms_norm_eps': 0.1}
 SHORT = {'original_max_position_embeddings': 16}
 VARIATIONS = [
   ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),

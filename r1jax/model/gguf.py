@@ -163,8 +163,8 @@ def _check(like: weights.Checkpoint) -> None:
     )
   if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
     raise storage.WeightsError(
-      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, as llama.cpp has one for all '
-      f'norms, and those within latent attention have that, got {c.norm_eps}'
+      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
+      f'all norms, and those within latent attention have that, got {c.norm_eps}'
     )
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
