@@ -37,7 +37,7 @@ class Convert:
   to: Literal['hf', 'peft', 'gguf'] = 'hf'  # the layout
   type: Literal['f32', 'f16', 'q8_0'] = 'f16'  # of the weights in GGUF
   params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
-  # None is the source's, or float32 for a model that was made here
+  # None gives each tensor its source's, or float32 to a model that was made here
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
 
 
@@ -67,15 +67,15 @@ def convert(config: Convert) -> Path:
   like = pretrained.kept(stage) or _made_here(stage)
   if config.to == 'gguf':
     return _gguf(config, stage, like)
-  dtype = config.dtype or like.dtype
   kept = stage.path / lineage.HUB
   files: dict[str, str | Path] = {name: kept / name for name in hub.files(kept)}
   files = files or _files(stage)
-  raw = {name: x for name, x in like.raw.items() if name != 'quantization_config'}
-  raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = dtype
+  raw = families.rewritten(like.raw, like.config)
+  if config.dtype:
+    raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = config.dtype
   files['config.json'] = json.dumps(raw, indent=2) + '\n'
   params = stage.params(mesh_lib.make(), config.params)
-  storage.write(config.out, weights.tensors(params, like), dtype, files)
+  storage.write(config.out, weights.tensors(params, like, config.dtype), files)
   return Path(config.out)
 
 

@@ -159,21 +159,9 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   settings = json.dumps({'r': 2, 'lora_alpha': 4})
-  storage.write(
-    tmp_path / 'a', iter(()), 'float32', {peft.CONFIG: settings}, name=peft.FILE
-  )
+  storage.write(tmp_path / 'a', iter(()), {peft.CONFIG: settings}, name=peft.FILE)
   with pytest.raises(storage.WeightsError, match=r'expected adapters .*, found none'):
     peft.read(tmp_path / 'a', found)
-
-
-def test_adapters_of_experts_have_no_layout_there(tmp_path):
-  theirs('qwen3_moe', FAMILIES['qwen3_moe']).save_pretrained(tmp_path / 'model')
-  found = weights.open_checkpoint(tmp_path / 'model')
-  with pytest.raises(
-    storage.WeightsError, match='no layout for others of a model with'
-  ):
-    peft.write(tmp_path / 'a', random_adapters(found.config), ALL, found)
-  assert not (tmp_path / 'a').exists()
 
 
 def test_a_pattern_without_a_match_names_what_there_is(kind):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from r1jax import mesh
 from r1jax.model.attention import KV, attend_all, write
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.mlp import Int8, Lora, experts
-from r1jax.model.rope import turn
+from r1jax.model.rope import turn, turn_queries
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -52,7 +52,7 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
       x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
     return jax.lax.optimization_barrier(
-      _norm(config, x_DB, params['norm']['gain']).T
+      _norm(config.norm_eps, x_DB, params['norm']['gain']).T
     ), written
 
   return decode
@@ -112,7 +112,9 @@ class _Layer:
 
   def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns the columns normalised."""
-    return _norm(self.config, x_DB, self.weights[name])
+    latent = name in ('query_down_norm', 'latent_norm')
+    eps = LATENT_NORM_EPS if latent else self.config.norm_eps
+    return _norm(eps, x_DB, self.weights[name])
 
   def grouped(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
     """Queries [B, 1, H, C] and the position's own `KV`."""
@@ -125,7 +127,7 @@ class _Layer:
       x_CN = x_BTHC.reshape(-1, c.head_dim).T
       return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
 
-    q = turn(c, head('query', c.heads), position_BT)
+    q = turn_queries(c, head('query', c.heads), position_BT)
     k = turn(c, head('key', c.kv_heads), position_BT)
     v = head('value', c.kv_heads)
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
@@ -219,7 +221,7 @@ def _rows(x_FB: jax.Array, heads: int) -> jax.Array:
   return jax.lax.optimization_barrier(x_FB).T.reshape(x_FB.shape[1], 1, heads, -1)
 
 
-def _norm(config: ModelConfig, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
+def _norm(eps: float, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
   x_DB = x_DB.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x_DB), axis=0, keepdims=True)
-  return x_DB * jax.lax.rsqrt(mean_square + config.norm_eps) * gain.reshape(-1, 1)
+  return x_DB * jax.lax.rsqrt(mean_square + eps) * gain.reshape(-1, 1)

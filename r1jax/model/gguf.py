@@ -18,11 +18,13 @@ import gguf
 import numpy as np
 
 from r1jax.model import families, rope, storage, vocabulary, weights
-from r1jax.model.config import Experts, ModelConfig
+from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
 from r1jax.model.vocabulary import Text
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
+  'mistral': gguf.MODEL_ARCH.LLAMA,
+  'internlm3': gguf.MODEL_ARCH.LLAMA,
   'qwen2': gguf.MODEL_ARCH.QWEN2,
   'qwen3': gguf.MODEL_ARCH.QWEN3,
   'qwen3_moe': gguf.MODEL_ARCH.QWEN3MOE,
@@ -84,7 +86,7 @@ def write(
     _describe(writer, like, kind)
     _add_text(writer, text, cut, like.vocab_size)
     for name, array in _tensors(params, like):
-      stored = _stored(array, kind)
+      stored = _stored(name, array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
         raise storage.WeightsError(
           f'{name}: expected numbers that float16 holds, got '
@@ -147,7 +149,24 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
 
 def _check(like: weights.Checkpoint) -> None:
   """What llama.cpp computes otherwise than the model does can't be written."""
-  c, e = like.config, like.config.experts
+  c, e, kind = like.config, like.config.experts, like.raw['model_type']
+  if kind not in ARCHITECTURES:
+    raise storage.WeightsError(
+      f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
+    )
+  is_llama = ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
+  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
+    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+  if e.dense:
+    raise storage.WeightsError(
+      'decoder_sparse_step, mlp_only_layers: expected experts in all layers but the '
+      f'first ones for GGUF, got none in {list(e.dense)}'
+    )
+  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
+    raise storage.WeightsError(
+      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
+      f'all norms, and those within latent attention have that, got {c.norm_eps}'
+    )
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
   if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
@@ -155,7 +174,7 @@ def _check(like: weights.Checkpoint) -> None:
       f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
       f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
     )
-  if like.raw['model_type'] == 'qwen3_moe' and not e.normalised:
+  if kind == 'qwen3_moe' and e.count and not e.normalised:
     raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
   if e.groups > 1 and e.scores == 'softmax':
     raise storage.WeightsError(
@@ -265,7 +284,7 @@ def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.nd
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
   experts: list[np.ndarray] = []
   # Without what its files have beside the model's own, which llama.cpp doesn't compute.
-  for theirs, array in weights.tensors(params, dataclasses.replace(like, tensors={})):
+  for _, theirs, array in weights.arrays(params, dataclasses.replace(like, tensors={})):
     if _EXPERT.search(theirs):
       experts.append(array)
       if len(experts) < c.experts.count:
@@ -293,7 +312,7 @@ def _parts(
   """The tensors that one of the hub is there, by names that the library knows."""
   c = like.config
   heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
-  if heads and like.raw['model_type'] == 'llama':
+  if heads and ARCHITECTURES[like.raw['model_type']] == gguf.MODEL_ARCH.LLAMA:
     halves = array.reshape(heads, 2, c.head_dim // 2, -1)
     yield theirs, halves.swapaxes(1, 2).reshape(array.shape)
   elif theirs.endswith('.kv_b_proj.weight'):
@@ -305,8 +324,9 @@ def _parts(
     yield theirs.replace('e_score_correction_bias', 'e_score_correction.bias'), array
 
 
-def _stored(array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
-  if array.ndim == 1:
+def _stored(name: str, array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
+  # Routers and the biases that balance them as well, as llama.cpp's own files have it.
+  if array.ndim == 1 or 'ffn_gate_inp' in name:
     return gguf.GGMLQuantizationType.F32
   if kind == 'q8_0' and array.shape[-1] % BLOCK:
     return gguf.GGMLQuantizationType.F16

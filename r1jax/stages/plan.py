@@ -103,14 +103,9 @@ def _bytes(tree: Any) -> float:
   )
 
 
-def _shaped(tree: Any, places: Any, dtype: Any = None) -> Any:
+def _shaped(tree: Any, places: Any) -> Any:
   """A tree of shapes as those that lie somewhere."""
-
-  def one(x: Any, place: Any) -> Any:
-    changed = dtype and jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, dtype if changed else x.dtype, sharding=place)
-
-  return jax.tree.map(one, tree, places)
+  return jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
 
 
 def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
@@ -191,7 +186,7 @@ def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
   """The shapes of a policy's state, and of the reference."""
   where, names = trainer.generator.mesh, trainer.generator.names
   places = mesh_lib.places(where, names)
-  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  params = _shaped(decoder.held(mesh_lib.unbox(names), work.param_dtype), places)
   saved = trainer.like(params)
   return saved['policy'], saved['reference']
 
@@ -205,7 +200,7 @@ def _sampling(
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   mesh_lib.check_rows(where, asked, 'samplers cut prompts')
   places = mesh_lib.places(where, generator.sampled)
-  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  params = _shaped(decoder.held(mesh_lib.unbox(names), work.param_dtype), places)
   options = compilation.options(where)
   on_rows = mesh_lib.sharding(where, 'prompt')
 

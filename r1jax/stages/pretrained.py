@@ -177,7 +177,7 @@ def kept(stage: lineage.Stage) -> weights.Checkpoint | None:
     return stage.source()
   except lineage.LineageError:
     raw = json.loads((folder / 'config.json').read_bytes())
-    return weights.Checkpoint(folder, raw, families.read_config(raw), {})
+    return weights.Checkpoint(folder, raw, stage.model.config, {})
 
 
 def positions(stage: lineage.Stage) -> int:
