@@ -88,7 +88,7 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
 
 @pytest.mark.parametrize('name', grpo.PRESETS)
 def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
-  said = []
+  said: list[str] = []
   monkeypatch.setattr(work.Work, 'generator', None)
   monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
   model: Any = SimpleNamespace(matrices=None, lora=lora.Config())
