@@ -40,7 +40,7 @@ class ReasoningRL:
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
   rl: rl.Config = rl.Config(steps=60)
   # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
-  rl_optim: optim.Config = optim.Config(learning_rate=4e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=4e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
     # clip: R1's ε. With two updates a rollout few ratios come near any bound.
     grpo.PRESETS['grpo'],
