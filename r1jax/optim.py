@@ -16,6 +16,7 @@ from r1jax import master_weights, mesh
 # With more, a mean in bfloat16 may stand still for ever: without a gradient it is to
 # shrink by 1 - b of itself, and half the distance to the next number is up to 2^-8.
 MOST_DECAY = 1 - 2**-8
+LEAST_MOVING = 0.5  # of the weights: with fewer that a step can change, no run begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +227,39 @@ def schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
   return optax.join_schedules(
     [lambda step: peak * (step + 1) / (warmup + 1), after], [warmup]
   )
+
+
+def check_moves(params: Any, config: Config, field: str) -> None:
+  """Refuses a learning rate that the weights' precision rounds away.
+
+  Args:
+    params: what is to learn; all of it is looked at, once.
+    config: of the optimizer.
+    field: the name that it has in an experiment's config.
+
+  Raises:
+    ValueError: a step of that size changes fewer than LEAST_MOVING of the weights.
+  """
+  rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
+  kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
+  rate = max(config.learning_rate, config.muon_learning_rate)
+  # In float32 a step of 1e-7 changes all weights below 2.
+  if not rate or (kind == 'float32' and rate >= 1e-7):
+    return
+
+  def share(params: Any) -> jax.Array:
+    kept = params if kind == 'bfloat16' else master_weights.as_float32(params)
+    return master_weights.movable(kept, jax.tree.map(lambda _: rate, params))
+
+  found = float(jax.jit(share)(params))
+  if found < LEAST_MOVING:
+    remedy = f'set {field}.masters to float32 or stochastic, or raise the rate'
+    raise ValueError(
+      f'{field}.learning_rate: expected a step that changes at least '
+      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate:g}, which changes '
+      f'{found:.1%} and is rounded away by the others; '
+      + (remedy if kind == 'bfloat16' else 'raise it')
+    )
 
 
 def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -188,6 +188,38 @@ def test_means_in_bfloat16_shrink_without_a_gradient(b2):
   assert stuck.astype(ml_dtypes.bfloat16) == 128
 
 
+RATE = (
+  r'rl_optim.learning_rate: expected a step that changes at least 50% of the weights '
+  r'in {}, got {}, which changes {}% and is rounded away by the others; {}'
+)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'rate', 'masters', 'message'),
+  [
+    # 2 % of N(0, 0.02) are below 2^-11, where half the distance to the next bfloat16
+    # is at most 2^-20 = 9.5e-7.
+    ('bfloat16', 1e-6, 'none', RATE.format('bfloat16', '1e-06', r'[12]\.\d', 'set')),
+    ('bfloat16', 1e-5, 'none', RATE.format('bfloat16', '1e-05', r'\d+\.\d', 'set')),
+    ('bfloat16', 1e-4, 'none', None),  # 88 % are below 2^-5
+    ('bfloat16', 1e-6, 'float32', None),
+    ('bfloat16', 1e-6, 'stochastic', None),
+    ('bfloat16', 0.0, 'none', None),  # nothing is to move
+    ('float32', 1e-6, 'none', None),
+    ('float32', 1e-11, 'float32', RATE.format('float32', '1e-11', r'\d\.\d', 'raise')),
+  ],
+)
+def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
+  weights = 0.02 * jax.random.normal(jax.random.key(0), (200, 200))
+  params = {'w': weights.astype(dtype), 'gain': jnp.ones(4)}
+  config = optim.Config(learning_rate=rate, masters=masters)
+  if message is None:
+    optim.check_moves(params, config, 'rl_optim')
+    return
+  with pytest.raises(ValueError, match=message):
+    optim.check_moves(params, config, 'rl_optim')
+
+
 def test_learning_rate_0_leaves_the_parameters():
   config = optim.Config(learning_rate=0.0, weight_decay=0.5)
   path = follow(config, 2 * [{'x': [3.0]}], {'x': jnp.full(1, 2.0)})

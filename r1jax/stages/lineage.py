@@ -154,7 +154,7 @@ class Stage:
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), mesh_lib.places(mesh, model.names), dtype)
     whole = lora.attach(base, mesh_lib.put_everywhere(mesh, adapters), model.lora.scale)
-    return jax.jit(lora.merged)(whole)
+    return jax.jit(lora.merged_as_kept)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
     """The adapters under a name, of a stage that has learned some.
