@@ -18,6 +18,7 @@ of the distance to the next number and rounds away, at each update. Two ways kee
 Parameters that are float32 already are left alone.
 """
 
+import functools
 import zlib
 from typing import Any, NamedTuple
 
@@ -161,12 +162,15 @@ def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, An
       the name of the parameter.
   """
   if isinstance(state, Masters):
-    paired = jax.tree.map(_add_to_master, params, updates, state.remainders)
-    outer = jax.tree.structure(params)
-    params, rests = (
-      outer.unflatten(part) for part in zip(*outer.flatten_up_to(paired), strict=True)
+    moved = jax.tree.map(jnp.add, masters(params, state), updates)
+
+    def half(n: int, x: jax.Array, rest: jax.Array | None) -> jax.Array | None:
+      return (x, None)[n] if rest is None else split(x)[n]
+
+    rounded, rests = (
+      jax.tree.map(functools.partial(half, n), moved, state.remainders) for n in (0, 1)
     )
-    return params, state._replace(remainders=rests)
+    return rounded, state._replace(remainders=rests)
   if isinstance(state, Stochastic):
 
     def one(path: Any, x: jax.Array, change: jax.Array) -> jax.Array:
@@ -176,12 +180,6 @@ def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, An
 
     return jax.tree_util.tree_map_with_path(one, params, updates), state
   return optax.apply_updates(params, updates), state
-
-
-def _add_to_master(
-  x: jax.Array, change: jax.Array, rest: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-  return (x + change, None) if rest is None else split(join(x, rest) + change)
 
 
 def _cast_moments(state: Any, dtype: Any) -> Any:
