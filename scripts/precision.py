@@ -34,7 +34,7 @@ def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, fl
   parameters as a sampler has them.
   """
   model = sampling.Model(*decoder.functions(MODEL, VOCAB))
-  score = functools.partial(sampling.score, model=model)
+  score: Any = functools.partial(sampling.score, model=model)
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, VOCAB, (PROMPTS, 8)).astype(np.int32)
   tokens = rng.integers(2, VOCAB, (PROMPTS, SAMPLES, LENGTH)).astype(np.int32)
