@@ -86,17 +86,26 @@ class Distill:
     steps=2000, rows_per_step=6, row_length=352, micro_batches=3, checkpoint_every=500
   )
   base_optim: optim.Config = optim.Config(
-    learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
+    learning_rate=1e-2,
+    muon_learning_rate=0.015,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,  # so tuned, in all stages of the miniature
+    balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
   )
   sft: finetune.Epochs = finetune.Epochs(
     epochs=3,  # R1: 2 to 3
     row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
   )
   sft_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3,
+    muon_learning_rate=0.005,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,
   )
   rl: rl.Config = rl.Config(steps=40, evaluate_every=40)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'],
     mean='tokens',

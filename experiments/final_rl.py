@@ -53,9 +53,11 @@ class FinalRL:
   judged: int = 640  # instructions whose outputs the judge compares
   judge: judge.Config = judge.Config()
   preference: preference.Config = preference.Config(epochs=4)  # R1: 1, of 66k pairs
-  preference_optim: optim.Config = optim.Config(learning_rate=2e-3, schedule='cosine')
+  preference_optim: optim.Config = optim.Config(
+    learning_rate=2e-3, schedule='cosine', eps=1e-6
+  )
   rl: rl.Config = rl.Config(steps=40, temperature=((0, 0.7),))
-  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
     grpo.PRESETS['grpo'],
     mean='tokens',

@@ -73,10 +73,15 @@ class R1Zero:
     checkpoint_every=200,
   )
   base_optim: optim.Config = optim.Config(
-    learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
+    learning_rate=1e-2,
+    muon_learning_rate=0.015,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,  # so tuned, in all stages of the miniature
+    balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
   )
   rl: rl.Config = rl.Config(steps=60, max_prompt_length=32)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
     # The mean over outputs divides the credit of a long search by its length; over
     # tokens it counts in full, and searching longer is learned sooner.

@@ -43,6 +43,7 @@ class ReasoningRL:
     # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
     learning_rate=4e-4,
     schedule='cosine',
+    eps=1e-6,
   )
   grpo: grpo.Config = dataclasses.replace(
     # clip: R1's ε = 10 on both sides, see `paper.choices`. With two updates a rollout

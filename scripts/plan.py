@@ -49,7 +49,8 @@ class Plan:
   model: str = ''
   remat: Literal['none', 'dots', 'full'] = 'full'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # of products, keys and values
-  param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # and of their optimizer
+  # Of the parameters, of the reference and of samplers; see docs/precision.md.
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   search: bool = True  # for settings that fit, if these don't
   rl: rl_config.Config = rl_config.Config()
   rl_optim: optim.Config = optim.Config()

@@ -206,10 +206,15 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
     '--rl.offload True',
     '--rl-optim.moments bfloat16',
     '--param-dtype bfloat16',
+    '--rl-optim.masters stochastic',
   ]
   last = tried['--param-dtype bfloat16']
   assert (last.rl.micro_batch_rows, last.model.remat) == (4, 'full')
   assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
+  # Nothing that would not learn.
+  still = dataclasses.replace(work, optim=optim.Config(masters='none', b2=0.999))
+  found = dict(plan.changes(still, topology.find(machine)[0]))
+  assert list(found)[-1] == '--rl.offload True'
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,30 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
   return policy, generator, learned
 
 
+@pytest.mark.parametrize(
+  ('share', 'changes', 'said'),
+  [
+    (0.12, {}, None),
+    (0.05, {}, r'by 5.0% of the learning rate .* rl_optim.eps = 1e-08; lower that'),
+    (0.05, {'grad_norm': 0.0}, None),
+    (0.05, {'zero_variance_groups': 1.0}, None),  # nothing to learn from
+  ],
+)
+def test_updates_far_shorter_than_the_learning_rate_are_said(share, changes, said):
+  nothing: Any = None
+  config = Config(steps=5, minibatches=2)
+  rates = optim.Config(learning_rate=3e-6, warmup_steps=3)
+  trainer = Trainer(nothing, nothing, config, grpo.Config(), rates)
+  # The first two updates are at 1/4 and 2/4 of the peak.
+  values = {'update_size': share * 1.125e-6, 'grad_norm': 0.5}
+  found = trainer.short_updates(1, values | {'zero_variance_groups': 0.3} | changes)
+  if said is None:
+    assert found is None
+  else:
+    assert found
+    assert re.search(said, found)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """Five steps with schedules: generator, what was learned, and the run's folder."""

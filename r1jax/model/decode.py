@@ -67,7 +67,9 @@ _AS_IT_IS = (
 def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   """A layer's weights as they stand on the left: matrices [out, in], the rest [D, 1].
 
-  But for those of experts and of the latent, which are no such products.
+  But for those of experts and of the latent, which are no such products. An adapter is
+  added to its matrix where products are float32, and stays beside it in bfloat16, which
+  would round it away.
   """
   inputs = {
     'out': config.heads * config.value_dim,
@@ -76,9 +78,13 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
     'query': config.latent.q_rank or config.d_model,
   }
 
+  def left(w: jax.Array, width: int) -> jax.Array:
+    # Else the compiler would turn the product back, and not the matrix once.
+    return jax.lax.optimization_barrier(w.reshape(width, -1).T)
+
   def turn(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
-    if isinstance(w, Lora):
+    if isinstance(w, Lora) and (config.dtype == 'float32' or name == 'latent_up'):
       w = w.merged()  # once, and not at each token
     if name in _AS_IT_IS:
       return w
@@ -86,11 +92,13 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
       return w['gain'][:, None]
     if name.endswith('_bias'):
       return w.reshape(-1, 1)
-    values, scale = w if isinstance(w, Int8) else (w.astype(config.dtype), None)
-    values = values.reshape(inputs.get(name, config.d_model), -1).T
-    scale = None if scale is None else scale.reshape(-1, 1).astype(config.dtype)
-    # Else the compiler would turn the product back, and not the matrix once.
-    return jax.lax.optimization_barrier(values), scale
+    width = inputs.get(name, config.d_model)
+    if isinstance(w, Int8):
+      return left(w.values, width), w.scale.reshape(-1, 1).astype(config.dtype)
+    if isinstance(w, Lora):
+      w, a, b = (x.astype(config.dtype) for x in w)
+      return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
+    return left(w.astype(config.dtype), width), None
 
   return {name: turn(name) for name in blocks}
 
@@ -103,10 +111,14 @@ class _Layer:
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns the product of a matrix, and its bias if there is one."""
-    values, scale = self.weights[name]
-    dtype = self.config.dtype
-    out_FB = values.astype(dtype) @ x_DB.astype(dtype)
-    out_FB = out_FB if scale is None else out_FB * scale
+    weights, dtype = self.weights[name], self.config.dtype
+    x_DB = x_DB.astype(dtype)
+    if isinstance(weights, Lora):
+      out_FB = weights.w @ x_DB + weights.b @ (weights.a @ x_DB)
+    else:
+      values, scale = weights
+      out_FB = values.astype(dtype) @ x_DB
+      out_FB = out_FB if scale is None else out_FB * scale
     bias = self.weights.get(f'{name}_bias')
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 

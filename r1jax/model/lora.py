@@ -125,9 +125,18 @@ def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
 
 
 def merged(params: Any) -> Any:
-  """Returns parameters of which each matrix has its adapter added to it."""
+  """Returns parameters of which each matrix has its adapter added to it, in float32."""
   return jax.tree.map(
     lambda leaf: leaf.merged() if isinstance(leaf, Lora) else leaf,
+    params,
+    is_leaf=lambda leaf: isinstance(leaf, Lora),
+  )
+
+
+def merged_as_kept(params: Any) -> Any:
+  """Returns what `merged` does, each matrix rounded to the type it had without."""
+  return jax.tree.map(
+    lambda leaf: leaf.merged().astype(leaf.w.dtype) if isinstance(leaf, Lora) else leaf,
     params,
     is_leaf=lambda leaf: isinstance(leaf, Lora),
   )

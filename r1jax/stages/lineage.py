@@ -135,7 +135,7 @@ class Stage:
     return {str(self.path.absolute() / RECORD): self.digest}
 
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
-    """The parameters under a name, placed on the mesh.
+    """The parameters under a name, placed on the mesh, in the types they were saved in.
 
     Raises:
       LineageError: they are not those that the record names.
@@ -148,12 +148,12 @@ class Stage:
         shapes,
         places,
       )
-      return self._saved(name, like)
+      return self._saved(name, like, own_types=True)
     adapters = self.adapters(name)
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), mesh_lib.places(mesh, model.names), dtype)
     whole = lora.attach(base, mesh_lib.put_everywhere(mesh, adapters), model.lora.scale)
-    return jax.jit(lora.merged)(whole)
+    return jax.jit(lora.merged_as_kept)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
     """The adapters under a name, of a stage that has learned some.
@@ -164,19 +164,27 @@ class Stage:
     init = functools.partial(lora.init, self.model.config, self.model.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
-  def _saved(self, name: str, like: Any) -> Any:
+  def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
+    """What was saved under a name, in types of its own or in those of `like`.
+
+    Raises:
+      LineageError: it is not what the record names; with the reason if that is known.
+    """
     saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
-    wrong = LineageError(
-      f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
-      'restore checkpoints/, or run that stage again in another folder'
-    )
-    digest = self.record['params'][name]
+
+    def wrong(reason: str) -> LineageError:
+      return LineageError(
+        f'{self.path}: the parameters {name!r} are not those that {RECORD} names'
+        f'{reason}; restore checkpoints/, or run that stage again in another folder'
+      )
+
     try:
-      if saved.step is None or saved.manifest()['digest'] != digest:
-        raise wrong
-      return saved.restore(like)
+      if saved.manifest()['digest'] != self.record['params'][name]:
+        raise wrong('')
+      return saved.restore(saved.in_own_types(like) if own_types else like)
     except CheckpointError as error:
-      raise wrong from error
+      # What to do about a checkpoint that a run goes on from is no help here.
+      raise wrong(f' ({str(error).split(";")[0]})') from error
 
   def source(self) -> weights.Checkpoint:
     """The checkpoint of the hub that the model comes from.

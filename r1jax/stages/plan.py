@@ -46,7 +46,7 @@ class Work:
   optim: optim.Config
   grpo: grpo.Config
   mesh: mesh_lib.Config
-  param_dtype: str  # of parameters, optimizer, reference and sampler
+  param_dtype: str  # of parameters, reference and sampler; see `optim.Config.masters`
 
   @property
   def length(self) -> int:
@@ -163,8 +163,9 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   gradients, apply = trainer.halves(places)
   learned = (state.params, *rest)
   yield Phase('gradient', gradients, learned, given, {}, *loops, gives='gradient')
-  given, without = kept | {'gradient': params}, _aside(away, reference)
-  yield Phase('update', apply, (state, params), given, {}, updates, aside=without)
+  grads = _shaped(params, jax.tree.map(lambda x: x.sharding, params), jnp.float32)
+  given, without = kept | {'gradient': grads}, _aside(away, reference)
+  yield Phase('update', apply, (state, grads), given, {}, updates, aside=without)
 
 
 def _aside(away: bool, waiting: dict[str, float]) -> float:
@@ -440,13 +441,20 @@ def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
     layout = dataclasses.replace(work.mesh, sampler_gathers=True)
     work = dataclasses.replace(work, mesh=layout)
     yield '--mesh.sampler-gathers True', work
-  if work.optim.moments == 'params' and work.param_dtype == 'float32':
+  decays = work.optim.b1, work.optim.b2
+  if work.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
     halved = dataclasses.replace(work.optim, moments='bfloat16')
     work = dataclasses.replace(work, optim=halved)
     yield '--rl-optim.moments bfloat16', work
+  if work.optim.masters == 'none':  # in bfloat16 a small step would change nothing
+    return
   if work.param_dtype == 'float32':
     work = dataclasses.replace(work, param_dtype='bfloat16')
     yield '--param-dtype bfloat16', work
+  if work.optim.masters == 'float32':
+    without = dataclasses.replace(work.optim, masters='stochastic')
+    work = dataclasses.replace(work, optim=without)
+    yield '--rl-optim.masters stochastic', work
 
 
 def report(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:

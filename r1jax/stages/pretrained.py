@@ -35,7 +35,8 @@ class Config:
   chat_template_kwargs: str = ''
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
-  param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the parameters
+  # Of the parameters, of the reference and of samplers; see docs/precision.md.
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   adapter: str = ''  # a folder of PEFT whose adapters are added to the weights first
   lora: lora.Config = lora.Config()  # adapters to train, instead of all parameters
 
@@ -99,7 +100,7 @@ class Pretrained:
       return base
     config, adapters = self.adapter
     there = mesh_lib.put_everywhere(mesh, adapters)
-    return jax.jit(lora.merged)(lora.attach(base, there, config.scale))
+    return jax.jit(lora.merged_as_kept)(lora.attach(base, there, config.scale))
 
   def keep(self, workdir: Path) -> None:
     """Copies all but the weights to the run's folder, once."""

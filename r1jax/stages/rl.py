@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -32,6 +32,7 @@ from r1jax.tasks import Problem
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
 FLAT = 20  # first steps with no advantage but 0 after which a run ends
 LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
+SHORT = 0.1  # of the learning rate; shorter updates are said to be
 
 
 def problem_order(
@@ -183,6 +184,23 @@ class Trainer:
       return self.waiting(state), metrics | more
 
     return update
+
+  def short_updates(self, step: int, values: Mapping[str, Any]) -> str | None:
+    """What to say of a step whose updates are far shorter than the learning rate."""
+    config, each = self.optimizer, self.config.epochs * self.config.minibatches
+    learns = values['grad_norm'] > 0 and values['zero_variance_groups'] < 1
+    if config.muon_learning_rate or not learns:
+      return None
+    last = self.config.steps * each
+    rate = optim.schedule(config, config.learning_rate, last)
+    mean = np.mean([float(rate(n)) for n in range((step - 1) * each, step * each)])
+    if values['update_size'] >= SHORT * mean:
+      return None
+    return (
+      f'An update moved a weight by {values["update_size"] / mean:.1%} of the learning '
+      f'rate on average: the gradient is smaller than rl_optim.eps = {config.eps:g}; '
+      'lower that.'
+    )
 
   def waiting(self, state: optim.TrainState) -> optim.TrainState:
     """The state as it lies between updates."""
@@ -397,12 +415,14 @@ def train(
     seed: everything random follows from it.
 
   Raises:
+    ValueError: the learning rate is too small for the policy to change.
     RewardError: a reward failed on every output of a step.
     TrainingError: rewards, advantages or the loss are no longer finite, or from the
       first step on every advantage was 0. The last checkpoint stays.
   """
   config = trainer.config
   checkpoints, before = run.checkpoints[phase], params()
+  optim.check_moves(before, trainer.optimizer, 'rl_optim')
   first, like = checkpoints.step or 0, trainer.like(before)
   saved = {} if first else trainer.start(before)
   del before  # of a large model there is no room for one more
@@ -457,6 +477,8 @@ def train(
       measure(step, trainer.whole(state.params))
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
+    if step - first <= SETTLED and (said := trainer.short_updates(step, values)):
+      run.progress.say(f'Step {step}: {said}')
     due = step % config.checkpoint_every == 0 or step == config.steps
     if run.saves(due):
       run.save(

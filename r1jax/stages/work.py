@@ -121,7 +121,11 @@ class Work:
     optimizer: optim.Config,
     phase: str = 'sft',
   ) -> Any:
-    """Returns the parameters after SFT on pairs of a question and an output."""
+    """Returns the parameters after SFT on pairs of a question and an output.
+
+    Raises ValueError for a learning rate that is too small for them to change.
+    """
+    optim.check_moves(params, optimizer, f'{config.group}_optim')
     passes = self.passes(examples, config)
     return finetune.train(
       self.run,
