@@ -92,7 +92,8 @@ def compare(model, params, reference):
 )
 def test_logits_are_those_of_transformers(model_type, fields, tmp_path):
   reference = theirs(model_type, fields)
-  compare(*ours(reference, tmp_path / 'model'), reference)
+  model, params = ours(reference, tmp_path / 'model')
+  compare(model, params, reference)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,19 @@ def test_what_the_file_says_of_the_model_and_its_texts(tmp_path):
   np.testing.assert_array_equal(found, expected.astype(np.float16))
 
 
+def test_routers_and_their_biases_are_float32_in_any_type(tmp_path):
+  model = written(tmp_path / 'm', 'deepseek_v3', None, 'q8_0', tmp_path / 'm.gguf')
+  _, tensors = fields_of(tmp_path / 'm.gguf')
+  gate = model.model.layers[1].mlp.gate
+  for name, expected in (
+    ('ffn_gate_inp.weight', gate.weight),
+    ('exp_probs_b.bias', gate.e_score_correction_bias),
+  ):
+    tensor = tensors[f'blk.1.{name}']
+    assert tensor.tensor_type.name == 'F32'
+    np.testing.assert_array_equal(tensor.data, expected.detach().numpy())
+
+
 def test_q8_0_is_off_by_half_a_step_and_leaves_other_rows_f16(tmp_path):
   model = written(tmp_path / 'm', 'llama', {}, 'q8_0', tmp_path / 'm.gguf')
   _, tensors = fields_of(tmp_path / 'm.gguf')
@@ -236,12 +249,22 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
     ('deepseek_v3', {'rope_interleave': False}, 'rope_interleave: expected true for'),
     ('deepseek_v3', {'rope_parameters': MSCALE}, 'mscale like mscale_all_dim, got the'),
     ('qwen2', {'rope_parameters': {**YARN, 'attention_factor': 2.0}}, 'expected atten'),
+    ('qwen3', {'attention_bias': True}, 'attention_bias: expected false for GGUF'),
+    ('deepseek_v3', {'n_shared_experts': 0}, 'n_shared_experts, .* for GGUF, got none'),
+    ('deepseek_v3', {'rms_norm_eps': 1e-5}, 'rms_norm_eps: expected 1e-06 for GGUF'),
+    (
+      'qwen3_moe',
+      {'norm_topk_prob': True, 'num_hidden_layers': 3, 'mlp_only_layers': [1]},
+      'mlp_only_layers: expected experts in all layers',
+    ),
+    ('seed_oss', {'head_dim': 8}, "model_type: expected one of llama, .*'seed_oss'"),
   ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
   model_type, fields, message, tmp_path
 ):
-  theirs(model_type, {**FAMILIES[model_type], **fields}).save_pretrained(tmp_path / 'm')
+  fields = {**FAMILIES.get(model_type, {}), **fields}
+  theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')

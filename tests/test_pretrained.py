@@ -79,7 +79,9 @@ def test_a_run_gives_back_a_checkpoint_that_transformers_opens(trained):
   assert {x.dtype for x in after.values()} == {np.dtype(np.float32)}
   np.testing.assert_array_equal(after[EXTRA], before[EXTRA])  # read and kept
   config = json.loads((trained / 'model/config.json').read_text())
-  assert json.loads((trained / 'out/config.json').read_text()) == config
+  # At the top as well, so that `rope_scaling` added by hand does not hide it.
+  theta = {'rope_theta': config['rope_parameters']['rope_theta']}
+  assert json.loads((trained / 'out/config.json').read_text()) == config | theta
   for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
     assert (trained / 'out' / name).read_bytes() == (
       (trained / 'model' / name).read_bytes()

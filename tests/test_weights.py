@@ -423,9 +423,7 @@ def test_numbers_that_are_not_finite_are_named(folder, dtype, value, held):
     named[K + storage.SCALES] = torch.ones(1, 1)
     safetensors.torch.save_file(named, file)
   checkpoint = weights.open_checkpoint(folder)
-  message = (
-    rf'{file.name}: {K}: expected finite numbers, found NaN or infinity in row 5'
-  )
+  message = rf'{file.name}: {K}: expected finite .*, found NaN or infinity in row 5'
   with pytest.raises(storage.WeightsError, match=message):
     weights.read(checkpoint, everywhere, held)
 
@@ -437,9 +435,7 @@ def test_a_base_model_is_read_by_the_names_that_it_has(tied, tmp_path):
   named = tensors(tmp_path / 'a')
   assert 'norm.weight' in named
   if not tied:
-    with pytest.raises(
-      storage.WeightsError, match=r'lm_head.weight is missing.* false'
-    ):
+    with pytest.raises(storage.WeightsError, match=r'lm_head\.weight is missing'):
       weights.open_checkpoint(tmp_path / 'a')
     named['output.weight'] = reference.lm_head.weight.detach().numpy()
     put(tmp_path / 'a', named)

@@ -154,19 +154,7 @@ def _check(like: weights.Checkpoint) -> None:
     raise storage.WeightsError(
       f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
     )
-  is_llama = ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
-  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
-    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
-  if e.dense:
-    raise storage.WeightsError(
-      'decoder_sparse_step, mlp_only_layers: expected experts in all layers but the '
-      f'first ones for GGUF, got none in {list(e.dense)}'
-    )
-  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
-    raise storage.WeightsError(
-      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
-      f'all norms, and those within latent attention have that, got {c.norm_eps}'
-    )
+  _check_layers(c, kind)
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
   if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
@@ -174,7 +162,7 @@ def _check(like: weights.Checkpoint) -> None:
       f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
       f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
     )
-  if kind == 'qwen3_moe' and e.count and not e.normalised:
+  if kind == 'qwen3_moe' and not e.normalised:
     raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
   if e.groups > 1 and e.scores == 'softmax':
     raise storage.WeightsError(
@@ -186,6 +174,27 @@ def _check(like: weights.Checkpoint) -> None:
     raise storage.WeightsError(
       f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
       f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
+    )
+
+
+def _check_layers(c: ModelConfig, kind: str) -> None:
+  """Which layers have experts, biases and norms."""
+  e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
+  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
+    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+  if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
+    raise storage.WeightsError(
+      'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
+    )
+  if kind.startswith('deepseek') and not (e.count and e.shared):
+    raise storage.WeightsError(
+      'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
+      'routed and shared experts for GGUF, got none'
+    )
+  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
+    raise storage.WeightsError(
+      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
+      f'all norms, and those within latent attention have that, got {c.norm_eps}'
     )
 
 

@@ -181,7 +181,8 @@ def read(
     modules = [module for _, module, _ in _rows(like, target)]
     if any(stored.has(module) for module in modules):
       tree.setdefault(target.stack, {})[target.name] = _stacked(
-        [_pair(stored, target, *rest) for _, *rest in _rows(like, target)], 0
+        [_pair(stored, target, module, row) for _, module, row in _rows(like, target)],
+        0,
       )
   for stack, _, sparse in like.config.stacks:
     if sparse and (experts := _experts(stored, like, stack)):

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from r1jax.model import lora, storage
 
@@ -97,41 +97,35 @@ def read(folder: Path) -> Scales:
       f'{file}: {rest[0]}: expected none, got {str(settings[rest[0]])[:80]}; this kind '
       'of LoRA is not computed here'
     )
-  found = Scales(
-    settings.get('r'),
-    settings.get('lora_alpha'),
-    settings.get('rank_pattern') or {},
-    settings.get('alpha_pattern') or {},
-    bool(settings.get('use_rslora')),
-  )
-  _check(file, found)
-  return found
-
-
-def _check(file: Path, found: Scales) -> None:
-  rank, alpha = found.rank, found.alpha
+  rank, alpha = settings.get('r'), settings.get('lora_alpha')
   if not _is_number(rank) or rank != int(rank) or not _is_number(alpha):
     raise storage.WeightsError(
       f'{file}: expected numbers r and lora_alpha, got {rank!r}, {alpha!r}'
     )
-  for name, patterns in (
-    ('rank_pattern', found.ranks),
-    ('alpha_pattern', found.alphas),
-  ):
-    if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+  ranks, alphas = (
+    _patterns(file, settings, name) for name in ('rank_pattern', 'alpha_pattern')
+  )
+  return Scales(int(rank), alpha, ranks, alphas, bool(settings.get('use_rslora')))
+
+
+def _patterns(file: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """A field of numbers by the pattern of a name."""
+  patterns = settings.get(name) or {}
+  if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+    raise storage.WeightsError(
+      f'{file}: {name}: expected numbers above 0 by name, got {patterns!r}'
+    )
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
       raise storage.WeightsError(
-        f'{file}: {name}: expected numbers above 0 by name, got {patterns!r}'
-      )
-    for pattern in patterns:
-      try:
-        re.compile(pattern)
-      except re.error as error:
-        raise storage.WeightsError(
-          f'{file}: {name}: expected patterns, got {pattern!r} ({error})'
-        ) from None
+        f'{file}: {name}: expected patterns, got {pattern!r} ({error})'
+      ) from None
+  return patterns
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: Any) -> TypeGuard[float]:
   return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
 
 

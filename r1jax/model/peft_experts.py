@@ -31,7 +31,7 @@ def tensors(pairs: Mapping[str, Pair], layer: int) -> dict[str, np.ndarray]:
   Those of gate and up are side by side in one of twice the rank.
   """
   module = f'{PREFIX}model.layers.{layer}.mlp.experts'
-  found = {}
+  found: dict[str, np.ndarray] = {}
   if DOWN in pairs:
     found |= _flat(module, *pairs[DOWN])
     module = f'{module}.base_layer'
@@ -80,7 +80,7 @@ def pairs(take: Take, has: Any, model: ModelConfig, layer: int) -> dict[str, Pai
   count, width, inner = model.experts.count, model.d_model, model.experts.d_ff
   if any(has(f'{module}.0.{part}_proj') for part in ('gate', 'up', 'down')):
     return _apart(take, module, model)
-  found = {}
+  found: dict[str, Pair] = {}
   outer_into = has(module) == (width, 2 * inner)
   into = module if outer_into else f'{module}.base_layer'
   if pair := take(into, f'{module}.gate_up_proj', count, width, 2 * inner):
@@ -93,7 +93,7 @@ def pairs(take: Take, has: Any, model: ModelConfig, layer: int) -> dict[str, Pai
 
 
 def _apart(take: Take, module: str, model: ModelConfig) -> dict[str, Pair]:
-  found = {}
+  found: dict[str, Pair] = {}
   for name, inputs, outputs in (
     (GATE, model.d_model, model.experts.d_ff),
     (UP, model.d_model, model.experts.d_ff),

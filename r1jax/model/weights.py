@@ -268,8 +268,9 @@ def _kept_as(
 def _kind(like: Checkpoint, name: str) -> str:
   """The type of a tensor in the files; of FP8, or without files, the config's."""
   known = like.tensors.get(name)
-  named = known is not None and known.kind in storage.KINDS.values()
-  return known.kind if named else storage.KINDS[like.dtype]
+  if known is not None and known.kind in storage.KINDS.values():
+    return known.kind
+  return storage.KINDS[like.dtype]
 
 
 def _slices(
