@@ -10,16 +10,19 @@ import datetime
 import functools
 import json
 import os
+import urllib.error
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import jinja2
 import jinja2.sandbox
 import tokenizers
 
-from r1jax import text
+from r1jax import network, paths, text
 
 TOKENIZER = 'tokenizer.json'
 TEMPLATE = 'chat_template.jinja'
@@ -78,24 +81,44 @@ def _json(value: Any, indent: int | None = None, **_: Any) -> str:
   return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def fetched(path: str) -> Path:
+def fetched(path: str, flag: str = 'model.path') -> Path:
   """Returns the folder that a path names; `hf://owner/name` is fetched there first.
+
+  Where the hub does not answer, what has been fetched before is used as it is.
 
   Raises:
     HubError: it could not be fetched.
+    ValueError: the path has another scheme.
   """
   if not path.startswith(REMOTE):
-    return Path(path).expanduser()
-  name = path.removeprefix(REMOTE)
+    return paths.local(flag, path)
+  constants = huggingface_hub.constants
+  offline, silent = constants.HF_HUB_OFFLINE, ''
   try:
+    if not offline and (silent := _silence(constants.ENDPOINT)):
+      constants.HF_HUB_OFFLINE = True  # it would ask again and again
+    name = path.removeprefix(REMOTE)
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
   except Exception as error:  # of its own, of requests, of the system
-    reason = str(error).strip().splitlines()
+    reason = f'{type(error).__name__}: {network.reason(error)}'
+    if silent and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+      reason = f'{constants.ENDPOINT}: {silent}'
     raise HubError(
-      f'model.path: {path} is not on this machine and could not be fetched '
-      f'({type(error).__name__}: {reason[0] if reason else ""}); give the folder of a '
-      'checkpoint instead'
+      f'{flag}: {path} is not on this machine and could not be fetched ({reason}); '
+      'give the folder of a checkpoint instead'
     ) from error
+  finally:
+    constants.HF_HUB_OFFLINE = offline
+
+
+def _silence(url: str) -> str:
+  """Why a host does not answer, or nothing if it does, be it with a refusal."""
+  try:
+    network.check(url)
+  except OSError as error:
+    refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+    return '' if refused else network.reason(error)
+  return ''
 
 
 def open_tokenizer(folder: str | os.PathLike[str]) -> text.Tokenizer:

@@ -147,7 +147,7 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
   """
   mesh = mesh_lib.make(jax.devices()[:1])
-  folder = hub.fetched(path)
+  folder = hub.fetched(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
