@@ -165,6 +165,9 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
 if __name__ == '__main__':
   with plain_errors():
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
+    if experiment in ('-h', '--help'):
+      print(__doc__.strip(), end='\n\n')
+      command.parse(Plan(), ['--help'], presets={'grpo': grpo.PRESETS})
     if not experiment or experiment.startswith('-'):
       raise plan.PlanError('expected an experiment first, such as experiments.grpo')
     start, model_of_its_own = defaults(experiment)

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1jax import drawing, hub, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families
+from r1jax.model import decode, families, weights
 from r1jax.stages import compilation, lineage, pretrained
 from r1jax.stages.workdir import RECORD
 
@@ -45,6 +45,12 @@ class Speaker:
     function = functools.partial(sampling.listen, model=self.model.functions)
     options = compilation.options()
     return jax.jit(function, static_argnames='room', compiler_options=options)
+
+  @functools.cached_property
+  def _turned(self) -> Any:
+    """The parameters as they are read at each token: once a conversation."""
+    turned = functools.partial(decode.turned, self.model.config)
+    return jax.jit(turned, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property
   def _speak(self) -> Any:
@@ -102,7 +108,7 @@ class Speaker:
         return
       yield found
       if n + 1 < room:
-        token, spoken = self._speak(self.params, spoken, token, uniform[n + 1])
+        token, spoken = self._speak(self._turned, spoken, token, uniform[n + 1])
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
@@ -162,4 +168,6 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
   config = pretrained.Config(path=str(folder), template=template or text.CHAT)
   found = pretrained.look_up(config)
   longest = families.positions(found.checkpoint.raw)
-  return Speaker(found.model, found.params(mesh), longest, draw)
+  # In the file's own type: float32 would double what a folder in bfloat16 takes.
+  params = weights.read(found.checkpoint, mesh_lib.places(mesh, found.model.names))
+  return Speaker(found.model, params, longest, draw)
