@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 import transformers
 from hub import BASE, FAMILIES, ours, theirs
@@ -295,3 +296,24 @@ def test_an_index_that_is_none_is_named(folder):
   (folder / storage.INDEX).write_text('{"weight_map": {"a": 5}}')
   with pytest.raises(storage.WeightsError, match='expected a weight_map from tensors'):
     weights.open_checkpoint(folder)
+
+
+def test_a_file_is_written_a_tensor_at_a_time_and_aligned(tmp_path):
+  given = {
+    'a': np.arange(3, dtype=ml_dtypes.bfloat16),  # an odd number of two bytes each
+    'b': np.arange(5, dtype=np.float32).reshape(5, 1),
+    'c': np.array(7, np.float32),
+    'd': np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3).T,
+  }
+  shard = storage._Shard(tmp_path / 'x.safetensors')
+  for name, array in given.items():
+    shard.add(name, array)
+  shard.close()
+  assert [file.name for file in tmp_path.iterdir()] == ['x.safetensors']
+  found = safetensors.torch.load_file(tmp_path / 'x.safetensors')
+  assert found.keys() == given.keys()
+  for name, array in given.items():
+    assert tuple(found[name].shape) == array.shape
+    np.testing.assert_array_equal(found[name].float(), array.astype(np.float32))
+  for _, stored in storage.header(tmp_path / 'x.safetensors'):
+    assert stored.start % storage.DTYPES[stored.kind].itemsize == 0

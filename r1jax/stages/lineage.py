@@ -352,8 +352,7 @@ def _record(
   digests: Mapping[str, str],
   parents: Sequence[Stage],
 ) -> dict[str, Any]:
-  task = getattr(config, 'task', None)  # one, or all that are made here
-  names = (task,) if task else (*tasks.REASONING, *tasks.GENERAL)
+  names = (*tasks.REASONING, *tasks.GENERAL)
   return {
     'stage': stage,
     'config': plain_config(config),
