@@ -8,6 +8,7 @@ import transformers
 from hub import checkpoint
 
 from r1jax import hub, text
+from r1jax.stages import pretrained
 
 MESSAGES = [
   {'role': 'system', 'content': 'Be brief.'},
@@ -162,3 +163,16 @@ def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
   assert ''.join(pieces) == source
   assert '' in pieces  # of bytes that make no character yet
   assert not any('\ufffd' in piece for piece in pieces)
+
+
+def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
+  checkpoint(tmp_path / 'm')
+  tokenizer = hub.open_tokenizer(tmp_path / 'm')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')
+  messages = [*text.EXAMPLE, {'role': 'user', 'content': '3+5'}]
+  expected = theirs.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True
+  )
+  assert tokenizer.prompt(text.CHAT_TAGS, '3+5') == expected
+  assert '<think>reasoning process here</think>' in expected
+  assert pretrained.Config(template='chat_tags').template == text.CHAT_TAGS

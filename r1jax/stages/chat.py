@@ -69,11 +69,11 @@ class Speaker:
   def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
     """The conversation as the model reads it, as text and ids.
 
-    Only the template of a chat holds more than the last question.
+    Only the templates of a chat hold more than the last question.
     """
     tokenizer, template = self.model.tokenizer, self.model.template
-    if template == text.CHAT:
-      prompt = tokenizer.converse(messages)
+    if template in text.CHATS:
+      prompt = tokenizer.converse(text.asked(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (

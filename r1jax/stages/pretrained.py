@@ -29,7 +29,8 @@ class Config:
 
   # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
   path: str = ''
-  template: str = text.CHAT  # or 'r1_zero', 'plain', 'r1_chat'; see `text.TEMPLATES`
+  # Or 'chat_tags', 'r1_zero', 'plain', 'r1_chat'; see `text.CHATS`, `text.TEMPLATES`.
+  template: str = text.CHAT
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the parameters
@@ -49,7 +50,7 @@ class Config:
         'without what they were learned on; train all parameters, or merge the other '
         f'ones into a checkpoint first; got {self.adapter!r}'
       )
-    if self.template != text.CHAT:
+    if self.template not in text.CHATS:
       text.render(self.template, '')  # says which there are
 
 
