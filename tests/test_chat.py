@@ -169,8 +169,10 @@ def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
 
 def test_a_folder_keeps_its_type(tmp_path):
   checkpoint(tmp_path / 'm', 'qwen3')
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'm')
-  model.to(torch.bfloat16).save_pretrained(tmp_path / 'm')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'm', dtype=torch.bfloat16
+  )
+  model.save_pretrained(tmp_path / 'm')
   speaker = chat.open_speaker(str(tmp_path / 'm'), None, GREEDY)
   assert {x.dtype.name for x in jax.tree.leaves(speaker.params)} == {'bfloat16'}
   assert list(speaker.tokens([5, 7], jax.random.key(0), 5))

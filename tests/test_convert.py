@@ -21,8 +21,8 @@ def folder(tmp_path_factory):
   return folder
 
 
-def written(*words, **settings):
-  return convert.convert(convert.Convert(*map(str, words), **settings))
+def written(run, out, **settings):
+  return convert.convert(convert.Convert(str(run), str(out), **settings))
 
 
 def test_a_folder_is_written_in_another_type(folder, tmp_path):

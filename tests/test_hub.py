@@ -169,7 +169,7 @@ def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
   checkpoint(tmp_path / 'm')
   tokenizer = hub.open_tokenizer(tmp_path / 'm')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')
-  messages = [*text.EXAMPLE, {'role': 'user', 'content': '3+5'}]
+  messages = [*map(dict, text.EXAMPLE), {'role': 'user', 'content': '3+5'}]
   expected = theirs.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True
   )
