@@ -7,14 +7,17 @@ import datetime
 import json
 import os
 import shutil
+import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import tokenizers
 
-from r1jax import text
+from r1jax import network, paths, text
 from r1jax.chat_template import GIVEN, ChatTemplate, HubError
 from r1jax.model import surroundings
 
@@ -37,24 +40,44 @@ def now() -> datetime.datetime:
   return datetime.datetime.now().replace(microsecond=0)
 
 
-def fetched(path: str) -> Path:
+def fetched(path: str, flag: str = 'model.path') -> Path:
   """Returns the folder that a path names; `hf://owner/name` is fetched there first.
+
+  Where the hub does not answer, what has been fetched before is used as it is.
 
   Raises:
     HubError: it could not be fetched.
+    ValueError: the path has another scheme.
   """
   if not path.startswith(REMOTE):
-    return Path(path).expanduser()
-  name = path.removeprefix(REMOTE)
+    return paths.local(flag, path)
+  constants = huggingface_hub.constants
+  offline, silent = constants.HF_HUB_OFFLINE, ''
   try:
+    if not offline and (silent := _silence(constants.ENDPOINT)):
+      constants.HF_HUB_OFFLINE = True  # it would ask again and again
+    name = path.removeprefix(REMOTE)
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
   except Exception as error:  # of its own, of requests, of the system
-    reason = str(error).strip().splitlines()
+    reason = f'{type(error).__name__}: {network.reason(error)}'
+    if silent and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+      reason = f'{constants.ENDPOINT}: {silent}'
     raise HubError(
-      f'model.path: {path} is not on this machine and could not be fetched '
-      f'({type(error).__name__}: {reason[0] if reason else ""}); give the folder of a '
-      'checkpoint instead'
+      f'{flag}: {path} is not on this machine and could not be fetched ({reason}); '
+      'give the folder of a checkpoint instead'
     ) from error
+  finally:
+    constants.HF_HUB_OFFLINE = offline
+
+
+def _silence(url: str) -> str:
+  """Why a host does not answer, or nothing if it does, be it with a refusal."""
+  try:
+    network.check(url)
+  except OSError as error:
+    refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+    return '' if refused else network.reason(error)
+  return ''
 
 
 def open_tokenizer(
@@ -310,16 +333,25 @@ def files(folder: Path) -> list[str]:
   return [name for name in FILES if (folder / name).exists()] + others
 
 
-def copy(folder: Path, to: Path) -> None:
-  """Copies a checkpoint's files but its weights, as they are.
+def copies(folder: Path) -> dict[str, str | Path]:
+  """Returns a checkpoint's files but its weights, by name: a file, or another content.
 
   Only a limit of length or a padding that tokenizer.json has kept of somebody's last
   call is left out, as it would cut and fill the texts of whoever opens the copy.
   """
-  for name in files(folder):
-    (to / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / name, to / name)
-  content = _settings(to / TOKENIZER)
+  found: dict[str, str | Path] = {name: folder / name for name in files(folder)}
+  content = _settings(folder / TOKENIZER)
   if content.get('truncation') or content.get('padding'):
-    plain = json.dumps({**content, 'truncation': None, 'padding': None}, indent=2)
-    (to / TOKENIZER).write_text(plain, encoding='utf-8')
+    plain = {**content, 'truncation': None, 'padding': None}
+    found[TOKENIZER] = json.dumps(plain, indent=2)
+  return found
+
+
+def copy(folder: Path, to: Path) -> None:
+  """Writes a checkpoint's `copies` to another folder."""
+  for name, content in copies(folder).items():
+    (to / name).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+      shutil.copyfile(content, to / name)
+    else:
+      (to / name).write_text(content, encoding='utf-8')

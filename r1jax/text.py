@@ -66,8 +66,37 @@ _SPECIALS = (PAD, EOS)
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256 + len(TAGS)  # 256 bytes: any text encodes
 
 
-Chat = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> a prompt
+Chatted = Mapping[str, str]  # a message: 'role' and 'content'
+Chat = Callable[[Sequence[Chatted]], str]  # messages -> a prompt
 CHAT = 'chat'  # the template that a tokenizer brings
+CHAT_TAGS = 'chat_tags'  # the same, behind messages that show the form with the tags
+CHATS = (CHAT, CHAT_TAGS)
+EXAMPLE: tuple[Mapping[str, str], ...] = (
+  {
+    'role': 'user',
+    'content': (
+      'Think about each question first, then answer it. Write your reasoning within'
+      ' <think> </think> tags and the answer alone within <answer> </answer> tags, like'
+      ' this: <think>reasoning process here</think><answer>answer here</answer>\n\n'
+      'Tom has 3 bags with 4 apples each and eats 2 apples. How many apples are left?'
+    ),
+  },
+  {
+    'role': 'assistant',
+    'content': (
+      '<think>3 bags with 4 apples each are 3 * 4 = 12 apples. 12 - 2 = 10.</think>'
+      '<answer>10</answer>'
+    ),
+  },
+)
+
+
+def asked(template: str, messages: Sequence[Chatted]) -> list[Chatted]:
+  """A conversation with what one of CHATS puts in front, behind a system message."""
+  if template != CHAT_TAGS:
+    return list(messages)
+  first = 1 if messages[0]['role'] == 'system' else 0
+  return [*messages[:first], *EXAMPLE, *messages[first:]]
 
 
 class Tokenizer:
@@ -130,9 +159,9 @@ class Tokenizer:
 
     Raises ValueError for a name that is neither.
     """
-    if template != CHAT:
+    if template not in CHATS:
       return render(template, question)
-    return self.converse([{'role': 'user', 'content': question}])
+    return self.converse(asked(template, [{'role': 'user', 'content': question}]))
 
   def converse(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Messages by turns as a prompt, by the tokenizer's own template."""

@@ -12,7 +12,7 @@ from tokenizers import processors as post
 from r1jax import chat_template, hub, tasks, text
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
-from r1jax.stages import lineage
+from r1jax.stages import lineage, pretrained
 
 MESSAGES = [
   {'role': 'system', 'content': 'Be brief.'},
@@ -521,3 +521,16 @@ def test_an_output_goes_on_without_a_blank_of_its_own(
   # At the beginning of a text the blank stays.
   assert ours.encode('so') == theirs.encode('so', add_special_tokens=False)
   assert theirs.convert_ids_to_tokens(ours.encode('so')) == ['▁', 's', 'o']
+
+
+def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
+  checkpoint(tmp_path / 'm')
+  tokenizer = hub.open_tokenizer(tmp_path / 'm')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')
+  messages = [*map(dict, text.EXAMPLE), {'role': 'user', 'content': '3+5'}]
+  expected = theirs.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True
+  )
+  assert tokenizer.prompt(text.CHAT_TAGS, '3+5') == expected
+  assert '<think>reasoning process here</think>' in expected
+  assert pretrained.Config(template='chat_tags').template == text.CHAT_TAGS

@@ -55,7 +55,7 @@ HEALTHY = {
       '94% .* same reward',
     ),
     ({'cut_off': 0.31}, r'31% .* cut off .* raise rl\.max_length'),
-    ({'unparsable': 0.62}, '62% of the outputs are not of the form'),
+    ({'unparsable': 0.62}, r'62% .* not of the form .*--model\.template chat_tags'),
     (
       {'clip_up': 0.2, 'clip_down': 0.15},
       '35% of the tokens .* lower the learning rate',
@@ -68,6 +68,13 @@ HEALTHY = {
 def test_one_thing_wrong_gives_one_sentence(change, sentence):
   (said,) = diagnose(HEALTHY | change)
   assert re.search(sentence, said)
+
+
+def test_the_form_is_spoken_of_where_a_reward_asks_for_it():
+  assert diagnose({'unparsable': 1.0, 'rewards': {'helpful': 0.3}}) == []
+  for name in ('accuracy', 'format', 'reasoning'):
+    (said,) = diagnose({'unparsable': 1.0, 'rewards': {name: 0.3}})
+    assert 'not of the form' in said
 
 
 @pytest.mark.parametrize(

@@ -337,3 +337,14 @@ def test_a_plain_no_or_a_part_of_a_word_is_not_reflective(output):
 def test_the_papers_reflective_terms_are_all_counted():
   terms = 'wait mistake however but retry error verify wrong evaluate check'
   assert set(terms.split()) <= text.REFLECTIVE
+
+
+def test_a_chat_may_begin_with_an_example_of_the_form():
+  said = text.EXAMPLE[1]['content']
+  parsed = text.parse(said)
+  assert parsed is not None  # what is shown is what a reward asks for
+  assert parsed.answer == '10'
+  system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
+  assert text.asked('chat', [system, user]) == [system, user]
+  assert text.asked('chat_tags', [user]) == [*text.EXAMPLE, user]
+  assert text.asked('chat_tags', [system, user]) == [system, *text.EXAMPLE, user]

@@ -528,3 +528,24 @@ def test_a_single_file_comes_before_an_index_that_was_left_behind(folder, shards
   expected = opened.model.embed_tokens.weight.detach().numpy()
   params = weights.read(checkpoint, everywhere)
   np.testing.assert_array_equal(params['embedding'], expected)
+
+
+def test_a_file_is_written_a_tensor_at_a_time_and_aligned(tmp_path):
+  given = {
+    'a': np.arange(3, dtype=ml_dtypes.bfloat16),  # an odd number of two bytes each
+    'b': np.arange(5, dtype=np.float32).reshape(5, 1),
+    'c': np.array(7, np.float32),
+    'd': np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3).T,
+  }
+  shard = storage._Shard(tmp_path / 'x.safetensors')
+  for name, array in given.items():
+    shard.add(name, array)
+  shard.close()
+  assert [file.name for file in tmp_path.iterdir()] == ['x.safetensors']
+  found = safetensors.torch.load_file(tmp_path / 'x.safetensors')
+  assert found.keys() == given.keys()
+  for name, array in given.items():
+    assert tuple(found[name].shape) == array.shape
+    np.testing.assert_array_equal(found[name].float(), array.astype(np.float32))
+  for _, stored in storage.header(tmp_path / 'x.safetensors'):
+    assert stored.start % storage.DTYPES[stored.kind].itemsize == 0

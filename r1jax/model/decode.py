@@ -7,7 +7,7 @@ small one. With 32 rows and matrices of 512 x 1536 a CPU took two thirds of the 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,19 +25,45 @@ def score_scale(config: ModelConfig) -> float:
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
+class Turned(NamedTuple):
+  """Parameters as steps of decoding read them, prepared once for many calls."""
+
+  outside: dict[str, Any]  # of the layers: embedding, norm, head
+  layers: list[dict[str, Any]]  # weights by name, see `_turned`
+
+
+def turned(config: ModelConfig, params: Any) -> Turned:
+  """Returns the parameters prepared for `decoding` and for the logits.
+
+  A call of `decoding` with parameters prepares the layers itself, which a loop over
+  tokens within one program does once. Where each token is a program, as in a chat, this
+  is a program of its own before them.
+  """
+  stacks = [name for name, _, _ in config.stacks]
+  outside = {name: x for name, x in params.items() if name not in stacks}
+  head = 'embedding' if config.tied else 'head'
+  # The embedding keeps its precision; the products would widen it at each token.
+  wide = jnp.promote_types(outside[head].dtype, config.dtype)
+  outside[head] = outside[head].astype(wide if config.tied else config.dtype)
+  layers = [
+    _turned(config, params[name], n)
+    for name, count, _ in config.stacks
+    for n in range(count)
+  ]
+  return Turned(outside, layers)
+
+
 def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   """Returns `decode(tokens, positions, context, column)` for one token a row.
 
+  Of parameters, or of what `turned` has made of them.
   It gives hidden states [B, D] and the last segment of the context with the rows' keys
   and values written to `column`, which its mask must let them see. A segment is a list
   here, of a `KV` for each layer: a scan over layers would copy all of the cache at each
   step.
   """
-  layers = [
-    _Layer(config, _turned(config, params[name], n))
-    for name, count, _ in config.stacks
-    for n in range(count)
-  ]
+  outside, weights = params if isinstance(params, Turned) else turned(config, params)
+  layers = [_Layer(config, w) for w in weights]
 
   def decode(
     token_B: jax.Array,
@@ -45,14 +71,14 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
     context: Sequence[tuple[Sequence[KV], jax.Array]],
     column: jax.Array,
   ) -> tuple[jax.Array, list[KV]]:
-    x_DB = params['embedding'][token_B].astype(jnp.float32).T
+    x_DB = outside['embedding'][token_B].astype(jnp.float32).T
     written = []
     for n, layer in enumerate(layers):
       segments = [(kv[n], mask) for kv, mask in context]
       x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
     return jax.lax.optimization_barrier(
-      _norm(config.norm_eps, x_DB, params['norm']['gain']).T
+      _norm(config.norm_eps, x_DB, outside['norm']['gain']).T
     ), written
 
   return decode

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from r1jax import mesh
 from r1jax.model.attention import KV, attend
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.decode import decoding, score_scale
+from r1jax.model.decode import Turned, decoding, score_scale
 from r1jax.model.mlp import Int8, dense, experts, swiglu
 from r1jax.model.rope import turn, turn_queries
 
@@ -318,7 +318,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   """Returns the pure functions `forward`, `logits` and `decoding`.
 
   `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s; `decoding(params)`
-  gives a function for one token a row, see `decode.decoding`.
+  gives a function for one token a row, see `decode.decoding`. The last two also take
+  what `decode.turned` has made of the parameters.
   """
   apply: Any = Decoder(config, vocab_size).apply
 
@@ -328,7 +329,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
     return apply({'params': params}, *args)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    return apply({'params': params}, hidden, method='logits')
+    outside = params.outside if isinstance(params, Turned) else params
+    return apply({'params': outside}, hidden, method='logits')
 
   return forward, logits, functools.partial(decoding, config)
 

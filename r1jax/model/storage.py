@@ -20,7 +20,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -297,6 +296,57 @@ def write(
       shutil.rmtree(partial)
 
 
+class _Shard:
+  """A file of safetensors that is written a tensor at a time and never held.
+
+  Its header comes first and is known last, and wide numbers come before narrow ones, so
+  that all are aligned. So the numbers of each width go to a file of their own first.
+  """
+
+  def __init__(self, file: Path):
+    self.file, self.size = file, 0
+    self.names: list[str] = []
+    self._bodies: dict[int, Any] = {}  # files by bytes of a number
+    self._places: list[tuple[int, str, tuple[int, ...], int]] = []
+
+  def add(self, name: str, array: np.ndarray) -> None:
+    """Writes a tensor."""
+    kinds = {**DTYPES, **COPIED}
+    kind = next(kind for kind, dtype in kinds.items() if dtype == array.dtype)
+    width = array.dtype.itemsize
+    if width not in self._bodies:
+      body = self.file.with_name(f'{self.file.name}.{width}')
+      self._bodies[width] = body.open('w+b')
+    body = self._bodies[width]
+    self._places.append((width, kind, array.shape, body.tell()))
+    body.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    self.names.append(name)
+    self.size += array.nbytes
+
+  def close(self) -> None:
+    """Writes the file."""
+    widths = sorted(self._bodies, reverse=True)
+    starts, end = {}, 0
+    for width in widths:
+      starts[width] = end
+      end += self._bodies[width].tell()
+    # transformers looks at this entry.
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
+      start = starts[width] + first
+      offsets = start, start + math.prod(shape) * width
+      header[name] = {'dtype': kind, 'shape': shape, 'data_offsets': offsets}
+    content = json.dumps(header).encode()
+    content += b' ' * (-len(content) % 8)  # numbers begin at a multiple of 8 bytes
+    with self.file.open('wb') as file:
+      file.write(len(content).to_bytes(8, 'little') + content)
+      for width in widths:
+        with self._bodies[width] as body:
+          body.seek(0)
+          shutil.copyfileobj(body, file, 2**24)
+        Path(body.name).unlink()
+
+
 def _write_shards(
   folder: Path,
   named: Iterator[tuple[str, np.ndarray]],
@@ -304,21 +354,18 @@ def _write_shards(
   single: str,
 ) -> None:
   shards: list[list[str]] = []
-  held: dict[str, np.ndarray] = {}
+  shard = _Shard(folder / 'shard-0')
   total = 0
 
   def put() -> None:
-    # transformers looks at this entry.
-    name = folder / f'shard-{len(shards)}'
-    safetensors.numpy.save_file(held, name, metadata={'format': 'pt'})
-    name.chmod(0o644)  # the library's is for the owner alone
-    shards.append(list(held))
-    held.clear()
+    shard.close()
+    shards.append(shard.names)
 
   for name, array in named:
-    if held and sum(x.nbytes for x in held.values()) + array.nbytes > shard_bytes:
+    if shard.names and shard.size + array.nbytes > shard_bytes:
       put()
-    held[name] = array
+      shard = _Shard(folder / f'shard-{len(shards)}')
+    shard.add(name, array)
     total += array.nbytes
   put()
   if len(shards) == 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from r1jax import chat_template, drawing, hub, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families
+from r1jax.model import decode, families, weights
 from r1jax.stages import compilation, lineage, pretrained
 from r1jax.stages.workdir import RECORD
 
@@ -47,6 +47,12 @@ class Speaker:
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
   @functools.cached_property
+  def _turned(self) -> Any:
+    """The parameters as they are read at each token: once a conversation."""
+    turned = functools.partial(decode.turned, self.model.config)
+    return jax.jit(turned, compiler_options=compilation.options())(self.params)
+
+  @functools.cached_property
   def _speak(self) -> Any:
     def step(params: Any, spoken: Any, token: jax.Array, uniform: jax.Array) -> Any:
       functions = self.model.functions
@@ -63,11 +69,11 @@ class Speaker:
   def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
     """The conversation as the model reads it, as text and ids.
 
-    Only the template of a chat holds more than the last question.
+    Only the templates of a chat hold more than the last question.
     """
     tokenizer, template = self.model.tokenizer, self.model.template
-    if template == text.CHAT:
-      prompt = tokenizer.converse(messages)
+    if template in text.CHATS:
+      prompt = tokenizer.converse(text.asked(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -102,7 +108,7 @@ class Speaker:
         return
       yield found
       if n + 1 < room:
-        token, spoken = self._speak(self.params, spoken, token, uniform[n + 1])
+        token, spoken = self._speak(self._turned, spoken, token, uniform[n + 1])
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
@@ -154,7 +160,7 @@ def open_speaker(
     ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
   """
   mesh = mesh_lib.make(jax.devices()[:1])
-  folder = hub.fetched(path)
+  folder = hub.fetched(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
@@ -175,7 +181,9 @@ def open_speaker(
   )
   found = pretrained.look_up(config)
   longest = families.positions(found.checkpoint.raw)
-  return Speaker(found.model, found.params(mesh), longest, draw)
+  # In the file's own type: float32 would double what a folder in bfloat16 takes.
+  params = weights.read(found.checkpoint, mesh_lib.places(mesh, found.model.names))
+  return Speaker(found.model, params, longest, draw)
 
 
 def _of_today(stage: lineage.Stage, chat_template_kwargs: str | None) -> text.Tokenizer:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from r1jax import chat_template, hub, sampling, text
+from r1jax import chat_template, hub, paths, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
@@ -246,7 +246,9 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
 
   Raises:
     LineageError: there is none, it is another stage, or its tokenizer is another one.
+    ValueError: the folder is not one of this machine.
   """
+  paths.check_local('parent', os.fspath(path))
   path = Path(path)
   if not (path / RECORD).is_file():
     what = f'{" or ".join(expected)}' if expected else 'a stage'

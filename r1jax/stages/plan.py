@@ -163,7 +163,7 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   gradients, apply = trainer.halves(places)
   learned = (state.params, *rest)
   yield Phase('gradient', gradients, learned, given, {}, *loops, gives='gradient')
-  grads = _shaped(params, jax.tree.map(lambda x: x.sharding, params), jnp.float32)
+  grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)
   given, without = kept | {'gradient': grads}, _aside(away, reference)
   yield Phase('update', apply, (state, grads), given, {}, updates, aside=without)
 

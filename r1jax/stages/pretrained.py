@@ -30,7 +30,8 @@ class Config:
 
   # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
   path: str = ''
-  template: str = text.CHAT  # or 'r1_zero', 'plain', 'r1_chat'; see `text.TEMPLATES`
+  # Or 'chat_tags', 'r1_zero', 'plain', 'r1_chat'; see `text.CHATS`, `text.TEMPLATES`.
+  template: str = text.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
@@ -54,7 +55,7 @@ class Config:
         f'ones into a checkpoint first; got {self.adapter!r}'
       )
     variables = chat_template.read_variables(self.chat_template_kwargs)
-    if self.template != text.CHAT:
+    if self.template not in text.CHATS:
       text.render(self.template, '')  # says which there are
       if variables:
         raise ValueError(
@@ -83,7 +84,7 @@ class Pretrained:
       adapter = Path(self.config.adapter).expanduser().absolute()
       files += [adapter / name for name in (peft.CONFIG, peft.FILE)]
     told = {}
-    if self.config.template == text.CHAT and hub.reads_clock(folder):
+    if self.config.template in text.CHATS and hub.reads_clock(folder):
       told[f'{lineage.HUB}/{lineage.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,

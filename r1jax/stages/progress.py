@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STEPS_BETWEEN_REPEATS = 20  # a sentence said at every step is not read
 SECONDS_BETWEEN_FRAMES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
+# Rewards of `r1jax.rewards.rules` that are 0 without the tags.
+_FORMAL = {'accuracy', 'format', 'reasoning'}
 
 
 def diagnose(values: Mapping[str, Any]) -> list[str]:
@@ -41,7 +43,8 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
       'reward',
       'Every reward of this step is 0, so there is nothing to learn from: make the '
-      'problems easier, or train the base model for longer.',
+      'problems easier, or train the base model for longer; a checkpoint of the hub '
+      'may need another --model.template: chat_tags asks for the form by its own.',
     )
   elif flat > 0.9:
     if accuracy is None:
@@ -66,12 +69,13 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
       f'{value("cut_off"):.0%} of the outputs are cut off before they end, which '
       'teaches the policy to think less: raise rl.max_length.',
     )
-  if value('unparsable') > 0.5:
+  if value('unparsable') > 0.5 and _FORMAL & (values.get('rewards') or {}).keys():
     yield (
       'unparsable',
       f'{value("unparsable"):.0%} of the outputs are not of the form <think>…</think>'
       '<answer>…</answer> and cannot be right: train the base model for longer, or '
-      'give the format reward more weight.',
+      'give the format reward more weight; a checkpoint of the hub is asked for that '
+      'form, with an example, by --model.template chat_tags.',
     )
   clipped = value('clip_up') + value('clip_down')
   if clipped > 0.3:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1jax import paths
 from r1jax.stages.metrics import explained
 
 # Settings of the machine rather than of the experiment: a run may go on with others.
@@ -69,7 +70,9 @@ def open_workdir(
     WorkdirError: the directory can't be made or written, belongs to another run or to
       something else, its problems are of other versions, its `config.json` is damaged,
       or another process writes it.
+    ValueError: it is not one of this machine.
   """
+  paths.check_local('workdir', os.fspath(path))
   workdir = Path(path)
   try:
     workdir.mkdir(parents=True, exist_ok=True)

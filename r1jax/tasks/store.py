@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1jax import tasks
+from r1jax import paths, tasks
 from r1jax.tasks import Problem, splits
 
 FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text
@@ -30,14 +30,15 @@ def load(
 
   Raises:
     OSError: the files can't be written or read, or are damaged.
-    ValueError: no problem is that easy or that hard in one of the splits.
+    ValueError: no problem is that easy or that hard in one of the splits, or the folder
+      is not one of this machine.
   """
   import tensorflow_datasets as tfds  # late: it takes a second
 
   module = tasks.module(task)
   if task in tasks.PUBLISHED:
     return module.load(config, split, data_dir)
-  place = Path(data_dir or tfds.core.constants.DATA_DIR)
+  place = paths.local('data_dir', data_dir or str(tfds.core.constants.DATA_DIR))
   folder = place / task / config.name / module.VERSION
   if folder.exists():
     _check_readable(folder)
