@@ -229,20 +229,30 @@ def gradients(
       to the whole, so the cut changes nothing but memory and speed.
     count: of the micro-batches only the first so many are computed; None is all.
   """
-  gradient = jax.value_and_grad(loss, has_aux=True)
 
   def summed(parts: Any) -> Any:
+    # Each layer's own is added where the sum lies: no micro-batch's gradient is whole.
+    grads = jax.tree.map(lambda x: jax.new_ref(jnp.zeros(x.shape, x.dtype)), params)
+
     def one(index: int | jax.Array) -> Any:
       part = jax.tree.map(lambda x: x[index], parts)
-      (value, metrics), grads = gradient(params, part)
-      return grads, {'loss': value, **metrics}
+      value, backward, metrics = jax.vjp(lambda p: loss(p, part), params, has_aux=True)
+      return {'loss': value, **metrics}, backward
 
-    return jax.lax.fori_loop(
+    def body(index: jax.Array, total: Any) -> Any:
+      metrics, backward = one(index)
+      backward.with_refs(grads)(jnp.ones_like(metrics['loss']))
+      return jax.tree.map(jnp.add, total, metrics)
+
+    metrics = jax.lax.fori_loop(
       0,
       len(jax.tree.leaves(parts)[0]) if count is None else count,
-      lambda index, total: jax.tree.map(jnp.add, total, one(index)),
-      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)),
+      body,
+      jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: one(0)[0])
+      ),
     )
+    return jax.tree.map(jax.freeze, grads), metrics
 
   return mesh.sum_of_copies(summed, parts, axis=1)
 

@@ -120,7 +120,11 @@ def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
   tree = dict(params)
   for stack, named in adapters.items():
     pairs = {
-      name: Lora(params[stack][name], pair['a'], pair['b'] * scale)
+      # Behind a barrier both, not one: see `optim.gradients`.
+      name: Lora(
+        params[stack][name],
+        *jax.lax.optimization_barrier((pair['a'], pair['b'] * scale)),
+      )
       for name, pair in named.items()
     }
     tree[stack] = {**params[stack], **pairs}
