@@ -40,10 +40,10 @@ def times_the_parameters(phase):
   return (memory.temp_size_in_bytes + new) / size
 
 
-def test_an_update_holds_one_gradient_beside_its_state(phases):
-  # The sum over micro-batches, which the optimizer's changes take the place of. One of
-  # a micro-batch beside it, for the prompts and for the outputs, made it 3.
-  assert times_the_parameters(phases['update']) < 1.4
+def test_an_update_holds_one_gradient_and_what_it_changes(phases):
+  # The sum over micro-batches, and then the changes that the optimizer makes of it. With
+  # the gradient of a micro-batch beside the sum it was 3.1.
+  assert times_the_parameters(phases['update']) < 2.1
 
 
 def test_scores_need_no_copy_of_the_parameters(phases):
