@@ -232,6 +232,8 @@ def gradients(
 
   def summed(parts: Any) -> Any:
     # Each layer's own is added where the sum lies: no micro-batch's gradient is whole.
+    # jax 0.10.2 mixes up those of a scan's inputs if some are parameters and others,
+    # before them, are computed from some; so `lora.attach` computes both of a pair.
     grads = jax.tree.map(lambda x: jax.new_ref(jnp.zeros(x.shape, x.dtype)), params)
 
     def one(index: int | jax.Array) -> Any:

@@ -41,7 +41,7 @@ def times_the_parameters(phase):
 
 
 def test_an_update_holds_one_gradient_and_what_it_changes(phases):
-  # The sum over micro-batches, and then the changes that the optimizer makes of it. With
+  # The sum over micro-batches, then the changes that the optimizer makes of it. With
   # the gradient of a micro-batch beside the sum it was 3.1.
   assert times_the_parameters(phases['update']) < 2.1
 
@@ -54,7 +54,7 @@ def test_a_large_checkpoint_is_written_when_save_returns(tmp_path, monkeypatch):
   tree = {'w': jnp.arange(6.0)}
   expected = np.arange(6.0, dtype=np.float32)
   for limit, copies in ((0, 0), (checkpoint.COPIED, 1)):
-    made = []
+    made: list[jax.Array] = []
     monkeypatch.setattr(checkpoint, 'COPIED', limit)
     monkeypatch.setattr(
       checkpoint.jnp, 'copy', lambda x, made=made: made.append(x) or jnp.array(x)
