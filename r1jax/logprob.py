@@ -11,7 +11,7 @@ from r1jax import mesh
 # Logits that exist at a time: 8 MiB in float32, about what a CPU's cache holds. But for
 # a large vocabulary at least so many tokens, below which the head is read too often.
 CHUNK_LOGITS = 2**21
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128
 
 
 def hidden_logp(

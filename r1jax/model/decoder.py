@@ -5,6 +5,7 @@ groups, caches or losses. Parameters carry logical axis names for `r1jax.mesh`.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from r1jax.model.rope import turn, turn_queries
 # Parameters that stay float32, whatever the type of the others: near 7, where trained
 # routing biases are, bfloat16 has steps of 0.03, and an update is 0.001.
 FLOAT32 = ('router', 'balance')
+
+SHORT = 32  # channels; an adapter's rank is seldom more
 
 
 class RMSNorm(nn.Module):
@@ -209,9 +212,20 @@ class Block(nn.Module):
 
 def _remat(kept: str) -> Any:
   """`Block` that computes activations again in the backward pass; see the config."""
-  policies = jax.checkpoint_policies
-  policy = policies.dots_with_no_batch_dims_saveable if kept == 'dots' else None
+  policy = _is_long_product if kept == 'dots' else None
   return nn.remat(Block, prevent_cse=False, policy=policy)
+
+
+def _is_long_product(primitive: Any, *operands: Any, **params: Any) -> bool:
+  """Whether activations are kept: those of products over more than `SHORT` channels.
+
+  The others, of adapters, cost less to compute again than they take.
+  """
+  kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  if not kept(primitive, *operands, **params):
+    return False
+  (inputs, _), _ = params['dimension_numbers']
+  return math.prod(operands[0].shape[n] for n in inputs) > SHORT
 
 
 class Decoder(nn.Module):

@@ -25,6 +25,9 @@ from r1jax.stages import hosts
 
 # What the system says when a file may be whole but can't be read now.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Of a checkpoint that is copied and written while the run goes on. A larger one the run
+# waits for: there may be no room for the copy.
+COPIED = 2**28  # bytes
 KEEP = 2  # newest; the older of them is there if the newest turns out damaged
 
 
@@ -65,17 +68,24 @@ class Checkpoints:
     """Begins to write a tree of arrays and a manifest of JSON values under `step`.
 
     Returns once the arrays are copied to the host; they are written while the run goes
-    on. `wait` says how it ended; so does the next `save`, which waits first.
+    on. `wait` says how it ended; so does the next `save`, which waits first. On a CPU
+    a large tree is not copied, and written when this returns.
     """
     self.wait()
     content = {'digest': digest_of(tree), 'step': step, **manifest}
+    arrays = _by_path(tree)
+    on_host = jax.default_backend() == 'cpu'
+    size = sum(x.nbytes for x in arrays.values())
+    if on_host and size <= COPIED:  # the next step uses their memory again
+      arrays = {name: jnp.copy(x) for name, x in arrays.items()}
     args = ocp.args.Composite(
-      arrays=ocp.args.StandardSave(_of_the_moment(_by_path(tree))),
-      manifest=ocp.args.JsonSave(content),
+      arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(content)
     )
     self._writing = step
     with self._explained(step):
       self._manager.save(step, args=args)
+    if on_host and size > COPIED:
+      self.wait()
 
   def wait(self) -> None:
     """Returns when the last checkpoint is on the disk.
@@ -292,12 +302,6 @@ def _by_path(tree: Any) -> dict[str, jax.Array]:
   """Arrays by path: a name says more in an error than a position does."""
   flat, _ = jax.tree.flatten_with_path(tree)
   return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in flat}
-
-
-def _of_the_moment(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Copies where arrays lie in the host's memory, which the next step uses again."""
-  on_host = jax.default_backend() == 'cpu'
-  return {name: jnp.copy(x) if on_host else x for name, x in arrays.items()}
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:

@@ -10,6 +10,8 @@ from typing import Any, Self
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from r1jax.stages import memory
+
 WORTH_KEEPING = (
   0.1  # seconds of compilation; jax's own default, 1, leaves out small ones
 )
@@ -57,7 +59,10 @@ def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
 
 
 class Compilations:
-  """Counts what is compiled, or loaded from disk, while it is open."""
+  """Counts what is compiled, or loaded from disk, while it is open.
+
+  The compiler's memory, which may be that of several models, is given back each time.
+  """
 
   def __init__(self) -> None:
     self._programs, self._seconds = 0, 0.0
@@ -69,6 +74,7 @@ class Compilations:
     return counted
 
   def __enter__(self) -> Self:
+    memory.map_large_blocks()
     jax.monitoring.register_event_duration_secs_listener(self._note)
     return self
 
@@ -84,3 +90,4 @@ class Compilations:
     if event == _COMPILED:
       self._programs += 1
       self._seconds += duration_secs
+      memory.give_back()

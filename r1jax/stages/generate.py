@@ -18,6 +18,9 @@ from r1jax.stages import compilation, hosts
 from r1jax.tasks import Problem
 
 _COMPILES = threading.Lock()
+# Programs run side by side where the weights are smaller. From about here on each core
+# waits for memory, and reads them once for all prompts.
+LARGE_WEIGHTS = 2**27  # bytes
 _LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores are taken for free
 
 
@@ -99,9 +102,11 @@ class Generator:
       compiler_options=compilation.options(self.where),
     )
 
-  def _parts(self, prompts: int) -> int:
-    """Programs to run at once: one of the sampler's keeps one core of a CPU busy."""
+  def _parts(self, prompts: int, params: Any) -> int:
+    """Programs to run at once: of a small model one keeps one core of a CPU busy."""
     if self.where.size > 1 or jax.default_backend() != 'cpu':
+      return 1
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > LARGE_WEIGHTS:
       return 1
     cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
     return max(n for n in range(1, cores + 1) if prompts % n == 0)
@@ -151,7 +156,7 @@ class Generator:
         said, lengths = sample(*mesh_lib.put_batch(self.where, placed))
       return mesh_lib.fetch(self.mesh, said), np.asarray(lengths)
 
-    size = len(mine) // self._parts(len(mine))
+    size = len(mine) // self._parts(len(mine), params)
     began = time.monotonic()
     slices = [slice(start, start + size) for start in range(0, len(mine), size)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
