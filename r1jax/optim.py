@@ -209,19 +209,24 @@ def _fullest(grads: Any) -> jax.Array | None:
 def _mean_size(updates: Any) -> jax.Array:
   """The mean of |change| over the weights that have one; 0 if none has."""
   leaves = jax.tree.leaves(updates)
-  sums = [_sizes(x.astype(jnp.float32)) for x in leaves]
-  total, moved = (
-    sum(master_weights.mean(each) * x.size for each, x in zip(part, leaves, strict=True))
-    for part in zip(*sums, strict=True)
-  )
-  return total / jnp.maximum(moved, 1)
+  means = [_sizes(x.astype(jnp.float32)) for x in leaves]
+
+  def summed(n: int) -> jax.Array:
+    return jnp.stack(
+      [
+        master_weights.mean(found[n]) * x.size
+        for found, x in zip(means, leaves, strict=True)
+      ]
+    ).sum()
+
+  return summed(0) / jnp.maximum(summed(1), 1)
 
 
 def _sizes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The means of |x| and of x != 0 over the last axis.
 
-  Both in one reduction, into which XLA on a CPU takes what computes x: of two it would
-  write down |x| and x != 0 of all weights first.
+  Both in one reduction, which XLA on a CPU computes x within. For two it would write
+  down |x| and x != 0 of all weights first.
   """
   x = jnp.atleast_1d(x)
   zero = jnp.float32(0)

@@ -36,6 +36,8 @@ class Model(NamedTuple):
   logits: Callable[[Any, jax.Array], jax.Array]  # (params, hidden)
   # params -> (tokens, positions, context, column) -> hidden, the last segment written
   decoding: Callable[[Any], Callable[..., tuple[jax.Array, Any]]]
+  # (params, prompts, outputs, prompt_mask) -> hidden states of both
+  both: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @functools.partial(
@@ -59,12 +61,16 @@ class Completions:
 
 def _prefill(params: Any, prompts: jax.Array, prompt_mask: jax.Array, model: Model):
   """Last hidden state [P, D], the prompt as a segment, and its lengths [P]."""
+  hidden_PSD, kv = model.forward(params, *_segment(prompts, prompt_mask))
+  return hidden_PSD[:, -1], (kv, prompt_mask), prompt_mask.sum(-1)
+
+
+def _segment(prompts: jax.Array, prompt_mask: jax.Array) -> tuple[jax.Array, ...]:
+  """Tokens, positions and documents of prompts, as `Model.forward` takes them."""
   positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
   # Padding is a document of its own: real tokens never see it. Below 0, as a prompt is
   # computed as often as it suits the layout and must not count for experts' load.
-  document = -prompt_mask.astype(jnp.int32)
-  hidden_PSD, kv = model.forward(params, prompts, positions, document)
-  return hidden_PSD[:, -1], (kv, prompt_mask), prompt_mask.sum(-1)
+  return prompts, positions, -prompt_mask.astype(jnp.int32)
 
 
 def _put_column(array_BT: jax.Array, x_B: jax.Array, column: jax.Array) -> jax.Array:
@@ -396,7 +402,6 @@ def score(
   """
   groups, group_size, length = tokens.shape
   rows = groups * group_size
-  last_PD, prompt, length_P = _prefill(params, prompts, prompt_mask, model)
   tokens_BT = tokens.reshape(rows, length)
   if offsets is None:
     offsets = jnp.broadcast_to(jnp.arange(length)[None, None], tokens.shape)
@@ -404,15 +409,20 @@ def score(
     documents = jnp.ones_like(tokens)
   offset_BT = offsets.reshape(rows, -1)
   document_BT = jnp.asarray(documents).reshape(rows, -1)
+  prompt = _segment(prompts, prompt_mask)
   # An output's first token comes after the prompt, any other after the one before it.
-  hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
-  if length > 1:  # the last token is predicted, never read
-    position_BT = jnp.repeat(length_P, group_size)[:, None] + offset_BT
+  if length == 1:  # the last token is predicted, never read
+    last_PD = model.forward(params, *prompt)[0][:, -1]
+    hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
+  else:
+    length_B = jnp.repeat(prompt_mask.sum(-1), group_size)
+    position_BT = length_B[:, None] + offset_BT
     # But where a row is cut over devices, into parts that must be equal.
     read = length if mesh.cut('length') > 1 else length - 1
     document_BT = document_BT.at[:, length - 1].set(0)  # the last one, in no load
-    inputs = tokens_BT[:, :read], position_BT[:, :read], document_BT[:, :read]
-    rest_BTD, _ = model.forward(params, *inputs, [prompt])
+    outputs = tokens_BT[:, :read], position_BT[:, :read], document_BT[:, :read]
+    hidden_PSD, rest_BTD = model.both(params, prompt, outputs, prompt_mask)
+    hidden_BTD = jnp.repeat(hidden_PSD[:, -1], group_size, axis=0)[:, None]
     rest_BTD = rest_BTD[:, : length - 1]
     rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
     hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)

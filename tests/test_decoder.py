@@ -161,6 +161,50 @@ def test_a_row_continued_from_its_segments_equals_the_whole_row():
     segments.append((own, np.ones((1, stop - start), bool)))
 
 
+@pytest.mark.parametrize('remat', ['none', 'dots'])
+@pytest.mark.parametrize(
+  'parts',
+  [
+    {},
+    {
+      'kv_heads': 4,
+      'latent': Latent(8, 8, rope_dim=4, value_dim=6),
+      'experts': Experts(4, 2, 16, shared=1, dense_layers=1, scores='sigmoid'),
+    },
+  ],
+)
+def test_prompts_and_outputs_read_together_are_those_read_in_turn(remat, parts):
+  config = dataclasses.replace(SMALL, remat=remat, **parts)
+  params = random_params(config)
+  forward, _, _, both = decoder.functions(config, VOCAB)
+  rng = np.random.default_rng(1)
+  mask = np.arange(5)[None] >= np.array([0, 2])[:, None]
+  prompts = rng.integers(VOCAB, size=(2, 5)), np.cumsum(mask, 1), -1 * mask
+  outputs = (
+    rng.integers(VOCAB, size=(4, 6)),
+    np.repeat(mask.sum(1), 2)[:, None] + np.arange(6),
+    np.ones((4, 6), int),
+  )
+
+  def in_turn(params):
+    first, kv = forward(params, *prompts)
+    return first, forward(params, *outputs, [(kv, mask)])[0]
+
+  def together(params):
+    return both(params, prompts, outputs, mask)
+
+  def loss(read, params):
+    first, second = read(params)
+    return (first**2).mean() + jnp.sin(second).mean()
+
+  (one, other), (found, gradient) = (
+    (jax.jit(read)(params), jax.jit(jax.grad(functools.partial(loss, read)))(params))
+    for read in (in_turn, together)
+  )
+  close = functools.partial(np.testing.assert_allclose, **CLOSE)
+  jax.tree.map(close, (found, gradient), (one, other))
+
+
 def test_a_later_token_does_not_alter_earlier_hidden_states():
   params = random_params(SMALL)
   tokens = np.random.default_rng(5).integers(VOCAB, size=(1, 8))
@@ -185,6 +229,7 @@ def test_remat_and_query_blocks_change_nothing(monkeypatch):
 
   plain = gradient(SMALL)(params)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 3)
+  monkeypatch.setattr(decoder, 'SHORT', 4)  # products over fewer are computed again
   variants = [
     gradient(dataclasses.replace(SMALL, remat=name))
     for name in ('none', 'dots', 'full')

@@ -365,8 +365,8 @@ def decoders():
   """Boxed parameters of student and teacher, and their functions."""
   small = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=32)
   large = ModelConfig(d_model=24, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
-  forward, logits, _ = decoder.functions(small, VOCAB)
-  teacher_forward, teacher_logits, _ = decoder.functions(large, VOCAB)
+  forward, logits, *_ = decoder.functions(small, VOCAB)
+  teacher_forward, teacher_logits, *_ = decoder.functions(large, VOCAB)
   functions = {
     'forward': forward,
     'logits': logits,

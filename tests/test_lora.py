@@ -47,7 +47,7 @@ def random_adapters(config, settings=ALL):
 def logits(found, params):
   tokens = np.random.default_rng(0).integers(VOCAB, size=(2, 20))
   positions = np.broadcast_to(np.arange(20), tokens.shape)
-  forward, head, _ = decoder.functions(found.config, VOCAB)
+  forward, head, *_ = decoder.functions(found.config, VOCAB)
   hidden, _ = jax.jit(forward)(params, tokens, positions, np.zeros_like(tokens))
   return np.asarray(head(params, hidden))
 

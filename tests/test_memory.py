@@ -40,10 +40,9 @@ def times_the_parameters(phase):
   return (memory.temp_size_in_bytes + new) / size
 
 
-def test_an_update_holds_one_gradient_and_what_it_changes(phases):
-  # The sum over micro-batches, then the changes that the optimizer makes of it. With
-  # the gradient of a micro-batch beside the sum it was 3.1.
-  assert times_the_parameters(phases['update']) < 2.1
+def test_an_update_holds_the_sum_and_the_gradient_of_one_micro_batch(phases):
+  # With a gradient of the prompts beside one of the outputs it was 3.1.
+  assert times_the_parameters(phases['update']) < 2.3
 
 
 def test_scores_need_no_copy_of_the_parameters(phases):

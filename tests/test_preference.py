@@ -258,7 +258,7 @@ def toy_scorer(tokenizer, forward=forward, devices=1):
 
   return Scorer(
     params=toy(vocab=tokenizer.vocab_size),
-    model=sampling.Model(before_the_end, NOTHING, NOTHING),
+    model=sampling.Model(before_the_end, NOTHING, NOTHING, NOTHING),
     tokenizer=tokenizer,
     template='plain',
     max_length=40,

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from r1jax import grpo, mesh, optim, sampling
-from r1jax.model.attention import KV
 from r1jax.rewards.pool import Scores
 from r1jax.stages import evaluate
 from r1jax.stages.generate import Outputs
@@ -128,8 +127,8 @@ def test_every_minibatch_takes_as_many_problems_of_each_part():
 def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   # A model that says the token before once more with probability 3/4, of two tokens,
   # on four devices.
-  def forward(params, tokens, positions, document, context=()):
-    return tokens[..., None], KV(*jnp.zeros((2, 1, len(tokens), 1, 1, tokens.shape[1])))
+  def both(params, prompts, outputs, prompt_mask):
+    return prompts[0][..., None], outputs[0][..., None]
 
   def logits(params, hidden):
     return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
@@ -137,7 +136,7 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   place = mesh.make(jax.devices()[:4])
   nothing: Any = None  # unused here
   generator: Any = SimpleNamespace(
-    mesh=place, model=sampling.Model(forward, logits, nothing)
+    mesh=place, model=sampling.Model(nothing, logits, nothing, both)
   )
   config = Config(prompts_per_step=8, micro_batch_rows=8)
   trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())

@@ -396,7 +396,7 @@ def counting_model(seen):
 
     return decode
 
-  return sampling.Model(forward, logits, decoding)
+  return sampling.Model(forward, logits, decoding, None)
 
 
 def test_the_loop_ends_with_the_last_completion():

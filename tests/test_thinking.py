@@ -42,7 +42,7 @@ def likes() -> np.ndarray:
 
 
 def model() -> sampling.Model:
-  forward, logits, decoding = decoder.functions(CONFIG, TOKENIZER.vocab_size)
+  forward, logits, decoding, both = decoder.functions(CONFIG, TOKENIZER.vocab_size)
   bias = likes()
 
   def biased(params, hidden):
@@ -51,7 +51,7 @@ def model() -> sampling.Model:
       bias, (*hidden.shape[:-1], len(bias))
     )
 
-  return sampling.Model(forward, biased, decoding)
+  return sampling.Model(forward, biased, decoding, both)
 
 
 @pytest.fixture(scope='module')

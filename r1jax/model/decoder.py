@@ -58,13 +58,37 @@ class Block(nn.Module):
     init: Any = nn.with_logical_partitioning(nn.initializers.zeros, tuple(axes))
     return self.param(name, init, shape)
 
-  @nn.compact
   def __call__(
     self,
-    x_BTD: jax.Array,
+    streams: Sequence[jax.Array],
     context: Sequence[KV],
+    positions: Sequence[jax.Array],
+    documents: Sequence[jax.Array],
+    context_masks: Sequence[jax.Array],
+    seen: Sequence[jax.Array],
+  ) -> tuple[tuple[jax.Array, ...], tuple[KV, ...]]:
+    """Returns the streams of one segment or more, and their rows' own `KV`.
+
+    A segment sees the context and all segments before it, each through its mask in
+    `seen`.
+    """
+    moved: list[jax.Array] = []
+    owns: list[KV] = []
+    segments = zip(streams, positions, documents, strict=True)
+    for n, (x_BTD, *where) in enumerate(segments):
+      before = (*context, *owns), (*context_masks, *seen[:n])
+      x_BTD, own = self._layer(x_BTD, *where, *before)
+      moved.append(x_BTD)
+      owns.append(own)
+    return tuple(moved), tuple(owns)
+
+  @nn.compact
+  def _layer(
+    self,
+    x_BTD: jax.Array,
     positions_BT: jax.Array,
     document_BT: jax.Array,
+    context: Sequence[KV],
     context_masks: Sequence[jax.Array],
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the rows' own `KV`."""
@@ -251,7 +275,7 @@ class Decoder(nn.Module):
       Block if self.config.remat == 'none' else _remat(self.config.remat),
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
       length=layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(self.config, sparse)
@@ -273,22 +297,54 @@ class Decoder(nn.Module):
       context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
         `attention.attend`.
     """
+    segment = tokens_BT, positions_BT, document_BT
+    (hidden_BTD,), (own,) = self._read([segment], context)
+    return hidden_BTD, own
+
+  def both(
+    self,
+    prompts: Sequence[jax.Array],
+    outputs: Sequence[jax.Array],
+    prompt_mask: jax.Array,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the hidden states of prompts [P, S, D] and of their outputs [B, T, D].
+
+    Those of two calls, the second with the first one's `KV` as context. But a layer
+    reads both while its weights are there, and the gradient is one of the layer: of two
+    calls each would make one of all layers, to be added up at the end.
+
+    Args:
+      prompts: tokens, positions and documents as in a call, each [P, S].
+      outputs: likewise, [B, T].
+      prompt_mask: bool [P, S], which tokens of a prompt its outputs see.
+    """
+    hidden, _ = self._read([prompts, outputs], seen=[prompt_mask])
+    return hidden[0], hidden[1]
+
+  def _read(
+    self,
+    segments: Sequence[Sequence[jax.Array]],
+    context: Sequence[tuple[KV, jax.Array]] = (),
+    seen: Sequence[jax.Array] = (),
+  ) -> tuple[tuple[jax.Array, ...], tuple[KV, ...]]:
+    """Hidden states and the stacked `KV` of segments; see `Block`."""
+    tokens, positions, documents = zip(*segments, strict=True)
     # float32 or more: sums over the layers are kept in it, whatever the parameters'
     # type.
-    x_BTD = self.embedding_VD[tokens_BT]
-    x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    wide = jnp.promote_types(self.embedding_VD.dtype, jnp.float32)
+    streams = tuple(self.embedding_VD[tokens_BT].astype(wide) for tokens_BT in tokens)
     kvs = tuple(kv for kv, _ in context)
     masks = tuple(mask for _, mask in context)
-    owns, first = [], 0
+    found, first = [], 0
     for name, layers, _ in self.config.stacks:
       part = slice(first, first + layers)
       past = jax.tree.map(lambda x, part=part: x[part], kvs) if context else ()
       stack = getattr(self, name)
-      x_BTD, own = stack(x_BTD, past, positions_BT, document_BT, masks)
-      owns.append(own)
+      streams, owns = stack(streams, past, positions, documents, masks, tuple(seen))
+      found.append(owns)
       first += layers
-    own = jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *owns)
-    return self.norm(x_BTD), own
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *found)
+    return tuple(map(self.norm, streams)), joined
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Unnormalised log-probabilities of the next token, [..., V]."""
@@ -328,25 +384,26 @@ def names(config: ModelConfig, vocab_size: int) -> Any:
   return jax.eval_shape(fresh, jax.random.key(0))
 
 
-def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
-  """Returns the pure functions `forward`, `logits` and `decoding`.
+def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]:
+  """Returns the pure functions `forward`, `logits`, `decoding` and `both`.
 
-  `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s; `decoding(params)`
-  gives a function for one token a row, see `decode.decoding`. The last two also take
-  what `decode.turned` has made of the parameters.
+  `forward(params, …)`, `logits(params, hidden)` and `both(params, …)` are `Decoder`'s;
+  `decoding(params)` gives a function for one token a row, see `decode.decoding`.
+  `logits` and `decoding` also take what `decode.turned` has made of the parameters.
   """
   apply: Any = Decoder(config, vocab_size).apply
 
-  def forward(params: Any, *args: Any) -> tuple[jax.Array, KV]:
+  def read(method: str, params: Any, *args: Any) -> Any:
     if mesh.current() is not None:
       params = mesh.lay_like(params, names(config, vocab_size))
-    return apply({'params': params}, *args)
+    return apply({'params': params}, *args, method=method)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
     outside = params.outside if isinstance(params, Turned) else params
     return apply({'params': outside}, hidden, method='logits')
 
-  return forward, logits, functools.partial(decoding, config)
+  forward, both = (functools.partial(read, method) for method in ('__call__', 'both'))
+  return forward, logits, functools.partial(decoding, config), both
 
 
 def matrices(config: ModelConfig) -> Any:
