@@ -1,6 +1,5 @@
 """The code of the README, run."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_the_experiment_adds_an_advantage(experiment):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
   got = grpo.ADVANTAGES['sign'](reward)
   with pytest.raises(ValueError, match='needs 2 or more'):
-    grpo.check_group_size(dataclasses.replace(grpo.Config(), advantage='sign'), 1)
+    grpo.check_group_size(grpo.Config(advantage='sign'), 1, 4)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 
