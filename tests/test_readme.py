@@ -17,6 +17,7 @@ EXPERIMENT, NOTEBOOK = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 @pytest.fixture
 def experiment(monkeypatch):
   monkeypatch.setattr(grpo, 'ADVANTAGES', {**grpo.ADVANTAGES})
+  monkeypatch.setitem(grpo.TABLES, 'advantage', grpo.ADVANTAGES)
   monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP})
   names = {'__name__': 'experiments.brief'}
   exec(EXPERIMENT, names)
