@@ -130,9 +130,8 @@ def test_score_takes_the_hosts_arrays_as_they_are(params):
   # Two outputs of three tokens in a row.
   offsets = np.broadcast_to(np.arange(6) % 3, tokens.shape).astype(np.int32)
   documents = np.broadcast_to(np.arange(6) // 3 + 1, tokens.shape).astype(np.int32)
-  packed, _ = sampling.score(
-    params, PROMPTS, PROMPT_MASK, tokens, offsets, documents, model=MODEL
-  )
+  arrays: Any = PROMPTS, PROMPT_MASK, tokens, offsets, documents
+  packed, _ = sampling.score(params, *arrays, model=MODEL)
   alone, _ = score(params, tokens.reshape(len(PROMPTS), 2, 3))
   np.testing.assert_allclose(packed.reshape(alone.shape), alone, **CLOSE)
 
