@@ -228,3 +228,26 @@ def test_the_decoder_in_torch_is_that_of_transformers(family):
     got = torch_updates.logits_of(tensors, theirs.config, tokens)
   assert torch.abs(expected).max() > 0.5
   np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 there
+
+
+def test_decay_is_that_of_torchs_adamw():
+  # Decay added to the gradient (L2) would be divided by the gradient's size.
+  start, *slopes = np.random.default_rng(0).normal(size=(4, 3, 2))
+  settings = dataclasses.replace(OPTIMIZER, weight_decay=0.3, max_grad_norm=1e9)
+  theirs = torch.tensor(start)
+  chain = torch.optim.AdamW(
+    [theirs],
+    betas=(settings.b1, settings.b2),
+    eps=settings.eps,
+    weight_decay=settings.weight_decay,
+  )
+  with jax.enable_x64(True):
+    optimizer = optim.make(settings, UPDATES)
+    state = optim.init({'matrix': jnp.asarray(start)}, optimizer)
+    for step, slope in enumerate(slopes):
+      theirs.grad = torch.tensor(slope)
+      chain.param_groups[0]['lr'] = torch_updates.rate(settings.learning_rate, step)
+      chain.step()
+      grads = {'matrix': jnp.asarray(slope)}
+      state, _ = optim.apply(state, grads, optimizer=optimizer)
+  np.testing.assert_allclose(state.params['matrix'], theirs, rtol=1e-12)
