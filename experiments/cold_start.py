@@ -37,7 +37,11 @@ class ColdStart:
     row_length=400,  # a summary may make an output longer than what was sampled
   )
   sft_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3,
+    muon_learning_rate=0.005,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,
   )
   mesh: mesh.Config = mesh.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()

@@ -4,22 +4,33 @@ Paper: DeepSeek-R1 (Nature version), distillation: SFT of smaller models on R1's
 outputs, and RL straight on such a model for comparison, which stays behind. Here the
 student learns in five more ways from the same base: answers without thoughts, RL, and
 three token by token from the teacher's probabilities.
+
+All ways learn at one temperature, 1: the teacher's outputs are drawn at it, and so are
+RL's and the student's own, and divergences are those of the models as they are. It is
+the temperature at which students are measured too. Outputs drawn at less would make the
+student of SFT alone sharper than the others, which at 1 is counted as skill.
+What each way has computed is written to `compute.json`; see `stages.compute`.
 """
 
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from experiments import reasoning_rl
 from r1jax import distill, drawing, grpo, mesh, optim
 from r1jax.model.config import ModelConfig
 from r1jax.stages import (
   command,
+  compute,
   evaluate,
   finetune,
+  hosts,
   lineage,
   recipe,
   rejection,
@@ -27,7 +38,9 @@ from r1jax.stages import (
   scoreboard,
   work,
 )
+from r1jax.stages.metrics import parse_line
 from r1jax.stages.run import plain_errors
+from r1jax.stages.workdir import write_whole
 from r1jax.tasks import Problem, web
 
 TOKEN_LEVEL = ('forward_kl', 'reverse_kl', 'on_policy')
@@ -67,44 +80,74 @@ class Distill:
   methods: tuple[str, ...] = METHODS[:3]  # some of `METHODS`; the first is handed on
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
   rejection: rejection.Config = rejection.Config(
-    problems=960, draw=drawing.Config(temperature=0.7)
-  )
+    problems=960
+  )  # at the temperature of RL
   base: finetune.Config = finetune.Config(
     steps=2000, rows_per_step=6, row_length=352, micro_batches=3, checkpoint_every=500
   )
   base_optim: optim.Config = optim.Config(
-    learning_rate=1e-2, muon_learning_rate=0.015, warmup_steps=20, schedule='cosine'
+    learning_rate=1e-2,
+    muon_learning_rate=0.015,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,  # so tuned, in all stages of the miniature
+    balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
   )
   sft: finetune.Epochs = finetune.Epochs(
     epochs=3,  # R1: 2 to 3
     row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
   )
   sft_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3,
+    muon_learning_rate=0.005,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,
   )
   rl: rl.Config = rl.Config(steps=40, evaluate_every=40)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
-    grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
+    grpo.PRESETS['grpo'],
+    mean='tokens',
+    clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
+    clip_high=10.0,
   )
   mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config(problems=48)
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_shares(self.shares, recipe.TASKS)
     known = [name for name in METHODS if name in self.methods]
     if not known or sorted(known) != sorted(self.methods):
       raise ValueError(
         f'methods: expected some of {METHODS}, each once, got {self.methods}'
       )
+    self._check_temperatures()
     token_level = [name for name in self.methods if name in TOKEN_LEVEL]
     if token_level and self.student.vocab_size:
       raise ValueError(
         f'methods: expected none of {TOKEN_LEVEL} for a student with a tokenizer of '
         f'its own, since they compare probabilities of the same tokens, got '
         f'{token_level}; set student.vocab_size to 0'
+      )
+
+  def _check_temperatures(self) -> None:
+    """Raises ValueError where methods would learn at several temperatures."""
+    draw = self.rejection.draw
+    learned_at = {x for _, x in self.rl.temperature} if 'rl' in self.methods else set()
+    learned_at |= {1.0} if set(self.methods) & set(TOKEN_LEVEL) else set()
+    others = bool(learned_at)
+    if set(self.methods) - {'rl', 'on_policy'}:  # from the teacher's outputs
+      learned_at.add(draw.temperature)
+    cut = others and draw != drawing.Config(draw.temperature)
+    if len(learned_at) > 1 or cut:
+      raise ValueError(
+        'rejection.draw and rl.temperature: expected one temperature (1 where '
+        f'{", ".join(TOKEN_LEVEL)} are among the methods), and no top-k or top-p, as '
+        f'students are compared at one, got {sorted(learned_at)} and {draw}; set them '
+        'to the same, or leave some methods out'
       )
 
 
@@ -129,8 +172,10 @@ def _sft(lesson: _Lesson, base: Any) -> Any:
   return lesson.job.imitate(base, lesson.examples, config.sft, config.sft_optim)
 
 
-def _answers(lesson: _Lesson, base: Any) -> Any:
-  """SFT on the answers alone; they are short, so as many tokens are more epochs."""
+def _without_thoughts(
+  lesson: _Lesson,
+) -> tuple[list[tuple[str, str]], finetune.Epochs]:
+  """The answers alone; they are short, so as many tokens are more epochs."""
   job, config = lesson.job, lesson.config
   answers = [
     (question, '<think></think>' + output.partition('</think>')[2])
@@ -138,8 +183,15 @@ def _answers(lesson: _Lesson, base: Any) -> Any:
   ]
   whole = job.passes(lesson.examples, config.sft).tokens
   epochs = round(whole / job.passes(answers, config.sft).tokens * config.sft.epochs)
-  sft = dataclasses.replace(config.sft, epochs=epochs)
-  return job.imitate(base, answers, sft, config.sft_optim, phase='answers')
+  return answers, dataclasses.replace(config.sft, epochs=epochs)
+
+
+def _answers(lesson: _Lesson, base: Any) -> Any:
+  """SFT on the answers alone."""
+  answers, sft = _without_thoughts(lesson)
+  return lesson.job.imitate(
+    base, answers, sft, lesson.config.sft_optim, phase='answers'
+  )
 
 
 def _rl(lesson: _Lesson, base: Any) -> Any:
@@ -199,6 +251,45 @@ LEARN: dict[str, Callable[[_Lesson, Any], Any]] = {
 }
 
 
+def spent(
+  lesson: _Lesson, method: str, lines: Sequence[Mapping[str, Any]]
+) -> compute.Tokens:
+  """The tokens of a method that has come to its end; `lines` are of metrics.jsonl."""
+  job, config = lesson.job, lesson.config
+  if method == 'rl':
+    asked = range(config.rl.steps * config.rl.prompts_per_step)
+    ids = (
+      job.model.tokenizer.prompt_ids(job.model.template, lesson.order(n).question)
+      for n in asked
+    )
+    return compute.of_rl(
+      lines,
+      prompts=sum(map(len, ids)),
+      outputs=config.rl.prompts_per_step * config.rl.group_size,
+      epochs=config.rl.epochs,
+      passes=bool(config.grpo.kl_coef) + config.rl.int8_rollout,
+    )
+  passes = job.passes(lesson.examples, config.sft)
+  if method == 'on_policy':
+    return compute.of_own_outputs(lines, phase=method, steps=passes.steps)
+  if method == 'answers':
+    passes = job.passes(*_without_thoughts(lesson))
+  judged = passes.tokens if method in TOKEN_LEVEL else 0
+  return compute.Tokens(learned=passes.tokens, judged=judged)
+
+
+def _write_compute(lesson: _Lesson, base: Any) -> None:
+  """Writes what each method has computed, beside `sft`, to compute.json."""
+  workdir = lesson.job.run.workdir
+  raw = (workdir / 'metrics.jsonl').read_bytes().splitlines()
+  lines = [line for line in map(parse_line, raw) if line is not None]
+  tokens = {name: spent(lesson, name, lines) for name in lesson.config.methods}
+  student = sum(leaf.size for leaf in jax.tree.leaves(base))
+  teacher = lesson.teacher.record['parameters']
+  found = compute.compared(tokens, student, teacher, first='sft')
+  write_whole(workdir / 'compute.json', json.dumps(found, indent=2) + '\n')
+
+
 def main(config: Distill) -> None:
   """Samples from the teacher, trains the student's base, then every method on it."""
   teacher = lineage.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
@@ -220,6 +311,8 @@ def main(config: Distill) -> None:
     base = job.pretrain(document, config.base, config.base_optim)
     learned = {name: LEARN[name](lesson, base) for name in config.methods}
     models = {'base': base, **learned}
+    if hosts.first():
+      _write_compute(lesson, base)
     job.measure(models, config.scoreboard)
     models['final'] = learned[config.methods[0]]
     lineage.finish(job.run, 'distill', config, model, models, [teacher])

@@ -9,6 +9,7 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -52,18 +53,23 @@ class FinalRL:
   judged: int = 640  # instructions whose outputs the judge compares
   judge: judge.Config = judge.Config()
   preference: preference.Config = preference.Config(epochs=4)  # R1: 1, of 66k pairs
-  preference_optim: optim.Config = optim.Config(learning_rate=2e-3, schedule='cosine')
+  preference_optim: optim.Config = optim.Config(
+    learning_rate=2e-3, schedule='cosine', eps=1e-6
+  )
   rl: rl.Config = rl.Config(steps=40, temperature=((0, 0.7),))
-  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine', eps=1e-6)
   grpo: grpo.Config = dataclasses.replace(
-    grpo.PRESETS['grpo'], mean='tokens', clip_high=10.0
+    grpo.PRESETS['grpo'],
+    mean='tokens',
+    clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
+    clip_high=10.0,
   )
   mesh: mesh.Config = mesh.Config()
   evaluate: evaluate.Config = evaluate.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_shares(self.shares, REASONING)
     if not 0 <= self.general_share <= 1:
       raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')
@@ -92,13 +98,23 @@ def rewards(config: FinalRL) -> list[Weighted]:
 def order(
   config: FinalRL, where: recipe.Setting, seed: int
 ) -> Callable[[int], Problem]:
-  """Reasoning problems, from a step on mixed with instructions."""
+  """Reasoning problems, from a step on mixed with instructions.
+
+  None is asked twice before all of its kind have been asked.
+  """
   reasoning = rl.problem_order(where.train[: len(REASONING)], config.shares, seed)
+  first = config.general_after * config.rl.prompts_per_step
+  asked = Counter(reasoning(index).task for index in range(first))
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  everything = rl.problem_order(where.train, [*shares, share], seed)
-  first = config.general_after * config.rl.prompts_per_step
-  return lambda index: (reasoning if index < first else everything)(index)
+  everything = rl.problem_order(
+    where.train, [*shares, share], seed, [asked[task] for task in recipe.TASKS]
+  )
+
+  def problem(index: int) -> Problem:
+    return reasoning(index) if index < first else everything(index - first)
+
+  return problem
 
 
 def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference.Scorer:

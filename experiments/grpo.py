@@ -5,6 +5,9 @@
 The folder is as on the hub: config.json, safetensors, tokenizer.json, chat template.
 `python -m scripts.convert WORKDIR --to hf OUT` writes what was learned in the same
 layout. Without a checkpoint at hand, `experiments.r1_zero` makes a model from nothing.
+
+All evaluations are on the validation split; the test split is left to whoever measures
+what comes out, once no setting is to be chosen any more.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -29,7 +32,7 @@ from r1jax.stages import (
   work,
 )
 from r1jax.stages.run import plain_errors, start
-from r1jax.tasks import store
+from r1jax.tasks import splits, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Grpo:
   )
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_seed(self.seed)
     recipe.check_folders(self.workdir, self.data_dir)
     if self.model.lora.rank and self.rl_optim.muon_learning_rate:
@@ -86,11 +89,13 @@ def rewards(config: Grpo) -> list[Weighted]:
 def setting(config: Grpo, longest: int) -> recipe.Setting:
   """The problems of the task, and how long the model's texts may be."""
   difficulty = tasks.module(config.task).Config()
-  train, held_out = (
+  train, validation, test = (
     store.load(config.task, difficulty, split, config.data_dir)
-    for split in ('train', 'test')
+    for split in splits.SPLITS
   )
-  return recipe.Setting([train], [held_out], config.rl.max_prompt_length, longest)
+  return recipe.Setting(
+    [train], [validation], [test], config.rl.max_prompt_length, longest
+  )
 
 
 def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> None:
@@ -102,7 +107,7 @@ def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> N
 
 def train(config: Grpo, rewards: list[Weighted]) -> None:
   """What every host does."""
-  found = pretrained.look_up(config.model)
+  found = pretrained.look_up(config.model, pretrained.began(config.workdir))
   where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
@@ -111,6 +116,8 @@ def train(config: Grpo, rewards: list[Weighted]) -> None:
   with start(config, phases=('rl',), facts=found.facts) as run, pool:
     if lineage.finished(run):
       return
+    for remark in found.model.tokenizer.remarks:
+      run.progress.say(remark)
     if hosts.first():
       found.keep(run.workdir)
     job = work.Work(

@@ -4,6 +4,7 @@ Paper: DeepSeek-R1 (Nature version). R1-Zero, the four stages of R1, distillatio
 stage is a module of its own that takes the work directory of the one before. Here they
 stand in a row. A stage's folder is named by all that its result depends on, so a
 finished stage is not run again, and a changed setting runs again what depends on it.
+Every stage asks test problems once, at its end; its curves are on validation problems.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -98,7 +99,8 @@ def plan(config: R1) -> list[_Stage]:
       for field, value in leaves(plain_config(stage)).items()
       if field not in (*MAY_CHANGE, 'parent')
     }
-    depends |= {f'data.{task}': tasks.module(task).VERSION for task in recipe.TASKS}
+    versions = tasks.versions(recipe.TASKS)
+    depends |= {f'data.{task}': version for task, version in versions.items()}
     depends['parent'] = Path(parent.get('parent', '')).name
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = Path(config.workdir) / f'{name}-{digest[:8]}'

@@ -39,12 +39,18 @@ class ReasoningRL:
   language_weight: float = 1.0  # of the language-consistency reward (R1: 1)
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
   rl: rl.Config = rl.Config(steps=60)
-  # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
-  rl_optim: optim.Config = optim.Config(learning_rate=4e-4, schedule='cosine')
+  rl_optim: optim.Config = optim.Config(
+    # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
+    learning_rate=4e-4,
+    schedule='cosine',
+    eps=1e-6,
+  )
   grpo: grpo.Config = dataclasses.replace(
-    # clip: R1's ε. With two updates a rollout few ratios come near any bound.
+    # clip: R1's ε = 10 on both sides, see `paper.choices`. With two updates a rollout
+    # few ratios come near any bound.
     grpo.PRESETS['grpo'],
     mean='tokens',
+    clip_low=1.0,
     clip_high=10.0,
   )
   mesh: mesh.Config = mesh.Config()
@@ -52,7 +58,7 @@ class ReasoningRL:
   scoreboard: scoreboard.Config = scoreboard.Config()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     recipe.check_shares(self.shares, REASONING)
 
 

@@ -39,7 +39,11 @@ class RejectionSFT:
   rejection: rejection.Config = rejection.Config(problems=960)
   sft: finetune.Epochs = finetune.Epochs(epochs=2)
   sft_optim: optim.Config = optim.Config(
-    learning_rate=3e-3, muon_learning_rate=0.005, warmup_steps=20, schedule='cosine'
+    learning_rate=3e-3,
+    muon_learning_rate=0.005,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,
   )
   mesh: mesh.Config = mesh.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()

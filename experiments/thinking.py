@@ -2,7 +2,8 @@
 
 The thoughts of one model are cut after so many tokens, down to none, so that nothing
 but their length differs. The paper shows the other side: over R1-Zero's training longer
-thoughts and better answers come together (Nature version).
+thoughts and better answers come together (Nature version). The problems are those of
+the test split, as of the stage table; all that is said is about this one model.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -90,20 +91,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def statements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """How each budget differs from thoughts as the model likes, in words.
 
-  Problem by problem, at a level of 5 % that the budgets share (Bonferroni); the
-  intervals are of 95 %.
+  Of this one model, problem by problem, at a level of 5 % that the budgets share
+  (Bonferroni); the rows' intervals of the differences have that confidence.
   """
-  found = []
+  level = page.LEVEL / (len(rows) - 1)
+  found = [page.shared(len(rows) - 1, 'of this one model, by problem')]
   for row in rows[:-1]:
     versus = row['versus_free']
-    told = versus['p'] < page.LEVEL / (len(rows) - 1)
+    told = versus['p'] < level
     word = page.verdict(versus['mean'], told)
     than = 'from' if word == 'not told apart' else 'than'
     mean, low, high = (100 * versus[x] for x in ('mean', 'low', 'high'))
     found.append(
       f'pass@1 with {name(row)} of thoughts is {word} {than} with as many as the model '
-      f'likes, {mean:+.1f} points ({low:+.1f} to {high:+.1f}), '
-      f'p = {versus["p"]:.2g} by problem.'
+      f'likes, {mean:+.1f} points ({low:+.1f} to {high:+.1f}), p = {versus["p"]:.2g}.'
     )
   return found
 
@@ -133,8 +134,8 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
   )
   caption = (
     'A point for each budget, at its mean tokens over all problems, the last one for '
-    'thoughts as the model likes; the band is the 95 % interval over problems. Where a '
-    'line rises, thoughts pay.'
+    'thoughts as the model likes; the band is the 95 % interval over problems, of this '
+    'one model. Where a line rises, thoughts pay.'
   )
   return page.figure(title, caption, svg)
 
@@ -158,7 +159,7 @@ def main(config: Thinking) -> None:
       f'budgets: expected at most {most} tokens, as the model was trained on rows of '
       f'{where.longest}, got {closer.largest}; lower it, or answer_length'
     )
-  problems = where.reasoning[: config.evaluate.problems]
+  problems = where.reasoning('test')[: config.evaluate.problems]
   problems = problems[: len(problems) // size * size]
   workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
@@ -172,6 +173,7 @@ def main(config: Thinking) -> None:
       pool=pool,
       config=config.evaluate,
       max_length=config.max_length,
+      confidence=1 - page.LEVEL / len(config.budgets),
     )
   write_whole(workdir / 'thinking.json', json.dumps(plain(rows), indent=2) + '\n')
   lines, said = table(rows), statements(rows)

@@ -25,7 +25,13 @@ from r1jax import optim, packing
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One algorithm: five named choices and their numbers. The default is R1's GRPO."""
+  """One algorithm: five named choices and their numbers. The default is R1's GRPO.
+
+  A preset is the objective of a published algorithm. What else belongs to it, such as
+  DAPO's dynamic sampling and its shaping of the rewards of overlong outputs, is left
+  out, and a KL penalty is always a part of the loss, never of the reward (as RLOO and
+  REINFORCE++ have it). A run says what its preset leaves out.
+  """
 
   advantage: str = 'group_zscore'  # A; a name in grpo.ADVANTAGES
   ratio: str = 'token'  # pi / pi_old per token or output; a name in grpo.RATIOS
@@ -34,8 +40,8 @@ class Config:
   mean: str = 'outputs'  # how tokens are averaged; a name in grpo.MEANS
   clip_low: float = 0.2  # epsilon below 1
   clip_high: float = 0.2  # epsilon above 1
-  kl_coef: float = 0.001  # beta (R1: 0.001); 0 needs no reference pass
-  constant_length: int = 1024  # tokens that the mean 'constant' divides an output by
+  kl_coef: float = 0.001  # beta (R1: 0.001), at rl.temperature; 0: no reference pass
+  constant_length: int = 1024  # tokens, of mean 'constant' (Dr. GRPO: rl.max_length)
   importance_cap: float = 2.0  # of pi_old / pi_sampler, where the two differ
 
   def __post_init__(self) -> None:
@@ -98,8 +104,6 @@ def leave_one_out(reward: jax.Array) -> jax.Array:
 
 def batch_whitened(reward: jax.Array) -> jax.Array:
   """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
-  if reward.size < 2:
-    raise ValueError(f'rewards: expected 2 or more to whiten, got {reward.size}')
   return _over_std(_centred(reward, axis=None), reward, axis=None)
 
 
@@ -249,6 +253,9 @@ MEANS: dict[str, Callable[[jax.Array, Totals, Config], jax.Array]] = {
   'tokens': mean_tokens,
   'constant': mean_constant,
 }
+# Advantages that compare the outputs of one prompt, and so need two or more of them.
+# A new one that does adds its name; for all others one output a prompt is enough.
+WITHIN_GROUP = {'group_zscore', 'group_centred', 'leave_one_out'}
 TABLES: dict[str, dict[str, Any]] = {
   'advantage': ADVANTAGES,
   'ratio': RATIOS,
@@ -277,21 +284,59 @@ PRESETS = {
   'reinforce_pp': Config(advantage='batch_whitened', kl='k2', mean='tokens'),
 }
 
+# What a preset has of the algorithm that it is named after, where not all of it.
+PUBLISHED = {
+  'dr_grpo': 'Dr. GRPO (2503.20783), which divides by the most tokens that an output '
+  'may have: grpo.constant_length should be the largest rl.max_length',
+  'dapo': 'two of the four parts of DAPO (2503.14476), the higher clip above and the '
+  'mean over tokens; without its dynamic sampling (groups of equal rewards are kept, '
+  'and teach nothing) and its shaping of the rewards of overlong outputs',
+  'cispo': 'the objective of CISPO (2506.13585), without the dynamic sampling and the '
+  "penalty of length that go with it there; the bound above is DAPO's 0.28, since the "
+  'paper gives none',
+  'rloo': 'RLOO (2402.14740) without its KL penalty, which the paper takes from the '
+  'reward; here a penalty is part of the loss, see grpo.kl',
+  'reinforce_pp': 'REINFORCE++ (2501.03262) with advantages whitened over the batch, '
+  'one an output, and the KL as k2 in the loss, as its variant with a group baseline '
+  'has it; without a baseline the paper takes k1 from the reward, a token at a time, '
+  'and whitens what comes out',
+}
 
-def check_group_size(config: Config, group_size: int) -> None:
-  """Raises ValueError where one sample a prompt leaves nothing to compare with."""
-  if group_size < 2 and config.advantage != 'batch_whitened':
+
+def preset_of(config: Config) -> str | None:
+  """The name of the preset that a config is, but for the constant length."""
+  for name, preset in PRESETS.items():
+    if config == dataclasses.replace(preset, constant_length=config.constant_length):
+      return name
+  return None
+
+
+def check_group_size(config: Config, group_size: int, prompts: int) -> None:
+  """Raises ValueError where a rollout of so many prompts leaves nothing to compare."""
+  if group_size < 2 and config.advantage in WITHIN_GROUP:
     raise ValueError(
       f'rl.group_size: the advantage {config.advantage!r} compares the samples of a '
       f'prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
       "grpo.advantage to 'batch_whitened'"
     )
+  if group_size * prompts < 2 and config.advantage == 'batch_whitened':
+    raise ValueError(
+      "rl.prompts_per_step: the advantage 'batch_whitened' compares the outputs of a "
+      'rollout and needs 2 or more, got 1; raise rl.prompts_per_step or rl.group_size'
+    )
 
 
 def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
   """Returns one advantage an output, [P, G], from rewards [P, G]."""
-  check_group_size(config, reward.shape[1])
-  return ADVANTAGES[config.advantage](reward)
+  prompts, group_size = reward.shape
+  check_group_size(config, group_size, prompts)
+  advantage = ADVANTAGES[config.advantage](reward)
+  if advantage.shape != reward.shape:
+    raise ValueError(
+      f'grpo.advantage: expected one number an output of {config.advantage!r}, '
+      f'{reward.shape}, got {advantage.shape}; correct the function'
+    )
+  return advantage
 
 
 @jax.named_scope('objective')
@@ -323,9 +368,10 @@ def objective(
 
   Returns:
     The loss, and means over tokens: `ratio`, `drift` (|logp - logp of what sampled|),
-    `kl` (k3), with the surrogate 'clip' the shares `clip_up` and `clip_down` whose
-    gradient it stops, above and below, and with `sampler_logp` the weight `importance`
-    and the share `importance_capped`.
+    `kl` (k3, of the models at the temperature that the log-probs are of), with the
+    surrogate 'clip' the shares `clip_up` and `clip_down` whose gradient it stops, above
+    and below, and with `sampler_logp` the weight `importance` and the share
+    `importance_capped`.
   """
   if total is None:
     total = totals(mask)
@@ -377,14 +423,16 @@ def gradients(
     params: of the policy.
     rollout: see `packing.Rollout`; the gradient is summed over its micro-batches.
     count: int32 [], how many micro-batches hold something; the rest costs nothing.
-    temperature: of the policy that sampled.
+    temperature: of the policy that sampled; log-probs of policy and reference are
+      those at this temperature too.
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
       -> log-probs and entropies [P, B, T]; see `r1jax.sampling.score`.
     config: the algorithm.
 
   Returns:
     A tree like the parameters', and the metrics of `objective` with `loss` and
-    `entropy` (nats a token).
+    `entropy` (nats a token). KL and entropy are those of the models at `temperature`,
+    from which outputs are drawn: at another one the same models have other values.
   """
   total = Totals(
     jnp.maximum(jnp.sum(rollout.lengths > 0), 1),

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from r1jax import mesh
+from r1jax import master_weights, mesh
+
+# With more, a mean in bfloat16 may stand still for ever: without a gradient it is to
+# shrink by 1 - b of itself, and half the distance to the next number is up to 2^-8.
+MOST_DECAY = 1 - 2**-8
+LEAST_MOVING = 0.5  # of the weights: with fewer that a step can change, no run begins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +28,22 @@ class Config:
   warmup_steps: int = 10  # updates of linear rise from 0
   schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up
   final_share: float = 0.1  # of the peak, where the cosine ends
-  weight_decay: float = 0.0  # decoupled (AdamW)
+  weight_decay: float = 0.0  # decoupled (AdamW), of weight matrices alone
   b1: float = 0.9  # decay of the mean gradient
   b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
-  eps: float = 1e-6  # beside a gradient's size; 1e-8 makes full steps of rounding noise
+  # Beside the root of that mean. Where it is the larger one, steps are shorter than the
+  # learning rate: an entry of a gradient of norm g is about g / sqrt(parameters).
+  eps: float = 1e-8
   max_grad_norm: float = 1.0  # longer gradients are scaled down to this
-  # Of the means: as the parameters, or half of float32 (DeepSeek-V3, section 3.3.2).
-  moments: Literal['params', 'bfloat16'] = 'params'
-  balance_rate: float = 0.001  # what an update moves an expert's bias (DeepSeek-V3)
+  # What becomes of bfloat16 parameters, which a small step does not change: float32
+  # master weights (2 more bytes each), stochastic rounding, or nothing.
+  masters: Literal['float32', 'stochastic', 'none'] = 'float32'
+  # What both means are kept in: DeepSeek-V3 (section 3.3.3) has bfloat16, with b2 0.95.
+  # It needs b1 and b2 of at most MOST_DECAY.
+  moments: Literal['float32', 'bfloat16'] = 'float32'
+  # What an update moves an expert's routing bias. DeepSeek-V3 (section 4.2) has 0.001
+  # in most of its pre-training and 0 at its end; later training leaves biases alone.
+  balance_rate: float = 0.0
 
   def __post_init__(self) -> None:
     rates = ('learning_rate', 'muon_learning_rate', 'weight_decay', 'balance_rate')
@@ -48,6 +61,18 @@ class Config:
         raise ValueError(
           f'{name}: expected at least 0, less than 1, got {getattr(self, name)}'
         )
+    for name in ('b1', 'b2') if self.moments == 'bfloat16' else ():
+      if getattr(self, name) > MOST_DECAY:
+        raise ValueError(
+          f'{name}: expected at most {MOST_DECAY} with moments bfloat16, which rounds '
+          f'smaller changes of a mean away, got {getattr(self, name)}; lower it, or '
+          'set moments to float32'
+        )
+    if self.masters not in master_weights.KINDS:
+      raise ValueError(
+        f'masters: expected one of {", ".join(master_weights.KINDS)}, got '
+        f'{self.masters!r}'
+      )
     if not self.max_grad_norm > 0:
       raise ValueError(f'max_grad_norm: expected above 0, got {self.max_grad_norm}')
     if self.warmup_steps < 0:
@@ -71,23 +96,27 @@ class TrainState:
 def make(
   config: Config, total_steps: int, matrices: Any = None
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of `config`.
+  """Returns the optimizer of `config`; `apply` makes its updates.
+
+  All is computed in float32, whatever the type of parameters and gradients.
 
   Args:
     config: see `Config`.
     total_steps: updates, after which a cosine ends.
-    matrices: for Muon (Jordan et al. 2024), which orthogonalises the updates of weight
-      matrices: a tree like the parameters' with (input axes, output axes) for each
-      matrix and None for what stays with AdamW.
+    matrices: what Muon (Jordan et al. 2024) orthogonalises the updates of, and what
+      decays: a tree like the parameters' with (input axes, output axes) for each weight
+      matrix and None for the rest. Without it all of 2 or more axes decay but what is
+      named as a gain, bias or embedding; see `_decaying`.
   """
-  adamw = optax.adamw(
-    _schedule(config, config.learning_rate, total_steps),
+  decaying = functools.partial(_decaying, matrices)
+  rule = optax.adamw(
+    schedule(config, config.learning_rate, total_steps),
     config.b1,
     config.b2,
     config.eps,
     weight_decay=config.weight_decay,
+    mask=decaying,
   )
-  rule = adamw
   if config.muon_learning_rate:
     if matrices is None:
       raise ValueError(
@@ -97,43 +126,43 @@ def make(
     numbers = jax.tree.map(
       lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
       matrices,
-      is_leaf=lambda leaf: leaf is None or isinstance(leaf, tuple),
+      is_leaf=_is_axes,
     )
     rule = optax.contrib.muon(
-      _schedule(config, config.muon_learning_rate, total_steps),
+      schedule(config, config.muon_learning_rate, total_steps),
       adam_b1=config.b1,
       adam_b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
-      adam_weight_decay=config.weight_decay,
-      adam_learning_rate=_schedule(config, config.learning_rate, total_steps),
+      adam_weight_decay=0.0,  # of what is no matrix
+      adam_learning_rate=schedule(config, config.learning_rate, total_steps),
       muon_weight_dimension_numbers=numbers,
     )
-  if config.moments == 'bfloat16':
-    rule = _stored_as(jnp.bfloat16, rule)
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
-  return _balanced(chain, config.balance_rate)
+  balanced = _balanced(chain, config.balance_rate)
+  moments = jnp.bfloat16 if config.moments == 'bfloat16' else jnp.float32
+  return master_weights.in_float32(balanced, config.masters, moments)
 
 
-def _stored_as(
-  dtype: Any, rule: optax.GradientTransformation
-) -> optax.GradientTransformation:
-  """Returns `rule`, computed in float32, with a state that is kept in `dtype`."""
+def _is_axes(leaf: Any) -> bool:
+  return leaf is None or isinstance(leaf, tuple)
 
-  def cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(
-      lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
 
-  def update(grads: Any, state: Any, params: Any = None) -> Any:
-    updates, state = rule.update(
-      cast(grads, jnp.float32), cast(state, jnp.float32), params
-    )
-    return updates, cast(state, dtype)
+def _decaying(matrices: Any, params: Any) -> Any:
+  """Which parameters decay: weight matrices, and not gains, biases and embeddings.
 
-  return optax.GradientTransformation(
-    lambda params: cast(rule.init(params), dtype), update
-  )
+  A decay pulls to 0, where a gain or a bias does not belong; and a row of an embedding
+  whose token does not occur has no gradient that would hold against it.
+  """
+  if matrices is not None:
+    return jax.tree.map(lambda axes: axes is not None, matrices, is_leaf=_is_axes)
+
+  def one(path: Any, x: jax.Array) -> bool:
+    name = str(getattr(path[-1], 'key', ''))
+    other = ('gain', 'bias', 'balance', 'embedding', 'head')
+    return x.ndim >= 2 and not name.endswith(other)
+
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _balanced(
@@ -177,7 +206,17 @@ def _fullest(grads: Any) -> jax.Array | None:
   return jnp.max(jnp.stack(shares)) if shares else None
 
 
-def _schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
+def _mean_size(updates: Any) -> jax.Array:
+  """The mean of |change| over the weights that have one; 0 if none has."""
+  leaves = jax.tree.leaves(updates)
+  total = sum(master_weights.mean(jnp.abs(x)) * x.size for x in leaves)
+  return total / jnp.maximum(
+    sum(master_weights.mean(x != 0) * x.size for x in leaves), 1
+  )
+
+
+def schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
+  """Returns the rate of an update, counted from 0, with this peak."""
   warmup = config.warmup_steps
   if config.schedule == 'cosine':
     after = optax.cosine_decay_schedule(
@@ -188,6 +227,39 @@ def _schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
   return optax.join_schedules(
     [lambda step: peak * (step + 1) / (warmup + 1), after], [warmup]
   )
+
+
+def check_moves(params: Any, config: Config, field: str) -> None:
+  """Refuses a learning rate that the weights' precision rounds away.
+
+  Args:
+    params: what is to learn; all of it is looked at, once.
+    config: of the optimizer.
+    field: the name that it has in an experiment's config.
+
+  Raises:
+    ValueError: a step of that size changes fewer than LEAST_MOVING of the weights.
+  """
+  rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
+  kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
+  rate = max(config.learning_rate, config.muon_learning_rate)
+  # In float32 a step of 1e-7 changes all weights below 2.
+  if not rate or (kind == 'float32' and rate >= 1e-7):
+    return
+
+  def share(params: Any) -> jax.Array:
+    kept = params if kind == 'bfloat16' else master_weights.as_float32(params)
+    return master_weights.movable(kept, jax.tree.map(lambda _: rate, params))
+
+  found = float(jax.jit(share)(params))
+  if found < LEAST_MOVING:
+    remedy = f'set {field}.masters to float32 or stochastic, or raise the rate'
+    raise ValueError(
+      f'{field}.learning_rate: expected a step that changes at least '
+      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate:g}, which changes '
+      f'{found:.1%} and is rounded away by the others; '
+      + (remedy if kind == 'bfloat16' else 'raise it')
+    )
 
 
 def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -222,6 +294,9 @@ def gradients(
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Returns the gradient summed over micro-batches, and the metrics with `loss`.
 
+  The sum is float32 whatever the parameters are: in bfloat16 what a micro-batch adds
+  would be lost beside the sum of many.
+
   Args:
     params: that the gradient is of.
     parts: a tree of arrays [N, B, ...]: N micro-batches of B rows.
@@ -235,7 +310,7 @@ def gradients(
     def one(index: int | jax.Array) -> Any:
       part = jax.tree.map(lambda x: x[index], parts)
       (value, metrics), grads = gradient(params, part)
-      return grads, {'loss': value, **metrics}
+      return master_weights.as_float32(grads), {'loss': value, **metrics}
 
     return jax.lax.fori_loop(
       0,
@@ -254,12 +329,18 @@ def apply(
   """One update along a gradient.
 
   Returns:
-    The new state, and as metrics `grad_norm` (before clipping) and of a model whose
-    experts have biases `expert_load`: how many times its share the fullest one has.
+    The new state, and as metrics `grad_norm` (before clipping), `update_size` (the mean
+    of |change| over the weights that have one, of float32 masters if there are any) and
+    of a model whose experts have biases `expert_load`: how many times its share the
+    fullest one has.
   """
+  grads = master_weights.as_float32(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  metrics = {'grad_norm': optax.tree.norm(_without_loads(grads))}
+  params, opt_state = master_weights.add(state.params, updates, opt_state, state.step)
+  metrics = {
+    'grad_norm': optax.tree.norm(_without_loads(grads)),
+    'update_size': _mean_size(_without_loads(updates)),
+  }
   if (fullest := _fullest(grads)) is not None:
     metrics['expert_load'] = fullest
   return TrainState(params, opt_state, state.step + 1), metrics

@@ -7,15 +7,18 @@ Knows neither arrays on a device nor rewards.
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from r1jax.model import surroundings
 
 # 'r1_zero' is Table 1 of the first arXiv version of the R1 paper (2501.12948v1).
 TEMPLATES: dict[str, str] = {
@@ -63,22 +66,58 @@ _SPECIALS = (PAD, EOS)
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256 + len(TAGS)  # 256 bytes: any text encodes
 
 
-Chat = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> a prompt
+Chatted = Mapping[str, str]  # a message: 'role' and 'content'
+Chat = Callable[[Sequence[Chatted]], str]  # messages -> a prompt
 CHAT = 'chat'  # the template that a tokenizer brings
+CHAT_TAGS = 'chat_tags'  # the same, behind messages that show the form with the tags
+CHATS = (CHAT, CHAT_TAGS)
+EXAMPLE: tuple[Mapping[str, str], ...] = (
+  {
+    'role': 'user',
+    'content': (
+      'Think about each question first, then answer it. Write your reasoning within'
+      ' <think> </think> tags and the answer alone within <answer> </answer> tags, like'
+      ' this: <think>reasoning process here</think><answer>answer here</answer>\n\n'
+      'Tom has 3 bags with 4 apples each and eats 2 apples. How many apples are left?'
+    ),
+  },
+  {
+    'role': 'assistant',
+    'content': (
+      '<think>3 bags with 4 apples each are 3 * 4 = 12 apples. 12 - 2 = 10.</think>'
+      '<answer>10</answer>'
+    ),
+  },
+)
+
+
+def asked(template: str, messages: Sequence[Chatted]) -> list[Chatted]:
+  """A conversation with what one of CHATS puts in front, behind a system message."""
+  if template != CHAT_TAGS:
+    return list(messages)
+  first = 1 if messages[0]['role'] == 'system' else 0
+  return [*messages[:first], *EXAMPLE, *messages[first:]]
 
 
 class Tokenizer:
   """Text to ids and back; those that `train` makes, and any of the hub (`r1jax.hub`).
 
-  `encode` never gives a special token, even for text that spells one: only the program
-  ends a sequence. A tokenizer of our own is byte-level BPE in which every digit and
-  every tag is one token (digits stand alone so that a model sees the same 1 in 16 and
-  in 61), and `decode(encode(text)) == text` for every text.
+  Control tokens are padding, all that end a sequence, and the special tokens that
+  `control` names, unless they are TAGS. `encode` never gives one, even for text that
+  spells one: only the program ends a sequence. `decode` leaves them out. Every other
+  added token, special or not, is read and shown as the text that it spells: a reward
+  looks for `<think>`, however the checkpoint's author has added it.
+
+  A tokenizer of our own is byte-level BPE in which every digit and every tag is one
+  token (digits stand alone so that a model sees the same 1 in 16 and in 61), and
+  `decode(encode(text)) == text` for every text.
 
   Attributes:
     pad_id: fills rows; always masked.
     stop_ids: any of these ends a sequence; the first one is `eos_id`.
     chat: writes messages as a prompt, or None.
+    begin_ids: what the tokenizer puts before each text, such as BOS.
+    remarks: sentences for the user about its files.
   """
 
   def __init__(
@@ -88,14 +127,27 @@ class Tokenizer:
     pad_id: int = 0,
     stop_ids: Sequence[int] = (1,),
     chat: Chat | None = None,
+    control: Iterable[int] = (),
+    remarks: Sequence[str] = (),
   ):
     self.pad_id, self.stop_ids, self.chat = pad_id, tuple(stop_ids), chat
+    self.remarks = tuple(remarks)
+    # Settings of somebody's last call, which such a file may have kept.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    self.begin_ids, behind = surroundings.around(tokenizer)
     # The template of a chat writes special tokens as text.
-    self._of_chats = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    self._of_chats.encode_special_tokens = False
-    # Encodes text that spells a special token byte by byte. Not kept in the file.
-    tokenizer.encode_special_tokens = True
-    self._tokenizer = tokenizer
+    tokenizer.encode_special_tokens = False
+    self._of_chats = tokenizer
+    content = self.content
+    always, also = {pad_id, *stop_ids}, {*control, *self.begin_ids, *behind}
+    for token in content['added_tokens']:
+      special = token['id'] in always or (token['special'] and token['id'] in also)
+      token['special'] = special and token['content'] not in TAGS
+    self._tokenizer = _plain(content)
+    # A text that goes on after another one gets no blank in front.
+    within = _without_blanks(content)
+    self._within = self._tokenizer if within == content else _plain(within)
 
   @property
   def eos_id(self) -> int:
@@ -107,9 +159,9 @@ class Tokenizer:
 
     Raises ValueError for a name that is neither.
     """
-    if template != CHAT:
+    if template not in CHATS:
       return render(template, question)
-    return self.converse([{'role': 'user', 'content': question}])
+    return self.converse(asked(template, [{'role': 'user', 'content': question}]))
 
   def converse(self, messages: Sequence[Mapping[str, str]]) -> str:
     """Messages by turns as a prompt, by the tokenizer's own template."""
@@ -123,11 +175,13 @@ class Tokenizer:
   def prompt_ids(self, template: str, question: str) -> list[int]:
     """The ids of `prompt`; of a plain text with what the model begins texts with.
 
+    What it ends texts with, such as EOS, is left out: the model is to go on.
+
     Raises ValueError for a template whose special tokens the tokenizer lacks.
     """
     prompt = self.prompt(template, question)
     if not is_chat(template):
-      return self._tokenizer.encode(prompt).ids
+      return [*self.begin_ids, *self.encode(prompt)]
     lacking = [
       token
       for token in _SPECIAL.findall(TEMPLATES.get(template, ''))
@@ -190,7 +244,7 @@ class Tokenizer:
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
       with partial.open('w', encoding='utf-8') as file:
-        file.write(self._tokenizer.to_str(pretty=True))
+        file.write(self._of_chats.to_str(pretty=True))
         file.flush()
         os.fsync(file.fileno())
       partial.replace(path)
@@ -202,9 +256,14 @@ class Tokenizer:
       partial.unlink(missing_ok=True)
 
   @property
+  def content(self) -> dict[str, Any]:
+    """What its file says, in the layout of tokenizer.json."""
+    return json.loads(self._of_chats.to_str())
+
+  @property
   def digest(self) -> str:
     """The SHA-256 of its file."""
-    return hashlib.sha256(self._tokenizer.to_str(pretty=True).encode()).hexdigest()
+    return hashlib.sha256(self._of_chats.to_str(pretty=True).encode()).hexdigest()
 
   @property
   def vocab_size(self) -> int:
@@ -215,8 +274,15 @@ class Tokenizer:
     """The ids of `text`, with nothing added around them."""
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+  def encode_after(self, text: str) -> list[int]:
+    """The ids of `text` where it goes on after other text, such as a prompt.
+
+    Without the blank that tokenizers like Llama 2's put before the first word.
+    """
+    return self._within.encode(text, add_special_tokens=False).ids
+
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of `ids`; special tokens are left out wherever they are.
+    """The text of `ids`; control tokens are left out wherever they are.
 
     Bytes that are not UTF-8 become U+FFFD, as a model may stop inside a character.
     """
@@ -233,6 +299,35 @@ class Tokenizer:
     """
     stream = decoders.DecodeStream(skip_special_tokens=True)
     return lambda token: stream.step(self._tokenizer, token) or ''
+
+
+def _plain(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """A tokenizer for which text that spells a special token is text like any other."""
+  tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+  tokenizer.encode_special_tokens = True
+  return tokenizer
+
+
+def _without_blanks(content: Mapping[str, Any]) -> dict[str, Any]:
+  """A tokenizer.json that puts no blank before texts; else as `content`."""
+  normalizer, cut = content['normalizer'], content['pre_tokenizer']
+  return {
+    **content,
+    'normalizer': normalizer and _without_blank(normalizer),
+    'pre_tokenizer': cut and _without_blank(cut),
+  }
+
+
+def _without_blank(part: Mapping[str, Any]) -> dict[str, Any]:
+  """A normalizer or pre_tokenizer of tokenizer.json that puts no blank before texts."""
+  never = {'Prepend': {'prepend': ''}, 'Metaspace': {'prepend_scheme': 'never'}}
+  changed = {**part, **never.get(part['type'], {})}
+  if part['type'] == 'ByteLevel':
+    changed['add_prefix_space'] = False
+  for parts in ('normalizers', 'pretokenizers'):  # of a Sequence
+    if parts in part:
+      changed[parts] = [_without_blank(one) for one in part[parts]]
+  return changed
 
 
 def _checked(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -312,13 +407,26 @@ def parse(text: str) -> Parsed | None:
   return Parsed(think.strip(), summary.strip(), answer.strip())
 
 
-def opened(prompt: str) -> str:
-  """What of an output a prompt has written already: '<think>' with its end, or ''.
+_OPENED = re.compile(r'<think>\s*(</think>\s*)?')
 
-  R1's chat template ends so, and its model goes on inside the thoughts.
+
+def opened(prompt: str) -> str:
+  """What of an output a prompt has written already, or ''.
+
+  '<think>' with its end: R1's chat template ends so, and its model goes on inside the
+  thoughts. Or thoughts that are empty: so ends the one of a model that is not to think.
   """
   opening = prompt[prompt.rfind('<think>') :] if '<think>' in prompt else ''
-  return opening if opening.strip() == '<think>' else ''
+  return opening if _OPENED.fullmatch(opening) else ''
+
+
+def going_on(prompt: str, output: str) -> str:
+  """The part of an output that is left to say after a prompt that has opened it."""
+  opening = opened(prompt)
+  if '</think>' in opening:
+    thoughts, tag, rest = output.partition('</think>')
+    return rest.lstrip('\n') if tag else thoughts
+  return output.removeprefix('<think>').removeprefix('\n') if opening else output
 
 
 def visible(output: str) -> str:

@@ -6,6 +6,7 @@ the program, as Ctrl-D does. `--prompt 'make 16 from 3 5 2'` asks once.
 """
 
 import dataclasses
+import sys
 
 import jax
 import rich.console
@@ -25,6 +26,8 @@ class Chat:
   path: tyro.conf.Positional[str] = ''
   prompt: str | None = None  # one question, instead of a conversation
   template: str | None = None  # None is the model's own; see `r1jax.text.TEMPLATES`
+  # Variables for a chat template, in JSON; None is those that a stage was trained with
+  chat_template_kwargs: str | None = None
   system: str | None = None  # a message before all others
   max_length: int = 2048  # tokens of an answer, at most
   seed: int = 0
@@ -64,7 +67,11 @@ def converse(config: Chat) -> None:
       'as in: python -m scripts.chat runs/r1/final_rl-…'
     )
   compilation.keep_on_disk()
-  speaker = chat.open_speaker(config.path, config.template, config.draw)
+  speaker = chat.open_speaker(
+    config.path, config.template, config.draw, config.chat_template_kwargs
+  )
+  for remark in speaker.model.tokenizer.remarks:
+    print(remark, file=sys.stderr)
   console = rich.console.Console(highlight=False)
   root = jax.random.key(config.seed)
   messages: list[dict[str, str]] = []

@@ -1,5 +1,6 @@
-"""Writes the model of a finished run as a checkpoint that the rest of the world opens.
+"""Writes a model as a checkpoint that the rest of the world opens.
 
+Of a finished run, or of a folder as on the hub, whose weights are then only rewritten.
 `python -m scripts.convert runs/a --to hf out/` writes a folder in the layout of the
 Hugging Face hub: config.json, safetensors, tokenizer and chat template. `transformers`
 opens it as it is, and so does `--model.path out/` here. `--to peft` writes the adapters
@@ -9,18 +10,20 @@ of a run with LoRA alone, for the library of that name; `hf` adds them to the we
 """
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from r1jax import hub, text
+from r1jax import hub, paths, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families, gguf, peft, storage, weights
+from r1jax.model import decoder, families, gguf, peft, storage, vocabulary, weights
 from r1jax.stages import command, lineage, pretrained
 from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import write_whole
+from r1jax.stages.workdir import RECORD, write_whole
 
 MODELFILE = '.Modelfile'
 # How a model that was made here is asked, as a chat template: one question at a time,
@@ -32,77 +35,130 @@ TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
 class Convert:
   """What to write, and where."""
 
-  run: tyro.conf.Positional[str] = ''  # work directory of a finished stage
+  # Work directory of a finished stage, or a folder as on the hub.
+  run: tyro.conf.Positional[str] = ''
   out: tyro.conf.Positional[str] = ''  # a folder, or a file, that there is not yet
   to: Literal['hf', 'peft', 'gguf'] = 'hf'  # the layout
   type: Literal['f32', 'f16', 'q8_0'] = 'f16'  # of the weights in GGUF
   params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
-  # None is the source's, or float32 for a model that was made here
+  # None gives each tensor its source's, or float32 to a model that was made here
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """A model to be written."""
+
+  like: weights.Checkpoint  # what its checkpoint looks like
+  folder: Path | None  # with the files beside the weights; None for a model made here
+  tokenizer: text.Tokenizer
+  params: Callable[[], Any]  # reads them
+  files: Mapping[str, str | Path]  # that go beside the weights on the hub
 
 
 def convert(config: Convert) -> Path:
   """Writes the checkpoint; returns its folder.
 
   Raises:
-    ValueError: the stage is not finished, has no such model, or the folder is there.
+    ValueError: there is no model, the stage is not finished or has no such parameters,
+      or something is in the place of what is to be written.
   """
   if not config.run or not config.out:
     raise ValueError(
-      'expected the work directory of a finished stage and a new folder, as in: python '
-      '-m scripts.convert runs/a --to hf out'
+      'expected the work directory of a finished stage, or the folder of a checkpoint, '
+      'and a new folder, as in: python -m scripts.convert runs/a --to hf out'
     )
-  stage = lineage.load(config.run)
-  if config.params not in stage.record['params']:
-    raise ValueError(
-      f'params: expected one of {", ".join(stage.record["params"])}, got '
-      f'{config.params!r}'
-    )
-  if config.to == 'peft':
-    if not stage.model.lora.rank:
-      raise ValueError(f'to: expected a run with adapters for peft, got {stage.path}')
-    adapters = stage.adapters(config.params)
-    peft.write(config.out, adapters, stage.model.lora, stage.source())
-    return Path(config.out)
-  like = pretrained.kept(stage) or _made_here(stage)
+  out = paths.local('out', config.out)
+  if out.exists():
+    raise ValueError(f'out: {out} is there already; choose another')
+  run = paths.local('run', config.run)
+  if not (run / RECORD).is_file():
+    source = _of_folder(config, run)
+  else:
+    stage = lineage.load(run)
+    if config.params not in stage.record['params']:
+      raise ValueError(
+        f'params: expected one of {", ".join(stage.record["params"])}, got '
+        f'{config.params!r}'
+      )
+    if config.to == 'peft':
+      if not stage.model.lora.rank:
+        raise ValueError(f'to: expected a run with adapters for peft, got {stage.path}')
+      adapters = stage.adapters(config.params)
+      peft.write(out, adapters, stage.model.lora, stage.source())
+      return out
+    source = _of_stage(config, stage)
   if config.to == 'gguf':
-    return _gguf(config, stage, like)
-  dtype = config.dtype or like.dtype
-  files: dict[str, str | Path] = {
-    name: stage.path / lineage.HUB / name
-    for name in hub.FILES
-    if (stage.path / lineage.HUB / name).exists()
-  }
-  files = files or _files(stage)
-  raw = {name: x for name, x in like.raw.items() if name != 'quantization_config'}
-  raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = dtype
-  files['config.json'] = json.dumps(raw, indent=2) + '\n'
-  params = stage.params(mesh_lib.make(), config.params)
-  storage.write(config.out, weights.tensors(params, like), dtype, files)
-  return Path(config.out)
+    return _gguf(config, out, source)
+  raw = families.rewritten(source.like.raw, source.like.config)
+  if config.dtype:
+    raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = config.dtype
+  files = {**source.files, 'config.json': json.dumps(raw, indent=2) + '\n'}
+  named = weights.tensors(source.params(), source.like, config.dtype)
+  storage.write(out, named, files)
+  return out
 
 
-def _gguf(config: Convert, stage: lineage.Stage, like: weights.Checkpoint) -> Path:
+def _of_stage(config: Convert, stage: lineage.Stage) -> _Source:
+  like = pretrained.kept(stage)
+  folder = stage.path / lineage.HUB if like else None
+  read = functools.partial(stage.params, mesh_lib.make(), config.params)
+  files = hub.copies(folder) if folder else _files(stage)
+  return _Source(like or _made_here(stage), folder, stage.model.tokenizer, read, files)
+
+
+def _of_folder(config: Convert, folder: Path) -> _Source:
+  """A checkpoint as it is, read in its own type.
+
+  Raises:
+    ValueError: it is none, or is asked for what only a run has.
+  """
+  file = folder / 'config.json'
+  if not file.is_file():
+    raise ValueError(
+      'run: expected the work directory of a finished stage or the folder of a '
+      f'checkpoint, got {folder}, which '
+      + (f'has no {RECORD} and no config.json' if folder.is_dir() else 'is no folder')
+    )
+  if 'experiment' in storage.read_json(file):
+    raise ValueError(
+      f'run: {folder} holds a run that has not come to its end, so it has no {RECORD}; '
+      'start the command in its config.json again'
+    )
+  if config.to == 'peft' or config.params != 'final':
+    flag, given = ('to', 'peft') if config.to == 'peft' else ('params', config.params)
+    raise ValueError(
+      f'{flag}: expected the work directory of a run for {given}, got the checkpoint '
+      f'{folder}'
+    )
+  like = weights.open_checkpoint(folder)
+  names = decoder.names(like.config, like.vocab_size)
+  places = mesh_lib.places(mesh_lib.make(), names)
+  read = functools.partial(weights.read, like, places)
+  return _Source(like, folder, hub.open_tokenizer(folder), read, hub.copies(folder))
+
+
+def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   """Writes one file, and how Ollama asks the model beside it."""
-  out = Path(config.out)
   modelfile = out.with_suffix(MODELFILE)
   if out.suffix == MODELFILE or modelfile.exists():
     raise ValueError(
       f'out: expected another name than that of the file for Ollama, {modelfile}, '
       'which must not be there yet'
     )
-  folder = stage.path / lineage.HUB if (stage.path / lineage.HUB).exists() else None
-  tokenizer = stage.model.tokenizer
-  content = storage.read_json((folder or stage.path) / hub.TOKENIZER)
+  folder, tokenizer = source.folder, source.tokenizer
   written = gguf.Text(
-    content,
+    tokenizer.content,
     eos_id=tokenizer.eos_id,
     pad_id=tokenizer.pad_id,
-    bos_id=hub.bos_id(folder) if folder else None,
+    bos_id=hub.named_bos_id(folder) if folder else None,
     chat_template=hub.template(folder) if folder else TEMPLATE,
+    shown=text.TAGS,
   )
-  params = stage.params(mesh_lib.make(), config.params)
-  gguf.write(out, params, like, written, config.type)
+  gguf.check(source.like, written)  # before parameters are read
+  gguf.write(out, source.params(), source.like, written, config.type)
+  for remark in vocabulary.remarks(written):
+    print(remark)
   lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
   if folder is None:
     lines.append('TEMPLATE """User: {{ .Prompt }}\nAssistant:"""')

@@ -49,12 +49,32 @@ class Plan:
   model: str = ''
   remat: Literal['none', 'dots', 'full'] = 'full'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # of products, keys and values
-  param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # and of their optimizer
+  # Of the parameters, of the reference and of samplers; see docs/precision.md.
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   search: bool = True  # for settings that fit, if these don't
   rl: rl_config.Config = rl_config.Config()
   rl_optim: optim.Config = optim.Config()
   grpo: grpo.Config = grpo.Config()
   mesh: mesh.Config = mesh.Config()
+
+
+# Flags of experiments that a plan does not take, and what to do instead.
+_ELSEWHERE = {
+  '--model.path': 'give the folder, or a name in r1jax.model.presets, as --model',
+  '--model.lora': 'a plan is of all parameters, which need more than adapters do',
+  '--model.param-dtype': 'give it as --param-dtype',
+  '--model.dtype': 'give it as --dtype',
+  '--model.remat': 'give it as --remat',
+}
+
+
+def check_words(words: Sequence[str]) -> None:
+  """Raises PlanError for a flag of experiments that has another name here, or none."""
+  for word in words:
+    flag = word.partition('=')[0].replace('_', '-')
+    for name, instead in _ELSEWHERE.items():
+      if flag == name or flag.startswith(f'{name}.'):
+        raise plan.PlanError(f'scripts.plan takes no {flag}: {instead}')
 
 
 def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
@@ -165,8 +185,12 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
 if __name__ == '__main__':
   with plain_errors():
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
+    if experiment in ('-h', '--help'):
+      print(__doc__.strip(), end='\n\n')
+      command.parse(Plan(), ['--help'], presets={'grpo': grpo.PRESETS})
     if not experiment or experiment.startswith('-'):
       raise plan.PlanError('expected an experiment first, such as experiments.grpo')
+    check_words(sys.argv[2:])
     start, model_of_its_own = defaults(experiment)
     chosen = command.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
     main(chosen, model_of_its_own)

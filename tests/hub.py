@@ -58,6 +58,7 @@ YARN: dict[str, Any] = {
   'factor': 4.0,
   'original_max_position_embeddings': 64,
 }
+LLAMA4: dict[str, Any] = {**YARN, 'llama_4_scaling_beta': 0.3}
 MSCALE: dict[str, Any] = {
   **YARN,
   'mscale': 0.7,
@@ -94,6 +95,11 @@ def theirs(model_type, fields):
 def ours(model, folder):
   """The same model by way of its files: the decoder's functions and parameters."""
   model.save_pretrained(folder)
+  return read(folder)
+
+
+def read(folder):
+  """The decoder's functions and the parameters of a checkpoint."""
   checkpoint = weights.open_checkpoint(folder)
   everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
   params = weights.read(checkpoint, everywhere)

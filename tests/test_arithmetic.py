@@ -8,14 +8,14 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import tasks
-from r1jax.tasks import arithmetic
+from r1jax.tasks import arithmetic, splits
 from r1jax.tasks.arithmetic import Config, draw, generate, problem, stated
 
 PROBLEM = problem(47, '*', 6)
 
 
 def every(config):
-  return [*generate(config, 'train'), *generate(config, 'test')]
+  return [p for split in splits.SPLITS for p in generate(config, split)]
 
 
 @pytest.mark.parametrize('config', [Config(), Config(largest=45)])

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from hub import FAMILIES, checkpoint, ours, theirs
 
 from r1jax import drawing, sampling
+from r1jax.model import decode, decoder, weights
 from r1jax.stages import chat
 
 GREEDY = drawing.Config(temperature=0)
@@ -129,3 +132,47 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
   hidden, _ = model.forward(params, row, np.arange(12)[None], np.zeros_like(row))
   expected = model.logits(params, hidden)[0, 4:]
   np.testing.assert_allclose(jnp.stack(found), expected, atol=2e-5)
+
+
+def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
+  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  prepared = []
+  turned = chat.decode.turned
+
+  def counted(config, params):
+    prepared.append(config)
+    return turned(config, params)
+
+  monkeypatch.setattr(chat.decode, 'turned', counted)
+  said = [list(speaker.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]
+  assert said[0] == said[1]
+  assert len(said[0]) > 3
+  assert len(prepared) == 1
+
+
+@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'deepseek_v3'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
+  checkpoint(tmp_path / 'm', family)
+  found = weights.open_checkpoint(tmp_path / 'm')
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = weights.read(found, place, dtype)
+  model = sampling.Model(*decoder.functions(found.config, found.vocab_size))
+  row = jnp.asarray([[3, 5, 2]])
+  prompt = (params, row, jnp.ones((1, 3), bool))
+  _, spoken = sampling.listen(*prompt, model=model, room=4)
+  once = decode.turned(found.config, params)
+  expected, _ = sampling.speak(params, spoken, jnp.asarray([7]), model=model)
+  logits, _ = sampling.speak(once, spoken, jnp.asarray([7]), model=model)
+  np.testing.assert_array_equal(logits, expected)
+
+
+def test_a_folder_keeps_its_type(tmp_path):
+  checkpoint(tmp_path / 'm', 'qwen3')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'm', dtype=torch.bfloat16
+  )
+  model.save_pretrained(tmp_path / 'm')
+  speaker = chat.open_speaker(str(tmp_path / 'm'), None, GREEDY)
+  assert {x.dtype.name for x in jax.tree.leaves(speaker.params)} == {'bfloat16'}
+  assert list(speaker.tokens([5, 7], jax.random.key(0), 5))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import tasks
-from r1jax.tasks import Problem, countdown, splits
+from r1jax.tasks import Problem, countdown, expressions, splits
 from r1jax.tasks.countdown import Config, generate
 
 PROBLEM = Problem(
@@ -97,32 +97,66 @@ def test_the_problems_are_all_solvable_ones_each_once(config):
     for target in reachable(list(leaves))
     if 1 <= target <= config.highest_target
   }
-  problems = [*generate(config, 'train'), *generate(config, 'test')]
+  problems = [p for split in splits.SPLITS for p in generate(config, split)]
   found = [(tuple(sorted(p.truth['numbers'])), p.truth['target']) for p in problems]
   assert len(found) == len(set(found))
   assert set(found) == expected
   assert len({problem.id for problem in problems}) == len(problems)
 
 
-def test_no_problem_of_any_test_split_is_in_any_train_split():
-  def identity(problem):
-    return tuple(sorted(problem.truth['numbers'])), problem.truth['target']
+def test_no_numbers_of_a_split_are_those_of_another_whatever_the_target():
+  parts = [
+    {
+      tuple(sorted(p.truth['numbers']))
+      for config in DIFFICULTIES
+      for p in generate(config, split)
+    }
+    for split in splits.SPLITS
+  ]
+  assert all(parts)
+  for one, other in itertools.combinations(parts, 2):
+    assert not one & other
 
-  splits = {
-    split: {identity(p) for config in DIFFICULTIES for p in generate(config, split)}
-    for split in ('train', 'test')
-  }
-  assert splits['train']
-  assert splits['test']
-  assert not splits['train'] & splits['test']
+
+def test_the_numbers_of_the_default_difficulty_are_as_documented():
+  # C(9 + 2, 3) = 165 multisets of three numbers from 1 to 9
+  counts = {}
+  for split in splits.SPLITS:
+    problems = list(generate(Config(), split))
+    counts[split] = len(problems), len({countdown.group(p) for p in problems})
+  assert counts == {'train': (1429, 126), 'validation': (222, 21), 'test': (214, 18)}
+  asked = list(generate(Config(), 'test'))[:32]
+  assert len({countdown.group(p) for p in asked}) == 18
+
+
+def chance(problems):
+  """The share of the ways to combine a problem's numbers that reach its target."""
+  shares = []
+  for problem in problems:
+    trees = expressions.candidates(tuple(problem.truth['numbers']))
+    right = [expressions.value(tree) == problem.truth['target'] for tree in trees]
+    shares.append(np.mean(right))
+  return np.mean(shares)
+
+
+def test_splits_are_of_one_difficulty():
+  train, validation, test = (list(generate(Config(), s)) for s in splits.SPLITS)
+  # A standard error of 32 problems is 0.007.
+  for part in (train, validation, test, validation[:32], test[:32]):
+    assert abs(chance(part) - 0.078) < 0.005
 
 
 @pytest.mark.parametrize('config', DIFFICULTIES)
 def test_the_held_out_share_and_any_prefix_are_fair(config):
-  train, test = (list(generate(config, split)) for split in ('train', 'test'))
-  total, share = len(train) + len(test), splits.TEST_SHARE
-  # Five standard deviations of a fair draw.
-  assert abs(len(test) / total - share) < 5 * np.sqrt(share * (1 - share) / total)
+  parts = {split: list(generate(config, split)) for split in splits.SPLITS}
+  groups = {
+    split: len({countdown.group(p) for p in part}) for split, part in parts.items()
+  }
+  train, total = parts['train'], sum(groups.values())
+  for split in ('validation', 'test'):
+    # Five standard deviations of a fair draw of multisets.
+    deviation = np.sqrt(0.15 * 0.85 / total)
+    assert abs(groups[split] / total - 0.15) < 5 * deviation
   # A fair order does not sort targets: ranks are uncorrelated, within five deviations.
   targets = [problem.truth['target'] for problem in train]
   correlation = np.corrcoef(range(len(targets)), targets)[0, 1]
@@ -148,14 +182,32 @@ def test_questions_show_the_numbers_in_no_telling_order():
   assert ((counts - expected) ** 2 / expected).sum() < 20.5
 
 
+@pytest.mark.parametrize(
+  ('text', 'groups'),
+  [
+    ('3+5*2=3+10=13?16 low', ['2-3-5']),
+    ('x=2 4*2+9=8+9=17?17 yes', ['2-4-9']),
+    ('(3+5)*2=8*2=16', ['2-3-5']),
+    ('4*2*9-1', ['2-4-9', '1-2-9']),
+    ('10*2+9=20+9 3*0+9', []),  # beyond the difficulty
+    ('3x+4=19 3x=19-4=15 3+4=7 make 16 from 3 5 2', []),
+  ],
+)
+def test_calculations_with_a_problems_numbers_are_stated(text, groups):
+  assert list(countdown.stated(text, Config())) == groups
+  pairs = list(countdown.stated('3+5*2=3+10', Config(numbers=2)))
+  assert pairs == ['3-5', '2-5']
+
+
 def test_problems_are_the_same_in_every_process():
   code = (
     'from r1jax.tasks import countdown\n'
     'config = countdown.Config(3, 5, 30)\n'
-    'print([repr(p) for s in ("train", "test") for p in countdown.generate(config, s)])'
+    'parts = "train", "validation", "test"\n'
+    'print([repr(p) for s in parts for p in countdown.generate(config, s)])'
   )
   config = Config(3, 5, 30)
-  here = [repr(p) for s in ('train', 'test') for p in generate(config, s)]
+  here = [repr(p) for s in splits.SPLITS for p in generate(config, s)]
   environment = {**os.environ, 'PYTHONHASHSEED': '7'}
   there = subprocess.run(
     [sys.executable, '-c', code], env=environment, capture_output=True, check=True
@@ -164,7 +216,7 @@ def test_problems_are_the_same_in_every_process():
 
 
 def test_an_unknown_split_is_refused():
-  with pytest.raises(ValueError, match=r"split: expected 'train' or 'test', got 'dev'"):
+  with pytest.raises(ValueError, match=r"split: expected one of .*, got 'dev'"):
     list(generate(Config(2, 3, 9), 'dev'))
 
 

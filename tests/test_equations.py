@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import tasks
-from r1jax.tasks import equations
+from r1jax.tasks import equations, splits
 from r1jax.tasks.equations import Config, draw, generate, problem, stated
 
 PROBLEM = problem(3, 4, 0, 5)
@@ -38,7 +38,7 @@ def test_an_equation_is_written_as_at_school(numbers, equation):
 
 @pytest.mark.parametrize('config', [Config(), Config(3, 5, 9), Config(15, 20, 9)])
 def test_every_problem_has_one_solution_which_verifies(config):
-  for made in [*generate(config, 'train'), *generate(config, 'test')]:
+  for made in (p for split in splits.SPLITS for p in generate(config, split)):
     x = made.truth['x']
     assert 1 <= x <= config.largest_solution
     assert difference(made.id, x) == 0
@@ -50,7 +50,7 @@ def test_every_problem_has_one_solution_which_verifies(config):
 
 def test_the_problems_are_all_equations_within_the_bounds():
   config = Config(largest_factor=3, largest_solution=2, largest_term=4)
-  found = {p.id for split in ('train', 'test') for p in generate(config, split)}
+  found = {p.id for split in splits.SPLITS for p in generate(config, split)}
   expected = set()
   for factor, x, term in itertools.product((2, 3), (1, 2), (1, 2, 3, 4)):
     expected.add(f'{factor}x+{term}={factor * x + term}')
@@ -103,13 +103,24 @@ def test_votes_agree_on_the_number():
 
 def test_equations_that_stand_alone_are_stated():
   thoughts = 'so\n3x+11=x+27\n2x+11=27\nx+11=27\n2x=27-11=16\nx=16/2=8'
-  assert stated(thoughts) == ['3x+11=x+27', '2x+11=27']
-  assert stated('solve 3x-4=11') == ['3x-4=11']
-  assert stated('x=3 3*3+4=9+4=13?19 low') == []
-  assert stated('12+3x+4=19 3x+4=19+1') == []
-  for split in ('train', 'test'):
+  assert list(stated(thoughts)) == ['2x+11=27', '2x+11=27', 'x+11=27']
+  assert list(stated('solve 3x-4=11')) == ['3x-4=11']
+  assert list(stated('x=3 3*3+4=9+4=13?19 low')) == []
+  assert list(stated('12+3x+4=19 3x+4=19+1')) == []
+  for split in splits.SPLITS:
     for made in itertools.islice(generate(Config(), split), 300):
-      assert stated(made.question) == [made.id]
+      assert list(stated(made.question)) == [equations.group(made)]
+
+
+def test_equations_that_reduce_to_the_same_are_a_group():
+  assert equations.group(problem(3, 11, 1, 8)) == '2x+11=27'  # 3x+11=x+27
+  assert equations.group(problem(9, 11, 7, 8)) == '2x+11=27'  # 9x+11=7x+27
+  assert equations.group(problem(2, 11, 0, 8)) == '2x+11=27'
+  assert equations.group(problem(9, 12, 8, 1)) == 'x+12=13'
+  assert equations.group(problem(3, -4, 0, 5)) == '3x-4=11'
+  for made in generate(Config(), 'test'):
+    for x in (0, 7):  # the sides of both are as far apart
+      assert difference(made.id, x) == difference(equations.group(made), x)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from hub import (
   DEEPSEEK,
   FAMILIES,
   GROUPS,
   LLAMA3,
+  LLAMA4,
   MSCALE,
   QWEN3,
   QWEN3_MOE,
@@ -23,14 +25,18 @@ from hub import (
   VOCAB,
   YARN,
   ours,
+  read,
   theirs,
 )
 
 from r1jax import drawing, sampling
 from r1jax.model import families
+from r1jax.model.config import ModelConfig
 
 # Logits are of order 3: the sums of two layers, in another order (float32).
 CLOSE = 2e-5
+BIASED = {'attention_bias': True, 'rms_norm_eps': 0.1}
+SHORT = {'original_max_position_embeddings': 16}
 VARIATIONS = [
   ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
   ('llama', {'num_key_value_heads': 4, 'head_dim': 10}),
@@ -45,16 +51,33 @@ VARIATIONS = [
   ('deepseek_v3', {**DEEPSEEK, 'n_group': 1, 'topk_group': 1, 'n_shared_experts': 1}),
   ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rope_parameters': MSCALE}),
   ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rope_interleave': False}),
+  # The norms within latent attention have an epsilon of their own.
+  ('deepseek_v2', {**DEEPSEEK, **V2_GROUPS, 'rms_norm_eps': 0.01}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'rms_norm_eps': 0.01}),
+  # transformers does not read V2's norm_topk_prob.
+  ('deepseek_v2', {**DEEPSEEK, **V2_GROUPS, 'norm_topk_prob': True}),
+  ('llama', {'attention_bias': True}),
+  ('qwen3', {**QWEN3, 'attention_bias': True}),
+  ('qwen3_moe', {**QWEN3_MOE, 'attention_bias': True}),
+  ('deepseek_v2', {**DEEPSEEK, 'attention_bias': True, 'q_lora_rank': None}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'attention_bias': True}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'n_shared_experts': 0}),
+  ('deepseek_v3', {**DEEPSEEK, **GROUPS, 'first_k_dense_replace': 3}),
+  ('qwen3_moe', {**QWEN3_MOE, 'num_hidden_layers': 4, 'decoder_sparse_step': 2}),
+  ('qwen3_moe', {**QWEN3_MOE, 'num_hidden_layers': 4, 'mlp_only_layers': [0, 2]}),
+  ('qwen3_moe', {**QWEN3_MOE, 'mlp_only_layers': [0, 1]}),
+  ('mistral', {'sliding_window': None}),
+  ('mistral', {'sliding_window': 256, 'head_dim': 10}),
+  ('ministral3', {'head_dim': 8, 'rope_parameters': LLAMA4}),
+  ('internlm3', {'head_dim': 8}),
+  ('internlm3', {'head_dim': 12, 'rms_norm_eps': 0.01}),
+  ('seed_oss', {'head_dim': 12}),
+  ('seed_oss', {'head_dim': 8, 'attention_out_bias': True, 'attention_bias': False}),
 ]
 
 
-@pytest.mark.parametrize(
-  ('model_type', 'fields'), [*FAMILIES.items(), *VARIATIONS], ids=lambda x: str(x)[:60]
-)
-def test_logits_are_those_of_transformers(model_type, fields, tmp_path):
-  reference = theirs(model_type, fields)
-  model, params = ours(reference, tmp_path / 'model')
-  # Beyond the length that RoPE is stretched from.
+def compare(model, params, reference):
+  """Logits of 100 tokens, beyond the length that RoPE is stretched from."""
   tokens = np.random.default_rng(1).integers(VOCAB, size=(2, 100))
   positions = np.broadcast_to(np.arange(100), tokens.shape)
   hidden, _ = jax.jit(model.forward)(params, tokens, positions, np.zeros_like(tokens))
@@ -64,9 +87,31 @@ def test_logits_are_those_of_transformers(model_type, fields, tmp_path):
   np.testing.assert_allclose(model.logits(params, hidden), expected, atol=CLOSE)
 
 
-@pytest.mark.parametrize('model_type', FAMILIES)
-def test_greedy_continuations_are_those_of_transformers(model_type, tmp_path):
-  reference = theirs(model_type, FAMILIES[model_type])
+@pytest.mark.parametrize(
+  ('model_type', 'fields'), [*FAMILIES.items(), *VARIATIONS], ids=lambda x: str(x)[:60]
+)
+def test_logits_are_those_of_transformers(model_type, fields, tmp_path):
+  reference = theirs(model_type, fields)
+  model, params = ours(reference, tmp_path / 'model')
+  compare(model, params, reference)
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'fields'),
+  [
+    *FAMILIES.items(),
+    (
+      'deepseek_v3',
+      {**DEEPSEEK, **GROUPS, 'attention_bias': True, 'rms_norm_eps': 0.1},
+    ),
+    ('llama', {'attention_bias': True}),
+    ('qwen3_moe', {**QWEN3_MOE, 'num_hidden_layers': 4, 'decoder_sparse_step': 2}),
+    ('ministral3', {'head_dim': 8, 'rope_parameters': {**LLAMA4, **SHORT}}),
+  ],
+  ids=lambda x: str(x)[:60],
+)
+def test_greedy_continuations_are_those_of_transformers(model_type, fields, tmp_path):
+  reference = theirs(model_type, fields)
   model, params = ours(reference, tmp_path / 'model')
   rng = np.random.default_rng(2)
   prompts = [rng.integers(VOCAB, size=length) for length in (9, 4)]
@@ -143,7 +188,15 @@ CONFIG = {
     ({'num_hidden_layers': '2'}, "num_hidden_layers: expected a whole .*, got '2'"),
     ({'num_key_value_heads': 3}, 'kv_heads: expected a divisor of heads=4, got 3'),
     ({'hidden_act': 'gelu'}, "hidden_act: expected 'silu', got 'gelu'"),
-    ({'attention_bias': True}, 'attention_bias: expected False, got True'),
+    ({'attention_bias': 'yes'}, "attention_bias: expected true or false, got 'yes'"),
+    (
+      {'model_type': 'mistral', 'sliding_window': 32},
+      'sliding_window: expected null, or .* 64 .*, got 32',
+    ),
+    ({'model_type': 'ministral3'}, 'llama_4_scaling_beta: expected a number for'),
+    ({'model_type': 'internlm3', 'bias': True}, 'bias: expected False, got True'),
+    ({'rope_scaling': {'full_attention': {}}}, r'rope_parameters.full_attention: exp'),
+    ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor: exp'),
     ({'use_sliding_window': True}, 'use_sliding_window: expected False, got True'),
     ({'layer_types': ['sliding_attention'] * 2}, 'sliding windows are not computed'),
     ({'rope_scaling': {'type': 'dynamic'}}, "rope_type: .*, got 'dynamic'"),
@@ -161,7 +214,6 @@ CONFIG = {
     ({'rope_theta': 'x'}, 'a field is not of the kind expected: .*x'),
     ({'layer_types': 3}, 'a field is not of the kind expected: '),
     ({'rope_scaling': {'type': 'yarn'}}, 'factor: expected a number, got None'),
-    ({'model_type': 'qwen3_moe', 'mlp_only_layers': [1]}, r'mlp_only_layers: expected'),
   ],
 )
 def test_a_config_that_asks_for_something_else_is_refused(changed, message):
@@ -175,3 +227,69 @@ def test_older_files_split_the_parameters_of_rope_in_two_fields():
   found = [families.read_config(json.loads(json.dumps(CONFIG | x))) for x in (new, old)]
   assert found[0] == found[1]
   assert (found[0].rope_theta, found[0].rope.factor) == (7.0, 2.0)
+
+
+LONG = {'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 64}
+
+
+@pytest.mark.parametrize(
+  'scaling', [LONG, {'rope_type': 'linear', 'factor': 4.0}], ids=['yarn', 'linear']
+)
+@pytest.mark.parametrize('where', ['at the top', 'in rope_scaling', 'in what we write'])
+def test_rope_scaling_comes_before_rope_parameters(scaling, where, tmp_path):
+  base = {'max_position_embeddings': 64, 'rope_parameters': {'rope_theta': 500.0}}
+  reference = theirs('qwen2', base)
+  reference.save_pretrained(tmp_path / 'm')
+  file = tmp_path / 'm' / 'config.json'
+  raw = json.loads(file.read_text())
+  if where == 'in what we write':
+    raw = families.rewritten(raw, families.read_config(raw))
+  # As model cards say to: transformers has no theta then, but for one that is at the
+  # top or in `rope_scaling` itself.
+  theta = {'rope_theta': 500.0}
+  raw |= theta if where == 'at the top' else {}
+  raw['rope_scaling'] = {**scaling, **(theta if where == 'in rope_scaling' else {})}
+  file.write_text(json.dumps(raw))
+  opened = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'm', attn_implementation='eager'
+  )
+  assert opened.config.rope_parameters['rope_theta'] == 500.0
+  model, params = read(tmp_path / 'm')
+  compare(model, params, opened)
+
+
+def test_a_model_keeps_its_own_theta_beside_rope_scaling():
+  # transformers 5.24 falls back to 10,000, with which it was not trained.
+  raw = {**CONFIG, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}}
+  found = families.read_config({**raw, 'rope_scaling': LONG})
+  assert found.rope_theta == 1e6
+  assert (found.rope.kind, found.rope.factor) == ('yarn', 4.0)
+
+
+@pytest.mark.parametrize(
+  ('scaling', 'positions'),
+  [
+    ({}, 64),
+    (LONG, 256),  # as it is added by hand: 4 times the length
+    ({'rope_type': 'yarn', 'factor': 4.0}, 256),
+    ({**LONG, 'original_max_position_embeddings': 16}, 64),  # 4 times it already
+    ({**LONG, 'type': 'llama3'}, 64),
+  ],
+)
+def test_yarn_makes_more_positions_of_the_length_that_it_stretches(scaling, positions):
+  assert families.positions({**CONFIG, 'rope_scaling': scaling}) == positions
+
+
+@pytest.mark.parametrize(
+  ('config', 'family'),
+  [
+    ({'out_bias': True, 'qkv_bias': True}, 'llama'),
+    ({'out_bias': True, 'qkv_bias': True, 'qk_norm': True}, 'qwen3'),
+    ({'qkv_bias': True}, 'qwen2'),
+  ],
+)
+def test_a_model_made_here_is_of_the_family_that_computes_it(config, family):
+  made = ModelConfig(**config)
+  raw = families.write_config(made, 100, 64)
+  assert raw['model_type'] == family
+  assert families.read_config(raw) == made

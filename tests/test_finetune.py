@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -193,6 +194,30 @@ def learn(workdir, batch, params, config, constants=(), steps=4, phase='base'):
 CONFIG = Config(
   rows_per_step=2, row_length=8, micro_batches=1, checkpoint_every=1, log_every=1
 )
+
+
+def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(tmp_path):
+  rng = np.random.default_rng(0)
+  examples = [Example([1], rng.integers(2, 6, 7).tolist()) for _ in range(4)]
+  seen = []
+
+  def learned(name, **fields):
+    config = Epochs(**{'epochs': 1, 'row_length': 8, 'log_every': 100, **fields})
+    passes = Passes(examples, config, seed=0)
+    params = {'table': jnp.zeros((6, 6))}
+    after, _ = learn(
+      tmp_path / name, lambda *_: passes.whole(), params, config, steps=1, phase='sft'
+    )
+    (line,) = map(json.loads, (tmp_path / name / 'metrics.jsonl').open())
+    seen.append((line['step'], line['tokens'], line['loss']))
+    return after['table']
+
+  narrow = learned('narrow', rows_per_step=2, micro_batches=2)
+  whole = learned('whole', rows_per_step=4, micro_batches=1)
+  # sums in another order
+  np.testing.assert_allclose(narrow, whole, rtol=1e-5, atol=1e-7)
+  # The last step is logged, with the tokens of its rows: 4 prompts of 1, outputs of 7.
+  assert [one[:2] for one in seen] == [(1, 32)] * 2
 
 
 def documents(step, params, last=3):

@@ -1,6 +1,7 @@
 """GGUF: what its library reads back, and what transformers computes from the file."""
 
 import json
+import re
 
 import gguf as library
 import jax
@@ -11,7 +12,8 @@ import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
 from r1jax import hub, mesh
-from r1jax.model import gguf, storage, weights
+from r1jax import text as text_lib
+from r1jax.model import gguf, storage, vocabulary, weights
 
 VARIATIONS = [
   ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
@@ -115,6 +117,19 @@ def test_what_the_file_says_of_the_model_and_its_texts(tmp_path):
   np.testing.assert_array_equal(found, expected.astype(np.float16))
 
 
+def test_routers_and_their_biases_are_float32_in_any_type(tmp_path):
+  model = written(tmp_path / 'm', 'deepseek_v3', None, 'q8_0', tmp_path / 'm.gguf')
+  _, tensors = fields_of(tmp_path / 'm.gguf')
+  gate = model.model.layers[1].mlp.gate
+  for name, expected in (
+    ('ffn_gate_inp.weight', gate.weight),
+    ('exp_probs_b.bias', gate.e_score_correction_bias),
+  ):
+    tensor = tensors[f'blk.1.{name}']
+    assert tensor.tensor_type.name == 'F32'
+    np.testing.assert_array_equal(tensor.data, expected.detach().numpy())
+
+
 def test_q8_0_is_off_by_half_a_step_and_leaves_other_rows_f16(tmp_path):
   model = written(tmp_path / 'm', 'llama', {}, 'q8_0', tmp_path / 'm.gguf')
   _, tensors = fields_of(tmp_path / 'm.gguf')
@@ -128,18 +143,98 @@ def test_q8_0_is_off_by_half_a_step_and_leaves_other_rows_f16(tmp_path):
   assert tensors['blk.0.ffn_down.weight'].tensor_type.name == 'F16'  # rows of 48
 
 
+DIGITS = {'type': 'Digits', 'individual_digits': True}
+BYTES = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
+SPACE = {**BYTES, 'add_prefix_space': True}
+ONLY_BYTES = {**BYTES, 'use_regex': False}
+REPLACE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b'}
+SPLIT, SPLIT_3 = (
+  {
+    'type': 'Split',
+    'pattern': {'Regex': pattern},
+    'behavior': 'Isolated',
+    'invert': False,
+  }
+  for pattern in gguf.PATTERNS
+)
+
+
+def around(*before, behind=None):
+  """A post_processor of tokenizer.json, by ids of <|pad|> (0) and <|eos|> (1)."""
+  names = ['<|pad|>', '<|eos|>']
+  single = [*before, None, *([] if behind is None else [behind])]
+  return {
+    'type': 'TemplateProcessing',
+    'single': [
+      {'Sequence': {'id': 'A', 'type_id': 0}}
+      if n is None
+      else {'SpecialToken': {'id': names[n], 'type_id': 0}}
+      for n in single
+    ],
+    'pair': [{'Sequence': {'id': name, 'type_id': 0}} for name in 'AB'],
+    'special_tokens': {
+      name: {'id': name, 'ids': [n], 'tokens': [name]} for n, name in enumerate(names)
+    },
+  }
+
+
+def changed(tokenizer, name, part):
+  """A field of tokenizer.json with this change; a list is a Sequence."""
+  if name == 'added_tokens':
+    return [token | part for token in tokenizer[name]]
+  if isinstance(part, list):
+    plural = {'pre_tokenizer': 'pretokenizers', 'normalizer': 'normalizers'}[name]
+    return {'type': 'Sequence', plural: part}
+  return {**tokenizer['model'], **part} if name == 'model' else part
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
     ({'model': {'type': 'Unigram'}}, "expected a BPE model for GGUF, got 'Unigram'"),
     ({'pre_tokenizer': {'type': 'Metaspace'}}, 'expected a pre_tokenizer like that of'),
+    (
+      {'pre_tokenizer': BYTES | {'add_prefix_space': True}},
+      'add_prefix_space false for',
+    ),
+    (
+      {'pre_tokenizer': [DIGITS, BYTES | {'add_prefix_space': True}]},
+      'add_prefix_space',
+    ),
+    ({'pre_tokenizer': BYTES | {'use_regex': False}}, 'a pre_tokenizer like that of'),
+    ({'pre_tokenizer': [DIGITS, BYTES | {'use_regex': False}]}, 'a pre_tokenizer like'),
+    ({'pre_tokenizer': [DIGITS | {'individual_digits': False}, BYTES]}, 'a pre_token'),
+    ({'pre_tokenizer': [SPLIT, BYTES]}, 'a pre_tokenizer like that of'),
+    ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'a pre_tokenizer like'),
+    ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'a pre_token'),
+    ({'normalizer': {'type': 'Lowercase'}}, 'normalizer: .*no text, got Lowercase'),
+    ({'normalizer': {'type': 'NFKC'}}, 'normalizer: .*changes no text, got NFKC'),
+    ({'normalizer': {'type': 'NFD'}}, 'normalizer: .*changes no text, got NFD'),
+    ({'normalizer': {'type': 'Prepend', 'prepend': 'x'}}, 'no text, got Prepend'),
+    ({'normalizer': [{'type': 'NFC'}, REPLACE]}, 'changes no text, got Replace$'),
+    ({'model': {'dropout': 0.1}}, 'model.dropout: expected none for GGUF, got 0.1'),
+    (
+      {'model': {'end_of_word_suffix': '</w>'}},
+      'model.end_of_word_suffix: expect',
+    ),
+    ({'model': {'ignore_merges': True, 'merges': []}}, 'ignore_merges: expected False'),
+    (
+      {'model': {'merges': []}, 'pre_tokenizer': [SPLIT_3, ONLY_BYTES]},
+      'ignore_merges: expected True for GGUF with .* llama-bpe has it',
+    ),
+    ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* of '<.pad.>'"),
+    ({'added_tokens': {'single_word': True}}, 'expected single_word false for GGUF'),
+    ({'post_processor': around(0, 1)}, r'post_processor: .* got \[0, 1\] and \[\]'),
+    ({'post_processor': around(behind=0)}, r'post_processor: .* got \[\] and \[0\]'),
   ],
 )
 def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = weights.open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
-  text = gguf.Text({**tokenizer, **change}, 1, 0)
+  for name, part in change.items():
+    tokenizer[name] = changed(tokenizer, name, part)
+  text = gguf.Text(tokenizer, 1, 0)
   with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
@@ -154,16 +249,105 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
     ('deepseek_v3', {'rope_interleave': False}, 'rope_interleave: expected true for'),
     ('deepseek_v3', {'rope_parameters': MSCALE}, 'mscale like mscale_all_dim, got the'),
     ('qwen2', {'rope_parameters': {**YARN, 'attention_factor': 2.0}}, 'expected atten'),
+    ('qwen3', {'attention_bias': True}, 'attention_bias: expected false for GGUF'),
+    ('deepseek_v3', {'n_shared_experts': 0}, 'n_shared_experts, .* for GGUF, got none'),
+    ('deepseek_v3', {'rms_norm_eps': 1e-5}, 'rms_norm_eps: expected 1e-06 for GGUF'),
+    (
+      'qwen3_moe',
+      {'norm_topk_prob': True, 'num_hidden_layers': 3, 'mlp_only_layers': [1]},
+      'mlp_only_layers: expected experts in all layers',
+    ),
+    ('seed_oss', {'head_dim': 8}, "model_type: expected one of llama, .*'seed_oss'"),
   ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
   model_type, fields, message, tmp_path
 ):
-  theirs(model_type, {**FAMILIES[model_type], **fields}).save_pretrained(tmp_path / 'm')
+  fields = {**FAMILIES.get(model_type, {}), **fields}
+  theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
+
+
+ROBERTA = {
+  'cls': ['<|pad|>', 0],
+  'sep': ['<|eos|>', 1],
+  'trim_offsets': True,
+  'add_prefix_space': False,
+}
+
+
+@pytest.mark.parametrize(
+  ('processor', 'bos', 'adds'),
+  [
+    (around(), 5, (False, False)),
+    (around(behind=1), 5, (False, True)),
+    (around(0, behind=1), None, (True, True)),
+    (around(0), 0, (True, False)),
+    ({'type': 'RobertaProcessing', **ROBERTA}, 0, (True, True)),
+    ({'type': 'Sequence', 'processors': [BYTES, around(0)]}, None, (True, False)),
+    (None, None, (False, False)),
+  ],
+)
+def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
+  checkpoint(tmp_path / 'm', 'llama', {})
+  found = weights.open_checkpoint(tmp_path / 'm')
+  params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
+  tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
+  text = gguf.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
+  gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
+  fields, _ = fields_of(tmp_path / 'm.gguf')
+  said = [fields[f'tokenizer.ggml.add_{name}_token'] for name in ('bos', 'eos')]
+  assert tuple(said) == adds
+  # The role is named even where the token is not put before texts.
+  expected = 0 if adds[0] else bos
+  assert fields.get('tokenizer.ggml.bos_token_id') == expected
+
+
+def test_tags_are_shown_though_they_are_special(tmp_path):
+  checkpoint(tmp_path / 'm', 'llama', {})
+  found = weights.open_checkpoint(tmp_path / 'm')
+  params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
+  tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
+  tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
+  text = gguf.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
+  gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
+  fields, _ = fields_of(tmp_path / 'm.gguf')
+  kinds = dict(
+    zip(
+      fields['tokenizer.ggml.tokens'], fields['tokenizer.ggml.token_type'], strict=True
+    )
+  )
+  tokens = ('<|eos|>', '<answer>', '<think>', '</think>')
+  assert [kinds[token] for token in tokens] == [3, 3, 4, 4]  # control, user-defined
+
+
+def test_a_template_that_writes_bos_needs_one(tmp_path):
+  checkpoint(tmp_path / 'm', 'llama', {}, chat='{{ bos_token }}')
+  with pytest.raises(storage.WeightsError, match='expected none that writes bos_token'):
+    written(tmp_path / 'm', None, None, 'f16', tmp_path / 'm.gguf')
+  assert not (tmp_path / 'm.gguf').exists()
+
+
+@pytest.mark.parametrize(
+  ('change', 'chat', 'remark'),
+  [
+    ({}, 'x', None),
+    ({'normalizer': {'type': 'NFC'}}, 'x', 'composes characters first .NFC., and lla'),
+    ({'post_processor': around(behind=1)}, 'x', 'ends each text with an end of seq'),
+    ({'post_processor': around(0)}, 'x', 'puts before conversations too, though the'),
+    ({'post_processor': around(0)}, '{{ bos_token }}', None),
+    ({'post_processor': around(0)}, '<|pad|>{{ messages }}', None),
+    ({'post_processor': around(0)}, None, None),
+  ],
+)
+def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
+  tokenizer = text_lib.Tokenizer.train(['so'], 264).content
+  found = vocabulary.remarks(gguf.Text({**tokenizer, **change}, 1, 0, 0, chat))
+  assert len(found) == (remark is not None)
+  assert remark is None or re.search(remark, found[0])
 
 
 def test_a_file_that_is_there_stays(tmp_path):

@@ -3,6 +3,7 @@
 `test_grpo_oracle` has TRL's numbers, `test_grpo_step` the update.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -474,13 +475,62 @@ def test_a_group_of_one_is_refused(name):
     "2 or more, got 1; raise rl.group_size, or set grpo.advantage to 'batch_whitened'"
   )
   for call in (
-    lambda: grpo.check_group_size(config, 1),
+    lambda: grpo.check_group_size(config, 1, 4),
     lambda: grpo.group_advantage(jnp.zeros((4, 1)), config=config),
   ):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
       call()
     assert str(error.value) == message
-  grpo.check_group_size(config, 2)
+  grpo.check_group_size(config, 2, 1)
+
+
+def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward - 0.5)
+  config = grpo.Config(advantage='own')
+  grpo.check_group_size(config, 1, 1)
+  got = grpo.group_advantage(jnp.array([[0.0], [1.0]]), config=config)
+  assert got.tolist() == [[-0.5], [0.5]]
+  # One that says that it does is refused.
+  monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, 'own'})
+  with pytest.raises(ValueError, match="advantage 'own' compares the samples of a"):
+    grpo.check_group_size(config, 1, 4)
+
+
+def test_an_advantage_of_another_shape_is_named(monkeypatch):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward.mean(1))
+  expected = r"one number an output of 'own', \(4, 2\), got \(4,\); correct"
+  with pytest.raises(ValueError, match=expected):
+    grpo.group_advantage(jnp.zeros((4, 2)), config=grpo.Config(advantage='own'))
+
+
+def test_a_preset_is_known_whatever_constant_it_has():
+  for name, preset in grpo.PRESETS.items():
+    longer = dataclasses.replace(preset, constant_length=7)
+    assert grpo.preset_of(preset) == grpo.preset_of(longer) == name
+    other = dataclasses.replace(preset, clip_high=0.123)
+    assert grpo.preset_of(other) is None
+
+
+def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
+  # What their papers have beside the objective, or in it in another place.
+  expected = {
+    'dr_grpo': ('constant_length', 'max_length'),
+    'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
+    'cispo': ('without the dynamic sampling', 'penalty of length', '0.28'),
+    'rloo': ('without its KL', 'from the reward'),
+    'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
+  }
+  assert grpo.PUBLISHED.keys() == expected.keys()
+  for name, words in expected.items():
+    assert all(word in grpo.PUBLISHED[name] for word in words)
+
+
+def test_one_output_cannot_be_whitened():
+  config = grpo.Config(advantage='batch_whitened')
+  expected = 'rl.prompts_per_step: .* needs 2 or more, got 1; raise rl.prompts_per_step'
+  with pytest.raises(ValueError, match=expected):
+    grpo.check_group_size(config, 1, 1)
+  grpo.check_group_size(config, 2, 1)
 
 
 def test_a_group_of_one_can_be_whitened():

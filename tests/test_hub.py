@@ -6,8 +6,13 @@ import pytest
 import tokenizers
 import transformers
 from hub import checkpoint
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import processors as post
 
-from r1jax import hub, text
+from r1jax import chat_template, hub, tasks, text
+from r1jax.model.config import ModelConfig
+from r1jax.rewards import rules
+from r1jax.stages import lineage, pretrained
 
 MESSAGES = [
   {'role': 'system', 'content': 'Be brief.'},
@@ -68,7 +73,7 @@ def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
 
 
 def render(source, **names):
-  return hub.ChatTemplate(source, names).render(MESSAGES)
+  return chat_template.ChatTemplate(source, names).render(MESSAGES)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,12 @@ def test_loops_json_and_whitespace_are_those_of_transformers(folder):
     ('tokenizer_config.json', '[]', 'tokenizer_config.json: expected an object'),
     ('tokenizer_config.json', '{', 'tokenizer_config.json cannot be read'),
     ('tokenizer_config.json', '{"eos_token": "<|eos|>", "chat_template": 3}', 'a text'),
+    ('tokenizer_config.json', '{"added_tokens_decoder": {"a": 3}}', 'by their number'),
+    (
+      'tokenizer_config.json',
+      '{"added_tokens_decoder": {"3": {}}}',
+      "ntent .*'content",
+    ),
     ('tokenizer_config.json', '{}', 'expected an eos_token .*nothing would end'),
   ],
 )
@@ -162,3 +173,364 @@ def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
   assert ''.join(pieces) == source
   assert '' in pieces  # of bytes that make no character yet
   assert not any('\ufffd' in piece for piece in pieces)
+
+
+OUTPUT = '<think>3+5=8</think><answer>8</answer>'
+SPECIALS = ['<pad>', '</s>', '<s>']  # ids 0, 1, 2
+ROLES = {'pad_token': '<pad>', 'eos_token': '</s>', 'bos_token': '<s>'}
+
+
+def made(specials=SPECIALS):
+  """A byte-level tokenizer as transformers makes them."""
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=290,
+    special_tokens=specials,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator([OUTPUT, 'User: so\nAssistant: the total'] * 9, trainer)
+  return tokenizer
+
+
+def saved(folder, tokenizer, roles=ROLES, **settings):
+  """A folder with this tokenizer; as transformers opens it, and as we do."""
+  folder.mkdir(exist_ok=True)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  settings = {'tokenizer_class': 'PreTrainedTokenizerFast', **roles, **settings}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return (
+    transformers.AutoTokenizer.from_pretrained(folder),
+    hub.open_tokenizer(folder),
+  )
+
+
+QUESTION = [{'role': 'user', 'content': 'Tom has 12 apples and buys 30. What now?'}]
+PLAIN = {'chat_template': 'Q: {{ messages[0].content }} A:'}
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda t: t.enable_truncation(16),
+    lambda t: t.enable_truncation(16, direction='left', stride=2),
+    lambda t: t.enable_padding(length=64, pad_id=0, pad_token='<pad>'),
+    lambda t: t.enable_padding(direction='left', pad_to_multiple_of=8, pad_id=0),
+    lambda t: (t.enable_truncation(9), t.enable_padding(length=9)),
+  ],
+)
+def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_path):
+  tokenizer = made()
+  change(tokenizer)
+  theirs, ours = saved(tmp_path / 'm', tokenizer, **PLAIN)
+  expected = theirs.apply_chat_template(QUESTION, return_dict=False)
+  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  for source in ('', 'so', 'the total ' * 9):
+    assert ours.encode(source) == ours.encode_after(source) == theirs.encode(source)
+  assert ours.prompt_ids('plain', 'so') == theirs.encode('User: so\nAssistant:')
+  assert hub.bos_id(tmp_path / 'm') is None
+  hub.copy(tmp_path / 'm', tmp_path / 'copy')
+  copied = tokenizers.Tokenizer.from_file(str(tmp_path / 'copy/tokenizer.json'))
+  assert copied.truncation is None
+  assert copied.padding is None
+  assert copied.encode('the total ' * 9).ids == theirs.encode('the total ' * 9)
+  assert hub.open_tokenizer(tmp_path / 'copy').digest == ours.digest
+
+
+def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
+  saved(tmp_path / 'm', made())
+  (tmp_path / 'm/additional_chat_templates').mkdir()
+  (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
+  (tmp_path / 'm/special_tokens_map.json').write_text('{}')
+  hub.copy(tmp_path / 'm', tmp_path / 'copy')
+  names = hub.files(tmp_path / 'm')
+  assert names == hub.files(tmp_path / 'copy')
+  assert 'additional_chat_templates/rag.jinja' in names
+  assert 'special_tokens_map.json' in names
+  for name in names:
+    assert (tmp_path / 'copy' / name).read_bytes() == (
+      tmp_path / 'm' / name
+    ).read_bytes()
+
+
+TAG_SETS = [text.TAGS, text.TAGS[:2], text.TAGS[2:], ()]
+
+
+@pytest.mark.parametrize('special', TAG_SETS)
+@pytest.mark.parametrize('flags', [{}, {'rstrip': True, 'lstrip': True}])
+@pytest.mark.parametrize('others', [text.TAGS, ()])
+def test_tags_are_seen_and_read_however_they_were_added(
+  special, flags, others, tmp_path
+):
+  tokenizer = made()
+  rest = [tag for tag in others if tag not in special]
+  tokenizer.add_tokens([AddedToken(tag, normalized=False, **flags) for tag in rest])
+  tokenizer.add_special_tokens([AddedToken(tag, **flags) for tag in special])
+  theirs, ours = saved(tmp_path / 'm', tokenizer)
+  ids = theirs.encode(OUTPUT)
+  assert ours.encode(OUTPUT) == ours.encode_after(OUTPUT) == ids
+  assert {tokenizer.token_to_id(tag) for tag in [*special, *rest]} <= {*ids}
+  said = [2, *ids, 1, 0]
+  problem = tasks.Problem('1', 'gsm8k', '3+5?', {'answer': '8'}, 'latin')
+  (output,) = ours.decode_batch([said])
+  assert output == ours.decode(said) == OUTPUT
+  assert rules.accuracy(problem, output) == rules.format_reward(problem, output) == 1
+  stream = ours.stream()
+  assert ''.join(stream(token) for token in said) == OUTPUT
+  # A prompt that spells the tags has the model's tokens for them.
+  prompt = text.render('r1_zero', 'so')
+  assert ours.prompt_ids('r1_zero', 'so') == theirs.encode(prompt)
+
+
+CONTROL = ['<|im_start|>', '<|im_end|>', '<|eot|>']
+SEEN = ['<tool_call>', '</tool_call>', '<|begin_of_thought|>', '<think>']
+
+
+def test_control_tokens_alone_vanish_and_are_never_read(tmp_path):
+  tokenizer = made()
+  tokenizer.add_special_tokens(CONTROL + SEEN)
+  tokenizer.add_tokens(['<|end|>', '    '])
+  template = (
+    "{% for m in messages %}{{ '<|im_' + 'start|>' + m.role + '    ' + m.content }}"
+    '<|im_end|>{% endfor %}<|im_start|>assistant<think>{% if tools %}<tool_call>'
+    '{{ messages[0].content.split("<|begin_of_thought|>")[1] }}{% endif %}'
+  )
+  _, ours = saved(tmp_path / 'm', tokenizer, chat_template=template)
+  end = tokenizer.token_to_id('<|eot|>'), tokenizer.token_to_id('<|end|>')
+  (tmp_path / 'm/generation_config.json').write_text(json.dumps({'eos_token_id': end}))
+  ours = hub.open_tokenizer(tmp_path / 'm')
+  for token in [*SPECIALS, *CONTROL, '<|end|>']:
+    number = tokenizer.token_to_id(token)
+    assert ours.decode([37, number, 38]) == ours.decode([37, 38]), token
+    assert number not in ours.encode(token), token
+  for token in [*SEEN, '    ']:
+    number = tokenizer.token_to_id(token)
+    assert token in ours.decode([37, number, 38])
+    assert ours.encode(token) == [number]
+
+
+OBJECTS = {
+  role: {'content': token, 'lstrip': False, 'rstrip': False, 'normalized': False}
+  for role, token in ROLES.items()
+}
+WRITES = {
+  'chat_template': '{{ bos_token }}{% for m in messages %}{{ m.content }}'
+  '{{ eos_token }}{% endfor %}'
+}
+ADDED = {'added_tokens_decoder': {'2': {'content': '<s>', 'special': True}}}
+
+
+@pytest.mark.parametrize(
+  ('roles', 'named'),
+  [
+    ({}, ROLES),
+    ({}, OBJECTS),
+    ({'bos_token': None, 'eos_token': '</s>'}, ROLES),
+    ({**ROLES, 'bos_token': '<pad>'}, ROLES),  # the older file goes first,
+    ({**ROLES, **ADDED}, {**ROLES, 'bos_token': '<pad>'}),  # and doesn't count here
+    ({'eos_token': '</s>', **ADDED}, ROLES),
+    (ROLES, {}),
+    ({**ROLES, 'bos_token': 'so'}, {}),  # a word, but not among the added tokens
+  ],
+)
+def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
+  (tmp_path / 'm').mkdir()
+  (tmp_path / 'm/special_tokens_map.json').write_text(json.dumps(named))
+  (tmp_path / 'm/generation_config.json').write_text('{"eos_token_id": 1}')
+  theirs, ours = saved(tmp_path / 'm', made(), roles, **WRITES)
+  messages = [{'role': 'user', 'content': 'also'}]
+  expected = theirs.apply_chat_template(messages, return_dict=False)
+  assert ours.prompt_ids(text.CHAT, 'also') == expected
+  pad = theirs.pad_token_id
+  assert ours.pad_id == (ours.eos_id if pad is None else pad)
+  assert hub.named_bos_id(tmp_path / 'm') == theirs.bos_token_id
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [{}, {'lstrip': True, 'rstrip': True}, {'special': True}, {'normalized': True}],
+)
+def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_path):
+  tokenizer = made()
+  tokenizer.add_tokens([AddedToken('<tool>', normalized=False)])
+  listed = {
+    str(n): {'content': token, 'special': True, 'normalized': False}
+    for n, token in enumerate(SPECIALS)
+  }
+  first = tokenizer.token_to_id('<tool>')
+  for n, token in enumerate(['<tool>', '<new>']):
+    listed[str(first + n)] = {'content': token, 'normalized': False, **flags}
+  theirs, ours = saved(tmp_path / 'm', tokenizer, added_tokens_decoder=listed)
+  source = 'so <tool> so <new> so'
+  assert ours.chat_ids(source) == theirs.encode(source)
+  assert ours.encode(source) == theirs.encode(source)
+  assert '<tool>' in ours.decode(theirs.encode(source))
+  assert hub.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1]['content'] == (
+    '<new>'
+  )
+
+
+def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
+  _, ours = saved(tmp_path / 'm', made(), {'eos_token': '</s>'}, **WRITES)
+  (remark,) = ours.remarks
+  assert 'reads bos_token, but neither tokenizer_config.json nor special_' in remark
+  _, ours = saved(tmp_path / 'n', made(), **WRITES)
+  assert ours.remarks == ()
+
+
+TOOLS = [{'name': 'default', 'template': 'a'}, {'name': 'tool_use', 'template': 'b'}]
+
+
+@pytest.mark.parametrize(
+  ('settings', 'files'),
+  [
+    ({'chat_template': TOOLS}, {}),
+    ({'chat_template': 'c'}, {}),
+    ({'chat_template': 'c'}, {'chat_template.jinja': 'd'}),
+    ({'chat_template': TOOLS}, {'chat_template.jinja': 'd'}),
+    ({}, {'chat_template.jinja': 'd', 'additional_chat_templates/rag.jinja': 'e'}),
+    ({}, {'additional_chat_templates/default.jinja': 'f'}),
+  ],
+)
+def test_of_several_templates_the_one_of_transformers_is_used(
+  settings, files, tmp_path
+):
+  (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
+  for name, source in files.items():
+    (tmp_path / 'm' / name).write_text(source)
+  theirs, ours = saved(tmp_path / 'm', made(), **settings)
+  expected = theirs.apply_chat_template(QUESTION, tokenize=False)
+  assert ours.prompt(text.CHAT, 'so') == expected
+
+
+@pytest.mark.parametrize(
+  ('settings', 'files'),
+  [
+    ({'chat_template': TOOLS[1:]}, {}),
+    ({'chat_template': 'c'}, {'additional_chat_templates/rag.jinja': 'e'}),
+  ],
+)
+def test_without_a_default_none_of_several_templates_is_used(settings, files, tmp_path):
+  (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
+  for name, source in files.items():
+    (tmp_path / 'm' / name).write_text(source)
+  theirs, ours = saved(tmp_path / 'm', made(), **settings)
+  with pytest.raises(ValueError, match='no default specified'):
+    theirs.apply_chat_template(QUESTION, tokenize=False)
+  (remark,) = ours.remarks
+  assert "no chat template named 'default', which alone is used; it has " in remark
+  with pytest.raises(ValueError, match='has no chat template'):
+    ours.prompt(text.CHAT, 'so')
+
+
+def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
+  template = '{{ enable_thinking }}{{ messages[0].content }}{{ strftime_now("%Y") }}'
+  saved(tmp_path / 'm', made(), chat_template=template)
+  found = hub.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
+  assert found.prompt(text.CHAT, 'so').startswith('3so2')
+  with pytest.raises(
+    hub.HubError, match=r'reads \(enable_thinking\), got enable_think$'
+  ):
+    hub.open_tokenizer(tmp_path / 'm', {'enable_think': 3})
+  saved(tmp_path / 'n', made())
+  with pytest.raises(hub.HubError, match=r'reads \(none\), got enable_thinking'):
+    hub.open_tokenizer(tmp_path / 'n', {'enable_thinking': 3})
+
+
+def template_of(single):
+  tokens = [('</s>', 1), ('<s>', 2)]
+  return post.TemplateProcessing(single=single, special_tokens=tokens)
+
+
+AROUND = [
+  (template_of('$A </s>'), [], [1]),
+  (template_of('<s> $A </s>'), [2], [1]),
+  (template_of('<s> $A'), [2], []),
+  (template_of('$A'), [], []),
+  (post.Sequence([post.ByteLevel(), template_of('<s> $A </s>')]), [2], [1]),
+  (post.BertProcessing(('</s>', 1), ('<s>', 2)), [2], [1]),
+  (post.RobertaProcessing(('</s>', 1), ('<s>', 2)), [2], [1]),
+  (post.ByteLevel(), [], []),
+]
+
+
+@pytest.mark.parametrize(('processor', 'before', 'behind'), AROUND)
+def test_a_prompt_has_what_texts_begin_with_and_not_their_end(
+  processor, before, behind, tmp_path
+):
+  tokenizer = made()
+  tokenizer.post_processor = processor
+  theirs, ours = saved(tmp_path / 'm', tokenizer, **WRITES)
+  prompt = text.render('plain', 'so')
+  ids = theirs.encode(prompt, add_special_tokens=False)
+  assert theirs.encode(prompt) == [*before, *ids, *behind]
+  assert ours.prompt_ids('plain', 'so') == [*before, *ids]
+  assert hub.bos_id(tmp_path / 'm') == (before[0] if before else None)
+  # A chat template writes its own BOS, and no second one comes before it.
+  expected = theirs.apply_chat_template(QUESTION, return_dict=False)
+  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  assert expected[0] == 2 != expected[1]
+
+
+def blanks(normalizer, cut):
+  """A tokenizer with words of one character, which puts a blank before texts."""
+  signs = [*'▁ abcdefghijklmnopqrstuvwxyz:+=0123456789<>/\n', 'U', 'A']
+  words = {sign: n for n, sign in enumerate([*SPECIALS, '[/INST]', *signs])}
+  tokenizer = tokenizers.Tokenizer(models.BPE(words, [], fuse_unk=True))
+  if normalizer is not None:
+    tokenizer.normalizer = normalizer
+  if cut is not None:
+    tokenizer.pre_tokenizer = cut
+  tokenizer.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.Fuse()])
+  tokenizer.add_special_tokens([*SPECIALS, '[/INST]'])
+  return tokenizer
+
+
+BLANKS = [
+  (
+    normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]),
+    None,
+  ),
+  (normalizers.Prepend('▁'), pre_tokenizers.Metaspace(prepend_scheme='never')),
+  (None, pre_tokenizers.Metaspace(prepend_scheme='always')),
+  (None, pre_tokenizers.Metaspace(prepend_scheme='first')),
+  (None, pre_tokenizers.Sequence([pre_tokenizers.Metaspace()])),
+]
+
+
+@pytest.mark.parametrize(('normalizer', 'cut'), BLANKS)
+@pytest.mark.parametrize('template', ['chat', 'plain'])
+def test_an_output_goes_on_without_a_blank_of_its_own(
+  normalizer, cut, template, tmp_path
+):
+  chat = {'chat_template': '{{ messages[0].content }} [/INST]'}
+  tokenizer = blanks(normalizer, cut)
+  tokenizer.add_special_tokens(['<think>'])
+  theirs, ours = saved(tmp_path / 'm', tokenizer, **chat)
+  model = lineage.Model(ModelConfig(), ours, template)
+  output = '<think>so</think>'
+  prompt, said = model.example_ids('so', output)
+  if template == 'chat':
+    messages = [{'role': 'user', 'content': 'so'}]
+    assert prompt == theirs.apply_chat_template(messages, return_dict=False)
+  words = theirs.convert_ids_to_tokens(said)
+  blank = [] if template == 'chat' else ['▁']
+  assert words == [*blank, '<think>', *'so</think>', '</s>']
+  # At the beginning of a text the blank stays.
+  assert ours.encode('so') == theirs.encode('so', add_special_tokens=False)
+  assert theirs.convert_ids_to_tokens(ours.encode('so')) == ['▁', 's', 'o']
+
+
+def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
+  checkpoint(tmp_path / 'm')
+  tokenizer = hub.open_tokenizer(tmp_path / 'm')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')
+  messages = [*map(dict, text.EXAMPLE), {'role': 'user', 'content': '3+5'}]
+  expected = theirs.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True
+  )
+  assert tokenizer.prompt(text.CHAT_TAGS, '3+5') == expected
+  assert '<think>reasoning process here</think>' in expected
+  assert pretrained.Config(template='chat_tags').template == text.CHAT_TAGS

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import language, tasks
-from r1jax.tasks import instructions
+from r1jax.tasks import instructions, splits
 from r1jax.tasks.instructions import Config, draw, fulfil, generate
 
 POLISH = instructions.translate('in Polish', 3, 4)
@@ -24,7 +24,7 @@ KINDS = (POLISH, ENGLISH, ONE_LINE, LINE_BY_LINE, EXPLAIN, SORT, BACKWARDS)
 
 
 def every(config):
-  return [*generate(config, 'train'), *generate(config, 'test')]
+  return [p for split in splits.SPLITS for p in generate(config, split)]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,46 @@ def test_every_problem_is_fulfilled_by_what_its_question_says(config):
     assert problem.language == spoken
     words = language.words(answer)
     assert all(language.is_of(word, spoken) for word in words)
+
+
+@pytest.mark.parametrize(
+  'twins',
+  [
+    [
+      instructions.translate(how, *pair)
+      for how in instructions.LANGUAGES
+      for pair in ((3, 4), (4, 3))
+    ]
+    + [instructions.explain(3, 4), instructions.explain(4, 3)],
+    [instructions.count(3, 5, how) for how in instructions.LAYOUTS],
+    [instructions.sort(order) for order in itertools.permutations((5, 2, 9))],
+    [
+      instructions.backwards(order)
+      for order in itertools.permutations(('cat', 'sun', 'tree'))
+    ],
+  ],
+)
+def test_what_has_the_same_content_is_held_out_together(twins):
+  assert len({problem.id for problem in twins}) == len(twins)
+  assert len({instructions.group(problem) for problem in twins}) == 1
+
+
+def test_other_content_is_another_group():
+  problems = [
+    *KINDS,
+    instructions.count(3, 6, 'in one line'),
+    instructions.sort((1, 2)),
+  ]
+  problems += [instructions.explain(3, 5), instructions.explain(2, 5)]
+  # Three of `KINDS` are about 3+4, two about counting from 3 to 5.
+  assert len({instructions.group(problem) for problem in problems}) == len(problems) - 3
+
+
+def test_held_out_instructions_are_of_all_kinds():
+  for split in ('validation', 'test'):
+    kinds = {problem.truth['kind'] for problem in generate(Config(), split)}
+    assert kinds == {'sort', 'backwards', 'translate', 'count', 'explain'}
+  assert len(list(generate(Config(), 'test'))) >= 64  # as many are asked
 
 
 def test_all_kinds_are_there():

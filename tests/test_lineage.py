@@ -42,10 +42,12 @@ class Experiment:
   seed: int = 0
 
 
-def finish(workdir, stage, parents=(), seed=0, models=('final',)):
-  """A finished stage."""
+def finish(workdir, stage, parents=(), seed=0, models=('final',), kept=None):
+  """A finished stage; `kept` changes what it saves."""
   config = Experiment(str(workdir), str(parents[0].path) if parents else '', seed)
   params = {name: model(seed + n) for n, name in enumerate(models)}
+  if kept:
+    params = jax.tree_util.tree_map_with_path(kept, params)
   with start(config, phases=()) as run:
     return lineage.finish(run, stage, config, MODEL, params, parents)
 
@@ -64,6 +66,20 @@ def made(tmp_path_factory):
 def chain(made, tmp_path):
   """A copy of them, elsewhere, to be spoiled."""
   return shutil.copytree(made, tmp_path / 'chain')
+
+
+def test_parameters_come_back_in_the_types_they_were_saved_in(made, tmp_path):
+  def matrices_in_bfloat16(path, x):
+    return x.astype('float32' if path[-1].key == 'gain' else 'bfloat16')
+
+  parent = lineage.load(made / 'cold')
+  finish(tmp_path / 'r', 'grpo', [parent], seed=5, kept=matrices_in_bfloat16)
+  found = lineage.load(tmp_path / 'r').params(MESH)
+  expected = jax.tree_util.tree_map_with_path(matrices_in_bfloat16, model(5))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert jax.tree.map(lambda x: (x.dtype, x.sharding), found) == jax.tree.map(
+    lambda x: (x.dtype, x.sharding), expected
+  )
 
 
 def edit(folder: Path, **fields: object) -> None:
@@ -244,7 +260,13 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
     shutil.copytree(chain / 'zero/checkpoints/model-final', folder)
   stage = lineage.load(chain / 'cold')  # that is not yet looked at
   left = sorted((chain / 'cold').rglob('*'))
-  with pytest.raises(LineageError, match=r"cold: the parameters 'final' are not those"):
+  reason = {
+    'other': 'names; ',
+    'damaged': r'names \(.*model-final/1 is damaged .*\); ',
+    'gone': r'names \(.*model-final has no complete checkpoint\); ',
+  }[spoil]
+  expected = rf"cold: the parameters 'final' are not those that stage.json {reason}"
+  with pytest.raises(LineageError, match=f'{expected}restore checkpoints/, or run'):
     stage.params(MESH)
   if spoil != 'gone':
     assert sorted((chain / 'cold').rglob('*')) == left  # it is another's to mend

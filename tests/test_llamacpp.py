@@ -9,7 +9,7 @@ import torch
 import transformers
 import xllamacpp
 from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, checkpoint
-from test_gguf import written
+from test_gguf import around, written
 
 from r1jax.model import gguf
 
@@ -23,6 +23,9 @@ VARIATIONS = {
     {'num_key_value_heads': 1, 'tie_word_embeddings': True},
   ),
   'llama3-rope': ('llama', {'rope_parameters': LLAMA3}),
+  'biases': ('llama', {'attention_bias': True}),
+  'mistral': ('mistral', {'sliding_window': None}),
+  'internlm3': ('internlm3', {'head_dim': 8}),
   'qwen2': ('qwen2', {}),
   'yarn': ('qwen2', {'rope_parameters': YARN}),
   'linear-rope': ('qwen2', {'rope_parameters': {'rope_type': 'linear', 'factor': 3.0}}),
@@ -177,3 +180,46 @@ def test_it_reads_texts_and_conversations_as_the_checkpoint_does(cut, tmp_path):
   assert found['prompt'] == tokenizer.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True
   )
+
+
+COMPOSED, APART = 'zażółć é', 'zaz\u0307o\u0301ł e\u0301'
+
+
+@pytest.mark.parametrize(
+  ('before', 'behind', 'chat'),
+  [
+    ([], [], "{{ messages[0]['content'] }}"),
+    ([0], [], "{{ bos_token }}{{ messages[0]['content'] }}"),
+    ([], [1], "{{ messages[0]['content'] }}"),
+    ([0], [1], "{{ messages[0]['content'] }}"),
+  ],
+)
+def test_texts_have_around_them_what_the_checkpoint_puts_there(
+  before, behind, chat, tmp_path
+):
+  folder = tmp_path / 'm'
+  checkpoint(folder, 'llama', {}, chat=chat)
+  settings = json.loads((folder / 'tokenizer_config.json').read_text())
+  settings['bos_token'] = '<|pad|>'
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  content = json.loads((folder / 'tokenizer.json').read_text())
+  content['post_processor'] = around(*before, behind=behind[0] if behind else None)
+  content['normalizer'] = {'type': 'NFC'}
+  (folder / 'tokenizer.json').write_text(json.dumps(content))
+  written(folder, None, None, 'f16', tmp_path / 'm.gguf')
+  server = Server(tmp_path / 'm.gguf')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  for text in (*TEXTS, COMPOSED):
+    found = server.ask('tokenize', content=text, add_special=True)['tokens']
+    assert found == tokenizer(text)['input_ids'], text
+    ids = tokenizer(text, add_special_tokens=False)['input_ids']
+    assert found == [*before, *ids, *behind]
+  # It composes no characters, which is what `vocabulary.remarks` says.
+  found = server.ask('tokenize', content=APART)['tokens']
+  assert found != tokenizer(APART, add_special_tokens=False)['input_ids']
+  # A BOS that the template writes is there once.
+  messages = [{'role': 'user', 'content': 'Hi'}]
+  said = server.ask('v1/chat/completions', messages=messages, max_tokens=1)
+  expected = tokenizer.apply_chat_template(messages, return_dict=False)
+  blank = len(before) if 'bos_token' not in chat else 0
+  assert said['usage']['prompt_tokens'] == len(expected) + blank + len(behind)

@@ -9,6 +9,8 @@ import optax
 import pytest
 
 from r1jax import mesh, optim
+from r1jax.model import config as config_lib
+from r1jax.model import decoder
 
 
 def follow(config, gradients, start, total_steps=10):
@@ -101,9 +103,10 @@ def test_adam_by_hand():
   np.testing.assert_allclose(path[1][0]['x'], [-1 - second], rtol=1e-6)
 
 
-def test_rounding_noise_makes_no_full_step():
+def test_a_gradient_below_eps_makes_no_full_step():
   # 1e-9 / (1e-9 + 1e-6), where a gradient of any other size moves by 1.
-  optimizer = optim.make(optim.Config(learning_rate=1.0, warmup_steps=0), 10)
+  config = optim.Config(learning_rate=1.0, warmup_steps=0, eps=1e-6)
+  optimizer = optim.make(config, 10)
   grads = {'x': jnp.array([1e-9])}
   updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
   np.testing.assert_allclose(updates['x'], [-1e-3], rtol=2e-3)
@@ -112,8 +115,44 @@ def test_rounding_noise_makes_no_full_step():
 def test_weight_decay_is_decoupled():
   # no gradient: 2 - 0.1 * 0.5 * 2
   config = optim.Config(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-  path = follow(config, [{'x': [0.0]}], {'x': jnp.full(1, 2.0)})
-  np.testing.assert_allclose(path[0][0]['x'], [1.9], rtol=1e-6)
+  path = follow(config, [{'x': [[0.0]]}], {'x': jnp.full((1, 1), 2.0)})
+  np.testing.assert_allclose(path[0][0]['x'], [[1.9]], rtol=1e-6)
+
+
+DECAYING = {
+  *('query', 'key', 'value', 'out', 'gate', 'up', 'down', 'router', 'query_down'),
+  *('latent_down', 'latent_up', 'expert_gate', 'expert_up', 'expert_down'),
+  *('shared_gate', 'shared_up', 'shared_down', 'a', 'b'),
+}
+
+
+@pytest.mark.parametrize('known', [True, False])
+@pytest.mark.parametrize('muon', [0.0, 0.1])
+def test_weight_matrices_alone_decay(known, muon):
+  latent = config_lib.Latent(kv_rank=16, q_rank=16, rope_dim=8, value_dim=16)
+  experts = config_lib.Experts(count=4, active=2, d_ff=16, shared=1, scores='sigmoid')
+  model = config_lib.ModelConfig(
+    d_model=32, layers=3, heads=2, kv_heads=2, head_dim=16, d_ff=32, tied=False,
+    qkv_bias=True, qk_norm=True,
+  )  # fmt: skip
+  routed = dataclasses.replace(
+    model, latent=latent, experts=experts, qkv_bias=False, qk_norm=False, head_dim=24
+  )
+  if muon and not known:
+    return  # refused
+  config = optim.Config(
+    learning_rate=0.1, warmup_steps=0, weight_decay=0.5, muon_learning_rate=muon
+  )
+  for one in (model, routed):
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), decoder.shapes(one, 40))
+    if not known:
+      params['adapters'] = {'a': jnp.ones((3, 32, 2)), 'b': jnp.ones((3, 2, 2, 16))}
+    optimizer = optim.make(config, 10, decoder.matrices(one) if known else None)
+    still = jax.tree.map(jnp.zeros_like, params)
+    state, _ = optim.apply(optim.init(params, optimizer), still, optimizer=optimizer)
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+      expected = 0.95 if path[-1].key in DECAYING else 1.0
+      np.testing.assert_allclose(x, expected, rtol=1e-6, err_msg=str(path))
 
 
 def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
@@ -136,6 +175,49 @@ def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
     kinds = {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim}
     assert kinds == {'bfloat16'}
     assert state.params['x'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('b2', [0.95, optim.MOST_DECAY])
+def test_means_in_bfloat16_shrink_without_a_gradient(b2):
+  # Every number of a bfloat16's 128 between two powers of 2, times b2, is rounded to a
+  # lower one; with a larger b2 the lowest of them would stand still.
+  fractions = np.arange(128, 256).astype(ml_dtypes.bfloat16)
+  assert (np.multiply(fractions.astype(np.float32), np.float32(b2)).astype(
+    ml_dtypes.bfloat16) < fractions).all()  # fmt: skip
+  stuck = np.float32(128) * np.float32(1 - 2**-9.5)
+  assert stuck.astype(ml_dtypes.bfloat16) == 128
+
+
+RATE = (
+  r'rl_optim.learning_rate: expected a step that changes at least 50% of the weights '
+  r'in {}, got {}, which changes {}% and is rounded away by the others; {}'
+)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'rate', 'masters', 'message'),
+  [
+    # 2 % of N(0, 0.02) are below 2^-11, where half the distance to the next bfloat16
+    # is at most 2^-20 = 9.5e-7.
+    ('bfloat16', 1e-6, 'none', RATE.format('bfloat16', '1e-06', r'[12]\.\d', 'set')),
+    ('bfloat16', 1e-5, 'none', RATE.format('bfloat16', '1e-05', r'\d+\.\d', 'set')),
+    ('bfloat16', 1e-4, 'none', None),  # 88 % are below 2^-5
+    ('bfloat16', 1e-6, 'float32', None),
+    ('bfloat16', 1e-6, 'stochastic', None),
+    ('bfloat16', 0.0, 'none', None),  # nothing is to move
+    ('float32', 1e-6, 'none', None),
+    ('float32', 1e-11, 'float32', RATE.format('float32', '1e-11', r'\d\.\d', 'raise')),
+  ],
+)
+def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
+  weights = 0.02 * jax.random.normal(jax.random.key(0), (200, 200))
+  params = {'w': weights.astype(dtype), 'gain': jnp.ones(4)}
+  config = optim.Config(learning_rate=rate, masters=masters)
+  if message is None:
+    optim.check_moves(params, config, 'rl_optim')
+    return
+  with pytest.raises(ValueError, match=message):
+    optim.check_moves(params, config, 'rl_optim')
 
 
 def test_learning_rate_0_leaves_the_parameters():
@@ -169,7 +251,9 @@ def test_micro_batches_add_up(micro_batches):
   )
   # mean 255/8 = 31.875, so the slope at 1 is -30.875; squares of 0 1 3 7 15 31 63 127
   loss = (0 + 1 + 9 + 49 + 225 + 961 + 3969 + 16129) / 16
-  expected = {'loss': loss, 'mean': 31.875, 'grad_norm': 30.875}
+  expected = {
+    'loss': loss, 'mean': 31.875, 'grad_norm': 30.875, 'update_size': 3.0875
+  }  # fmt: skip
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-6)
   np.testing.assert_allclose(state.params['x'], 1 + 0.1 * 30.875, rtol=1e-6)
   assert state.step == 1
@@ -250,12 +334,12 @@ def test_muon_warms_up_both_of_its_rates():
     np.testing.assert_allclose(first[name], peak[name] / 4, rtol=1e-5)
 
 
-def test_muon_decays_both_kinds_of_weights():
+def test_muon_decays_its_matrices_alone():
   # no gradient: rate * 0.5 * 2
   settings = {'warmup_steps': 0, 'weight_decay': 0.5}
   (decay,) = muon(settings, [np.zeros((2, 2))], start=2.0)
   np.testing.assert_allclose(decay['matrix'], np.full((2, 2), -0.1), rtol=1e-6)
-  np.testing.assert_allclose(decay['table'], np.full((2, 2), -0.5), rtol=1e-6)
+  np.testing.assert_allclose(decay['table'], np.zeros((2, 2)))
 
 
 def test_muon_gives_adam_its_decay_rates():
@@ -299,6 +383,15 @@ def test_micro_batches_that_do_not_divide_are_refused():
     ({'max_grad_norm': 0.0}, 'max_grad_norm: expected above 0, got 0.0'),
     ({'max_grad_norm': math.nan}, 'max_grad_norm: expected above 0, got nan'),
     ({'warmup_steps': -1}, 'warmup_steps: expected 0 or more, got -1'),
+    (
+      {'masters': 'bfloat16'},
+      "masters: expected one of float32, stochastic, none, got 'bfloat16'",
+    ),
+    (
+      {'moments': 'bfloat16', 'b2': 0.999},
+      'b2: expected at most 0.99609375 with moments bfloat16, which rounds smaller '
+      'changes of a mean away, got 0.999; lower it, or set moments to float32',
+    ),
   ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import distill as distill_experiment
+from experiments import final_rl, reasoning_rl
 from experiments.paper import (
   choices,
   data,
@@ -108,6 +110,24 @@ def test_stage_2_is_r1_zero_with_another_clip_range_and_language():
     got = grpo.clipped(given, jnp.float32(sign), given, config.grpo)
     np.testing.assert_array_equal(got, expected)
   assert dataclasses.replace(config.grpo, clip_low=0.2, clip_high=0.2) == ZERO.grpo
+
+
+def test_the_miniature_clips_ratios_as_the_paper_does():
+  # epsilon 10 in both stages of RL, and in the RL of students beside them
+  both = {
+    reasoning_rl.ReasoningRL: r1.REASONING,
+    final_rl.FinalRL: r1.ALL_SCENARIOS,
+    distill_experiment.Distill: r1.REASONING,
+  }
+  for experiment, config in both.items():
+    ours = experiment().grpo
+    assert (ours.clip_low, ours.clip_high) == (1.0, 10.0)
+    assert (config.grpo.clip_low, config.grpo.clip_high) == (1.0, 10.0)
+    # A token of a wrong output keeps its gradient however rare it has become: A = -1
+    slope = jax.grad(
+      lambda x, ours=ours: grpo.clipped(jnp.exp(x), jnp.float32(-1), x, ours)
+    )(jnp.log(0.5))
+    np.testing.assert_allclose(slope, -0.5, rtol=1e-6)  # the ratio times A
 
 
 def test_stage_4_judges_preference_in_its_last_400_steps_alone():

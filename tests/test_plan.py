@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -206,10 +208,15 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
     '--rl.offload True',
     '--rl-optim.moments bfloat16',
     '--param-dtype bfloat16',
+    '--rl-optim.masters stochastic',
   ]
   last = tried['--param-dtype bfloat16']
   assert (last.rl.micro_batch_rows, last.model.remat) == (4, 'full')
   assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
+  # Nothing that would not learn.
+  still = dataclasses.replace(work, optim=optim.Config(masters='none', b2=0.999))
+  found = dict(plan.changes(still, topology.find(machine)[0]))
+  assert list(found)[-1] == '--rl.offload True'
 
 
 @pytest.mark.parametrize(
@@ -339,3 +346,31 @@ def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
   costs = plan.measure(plan.Phase('slope', program, args, {}, {}, 1), chip).costs
   # Of 64 x 48 gradients a device has a quarter, and exchanges halves of it twice.
   assert costs.over('network') == pytest.approx(4 * 64 * 48 / 4)
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (['--model.path', 'm'], r'takes no --model\.path: give the folder, .* as --model$'),
+    (['--model.lora.rank=4'], r'takes no --model\.lora\.rank: a plan is of all param'),
+    (['--model.param_dtype', 'x'], r'takes no --model\.param-dtype: .* --param-dtype$'),
+  ],
+)
+def test_flags_of_experiments_that_have_another_name_are_named(words, message):
+  with pytest.raises(plan.PlanError, match=message):
+    script.check_words(['--rl.steps', '3', *words])
+  script.check_words(['--model', 'Qwen2.5-7B', '--mesh.fsdp', '8'])
+
+
+def test_help_needs_no_experiment():
+  for word in ('--help', '-h'):
+    done = subprocess.run(
+      [sys.executable, '-m', 'scripts.plan', word],
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'experiments.grpo --model' in done.stdout
+    assert '--topology' in done.stdout

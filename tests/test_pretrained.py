@@ -1,6 +1,7 @@
 """A checkpoint of the hub through a run and back; a model made here on its way out."""
 
 import dataclasses
+import datetime
 import json
 import shlex
 import shutil
@@ -19,11 +20,16 @@ from experiments import grpo
 from r1jax import drawing, hub, mesh, tasks, text
 from r1jax.model import lora, peft, storage, weights
 from r1jax.model.config import ModelConfig
-from r1jax.stages import finetune, lineage, pretrained
+from r1jax.stages import chat, finetune, lineage, pretrained
 from r1jax.stages.run import start
 from r1jax.tasks import gsm8k
 from scripts import convert
 
+DATED = (
+  '{{ strftime_now("%d %b %Y") }}: {{ messages[0].content }}'
+  '{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}'
+)
+WITHOUT = '{"enable_thinking": false}'
 EXTRA = 'model.layers.3.eh_proj.weight'  # of the module for multi-token prediction
 
 
@@ -73,7 +79,9 @@ def test_a_run_gives_back_a_checkpoint_that_transformers_opens(trained):
   assert {x.dtype for x in after.values()} == {np.dtype(np.float32)}
   np.testing.assert_array_equal(after[EXTRA], before[EXTRA])  # read and kept
   config = json.loads((trained / 'model/config.json').read_text())
-  assert json.loads((trained / 'out/config.json').read_text()) == config
+  # At the top as well, so that `rope_scaling` added by hand does not hide it.
+  theta = {'rope_theta': config['rope_parameters']['rope_theta']}
+  assert json.loads((trained / 'out/config.json').read_text()) == config | theta
   for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
     assert (trained / 'out' / name).read_bytes() == (
       (trained / 'model' / name).read_bytes()
@@ -163,6 +171,15 @@ def folder(tmp_path_factory):
     (
       {'adapter': 'a', 'lora': lora.Config(rank=2)},
       "model.adapter: expected none with model.lora.rank, .*; got 'a'",
+    ),
+    ({'chat_template_kwargs': '{'}, 'chat_template_kwargs: expected an object in JSON'),
+    (
+      {'chat_template_kwargs': WITHOUT, 'template': 'plain'},
+      "chat_template_kwargs: expected none with the template 'plain', .*; choose",
+    ),
+    (
+      {'chat_template_kwargs': WITHOUT},
+      r'expected variables that the chat template of .* \(eos_token\), got enabl',
     ),
     ({'dtype': 'int4'}, "model.dtype: expected one of float32, bfloat16, got 'int4'"),
   ],
@@ -263,6 +280,68 @@ def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
   assert ids == model.tokenizer.chat_ids(prompt)
   assert model.tokenizer.decode(said) == 'so</think><answer>8</answer>'
   assert said[-1] == model.tokenizer.eos_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Hub:
+  workdir: str
+  model: pretrained.Config
+
+
+def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeypatch):
+  checkpoint(tmp_path / 'm', 'llama', {}, chat=DATED)
+  config = pretrained.Config(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
+  workdir = tmp_path / 'run'
+  began = datetime.datetime(2024, 7, 26, 23, 59)
+  monkeypatch.setattr(hub, 'now', lambda: began)
+  found = pretrained.look_up(config, pretrained.began(workdir))
+  prompt = found.model.tokenizer.prompt(text.CHAT, '3+5')
+  assert prompt == '26 Jul 2024: 3+5<think>\n\n</think>\n\n'
+  run_of = Hub(str(workdir), config)
+  with start(run_of, phases=(), facts=found.facts) as job:
+    found.keep(workdir)
+    params = found.params(mesh.make(jax.devices()[:1]))
+    lineage.finish(job, 'grpo', run_of, found.model, {'final': params})
+
+  # The same command goes on with the same prompts a day later; another run has others.
+  monkeypatch.setattr(hub, 'now', lambda: began + datetime.timedelta(minutes=1))
+  again = pretrained.look_up(config, pretrained.began(workdir))
+  assert again.facts == found.facts
+  assert again.model.tokenizer.prompt(text.CHAT, '3+5') == prompt
+  other = pretrained.look_up(config, pretrained.began(tmp_path / 'other'))
+  assert other.model.tokenizer.prompt(text.CHAT, '3+5').startswith('27 Jul 2024: ')
+  differing = {name for name, x in other.facts.items() if found.facts[name] != x}
+  assert differing == {'hub/source.json'}
+  # So has a child, which begins with the finished stage; a chat has today's date.
+  stage = lineage.load(workdir)
+  assert stage.model.tokenizer.prompt(text.CHAT, '3+5') == prompt
+  speaker = chat.open_speaker(str(workdir), None, drawing.Config())
+  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
+  assert said.endswith(': 3+5<think>\n\n</think>\n\n')
+  assert '2024' not in said
+  speaker = chat.open_speaker(str(workdir), None, drawing.Config(), '')
+  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
+  assert said.endswith(': 3+5')
+  (workdir / lineage.HUB / lineage.SOURCE).write_text('{"path": 3')
+  for read in (pretrained.began, lineage.load):
+    with pytest.raises(lineage.LineageError, match=r'source.json is damaged'):
+      read(workdir)
+
+
+def test_a_template_without_a_date_makes_no_fact_of_it(folder):
+  found = pretrained.look_up(pretrained.Config(path=str(folder)))
+  assert 'hub/source.json' not in found.facts
+
+
+def test_an_output_after_thoughts_that_are_skipped_is_whole(tmp_path):
+  checkpoint(tmp_path / 'm', 'llama', {}, chat=DATED)
+  config = pretrained.Config(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
+  model = pretrained.look_up(config).model
+  _, said = model.example_ids('3+5', '<think>so</think>\n<answer>8</answer>')
+  answer = model.tokenizer.decode(said)
+  assert answer == '<answer>8</answer>'
+  opened = text.opened(model.tokenizer.prompt(text.CHAT, '3+5'))
+  assert text.parse(opened + answer) == ('', '', '8')
 
 
 def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):

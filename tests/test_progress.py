@@ -13,7 +13,9 @@ from r1jax.statistics import Interval
 HEALTHY = {
   'reward': 0.4,
   'rewards': {'accuracy': 0.3},
+  'reward_spread': 1.0,
   'zero_variance_groups': 0.4,
+  'zero_advantages': 0.4,
   'cut_off': 0.05,
   'unparsable': 0.1,
   'clip_up': 0.02,
@@ -27,25 +29,33 @@ HEALTHY = {
 @pytest.mark.parametrize(
   ('change', 'sentence'),
   [
-    ({'reward': 0.0, 'rewards': {'accuracy': 0.0}}, 'Every reward of this step is 0'),
     (
-      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 0.0}},
-      'In 94% .* hardly any .* easier',
+      {
+        'reward': 0.0,
+        'reward_spread': 0.0,
+        'zero_advantages': 1.0,
+        'rewards': {'accuracy': 0.0},
+      },
+      'Every reward of this step is 0',
     ),
     (
-      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 1.0}},
-      'In 94% .* nearly every .*harder',
+      {'zero_advantages': 0.94, 'rewards': {'accuracy': 0.0}},
+      '94% .* hardly any .* easier',
     ),
     (
-      {'zero_variance_groups': 0.94, 'rewards': {'accuracy': 0.5}},
-      'In 94% .* higher temperature',
+      {'zero_advantages': 0.94, 'rewards': {'accuracy': 1.0}},
+      '94% .* nearly every .*harder',
     ),
     (
-      {'zero_variance_groups': 0.94, 'rewards': {'helpful': 0.5}},
-      'In 94% .* same reward',
+      {'zero_advantages': 0.94, 'rewards': {'accuracy': 0.5}},
+      r'94% .* raise rl\.temperature',
+    ),
+    (
+      {'zero_advantages': 0.94, 'rewards': {'helpful': 0.5}},
+      '94% .* same reward',
     ),
     ({'cut_off': 0.31}, r'31% .* cut off .* raise rl\.max_length'),
-    ({'unparsable': 0.62}, '62% of the outputs are not of the form'),
+    ({'unparsable': 0.62}, r'62% .* not of the form .*--model\.template chat_tags'),
     (
       {'clip_up': 0.2, 'clip_down': 0.15},
       '35% of the tokens .* lower the learning rate',
@@ -60,7 +70,25 @@ def test_one_thing_wrong_gives_one_sentence(change, sentence):
   assert re.search(sentence, said)
 
 
-@pytest.mark.parametrize('values', [HEALTHY, {}, dict.fromkeys(HEALTHY)])
+def test_the_form_is_spoken_of_where_a_reward_asks_for_it():
+  assert diagnose({'unparsable': 1.0, 'rewards': {'helpful': 0.3}}) == []
+  for name in ('accuracy', 'format', 'reasoning'):
+    (said,) = diagnose({'unparsable': 1.0, 'rewards': {name: 0.3}})
+    assert 'not of the form' in said
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    HEALTHY,
+    {},
+    dict.fromkeys(HEALTHY),
+    # One output a prompt, and all of the batch compared: nothing differs in a group.
+    HEALTHY | {'zero_variance_groups': 1.0, 'zero_advantages': 0.0},
+    # Rewards of 1 and -1.
+    HEALTHY | {'reward': 0.0, 'reward_spread': 2.0, 'rewards': {'own': 0.0}},
+  ],
+)
 def test_healthy_or_unmeasured_numbers_give_no_sentence(values):
   assert diagnose(values) == []
 

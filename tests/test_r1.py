@@ -24,11 +24,11 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import filters, mesh, text
+from r1jax import drawing, filters, mesh, tasks, text
 from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
 from r1jax.stages.checkpoint import Checkpoints, digest_of
 from r1jax.stages.lineage import LineageError
-from r1jax.tasks import Problem, instructions
+from r1jax.tasks import Problem, instructions, web
 
 STAGES = tuple(r1.STAGES)
 CONFIG = r1_smoke.R1Smoke()
@@ -333,6 +333,27 @@ def test_every_model_has_its_row_of_the_stage_table(unbroken):
       assert 0 <= measured['general']['rewards']['preference']['mean'] <= 1
 
 
+def test_students_say_what_each_method_has_computed(unbroken):
+  for name, methods in (('small', distill.METHODS), ('tiny', distill.METHODS[:3])):
+    folder = unbroken[f'distill_{name}']
+    found = json.loads((folder / 'compute.json').read_text())
+    assert set(found) == set(methods)
+    assert found['sft']['times_sft'] == 1
+    # As many tokens: epochs are rounded, and answers of one example a step are short.
+    assert 0.5 < found['answers']['times_sft'] < 1.5
+    rl_tokens = found['rl']
+    assert rl_tokens['learned'] == rl_tokens['sampled'] == rl_tokens['scored']
+    # 4 steps of 4 problems and 16 outputs, of up to 32 and 64 tokens
+    assert 4 * 16 < rl_tokens['sampled'] <= 4 * (4 * 32 + 16 * 64)
+  for method in ('forward_kl', 'reverse_kl', 'on_policy'):
+    assert found_small(unbroken)[method]['judged'] > 0
+  assert found_small(unbroken)['on_policy']['sampled'] > 0
+
+
+def found_small(unbroken):
+  return json.loads((unbroken['distill_small'] / 'compute.json').read_text())
+
+
 def same(path: Path) -> object:
   """What must not depend on when a run was killed, of a file."""
   if path.name not in ('metrics.jsonl', 'samples.jsonl'):
@@ -439,6 +460,7 @@ TOO_LONG = 'expected at most 96, as the base model was trained on rows of 128 to
     ('reasoning_rl', 'rl.max_length', ((0, 97),), f'rl.max_length: {TOO_LONG}'),
     ('rejection_sft', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('final_rl', 'rl.max_length', ((0, 64), (1, 97)), f'rl.max_length: {TOO_LONG}'),
+    ('final_rl', 'judged', 40_000, 'judged: expected at most the .* got 40000; set it'),
     ('distill_small', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('distill_small', 'base.row_length', 95, 'base.row_length: expected at least 96'),
     ('distill_small', 'sft.row_length', 95, 'sft.row_length: expected at least 96'),
@@ -461,6 +483,11 @@ def test_sizes_that_do_not_fit_are_refused(
   assert not (tmp_path / 'run').exists()
 
 
+COOLER: dict[str, Any] = {
+  'rejection': rejection.Config(draw=drawing.Config(temperature=0.7))
+}
+
+
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
@@ -471,11 +498,32 @@ def test_sizes_that_do_not_fit_are_refused(
       {'methods': ('sft', 'reverse_kl'), 'student': distill.STUDENTS['tiny']},
       r"a tokenizer of its own, .* got \['reverse_kl'\]; set student.vocab_size to 0",
     ),
+    (COOLER, r'rejection.draw and rl.temperature: .* one .* got \[0.7, 1.0\]'),
+    ({'rl': rl.Config(temperature=((0, 1.0), (9, 0.7)))}, r'got \[0.7, 1.0\]'),
+    ({**COOLER, 'methods': ('sft', 'forward_kl')}, r'got \[0.7, 1.0\]'),
+    (
+      {'rl': rl.Config(temperature=((0, 0.7),)), 'methods': ('rl', 'on_policy')},
+      r'got \[0.7, 1.0\]',
+    ),
+    (
+      {'rejection': rejection.Config(draw=drawing.Config(top_p=0.95))},
+      r'no top-k or top-p, .* got \[1.0\] and .*top_p=0.95',
+    ),
   ],
 )
 def test_impossible_lessons_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     distill.Distill(**fields)
+
+
+def test_students_learn_and_are_measured_at_one_temperature():
+  config = distill.Distill(methods=distill.METHODS)
+  one = drawing.Config(temperature=1.0)
+  assert config.rejection.draw == config.scoreboard.draw == config.evaluate.draw == one
+  assert config.rl.temperature == ((0, 1.0),)
+  # Another one for all, and any where only SFT learns.
+  distill.Distill(**COOLER, rl=rl.Config(temperature=((0, 0.7),)))
+  distill.Distill(**COOLER, methods=('sft', 'answers'))
 
 
 @pytest.mark.parametrize(
@@ -499,7 +547,7 @@ def problems(task, count):
 
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
-  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
+  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], [], 32, 352)
   config = final_rl.FinalRL(
     rl=rl.Config(steps=40, prompts_per_step=10),
     judged=10,
@@ -516,6 +564,27 @@ def test_instructions_come_into_the_last_stage_after_so_many_steps():
   assert abs(last['countdown'] - 37.5) <= 1.5
   assert abs(last['equations'] - 37.5) <= 1.5
   assert not last['arithmetic']
+
+
+def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
+  difficulty = web.Tasks()
+  generated = [
+    list(tasks.module(name).generate(getattr(difficulty, name), 'train'))
+    for name in recipe.TASKS
+  ]
+  where = recipe.Setting(generated, [], [], 32, 352)
+  config = final_rl.FinalRL()
+  order = final_rl.order(config, where, 7)
+  asked = [order(n).id for n in range(config.rl.steps * config.rl.prompts_per_step)]
+  assert len(asked) == len(set(asked)) == 640
+  # Few problems: a pass over those of a task ends before the next begins.
+  few = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], [], 32, 352)
+  order = final_rl.order(config, few, 7)
+  found = [order(n) for n in range(640)]
+  for task in recipe.TASKS:
+    ids = [problem.id for problem in found if problem.task == task]
+    passes = [ids[n : n + 50] for n in range(0, len(ids), 50)]
+    assert all(len(one) == len(set(one)) for one in passes)
 
 
 def test_general_data_is_careful_and_as_much_as_was_asked_for():

@@ -1,6 +1,8 @@
 """The world of a lineage, and what its stages learn from."""
 
+import dataclasses
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +16,9 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
+from r1jax import tasks as all_tasks
 from r1jax import text
-from r1jax.stages import recipe
+from r1jax.stages import lineage, recipe, rl
 from r1jax.stages.workdir import plain_config
 from r1jax.tasks import Problem, countdown, equations, web
 
@@ -26,7 +29,8 @@ def problems(task, count):
 
 SETTING = recipe.Setting(
   train=[problems(task, 9) for task in recipe.TASKS],
-  held_out=[problems(task, 3 + n) for n, task in enumerate(recipe.TASKS)],
+  validation=[problems(f'{task}-v', 2) for task in recipe.TASKS],
+  test=[problems(task, 3 + n) for n, task in enumerate(recipe.TASKS)],
   max_prompt_length=32,
   longest=352,
 )
@@ -34,9 +38,13 @@ SETTING = recipe.Setting(
 
 def test_held_out_problems_come_by_turns_and_instructions_apart():
   first = ['countdown0', 'equations0', 'arithmetic0', 'countdown1']
-  assert [problem.id for problem in SETTING.reasoning[:4]] == first
-  assert len(SETTING.reasoning) == 9  # 3 of each, as long as all have one
-  assert [problem.task for problem in SETTING.general] == ['instructions'] * 6
+  test = SETTING.reasoning('test')
+  assert [problem.id for problem in test[:4]] == first
+  assert len(test) == 9  # 3 of each, as long as all have one
+  assert [problem.task for problem in SETTING.general('test')] == ['instructions'] * 6
+  validation = [problem.id for problem in SETTING.reasoning('validation')]
+  assert validation[:2] == ['countdown-v0', 'equations-v0']
+  assert len(SETTING.general('validation')) == 2
 
 
 def test_outputs_end_where_the_base_model_has_seen_positions():
@@ -47,6 +55,24 @@ def test_outputs_end_where_the_base_model_has_seen_positions():
   )
   with pytest.raises(ValueError, match=expected):
     SETTING.check_length('rejection.max_length', 321)
+
+
+@pytest.mark.parametrize(
+  ('prompts', 'judged', 'remedy'),
+  [(4, 12, 'set it to 8'), (16, 16, 'lower rl.prompts_per_step')],
+)
+def test_the_judge_is_shown_no_more_instructions_than_there_are(
+  prompts, judged, remedy
+):
+  config = final_rl.FinalRL(
+    rl=rl.Config(steps=40, prompts_per_step=prompts), judged=judged
+  )
+  expected = f'judged: expected at most the 9 instructions .* got {judged}; {remedy}'
+  with pytest.raises(ValueError, match=expected):
+    SETTING.check(config)
+  SETTING.check(
+    dataclasses.replace(config, rl=rl.Config(steps=40, prompts_per_step=4), judged=8)
+  )
 
 
 def test_a_row_has_place_for_a_prompt_and_its_output():
@@ -61,20 +87,48 @@ def test_a_row_has_place_for_a_prompt_and_its_output():
 
 def test_the_setting_is_that_of_the_first_stage(tmp_path):
   # A number of Countdown less and smaller: built in a moment.
-  tasks = web.Tasks(countdown.Config(2, 5), equations.Config(3, 2, 4))
-  config = r1_zero.R1Zero(tasks=tasks)
-  ancestors = {'r1_zero': SimpleNamespace(record={'config': plain_config(config)})}
-  stage: Any = SimpleNamespace(ancestor=ancestors.__getitem__)
-  setting = recipe.setting(stage, str(tmp_path))
+  tasks = web.Tasks(countdown.Config(2, 6), equations.Config(3, 2, 4))
+  setting = recipe.setting(first_stage(tasks), str(tmp_path))
   assert (setting.max_prompt_length, setting.longest) == (32, 352)
   for source, task in zip(setting.train, recipe.TASKS, strict=True):
     assert {problem.task for problem in source} == {task}
   names = {p.id for p in equations.generate(tasks.equations, 'train')}
   assert {p.id for p in setting.train[1]} == names
-  names = {p.id for p in countdown.generate(tasks.countdown, 'test')}
-  assert {p.id for p in setting.held_out[0]} == names
-  for train, held_out in zip(setting.train, setting.held_out, strict=True):
-    assert not {p.id for p in train} & {p.id for p in held_out}
+  for split, found in (('validation', setting.validation), ('test', setting.test)):
+    names = {p.id for p in countdown.generate(tasks.countdown, split)}
+    assert {p.id for p in found[0]} == names
+  parts = zip(setting.train, setting.validation, setting.test, strict=True)
+  for task, part in zip(recipe.TASKS, parts, strict=True):
+    group = all_tasks.module(task).group
+    a, b, c = ({group(p) for p in found} for found in part)
+    assert not a & b
+    assert not (a | b) & c
+
+
+def first_stage(tasks, **data):
+  """An R1-Zero whose problems were of the present versions, but for those named."""
+  record = {
+    'config': plain_config(r1_zero.R1Zero(tasks=tasks)),
+    'data': {**all_tasks.versions(recipe.TASKS), **data},
+  }
+  stage: Any = SimpleNamespace(path=Path('runs/zero'), record=record)
+  stage.ancestor = {'r1_zero': stage}.__getitem__
+  return stage
+
+
+def test_a_lineage_with_other_problems_is_refused(tmp_path):
+  old = first_stage(web.Tasks(), countdown='1.1.0')
+  version = countdown.VERSION
+  with pytest.raises(
+    lineage.LineageError,
+    match=r'runs/zero was made with other problems, .*\(countdown was 1\.1\.0 there '
+    rf'and is {version} here\); run it again in another folder',
+  ):
+    recipe.setting(old, str(tmp_path))
+  del old.record['data']
+  with pytest.raises(lineage.LineageError, match='equations was none there and is'):
+    recipe.setting(old, str(tmp_path))
+  assert not list(tmp_path.iterdir())  # refused before anything was built
 
 
 def test_every_stage_of_every_seed_has_a_seed_of_its_own():

@@ -111,10 +111,10 @@ def test_a_clear_rise_is_called_one(tmp_path):
   ]
   write_run(tmp_path, metrics)
   text = page_of(tmp_path).text
-  assert 'The base model solves 12.5 % (9.5–15.5) of the held-out problems' in text
+  assert 'The base model solves 12.5 % (9.5–15.5) of the validation problems' in text
   assert 'after 40 steps of reinforcement learning it solves 70.0 % (67.0–73.0)' in text
   # 8 of 16 more on each of 8 problems: of the 2^8 patterns of signs, 2 are as extreme.
-  assert 'that is +50.0 points (+50.0 to +50.0; sign-flip test, p = 0.008).' in text
+  assert 'that is +50.0 points (+50.0 to +50.0; sign-flip test, p = 0.008);' in text
   assert 'right for 80.0 % of the problems (22.5 % before)' in text
   assert 'Outputs grow, from 40 to 80 tokens on average.' in text
   assert 'checks itself stays about the same, from 25.0 % to 25.0 %' in text
@@ -129,7 +129,7 @@ def test_a_difference_that_may_be_luck_is_given_with_its_p_value(tmp_path):
   )
   write_run(tmp_path, [first, last])
   text = page_of(tmp_path).text
-  assert 'that is +0.0 points (−25.0 to +25.0; sign-flip test, p = 1.000).' in text
+  assert 'that is +0.0 points (−25.0 to +25.0; sign-flip test, p = 1.000);' in text
 
 
 def test_evaluations_without_results_by_problem_are_not_compared(tmp_path):
@@ -218,11 +218,11 @@ def test_settings_are_named_as_on_the_command_line(tmp_path):
     ([rl(7, loss=None)], 'Reinforcement learning has reached step 7. Nothing has been'),
     (
       [evaluation(0, 0.1)],
-      'The base model solves 10.0 % (7.0–13.0) of the held-out problems',
+      'The base model solves 10.0 % (7.0–13.0) of the validation problems',
     ),
     ([{'phase': 'eval', 'step': 0, 'pass_at_1': None}], 'hold no pass@1'),
     ([rl(1, kl=2.0)], 'At step 1: The policy is 2 nats a token away'),
-    ([rl(1, reward=None)], 'Too few values for a curve so far: Accuracy on held-out'),
+    ([rl(1, reward=None)], 'Too few values for a curve so far: Accuracy on validation'),
     (
       [rl(1, entropy=0.0), {'phase': 'later', 'step': 1, 'x': [1]}],
       'has reached step 1',
@@ -237,7 +237,7 @@ def test_what_is_not_there_yet_is_said_in_words(tmp_path, metrics, sentence):
 def test_a_curve_is_drawn_from_two_values_on_and_not_for_the_base_alone(tmp_path):
   write_run(tmp_path, [evaluation(0, 0.1), rl(1), evaluation(1, 0.2)])
   page = page_of(tmp_path)
-  assert '<h3>Accuracy on held-out problems</h3>' in page.html
+  assert '<h3>Accuracy on validation problems</h3>' in page.html
   assert 'Too few values for a curve so far: Mean length of an output' in page.text
 
 

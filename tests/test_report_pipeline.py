@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1jax.stages.report import findings, pipeline
+from r1jax.stages.report import evidence, findings, folders, pipeline
 from r1jax.stages.report.folders import read_pipeline
-from r1jax.stages.report.run import Measured
+from r1jax.statistics import Interval
 
 STAGES = ('r1_zero', 'cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl')
 PAPER = pipeline.Paper(
@@ -182,7 +182,7 @@ def test_the_papers_story_comes_back(tmp_path):
   write_student(tmp_path, 'distill_small', base=2, rl=4, answers=3, sft=9)
   assert verdicts(tmp_path) == [CAME] * 9
   text = page_of(tmp_path).text
-  assert 'Of 9 findings: 9 came back.' in text
+  assert 'In this run: of 9 findings 9 came back.' in text
   # 12 of 16 against 2 of 16 on each of 8 problems.
   assert (
     'Reasoning: base 12.5 % → Zero 75.0 %, +62.5 points (+62.5 to +62.5; sign-flip '
@@ -223,12 +223,60 @@ TORN = [SOLVED['dev1'] + 4] * 4 + [SOLVED['dev1'] - 4] * 4
     (6, {'dev1': {'preferred': 0.8}}, FAILED),  # whichever of the others is best
     (6, {'dev2': {'preferred': 0.7}}, UNCLEAR),
     (6, {'dev3': {'solved': 15}}, FAILED),
-    (6, {'dev3': {'solved': 14}}, CAME),  # within noise is enough
+    (6, {'dev3': {'solved': 14}}, CAME),  # as good is enough
+    (6, {'r1': {'solved': [13] * 6 + [12] * 2}}, CAME),  # 1.6 less, 4.7 at the most
+    (6, {'r1': {'solved': [13] * 4 + [10] * 4}}, UNCLEAR),  # 9 less, or none
+    (
+      6,
+      {'r1': {'solved': [16] * 4 + [6] * 4}},
+      UNCLEAR,
+    ),  # wide: 12 less, up to 19 more
   ],
 )
 def test_a_verdict_follows_its_numbers(tmp_path, finding, changes, verdict):
   write_pipeline(tmp_path, **changes)
   assert verdicts(tmp_path)[finding] == verdict
+
+
+@pytest.mark.parametrize(
+  ('found', 'holds'),
+  [
+    (Interval(-0.15, -0.31, 0.01), None),  # a wide interval is no evidence
+    (Interval(-0.001, -0.04, 0.04), True),
+    (Interval(-0.02, -0.049, -0.01), True),  # surely worse, and by less than the margin
+    (Interval(-0.02, -0.06, 0.02), None),
+    (Interval(-0.10, -0.15, -0.051), False),
+  ],
+)
+def test_reasoning_is_kept_where_it_is_no_worse_than_by_the_margin(found, holds):
+  assert findings.MARGIN == 0.05
+  assert findings._keeps(found) is holds
+
+
+def test_checks_share_the_level(tmp_path):
+  write_pipeline(tmp_path, students=('distill_small', 'distill_tiny'))
+  whole = read_pipeline(tmp_path)
+  for name in ('distill_small', 'distill_tiny'):
+    write_student(tmp_path, name, base=2, rl=4, answers=3, sft=9)
+  whole = read_pipeline(tmp_path)
+  checks = [c for f in findings.findings(whole, PAPER) for c in f.checks]
+  assert len(checks) == 16
+  assert findings.confidence(whole) == 1 - 0.05 / 16
+  text = page_of(tmp_path).text
+  assert 'What came back in this run' in text
+  assert 'follows from intervals of 99.7 %' in text
+  assert 'another seed' in text
+
+
+def test_intervals_of_other_quantities_are_widened(tmp_path):
+  write_pipeline(tmp_path)
+  run = evidence.OfRun(read_pipeline(tmp_path), 0.99)
+  found = run.level(folders.LANGUAGE, folders.DEV1)
+  assert found is not None
+  # 0.01 either way at 95 %: 2.576 / 1.960 as much at 99 %
+  assert found.interval == pytest.approx(
+    (0.97, 0.97 - 0.01314, 0.97 + 0.01314), abs=1e-5
+  )
 
 
 @pytest.mark.parametrize(
@@ -249,17 +297,18 @@ def test_distilling_is_judged_over_the_students(tmp_path, small, tiny, verdict):
 
 
 def test_intervals_are_set_apart_as_of_independent_samples():
-  before, after = Measured(0.5, 0.47, 0.54), Measured(0.7, 0.67, 0.76)
+  before, after = Interval(0.5, 0.47, 0.54), Interval(0.7, 0.67, 0.76)
   # Down: 0.03 of the one and 0.04 of the other, 0.05; up: sqrt(0.06^2 + 0.03^2).
-  found = findings.apart(before, after)
+  found = evidence.apart(before, after)
   assert found == pytest.approx((0.2, 0.15, 0.2 + 0.0045**0.5))
-  assert findings.apart(Measured(0.5, None, None), after) is None
+  assert evidence.apart(None, after) is None
 
 
 def test_cells_are_the_numbers_given(tmp_path):
   write_pipeline(tmp_path, students=('distill_small',))
   write_student(tmp_path, 'distill_small', base=2, sft=9)
   dump(tmp_path / 'distill_small' / 'stage.json', {'parameters': 100_000})
+  dump(tmp_path / 'distill_small' / 'compute.json', {'sft': {'times_sft': 1.0}})
   page = page_of(tmp_path)
   reasoning = page.cells('Reasoning')
   assert reasoning[:4] == ['Reasoning', 'solved by one output', '12.5 %', '11.5–13.5']
@@ -273,6 +322,8 @@ def test_cells_are_the_numbers_given(tmp_path):
   assert page.cells('Codeforces')[2:] == ['1,444', '1,534', '1,687', '1,746', '2,029']
   # 9 of 16; two students' rows have the same measures as the stages.
   assert page.cells('SFT on R1’s outputs')[1:3] == ['56.2 %', '55.2–57.2']
+  assert page.cells('SFT on R1’s outputs')[-1] == '1.0 ×'
+  assert page.cells('base model')[-1] == '–'
   assert 'Student small: 100,000 parameters, 25% of the teacher’s' in page.text
   assert page.cells('Qwen-32B, RL straight on it')[1:] == ['47.0', '–', '–']
   assert page.cells('Llama &lt;8B&gt;')[1:] == ['50.0', '–', '–']
@@ -400,8 +451,9 @@ def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
   table = [[x.strip() for x in line.strip('|').split('|')] for line in lines if line]
   assert table[0] == ['', 'base', 'Zero', 'Dev1', 'Dev2', 'Dev3', 'R1']
   assert {character for cell in table[1] for character in cell} == {'-'}
-  # Mean 50, deviation 25, t(0.975, 2 degrees) = 4.303: 50 +- 4.303 * 25 / sqrt(3).
-  assert table[2][:3] == ['Reasoning', '12.5 % (12.5–12.5)', '50.0 % (-12.1–112.1)']
+  # Mean 50, deviation 25, t(0.975, 2 degrees) = 4.303: 50 +- 4.303 * 25 / sqrt(3), from
+  # -12 to 112, cut where a rate ends.
+  assert table[2][:3] == ['Reasoning', '12.5 % (12.5–12.5)', '50.0 % (0.0–100.0)']
   assert lines[0].index('|', 1) == lines[1].index('|', 1) == lines[2].index('|', 1)
   at = lines.index('Student small:')
   assert [x.strip() for x in lines[at + 2].strip('|').split('|')] == [
@@ -409,7 +461,35 @@ def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
     'base model',
     'SFT on R1’s outputs',
   ]
-  assert '50.0 % (-12.1–112.1)' in lines[at + 4]
+  assert '50.0 % (0.0–100.0)' in lines[at + 4]
+
+
+def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
+  pipelines = []
+  for seed, zero in enumerate((11, 12, 13)):
+    changes = {'zero': {'solved': zero}, 'dev1': {'solved': zero - 4}}
+    pipelines.append(
+      read_pipeline(write_pipeline(tmp_path / str(seed), seed, **changes))
+    )
+  far, _, costs, *_ = findings.over_seeds(pipelines)
+  # Of 16: 9, 10 and 11 more, so 62.5 points with a deviation of 6.25. With 12 checks
+  # t(1 - 0.05 / 24, 2 degrees) = 15.44, and 15.44 * 6.25 / sqrt(3) = 55.7.
+  (check,) = far.checks
+  assert check is not None
+  assert check.text == (
+    'Reasoning: base 12.5\u202f% → Zero 75.0\u202f%, +62.5 points (+6.8 to +118.2); by '
+    'seed +56.2, +62.5, +68.8'
+  )
+  assert far.verdict == UNCLEAR  # though each run alone is far
+  assert verdicts(tmp_path / '0')[0] == CAME
+  assert costs.verdict == CAME  # by 25 points with every seed
+  lines = pipeline.over_seeds([p.root for p in pipelines])
+  assert (
+    'Findings over 3 seeds, by t-intervals of 99.6 %, so that all share'
+    in '\n'.join(lines)
+  )
+  assert f'- not clear: {far.claim}' in lines
+  assert f'  - {check.text}' in lines
 
 
 def test_pipelines_that_are_no_repetitions_are_refused(tmp_path):

@@ -29,11 +29,12 @@ def write_run(folder, seed, trained, evaluations=2, **settings):
 
 def test_interval_is_student_t_over_seeds(tmp_path):
   runs = [write_run(tmp_path / str(n), n, v) for n, v in enumerate((0.7, 0.8, 0.9))]
-  # Mean 80 %, deviation 10 %, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3).
+  # Mean 80 %, deviation 10 %, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3),
+  # and no rate is above 100 %.
   assert over_seeds(runs) == [
-    '3 seeds: 0, 1, 2',
-    'pass@1    base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 104.8) %',
-    'consensus base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 104.8) %',
+    '3 seeds (0, 1, 2), on validation problems:',
+    'pass@1    base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 100.0) %',
+    'consensus base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 100.0) %',
     'length    base 20.0 (20.0 to 20.0) tokens -> trained 80.0 (55.2 to 104.8) tokens',
   ]
 
@@ -44,6 +45,9 @@ def test_runs_that_are_no_repetitions_are_refused(tmp_path):
     over_seeds([first, write_run(tmp_path / 'b', 0, 0.7)])
   with pytest.raises(ValueError, match='other settings'):
     over_seeds([first, write_run(tmp_path / 'c', 1, 0.7, vocab_size=9)])
+  other = write_run(tmp_path / 'e', 1, 0.7, data={'countdown': '1.1.0'})
+  with pytest.raises(ValueError, match='other settings'):
+    over_seeds([first, other])
   with pytest.raises(
     ValueError, match='expected an evaluation of step 40, the last one is of 0'
   ):

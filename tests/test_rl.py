@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,16 @@ from r1jax.model.attention import KV
 from r1jax.rewards.pool import Scores
 from r1jax.stages import evaluate
 from r1jax.stages.generate import Outputs
-from r1jax.stages.rl import FLAT, Config, Passes, Trainer, at, problem_order, train
+from r1jax.stages.rl import (
+  FLAT,
+  LARGEST_REWARD,
+  Config,
+  Passes,
+  Trainer,
+  at,
+  problem_order,
+  train,
+)
 from r1jax.stages.run import TrainingError, start
 from r1jax.tasks import Problem
 
@@ -296,6 +306,9 @@ def test_metrics_are_means_over_updates_but_drift_is_the_first(monkeypatch):
   assert means == {'drift': 1.0, 'loss': 2.5}  # of 1 2 3 4
 
 
+R1_GRPO = grpo.Config()
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   workdir: str
@@ -335,7 +348,7 @@ class Right:
     return SimpleNamespace(result=lambda: Scores(one[:, None], one, [], 0, 0))
 
 
-def train_written(workdir, config, pool):
+def train_written(workdir, config, pool, algorithm=R1_GRPO):
   """What the steps ask of a generator and of `learn`, and the policy at their end."""
   learned = []
 
@@ -353,7 +366,7 @@ def train_written(workdir, config, pool):
     return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
 
   generator: Any = Written()
-  problems = [Problem(str(n), 'countdown', '', {}) for n in range(13)]
+  problems = [Problem(str(n), 'gsm8k', '', {'answer': '1'}) for n in range(13)]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Trainer, 'learn', learn)
     patch.setattr(Trainer, 'passes', passes)
@@ -362,13 +375,37 @@ def train_written(workdir, config, pool):
         run,
         'rl',
         lambda: {'x': jnp.float32(0)},
-        trainer=Trainer(generator, pool, config, grpo.Config(), optim.Config()),
+        trainer=Trainer(generator, pool, config, algorithm, optim.Config()),
         order=problem_order([problems[:10]], [1.0], 0),
         held_out=problems[10:],
         evaluate=evaluate.Config(problems=2, samples=3, prompts_per_batch=3),
         seed=0,
       )
   return policy, generator, learned
+
+
+@pytest.mark.parametrize(
+  ('share', 'changes', 'said'),
+  [
+    (0.12, {}, None),
+    (0.05, {}, r'by 5.0% of the learning rate .* rl_optim.eps = 1e-08; lower that'),
+    (0.05, {'grad_norm': 0.0}, None),
+    (0.05, {'zero_variance_groups': 1.0}, None),  # nothing to learn from
+  ],
+)
+def test_updates_far_shorter_than_the_learning_rate_are_said(share, changes, said):
+  nothing: Any = None
+  config = Config(steps=5, minibatches=2)
+  rates = optim.Config(learning_rate=3e-6, warmup_steps=3)
+  trainer = Trainer(nothing, nothing, config, grpo.Config(), rates)
+  # The first two updates are at 1/4 and 2/4 of the peak.
+  values = {'update_size': share * 1.125e-6, 'grad_norm': 0.5}
+  found = trainer.short_updates(1, values | {'zero_variance_groups': 0.3} | changes)
+  if said is None:
+    assert found is None
+  else:
+    assert found
+    assert re.search(said, found)
 
 
 @pytest.fixture(scope='module')
@@ -420,6 +457,111 @@ def test_a_reward_that_never_differs_ends_the_run(tmp_path):
   once: Any = RightOnce()
   policy, _, _ = train_written(tmp_path / 'once', config, once)
   assert policy['x'] == FLAT + 5
+
+
+class ByProblem(Right):
+  """The reward depends on the problem alone: 0, 1 or 2 by its number."""
+
+  def submit(self, problems, texts):
+    reward = np.array([int(problem.id) % 3 for problem in problems], np.float32)
+    right = np.zeros((len(texts), 1), np.float32)  # of the accuracy
+    scores = Scores(right, reward, [], 0, 0)
+    return SimpleNamespace(result=lambda: scores)
+
+
+def steps_of(count, group_size):
+  return Config(
+    steps=count,
+    prompts_per_step=4,
+    group_size=group_size,
+    minibatches=1,
+    max_length=((0, 4),),
+    evaluate_every=100,
+    checkpoint_every=100,
+  )
+
+
+def half_is_the_baseline(reward):
+  return reward - 0.5
+
+
+@pytest.mark.parametrize('group_size', [1, 2])
+@pytest.mark.parametrize('advantage', ['batch_whitened', 'own'])
+def test_what_differs_between_problems_alone_is_learned_from(
+  tmp_path, monkeypatch, capsys, advantage, group_size
+):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', half_is_the_baseline)
+  algorithm = grpo.Config(advantage=advantage)
+  pool: Any = ByProblem()
+  policy, *_ = train_written(
+    tmp_path / 'run', steps_of(FLAT + 2, group_size), pool, algorithm
+  )
+  assert policy['x'] == FLAT + 2
+  lines = map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
+  values = [line for line in lines if line['phase'] == 'rl']
+  assert {line['zero_variance_groups'] for line in values} == {1}
+  assert values[0]['zero_advantages'] < 1
+  assert 'nothing is learned' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('advantage', ['group_zscore', 'leave_one_out'])
+def test_what_differs_between_problems_alone_teaches_nothing_within_groups(
+  tmp_path, capsys, advantage
+):
+  pool: Any = ByProblem()
+  expected = '20 steps of rl every advantage was 0, .* easier or harder, or the reward'
+  with pytest.raises(TrainingError, match=expected):
+    train_written(
+      tmp_path / 'run', steps_of(FLAT, 2), pool, grpo.Config(advantage=advantage)
+    )
+  # It is said at once, with what to change.
+  said = capsys.readouterr().out
+  expected = r'Step 1: The advantage of 100% of the outputs is 0, .* make the problems'
+  assert re.search(expected, said)
+
+
+class Rewarded(Right):
+  """The first output has this reward; all others have none."""
+
+  def __init__(self, value):
+    self.value = value
+
+  def submit(self, problems, texts):
+    reward = np.zeros(len(texts), np.float32)
+    reward[0] = self.value
+    right = np.zeros((len(texts), 1), np.float32)
+    scores = Scores(right, reward, [], 0, 0)
+    return SimpleNamespace(result=lambda: scores)
+
+
+@pytest.mark.parametrize('value', [math.inf, -math.inf, math.nan, 3e38, 1e30])
+def test_a_reward_beyond_float32_is_not_blamed_on_the_learning_rate(tmp_path, value):
+  # The z-score of 1e30 divides by a square that is infinite, and would be 0.
+  pool: Any = Rewarded(value)
+  expected = (
+    rf'rewards of an output of step 1 add up to {value:.3g} \(accuracy .*lower that '
+    'reward or its weight'
+  ).replace('+', r'\+')
+  with pytest.raises(TrainingError, match=expected) as error:
+    train_written(tmp_path / 'run', steps_of(2, 2), pool)
+  assert 'learning' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['group_zscore', 'batch_whitened'])
+def test_the_largest_reward_allowed_still_has_an_advantage(name):
+  reward = jnp.zeros((2, 4)).at[0, 0].set(LARGEST_REWARD)
+  got = grpo.group_advantage(reward, config=grpo.Config(advantage=name))
+  outputs = reward.size if name == 'batch_whitened' else 4
+  # One of n: mean 1/n, variance (1 - 1/n) / (n - 1) = 1/n
+  expected = (1 - 1 / outputs) * math.sqrt(outputs)
+  np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
+
+
+def test_an_advantage_that_is_no_number_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward / 0.0)
+  pool: Any = Right()
+  with pytest.raises(TrainingError, match=r"advantage 'own' is inf for 8 of 8 outputs"):
+    train_written(tmp_path / 'run', steps_of(2, 2), pool, grpo.Config(advantage='own'))
 
 
 def test_every_step_samples_from_the_policy_by_its_schedules(trained):

@@ -93,6 +93,7 @@ def test_a_row_has_reasoning_by_task_and_preference_among_instructions(measured)
   _, row, _ = measured
   reasoning, general = row['reasoning'], row['general']
   # Of 4 problems by turns 2 are equations; one of two outputs is right.
+  assert reasoning['split'] == general['split'] == 'test'
   assert reasoning['problems'] == 4
   assert reasoning['pass_at_1']['mean'] == 1 / 4
   assert reasoning['tasks']['equations']['mean'] == 1 / 2

@@ -99,6 +99,17 @@ def test_run_writes_its_files_and_three_lines_of_result(unbroken):
     'rl': list(range(1, 13)),
     'eval': [0, 6, 12],
   }
+  # Curves are on validation problems, the rows of the stage table on test problems.
+  assert {x['split'] for x in metrics if x['phase'] == 'eval'} == {'validation'}
+  asked = {
+    x['problem'] for x in lines(workdir / 'samples.jsonl') if x['phase'] == 'eval'
+  }
+  for name in ('base', 'final'):
+    row = json.loads((workdir / f'evaluation-{name}.json').read_text())
+    for kind in ('reasoning', 'general'):
+      assert row[kind]['split'] == 'test'
+      assert asked
+      assert not asked & {x['problem'] for x in row[kind]['shown']}
   assert len(list((workdir / 'tensorboard' / 'rl').iterdir())) == 1
   last = output.strip().splitlines()[-4:]
   assert last[0] == f'Report: {workdir}/report.html'

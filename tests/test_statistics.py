@@ -175,6 +175,12 @@ def test_seeds_interval_is_students():
   assert (mean, low, high) == pytest.approx((2.0, 2.0 - half, 2.0 + half), abs=1e-4)
 
 
+def test_seeds_interval_ends_where_values_do():
+  # 0.9 +- 4.3027 * 0.1 / sqrt(3)
+  _, low, high = statistics.seeds_interval([0.8, 0.9, 1.0], bounds=(0, 1))
+  assert (low, high) == pytest.approx((0.9 - 0.24842, 1.0), abs=1e-5)
+
+
 @pytest.mark.parametrize('values', [[0.7], [], 0.7, [[0.7, 0.8]]])
 def test_seeds_interval_needs_two_seeds(values):
   with pytest.raises(ValueError, match='expected one for each of 2 or more seeds'):
@@ -184,3 +190,52 @@ def test_seeds_interval_needs_two_seeds(values):
 def test_seeds_interval_refuses_a_seed_that_failed():
   with pytest.raises(ValueError, match='values: expected finite numbers'):
     statistics.seeds_interval([0.7, math.nan])
+
+
+def test_seeds_paired_is_students_paired_t_test():
+  before, after = [0.71, 0.75, 0.69, 0.80], [0.74, 0.74, 0.75, 0.86]
+  test = scipy.stats.ttest_rel(after, before)
+  interval = test.confidence_interval(0.99)
+  found = statistics.seeds_paired(before, after, 0.99)
+  assert found.p == pytest.approx(test.pvalue)
+  assert found.difference == pytest.approx((0.035, interval.low, interval.high))
+  assert statistics.seeds_paired(after, before).difference.mean < 0
+
+
+def test_seeds_that_all_differ_by_the_same():
+  assert statistics.seeds_paired([1, 2], [1, 2]) == ((0, 0, 0), 1)
+  assert statistics.seeds_paired([1, 2], [3, 4]) == ((2, 2, 2), 0)
+  with pytest.raises(ValueError, match='expected the same seeds, got'):
+    statistics.seeds_paired([1, 2], [1, 2, 3])
+
+
+def test_an_interval_is_widened_as_that_of_a_normal_mean():
+  # 1.96 and 2.576 standard errors
+  found = statistics.widened(statistics.Interval(5.0, 5 - 1.96, 5 + 2 * 1.96), 0.99)
+  assert found == pytest.approx((5.0, 5 - 2.576, 5 + 2 * 2.576), abs=1e-3)
+  same = statistics.Interval(0.5, 0.4, 0.7)
+  assert statistics.widened(same, 0.95) == pytest.approx(same)
+
+
+def test_bootstrap_draws_whole_groups():
+  # Hundred problems that are alike are no more than one.
+  values = np.repeat([1.0, 0.0, 1.0, 0.0], 100)
+  groups = np.repeat(['a', 'b', 'c', 'd'], 100).tolist()
+  found = statistics.bootstrap(values, seed=3, groups=groups)
+  assert found == statistics.bootstrap([1.0, 0.0, 1.0, 0.0], seed=3)
+  alone = statistics.bootstrap(values, seed=3, groups=range(400))
+  assert alone == statistics.bootstrap(values, seed=3)
+  # Of groups of 3 and 1 each drawn twice has a chance of 1/4, and together the mean of
+  # all four problems is drawn.
+  found = statistics.bootstrap([1, 1, 1, 0], seed=0, groups='aaab')
+  assert found == (0.75, 0.0, 1.0)
+  with pytest.raises(ValueError, match='groups: expected one for each of 2 problems'):
+    statistics.bootstrap([1, 0], seed=0, groups='a')
+
+
+def test_paired_flips_the_signs_of_whole_groups():
+  # Three groups, all better: 2 of 8 patterns, however many problems each has.
+  before, groups = np.zeros(7), 'aaabbcc'
+  found = statistics.paired(before, before + 1, 0, groups=groups)
+  assert found.p == 2 / 8
+  assert found.difference == (1, 1, 1)

@@ -5,7 +5,15 @@ import operator
 import pytest
 
 from r1jax import tasks
-from r1jax.tasks import Problem, arithmetic, countdown, equations, instructions, store
+from r1jax.tasks import (
+  Problem,
+  arithmetic,
+  countdown,
+  equations,
+  instructions,
+  splits,
+  store,
+)
 from r1jax.tasks.web import Tasks
 
 TINY = Tasks(
@@ -25,8 +33,7 @@ def test_files_give_back_what_was_generated_and_are_built_once(
   config, module = getattr(TINY, task), tasks.module(task)
   by_id = operator.attrgetter('id')
   expected = {
-    split: sorted(module.generate(config, split), key=by_id)
-    for split in ('train', 'test')
+    split: sorted(module.generate(config, split), key=by_id) for split in splits.SPLITS
   }
   train = store.load(task, config, 'train', str(tmp_path))
   assert sorted(train, key=by_id) == expected['train']
@@ -35,8 +42,9 @@ def test_files_give_back_what_was_generated_and_are_built_once(
     raise AssertionError('built again')
 
   monkeypatch.setattr(module, 'generate', rebuilt)
-  test = store.load(task, config, 'test', str(tmp_path))
-  assert sorted(test, key=by_id) == expected['test']
+  for split in ('validation', 'test'):
+    found = store.load(task, config, split, str(tmp_path))
+    assert sorted(found, key=by_id) == expected[split]
   assert store.load(task, config, 'train', str(tmp_path)) == train  # in the same order
   with pytest.raises(AssertionError, match='built again'):  # another difficulty
     store.load(task, module.Config(), 'train', str(tmp_path))
@@ -77,9 +85,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_difficulty_without_held_out_problems_is_refused(tmp_path):
   config = countdown.Config(2, 3, 1)
-  assert not list(countdown.generate(config, 'test'))
+  assert not list(countdown.generate(config, 'validation'))
   with pytest.raises(
-    ValueError, match=r"tasks\.countdown: expected .* both splits, got none in 'test'"
+    ValueError, match=r"tasks\.countdown: expected .* all splits, got none in 'val"
   ):
     store.load('countdown', config, 'train', str(tmp_path))
   assert not list(tmp_path.iterdir())
@@ -134,7 +142,7 @@ def test_of_two_runs_that_build_the_same_files_both_go_on(tmp_path, monkeypatch)
 
   def overtaken(config, split):
     calls.append(split)
-    if len(calls) == 3:  # both splits have been looked at, and are being written
+    if len(calls) == 4:  # all splits have been looked at, and are being written
       theirs.extend(store.load('countdown', CONFIG, 'test', str(tmp_path)))
     return generate(config, split)
 

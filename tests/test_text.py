@@ -122,6 +122,29 @@ def test_parse_agrees_with_the_pattern_that_defines_it(output):
   assert text.parse(output) == expected
 
 
+OWN = '<think>\nhm</think>\n<answer>8</answer>'
+REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'opening', 'left'),
+  [
+    ('so?<think>', '<think>', REST),
+    ('so?<think>\n', '<think>\n', REST),
+    ('so?<think>\n\n</think>\n\n', '<think>\n\n</think>\n\n', ANSWER),
+    ('so?<think></think>', '<think></think>', ANSWER),
+    ('so?<think>hm</think>', '', OWN),
+    ('so?<think></think>then', '', OWN),
+    ('<think> so?', '', OWN),
+    ('so?', '', OWN),
+  ],
+)
+def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, left):
+  assert text.opened(prompt) == opening
+  assert text.going_on(prompt, OWN) == left
+  assert text.going_on(prompt, left) == left
+
+
 @pytest.mark.parametrize(
   ('output', 'shown'),
   [
@@ -314,3 +337,14 @@ def test_a_plain_no_or_a_part_of_a_word_is_not_reflective(output):
 def test_the_papers_reflective_terms_are_all_counted():
   terms = 'wait mistake however but retry error verify wrong evaluate check'
   assert set(terms.split()) <= text.REFLECTIVE
+
+
+def test_a_chat_may_begin_with_an_example_of_the_form():
+  said = text.EXAMPLE[1]['content']
+  parsed = text.parse(said)
+  assert parsed is not None  # what is shown is what a reward asks for
+  assert parsed.answer == '10'
+  system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
+  assert text.asked('chat', [system, user]) == [system, user]
+  assert text.asked('chat_tags', [user]) == [*text.EXAMPLE, user]
+  assert text.asked('chat_tags', [system, user]) == [system, *text.EXAMPLE, user]

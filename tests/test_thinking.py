@@ -18,7 +18,16 @@ from r1jax.tasks import Problem
 
 TOKENIZER = text.Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
 CONFIG = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=16)
-PROBLEMS = [Problem(str(n), 'ab'[n % 2], f'make {n} from 2 3', {}) for n in range(4)]
+TRUTHS: dict[str, dict[str, object]] = {
+  'countdown': {'numbers': [2, 3]},
+  'gsm8k': {},
+}
+PROBLEMS = [
+  Problem(
+    str(n), list(TRUTHS)[n % 2], f'make {n} from 2 3', list(TRUTHS.values())[n % 2]
+  )
+  for n in range(4)
+]
 GROUP, LENGTH = 4, 24
 LIKED = '<think></think>ma3'
 traced: list[tuple[int, ...]] = []  # shapes of the hidden states that logits saw
@@ -265,8 +274,8 @@ def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
     right.append(even_PG.sum(1))
     assert row['right'] == even_PG.sum(1).tolist()
     assert row['pass_at_1']['mean'] == pytest.approx(even_PG.mean())
-    assert row['tasks']['a']['mean'] == pytest.approx(even_PG[::2].mean())
-    assert row['tasks']['b']['mean'] == pytest.approx(even_PG[1::2].mean())
+    assert row['tasks']['countdown']['mean'] == pytest.approx(even_PG[::2].mean())
+    assert row['tasks']['gsm8k']['mean'] == pytest.approx(even_PG[1::2].mean())
     thoughts = np.concatenate([part.thoughts for part in parts])
     assert row['thoughts']['mean'] == pytest.approx(thoughts.mean())
     assert row['cut'] == np.concatenate([part.cut for part in parts]).mean()
@@ -321,7 +330,11 @@ def row(budget, thoughts, right, difference, p):
 )
 def test_words_follow_from_the_numbers(difference, p, word):
   rows = [row(0, 0, 0.4, difference, p), row(9, 5, 0.5, 0, 1), row(None, 20, 0.6, 0, 1)]
-  first, second = experiment.statements(rows)
+  shared, first, second = experiment.statements(rows)
+  assert shared == (
+    '2 comparisons of this one model, by problem, at a level of 5 % in all, so each at '
+    '2.5 % with a 97.5 % interval (Bonferroni).'
+  )
   assert f'pass@1 with 0 tokens of thoughts is {word} with as many' in first
   assert f'{100 * difference:+.1f} points' in first
   assert 'not told apart' in second

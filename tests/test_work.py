@@ -1,5 +1,6 @@
 """A stage at work: what base models read, and a student's own outputs as rows."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,16 +9,17 @@ import numpy as np
 import pytest
 
 from experiments import cold_start, r1_zero
-from r1jax import mesh, text
+from r1jax import grpo, mesh, text
+from r1jax.model import lora
 from r1jax.model.config import ModelConfig
-from r1jax.stages import finetune, lineage, recipe, work
+from r1jax.stages import finetune, lineage, recipe, rl, work
 from r1jax.tasks import Problem
 
 
 def at_work(model, seed):
   """Work without a run, which these tests do not reach."""
   run: Any = None
-  where = recipe.Setting([], [], 32, 352)
+  where = recipe.Setting([], [], [], 32, 352)
   return work.Work(run, model, where, mesh.make(jax.devices()[:1]), seed)
 
 
@@ -69,9 +71,34 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
     *(7, 7, 8, 8, 9, 9, 10, 10),
   ]
   assert second.tokens.shape == (2, 12)
+  # Outputs that fill more rows than those of a step are all there, in twice as many.
+  narrow = at_work(model=None, seed=1).own_outputs(
+    lambda index: Problem(str(7 + index), 'countdown', '', {}),
+    prompts=4,
+    config=dataclasses.replace(config, rows_per_step=1),
+    max_length=6,
+  )
+  more: Any = narrow(1, 'params')
+  assert more.tokens.shape == (2, 12)
+  assert sorted(more.tokens[more.weights == 1]) == sorted(learned)
   # Asked out of order, as after a kill: the same.
   again: Any = batch(1, 'params')
   np.testing.assert_array_equal(again.tokens, found.tokens)
+
+
+@pytest.mark.parametrize('name', grpo.PRESETS)
+def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
+  said: list[str] = []
+  monkeypatch.setattr(work.Work, 'generator', None)
+  monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
+  model: Any = SimpleNamespace(matrices=None, lora=lora.Config())
+  job = at_work(model, seed=0)
+  run: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append))
+  config = dataclasses.replace(r1_zero.R1Zero(), grpo=grpo.PRESETS[name])
+  nothing: Any = None
+  dataclasses.replace(job, run=run).reinforce(nothing, nothing, nothing, config)
+  told = name in grpo.PUBLISHED
+  assert said == ([f'The algorithm is {grpo.PUBLISHED[name]}.'] if told else [])
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):

@@ -99,6 +99,31 @@ def test_a_field_known_only_on_one_side_is_a_difference(tmp_path):
   assert '--gone is 1 there and (absent) here' in str(error.value)
 
 
+def test_a_run_with_other_problems_is_refused_and_named(tmp_path):
+  before, now = (
+    {'countdown': '1.1.0', 'gsm8k': '1'},
+    {'countdown': '2.0.0', 'gsm8k': '1'},
+  )
+  open_workdir(tmp_path, Experiment(), data=before)
+  assert json.loads((tmp_path / 'config.json').read_text())['data'] == before
+  open_workdir(tmp_path, Experiment(), data=before)
+  kept = contents(tmp_path)
+  with pytest.raises(WorkdirError) as error:
+    open_workdir(tmp_path, Experiment(), data=now)
+  assert str(error.value) == (
+    f'{tmp_path} holds a run with other problems: countdown is of version 1.1.0 there '
+    'and 2.0.0 here. What it learned from may be held out now; choose another --workdir'
+  )
+  assert contents(tmp_path) == kept
+
+
+def test_a_run_whose_problems_are_not_known_is_refused(tmp_path):
+  open_workdir(tmp_path, Experiment())
+  told = r'countdown is of version \(unknown\) there and 2\.0\.0 here'
+  with pytest.raises(WorkdirError, match=told):
+    open_workdir(tmp_path, Experiment(), data={'countdown': '2.0.0'})
+
+
 def test_another_experiment_is_refused(tmp_path):
   open_workdir(tmp_path, Experiment())
   with pytest.raises(WorkdirError, match='a run of Experiment, not of Other'):

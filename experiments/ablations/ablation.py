@@ -3,7 +3,10 @@
 A variant is a function from the stage's config to another one. Every run lies in a
 folder of its own, `<workdir>/<variant>-seed<n>`; a finished one is not run again, so an
 ablation that was killed goes on with the same command. What comes out is printed and
-written to `ablation.html`.
+written to `ablation.html`: a table on the test split, and curves on the validation
+split. A setting is to be chosen by the curves; whoever chooses by the table has tuned
+on what is reported. All runs start from one parent, so what is said holds given this
+parent: how much another one would change is not known.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -16,7 +19,7 @@ from typing import Any
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import results
 from r1jax.stages import command, lineage, recipe
-from r1jax.stages.run import plain_errors
+from r1jax.stages.run import data_versions, plain_errors
 from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
 
 OURS = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
@@ -89,6 +92,8 @@ def finished(run: Any, parent: lineage.Stage) -> bool:
     for name in dict.fromkeys([*now, *before])
     if before.get(name) != now.get(name) and name not in (*MAY_CHANGE, 'parent')
   ]
+  if record.get('data') != data_versions(run):
+    differing.append('version of the problems')
   if parent.digest not in [found['digest'] for found in record['parents']]:
     differing.append('parent')
   if differing:

@@ -1,7 +1,8 @@
 """R1's wide clip range against PPO's narrow one.
 
-R1 takes a bound of 10 above: a lower one stops the gradient of many tokens (Nature
-version). With few updates a rollout, few ratios come near either.
+R1 takes ε = 10, since a lower one stops the gradient of many tokens (Nature version):
+ratios above 11 are clipped, and below none, as 1 - 10 is under any ratio. PPO takes 0.2
+on both sides. With few updates a rollout, few ratios come near either.
 """
 
 import dataclasses
@@ -11,10 +12,11 @@ from typing import Any
 from experiments.ablations import ablation, results
 
 
-def clip(high: float) -> Callable[[Any], Any]:
-  """The variant with this bound above 1."""
+def clip(epsilon: float) -> Callable[[Any], Any]:
+  """The variant that clips ratios to 1 - ε … 1 + ε; below 0 there are none to clip."""
   return lambda base: dataclasses.replace(
-    base, grpo=dataclasses.replace(base.grpo, clip_high=high)
+    base,
+    grpo=dataclasses.replace(base.grpo, clip_low=min(epsilon, 1.0), clip_high=epsilon),
   )
 
 
@@ -23,11 +25,14 @@ ABLATION = ablation.Ablation(
   variants={'clip10': clip(10.0), 'clip0.2': clip(0.2)},
   figures=(
     results.PASS_AT_1,
-    results.Figure(
-      'Tokens clipped above, over RL steps',
-      'The share whose gradient the bound stops.',
-      results.trained('clip_up'),
-      share=True,
+    *(
+      results.Figure(
+        f'Tokens clipped {side}, over RL steps',
+        'The share whose gradient the bound stops.',
+        results.trained(name),
+        share=True,
+      )
+      for side, name in (('above', 'clip_up'), ('below', 'clip_down'))
     ),
   ),
 )

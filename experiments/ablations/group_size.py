@@ -1,7 +1,7 @@
 """Few large groups against many small ones, with as many outputs a step.
 
 A large group measures a problem's mean reward well; many small ones see more problems.
-R1 takes 16 outputs for each of 32 problems (Nature version).
+R1 takes 16 outputs for each of 32 problems an update (Nature version).
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ ABLATION = ablation.Ablation(
     results.PASS_AT_1,
     results.Figure(
       'Language of the thoughts over RL steps',
-      'The share of words in the language asked for, on held-out reasoning problems.',
+      'The share of words in the language asked for, on validation problems.',
       results.evaluated('rewards.language'),
       share=True,
     ),

@@ -36,7 +36,11 @@ class MoreSFT:
   tokens: int = 1_500_000  # to learn from, in whole epochs, prompts included
   # A quarter of the cold start's peak: the examples are known already.
   sft_optim: optim.Config = optim.Config(
-    learning_rate=8e-4, muon_learning_rate=0.0012, warmup_steps=20, schedule='cosine'
+    learning_rate=8e-4,
+    muon_learning_rate=0.0012,
+    warmup_steps=20,
+    schedule='cosine',
+    eps=1e-6,
   )
   mesh: mesh.Config = mesh.Config()
   scoreboard: scoreboard.Config = scoreboard.Config()

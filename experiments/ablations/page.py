@@ -29,6 +29,16 @@ def verdict(difference: float, told_apart: bool) -> str:
   return 'higher' if difference > 0 else 'lower'
 
 
+def shared(count: int, kind: str) -> str:
+  """A sentence on how `count` comparisons of a kind share the level of the page."""
+  level = 100 * LEVEL / count
+  among = f', so each at {level:.2g} % with a {100 - level:.4g} % interval (Bonferroni)'
+  return (
+    f'{count} {"comparison" if count == 1 else "comparisons"} {kind}, at a level of '
+    f'{100 * LEVEL:g} % in all{among if count > 1 else ""}.'
+  )
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
   """The rows of a table as lines of text: the first column left, the others right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

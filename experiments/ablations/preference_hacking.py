@@ -70,8 +70,9 @@ ABLATION = ablation.Ablation(
   figures=(
     results.Figure(
       'The preference model’s reward over RL steps',
-      'Of outputs to instructions, from -1 to 1. If it goes on rising where the judge '
-      'below does not, the model is being hacked.',
+      'Of outputs to instructions, from -1 to 1, the running mean over '
+      f'{WINDOW} steps of some eight outputs each. If it goes on rising where the '
+      'judge below does not, that is a sign of hacking; the curves are not tested.',
       modelled,
     ),
     results.Figure(

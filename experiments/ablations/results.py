@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,12 +26,13 @@ class Quantity(NamedTuple):
   place: tuple[str, ...]
   unit: str  # of differences
   factor: float  # from the file to that unit
+  most: float = 100.0  # that it can be, in that unit
 
 
 QUANTITIES = {
   'reasoning': Quantity(('reasoning', 'pass_at_1'), 'points', 100),
   'language': Quantity(('reasoning', 'rewards', 'language'), 'points', 100),
-  'length': Quantity(('reasoning', 'length'), 'tokens', 1),
+  'length': Quantity(('reasoning', 'length'), 'tokens', 1, math.inf),
   'general': Quantity(('general', 'pass_at_1'), 'points', 100),
   'preference': Quantity(('general', 'rewards', 'preference'), 'points', 100),
 }
@@ -70,7 +72,7 @@ def trained(place: str) -> Points:
 
 PASS_AT_1 = Figure(
   'Pass@1 over RL steps',
-  'On held-out reasoning problems, the mean over seeds.',
+  'On validation problems, the mean over seeds, without an interval.',
   evaluated('pass_at_1'),
   share=True,
 )
@@ -88,11 +90,14 @@ def _number(row: Mapping[str, Any], quantity: Quantity) -> float:
   return value['mean'] * quantity.factor
 
 
-def cell(values: Sequence[float]) -> str:
-  """The mean over seeds, with its 95 % t-interval where there are several."""
+def cell(values: Sequence[float], most: float = 100.0) -> str:
+  """The mean over seeds, with its 95 % t-interval where there are several.
+
+  The interval is cut at 0 and at `most`, where the quantity ends.
+  """
   if len(values) < 2:
     return f'{values[0]:.1f}'
-  mean, low, high = statistics.seeds_interval(values)
+  mean, low, high = statistics.seeds_interval(values, bounds=(0.0, most))
   return f'{mean:.1f} ({low:.1f} to {high:.1f})'
 
 
@@ -107,7 +112,9 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     *(
       [
         variant,
-        *(cell([_number(row, q) for row in found]) for q in QUANTITIES.values()),
+        *(
+          cell([_number(row, q) for row in found], q.most) for q in QUANTITIES.values()
+        ),
       ]
       for variant, found in rows.items()
     ),
@@ -117,53 +124,66 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
 def statements(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
   """How each variant differs from the first, in words.
 
-  Reasoning is compared problem by problem, each with its mean over seeds: that speaks
-  of these models. The others are compared seed by seed, where there are several. A
-  level of 5 % is shared by the variants (Bonferroni).
+  Seed by seed, in every quantity: a run is the unit, as runs of one variant differ by
+  several points. All runs start from one parent and answer the same problems, which the
+  statements take as given. With one seed no variant can be told from another; then the
+  two models are compared problem by problem, in reasoning. A level of 5 % is shared by
+  all comparisons of the page (Bonferroni).
   """
   (first, base), *others = rows.items()
-  level = page.LEVEL / max(1, len(others))
-  found = []
+  if not others:
+    return []
+  if len(base) < 2:
+    return _of_two_models(first, base[0], {name: mine[0] for name, mine in others})
+  count = len(others) * len(QUANTITIES)
+  level = page.LEVEL / count
+  given = f'by seed ({len(base)} of each variant), given this parent and these problems'
+  found = [page.shared(count, given)]
   for variant, mine in others:
-    test = statistics.paired(_by_problem(base), _by_problem(mine), 0, 1 - level)
-    difference = statistics.Interval(*(100 * x for x in test.difference))
-    told = test.p < level
-    found.append(
-      _sentence('reasoning', variant, first, difference, told, 'points')
-      + f', p = {test.p:.2g} by problem.'
-    )
-    for name, quantity in list(QUANTITIES.items())[1:] if len(base) > 1 else ():
-      values = [
-        _number(b, quantity) - _number(a, quantity)
-        for a, b in zip(base, mine, strict=True)
-      ]
-      difference = statistics.seeds_interval(values, 1 - level)
-      told = difference.low > 0 or difference.high < 0
-      sentence = _sentence(name, variant, first, difference, told, quantity.unit)
-      found.append(f'{sentence} by seed.')
+    for name, quantity in QUANTITIES.items():
+      before, after = ([_number(row, quantity) for row in x] for x in (base, mine))
+      test = statistics.seeds_paired(before, after, 1 - level)
+      sentence = _sentence(name, variant, first, test, test.p < level, quantity.unit)
+      found.append(sentence)
   return found
 
 
-def _by_problem(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-  """The share of right outputs to each problem, the mean over seeds."""
-  parts = [row['reasoning'] for row in rows]
-  return np.mean([np.array(part['right']) / part['k'] for part in parts], axis=0)
+def _of_two_models(
+  first: str, base: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+  """How models of one seed differ in reasoning, problem by problem."""
+  level = page.LEVEL / len(others)
+  kind = 'of single models, by problem, which say nothing of other seeds'
+  found = [page.shared(len(others), kind)]
+  for variant, mine in others.items():
+    before, after = (
+      np.array(row['reasoning']['right']) / row['reasoning']['k']
+      for row in (base, mine)
+    )
+    groups = base['reasoning']['groups']
+    test = statistics.paired(before, after, 0, 1 - level, groups)
+    points = statistics.Interval(*(100 * x for x in test.difference))
+    test = test._replace(difference=points)
+    mine_is, base_is = (f'the model of {name}' for name in (variant, first))
+    told = test.p < level
+    found.append(_sentence('reasoning', mine_is, base_is, test, told, 'points'))
+  return found
 
 
 def _sentence(
   name: str,
   variant: str,
   first: str,
-  difference: statistics.Interval,
+  test: statistics.Paired,
   told_apart: bool,
   unit: str,
 ) -> str:
-  mean, low, high = difference
+  mean, low, high = test.difference
   word = page.verdict(mean, told_apart)
   than = 'from' if word == 'not told apart' else 'than'
   return (
-    f'{name}: {variant} is {word} {than} {first}, {mean:+.1f} {unit} '
-    f'({low:+.1f} to {high:+.1f})'
+    f'{name}: {variant} is {word} {than} {first}, {mean:+z.1f} {unit} '
+    f'({low:+z.1f} to {high:+z.1f}), p = {test.p:.2g}.'
   )
 
 

@@ -45,7 +45,7 @@ ABLATION = ablation.Ablation(
     results.PASS_AT_1,
     results.Figure(
       'Mean length over RL steps',
-      'Tokens of an output to a held-out reasoning problem.',
+      'Tokens of an output to a reasoning problem of the validation split.',
       results.evaluated('length'),
     ),
   ),

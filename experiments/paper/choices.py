@@ -54,6 +54,16 @@ CHOICES = (
     'k3',
   ),
   Choice(
+    'Of which models is the KL where the temperature is not 1?',
+    'Nothing; stage 4 samples at 0.7.',
+    'of policy and reference at the temperature of the rollout',
+    'These are the models that the ratio is of. At 0.7 the same two models are usually '
+    'further apart than at 1, so β = 0.001 holds stage 4 more tightly than stage 2; '
+    'curves of KL and entropy compare within a stage alone.',
+    'r1.ALL_SCENARIOS.rl.temperature',
+    ((0, 0.7),),
+  ),
+  Choice(
     'What is a step, and how many updates does a rollout serve?',
     '32 questions a step, rollouts of 8,192 outputs in 16 mini-batches, one epoch.',
     'a step is an update; 16 a rollout',
@@ -158,9 +168,29 @@ CHOICES = (
   Choice(
     'Which optimizer, and is there a warm-up?',
     'Learning rates only.',
-    'AdamW without warm-up, with the defaults of optim.Config',
-    'The usual one; a warm-up would change the rates that the paper gives.',
+    'AdamW: b1 0.9, b2 0.99, no decay, no warm-up',
+    'A warm-up would change the rates that the paper gives. b2 is between the 0.95 of '
+    "V3's pre-training and the usual 0.999.",
     'r1_zero.R1_ZERO.optim.warmup_steps',
     0,
+  ),
+  Choice(
+    "What is Adam's ε?",
+    'Nothing.',
+    '1e-8',
+    'The usual one. Of 671B parameters an entry of a gradient of norm 1 is 1.2e-6: '
+    'steps are 0.97 of the learning rate (0.83 at norm 0.1), with ε = 1e-6 they would '
+    'be 0.43 (0.09).',
+    'r1_zero.R1_ZERO.optim.eps',
+    1e-8,
+  ),
+  Choice(
+    "Do updates move the experts' routing biases?",
+    "Nothing; V3's pre-training ends without.",
+    'no',
+    'A bias follows the load and no reward, so a policy would change where nothing is '
+    'to be learned.',
+    'r1_zero.R1_ZERO.optim.balance_rate',
+    0.0,
   ),
 )

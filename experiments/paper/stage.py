@@ -49,7 +49,7 @@ class RL:
   data: tuple[tuple[int, data.Mix], ...]
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size)
+    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     for field in ('rewards', 'data'):
       self._check_schedule(field, getattr(self, field))
 

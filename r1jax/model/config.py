@@ -6,12 +6,16 @@ latent attention and experts.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 REMAT = ('none', 'dots', 'full')
 DTYPES = ('float32', 'bfloat16')
+# In the norms of the compressed query and latent, whatever `norm_eps` says: DeepSeek's
+# own code and transformers leave it out there, and have this default.
+LATENT_NORM_EPS = 1e-6
 ROPES = ('plain', 'linear', 'llama3', 'yarn')
 SCORES = ('softmax', 'sigmoid')
 
@@ -30,6 +34,8 @@ class Rope:
   amplitude: float = 1.0  # of cosine and sine (YaRN, eq. 22: sqrt(1 / t))
   # Of the scores of attention, beside 1 / sqrt(C): DeepSeek's share of YaRN's 1 / t.
   score_factor: float = 1.0
+  # Queries at position t are scaled by 1 + this * ln(1 + floor(t / original_length)).
+  query_growth: float = 0.0
 
   def __post_init__(self) -> None:
     if self.kind not in ROPES:
@@ -43,6 +49,11 @@ class Rope:
           f'model.rope.{name}: expected a finite number above 0, got '
           f'{getattr(self, name)}'
         )
+    if not 0 <= self.query_growth < math.inf:
+      raise ValueError(
+        'model.rope.query_growth: expected a finite number of 0 or more, got '
+        f'{self.query_growth}'
+      )
     if self.kind in ('llama3', 'yarn') and self.original_length < 1:
       raise ValueError(
         f'model.rope.original_length: expected 1 or more for {self.kind}, got '
@@ -98,6 +109,7 @@ class Experts:
   d_ff: int = 384  # hidden width of one
   shared: int = 0  # further ones of that width, for all tokens
   dense_layers: int = 0  # the first layers, which have the SwiGLU
+  dense: tuple[int, ...] = ()  # numbers of later layers that have it too
   scores: Literal['softmax', 'sigmoid'] = 'softmax'
   groups: int = 1  # of experts, as they lie on machines
   active_groups: int = 1  # that a token's experts may come from
@@ -124,6 +136,7 @@ class Experts:
       raise ValueError(
         f'model.experts.scale: expected a finite number above 0, got {self.scale}'
       )
+    object.__setattr__(self, 'dense', tuple(self.dense))  # a list in JSON
     if not self.count:
       return
     if self.count % self.groups:
@@ -158,7 +171,10 @@ class ModelConfig:
   rope: Rope = Rope()
   norm_eps: float = 1e-6  # added to the mean square in RMSNorm
   tied: bool = True  # one matrix embeds tokens and reads logits
-  qkv_bias: bool = False  # added to queries, keys and values (Qwen2)
+  # Added to queries, keys and values (Qwen2); of latent attention, to what those are
+  # read from, the compressed query and the latent.
+  qkv_bias: bool = False
+  out_bias: bool = False  # added to what attention adds to the stream
   qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
   latent: Latent = Latent()
   experts: Experts = Experts()
@@ -212,9 +228,8 @@ class ModelConfig:
         f'model.kv_heads: expected heads={self.heads} with latent attention, got '
         f'{self.kv_heads}'
       )
-    for name in ('qkv_bias', 'qk_norm'):
-      if getattr(self, name):
-        raise ValueError(f'model.{name}: expected False with latent attention')
+    if self.qk_norm:
+      raise ValueError('model.qk_norm: expected False with latent attention')
 
   @property
   def rope_dim(self) -> int:
@@ -229,11 +244,17 @@ class ModelConfig:
   @property
   def stacks(self) -> list[tuple[str, int, bool]]:
     """Name, layers, and whether there are experts, of each stack of like layers."""
-    if not self.experts.count:
-      return [('blocks', self.layers, False)]
-    first = self.experts.dense_layers
-    stacks = [('dense_blocks', first, False), ('blocks', self.layers - first, True)]
-    return stacks if first else stacks[1:]
+    first, dense = self.experts.dense_layers, self.experts.dense
+    sparse = [
+      bool(self.experts.count) and n >= first and n not in dense
+      for n in range(self.layers)
+    ]
+    found: list[tuple[str, int, bool]] = []
+    for kind, run in itertools.groupby(sparse):
+      name = 'blocks' if kind or not any(sparse) else 'dense_blocks'
+      before = sum(other == kind for _, _, other in found)
+      found.append((f'{name}_{before + 1}' if before else name, len(list(run)), kind))
+    return found
 
 
 GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}

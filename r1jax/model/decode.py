@@ -7,7 +7,7 @@ small one. With 32 rows and matrices of 512 x 1536 a CPU took two thirds of the 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from r1jax import mesh
 from r1jax.model.attention import KV, attend_all, write
-from r1jax.model.config import ModelConfig
+from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.mlp import Int8, Lora, experts
-from r1jax.model.rope import turn
+from r1jax.model.rope import turn, turn_queries
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -25,19 +25,45 @@ def score_scale(config: ModelConfig) -> float:
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
+class Turned(NamedTuple):
+  """Parameters as steps of decoding read them, prepared once for many calls."""
+
+  outside: dict[str, Any]  # of the layers: embedding, norm, head
+  layers: list[dict[str, Any]]  # weights by name, see `_turned`
+
+
+def turned(config: ModelConfig, params: Any) -> Turned:
+  """Returns the parameters prepared for `decoding` and for the logits.
+
+  A call of `decoding` with parameters prepares the layers itself, which a loop over
+  tokens within one program does once. Where each token is a program, as in a chat, this
+  is a program of its own before them.
+  """
+  stacks = [name for name, _, _ in config.stacks]
+  outside = {name: x for name, x in params.items() if name not in stacks}
+  head = 'embedding' if config.tied else 'head'
+  # The embedding keeps its precision; the products would widen it at each token.
+  wide = jnp.promote_types(outside[head].dtype, config.dtype)
+  outside[head] = outside[head].astype(wide if config.tied else config.dtype)
+  layers = [
+    _turned(config, params[name], n)
+    for name, count, _ in config.stacks
+    for n in range(count)
+  ]
+  return Turned(outside, layers)
+
+
 def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   """Returns `decode(tokens, positions, context, column)` for one token a row.
 
+  Of parameters, or of what `turned` has made of them.
   It gives hidden states [B, D] and the last segment of the context with the rows' keys
   and values written to `column`, which its mask must let them see. A segment is a list
   here, of a `KV` for each layer: a scan over layers would copy all of the cache at each
   step.
   """
-  layers = [
-    _Layer(config, _turned(config, params[name], n))
-    for name, count, _ in config.stacks
-    for n in range(count)
-  ]
+  outside, weights = params if isinstance(params, Turned) else turned(config, params)
+  layers = [_Layer(config, w) for w in weights]
 
   def decode(
     token_B: jax.Array,
@@ -45,14 +71,14 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
     context: Sequence[tuple[Sequence[KV], jax.Array]],
     column: jax.Array,
   ) -> tuple[jax.Array, list[KV]]:
-    x_DB = params['embedding'][token_B].astype(jnp.float32).T
+    x_DB = outside['embedding'][token_B].astype(jnp.float32).T
     written = []
     for n, layer in enumerate(layers):
       segments = [(kv[n], mask) for kv, mask in context]
       x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
     return jax.lax.optimization_barrier(
-      _norm(config, x_DB, params['norm']['gain']).T
+      _norm(config.norm_eps, x_DB, outside['norm']['gain']).T
     ), written
 
   return decode
@@ -67,7 +93,9 @@ _AS_IT_IS = (
 def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   """A layer's weights as they stand on the left: matrices [out, in], the rest [D, 1].
 
-  But for those of experts and of the latent, which are no such products.
+  But for those of experts and of the latent, which are no such products. An adapter is
+  added to its matrix where products are float32, and stays beside it in bfloat16, which
+  would round it away.
   """
   inputs = {
     'out': config.heads * config.value_dim,
@@ -76,9 +104,13 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
     'query': config.latent.q_rank or config.d_model,
   }
 
+  def left(w: jax.Array, width: int) -> jax.Array:
+    # Else the compiler would turn the product back, and not the matrix once.
+    return jax.lax.optimization_barrier(w.reshape(width, -1).T)
+
   def turn(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
-    if isinstance(w, Lora):
+    if isinstance(w, Lora) and (config.dtype == 'float32' or name == 'latent_up'):
       w = w.merged()  # once, and not at each token
     if name in _AS_IT_IS:
       return w
@@ -86,11 +118,13 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
       return w['gain'][:, None]
     if name.endswith('_bias'):
       return w.reshape(-1, 1)
-    values, scale = w if isinstance(w, Int8) else (w.astype(config.dtype), None)
-    values = values.reshape(inputs.get(name, config.d_model), -1).T
-    scale = None if scale is None else scale.reshape(-1, 1).astype(config.dtype)
-    # Else the compiler would turn the product back, and not the matrix once.
-    return jax.lax.optimization_barrier(values), scale
+    width = inputs.get(name, config.d_model)
+    if isinstance(w, Int8):
+      return left(w.values, width), w.scale.reshape(-1, 1).astype(config.dtype)
+    if isinstance(w, Lora):
+      w, a, b = (x.astype(config.dtype) for x in w)
+      return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
+    return left(w.astype(config.dtype), width), None
 
   return {name: turn(name) for name in blocks}
 
@@ -103,16 +137,22 @@ class _Layer:
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns the product of a matrix, and its bias if there is one."""
-    values, scale = self.weights[name]
-    dtype = self.config.dtype
-    out_FB = values.astype(dtype) @ x_DB.astype(dtype)
-    out_FB = out_FB if scale is None else out_FB * scale
+    weights, dtype = self.weights[name], self.config.dtype
+    x_DB = x_DB.astype(dtype)
+    if isinstance(weights, Lora):
+      out_FB = weights.w @ x_DB + weights.b @ (weights.a @ x_DB)
+    else:
+      values, scale = weights
+      out_FB = values.astype(dtype) @ x_DB
+      out_FB = out_FB if scale is None else out_FB * scale
     bias = self.weights.get(f'{name}_bias')
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
   def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns the columns normalised."""
-    return _norm(self.config, x_DB, self.weights[name])
+    latent = name in ('query_down_norm', 'latent_norm')
+    eps = LATENT_NORM_EPS if latent else self.config.norm_eps
+    return _norm(eps, x_DB, self.weights[name])
 
   def grouped(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
     """Queries [B, 1, H, C] and the position's own `KV`."""
@@ -125,7 +165,7 @@ class _Layer:
       x_CN = x_BTHC.reshape(-1, c.head_dim).T
       return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
 
-    q = turn(c, head('query', c.heads), position_BT)
+    q = turn_queries(c, head('query', c.heads), position_BT)
     k = turn(c, head('key', c.kv_heads), position_BT)
     v = head('value', c.kv_heads)
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
@@ -219,7 +259,7 @@ def _rows(x_FB: jax.Array, heads: int) -> jax.Array:
   return jax.lax.optimization_barrier(x_FB).T.reshape(x_FB.shape[1], 1, heads, -1)
 
 
-def _norm(config: ModelConfig, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
+def _norm(eps: float, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
   x_DB = x_DB.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x_DB), axis=0, keepdims=True)
-  return x_DB * jax.lax.rsqrt(mean_square + config.norm_eps) * gain.reshape(-1, 1)
+  return x_DB * jax.lax.rsqrt(mean_square + eps) * gain.reshape(-1, 1)

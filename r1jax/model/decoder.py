@@ -14,10 +14,14 @@ import jax.numpy as jnp
 
 from r1jax import mesh
 from r1jax.model.attention import KV, attend
-from r1jax.model.config import ModelConfig
-from r1jax.model.decode import decoding, score_scale
+from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
+from r1jax.model.decode import Turned, decoding, score_scale
 from r1jax.model.mlp import Int8, dense, experts, swiglu
-from r1jax.model.rope import turn
+from r1jax.model.rope import turn, turn_queries
+
+# Parameters that stay float32, whatever the type of the others: near 7, where trained
+# routing biases are, bfloat16 has steps of 0.03, and an update is 0.001.
+FLOAT32 = ('router', 'balance')
 
 
 class RMSNorm(nn.Module):
@@ -77,7 +81,11 @@ class Block(nn.Module):
       'out', out_axes, c.heads, c.value_dim, c.d_model, fan_in=inputs * added
     )
     with jax.named_scope('project'):
-      x_BTD += dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
+      added_BTD = dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
+      if c.out_bias:
+        bias_D = self._zeros('out_bias', ('embed',), c.d_model)
+        added_BTD += bias_D[None, None].astype(added_BTD.dtype)
+      x_BTD += added_BTD
       x_BTD = mesh.lay(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     with jax.named_scope('mlp'):
@@ -103,7 +111,7 @@ class Block(nn.Module):
         x = norm(x).astype(c.dtype)
       return x
 
-    q = turn(c, head('query', 'heads', c.heads), positions_BT)
+    q = turn_queries(c, head('query', 'heads', c.heads), positions_BT)
     k = turn(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
     v = head('value', 'kv_heads', c.kv_heads)
     q = mesh.lay(q, 'prompt', 'length', 'heads', None)
@@ -122,8 +130,9 @@ class Block(nn.Module):
     if latent.q_rank:
       axes = ('embed', 'rank')
       w = self._weights('query_down', axes, inputs, latent.q_rank, fan_in=inputs)
-      norm = RMSNorm(c.norm_eps, name='query_down_norm')
-      q_BTD, inputs, axis = norm(dense(h_BTD, w, c.dtype)), latent.q_rank, 'rank'
+      norm = RMSNorm(LATENT_NORM_EPS, name='query_down_norm')
+      found = self._biased('query_down', 'rank', dense(h_BTD, w, c.dtype))
+      q_BTD, inputs, axis = norm(found), latent.q_rank, 'rank'
     shape = (inputs, c.heads, c.head_dim)
     w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
     q = dense(q_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], *shape[1:])
@@ -134,8 +143,8 @@ class Block(nn.Module):
     down = self._weights(
       'latent_down', ('embed', 'rank'), c.d_model, width, fan_in=c.d_model
     )
-    found = dense(h_BTD, down, c.dtype)
-    norm = RMSNorm(c.norm_eps, name='latent_norm')
+    found = self._biased('latent_down', 'rank', dense(h_BTD, down, c.dtype))
+    norm = RMSNorm(LATENT_NORM_EPS, name='latent_norm')
     shared = turn(c, found[..., None, latent.kv_rank :], positions_BT)[..., 0, :]
     kept = jnp.concatenate(
       [norm(found[..., : latent.kv_rank]).astype(c.dtype), shared], axis=-1
@@ -156,6 +165,13 @@ class Block(nn.Module):
       return KV(mesh.lay(k_BHCS, *lying), mesh.lay(v_BHSC, *lying))
 
     return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), whole
+
+  def _biased(self, name: str, axis: str, x_BTF: jax.Array) -> jax.Array:
+    """A product of latent attention with its bias, if it has one."""
+    if not self.config.qkv_bias:
+      return x_BTF
+    bias_F = self._zeros(f'{name}_bias', (axis,), x_BTF.shape[-1])
+    return x_BTF + bias_F[None, None].astype(x_BTF.dtype)
 
   def _swiglu(self, prefix: str, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
@@ -284,6 +300,14 @@ def shapes(config: ModelConfig, vocab_size: int) -> Any:
   return nn.meta.unbox(names(config, vocab_size))
 
 
+def held(shapes: Any, dtype: str) -> Any:
+  """Returns the tree of shapes with the types of parameters that are held in one."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.update(dtype=x.dtype if path[-1].key in FLOAT32 else dtype),
+    shapes,
+  )
+
+
 def names(config: ModelConfig, vocab_size: int) -> Any:
   """Returns the tree of parameters as shapes with their axes' names, boxed."""
   fresh = functools.partial(init, config, vocab_size)
@@ -294,7 +318,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
   """Returns the pure functions `forward`, `logits` and `decoding`.
 
   `forward(params, …)` and `logits(params, hidden)` are `Decoder`'s; `decoding(params)`
-  gives a function for one token a row, see `decode.decoding`.
+  gives a function for one token a row, see `decode.decoding`. The last two also take
+  what `decode.turned` has made of the parameters.
   """
   apply: Any = Decoder(config, vocab_size).apply
 
@@ -304,7 +329,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any]:
     return apply({'params': params}, *args)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    return apply({'params': params}, hidden, method='logits')
+    outside = params.outside if isinstance(params, Turned) else params
+    return apply({'params': outside}, hidden, method='logits')
 
   return forward, logits, functools.partial(decoding, config)
 
@@ -336,11 +362,11 @@ def quantize(params: Any, config: ModelConfig) -> Any:
   For the rollout alone: half or a quarter of the bytes that a step of decoding reads
   for the layers' weights. A weight is rounded to 1/127 of the largest one that leads to
   the same output.
-  Embedding and head stay as they are.
+  Embedding, head and routers stay as they are.
   """
 
-  def one(axes: Any, w: jax.Array) -> Any:
-    if axes is None:
+  def one(path: Any, axes: Any, w: jax.Array) -> Any:
+    if axes is None or path[-1].key in FLOAT32:
       return w
     inputs, _ = axes
     largest = jnp.max(jnp.abs(w), axis=inputs, keepdims=True)
@@ -348,6 +374,6 @@ def quantize(params: Any, config: ModelConfig) -> Any:
     values = jnp.round(w / scale).astype(jnp.int8)
     return Int8(values, jnp.squeeze(scale, inputs))
 
-  return jax.tree.map(
+  return jax.tree_util.tree_map_with_path(
     one, matrices(config), params, is_leaf=lambda x: x is None or isinstance(x, tuple)
   )

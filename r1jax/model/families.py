@@ -6,26 +6,37 @@ row says where a tensor of the hub lies in our tree, and how it is turned.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax.model.config import Experts, Latent, ModelConfig, Rope
+from r1jax.model import fields as fields_lib
+from r1jax.model.config import Experts, Latent, ModelConfig
+from r1jax.model.fields import FamilyError, Fields
 
-ARCHITECTURES = {
-  'llama': 'LlamaForCausalLM',
-  'qwen2': 'Qwen2ForCausalLM',
-  'qwen3': 'Qwen3ForCausalLM',
-  'qwen3_moe': 'Qwen3MoeForCausalLM',
-  'deepseek_v2': 'DeepseekV2ForCausalLM',
-  'deepseek_v3': 'DeepseekV3ForCausalLM',
+
+class Family(NamedTuple):
+  """What transformers assumes of a family where config.json is silent."""
+
+  architecture: str
+  head_dim: int | None = None  # None is width / heads
+  norm_eps: float = 1e-6
+  window: int | None = None  # tokens that a layer looks back
+
+
+FAMILIES = {
+  'llama': Family('LlamaForCausalLM'),
+  'qwen2': Family('Qwen2ForCausalLM'),
+  'qwen3': Family('Qwen3ForCausalLM', head_dim=128),
+  'qwen3_moe': Family('Qwen3MoeForCausalLM'),
+  'deepseek_v2': Family('DeepseekV2ForCausalLM'),
+  'deepseek_v3': Family('DeepseekV3ForCausalLM'),
+  'mistral': Family('MistralForCausalLM', window=4096),
+  'ministral3': Family('Ministral3ForCausalLM', head_dim=128, norm_eps=1e-5),
+  'internlm3': Family('InternLM3ForCausalLM', head_dim=128, norm_eps=1e-5),
+  'seed_oss': Family('SeedOssForCausalLM', head_dim=128),
 }
-
-
-class FamilyError(ValueError):
-  """A config.json that this decoder can't follow; the message names the field."""
 
 
 # --- config.json -> ModelConfig -------------------------------------------------------
@@ -48,25 +59,17 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
 
 def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
   kind = raw.get('model_type')
-  if not isinstance(kind, str) or kind not in ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     raise FamilyError(
-      f'model_type: expected one of {", ".join(ARCHITECTURES)}, got {kind!r}'
+      f'model_type: expected one of {", ".join(FAMILIES)}, got {kind!r}'
     )
-  fields = _Fields(raw)
+  family, fields = FAMILIES[kind], Fields(raw)
   vocab_size(raw)
   positions(raw)
   fields.expect('hidden_act', 'silu')
   fields.expect('mlp_bias', False)
-  fields.expect('use_sliding_window', False)
   fields.expect('partial_rotary_factor', 1.0)
-  # Qwen2 has its biases without saying so; elsewhere they would reach the output.
-  if kind != 'qwen2':
-    fields.expect('attention_bias', False)
-  if any(layer != 'full_attention' for layer in raw.get('layer_types') or ()):
-    raise FamilyError(
-      'layer_types: expected full_attention in all layers, got '
-      f'{sorted(set(raw["layer_types"]))}; sliding windows are not computed'
-    )
+  _check_windows(fields, family)
   quantized = raw.get('quantization_config')
   if quantized and quantized.get('quant_method') != 'fp8':
     raise FamilyError(
@@ -74,17 +77,20 @@ def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
       f'{quantized.get("quant_method")!r}'
     )
   if quantized:
-    _Fields(quantized).expect('weight_block_size', [128, 128])
+    Fields(quantized).expect('weight_block_size', [128, 128])
   heads = fields.whole('num_attention_heads')
   width = fields.whole('hidden_size')
   latent = _latent(fields) if kind.startswith('deepseek') else Latent()
   if latent.kv_rank:
     head_dim = fields.whole('qk_nope_head_dim') + latent.rope_dim
   else:
-    head_dim = fields.whole('head_dim', width // heads)
-  tied = raw.get('tie_word_embeddings', False)
-  if not isinstance(tied, bool):
-    raise FamilyError(f'tie_word_embeddings: expected true or false, got {tied!r}')
+    plain = width // heads if 'head_dim' in raw else family.head_dim or width // heads
+    head_dim = fields.whole('head_dim', plain)
+  if kind == 'ministral3' and not fields_lib.scaling(raw).get('llama_4_scaling_beta'):
+    raise FamilyError(
+      'rope_parameters.llama_4_scaling_beta: expected a number for ministral3, got None'
+    )
+  qkv_bias, out_bias = _biases(fields, kind)
   return ModelConfig(
     d_model=width,
     layers=fields.whole('num_hidden_layers'),
@@ -92,15 +98,52 @@ def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
     kv_heads=heads if latent.kv_rank else fields.whole('num_key_value_heads', heads),
     head_dim=head_dim,
     d_ff=fields.whole('intermediate_size'),
-    rope_theta=_theta(raw),
-    rope=_rope(raw),
-    norm_eps=fields.number('rms_norm_eps', 1e-6),
-    tied=tied,
-    qkv_bias=kind == 'qwen2',
+    rope_theta=fields_lib.theta(raw),
+    rope=fields_lib.rope(raw),
+    norm_eps=fields.number('rms_norm_eps', family.norm_eps),
+    tied=fields.flag('tie_word_embeddings', False),
+    qkv_bias=qkv_bias,
+    out_bias=out_bias,
     qk_norm=kind.startswith('qwen3'),
     latent=latent,
     experts=_experts(fields, kind),
   )
+
+
+def _check_windows(fields: Fields, family: Family) -> None:
+  """FamilyError if a layer looks back less far than the model's positions."""
+  raw = fields.raw
+  fields.expect('use_sliding_window', False)
+  if any(layer != 'full_attention' for layer in raw.get('layer_types') or ()):
+    raise FamilyError(
+      'layer_types: expected full_attention in all layers, got '
+      f'{sorted(set(raw["layer_types"]))}; sliding windows are not computed'
+    )
+  if raw['model_type'] in ('mistral', 'ministral3'):
+    window = raw.get('sliding_window', family.window)
+    if window is not None and fields.whole('sliding_window', window) < positions(raw):
+      raise FamilyError(
+        f'sliding_window: expected null, or as many as the {positions(raw)} positions, '
+        f'got {window}; sliding windows are not computed'
+      )
+
+
+def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
+  """Whether the products before attention have biases, and the one behind it."""
+  if kind == 'qwen2':  # without saying so
+    return True, False
+  if kind in ('mistral', 'ministral3'):
+    fields.expect('attention_bias', False)
+    return False, False
+  if kind == 'seed_oss':
+    before = fields.flag('attention_bias', True)
+    return before, fields.flag('attention_out_bias', False)
+  name = 'attention_bias'
+  if kind == 'internlm3':  # whose own names these are
+    fields.expect('bias', False)
+    name = name if name in fields.raw else 'qkv_bias'
+  both = fields.flag(name, False)
+  return both, both
 
 
 def write_config(
@@ -111,7 +154,9 @@ def write_config(
   Raises:
     FamilyError: it has what only checkpoints of the hub have.
   """
-  kind = 'qwen2' if config.qkv_bias else 'qwen3' if config.qk_norm else 'llama'
+  kind = 'qwen3' if config.qk_norm else 'qwen2' if config.qkv_bias else 'llama'
+  if config.out_bias and not config.qk_norm:
+    kind = 'llama'
   if config.latent.kv_rank or config.experts.count or config.rope.kind != 'plain':
     raise FamilyError(
       'expected a model with grouped-query attention, a SwiGLU and plain RoPE, as '
@@ -123,7 +168,7 @@ def write_config(
       f'opens no other, got {config.d_model}'
     )
   raw = {
-    'architectures': [ARCHITECTURES[kind]],
+    'architectures': [FAMILIES[kind].architecture],
     'model_type': kind,
     'vocab_size': vocab_size,
     'hidden_size': config.d_model,
@@ -138,6 +183,7 @@ def write_config(
     'rope_theta': config.rope_theta,
     'rope_parameters': {'rope_type': 'default', 'rope_theta': config.rope_theta},
     'tie_word_embeddings': config.tied,
+    'attention_bias': config.out_bias,
     'dtype': 'float32',
   }
   read = dataclasses.replace(read_config(raw), remat=config.remat, dtype=config.dtype)
@@ -146,109 +192,40 @@ def write_config(
   return raw
 
 
+def rewritten(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+  """Returns a checkpoint's config.json for the weights that are written here.
+
+  They are not quantized, and tied only if they are so in the files. `rope_theta` is at
+  the top too, where transformers looks for it when `rope_scaling` is added by hand.
+  """
+  found = {name: x for name, x in raw.items() if name != 'quantization_config'}
+  if not raw.get('rope_theta'):
+    found['rope_theta'] = config.rope_theta
+  if raw.get('tie_word_embeddings', False) != config.tied:
+    found['tie_word_embeddings'] = config.tied
+  return found
+
+
 def vocab_size(raw: Mapping[str, Any]) -> int:
   """Returns the rows of the embedding."""
-  return _Fields(raw).positive('vocab_size')
+  return Fields(raw).positive('vocab_size')
 
 
 def positions(raw: Mapping[str, Any]) -> int:
-  """Returns how many positions the model knows."""
-  return _Fields(raw).positive('max_position_embeddings')
+  """Returns how many positions the model knows.
+
+  With YaRN as model cards have it added, `max_position_embeddings` is still the length
+  that is stretched, and `factor` times as many are meant.
+  """
+  found = Fields(raw).positive('max_position_embeddings')
+  given = fields_lib.scaling(raw)
+  kind = given.get('rope_type') or given.get('type')
+  if kind == 'yarn' and found == fields_lib.original_length(raw):
+    return int(found * (given.get('factor') or 1))
+  return found
 
 
-class _Fields:
-  """A config.json whose missing and wrong fields are named."""
-
-  def __init__(self, raw: Mapping[str, Any]):
-    self.raw = raw
-
-  def expect(self, name: str, value: Any) -> None:
-    if self.raw.get(name, value) != value:
-      raise FamilyError(
-        f'{name}: expected {value!r}, got {self.raw[name]!r}; anything else is not '
-        'computed here'
-      )
-
-  def positive(self, name: str) -> int:
-    value = self.whole(name)
-    if not 0 < value < 2**31:
-      raise FamilyError(f'{name}: expected 1 or more, less than 2^31, got {value}')
-    return value
-
-  def whole(self, name: str, default: int | None = None) -> int:
-    value = self.raw.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise FamilyError(f'{name}: expected a whole number, got {value!r}')
-    return value
-
-  def number(self, name: str, default: float) -> float:
-    value = self.raw.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-      raise FamilyError(f'{name}: expected a number, got {value!r}')
-    return float(value)
-
-
-def _scaling(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The parameters of RoPE, which older files split in two fields."""
-  return raw.get('rope_parameters') or raw.get('rope_scaling') or {}
-
-
-def _theta(raw: Mapping[str, Any]) -> float:
-  return float(_scaling(raw).get('rope_theta') or raw.get('rope_theta') or 10_000.0)
-
-
-def _rope(raw: Mapping[str, Any]) -> Rope:
-  given = _scaling(raw)
-  kind = given.get('rope_type') or given.get('type') or 'default'
-  known = ('default', 'linear', 'llama3', 'yarn')
-  if kind not in known:
-    raise FamilyError(
-      f'rope_parameters.rope_type: expected one of {", ".join(known)}, got {kind!r}'
-    )
-  if kind == 'default':
-    return Rope()
-  fields = _Fields(given)
-  if kind == 'linear':
-    return Rope('linear', factor=fields.number('factor', math.nan))
-  length = int(
-    given.get('original_max_position_embeddings') or raw['max_position_embeddings']
-  )
-  if kind == 'llama3':
-    return Rope(
-      'llama3',
-      factor=fields.number('factor', math.nan),
-      original_length=length,
-      low_freq_factor=fields.number('low_freq_factor', math.nan),
-      high_freq_factor=fields.number('high_freq_factor', math.nan),
-    )
-  fields.expect('truncate', True)
-  if not given.get('factor') and not given.get('original_max_position_embeddings'):
-    raise FamilyError('rope_parameters.factor: expected a number, got None')
-  factor = given.get('factor') or raw['max_position_embeddings'] / length
-
-  def mscale(weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
-  all_dims = given.get('mscale_all_dim') or 0.0
-  amplitude = given.get('attention_factor')
-  if amplitude is None:
-    amplitude = mscale(1)
-    if given.get('mscale') and all_dims:
-      amplitude = mscale(given['mscale']) / mscale(all_dims)
-  latent = 'kv_lora_rank' in raw
-  return Rope(
-    'yarn',
-    factor=float(factor),
-    original_length=length,
-    beta_fast=float(given.get('beta_fast') or 32),
-    beta_slow=float(given.get('beta_slow') or 1),
-    amplitude=float(amplitude),
-    score_factor=mscale(all_dims) ** 2 if latent and all_dims else 1.0,
-  )
-
-
-def _latent(fields: _Fields) -> Latent:
+def _latent(fields: Fields) -> Latent:
   return Latent(
     kv_rank=fields.whole('kv_lora_rank'),
     q_rank=fields.whole('q_lora_rank', 0),
@@ -260,38 +237,54 @@ def _latent(fields: _Fields) -> Latent:
 _NEW_NAME = 'num_local_experts'  # what transformers 5 calls num_experts
 
 
-def _experts(fields: _Fields, kind: str) -> Experts:
-  raw = fields.raw
+def _experts(fields: Fields, kind: str) -> Experts:
   if kind == 'qwen3_moe':
-    fields.expect('decoder_sparse_step', 1)
-    fields.expect('mlp_only_layers', [])
-    return Experts(
-      count=fields.whole('num_experts' if 'num_experts' in raw else _NEW_NAME),
-      active=fields.whole('num_experts_per_tok'),
-      d_ff=fields.whole('moe_intermediate_size'),
-      normalised=bool(raw.get('norm_topk_prob', False)),
-    )
-  if not kind.startswith('deepseek') or not raw.get('n_routed_experts'):
+    return _qwen_experts(fields)
+  if not kind.startswith('deepseek') or not fields.whole('n_routed_experts', 0):
+    return Experts()
+  first, layers = 'first_k_dense_replace', fields.whole('num_hidden_layers')
+  if fields.whole(first, 0) >= layers:
     return Experts()
   fields.expect('moe_layer_freq', 1)
   second = kind == 'deepseek_v2'
-  if second:
-    fields.expect('norm_topk_prob', False)
-  else:
+  # V2's norm_topk_prob is not read: transformers 5.24 doesn't, and the published models
+  # have it false.
+  if not second:
     fields.expect('topk_method', 'noaux_tc')
   fields.expect('scoring_func', 'softmax' if second else 'sigmoid')
-  grouped = not second or raw.get('topk_method') == 'group_limited_greedy'
+  grouped = not second or fields.raw.get('topk_method') == 'group_limited_greedy'
+  groups, active_groups = (1, 1) if second else (8, 4)  # where none are named
   return Experts(
     count=fields.whole('n_routed_experts'),
     active=fields.whole('num_experts_per_tok'),
     d_ff=fields.whole('moe_intermediate_size'),
     shared=fields.whole('n_shared_experts', 0),
-    dense_layers=fields.whole('first_k_dense_replace', 0),
+    dense_layers=fields.whole(first, 0),
     scores='softmax' if second else 'sigmoid',
-    groups=fields.whole('n_group', 1) if grouped else 1,
-    active_groups=fields.whole('topk_group', 1) if grouped else 1,
-    normalised=bool(not second and raw.get('norm_topk_prob', True)),
-    scale=fields.number('routed_scaling_factor', 1.0),
+    groups=fields.whole('n_group', groups) if grouped else 1,
+    active_groups=fields.whole('topk_group', active_groups) if grouped else 1,
+    normalised=not second and fields.flag('norm_topk_prob', True),
+    scale=fields.number('routed_scaling_factor', 1.0 if second else 2.5),
+  )
+
+
+def _qwen_experts(fields: Fields) -> Experts:
+  """Qwen3-MoE's: in every so manieth layer, but for some."""
+  count = fields.whole('num_experts' if 'num_experts' in fields.raw else _NEW_NAME)
+  layers = range(fields.whole('num_hidden_layers'))
+  step = fields.whole('decoder_sparse_step', 1)
+  without = fields.raw.get('mlp_only_layers') or []
+  dense = tuple(n for n in layers if n in without or (n + 1) % step)
+  if not count or len(dense) == len(layers):
+    return Experts()
+  first = next(n for n in layers if n not in dense)
+  return Experts(
+    count=count,
+    active=fields.whole('num_experts_per_tok'),
+    d_ff=fields.whole('moe_intermediate_size'),
+    dense_layers=first,
+    dense=dense[first:],
+    normalised=fields.flag('norm_topk_prob', False),
   )
 
 
@@ -355,6 +348,8 @@ def layer(config: ModelConfig, sparse: bool, interleaved: bool) -> Iterator[Row]
   yield Row(('mlp_norm', 'gain'), f'{name}post_attention_layernorm.weight')
   attention = f'{name}self_attn.'
   yield Row(('out',), f'{attention}o_proj.weight', linear=True)
+  if config.out_bias:
+    yield Row(('out_bias',), f'{attention}o_proj.bias')
   pairs = config.rope_dim if interleaved else 0
   if config.latent.kv_rank:
     yield from _latent_rows(config, attention, pairs)
@@ -380,12 +375,16 @@ def layer(config: ModelConfig, sparse: bool, interleaved: bool) -> Iterator[Row]
 def _latent_rows(config: ModelConfig, name: str, pairs: int) -> Iterator[Row]:
   if config.latent.q_rank:
     yield Row(('query_down',), f'{name}q_a_proj.weight', linear=True)
+    if config.qkv_bias:
+      yield Row(('query_down_bias',), f'{name}q_a_proj.bias')
     yield Row(('query_down_norm', 'gain'), f'{name}q_a_layernorm.weight')
     yield Row(('query',), f'{name}q_b_proj.weight', linear=True, pairs=pairs)
   else:
     yield Row(('query',), f'{name}q_proj.weight', linear=True, pairs=pairs)
-  down = f'{name}kv_a_proj_with_mqa.weight'
-  yield Row(('latent_down',), down, linear=True, pairs=pairs)
+  down = f'{name}kv_a_proj_with_mqa'
+  yield Row(('latent_down',), f'{down}.weight', linear=True, pairs=pairs)
+  if config.qkv_bias:
+    yield Row(('latent_down_bias',), f'{down}.bias', pairs=pairs)
   yield Row(('latent_norm', 'gain'), f'{name}kv_a_layernorm.weight')
   yield Row(('latent_up',), f'{name}kv_b_proj.weight', linear=True)
 

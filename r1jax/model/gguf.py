@@ -17,11 +17,14 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.model import families, rope, storage, weights
-from r1jax.model.config import Experts, ModelConfig
+from r1jax.model import families, rope, storage, vocabulary, weights
+from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
+from r1jax.model.vocabulary import Text
 
 ARCHITECTURES = {
   'llama': gguf.MODEL_ARCH.LLAMA,
+  'mistral': gguf.MODEL_ARCH.LLAMA,
+  'internlm3': gguf.MODEL_ARCH.LLAMA,
   'qwen2': gguf.MODEL_ARCH.QWEN2,
   'qwen3': gguf.MODEL_ARCH.QWEN3,
   'qwen3_moe': gguf.MODEL_ARCH.QWEN3MOE,
@@ -49,17 +52,6 @@ PATTERNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """What a file says of a model's texts."""
-
-  tokenizer: Mapping[str, Any]  # tokenizer.json
-  eos_id: int
-  pad_id: int
-  bos_id: int | None = None  # put before each text
-  chat_template: str | None = None
-
-
 def write(
   file: str | os.PathLike[str],
   params: Any,
@@ -73,7 +65,7 @@ def write(
     file: that there is not yet.
     params: the model's.
     like: the checkpoint that they would make up on the hub.
-    text: see `Text`.
+    text: of its texts; see `vocabulary.Text`.
     kind: one of TYPES; what has no rows of whole blocks is f16, and vectors are f32.
 
   Raises:
@@ -83,8 +75,7 @@ def write(
   file = Path(file).expanduser()
   if file.exists():
     raise storage.WeightsError(f'{file} is there already; choose another file')
-  _check(like)
-  cut = _cut(text.tokenizer)
+  cut = check(like, text)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
   architecture = ARCHITECTURES[like.raw['model_type']]
@@ -95,7 +86,7 @@ def write(
     _describe(writer, like, kind)
     _add_text(writer, text, cut, like.vocab_size)
     for name, array in _tensors(params, like):
-      stored = _stored(array, kind)
+      stored = _stored(name, array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
         raise storage.WeightsError(
           f'{name}: expected numbers that float16 holds, got '
@@ -109,6 +100,18 @@ def write(
     partial.rename(file)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def check(like: weights.Checkpoint, text: Text) -> str:
+  """Returns llama.cpp's name for how texts are cut.
+
+  Raises:
+    WeightsError: the model or its tokenizer is of a kind that isn't written.
+  """
+  _check(like)
+  cut = _cut(text.tokenizer)
+  vocabulary.check(text, cut)
+  return cut
 
 
 def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
@@ -146,7 +149,12 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
 
 def _check(like: weights.Checkpoint) -> None:
   """What llama.cpp computes otherwise than the model does can't be written."""
-  c, e = like.config, like.config.experts
+  c, e, kind = like.config, like.config.experts, like.raw['model_type']
+  if kind not in ARCHITECTURES:
+    raise storage.WeightsError(
+      f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
+    )
+  _check_layers(c, kind)
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
   if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
@@ -154,7 +162,7 @@ def _check(like: weights.Checkpoint) -> None:
       f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
       f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
     )
-  if like.raw['model_type'] == 'qwen3_moe' and not e.normalised:
+  if kind == 'qwen3_moe' and not e.normalised:
     raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
   if e.groups > 1 and e.scores == 'softmax':
     raise storage.WeightsError(
@@ -166,6 +174,27 @@ def _check(like: weights.Checkpoint) -> None:
     raise storage.WeightsError(
       f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
       f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
+    )
+
+
+def _check_layers(c: ModelConfig, kind: str) -> None:
+  """Which layers have experts, biases and norms."""
+  e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
+  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
+    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+  if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
+    raise storage.WeightsError(
+      'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
+    )
+  if kind.startswith('deepseek') and not (e.count and e.shared):
+    raise storage.WeightsError(
+      'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
+      'routed and shared experts for GGUF, got none'
+    )
+  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
+    raise storage.WeightsError(
+      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
+      f'all norms, and those within latent attention have that, got {c.norm_eps}'
     )
 
 
@@ -202,7 +231,7 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   tokens, kinds = [], []
   for n in range(rows):
     if n in added:
-      special = added[n]['special']
+      special = added[n]['special'] and added[n]['content'] not in text.shown
       tokens.append(added[n]['content'])
       kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     elif n in by_id:
@@ -219,9 +248,11 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   writer.add_token_merges(merges)
   writer.add_eos_token_id(text.eos_id)
   writer.add_pad_token_id(text.pad_id)
-  if text.bos_id is not None:
-    writer.add_bos_token_id(text.bos_id)
-  writer.add_add_bos_token(text.bos_id is not None)
+  before, behind = text.around
+  if (bos := before[0] if before else text.bos_id) is not None:
+    writer.add_bos_token_id(bos)
+  writer.add_add_bos_token(bool(before))
+  writer.add_add_eos_token(bool(behind))
   if text.chat_template is not None:
     writer.add_chat_template(text.chat_template)
 
@@ -236,12 +267,19 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   given = tokenizer.get('pre_tokenizer') or {}
   parts = given.get('pretokenizers', [given])
   names = [part.get('type') for part in parts]
-  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits'):
+  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
+    raise storage.WeightsError(
+      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, as '
+      'llama.cpp puts no space before texts, got true'
+    )
+  cuts = parts[-1].get('use_regex', True)  # ByteLevel as GPT-2 does
+  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
     return 'smollm'
-  if names == ['ByteLevel']:
+  if names == ['ByteLevel'] and cuts:
     return 'gpt-2'
   pattern = parts[0].get('pattern', {}).get('Regex')
-  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS:
+  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
+  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
     return PATTERNS[pattern]
   raise storage.WeightsError(
     'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
@@ -255,7 +293,7 @@ def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.nd
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
   experts: list[np.ndarray] = []
   # Without what its files have beside the model's own, which llama.cpp doesn't compute.
-  for theirs, array in weights.tensors(params, dataclasses.replace(like, tensors={})):
+  for _, theirs, array in weights.arrays(params, dataclasses.replace(like, tensors={})):
     if _EXPERT.search(theirs):
       experts.append(array)
       if len(experts) < c.experts.count:
@@ -283,7 +321,7 @@ def _parts(
   """The tensors that one of the hub is there, by names that the library knows."""
   c = like.config
   heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
-  if heads and like.raw['model_type'] == 'llama':
+  if heads and ARCHITECTURES[like.raw['model_type']] == gguf.MODEL_ARCH.LLAMA:
     halves = array.reshape(heads, 2, c.head_dim // 2, -1)
     yield theirs, halves.swapaxes(1, 2).reshape(array.shape)
   elif theirs.endswith('.kv_b_proj.weight'):
@@ -295,8 +333,9 @@ def _parts(
     yield theirs.replace('e_score_correction_bias', 'e_score_correction.bias'), array
 
 
-def _stored(array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
-  if array.ndim == 1:
+def _stored(name: str, array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
+  # Routers and the biases that balance them as well, as llama.cpp's own files have it.
+  if array.ndim == 1 or 'ffn_gate_inp' in name:
     return gguf.GGMLQuantizationType.F32
   if kind == 'q8_0' and array.shape[-1] % BLOCK:
     return gguf.GGMLQuantizationType.F16

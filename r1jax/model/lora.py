@@ -69,9 +69,10 @@ def targets(model: ModelConfig, config: Config) -> list[Target]:
   Raises:
     ValueError: it matches none.
   """
-  found = list(_targets(model, config))
+  known = [target for target in matrices(model) if target.name != 'router']
+  found = [target for target in known if re.fullmatch(config.targets, target.name)]
   if not found:
-    names = sorted({target.name for target in _targets(model, None)})
+    names = sorted({target.name for target in known})
     raise ValueError(
       f'lora.targets: expected a pattern for some of {", ".join(names)}, got '
       f'{config.targets!r}'
@@ -79,24 +80,20 @@ def targets(model: ModelConfig, config: Config) -> list[Target]:
   return found
 
 
-def _targets(model: ModelConfig, config: Config | None) -> Iterator[Target]:
-  shapes = decoder.shapes(model, 1)
-  for stack, matrices in decoder.matrices(model).items():
-    if not stack.endswith('blocks'):
-      continue
-    for name, axes in matrices.items():
-      if not isinstance(axes, tuple) or name == 'router':
-        continue
-      if config is not None and not re.fullmatch(config.targets, name):
-        continue
-      shape, (inputs, outputs) = shapes[stack][name].shape, axes
-      yield Target(
-        stack,
-        name,
-        shape[: inputs[0]],
-        tuple(shape[n] for n in inputs),
-        tuple(shape[n] for n in outputs),
-      )
+def matrices(model: ModelConfig) -> Iterator[Target]:
+  """All weight matrices, routers too, which are not trained by adapters here."""
+  shapes, every = decoder.shapes(model, 1), decoder.matrices(model)
+  for stack, _, _ in model.stacks:
+    for name, axes in every[stack].items():
+      if isinstance(axes, tuple):
+        shape, (inputs, outputs) = shapes[stack][name].shape, axes
+        yield Target(
+          stack,
+          name,
+          shape[: inputs[0]],
+          tuple(shape[n] for n in inputs),
+          tuple(shape[n] for n in outputs),
+        )
 
 
 def init(model: ModelConfig, config: Config, key: jax.Array) -> dict[str, Any]:
@@ -128,9 +125,18 @@ def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
 
 
 def merged(params: Any) -> Any:
-  """Returns parameters of which each matrix has its adapter added to it."""
+  """Returns parameters of which each matrix has its adapter added to it, in float32."""
   return jax.tree.map(
     lambda leaf: leaf.merged() if isinstance(leaf, Lora) else leaf,
+    params,
+    is_leaf=lambda leaf: isinstance(leaf, Lora),
+  )
+
+
+def merged_as_kept(params: Any) -> Any:
+  """Returns what `merged` does, each matrix rounded to the type it had without."""
+  return jax.tree.map(
+    lambda leaf: leaf.merged().astype(leaf.w.dtype) if isinstance(leaf, Lora) else leaf,
     params,
     is_leaf=lambda leaf: isinstance(leaf, Lora),
   )

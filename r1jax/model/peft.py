@@ -1,7 +1,9 @@
 """Adapters in the layout of the library PEFT: adapter_config.json and safetensors.
 
 The table of `families` names the matrices; an adapter's `a` is transposed as the
-matrix's inputs are, its `b` turned as its outputs.
+matrix's inputs are, its `b` turned as its outputs. For experts see `peft_experts`. In a
+model that has some, PEFT takes a projection among `target_modules` for the experts', so
+that other SwiGLUs there are written as parameters, by the names of their weights.
 """
 
 import json
@@ -13,52 +15,52 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.model import families, lora, storage, weights
+from r1jax.model import (
+  families,
+  lora,
+  peft_config,
+  peft_experts,
+  storage,
+  weights,
+)
+from r1jax.model.peft_config import CONFIG, FILE, PREFIX
 
-CONFIG = 'adapter_config.json'
-FILE = 'adapter_model.safetensors'
-PREFIX = 'base_model.model.'
+Pair = tuple[np.ndarray, np.ndarray]  # a [..., in, r] and b [..., r, out]
 
 
 def _rows(
   like: weights.Checkpoint, target: lora.Target
 ) -> Iterator[tuple[int, str, families.Row]]:
   """Each layer of a target's stack: its number there, its name there, its row."""
+  layers, sparse = _stack(like, target.stack)
+  for row in families.layer(like.config, sparse, families.interleaved(like.raw)):
+    if row.ours == (target.name,):
+      for n, layer in enumerate(layers):
+        module = row.theirs.format(layer=layer, expert=0)
+        yield n, module.removesuffix('.weight'), row
+
+
+def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
+  """The numbers of a stack's layers, and whether they have experts."""
   first = 0
-  for stack, count, sparse in like.config.stacks:
-    if stack == target.stack:
-      for row in families.layer(like.config, sparse, families.interleaved(like.raw)):
-        if row.ours == (target.name,):
-          for n in range(count):
-            module = row.theirs.format(layer=first + n, expert=0)
-            yield n, module.removesuffix('.weight'), row
+  for name, count, sparse in like.config.stacks:
+    if name == stack:
+      return range(first, first + count), sparse
     first += count
+  raise KeyError(stack)
 
 
-def _check(like: weights.Checkpoint, targets: list[lora.Target]) -> None:
-  """Of a model with experts the library takes any gate, up and down for theirs."""
-  mlp = {t.name for t in targets if t.name.endswith(('gate', 'up', 'down'))}
-  mlp -= {'query_down', 'latent_down', 'latent_up'}
-  if like.config.experts.count and mlp:
-    raise storage.WeightsError(
-      f'expected adapters of attention alone, as PEFT has no layout for others of a '
-      f'model with experts, got {", ".join(sorted(mlp))}; leave them out of '
-      'lora.targets, or write the merged model'
-    )
+# --- Writing --------------------------------------------------------------------------
 
 
 def tensors(
   adapters: Mapping[str, Any], config: lora.Config, like: weights.Checkpoint
 ) -> dict[str, np.ndarray]:
-  """Returns the adapters as PEFT's tensors, by name.
-
-  Raises:
-    WeightsError: there are some that PEFT has no layout for.
-  """
-  targets = lora.targets(like.config, config)
-  _check(like, targets)
+  """Returns the adapters as PEFT's tensors, by name."""
   found = {}
-  for target in targets:
+  for target in lora.targets(like.config, config):
+    if target.name in peft_experts.NAMES:
+      continue
     pair = adapters[target.stack][target.name]
     inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
     for n, module, row in _rows(like, target):
@@ -68,6 +70,14 @@ def tensors(
         a.reshape(inputs, config.rank).T
       )
       found[f'{PREFIX}{module}.lora_B.weight'] = np.ascontiguousarray(there)
+  for stack, named in adapters.items():
+    experts = {name: x for name, x in named.items() if name in peft_experts.NAMES}
+    for n, layer in enumerate(_stack(like, stack)[0]):
+      of_layer = {
+        name: (np.asarray(x['a'][n], np.float32), np.asarray(x['b'][n], np.float32))
+        for name, x in experts.items()
+      }
+      found |= peft_experts.tensors(of_layer, layer)
   return found
 
 
@@ -80,26 +90,75 @@ def write(
   """Writes a folder that PEFT opens, whole or not at all.
 
   Raises:
-    WeightsError: see `tensors`, or there is something in the folder's place.
+    WeightsError: there is something in the folder's place.
   """
   named = tensors(adapters, config, like)
-  modules = sorted({name.removeprefix(PREFIX).rsplit('.', 2)[0] for name in named})
+  names = {name for pairs in adapters.values() for name in pairs}
+  modules, parameters = [], peft_experts.parameters(names)
+  for module in sorted({x.removeprefix(PREFIX).rsplit('.', 2)[0] for x in named}):
+    if '.mlp.experts' in module:
+      continue
+    if like.config.experts.count and '.mlp.' in module:
+      parameters.append(f'{module}.weight')
+    else:
+      modules.append(module)
   settings = {
-    'peft_type': 'LORA',
-    'task_type': 'CAUSAL_LM',
+    **peft_config.settings(config, modules, parameters),
+    **peft_experts.settings(config, names),
     'base_model_name_or_path': str(like.folder.absolute()),
-    'r': config.rank,
-    'lora_alpha': config.alpha,
-    'lora_dropout': 0.0,
-    'bias': 'none',
-    'fan_in_fan_out': False,
-    'use_rslora': False,
-    'use_dora': False,
-    'inference_mode': True,
-    'target_modules': modules,
   }
   content = json.dumps(settings, indent=2) + '\n'
-  storage.write(folder, iter(named.items()), 'float32', {CONFIG: content}, name=FILE)
+  storage.write(folder, iter(named.items()), {CONFIG: content}, name=FILE)
+
+
+# --- Reading --------------------------------------------------------------------------
+
+
+class _Stored:
+  """The tensors of an adapter's file, and which of them have been read."""
+
+  def __init__(self, folder: Path):
+    self.file = folder / FILE
+    self.scales = peft_config.read(folder)
+    self.tensors = dict(storage.header(self.file))
+    self.used: set[str] = set()
+
+  def has(self, module: str) -> tuple[int, int] | None:
+    """Inputs of A and outputs of B, or None if the module has no adapter."""
+    names = [f'{PREFIX}{module}.lora_{x}.weight' for x in 'AB']
+    a, b = (self.tensors[name].shape if name in self.tensors else () for name in names)
+    return ((*a, 0)[1], (*b, 0)[0]) if a or b else None
+
+  def take(
+    self, module: str, key: str, copies: int, inputs: int, outputs: int
+  ) -> Pair | None:
+    """A [copies r, in] and B [out, copies r] of a module, or None if it has none.
+
+    Its rank r and its scale go by `key`. What it is scaled by more than alpha / r of
+    the config, B is.
+    """
+    if not self.has(module):
+      return None
+    rank = int(self.scales.rank_of(key)) * copies
+    a = self._tensor(f'{PREFIX}{module}.lora_A.weight', (rank, inputs))
+    b = self._tensor(f'{PREFIX}{module}.lora_B.weight', (outputs, rank))
+    return a, b * np.float32(self.scales.excess(key))
+
+  def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in self.tensors:
+      raise storage.WeightsError(f'{self.file}: the tensor {name} is missing')
+    found = self.tensors[name]
+    if found.shape != shape:
+      raise storage.WeightsError(
+        f'{self.file}: {name}: expected the shape {shape}, found {found.shape}'
+      )
+    if found.kind not in storage.KINDS.values():
+      raise storage.WeightsError(
+        f'{self.file}: {name}: expected one of {", ".join(storage.KINDS.values())}, '
+        f'found {found.kind}'
+      )
+    self.used.add(name)
+    return storage.numbers(self.tensors, name, np.dtype(np.float32))
 
 
 def read(
@@ -107,76 +166,87 @@ def read(
 ) -> tuple[lora.Config, dict[str, Any]]:
   """Returns what PEFT has written for such a checkpoint: config and adapters.
 
+  The config's scale is right for all of them: of a matrix that PEFT scales otherwise
+  (`rank_pattern`, `alpha_pattern`, rsLoRA) the difference is in its `b`.
+
   Raises:
     WeightsError: a file is missing or damaged, or asks for what isn't computed here.
   """
   folder = Path(folder).expanduser()
-  settings = storage.read_json(folder / CONFIG)
-  for field, value in (
-    ('peft_type', 'LORA'),
-    ('bias', 'none'),
-    ('use_dora', False),
-    ('use_rslora', False),
-    ('rank_pattern', {}),
-    ('alpha_pattern', {}),
-    ('modules_to_save', None),
-  ):
-    if settings.get(field, value) != value:
-      raise storage.WeightsError(
-        f'{folder / CONFIG}: {field}: expected {value!r}, got {settings[field]!r}'
+  stored = _Stored(folder)
+  tree: dict[str, Any] = {}
+  for target in lora.matrices(like.config):
+    if target.name in peft_experts.NAMES:
+      continue
+    modules = [module for _, module, _ in _rows(like, target)]
+    if any(stored.has(module) for module in modules):
+      tree.setdefault(target.stack, {})[target.name] = _stacked(
+        [_pair(stored, target, module, row) for _, module, row in _rows(like, target)],
+        0,
       )
-  rank, alpha = settings.get('r'), settings.get('lora_alpha')
-  if not isinstance(rank, int) or not isinstance(alpha, int | float):
-    raise storage.WeightsError(
-      f'{folder / CONFIG}: expected numbers r and lora_alpha, got {rank!r}, {alpha!r}'
-    )
-  stored = dict(storage.header(folder / FILE))
-  every = lora.targets(like.config, lora.Config(rank=rank, targets='.*'))
-  chosen = [
-    target
-    for target in every
-    if len(target.lead) == 1
-    and any(f'{PREFIX}{m}.lora_A.weight' in stored for _, m, _ in _rows(like, target))
-  ]
-  if not chosen:
+  for stack, _, sparse in like.config.stacks:
+    if sparse and (experts := _experts(stored, like, stack)):
+      tree.setdefault(stack, {}).update(experts)
+  if not tree:
     raise storage.WeightsError(
       f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
     )
-  names = '|'.join(sorted({target.name for target in chosen}))
-  config = lora.Config(rank=rank, alpha=float(alpha), targets=names)
-  tree: dict[str, Any] = {}
-  used = set()
-  for target in chosen:
-    inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
-    layers: dict[str, list[np.ndarray]] = {'a': [], 'b': []}
-    for _, module, row in _rows(like, target):
-      a_name, b_name = (f'{PREFIX}{module}.lora_{x}.weight' for x in 'AB')
-      a = _tensor(folder, stored, a_name, (rank, inputs))
-      b = _tensor(folder, stored, b_name, (outputs, rank))
-      layers['a'].append(a.T.reshape(*target.inputs, rank))
-      layers['b'].append(row.turn(b, (rank, *target.outputs)))
-      used |= {a_name, b_name}
-    pair = {name: np.stack(each) for name, each in layers.items()}
-    tree.setdefault(target.stack, {})[target.name] = pair
-  if rest := sorted(set(stored) - used):
+  if rest := sorted(set(stored.tensors) - stored.used):
     raise storage.WeightsError(
       f'{folder / FILE}: {rest[0]} belongs to no matrix of {like.folder}'
     )
-  return config, tree
+  names = '|'.join(sorted({name for pairs in tree.values() for name in pairs}))
+  return lora.Config(int(stored.scales.rank), float(stored.scales.alpha), names), tree
 
 
-def _tensor(
-  folder: Path, stored: Mapping[str, storage.Stored], name: str, shape: tuple[int, ...]
-) -> np.ndarray:
-  if name not in stored:
-    raise storage.WeightsError(f'{folder / FILE}: the tensor {name} is missing')
-  if stored[name].shape != shape:
+def _pair(stored: _Stored, target: lora.Target, module: str, row: families.Row) -> Pair:
+  """A matrix's `a` and `b`, as they lie here."""
+  # What is no linear layer in transformers 5 goes by its parameter's name.
+  key = f'{module}.weight' if target.name == 'router' else module
+  inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
+  found = stored.take(module, key, 1, inputs, outputs)
+  if found is None:
     raise storage.WeightsError(
-      f'{folder / FILE}: {name}: expected the shape {shape}, found {stored[name].shape}'
+      f'{stored.file}: the tensor {PREFIX}{module}.lora_A.weight is missing'
     )
-  if stored[name].kind not in storage.DTYPES:
-    raise storage.WeightsError(
-      f'{folder / FILE}: {name}: expected one of {", ".join(storage.DTYPES)}, found '
-      f'{stored[name].kind}'
-    )
-  return storage.numbers(stored, name, np.dtype(np.float32))
+  a, b = found
+  return (
+    a.T.reshape(*target.inputs, len(a)),
+    row.turn(b, (len(a), *target.outputs)),
+  )
+
+
+def _experts(
+  stored: _Stored, like: weights.Checkpoint, stack: str
+) -> dict[str, dict[str, np.ndarray]]:
+  """The adapters of a stack's experts, by name."""
+  layers, _ = _stack(like, stack)
+  each = [
+    peft_experts.pairs(stored.take, stored.has, like.config, layer) for layer in layers
+  ]
+  names = {name for pairs in each for name in pairs}
+  for layer, pairs in zip(layers, each, strict=True):
+    if missing := sorted(names - set(pairs)):
+      raise storage.WeightsError(
+        f'{stored.file}: expected adapters of experts in all layers, found none of '
+        f'{missing[0]} in layer {layer}'
+      )
+  return {name: _stacked([pairs[name] for pairs in each], 1) for name in names}
+
+
+def _stacked(pairs: list[Pair], axis: int) -> dict[str, np.ndarray]:
+  """The layers of a stack as one adapter; lower ranks are filled up with zeros.
+
+  `axis` is that of the rank in `b`; in `a` it is the last.
+  """
+  rank = max(a.shape[-1] for a, _ in pairs)
+
+  def filled(x: np.ndarray, axis: int) -> np.ndarray:
+    short = [(0, 0)] * x.ndim
+    short[axis] = (0, rank - x.shape[axis])
+    return np.pad(x, short)
+
+  return {
+    'a': np.stack([filled(a, a.ndim - 1) for a, _ in pairs]),
+    'b': np.stack([filled(b, axis) for _, b in pairs]),
+  }

@@ -39,6 +39,18 @@ def turn(config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array) -> jax
   return rope(x_BTHC, positions_BT, config.rope_theta, config.rope)
 
 
+def turn_queries(
+  config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array
+) -> jax.Array:
+  """`turn`, and what queries grow by beyond the original length, as in Llama 4."""
+  turned, scaling = turn(config, x_BTHC, positions_BT), config.rope
+  if not scaling.query_growth:
+    return turned
+  passed_BT = jnp.floor(positions_BT.astype(jnp.float32) / scaling.original_length)
+  grown_BT = 1 + scaling.query_growth * jnp.log1p(passed_BT)
+  return turned * grown_BT[..., None, None].astype(turned.dtype)
+
+
 def frequencies(
   channels: int, theta: float, scaling: Rope, dtype: Any = jnp.float32
 ) -> jax.Array:

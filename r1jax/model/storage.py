@@ -1,7 +1,8 @@
 """Tensors in files of safetensors: found, read in part or whole, and written.
 
 A checkpoint's folder has one file, or several and an index. Nothing is read before it
-is asked for, and nothing is ever unpickled.
+is asked for, and nothing is ever unpickled. Tensors of one file may have several types,
+and each is written in its own.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,29 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 SHARD_BYTES = 5 * 10**9  # of a file that is written; a larger tensor has its own
 SCALES = '_scale_inv'  # what DeepSeek's FP8 tensors have beside them
+# Types of weights, by their names in safetensors.
 DTYPES = {
   'F32': np.dtype(np.float32),
   'F16': np.dtype(np.float16),
   'BF16': np.dtype(ml_dtypes.bfloat16),
   'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
+  'F64': np.dtype(np.float64),
 }
-KINDS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
+# Further ones, of tensors that no model reads: they are copied.
+COPIED = {
+  'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
+  'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
+  'BOOL': np.dtype(np.bool_),
+  'C64': np.dtype(np.complex64),
+  **{f'{kind}{8 * size}': np.dtype(f'{kind.lower()}{size}')
+     for kind in 'IU' for size in (1, 2, 4, 8)},
+}  # fmt: skip
+KINDS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'float64': 'F64'}
 
 
 class WeightsError(ValueError):
@@ -42,9 +54,10 @@ class Stored:
   """A tensor in a file."""
 
   file: Path
-  kind: str  # a name in DTYPES
+  kind: str  # its type's name in safetensors
   shape: tuple[int, ...]
   start: int  # bytes from the beginning of the file
+  size: int  # bytes
 
   def read(self, rows: range | None = None) -> np.ndarray:
     """Returns the numbers of some or all of its rows, read anew at each call."""
@@ -55,6 +68,17 @@ class Stored:
     if found.size != math.prod(shape):
       raise WeightsError(f'{self.file} was cut off while it was being read')
     return found.reshape(shape)
+
+  def copy(self) -> np.ndarray:
+    """Returns the tensor as it is, of any type that numpy knows."""
+    dtype = {**DTYPES, **COPIED}.get(self.kind)
+    if dtype is None:
+      raise WeightsError(
+        f'{self.file}: expected tensors of types that numpy knows, found {self.kind}; '
+        'leave that tensor, which no model reads, out of the file'
+      )
+    found = np.fromfile(self.file, np.uint8, self.size, offset=self.start)
+    return found.view(dtype).reshape(self.shape)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -71,27 +95,47 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def find(folder: Path) -> Iterator[tuple[str, Stored]]:
-  """The tensors of all files of a checkpoint, by name."""
-  if (folder / INDEX).exists():
-    placed = read_json(folder / INDEX).get('weight_map')
-    if not isinstance(placed, dict) or not all(
-      isinstance(name, str) for name in placed.values()
-    ):
-      raise WeightsError(
-        f'{folder / INDEX}: expected a weight_map from tensors to files, found none'
+  """The tensors of all files of a checkpoint, by name.
+
+  The single file comes first, as in transformers: where there is an index beside it, an
+  earlier save in the same folder has left it behind. A warning says so if its shards
+  are there as well.
+  """
+  if (folder / SINGLE).is_file():
+    others = [name for name in _shards(folder) if name != SINGLE]
+    if others and all((folder / name).is_file() for name in others):
+      warnings.warn(
+        f'{folder} has both {SINGLE} and the shards of {INDEX}; {SINGLE} is read, as '
+        'transformers does. Delete those that are not meant',
+        stacklevel=2,
       )
-    for name in sorted(set(placed.values())):
-      if Path(name).name != name:
-        raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
+    yield from header(folder / SINGLE)
+  elif (folder / INDEX).exists():
+    for name in _shards(folder):
       if not (folder / name).is_file():
         raise WeightsError(f'{folder / name} is missing, which {INDEX} names')
       yield from header(folder / name)
-  elif (folder / SINGLE).is_file():
-    yield from header(folder / SINGLE)
   else:
     others = [path.name for path in folder.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
     raise WeightsError(f'{folder}: expected {SINGLE} or {INDEX}, found none{hint}')
+
+
+def _shards(folder: Path) -> list[str]:
+  """The files that an index names; none if there is no index."""
+  if not (folder / INDEX).exists():
+    return []
+  placed = read_json(folder / INDEX).get('weight_map')
+  if not isinstance(placed, dict) or not all(
+    isinstance(name, str) for name in placed.values()
+  ):
+    raise WeightsError(
+      f'{folder / INDEX}: expected a weight_map from tensors to files, found none'
+    )
+  for name in placed.values():
+    if Path(name).name != name:
+      raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
+  return sorted(set(placed.values()))
 
 
 def header(file: Path) -> Iterator[tuple[str, Stored]]:
@@ -109,14 +153,15 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
     ) from error
   for name, entry in header.items():
     if name != '__metadata__':
-      start = 8 + size + entry['data_offsets'][0]
-      yield name, Stored(file, entry['dtype'], tuple(entry['shape']), start)
+      first, last = entry['data_offsets']
+      shape = tuple(entry['shape'])
+      yield name, Stored(file, entry['dtype'], shape, 8 + size + first, last - first)
 
 
 def check(
   folder: Path, tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...]
 ) -> None:
-  """WeightsError unless there is such a tensor, with the scales that FP8 needs."""
+  """WeightsError unless there is such a tensor of numbers, with FP8's scales."""
   if name not in tensors:
     raise WeightsError(f'{folder}: the tensor {name} is missing, expected {shape}')
   found = tensors[name]
@@ -125,10 +170,14 @@ def check(
       f'{found.file}: {name}: expected the shape {shape} by config.json, found '
       f'{found.shape}'
     )
+  if found.kind not in DTYPES:
+    raise WeightsError(
+      f'{found.file}: {name}: expected one of {", ".join(DTYPES)}, found {found.kind}'
+    )
   if found.kind == 'F8_E4M3':
     blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=False))
     scales = tensors.get(name + SCALES)
-    if scales is None or scales.shape != blocks:
+    if scales is None or scales.shape != blocks or scales.kind not in DTYPES:
       raise WeightsError(
         f'{found.file}: {name}: expected its scales {name + SCALES} of shape {blocks}, '
         f'found {"none" if scales is None else scales.shape}'
@@ -147,24 +196,70 @@ def numbers(
   """Returns a tensor's numbers in another type, FP8 times the scales of its blocks.
 
   `rows` is some of its rows, one after the other; None is all.
+
+  Raises:
+    WeightsError: one of them is NaN or infinite, or too large for that type.
   """
   stored = tensors[name]
-  found = stored.read(rows)
-  if stored.kind != 'F8_E4M3':
-    return found.astype(dtype, copy=False)
+  with np.errstate(over='ignore'):  # said in a sentence
+    found = _numbers(tensors, name, stored.read(rows), rows).astype(dtype, copy=False)
+  if not _finite(found):
+    row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
+    raise WeightsError(
+      f'{stored.file}: {name}: expected finite numbers, found NaN or infinity in row '
+      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training had '
+      'diverged'
+    )
+  return found
+
+
+def _finite(x: np.ndarray) -> bool:
+  """Whether no number is NaN or infinite, by the bits of the exponent.
+
+  Reading the memory twice, with no copy, costs a twentieth of `isfinite` for bfloat16.
+  """
+  if not x.size:
+    return True
+  size = 8 * x.dtype.itemsize
+  infinity = int(np.array(np.inf, x.dtype).view(f'u{x.dtype.itemsize}'))
+  largest = x.view(f'i{x.dtype.itemsize}').max()  # of numbers from 0 on, if any is
+  of_negative = x.view(f'u{x.dtype.itemsize}').max()
+  return largest < infinity and of_negative < infinity + (1 << (size - 1))
+
+
+def _numbers(
+  tensors: Mapping[str, Stored], name: str, found: np.ndarray, rows: range | None
+) -> np.ndarray:
+  if tensors[name].kind != 'F8_E4M3':
+    return found
   first = 0 if rows is None else rows.start
   blocks = range(first // _BLOCK[0], -(-(first + len(found)) // _BLOCK[0]))
   scales = tensors[name + SCALES].read(blocks).astype(np.float32)
   for axis, size in enumerate(_BLOCK):
     scales = np.repeat(scales, size, axis=axis)
   within = scales[first % _BLOCK[0] :][: len(found), : found.shape[1]]
-  return (found.astype(np.float32) * within).astype(dtype)
+  return found.astype(np.float32) * within
+
+
+def narrowed(name: str, array: np.ndarray, kind: str) -> np.ndarray:
+  """Returns the array in one of KINDS' types.
+
+  Raises:
+    WeightsError: that is float16, and a number is too large for it.
+  """
+  with np.errstate(over='ignore'):  # said in a sentence
+    found = array.astype(DTYPES[kind], copy=False)
+  if kind == 'F16' and not _finite(found):
+    raise WeightsError(
+      f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
+      'choose bfloat16 or float32'
+    )
+  return found
 
 
 def write(
   folder: str | os.PathLike[str],
   named: Iterator[tuple[str, np.ndarray]],
-  dtype: str,
   files: Mapping[str, str | Path] | None = None,
   shard_bytes: int = SHARD_BYTES,
   name: str = SINGLE,
@@ -173,8 +268,7 @@ def write(
 
   Args:
     folder: that there is not yet.
-    named: tensors by name, see `tensors`.
-    dtype: that they are written in.
+    named: tensors by name, each in the type that it is written in.
     files: further files, by name: a text, or a path to copy.
     shard_bytes: of a file; more than one gets an index.
     name: of the file if it is one.
@@ -188,8 +282,9 @@ def write(
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial', dir=folder.parent))
   try:
-    _write_shards(partial, named, DTYPES[KINDS[dtype]], shard_bytes, name)
+    _write_shards(partial, named, shard_bytes, name)
     for other, content in (files or {}).items():
+      (partial / other).parent.mkdir(exist_ok=True)
       if isinstance(content, Path):
         shutil.copyfile(content, partial / other)
       else:
@@ -201,37 +296,76 @@ def write(
       shutil.rmtree(partial)
 
 
+class _Shard:
+  """A file of safetensors that is written a tensor at a time and never held.
+
+  Its header comes first and is known last, and wide numbers come before narrow ones, so
+  that all are aligned. So the numbers of each width go to a file of their own first.
+  """
+
+  def __init__(self, file: Path):
+    self.file, self.size = file, 0
+    self.names: list[str] = []
+    self._bodies: dict[int, Any] = {}  # files by bytes of a number
+    self._places: list[tuple[int, str, tuple[int, ...], int]] = []
+
+  def add(self, name: str, array: np.ndarray) -> None:
+    """Writes a tensor."""
+    kinds = {**DTYPES, **COPIED}
+    kind = next(kind for kind, dtype in kinds.items() if dtype == array.dtype)
+    width = array.dtype.itemsize
+    if width not in self._bodies:
+      body = self.file.with_name(f'{self.file.name}.{width}')
+      self._bodies[width] = body.open('w+b')
+    body = self._bodies[width]
+    self._places.append((width, kind, array.shape, body.tell()))
+    body.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    self.names.append(name)
+    self.size += array.nbytes
+
+  def close(self) -> None:
+    """Writes the file."""
+    widths = sorted(self._bodies, reverse=True)
+    starts, end = {}, 0
+    for width in widths:
+      starts[width] = end
+      end += self._bodies[width].tell()
+    # transformers looks at this entry.
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
+      start = starts[width] + first
+      offsets = start, start + math.prod(shape) * width
+      header[name] = {'dtype': kind, 'shape': shape, 'data_offsets': offsets}
+    content = json.dumps(header).encode()
+    content += b' ' * (-len(content) % 8)  # numbers begin at a multiple of 8 bytes
+    with self.file.open('wb') as file:
+      file.write(len(content).to_bytes(8, 'little') + content)
+      for width in widths:
+        with self._bodies[width] as body:
+          body.seek(0)
+          shutil.copyfileobj(body, file, 2**24)
+        Path(body.name).unlink()
+
+
 def _write_shards(
   folder: Path,
   named: Iterator[tuple[str, np.ndarray]],
-  dtype: np.dtype,
   shard_bytes: int,
   single: str,
 ) -> None:
   shards: list[list[str]] = []
-  held: dict[str, np.ndarray] = {}
+  shard = _Shard(folder / 'shard-0')
   total = 0
 
   def put() -> None:
-    # transformers looks at this entry.
-    name = folder / f'shard-{len(shards)}'
-    safetensors.numpy.save_file(held, name, metadata={'format': 'pt'})
-    name.chmod(0o644)  # the library's is for the owner alone
-    shards.append(list(held))
-    held.clear()
+    shard.close()
+    shards.append(shard.names)
 
   for name, array in named:
-    with np.errstate(over='ignore'):  # said in a sentence
-      written = array.astype(dtype, copy=False)
-    if dtype == np.float16 and not np.isfinite(written).all():
-      raise WeightsError(
-        f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
-        'choose bfloat16 or float32'
-      )
-    array = written
-    if held and sum(x.nbytes for x in held.values()) + array.nbytes > shard_bytes:
+    if shard.names and shard.size + array.nbytes > shard_bytes:
       put()
-    held[name] = array
+      shard = _Shard(folder / f'shard-{len(shards)}')
+    shard.add(name, array)
     total += array.nbytes
   put()
   if len(shards) == 1:

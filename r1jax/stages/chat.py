@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drawing, hub, sampling, text
+from r1jax import chat_template, drawing, hub, sampling, text
 from r1jax import mesh as mesh_lib
-from r1jax.model import families
+from r1jax.model import decode, families, weights
 from r1jax.stages import compilation, lineage, pretrained
 from r1jax.stages.workdir import RECORD
 
@@ -47,6 +47,12 @@ class Speaker:
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
   @functools.cached_property
+  def _turned(self) -> Any:
+    """The parameters as they are read at each token: once a conversation."""
+    turned = functools.partial(decode.turned, self.model.config)
+    return jax.jit(turned, compiler_options=compilation.options())(self.params)
+
+  @functools.cached_property
   def _speak(self) -> Any:
     def step(params: Any, spoken: Any, token: jax.Array, uniform: jax.Array) -> Any:
       functions = self.model.functions
@@ -63,11 +69,11 @@ class Speaker:
   def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
     """The conversation as the model reads it, as text and ids.
 
-    Only the template of a chat holds more than the last question.
+    Only the templates of a chat hold more than the last question.
     """
     tokenizer, template = self.model.tokenizer, self.model.template
-    if template == text.CHAT:
-      prompt = tokenizer.converse(messages)
+    if template in text.CHATS:
+      prompt = tokenizer.converse(text.asked(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -102,7 +108,7 @@ class Speaker:
         return
       yield found
       if n + 1 < room:
-        token, spoken = self._speak(self.params, spoken, token, uniform[n + 1])
+        token, spoken = self._speak(self._turned, spoken, token, uniform[n + 1])
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
@@ -111,7 +117,7 @@ class Speaker:
     prompt, ids = self.prompt(messages)
     stream = self.model.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
-    yield from told_apart(pieces, bool(text.opened(prompt)))
+    yield from told_apart(pieces, text.opened(prompt).strip() == '<think>')
 
 
 def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:
@@ -135,19 +141,26 @@ def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:
     yield Said(held, thinking)
 
 
-def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speaker:
+def open_speaker(
+  path: str,
+  template: str | None,
+  draw: drawing.Config,
+  chat_template_kwargs: str | None = None,
+) -> Speaker:
   """A model to talk to: a finished stage's, or a checkpoint's of the hub.
 
   Args:
     path: the work directory of a stage, or the folder of a checkpoint.
     template: None is the stage's, or the checkpoint's own.
     draw: how tokens are drawn.
+    chat_template_kwargs: variables for the chat template, in JSON; None is those that
+      the stage was trained with.
 
   Raises:
     ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
   """
   mesh = mesh_lib.make(jax.devices()[:1])
-  folder = hub.fetched(path)
+  folder = hub.fetched(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
@@ -155,11 +168,29 @@ def open_speaker(path: str, template: str | None, draw: drawing.Config) -> Speak
     )
   if (folder / RECORD).is_file():
     stage = lineage.load(folder)
-    model = stage.model
-    if template is not None:
-      model = dataclasses.replace(model, template=template)
+    model = dataclasses.replace(
+      stage.model,
+      tokenizer=_of_today(stage, chat_template_kwargs),
+      template=template or stage.model.template,
+    )
     return Speaker(model, stage.params(mesh), pretrained.positions(stage), draw)
-  config = pretrained.Config(path=str(folder), template=template or text.CHAT)
+  config = pretrained.Config(
+    path=str(folder),
+    template=template or text.CHAT,
+    chat_template_kwargs=chat_template_kwargs or '',
+  )
   found = pretrained.look_up(config)
   longest = families.positions(found.checkpoint.raw)
-  return Speaker(found.model, found.params(mesh), longest, draw)
+  # In the file's own type: float32 would double what a folder in bfloat16 takes.
+  params = weights.read(found.checkpoint, mesh_lib.places(mesh, found.model.names))
+  return Speaker(found.model, params, longest, draw)
+
+
+def _of_today(stage: lineage.Stage, chat_template_kwargs: str | None) -> text.Tokenizer:
+  """The tokenizer of a stage, whose chat template tells today's date, not the run's."""
+  if not (stage.path / lineage.HUB).exists():
+    return stage.model.tokenizer
+  variables = lineage.read_source(stage.path).chat_template_kwargs
+  if chat_template_kwargs is not None:
+    variables = chat_template.read_variables(chat_template_kwargs)
+  return hub.open_tokenizer(stage.path / lineage.HUB, variables)

@@ -141,6 +141,19 @@ class Checkpoints:
       )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
+  def in_own_types(self, like: Any) -> Any:
+    """Returns the shapes of `like` with the types that the newest checkpoint has.
+
+    Raises CheckpointError without one.
+    """
+    saved = _shapes(self._folder, self._newest)
+
+    def one(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+      own = saved.get(jax.tree_util.keystr(path), x)
+      return jax.ShapeDtypeStruct(x.shape, own.dtype, sharding=x.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, like)
+
   def resume(self, state: Any) -> tuple[Any, int]:
     """Returns the newest checkpoint, placed like `state`, and its step.
 

@@ -18,7 +18,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from r1jax import paths
+
 Config = TypeVar('Config')
+# Fields that hold the path of a folder or a file of this machine.
+PATHS = ('workdir', 'data_dir', 'parent', 'adapter', 'run', 'out')
 Presets = Mapping[str, Mapping[str, Any]]  # group -> name of a preset -> the group
 
 
@@ -47,7 +51,9 @@ def parse(
       # Not dataclasses.replace: it would check the preset against fields that the
       # remaining words are about to change.
       object.__setattr__(start, group, preset)
-    return _parse_fields(start, words, _description(default, presets))
+    config = _parse_fields(start, words, _description(default, presets))
+    _check_paths(config)
+    return config
   except ValueError as mistake:
     _fail(str(mistake))
 
@@ -112,6 +118,15 @@ def _check_names(words: Iterable[str], known: Sequence[str]) -> None:
       f'{word.partition("=")[0]} is not a field{_suggestion(meant[:3])}; '
       '--help lists them all'
     )
+
+
+def _check_paths(config: Any, prefix: str = '') -> None:
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_paths(value, f'{prefix}{field.name}.')
+    elif field.name in PATHS and isinstance(value, str):
+      paths.check_local(prefix + field.name, value)
 
 
 def _suggestion(meant: Sequence[str]) -> str:

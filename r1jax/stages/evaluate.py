@@ -1,7 +1,10 @@
 """Evaluation on held-out problems: pass@1, pass@k, consensus, with intervals.
 
-Intervals are bootstrapped over problems: the samples of one problem are not
-independent. The same step of the same seed always draws the same samples.
+Intervals are bootstrapped over problems, and over all problems of a group at once (such
+as Countdown's targets of the same numbers): samples of one problem are not independent,
+nor are answers to problems that are alike. They are about the model at hand: another
+seed makes another model, and by how much those differ no interval here says. The same
+step of the same seed always draws the same samples.
 """
 
 import dataclasses
@@ -95,7 +98,6 @@ def evaluate(
   values_PGR = np.stack([values for _, values in together])
   values = dict(zip(pool.names, np.moveaxis(values_PGR, -1, 0), strict=True))
   found = [one for one, _ in together]
-  names = [problem.task for problem in problems]
   shown = [
     {
       'problem': problems[one.number].id,
@@ -106,7 +108,7 @@ def evaluate(
     }
     for one in found[: config.shown]
   ]
-  return _summary(found, names, values, config), shown
+  return _summary(found, problems, values, config), shown
 
 
 class _Answered(NamedTuple):
@@ -138,17 +140,17 @@ def _answered(
 
 def _summary(
   found: Sequence[_Answered],
-  names: Sequence[str],
+  problems: Sequence[Problem],
   values_PG: dict[str, np.ndarray],
   config: Config,
 ) -> dict[str, Any]:
   correct_PG = values_PG['accuracy']
   metrics: dict[str, Any] = {
-    'split': 'test',
     'problems': len(found),
     'k': config.samples,
     **dataclasses.asdict(config.draw),
   }
+  groups = [tasks.group(problem) for problem in problems]
   count = correct_PG.sum(1).astype(int)
   pass_at_k = statistics.pass_at_k(config.samples, count, config.samples)
   for name, values in (
@@ -160,19 +162,30 @@ def _summary(
     ('unparsable', [one.unparsable for one in found]),
     ('reflective', [one.reflective for one in found]),
   ):
-    metrics[name] = statistics.bootstrap(values, seed=0)._asdict()
+    metrics[name] = statistics.bootstrap(values, seed=0, groups=groups)._asdict()
   metrics['rewards'] = {
-    name: statistics.bootstrap(values, seed=0)._asdict()
+    name: statistics.bootstrap(values, seed=0, groups=groups)._asdict()
     for name, values in values_PG.items()
     if name != 'accuracy'
   }
-  if len(set(names)) > 1:
-    metrics['tasks'] = {
-      name: statistics.bootstrap(correct_PG[np.array(names) == name], seed=0)._asdict()
-      for name in dict.fromkeys(names)
-    }
+  if len(of_tasks := by_task(correct_PG, problems)) > 1:
+    metrics['tasks'] = of_tasks
   metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
+  metrics['groups'] = groups  # of the problems, for the same
   return metrics
+
+
+def by_task(
+  values_PG: np.ndarray, problems: Sequence[Problem]
+) -> dict[str, dict[str, float]]:
+  """The mean over the problems of each task with its interval, as plain data."""
+  found = {}
+  for name in dict.fromkeys(problem.task for problem in problems):
+    places = [n for n, problem in enumerate(problems) if problem.task == name]
+    groups = [tasks.group(problems[n]) for n in places]
+    interval = statistics.bootstrap(values_PG[places], seed=0, groups=groups)
+    found[name] = interval._asdict()
+  return found
 
 
 def _consensus(problem: Problem, group: Sequence[str]) -> bool:

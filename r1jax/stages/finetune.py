@@ -5,7 +5,6 @@ that was killed goes on to the same bits.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -109,9 +108,16 @@ class Passes:
   def batch(self, step: int, params: Any = None) -> sft.Batch:
     """The rows of a step, counted from 1; the last step's may be padded."""
     del params  # the examples are what they are
-    rows, length = self._config.rows_per_step, self._config.row_length
-    batch = _empty(rows, length)
-    for row, chosen in enumerate(self._rows[(step - 1) * rows : step * rows]):
+    rows = self._config.rows_per_step
+    return self._filled(self._rows[(step - 1) * rows : step * rows], rows)
+
+  def whole(self) -> sft.Batch:
+    """The rows of all steps as those of one."""
+    return self._filled(self._rows, self.steps * self._config.rows_per_step)
+
+  def _filled(self, examples: Sequence[Sequence[int]], rows: int) -> sft.Batch:
+    batch = _empty(rows, self._config.row_length)
+    for row, chosen in enumerate(examples):
       used = 0
       for owner, index in enumerate(chosen, start=1):
         example = self._examples[index]
@@ -206,7 +212,8 @@ def train(
     step: (state, batch, *constants) -> state, metrics: `sft.step` or like it, without
       optimizer and micro-batches.
     batch: (step, from 1 on, and the parameters then) -> what to learn from; see `pack`
-      and `Passes`.
+      and `Passes`. For some times the rows of `config` it has as many times the
+      micro-batches, and another number of rows compiles once more.
     steps: updates.
     config: see `Rows`.
     optimizer: see `optim.make`.
@@ -221,12 +228,15 @@ def train(
   own = jax.tree.map(jnp.copy, params)
   state = mesh_lib.put_beside(mesh, optim.init(own, optimizer), params)
   state, first = run.checkpoints[phase].resume(state)
-  step = functools.partial(
-    step, optimizer=optimizer, micro_batches=config.micro_batches
-  )
+
+  def update(state: optim.TrainState, batch: sft.Batch, *constants: Any) -> Any:
+    times = batch.tokens.shape[0] // config.rows_per_step
+    parts = times * config.micro_batches
+    return step(state, batch, *constants, optimizer=optimizer, micro_batches=parts)
+
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = jax.jit(
-    mesh_lib.bound(mesh, step), donate_argnums=0, out_shardings=(places, None)
+    mesh_lib.bound(mesh, update), donate_argnums=0, out_shardings=(places, None)
   )
   began, tokens = time.monotonic(), 0
   for number in range(first + 1, steps + 1):
@@ -234,12 +244,13 @@ def train(
     tokens += int(rows.weights.sum())
     state, metrics = step_fn(state, mesh_lib.put_batch(mesh, rows), *constants)
     due = number % config.checkpoint_every == 0 or number == steps
-    logs = number % config.log_every == 0
+    logs = number % config.log_every == 0 or number == steps
     # With several hosts, whether one was stopped is asked with what is written down.
     saves = run.saves(due) if logs or due or hosts.count() == 1 else False
     if logs or saves:
       values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
       check_finite(phase, number, values, f'{config.group}_optim')
+      values['tokens'] = int((rows.documents > 0).sum())  # of the step, with prompts
       seconds = time.monotonic() - began
       values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
       if logs:

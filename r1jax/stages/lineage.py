@@ -9,25 +9,26 @@ next stage takes that directory, and nothing else, to find all it needs.
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from r1jax import hub, sampling, tasks, text
+from r1jax import chat_template, hub, paths, sampling, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import decoder, lora, weights
 from r1jax.model.config import ModelConfig, from_dict
 from r1jax.stages import hosts
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints, digest_of
 from r1jax.stages.generate import Generator
-from r1jax.stages.run import Run
+from r1jax.stages.run import Run, data_versions
 from r1jax.stages.workdir import RECORD, WorkdirError, plain_config, write_whole
 
 FIELDS = (
@@ -105,14 +106,12 @@ class Model:
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    opened = text.opened(self.tokenizer.prompt(self.template, question))
-    if opened:
-      output = output.removeprefix('<think>').removeprefix('\n')
-    elif not text.is_chat(self.template):
+    output = text.going_on(self.tokenizer.prompt(self.template, question), output)
+    if not text.is_chat(self.template):
       output = f' {output}'
     return (
       self.tokenizer.prompt_ids(self.template, question),
-      [*self.tokenizer.encode(output), self.tokenizer.eos_id],
+      [*self.tokenizer.encode_after(output), self.tokenizer.eos_id],
     )
 
 
@@ -136,7 +135,7 @@ class Stage:
     return {str(self.path.absolute() / RECORD): self.digest}
 
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
-    """The parameters under a name, placed on the mesh.
+    """The parameters under a name, placed on the mesh, in the types they were saved in.
 
     Raises:
       LineageError: they are not those that the record names.
@@ -149,12 +148,12 @@ class Stage:
         shapes,
         places,
       )
-      return self._saved(name, like)
+      return self._saved(name, like, own_types=True)
     adapters = self.adapters(name)
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), mesh_lib.places(mesh, model.names), dtype)
     whole = lora.attach(base, mesh_lib.put_everywhere(mesh, adapters), model.lora.scale)
-    return jax.jit(lora.merged)(whole)
+    return jax.jit(lora.merged_as_kept)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
     """The adapters under a name, of a stage that has learned some.
@@ -165,19 +164,27 @@ class Stage:
     init = functools.partial(lora.init, self.model.config, self.model.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
-  def _saved(self, name: str, like: Any) -> Any:
+  def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
+    """What was saved under a name, in types of its own or in those of `like`.
+
+    Raises:
+      LineageError: it is not what the record names; with the reason if that is known.
+    """
     saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
-    wrong = LineageError(
-      f'{self.path}: the parameters {name!r} are not those that {RECORD} names; '
-      'restore checkpoints/, or run that stage again in another folder'
-    )
-    digest = self.record['params'][name]
+
+    def wrong(reason: str) -> LineageError:
+      return LineageError(
+        f'{self.path}: the parameters {name!r} are not those that {RECORD} names'
+        f'{reason}; restore checkpoints/, or run that stage again in another folder'
+      )
+
     try:
-      if saved.step is None or saved.manifest()['digest'] != digest:
-        raise wrong
-      return saved.restore(like)
+      if saved.manifest()['digest'] != self.record['params'][name]:
+        raise wrong('')
+      return saved.restore(saved.in_own_types(like) if own_types else like)
     except CheckpointError as error:
-      raise wrong from error
+      # What to do about a checkpoint that a run goes on from is no help here.
+      raise wrong(f' ({str(error).split(";")[0]})') from error
 
   def source(self) -> weights.Checkpoint:
     """The checkpoint of the hub that the model comes from.
@@ -188,16 +195,14 @@ class Stage:
     file = self.path / HUB / SOURCE
     if not file.exists():
       raise LineageError(f'{self.path}: its model does not come from a checkpoint')
+    kept = read_source(self.path)
     try:
-      kept = json.loads(file.read_bytes())
-      found = weights.open_checkpoint(kept['path'])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise LineageError(f'{file} is damaged ({error!r}); restore it') from error
+      found = weights.open_checkpoint(kept.path)
     except ValueError as error:
       raise LineageError(
         f'{self.path}: the checkpoint that its model comes from is needed: {error}'
       ) from error
-    if found.digest != kept['digest']:
+    if found.digest != kept.digest:
       raise LineageError(
         f'{found.folder} is not the checkpoint that {self.path} comes from; put that '
         'one back'
@@ -241,7 +246,9 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
 
   Raises:
     LineageError: there is none, it is another stage, or its tokenizer is another one.
+    ValueError: the folder is not one of this machine.
   """
+  paths.check_local('parent', os.fspath(path))
   path = Path(path)
   if not (path / RECORD).is_file():
     what = f'{" or ".join(expected)}' if expected else 'a stage'
@@ -271,12 +278,42 @@ def load(path: str | os.PathLike[str], *expected: str) -> Stage:
   return Stage(path, record, hashlib.sha256(content).hexdigest(), model)
 
 
+class Source(NamedTuple):
+  """The start of a run's model, as the run has kept it."""
+
+  path: str  # of the checkpoint
+  digest: str  # of the checkpoint
+  time: datetime.datetime | None  # when the run began, which its prompts may tell
+  chat_template_kwargs: dict[str, Any]  # variables that its prompts are written with
+
+
+def read_source(workdir: Path) -> Source:
+  """What a run has kept of its start; see `pretrained.Pretrained.keep`.
+
+  Raises:
+    LineageError: the file is damaged.
+  """
+  file = workdir / HUB / SOURCE
+  try:
+    kept = json.loads(file.read_bytes())
+    time = kept.get('time')
+    return Source(
+      kept['path'],
+      kept['digest'],
+      time and datetime.datetime.fromisoformat(time),
+      chat_template.read_variables(kept.get('chat_template_kwargs', '')),
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise LineageError(f'{file} is damaged ({error!r}); restore it') from error
+
+
 def _tokenizer(path: Path, digest: str) -> text.Tokenizer:
   of_hub = (path / HUB).exists()
   folder = path / HUB if of_hub else path
+  kept = read_source(path) if of_hub else None
   try:
-    if of_hub:
-      tokenizer = hub.open_tokenizer(folder)
+    if kept:
+      tokenizer = hub.open_tokenizer(folder, kept.chat_template_kwargs, kept.time)
     else:
       tokenizer = text.Tokenizer.load(folder / TOKENIZER)
   except (OSError, ValueError):  # gone, or damaged
@@ -350,11 +387,10 @@ def _record(
   digests: Mapping[str, str],
   parents: Sequence[Stage],
 ) -> dict[str, Any]:
-  names = (*tasks.REASONING, *tasks.GENERAL)
   return {
     'stage': stage,
     'config': plain_config(config),
-    'data': {name: tasks.module(name).VERSION for name in names},
+    'data': data_versions(config),
     'model': dataclasses.asdict(model.config),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
     'rows': model.rows,

@@ -46,7 +46,7 @@ class Work:
   optim: optim.Config
   grpo: grpo.Config
   mesh: mesh_lib.Config
-  param_dtype: str  # of parameters, optimizer, reference and sampler
+  param_dtype: str  # of parameters, reference and sampler; see `optim.Config.masters`
 
   @property
   def length(self) -> int:
@@ -103,14 +103,9 @@ def _bytes(tree: Any) -> float:
   )
 
 
-def _shaped(tree: Any, places: Any, dtype: Any = None) -> Any:
+def _shaped(tree: Any, places: Any) -> Any:
   """A tree of shapes as those that lie somewhere."""
-
-  def one(x: Any, place: Any) -> Any:
-    changed = dtype and jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.ShapeDtypeStruct(x.shape, dtype if changed else x.dtype, sharding=place)
-
-  return jax.tree.map(one, tree, places)
+  return jax.tree.map(lambda x, place: x.update(sharding=place), tree, places)
 
 
 def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
@@ -168,8 +163,9 @@ def phases(work: Work, devices: Sequence[Any]) -> Iterator[Phase]:
   gradients, apply = trainer.halves(places)
   learned = (state.params, *rest)
   yield Phase('gradient', gradients, learned, given, {}, *loops, gives='gradient')
-  given, without = kept | {'gradient': params}, _aside(away, reference)
-  yield Phase('update', apply, (state, params), given, {}, updates, aside=without)
+  grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)
+  given, without = kept | {'gradient': grads}, _aside(away, reference)
+  yield Phase('update', apply, (state, grads), given, {}, updates, aside=without)
 
 
 def _aside(away: bool, waiting: dict[str, float]) -> float:
@@ -191,7 +187,7 @@ def _learner(work: Work, trainer: Trainer) -> tuple[Any, Any]:
   """The shapes of a policy's state, and of the reference."""
   where, names = trainer.generator.mesh, trainer.generator.names
   places = mesh_lib.places(where, names)
-  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  params = _shaped(decoder.held(mesh_lib.unbox(names), work.param_dtype), places)
   saved = trainer.like(params)
   return saved['policy'], saved['reference']
 
@@ -205,7 +201,7 @@ def _sampling(
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   mesh_lib.check_rows(where, asked, 'samplers cut prompts')
   places = mesh_lib.places(where, generator.sampled)
-  params = _shaped(mesh_lib.unbox(names), places, work.param_dtype)
+  params = _shaped(decoder.held(mesh_lib.unbox(names), work.param_dtype), places)
   options = compilation.options(where)
   on_rows = mesh_lib.sharding(where, 'prompt')
 
@@ -445,13 +441,20 @@ def changes(work: Work, devices: Sequence[Any]) -> Iterator[tuple[str, Work]]:
     layout = dataclasses.replace(work.mesh, sampler_gathers=True)
     work = dataclasses.replace(work, mesh=layout)
     yield '--mesh.sampler-gathers True', work
-  if work.optim.moments == 'params' and work.param_dtype == 'float32':
+  decays = work.optim.b1, work.optim.b2
+  if work.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
     halved = dataclasses.replace(work.optim, moments='bfloat16')
     work = dataclasses.replace(work, optim=halved)
     yield '--rl-optim.moments bfloat16', work
+  if work.optim.masters == 'none':  # in bfloat16 a small step would change nothing
+    return
   if work.param_dtype == 'float32':
     work = dataclasses.replace(work, param_dtype='bfloat16')
     yield '--param-dtype bfloat16', work
+  if work.optim.masters == 'float32':
+    without = dataclasses.replace(work.optim, masters='stochastic')
+    work = dataclasses.replace(work, optim=without)
+    yield '--rl-optim.masters stochastic', work
 
 
 def report(work: Work, found: Sequence[Found], chip: Chip) -> list[str]:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 
 from r1jax import mesh as mesh_lib
-from r1jax import optim, preference, sampling, text
+from r1jax import optim, preference, sampling, tasks, text
 from r1jax.rewards.judge import Pair
 from r1jax.stages import compilation
 from r1jax.stages.run import Run, TrainingError, check_finite
@@ -60,14 +61,19 @@ class Config:
 
 
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-  """Returns the pairs to train on and the held-out ones, which share no problem."""
-  names = {pair.problem.id for pair in pairs}
-  ordered = sorted(names, key=lambda name: (splits.uniform('preference', name), name))
-  held_out = set(ordered[: math.ceil(share * len(ordered))])
-  return (
-    [pair for pair in pairs if pair.problem.id not in held_out],
-    [pair for pair in pairs if pair.problem.id in held_out],
+  """Returns the pairs to train on and the held-out ones.
+
+  No problem of one part is in the other, nor is its twin; see `tasks.group`.
+  """
+  names = [tasks.group(pair.problem) for pair in pairs]
+  ordered = sorted(
+    set(names), key=lambda name: (splits.uniform('preference', name), name)
   )
+  held_out = set(ordered[: math.ceil(share * len(ordered))])
+  parts: tuple[list[Pair], list[Pair]] = [], []
+  for name, pair in zip(names, pairs, strict=True):
+    parts[name in held_out].append(pair)
+  return parts
 
 
 def updates(pairs: Sequence[Pair], config: Config) -> int:
@@ -111,7 +117,7 @@ def encode(
         f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '
         f'the prompt of {problem.id!r} and 2 more, got {max_length}'
       )
-    shown = tokenizer.encode(text.visible(output))
+    shown = tokenizer.encode_after(text.visible(output))
     ids = [*(prompt + shown)[: max_length - 1], tokenizer.eos_id]
     tokens[row, : len(ids)] = ids
     mask[row, : len(ids)] = True
@@ -166,7 +172,9 @@ def _score_pairs(score: Scoring, params: Any, pairs: preference.Batch) -> np.nda
 
 
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(count)
+  # By name: without one, epoch 0 would have the numbers of the judge, whose seed it is.
+  name = zlib.crc32(b'preference')
+  return np.random.default_rng((seed, name, epoch)).permutation(count)
 
 
 def _portion(data: preference.Batch, seed: int, step: int, size: int):

@@ -7,19 +7,20 @@ so that what the run ends with can be written back as the hub has it.
 from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
+import datetime
 import hashlib
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from r1jax import hub, text
+from r1jax import chat_template, hub, text
 from r1jax import mesh as mesh_lib
 from r1jax.model import families, lora, peft, weights
 from r1jax.model.config import DTYPES, REMAT
-from r1jax.stages import lineage
+from r1jax.stages import hosts, lineage
 from r1jax.stages.workdir import write_whole
 
 
@@ -29,10 +30,14 @@ class Config:
 
   # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
   path: str = ''
-  template: str = text.CHAT  # or 'r1_zero', 'plain', 'r1_chat'; see `text.TEMPLATES`
+  # Or 'chat_tags', 'r1_zero', 'plain', 'r1_chat'; see `text.CHATS`, `text.TEMPLATES`.
+  template: str = text.CHAT
+  # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
+  chat_template_kwargs: str = ''
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
-  param_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the parameters
+  # Of the parameters, of the reference and of samplers; see docs/precision.md.
+  param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   adapter: str = ''  # a folder of PEFT whose adapters are added to the weights first
   lora: lora.Config = lora.Config()  # adapters to train, instead of all parameters
 
@@ -49,8 +54,15 @@ class Config:
         'without what they were learned on; train all parameters, or merge the other '
         f'ones into a checkpoint first; got {self.adapter!r}'
       )
-    if self.template != text.CHAT:
+    variables = chat_template.read_variables(self.chat_template_kwargs)
+    if self.template not in text.CHATS:
       text.render(self.template, '')  # says which there are
+      if variables:
+        raise ValueError(
+          f'chat_template_kwargs: expected none with the template {self.template!r}, '
+          f'which reads no variables, got {self.chat_template_kwargs!r}; choose the '
+          f'template {text.CHAT!r}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +73,24 @@ class Pretrained:
   model: lineage.Model
   config: Config
   adapter: tuple[lora.Config, Any] | None
+  time: datetime.datetime  # that the chat template is told
 
   @property
   def facts(self) -> dict[str, str]:
     """What the run's checkpoints depend on; see `run.start`."""
     folder = self.checkpoint.folder.absolute()
-    files = [folder / name for name in hub.FILES]
+    files = [folder / name for name in hub.files(folder)]
     if self.config.adapter:
       adapter = Path(self.config.adapter).expanduser().absolute()
       files += [adapter / name for name in (peft.CONFIG, peft.FILE)]
+    told = {}
+    if self.config.template in text.CHATS and hub.reads_clock(folder):
+      told[f'{lineage.HUB}/{lineage.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,
-      **{
-        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.exists()
-      },
+      **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
       lineage.TOKENIZER: self.model.tokenizer.digest,
+      **told,
     }
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
@@ -88,24 +101,44 @@ class Pretrained:
       return base
     config, adapters = self.adapter
     there = mesh_lib.put_everywhere(mesh, adapters)
-    return jax.jit(lora.merged)(lora.attach(base, there, config.scale))
+    return jax.jit(lora.merged_as_kept)(lora.attach(base, there, config.scale))
 
   def keep(self, workdir: Path) -> None:
     """Copies all but the weights to the run's folder, once."""
     folder = workdir / lineage.HUB
     if (folder / lineage.SOURCE).exists():
       return
-    folder.mkdir(exist_ok=True)
-    for name in hub.FILES:
-      if (self.checkpoint.folder / name).exists():
-        shutil.copyfile(self.checkpoint.folder / name, folder / name)
-    path = str(self.checkpoint.folder.absolute())
-    source = {'path': path, 'digest': self.checkpoint.digest}
+    hub.copy(self.checkpoint.folder, folder)
+    source = {
+      'path': str(self.checkpoint.folder.absolute()),
+      'digest': self.checkpoint.digest,
+      'time': self.time.isoformat(),
+      'chat_template_kwargs': self.config.chat_template_kwargs,
+    }
     write_whole(folder / lineage.SOURCE, json.dumps(source) + '\n')
 
 
-def look_up(config: Config) -> Pretrained:
+def began(workdir: str | os.PathLike[str]) -> datetime.datetime:
+  """When the run in this folder began; of a new one, now. The same on all hosts.
+
+  A chat template may tell the date, and a run that goes on tomorrow has the prompts of
+  today.
+
+  Raises:
+    LineageError: what the run has kept of it is damaged.
+  """
+  kept = None
+  if (Path(workdir) / lineage.HUB / lineage.SOURCE).exists():
+    kept = lineage.read_source(Path(workdir)).time
+  return hosts.agree('time', kept or hub.now())[0]
+
+
+def look_up(config: Config, time: datetime.datetime | None = None) -> Pretrained:
   """Looks a checkpoint up, before anything expensive starts.
+
+  Args:
+    config: which one, and how it is asked.
+    time: that its chat template is told; None is now.
 
   Raises:
     ValueError: there is none in that place, or it can't be used; see `weights`, `hub`.
@@ -113,7 +146,9 @@ def look_up(config: Config) -> Pretrained:
   if not config.path:
     raise ValueError('model.path: expected the folder of a checkpoint, got none')
   checkpoint = weights.open_checkpoint(hub.fetched(config.path))
-  tokenizer = hub.open_tokenizer(checkpoint.folder)
+  time = time or hub.now()
+  variables = chat_template.read_variables(config.chat_template_kwargs)
+  tokenizer = hub.open_tokenizer(checkpoint.folder, variables, time)
   if tokenizer.vocab_size > checkpoint.vocab_size:
     raise ValueError(
       f'{checkpoint.folder}: expected at most {checkpoint.vocab_size} tokens, the rows '
@@ -129,7 +164,7 @@ def look_up(config: Config) -> Pretrained:
     changed, tokenizer, config.template, checkpoint.vocab_size, config.lora
   )
   adapter = peft.read(config.adapter, checkpoint) if config.adapter else None
-  return Pretrained(checkpoint, model, config, adapter)
+  return Pretrained(checkpoint, model, config, adapter, time)
 
 
 def kept(stage: lineage.Stage) -> weights.Checkpoint | None:
@@ -144,7 +179,7 @@ def kept(stage: lineage.Stage) -> weights.Checkpoint | None:
     return stage.source()
   except lineage.LineageError:
     raw = json.loads((folder / 'config.json').read_bytes())
-    return weights.Checkpoint(folder, raw, families.read_config(raw), {})
+    return weights.Checkpoint(folder, raw, stage.model.config, {})
 
 
 def positions(stage: lineage.Stage) -> int:

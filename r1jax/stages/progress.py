@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STEPS_BETWEEN_REPEATS = 20  # a sentence said at every step is not read
 SECONDS_BETWEEN_FRAMES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
+# Rewards of `r1jax.rewards.rules` that are 0 without the tags.
+_FORMAL = {'accuracy', 'format', 'reasoning'}
 
 
 def diagnose(values: Mapping[str, Any]) -> list[str]:
@@ -33,27 +35,33 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     number = values.get(name)
     return float('nan') if number is None else number  # NaN: every comparison fails
 
-  flat = value('zero_variance_groups')
+  # Not by groups: an advantage may compare the outputs of several prompts.
+  flat = value('zero_advantages')
   accuracy = (values.get('rewards') or {}).get('accuracy')
-  if value('reward') == 0 and not (accuracy or 0) > 0:
+  nothing = flat == 1 and value('reward_spread') == value('reward') == 0
+  if nothing and not (accuracy or 0) > 0:
     yield (
       'reward',
       'Every reward of this step is 0, so there is nothing to learn from: make the '
-      'problems easier, or train the base model for longer.',
+      'problems easier, or train the base model for longer; a checkpoint of the hub '
+      'may need another --model.template: chat_tags asks for the form by its own.',
     )
   elif flat > 0.9:
     if accuracy is None:
-      why = 'the outputs of a problem all get the same reward'
+      why = 'outputs that are compared get the same reward; make the reward finer'
     elif accuracy < 0.05:
       why = 'hardly any output is right; make the problems easier'
     elif accuracy > 0.95:
       why = 'nearly every output is right; make the problems harder'
     else:
-      why = 'outputs of one problem are too much alike; sample at a higher temperature'
+      why = (
+        'outputs of one problem are too much alike; raise rl.temperature, or make the '
+        'reward finer'
+      )
     yield (
-      'zero_variance_groups',
-      f'In {flat:.0%} of the groups all rewards are equal and no gradient comes out: '
-      f'{why}.',
+      'zero_advantages',
+      f'The advantage of {flat:.0%} of the outputs is 0, and nothing is learned from '
+      f'them: {why}.',
     )
   if value('cut_off') > 0.3:
     yield (
@@ -61,12 +69,13 @@ def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
       f'{value("cut_off"):.0%} of the outputs are cut off before they end, which '
       'teaches the policy to think less: raise rl.max_length.',
     )
-  if value('unparsable') > 0.5:
+  if value('unparsable') > 0.5 and _FORMAL & (values.get('rewards') or {}).keys():
     yield (
       'unparsable',
       f'{value("unparsable"):.0%} of the outputs are not of the form <think>…</think>'
       '<answer>…</answer> and cannot be right: train the base model for longer, or '
-      'give the format reward more weight.',
+      'give the format reward more weight; a checkpoint of the hub is asked for that '
+      'form, with an example, by --model.template chat_tags.',
     )
   clipped = value('clip_up') + value('clip_down')
   if clipped > 0.3:

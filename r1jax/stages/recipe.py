@@ -6,13 +6,13 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1jax import text
 from r1jax.stages import lineage
-from r1jax.tasks import GENERAL, REASONING, Problem, store, web
+from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions, web
 
 TASKS = (*REASONING, *GENERAL)
 TOKENIZER_DOCUMENTS = 2000  # that a tokenizer is trained on
@@ -24,25 +24,28 @@ class Setting:
 
   Fields:
     train: problems to learn from, a list for each of `TASKS`.
-    held_out: problems for evaluations, likewise.
+    validation: held-out problems for curves and choices, likewise.
+    test: held-out problems for what is reported at the end, likewise.
     max_prompt_length: S, tokens.
     longest: positions that the base model has seen, T of its training.
   """
 
   train: list[list[Problem]]
-  held_out: list[list[Problem]]
+  validation: list[list[Problem]]
+  test: list[list[Problem]]
   max_prompt_length: int
   longest: int
 
-  @property
-  def reasoning(self) -> list[Problem]:
-    """Held-out reasoning problems, a task after the other by turns."""
-    return store.by_turns(self.held_out[: len(REASONING)])
+  def reasoning(self, split: str) -> list[Problem]:
+    """Reasoning problems of 'validation' or 'test', a task after the other by turns."""
+    return store.by_turns(self._held_out(split)[: len(REASONING)])
 
-  @property
-  def general(self) -> list[Problem]:
-    """Held-out instructions."""
-    return store.by_turns(self.held_out[len(REASONING) :])
+  def general(self, split: str) -> list[Problem]:
+    """Instructions of 'validation' or 'test'."""
+    return store.by_turns(self._held_out(split)[len(REASONING) :])
+
+  def _held_out(self, split: str) -> list[list[Problem]]:
+    return {'validation': self.validation, 'test': self.test}[split]
 
   def check_length(self, field: str, max_length: int) -> None:
     """Raises ValueError for outputs at positions that the base model never saw."""
@@ -61,7 +64,8 @@ class Setting:
 
   def check_prompts(self, tokenizer: text.Tokenizer, template: str) -> None:
     """Raises ValueError for a problem that is too long for a prompt."""
-    for problem in (p for source in [*self.train, *self.held_out] for p in source):
+    sources = [*self.train, *self.validation, *self.test]
+    for problem in (p for source in sources for p in source):
       ids = tokenizer.prompt_ids(template, problem.question)
       text.pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
 
@@ -73,6 +77,14 @@ class Setting:
         length = part.max_length  # a number, or a schedule of RL
         longest = length if isinstance(length, int) else max(n for _, n in length)
         self.check_length(f'{name}.max_length', longest)
+    instructions = len(self.train[-1]) if self.train else 0
+    if getattr(config, 'judged', 0) > instructions:
+      most = instructions // config.rl.prompts_per_step * config.rl.prompts_per_step
+      raise ValueError(
+        f'judged: expected at most the {instructions} instructions to learn from, got '
+        f'{config.judged}; '
+        + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
+      )
     if hasattr(config, 'base'):  # of a student
       longest = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
       self.check_row('base.row_length', config.base.row_length, longest)
@@ -121,8 +133,14 @@ def own_seed(seed: int, stage: str) -> int:
 
 
 def setting(stage: lineage.Stage, data_dir: str | None) -> Setting:
-  """The setting of the lineage that `stage` belongs to."""
-  config = stage.ancestor('r1_zero').record['config']
+  """The setting of the lineage that `stage` belongs to.
+
+  Raises LineageError where its problems were of another version: what is held out here
+  it may have learned from.
+  """
+  first = stage.ancestor('r1_zero')
+  check_versions(first.path, first.record.get('data') or {})
+  config = first.record['config']
   return new_setting(
     web.tasks_of(config['tasks']),
     data_dir,
@@ -131,14 +149,31 @@ def setting(stage: lineage.Stage, data_dir: str | None) -> Setting:
   )
 
 
+def check_versions(path: Path, found: Mapping[str, str]) -> None:
+  """Raises LineageError if a stage's problems, by task, are of other versions.
+
+  `path` is that of the stage.
+  """
+  differing = [
+    f'{task} was {found.get(task, "none")} there and is {version} here'
+    for task, version in versions(TASKS).items()
+    if found.get(task) != version
+  ]
+  if differing:
+    raise lineage.LineageError(
+      f'{path} was made with other problems, and may have learned from what is held '
+      f'out now ({"; ".join(differing)}); run it again in another folder'
+    )
+
+
 def new_setting(
   difficulty: web.Tasks, data_dir: str | None, *, max_prompt_length: int, longest: int
 ) -> Setting:
   """A setting with the problems of this difficulty, built on first use."""
-  train, held_out = (
-    store.sources(TASKS, difficulty, split, data_dir) for split in ('train', 'test')
+  train, validation, test = (
+    store.sources(TASKS, difficulty, split, data_dir) for split in splits.SPLITS
   )
-  return Setting(train, held_out, max_prompt_length, longest)
+  return Setting(train, validation, test, max_prompt_length, longest)
 
 
 def tokenizer(

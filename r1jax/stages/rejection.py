@@ -17,6 +17,7 @@ import numpy as np
 
 from r1jax import drawing, filters
 from r1jax.stages import hosts
+from r1jax.stages.evaluate import named_key
 from r1jax.stages.generate import Generator, of_all_hosts
 from r1jax.stages.metrics import explained, plain
 from r1jax.stages.run import Interruption, Run, TrainingError
@@ -71,12 +72,13 @@ def collect(
   """
   file = run.workdir / 'outputs.jsonl'
   lines = _complete(file, config)
-  root, size = jax.random.key(seed), config.prompts_per_batch
+  key = named_key(jax.random.key(seed), 'rejection')
+  size = config.prompts_per_batch
   for batch in range(len(lines) // (size * config.samples), config.problems // size):
     chosen = [order(index) for index in range(batch * size, (batch + 1) * size)]
     outputs = generator(
       params,
-      jax.random.fold_in(root, batch),
+      jax.random.fold_in(key, batch),
       chosen,
       group_size=config.samples,
       max_length=config.max_length,

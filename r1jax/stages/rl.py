@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -30,18 +30,27 @@ from r1jax.stages.run import Run, TrainingError, check_finite
 from r1jax.tasks import Problem
 
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
-FLAT = 20  # first steps without any difference in reward after which a run ends
+FLAT = 20  # first steps with no advantage but 0 after which a run ends
+LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
+SHORT = 0.1  # of the learning rate; shorter updates are said to be
 
 
 def problem_order(
-  sources: Sequence[Sequence[Problem]], shares: Sequence[float], seed: int
+  sources: Sequence[Sequence[Problem]],
+  shares: Sequence[float],
+  seed: int,
+  begin: Sequence[int] | None = None,
 ) -> Callable[[int], Problem]:
   """Returns index -> problem: endless passes over each source, in orders of their own.
 
-  Any stretch of indices takes from the sources by their shares.
+  Any stretch of indices takes from the sources by their shares. With `begin` the passes
+  over source n go on after its first begin[n] problems, as if these had been asked.
   """
   passes = [
-    grain.MapDataset.source(problems).seed(seed + n).shuffle().repeat()
+    grain.MapDataset.source(problems)
+    .seed(seed + n)
+    .shuffle()
+    .repeat()[begin[n] if begin else 0 :]
     for n, problems in enumerate(sources)
     if shares[n]
   ]
@@ -175,6 +184,23 @@ class Trainer:
       return self.waiting(state), metrics | more
 
     return update
+
+  def short_updates(self, step: int, values: Mapping[str, Any]) -> str | None:
+    """What to say of a step whose updates are far shorter than the learning rate."""
+    config, each = self.optimizer, self.config.epochs * self.config.minibatches
+    learns = values['grad_norm'] > 0 and values['zero_variance_groups'] < 1
+    if config.muon_learning_rate or not learns:
+      return None
+    last = self.config.steps * each
+    rate = optim.schedule(config, config.learning_rate, last)
+    mean = np.mean([float(rate(n)) for n in range((step - 1) * each, step * each)])
+    if values['update_size'] >= SHORT * mean:
+      return None
+    return (
+      f'An update moved a weight by {values["update_size"] / mean:.1%} of the learning '
+      f'rate on average: the gradient is smaller than rl_optim.eps = {config.eps:g}; '
+      'lower that.'
+    )
 
   def waiting(self, state: optim.TrainState) -> optim.TrainState:
     """The state as it lies between updates."""
@@ -384,17 +410,19 @@ def train(
     params: makes what is learned of the policy to start from, and the first reference.
     trainer: the machinery.
     order: index -> the problem to learn from; see `problem_order`.
-    held_out: to be evaluated on, never learned from.
+    held_out: the validation split, to be evaluated on and never learned from.
     evaluate: how to evaluate.
     seed: everything random follows from it.
 
   Raises:
+    ValueError: the learning rate is too small for the policy to change.
     RewardError: a reward failed on every output of a step.
-    TrainingError: the loss is no longer finite, or from the first step on the outputs
-      of a problem have always had equal rewards. The last checkpoint stays.
+    TrainingError: rewards, advantages or the loss are no longer finite, or from the
+      first step on every advantage was 0. The last checkpoint stays.
   """
   config = trainer.config
   checkpoints, before = run.checkpoints[phase], params()
+  optim.check_moves(before, trainer.optimizer, 'rl_optim')
   first, like = checkpoints.step or 0, trainer.like(before)
   saved = {} if first else trainer.start(before)
   del before  # of a large model there is no room for one more
@@ -423,12 +451,13 @@ def train(
     for sentence in values.pop('errors'):
       run.progress.say(f'Step {step}: {sentence}')
     check_finite(phase, step, values, 'rl_optim')
-    flat = flat and values['zero_variance_groups'] == 1
+    flat = flat and values['zero_advantages'] == 1
     if flat and step == FLAT:
       raise TrainingError(
-        f'in {FLAT} steps of {phase} all outputs of a problem had the same reward (the '
-        f'last mean is {values["reward"]:.3g}), so nothing was learned; make the '
-        'problems easier or harder, or the reward finer, in another --workdir'
+        f'in {FLAT} steps of {phase} every advantage was 0, as the rewards that are '
+        f'compared were equal (the last mean is {values["reward"]:.3g}), so nothing '
+        'was learned; make the problems easier or harder, or the reward finer, in '
+        'another --workdir'
       )
     began, ended = ended, time.monotonic()
     seconds = ended - began
@@ -448,6 +477,8 @@ def train(
       measure(step, trainer.whole(state.params))
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
+    if step - first <= SETTLED and (said := trainer.short_updates(step, values)):
+      run.progress.say(f'Step {step}: {said}')
     due = step % config.checkpoint_every == 0 or step == config.steps
     if run.saves(due):
       run.save(
@@ -504,7 +535,7 @@ def _measure(
     config=config,
     max_length=at(trainer.config.max_length, last),
   )
-  run.log.write('eval', step, **values)
+  run.log.write('eval', step, split='validation', **values)
   run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
   run.progress.update('eval', step, last, values)
 
@@ -534,7 +565,10 @@ def _step(
     seen = _joined(hosts.agree('rewards', _seen(trainer, problems, outputs)))
     rewarded = time.monotonic()
     passes = passing.result()
+  names = trainer.pool.names
+  _check_rewards(rollouts_before + 1, seen, names)
   advantage_PG = trainer.advantages(seen.reward)
+  _check_advantages(rollouts_before + 1, advantage_PG, trainer.algorithm.advantage)
   referred = time.monotonic()
   state, metrics, learning = trainer.learn(
     state,
@@ -545,7 +579,7 @@ def _step(
     temperature,
   )
   values = {
-    **_observed(outputs.all_lengths, seen, trainer.pool.names),
+    **_observed(outputs.all_lengths, seen, advantage_PG, names),
     **metrics,
     'temperature': temperature,
     'time': {
@@ -628,17 +662,47 @@ def _joined(parts: Sequence[_Seen]) -> _Seen:
   return _Seen(*map(all_of, *parts))
 
 
+def _check_rewards(step: int, seen: _Seen, names: Sequence[str]) -> None:
+  """Raises TrainingError for a weighted sum that advantages can't be computed of."""
+  wrong = np.argwhere(~(np.abs(seen.reward) <= LARGEST_REWARD))  # NaN too
+  if len(wrong):
+    p, g = wrong[0]
+    parts = zip(names, seen.rewards[p, g].tolist(), strict=True)
+    raise TrainingError(
+      f'the rewards of an output of step {step} add up to {seen.reward[p, g]:.3g} ('
+      + ', '.join(f'{name} {value:.3g}' for name, value in parts)
+      + f'), and {LARGEST_REWARD:g} is the most that advantages are computed of; lower '
+      'that reward or its weight, in another --workdir'
+    )
+
+
+def _check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
+  """Raises TrainingError for advantages that are no numbers."""
+  wrong = advantage_PG[~np.isfinite(advantage_PG)]
+  if wrong.size:
+    raise TrainingError(
+      f'the advantage {name!r} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
+      f'outputs of step {step}, whose rewards are all finite; correct the function, or '
+      'choose another grpo.advantage, in another --workdir'
+    )
+
+
 def _observed(
-  length_PG: np.ndarray, seen: _Seen, names: Sequence[str]
+  length_PG: np.ndarray,
+  seen: _Seen,
+  advantage_PG: np.ndarray,
+  names: Sequence[str],
 ) -> dict[str, Any]:
   spread = seen.reward.max(1) - seen.reward.min(1)
   return {
     'reward': float(seen.reward.mean()),
+    'reward_spread': float(np.ptp(seen.reward)),  # the largest less the smallest
     'rewards': {
       name: float(seen.rewards[..., i].mean()) for i, name in enumerate(names)
     },
     'length': float(length_PG.mean()),
     'zero_variance_groups': float((spread == 0).mean()),
+    'zero_advantages': float((advantage_PG == 0).mean()),
     'cut_off': float(seen.cut_off.mean()),
     'unparsable': float(seen.unparsable.mean()),
     'reflective': float(seen.reflective.mean()),

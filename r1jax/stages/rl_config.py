@@ -10,10 +10,14 @@ LONGEST = 2**20  # tokens of an output
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One RL stage. Schedules are pairs (after this many rollouts, value)."""
+  """One RL stage. Schedules are pairs (after this many rollouts, value).
+
+  The temperature is of the rollout and of all log-probs that are learned from. So the
+  metrics kl and entropy are of the models at it, and kl is what grpo.kl_coef weighs.
+  """
 
   steps: int = 40  # rollouts
-  prompts_per_step: int = 16  # P (R1-Zero: 32)
+  prompts_per_step: int = 16  # P, of a rollout (R1-Zero: 512, 32 an update)
   group_size: int = 16  # G (R1-Zero: 16)
   max_prompt_length: int = 24  # S, tokens
   max_length: tuple[tuple[int, int], ...] = ((0, 320),)  # T, tokens, by step
@@ -23,7 +27,7 @@ class Config:
   minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
   micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
   offload: bool = False  # optimizer and reference wait in the host's memory
-  reference_every: int = 0  # steps until the policy becomes the reference (R1: 400)
+  reference_every: int = 0  # steps until the policy is the reference (R1: 400 updates)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
   profile_step: int = 0  # step whose trace is written to <workdir>/profile; 0 is none

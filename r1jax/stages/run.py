@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import jax
 
+from r1jax import tasks
 from r1jax.rewards.pool import RewardError
 from r1jax.stages import hosts
 from r1jax.stages.checkpoint import CheckpointError, Checkpoints
@@ -231,10 +232,18 @@ def _is_ours(error: BaseException) -> bool:
   return raised_here and package in ('r1jax', 'experiments', '__main__')
 
 
+def data_versions(config: Any) -> dict[str, str]:
+  """The versions of the problems that an experiment takes: of its task, or of all."""
+  every = (*tasks.REASONING, *tasks.GENERAL)
+  return tasks.versions([config.task] if hasattr(config, 'task') else every)
+
+
 def _open(config: Any) -> Path:
   """The run's directory, which the first host opens, and all others see."""
   if hosts.first():
-    workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+    workdir = open_workdir(
+      config.workdir, config, may_change=MAY_CHANGE, data=data_versions(config)
+    )
   hosts.agree('workdir', None)
   if not hosts.first():
     workdir = Path(config.workdir)

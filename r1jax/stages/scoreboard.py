@@ -2,7 +2,8 @@
 
 The paper compares its stages by reasoning, instruction following and preference (Nature
 version, table of the stages); language and readability are what it says of them in
-words. All models answer the same problems.
+words. All models answer the same problems, of the test split, which nothing else is
+measured on: curves and choices are made with the validation split.
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ REWARDS = (
 class Config:
   """How much to sample for a row of the stage table."""
 
-  reasoning: int = 96  # held-out problems, as many of each reasoning task
-  general: int = 64  # held-out instructions
+  reasoning: int = 96  # test problems, as many of each reasoning task
+  general: int = 64  # test instructions
   samples: int = 16  # outputs of each
   prompts_per_batch: int = 16  # problems sampled at a time
   max_length: int = 320  # T, tokens
@@ -72,7 +73,10 @@ def measure(
   seed: int,
   name: str = 'final',
 ) -> dict[str, Any]:
-  """Returns a model's row and writes it, with outputs to show, to `file(name)`."""
+  """Returns a model's row and writes it, with outputs to show, to `file(name)`.
+
+  `reasoning` and `general` are problems of the test split.
+  """
   root = jax.random.key(seed)
   row: dict[str, Any] = {}
   with RewardPool(REWARDS, workers) as pool:
@@ -94,7 +98,7 @@ def measure(
         ),
         max_length=config.max_length,
       )
-      row[kind] = {**values, 'shown': shown}
+      row[kind] = {'split': 'test', **values, 'shown': shown}
       mean = values['pass_at_1']['mean']
       run.progress.say(f'{name}, {kind}: pass@1 {mean:.1%}')
   content = json.dumps(plain(row), ensure_ascii=False) + '\n'

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import drawing, sampling, statistics, text
+from r1jax import drawing, sampling, statistics, tasks, text
 from r1jax import mesh as mesh_lib
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import compilation, evaluate
@@ -193,12 +193,15 @@ def measure(
   pool: RewardPool,
   config: evaluate.Config,
   max_length: int,
+  confidence: float = 0.95,
 ) -> list[dict[str, Any]]:
   """Returns a row for each budget, and a last one for thoughts as the model likes.
 
-  A row holds pass@1, by task too, and the tokens of thoughts, with intervals that are
-  bootstrapped over problems; `right` by problem; and `versus_free`, the paired
-  difference in pass@1 to the last row. The pool's first reward is the accuracy.
+  A row holds pass@1, by task too, and the tokens of thoughts, with 95 % intervals that
+  are bootstrapped over problems (see `evaluate`); `right` by problem; and
+  `versus_free`, the difference in pass@1 to the last row, paired by problem, whose
+  interval has the `confidence` given. All of it is about this one model. The pool's
+  first reward is the accuracy.
 
   Raises:
     ValueError: for problems that are no multiple of `config.prompts_per_batch`.
@@ -232,7 +235,14 @@ def measure(
     for batches in zip(*pending, strict=True)
   ]
   return [
-    _row(budget, problems, right[n], right[-1], [answers[n] for answers in found])
+    _row(
+      budget,
+      problems,
+      right[n],
+      right[-1],
+      [answers[n] for answers in found],
+      confidence,
+    )
     for n, budget in enumerate([*budgets, None])
   ]
 
@@ -243,21 +253,19 @@ def _row(
   right: np.ndarray,
   free: np.ndarray,
   answers: Sequence[Answers],
+  confidence: float,
 ) -> dict[str, Any]:
   right_PG, free_PG = (x.reshape(len(problems), -1) for x in (right, free))
-  names = np.array([problem.task for problem in problems])
   thoughts_PG = np.concatenate([part.thoughts for part in answers])
-  versus = statistics.paired(free_PG, right_PG, seed=0)
+  groups = [tasks.group(problem) for problem in problems]
+  versus = statistics.paired(free_PG, right_PG, 0, confidence, groups)
   return {
     'budget': budget,
     'problems': len(problems),
     'k': right_PG.shape[1],
-    'pass_at_1': statistics.bootstrap(right_PG, seed=0)._asdict(),
-    'tasks': {
-      name: statistics.bootstrap(right_PG[names == name], seed=0)._asdict()
-      for name in dict.fromkeys(names.tolist())
-    },
-    'thoughts': statistics.bootstrap(thoughts_PG, seed=0)._asdict(),
+    'pass_at_1': statistics.bootstrap(right_PG, seed=0, groups=groups)._asdict(),
+    'tasks': evaluate.by_task(right_PG, problems),
+    'thoughts': statistics.bootstrap(thoughts_PG, seed=0, groups=groups)._asdict(),
     'cut': float(np.concatenate([part.cut for part in answers]).mean()),
     'right': right_PG.sum(1).astype(int).tolist(),
     'versus_free': {**versus.difference._asdict(), 'p': versus.p},

@@ -121,7 +121,11 @@ class Work:
     optimizer: optim.Config,
     phase: str = 'sft',
   ) -> Any:
-    """Returns the parameters after SFT on pairs of a question and an output."""
+    """Returns the parameters after SFT on pairs of a question and an output.
+
+    Raises ValueError for a learning rate that is too small for them to change.
+    """
+    optim.check_moves(params, optimizer, f'{config.group}_optim')
     passes = self.passes(examples, config)
     return finetune.train(
       self.run,
@@ -158,16 +162,17 @@ class Work:
   ) -> Callable[[int, Any], sft.Batch]:
     """Returns (step, params) -> rows of what these parameters say to the problems.
 
-    What does not fit into the rows of a step is left out.
+    All of it: where it takes more rows than `config.rows_per_step`, there are twice or
+    three times as many. To leave out what does not fit would favour short outputs.
     """
-    root = jax.random.key(self.seed)
+    key = evaluate.named_key(jax.random.key(self.seed), 'own outputs')
     once = dataclasses.replace(config, epochs=1)
 
     def batch(step: int, params: Any) -> sft.Batch:
       chosen = [order(index) for index in range((step - 1) * prompts, step * prompts)]
       outputs = self.generator(
         params,
-        jax.random.fold_in(root, step),
+        jax.random.fold_in(key, step),
         chosen,
         group_size=1,
         max_length=max_length,
@@ -181,7 +186,7 @@ class Work:
         for n in range(len(outputs.rows))
       ]
       examples = of_all_hosts(outputs, own)
-      return finetune.Passes(examples, once, self.seed + step).batch(1)
+      return finetune.Passes(examples, once, self.seed + step).whole()
 
     return batch
 
@@ -210,6 +215,9 @@ class Work:
       self.model.matrices,
       quantize if config.rl.int8_rollout else None,
     )
+    note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
+    if note:
+      self.run.progress.say(f'The algorithm is {note}.')
     adapted = self.model.lora
     if adapted.rank:
       trainer = dataclasses.replace(
@@ -218,7 +226,8 @@ class Work:
         frozen=params(),
         join=functools.partial(lora.attach, scale=adapted.scale),
       )
-      init = lora.init(self.model.config, adapted, jax.random.key(self.seed))
+      key = evaluate.named_key(jax.random.key(self.seed), 'adapters')
+      init = lora.init(self.model.config, adapted, key)
       params = functools.partial(mesh_lib.put_everywhere, self.mesh, init)
     return rl.train(
       self.run,
@@ -226,19 +235,22 @@ class Work:
       params,
       trainer=trainer,
       order=order,
-      held_out=self.where.reasoning,
+      held_out=self.where.reasoning('validation'),
       evaluate=config.evaluate,
       seed=self.seed,
     )
 
   def measure(self, params: Mapping[str, Any], config: scoreboard.Config) -> None:
-    """Measures a row of the stage table for each of these parameters, by name."""
+    """Measures a row of the stage table for each of these parameters, by name.
+
+    This is the one place where a stage asks problems of the test split.
+    """
     for name, tree in params.items():
       scoreboard.measure(
         self.run,
         tree,
-        self.where.reasoning,
-        self.where.general,
+        self.where.reasoning('test'),
+        self.where.general('test'),
         generator=self.generator,
         config=config,
         seed=self.seed,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1jax import paths
 from r1jax.stages.metrics import explained
 
 # Settings of the machine rather than of the experiment: a run may go on with others.
@@ -36,6 +37,7 @@ RECORD = 'stage.json'  # of a finished stage; see `lineage`
 PIPELINE = 'pipeline.json'  # of the folder of a pipeline: stage -> folder, in order
 
 _CONFIG = 'config.json'
+_DATA = 'data'  # in it: the versions of the problems, by task
 _LOCK = '.lock'
 _HALF_WRITTEN = '.config.json.new'
 
@@ -53,6 +55,7 @@ def open_workdir(
   config: Any,
   *,
   may_change: tuple[str, ...] = ('workdir',),
+  data: Mapping[str, str] | None = None,
 ) -> Path:
   """The run's directory: new and marked with `config`, or the same run's from before.
 
@@ -60,11 +63,16 @@ def open_workdir(
   the command is written down that started the run. Fields of
   it named in `may_change` may differ from those of the earlier start, whose
   `config.json` then stays as it is. The directory stays locked until this process ends.
+  `data` are the versions of the problems by task, where the run takes some; they may
+  not change, since what it learned from could be held out by now.
 
   Raises:
     WorkdirError: the directory can't be made or written, belongs to another run or to
-      something else, its `config.json` is damaged, or another process writes it.
+      something else, its problems are of other versions, its `config.json` is damaged,
+      or another process writes it.
+    ValueError: it is not one of this machine.
   """
+  paths.check_local('workdir', os.fspath(path))
   workdir = Path(path)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -72,9 +80,13 @@ def open_workdir(
     _lock(workdir)
     ours, may_change = plain_config(config), (*may_change, 'command')
     if (workdir / _CONFIG).exists():
-      _compare(workdir, _read(workdir), ours, may_change)
+      theirs = _read(workdir)
+      before = theirs.pop(_DATA, {})
+      _compare(workdir, theirs, ours, may_change)
+      _compare_data(workdir, before, data or {})
     else:
-      _write(workdir, {**ours, 'command': _command()})
+      versions = {_DATA: dict(data)} if data else {}
+      _write(workdir, {**ours, **versions, 'command': _command()})
   except FileExistsError as error:
     raise WorkdirError(
       f'{error.filename} is not a directory; choose another --workdir'
@@ -190,6 +202,22 @@ def _compare(
     raise WorkdirError(
       f'{workdir} holds a run with other settings: {"; ".join(differing)}. Choose '
       'another --workdir, or give the same settings to go on with that run'
+    )
+
+
+def _compare_data(
+  workdir: Path, theirs: Mapping[str, str], ours: Mapping[str, str]
+) -> None:
+  differing = [
+    f'{task} is of version {theirs.get(task, "(unknown)")} there and '
+    f'{ours.get(task, "(none)")} here'
+    for task in dict.fromkeys([*ours, *theirs])
+    if theirs.get(task) != ours.get(task)
+  ]
+  if differing:
+    raise WorkdirError(
+      f'{workdir} holds a run with other problems: {"; ".join(differing)}. What it '
+      'learned from may be held out now; choose another --workdir'
     )
 
 

@@ -2,14 +2,15 @@
 
 A task is a module of this package: `Config` says how hard, `generate(config, split)`
 yields every problem of a split (`load(config, split, data_dir)` where a published set
-holds them), `verify(problem, answer)` says whether an answer text
+holds them), `group(problem)` names what is held out together (see `splits`),
+`verify(problem, answer)` says whether an answer text
 is right, `answer_key(answer)` gives the value two samples must share to vote together.
 The last two never raise on what a model may write.
 """
 
 import dataclasses
 import importlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 REASONING = ('countdown', 'equations', 'arithmetic')
@@ -36,6 +37,16 @@ def verify(problem: Problem, answer: str) -> bool:
 def answer_key(problem: Problem, answer: str) -> Hashable | None:
   """What two answers must share to vote together; None if an answer has no meaning."""
   return module(problem.task).answer_key(answer)
+
+
+def group(problem: Problem) -> str:
+  """The name of what is held out together with the problem; see `splits`."""
+  return module(problem.task).group(problem)
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+  """The version of each of these tasks' problems: with it changes what is held out."""
+  return {name: module(name).VERSION for name in names}
 
 
 def module(task: str) -> Any:

@@ -3,9 +3,8 @@
 A base model needs a world to have read. These writers differ in method, in patience
 and in language (English, Polish, or both at once); they go through the combinations in
 order or at random, miscalculate, misjudge, correct themselves, bluff and give up. So a
-model of this text can do everything that reasoning needs and mostly does not. No
-document is about a held-out problem; a search for another target with the same numbers
-may pass its solution.
+model of this text can do everything that reasoning needs and mostly does not. Nobody
+combines the numbers of a held-out problem.
 """
 
 import dataclasses
@@ -70,13 +69,14 @@ def document(
 
 
 def _problem(task: countdown.Config, rng: random.Random):
-  """A solvable problem outside the test split, and every way to combine its numbers."""
+  """A solvable problem to learn from, and every way to combine its numbers."""
   while True:
     numbers = tuple(rng.choices(range(1, task.largest + 1), k=task.numbers))
+    if held_out(countdown.group_of(numbers)):
+      continue
     candidates = expressions.candidates(numbers)
     target = expressions.value(rng.choice(candidates))
-    identity = countdown.problem_id(numbers, target)
-    if 1 <= target <= task.highest_target and not held_out(identity):
+    if 1 <= target <= task.highest_target:
       return numbers, target, candidates
 
 
@@ -146,10 +146,9 @@ class Writer:
       left = self.rng.randint(right if op == '-' else 1, max(right, most))
       if op != '-' and self.happens(0.5):
         left, right = right, left
-      result = expressions.value((op, left, right))
-      identity = countdown.problem_id((left, right), result)
-      if task.numbers == 2 and held_out(identity):
+      if task.numbers == 2 and held_out(countdown.group_of((left, right))):
         continue  # the line would be the solution of a held-out problem
+      result = expressions.value((op, left, right))
       near = max(1, result + self.rng.randint(-12, 12))
       target = result if self.happens(0.5) else near
       verdict = self.say(judge(result, target))

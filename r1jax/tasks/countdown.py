@@ -1,19 +1,25 @@
 """Countdown: reach a target from given numbers with + - *, each used exactly once.
 
 The problems are enumerated, not drawn: every multiset of numbers, and every target
-that some expression over it reaches. A hash of the problem decides its split, so
-train and test share no problem whatever the difficulty.
+that some expression over it reaches. A hash of the numbers decides the split: a search
+for one target passes the solutions of others, so all targets of some numbers are held
+out together. By default there are 165 multisets with 1,865 problems; 126 (1,429) are
+for training, 21 (222) for validation, 18 (214) for test. The 32 test problems that are
+asked are from all 18. By chance a combination of their numbers is right in 8.0 % of the
+cases, in 7.6 % of all test problems and 7.8 % of those for training.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Hashable, Iterator
+import re
+from collections.abc import Hashable, Iterable, Iterator
 
 from r1jax.tasks import Problem, expressions
-from r1jax.tasks.splits import of_split, rank, uniform
+from r1jax.tasks.splits import of_split, spread, uniform
 
-VERSION = '1.1.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files: to be raised with what they hold
+_CALCULATION = re.compile(r'[0-9+*()-]*[+*-][0-9+*()-]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +51,19 @@ def question(numbers: tuple[int, ...], target: int) -> str:
   return f'make {target} from {" ".join(map(str, numbers))}'
 
 
+def group_of(numbers: Iterable[int]) -> str:
+  """The name of all problems with these numbers, in any order: `2-3-5`."""
+  return '-'.join(map(str, sorted(numbers)))
+
+
+def group(problem: Problem) -> str:
+  """The multiset of the problem's numbers, which decides its split."""
+  return group_of(problem.truth['numbers'])
+
+
 def problem_id(numbers: tuple[int, ...], target: int) -> str:
   """A name that depends on the multiset of numbers and the target alone."""
-  return f'{"-".join(map(str, sorted(numbers)))}={target}'
+  return f'{group_of(numbers)}={target}'
 
 
 @functools.cache
@@ -63,13 +79,26 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
       shown = orders[int(uniform('order', identity) * len(orders))]
       truth = {'numbers': list(shown), 'target': target}
       found.append(Problem(identity, 'countdown', question(shown, target), truth))
-  # Hash order: neighbours in a split are unrelated, so any prefix is a fair sample.
-  return tuple(sorted(found, key=lambda problem: rank(problem.id)))
+  return tuple(spread(found, group))
 
 
 def generate(config: Config, split: str) -> Iterator[Problem]:
-  """Yields every problem of a split ('train' or 'test') in a fixed order."""
-  return of_split(_all_problems(config), split)
+  """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
+  return of_split(_all_problems(config), split, group)
+
+
+def stated(text: str, config: Config) -> Iterator[str]:
+  """Yields the groups of all problems of this difficulty that `text` calculates.
+
+  Those are the numbers of each calculation, and of each part of one that is longer:
+  `3*5+2=15+2` calculates with 2, 3 and 5.
+  """
+  for calculation in _CALCULATION.findall(text):
+    numbers = [int(number) for number in re.findall('[0-9]+', calculation)]
+    for start in range(len(numbers) - config.numbers + 1):
+      part = numbers[start : start + config.numbers]
+      if min(part) >= 1 and max(part) <= config.largest:
+        yield group_of(part)
 
 
 def verify(problem: Problem, answer: str) -> bool:

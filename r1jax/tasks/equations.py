@@ -1,7 +1,8 @@
 """Linear equations in one unknown with a whole solution: `solve 3x+4=19`.
 
 There are ways of different lengths to solve them: undo the sum and the product, or try
-one number after the other.
+one number after the other. Who solves 3x+11=x+27 comes to 2x+11=27 on the way, so all
+equations that reduce to the same one are held out together.
 """
 
 import dataclasses
@@ -13,9 +14,11 @@ from collections.abc import Hashable, Iterator
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 
-VERSION = '1.0.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files: to be raised with what they hold
 MOST_OF_A_KIND = 1500  # problems
-_EQUATION = re.compile(r'(?<!\S)[0-9]+x[-+][0-9]+=(?:[0-9]*x[-+])?[0-9]+(?!\S)')
+_EQUATION = re.compile(
+  r'(?<!\S)([0-9]*)x([-+][0-9]+)=(?:([0-9]*)x([-+]))?([0-9]+)(?!\S)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,17 @@ def problem(factor: int, term: int, other: int, solution: int) -> Problem:
   return Problem(equation, 'equations', f'solve {equation}', truth)
 
 
+def group(problem: Problem) -> str:
+  """What the equation is with all x on the left, `2x+11=27`; decides its split."""
+  truth = problem.truth
+  factor = truth['factor'] - truth['other']
+  return _reduced(factor, truth['term'], factor * truth['x'] + truth['term'])
+
+
+def _reduced(factor: int, term: int, right: int) -> str:
+  return f'{_side(factor, term)}={right}'
+
+
 def _side(factor: int, term: int) -> str:
   if not factor:
     return str(term)
@@ -79,12 +93,12 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
 
 
 def generate(config: Config, split: str) -> Iterator[Problem]:
-  """Yields every problem of a split ('train' or 'test') in a fixed order."""
-  return of_split(_all_problems(config), split)
+  """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
+  return of_split(_all_problems(config), split, group)
 
 
 def draw(config: Config, rng: random.Random) -> Problem:
-  """A random problem of either split."""
+  """A random problem of any split."""
   while True:
     factor = rng.randint(2, config.largest_factor)
     term = rng.randint(1, config.largest_term) * rng.choice((1, 1, -1))
@@ -94,9 +108,15 @@ def draw(config: Config, rng: random.Random) -> Problem:
       return problem(factor, term, other, solution)
 
 
-def stated(text: str) -> list[str]:
-  """The names of all problems in `text` that stand alone, of any difficulty."""
-  return _EQUATION.findall(text)
+def stated(text: str) -> Iterator[str]:
+  """Yields the groups of all equations in `text` that stand alone.
+
+  Of any difficulty; with a term on the right that is added, as in every problem.
+  """
+  for factor, term, other, sign, right in _EQUATION.findall(text):
+    multiple = int(other or 1) if sign else 0
+    # With all x on the left, other·x + right is less by other·x.
+    yield _reduced(int(factor or 1) - multiple, int(term), int(f'{sign}{right}'))
 
 
 def verify(problem: Problem, answer: str) -> bool:

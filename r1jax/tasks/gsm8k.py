@@ -1,20 +1,39 @@
 """GSM8K: grade-school word problems whose answer is a number (Cobbe et al. 2021).
 
-A published set: tensorflow-datasets fetches it once, where the network allows. Its test
-split is the held-out one.
+A published set, see `published`. Its test split is ours; a hash holds out a part of its
+train split for validation.
 """
 
 import dataclasses
 import re
 from collections.abc import Hashable
 from fractions import Fraction
-from typing import Any
 
-from r1jax.tasks import Problem
+from r1jax.tasks import Problem, published, splits
 
-VERSION = '1.0.0'  # of the set
-_NUMBER = re.compile(r'-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?')
+VERSION = '1.1.0'  # of the set, 1.0.0, with a part held out for validation
+PAGE = 'https://github.com/openai/grade-school-math'
 LONGEST = 40  # characters of a number
+
+# What stands for the same in plain text, replaced in this order.
+_PLAIN = (
+  (r'[\u2010-\u2015\u2212\ufe63\uff0d]', '-'),  # dashes and the minus sign
+  (r'(?i)\b(?:minus|negative)\s', '-'),
+  (r'\{,\}|,\\!', ','),  # thousands in LaTeX
+  (r'\\[,;:! ]|[~\u00a0\u2000-\u200a\u202f\u205f\u3000]', ' '),
+  (r'\\[A-Za-z]+', ' '),  # \boxed, \text
+)
+# What makes another number of the one behind it.
+_OPERATION = re.compile(r'\\[dt]?frac|\\sqrt|\\binom|\\pm|[√±]')
+# A decimal point may lead where it does not end a word: 'Rs.5' is 5.
+_NUMBER = re.compile(
+  r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?![0-9])'
+  r'(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+'
+)
+# Between a minus sign and its number no letters but those of a currency may stand.
+_BEFORE = re.compile(r'\W*(?:\b(?:USD?|EUR|GBP|Rs)\b\W*)?$')
+_SCALES = {'k': 10**3, 'thousand': 10**3, 'million': 10**6, 'billion': 10**9}
+_SCALE = re.compile(rf'(?i)[\s$)}}\]*]*({"|".join(_SCALES)})\b')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,29 +44,25 @@ class Config:
 
 
 def load(config: Config, split: str, data_dir: str | None = None) -> list[Problem]:
-  """Returns the problems of 'train' or 'test', in the order of the set.
+  """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 
   Raises:
-    OSError: the set is neither on disk nor can it be fetched.
+    OSError: the set is neither on disk nor can it be fetched; see `published.rows`.
+    ValueError: the folder is not one of this machine.
   """
   del config
   # late: it takes a second
-  from tensorflow_datasets.text.gsm8k import gsm8k as published
+  from tensorflow_datasets.text.gsm8k import gsm8k
 
-  builder = published.Gsm8k(data_dir=data_dir, file_format='array_record')
-  try:
-    builder.download_and_prepare()
-  except Exception as error:  # whatever a download raises
-    raise OSError(
-      f'GSM8K is not in {builder.data_dir} and could not be fetched '
-      f'({str(error).splitlines()[0]:.200}); fetch it where the network allows, and '
-      'give its folder as --data-dir'
-    ) from error
-  rows = builder.as_data_source(split=split)
-  return [problem(f'{split}-{n}', row) for n, row in enumerate(rows)]
+  there = 'test' if split == 'test' else 'train'
+  rows = published.rows(gsm8k.Gsm8k, there, data_dir, PAGE)
+  found = [problem(f'{there}-{n}', row) for n, row in enumerate(rows)]
+  if split == 'test':
+    return found
+  return [one for one in found if splits.of_published(one.id) == split]
 
 
-def problem(name: str, row: dict[str, Any]) -> Problem:
+def problem(name: str, row: published.Row) -> Problem:
   """A row of the set: bytes of `question` and `short_answer`."""
   return Problem(
     id=name,
@@ -58,6 +73,11 @@ def problem(name: str, row: dict[str, Any]) -> Problem:
   )
 
 
+def group(problem: Problem) -> str:
+  """The problem's name: no other is known to be its twin."""
+  return problem.id
+
+
 def verify(problem: Problem, answer: str) -> bool:
   """Whether the answer is that number: 1,000 and $1000.00 are the same."""
   value = answer_key(answer)
@@ -65,8 +85,32 @@ def verify(problem: Problem, answer: str) -> bool:
 
 
 def answer_key(answer: str) -> Hashable | None:
-  """The number that an answer is, or None; a unit may stand around it."""
-  found = _NUMBER.findall(answer) if len(answer) <= 10 * LONGEST else []
-  if len(found) != 1 or len(found[0]) > LONGEST:
+  """The one number that an answer is, or None; a unit may stand around it.
+
+  A minus sign belongs to it across blanks, brackets and currency signs (-$5, $-5, - 5),
+  thousands may be marked by commas or blanks, also those of LaTeX, and `5 thousand` is
+  5000. Fractions, powers, roots and calculations are None: all truths of the set are
+  whole numbers, and an answer is one that has been worked out.
+  """
+  if len(answer) > 10 * LONGEST or _OPERATION.search(answer) or _other_digits(answer):
     return None
-  return Fraction(found[0].replace(',', ''))
+  for pattern, plain in _PLAIN:
+    answer = re.sub(pattern, plain, answer)
+  found = list(_NUMBER.finditer(answer))
+  if len(found) != 1 or len(found[0][0]) > LONGEST:
+    return None
+  before, after = answer[: found[0].start()], answer[found[0].end() :]
+  between = _BEFORE.search(before)
+  minus = between[0].count('-') if between else 0
+  if minus > 1:
+    return None
+  value = Fraction(re.sub('[, ]', '', found[0][0]))
+  if scale := _SCALE.match(after):
+    value *= _SCALES[scale[1].lower()]
+  return -value if minus else value
+
+
+def _other_digits(answer: str) -> bool:
+  """Whether there are numerals other than 0 to 9 (½, ², １), but for units (m²)."""
+  rest = re.sub(r'(?<=[A-Za-z])[²³]', '', answer)
+  return any(c.isnumeric() and not c.isascii() for c in rest)

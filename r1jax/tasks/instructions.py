@@ -3,6 +3,11 @@
 `sort 5 2 9`, `backwards cat sun tree`, `in Polish: 3+4`, `count 3 to 6 line by line`,
 `explain, then answer: 3+4`. An answer must be what was asked for in every respect:
 the right number in the wrong language counts nothing.
+
+Held out together is what has the same content: numbers to sort or words to turn around
+in whatever order; a sum in whatever order, language or form; a count in whatever
+layout. Otherwise `sort 2 9 5` would have the answer to `sort 5 2 9`, and who gives the
+wrong layout or language to one question would answer another.
 """
 
 import dataclasses
@@ -16,7 +21,7 @@ from r1jax.language import NOUNS, NUMBERS
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 
-VERSION = '1.0.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files: to be raised with what they hold
 MOST_OF_A_KIND = 400  # problems
 LANGUAGES = {'in English': 'en', 'in Polish': 'pl'}
 LAYOUTS = {'in one line': ' ', 'line by line': '\n'}
@@ -46,6 +51,20 @@ class Config:
 def _problem(question: str, kind: str, language: str = 'en', **truth: Any) -> Problem:
   identity = question.replace(' ', '_')
   return Problem(identity, 'instructions', question, {'kind': kind, **truth}, language)
+
+
+def group(problem: Problem) -> str:
+  """What the problem is about, in a form that its twins share; decides its split."""
+  truth = problem.truth
+  match truth['kind']:
+    case 'sort' | 'backwards':
+      return f'{truth["kind"]} {" ".join(sorted(map(str, truth["items"])))}'
+    case 'translate' | 'explain':
+      low, high = sorted((truth['left'], truth['right']))
+      return f'say {low}+{high}'
+    case 'count':
+      return f'count {truth["first"]} to {truth["last"]}'
+  raise ValueError(f'kind: expected one of the instructions, got {truth["kind"]!r}')
 
 
 def sort(numbers: tuple[int, ...]) -> Problem:
@@ -101,12 +120,12 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
 
 
 def generate(config: Config, split: str) -> Iterator[Problem]:
-  """Yields every problem of a split ('train' or 'test') in a fixed order."""
-  return of_split(_all_problems(config), split)
+  """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
+  return of_split(_all_problems(config), split, group)
 
 
 def draw(config: Config, rng: random.Random) -> Problem:
-  """A random problem of either split."""
+  """A random problem of any split."""
   return rng.choice(rng.choice(_kinds(config)))
 
 

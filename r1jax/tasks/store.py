@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1jax import tasks
-from r1jax.tasks import Problem
+from r1jax import paths, tasks
+from r1jax.tasks import Problem, splits
 
 FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text
 
@@ -25,19 +25,20 @@ def load(
   Args:
     task: its name.
     config: the difficulty; each has its own folder.
-    split: 'train' or 'test'.
+    split: 'train', 'validation' or 'test'.
     data_dir: where tensorflow-datasets keeps data; None is its own default.
 
   Raises:
     OSError: the files can't be written or read, or are damaged.
-    ValueError: no problem is that easy or that hard in one of the splits.
+    ValueError: no problem is that easy or that hard in one of the splits, or the folder
+      is not one of this machine.
   """
   import tensorflow_datasets as tfds  # late: it takes a second
 
   module = tasks.module(task)
   if task in tasks.PUBLISHED:
     return module.load(config, split, data_dir)
-  place = Path(data_dir or tfds.core.constants.DATA_DIR)
+  place = paths.local('data_dir', data_dir or str(tfds.core.constants.DATA_DIR))
   folder = place / task / config.name / module.VERSION
   if folder.exists():
     _check_readable(folder)
@@ -99,10 +100,10 @@ def _prepare(builder: Any) -> None:
 
 
 def _check_splits(task: str, config: Any) -> None:
-  for split in ('train', 'test'):
+  for split in splits.SPLITS:
     if next(iter(tasks.module(task).generate(config, split)), None) is None:
       raise ValueError(
-        f'tasks.{task}: expected problems in both splits, got none in {split!r} with '
+        f'tasks.{task}: expected problems in all splits, got none in {split!r} with '
         f'{config}; raise what bounds its numbers'
       )
 
@@ -120,7 +121,7 @@ def _builder(task: str, config: Any, data_dir: str | None) -> Any:
 
   def _split_generators(self: Any, dl_manager: Any) -> Any:
     del dl_manager  # nothing to download
-    return {split: self._generate_examples(split) for split in ('train', 'test')}
+    return {split: self._generate_examples(split) for split in splits.SPLITS}
 
   def _generate_examples(self: Any, split: str) -> Any:
     del self

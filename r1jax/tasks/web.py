@@ -3,8 +3,9 @@
 Most documents are about Countdown (see `corpus`); the others solve equations and
 calculate, in ways of different lengths, with slips; or follow an instruction, or not.
 With `CAREFUL` the same writers make no mistake: the general data of R1's third stage.
-Document `index` of a seed is always the same. None is about a held-out problem, and
-none states a held-out equation or calculation on its way.
+Document `index` of a seed is always the same. None is about a held-out problem, none
+states a held-out equation or calculation on its way, and none calculates with the
+numbers of a held-out Countdown problem.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -12,7 +13,7 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from r1jax import tasks
@@ -87,34 +88,52 @@ CAREFUL = Config(slip=0.0, trying=0.0, obedient=1.0, native=1.0)
 def document(config: Config, tasks: Tasks, seed: int, index: int) -> tuple[str, str]:
   """Returns document `index`: a question, and somebody's thoughts and answer to it."""
   rng = random.Random(f'{seed} {index} web')
-  # 1.5 % are drawn anew, and with four numbers of Countdown 8 %, the longest searches.
+  task = _task(config, rng)
+  # Of searches 2 % are drawn anew, and 17 % of the documents about equations: of those
+  # that try numbers 45 %, as 3*4+5 is what a Countdown problem would be solved by.
   while True:
-    question, output = _document(config, tasks, rng)
-    if not states_held_out(output):
+    question, output = _document(config, tasks, task, rng)
+    # A search does not combine held-out numbers to begin with.
+    others = None if task == 'countdown' else tasks.countdown
+    if not states_held_out(output, others):
       return question, output
 
 
-def states_held_out(text: str) -> bool:
-  """Whether `text` states an equation or a calculation that is a held-out problem."""
-  stated = itertools.chain(equations.stated(text), arithmetic.stated(text))
+def states_held_out(text: str, search: countdown.Config | None = None) -> bool:
+  """Whether `text` states an equation or a calculation that is held out.
+
+  With a difficulty of Countdown, `search`, also whether it calculates with the numbers
+  of a held-out problem of that difficulty.
+  """
+  stated: Iterable[str] = itertools.chain(
+    equations.stated(text), arithmetic.stated(text)
+  )
+  if search is not None:
+    stated = itertools.chain(stated, countdown.stated(text, search))
   return any(map(held_out, stated))
 
 
-def _document(config: Config, tasks: Tasks, rng: random.Random) -> tuple[str, str]:
+def _task(config: Config, rng: random.Random) -> str:
   shares = [config.equations, config.arithmetic, config.instructions]
   names = ('equations', 'arithmetic', 'instructions', 'countdown')
-  name = rng.choices(names, [*shares, 1 - sum(shares)])[0]
-  if name == 'countdown':
+  return rng.choices(names, [*shares, 1 - sum(shares)])[0]
+
+
+def _document(
+  config: Config, tasks: Tasks, task: str, rng: random.Random
+) -> tuple[str, str]:
+  if task == 'countdown':
     return corpus.document(config.countdown, tasks.countdown, rng)
-  problem = _draw(name, getattr(tasks, name), rng)
+  problem = _draw(task, getattr(tasks, task), rng)
   return problem.question, write(config, problem, rng)
 
 
 def _draw(task: str, config: object, rng: random.Random) -> Problem:
   """A random problem that is not held out."""
+  module = tasks.module(task)
   while True:
-    problem = tasks.module(task).draw(config, rng)
-    if not held_out(problem.id):
+    problem = module.draw(config, rng)
+    if not held_out(module.group(problem)):
       return problem
 
 

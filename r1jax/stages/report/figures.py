@@ -82,11 +82,11 @@ def chart(figure: Figure, width: int, height: int) -> str:
 def _accuracy(run: Run) -> Figure:
   k = run.evaluations[-1].get('k', 'k') if run.evaluations else 'k'
   return Figure(
-    'Accuracy on held-out problems',
+    'Accuracy on validation problems',
     f'Share of problems solved by one output (pass@1) and by the most frequent answer '
-    f'of {k} (cons@{k}); bands are 95\u202f% intervals. The dashed line is pass@1 of '
-    'the base model, which stays as it is. Look for the distance to that line, and '
-    'whether the vote stays ahead of the single output.',
+    f'of {k} (cons@{k}); bands are 95\u202f% intervals over problems. The '
+    'dashed line is pass@1 of the base model, which stays as it is. Look for the '
+    'distance to that line, and whether the vote stays ahead of the single output.',
     [
       base_line(run.evaluations, 'pass_at_1'),
       evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
@@ -101,7 +101,7 @@ def _outputs(run: Run) -> list[Figure]:
     Figure(
       'Mean length of an output',
       'Tokens, over the outputs the model is trained on; dashed, the base model on '
-      'held-out problems. Where no reward asks for length, a rise means that longer '
+      'validation problems. Where no reward asks for length, a rise means that longer '
       'thinking pays.',
       [*steps(run.rl, 'length'), base_line(run.evaluations, 'length')],
     ),
@@ -125,14 +125,15 @@ def _training(run: Run) -> list[Figure]:
     ),
     Figure(
       'KL to the reference',
-      'Nats a token. It grows slowly from 0 and drops where the reference is replaced; '
-      'a jump means that the policy has come apart.',
+      'Nats a token, of both models at the temperature of the rollout. It grows slowly '
+      'from 0 and drops where the reference is replaced; a jump means that the policy '
+      'has come apart.',
       steps(run.rl, 'kl'),
     ),
     Figure(
       'Entropy',
-      'Nats a token. A fall to 0 ends exploration: all outputs of a group become the '
-      'same.',
+      'Nats a token, of the policy at the temperature of the rollout. A fall to 0 ends '
+      'exploration: all outputs of a group become the same.',
       steps(run.rl, 'entropy'),
     ),
     Figure(

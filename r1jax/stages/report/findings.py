@@ -1,16 +1,16 @@
 """The paper's findings, each with a verdict that follows from the numbers alone.
 
 A finding is one or more checks; it came back where all hold, and did not where one
-fails. A check asks on which side of a bar a 95 % interval lies, and is not clear where
-the interval contains it. What was solved is compared problem by problem; of the other
-quantities only intervals are known.
+fails. A check asks on which side of a bar an interval lies, and is not clear where the
+interval contains it. All checks of a page share a level of 5 % (Bonferroni): with 16 of
+them intervals are of 99.7 %, and with 5 % chance any of them is wrong. What the numbers
+are of, one run or several seeds, `evidence` knows.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from r1jax.stages.report import words
+from r1jax.stages.report.evidence import Evidence, OfRun, OverSeeds
 from r1jax.stages.report.folders import (
   BASE,
   DEV1,
@@ -34,10 +34,13 @@ from r1jax.stages.report.paper import (
   said_of_students,
   said_of_zero,
 )
-from r1jax.stages.report.run import Line, Measured
 from r1jax.statistics import Interval
 
+LEVEL = 0.05  # the chance that any check of a page is wrong, at most
 FAR = 0.10  # points of pass@1 that we call far; the paper's RL gained 62
+# Points of pass@1 that the last stage may lose and still reason as well as the best: a
+# half of what we call far, and what two seeds of one recipe commonly differ by.
+MARGIN = 0.05
 PURE = 0.95  # share of words in the language asked for, below which we call it mixed
 HALF = 0.50  # share of readable outputs, below which readability is low
 
@@ -73,11 +76,26 @@ class Finding(NamedTuple):
 
 
 def findings(pipeline: Pipeline, paper: Paper | None) -> list[Finding]:
+  """The findings of one run: they say what its models do, not what other seeds do."""
+  return _claims(OfRun(pipeline, confidence(pipeline)), paper)
+
+
+def over_seeds(pipelines: Sequence[Pipeline]) -> list[Finding]:
+  """The findings over runs that differ in their seed alone; the run is the unit."""
+  return _claims(OverSeeds(pipelines, confidence(pipelines[0])), None)
+
+
+def confidence(pipeline: Pipeline) -> float:
+  """That of each interval, so that all checks of a page share its level."""
+  checks = 12 + 2 * len(pipeline.students)  # as `_claims` makes them
+  return 1 - LEVEL / checks
+
+
+def _claims(evidence: Evidence, paper: Paper | None) -> list[Finding]:
   """The findings in the order of the recipe, beside the paper's numbers."""
 
   def moved(measure: Measure, before: Model, after: Model, holds: Side) -> Check | None:
-    names, rows = (before.title, after.title), map(pipeline.row, (before, after))
-    return _compare(measure, names, tuple(rows), holds)
+    return _compare(evidence, measure, before, after, holds)
 
   def said(benchmark: str, before: Model, after: Model) -> str:
     return said_of_stages(paper, benchmark, before, after)
@@ -91,8 +109,8 @@ def findings(pipeline: Pipeline, paper: Paper | None) -> list[Finding]:
     Finding(
       'R1-Zero mixes languages and is hard to read',
       [
-        _level(pipeline, LANGUAGE, ZERO, PURE, above=False),
-        _level(pipeline, READABLE, ZERO, HALF, above=False),
+        _level(evidence, LANGUAGE, ZERO, PURE, above=False),
+        _level(evidence, READABLE, ZERO, HALF, above=False),
       ],
     ),
     Finding(
@@ -109,7 +127,7 @@ def findings(pipeline: Pipeline, paper: Paper | None) -> list[Finding]:
       'Reasoning RL wins reasoning back and keeps to one language',
       [
         moved(SOLVED, DEV1, DEV2, _rises),
-        _level(pipeline, LANGUAGE, DEV2, PURE, above=True),
+        _level(evidence, LANGUAGE, DEV2, PURE, above=True),
       ],
       said('AIME 2024', DEV1, DEV2),
     ),
@@ -119,21 +137,22 @@ def findings(pipeline: Pipeline, paper: Paper | None) -> list[Finding]:
       said('IF-Eval', DEV2, DEV3),
     ),
     Finding(
-      'The last stage is preferred most, and reasons within noise of the best',
+      'The last stage is preferred most, and reasons at most '
+      f'{100 * MARGIN:.0f} points worse than the best',
       [
-        moved(PREFERRED, _best(pipeline, PREFERRED), R1, _rises),
-        moved(SOLVED, _best(pipeline, SOLVED), R1, _keeps),
+        moved(PREFERRED, _best(evidence, PREFERRED), R1, _rises),
+        moved(SOLVED, _best(evidence, SOLVED), R1, _keeps),
       ],
       said('ArenaHard', DEV3, R1),
     ),
     Finding(
       'Distilling beats RL straight on the same student',
-      _students(pipeline, 'rl'),
+      _students(evidence, 'rl'),
       said_of_students(paper),
     ),
     Finding(
       'Distilling thoughts beats distilling answers alone',
-      _students(pipeline, 'answers'),
+      _students(evidence, 'answers'),
     ),
   ]
 
@@ -146,60 +165,31 @@ def count(found: Sequence[Finding]) -> str:
     for verdict in (CAME, FAILED, UNCLEAR, MISSING)
     if verdict in verdicts
   ]
-  return f'Of {len(found)} findings: {", ".join(parts)}.'
-
-
-def apart(before: Measured, after: Measured) -> Interval | None:
-  """The interval of `after - before` from theirs, as if they were independent.
-
-  The distances from means to limits add up as squares (Zou and Donner 2008, MOVER);
-  since the problems are the same, that is wider than need be. None without intervals.
-  """
-  if before.low is None or before.high is None:
-    return None
-  if after.low is None or after.high is None:
-    return None
-  difference = after.mean - before.mean
-  down = math.hypot(after.mean - after.low, before.high - before.mean)
-  up = math.hypot(after.high - after.mean, before.mean - before.low)
-  return Interval(difference, difference - down, difference + up)
+  return f'of {len(found)} findings {", ".join(parts)}.'
 
 
 def _compare(
-  measure: Measure, names: Sequence[str], rows: Sequence[Line], holds: Side
+  evidence: Evidence, measure: Measure, before: Model, after: Model, holds: Side
 ) -> Check | None:
-  """The check of a difference between two evaluations; None if one lacks numbers."""
-  before, after = (measure.of(row) for row in rows)
-  if before is None or after is None:
-    return None
-  kind, *keys = measure.path
-  paired = None
-  if keys == ['pass_at_1']:
-    paired = words.compared(rows[0][kind], rows[1][kind])
-  found = apart(before, after) if paired is None else paired.difference
+  """The check of a difference between two models; None if one lacks numbers."""
+  found = evidence.difference(measure, before, after)
   if found is None:
     return None
-  mean, low, high = (words.signed(x) for x in found)
-  by = f'{mean} points ({low} to {high})' if paired is None else words.points(paired)
-  ends = ' → '.join(
-    f'{name} {words.percent(value.mean)}'
-    for name, value in zip(names, (before, after), strict=True)
-  )
-  return Check(f'{measure.name}: {ends}, {by}', holds(found))
+  return Check(f'{measure.name}: {found.text}', holds(found.interval))
 
 
 def _level(
-  pipeline: Pipeline, measure: Measure, model: Model, bar: float, *, above: bool
+  evidence: Evidence, measure: Measure, model: Model, bar: float, *, above: bool
 ) -> Check | None:
   """The check that a quantity lies above a bar, or below it."""
-  value = measure.of(pipeline.row(model))
-  if value is None or value.low is None or value.high is None:
+  found = evidence.level(measure, model)
+  if found is None:
     return None
-  holds = _side(Interval(value.mean, value.low, value.high), bar)
+  holds = _side(found.interval, bar)
   if not above and holds is not None:
     holds = not holds
   side = 'above' if above else 'below'
-  said = f'{measure.name}: {model.title} {words.with_interval(value)}'
+  said = f'{measure.name}: {model.title} {found.text}'
   return Check(f'{said}, expected {side} {100 * bar:.0f}\u202f%', holds)
 
 
@@ -222,26 +212,30 @@ def _falls(found: Interval) -> bool | None:
   return _side(Interval(-found.mean, -found.high, -found.low), 0.0)
 
 
-def _keeps(found: Interval) -> bool:
-  """At least within noise of zero."""
-  return found.high >= 0
+def _keeps(found: Interval) -> bool | None:
+  """No worse than by the margin; a wide interval decides nothing (non-inferiority)."""
+  return _side(found, -MARGIN)
 
 
-def _best(pipeline: Pipeline, measure: Measure) -> Model:
-  """The model that did best of those between the base and R1."""
+def _best(evidence: Evidence, measure: Measure) -> Model:
+  """The model that did best of those between the base and R1.
+
+  It is chosen by the numbers it is then compared by, which flatters it: R1 has it
+  harder.
+  """
   means = {}
   for model in (ZERO, DEV1, DEV2, DEV3):
-    value = measure.of(pipeline.row(model))
-    means[model] = -1.0 if value is None else value.mean
+    value = evidence.mean(measure, model)
+    means[model] = -1.0 if value is None else value
   return max(means, key=means.__getitem__)
 
 
-def _students(pipeline: Pipeline, other: str) -> list[Check | None]:
+def _students(evidence: Evidence, other: str) -> list[Check | None]:
   """SFT on R1's outputs against another method, for each student that has both."""
   checks: list[Check | None] = []
-  for folder in pipeline.students:
-    rows = folder.rows.get(other, {}), folder.rows.get('sft', {})
-    check = _compare(SOLVED, (METHODS[other], METHODS['sft']), rows, _rises)
+  for title, stage in evidence.students:
+    before, after = (Model(METHODS[name], '', stage, name) for name in (other, 'sft'))
+    check = _compare(evidence, SOLVED, before, after, _rises)
     if check is not None:
-      checks.append(check._replace(text=f'{folder.title}, {check.text}'))
+      checks.append(check._replace(text=f'{title}, {check.text}'))
   return checks

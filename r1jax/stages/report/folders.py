@@ -93,6 +93,7 @@ class Folder(NamedTuple):
     record: stage.json; empty before it has come to its end. `digest` is its sha256.
     rows: its evaluations, by the name of the model.
     rejection, pairs: counts of what it learned from; empty where there are none.
+    compute: what its methods have computed; see `stages.compute`.
   """
 
   name: str
@@ -103,6 +104,7 @@ class Folder(NamedTuple):
   rows: Mapping[str, Line]
   rejection: Line
   pairs: Line
+  compute: Line
 
   @property
   def title(self) -> str:
@@ -166,6 +168,7 @@ def _folder(name: str, path: Path, damages: list[str]) -> Folder:
     },
     rejection=_read(path / 'rejection.json', damages),
     pairs=_read(path / 'pairs.json', damages),
+    compute=_read(path / 'compute.json', damages),
   )
 
 

@@ -1,8 +1,9 @@
 """The report of the whole recipe: R1-Zero, the stages of R1, distillation on one page.
 
 Made from the folders that the stages leave behind, so it can be written at any time;
-what is not there yet is said in words. `folders` reads them, `findings` derives the
-verdicts, `stage_table`, `sets`, `students` and `stage_sections` make the page's parts.
+what is not there yet is said in words. `folders` reads them, `evidence` sets models
+apart, `findings` derives the verdicts, `stage_table`, `sets`, `students` and
+`stage_sections` make the page's parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ def write(root: Path | str, paper: Paper | None = None) -> Path:
       _lead(pipeline, found), [*pipeline.damages, *_unfinished(pipeline)]
     ),
     stage_table.stage_table(pipeline, paper),
-    stage_table.finding_list(found),
+    stage_table.finding_list(found, findings.confidence(pipeline)),
     stage_sections.curves(pipeline),
     sets.example_sets(pipeline, paper),
     students.distillation(pipeline, paper),
@@ -86,7 +87,11 @@ def result(root: Path | str) -> list[str]:
 
 
 def over_seeds(roots: Sequence[Path | str]) -> list[str]:
-  """Tables in Markdown: stages, then each student; mean over seeds, 95 % t-interval.
+  """Tables in Markdown: stages, then each student; then the findings by seed.
+
+  A cell is the mean over seeds with its 95 % t-interval, cut at 0 and 100 %, where a
+  rate ends. With few seeds, and rates near an end, that is no more than a rough
+  interval.
 
   Raises:
     FileNotFoundError: a directory holds no pipeline.
@@ -107,6 +112,19 @@ def over_seeds(roots: Sequence[Path | str]) -> list[str]:
       if all(method in found for found in rows)
     }
     lines += ['', f'{title}:', '', *_seeds_table(methods)]
+  return [*lines, '', *_seeds_findings(pipelines)]
+
+
+def _seeds_findings(pipelines: Sequence[Pipeline]) -> list[str]:
+  """The findings with their checks, a line each, with the run as the unit."""
+  confidence = findings.confidence(pipelines[0])
+  lines = [
+    f'Findings over {len(pipelines)} seeds, by t-intervals of '
+    f'{100 * confidence:.1f} %, so that all share a level of 5 % (Bonferroni):'
+  ]
+  for finding in findings.over_seeds(pipelines):
+    lines.append(f'- {finding.verdict}: {finding.claim}')
+    lines += [f'  - {check.text}' for check in finding.checks if check is not None]
   return lines
 
 
@@ -137,7 +155,7 @@ def _seeds_table(columns: Mapping[str, Sequence[Line]]) -> list[str]:
       means = [100 * value.mean for value in values if value is not None]
       texts.append('–')
       if len(means) == len(rows):
-        mean, low, high = statistics.seeds_interval(means)
+        mean, low, high = statistics.seeds_interval(means, bounds=(0, 100))
         texts[-1] = f'{mean:.1f} % ({low:.1f}–{high:.1f})'
     table.append([measure.name, *texts])
   head, *body = _aligned(table, ' | ')
@@ -182,8 +200,8 @@ def _lead(pipeline: Pipeline, found: Sequence[findings.Finding]) -> list[str]:
   sentences = []
   if (value := SOLVED.of(base)) is not None:
     sentences.append(
-      f'The base model solves {words.with_interval(value)} of the held-out reasoning '
-      'problems with one output.'
+      f'The base model solves {words.with_interval(value)} of the reasoning problems '
+      'of the test split with one output.'
     )
   for name, row, before, whom in (
     ('RL alone, R1-Zero,', zero, base, 'the base model'),
@@ -195,7 +213,10 @@ def _lead(pipeline: Pipeline, found: Sequence[findings.Finding]) -> list[str]:
     by = f': {words.points(paired)} against {whom}' if paired else ''
     sentences.append(f'{name} solves {words.with_interval(value)}{by}.')
   sentences += _writing(zero, last)
-  return [*(sentences or ['No model has been measured yet.']), findings.count(found)]
+  return [
+    *(sentences or ['No model has been measured yet.']),
+    f'In this run: {findings.count(found)}',
+  ]
 
 
 def _writing(zero: Line, last: Line) -> list[str]:

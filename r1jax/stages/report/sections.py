@@ -64,8 +64,9 @@ def result_table(run: Run) -> str:
   return (
     f'{head}<div class="scroll"><table class="{kind}"><thead><tr><th></th>{columns}'
     f'</tr></thead><tbody>{rows}</tbody></table></div>'
-    '<p class="caption">Held-out problems, never trained on. Under a number is its '
-    f'95\u202f% interval over problems{drawn}.</p>'
+    '<p class="caption">Problems of the validation split, never trained on; settings '
+    'may have been chosen by them, so the stage table is measured on others. Under a '
+    f'number is its 95\u202f% interval over problems, of this run’s models{drawn}.</p>'
   )
 
 
@@ -128,8 +129,8 @@ def sample_outputs(run: Run) -> str:
   problems = dict.fromkeys(str(sample.get('problem')) for sample in run.samples)
   parts = [
     head,
-    '<p>The same held-out problems, at the first and at the last evaluation. Thinking '
-    'is grey, words of self-checking are underlined.</p>',
+    '<p>The same validation problems, at the first and at the last evaluation. '
+    'Thinking is grey, words of self-checking are underlined.</p>',
   ]
   for problem in list(problems)[:PROBLEMS_SHOWN]:
     of_problem = [s for s in run.samples if str(s.get('problem')) == problem]
@@ -184,7 +185,7 @@ def _marked(text: str) -> str:
 
 def settings(run: Run) -> str:
   """The command that goes on with the run or repeats it, and all its settings."""
-  other = ('experiment', 'command')
+  other = ('experiment', 'command', 'data')
   fields = {name: x for name, x in run.config.items() if name not in other}
   rows = ''.join(
     f'<tr><th>--{escape(name)}</th><td>{escape(value)}</td></tr>'

@@ -1,5 +1,6 @@
 """Several runs that differ in their seed alone: means and intervals over the seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ _ROWS = {'pass@1': 'pass_at_1', 'consensus': 'consensus', 'length': 'length'}
 def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
   """A line a quantity: base and trained, mean over seeds with its 95 % t-interval.
 
+  The evaluations are those of the curves, on the validation split.
+
   Raises:
     FileNotFoundError: a directory holds no run.
     ValueError: a run is not finished, two runs have the same seed, or they differ in
@@ -22,14 +25,15 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
   runs = [read(Path(workdir)) for workdir in workdirs]
   check_alike([run.config for run in runs], workdirs)
   _check_finished(runs, workdirs)
-  lines = [f'{len(runs)} seeds: {", ".join(str(run.config["seed"]) for run in runs)}']
+  names = ', '.join(str(run.config['seed']) for run in runs)
+  lines = [f'{len(runs)} seeds ({names}), on validation problems:']
   for name, key in _ROWS.items():
     texts = []
     for index in (0, -1):
       values = [measured(run.evaluations[index], key) for run in runs]
       means = [value.mean for value in values if value is not None]
-      mean, low, high = statistics.seeds_interval(means)
-      unit = 1 if key == 'length' else 100
+      unit, most = (1, math.inf) if key == 'length' else (100, 1)
+      mean, low, high = statistics.seeds_interval(means, bounds=(0, most))
       texts.append(f'{mean * unit:.1f} ({low * unit:.1f} to {high * unit:.1f})')
     sign = 'tokens' if key == 'length' else '%'
     lines.append(f'{name:9} base {texts[0]} {sign} -> trained {texts[1]} {sign}')

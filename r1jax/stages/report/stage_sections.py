@@ -48,7 +48,8 @@ def curves(pipeline: Pipeline) -> str:
   )
   return (
     f'{head}<p>The stages of RL, on the same scales. Accuracy is that of '
-    'held-out reasoning problems, with its interval; dashed, where the stage began. '
+    'reasoning problems of the validation split, with its interval over them; dashed, '
+    'where the stage began. '
     'Tokens and language are those of the outputs it was trained on.'
     f'{_mixed_in(pipeline)}</p><div class="small">{"".join(drawn)}</div>{few}'
   )
@@ -105,7 +106,7 @@ def side_by_side(pipeline: Pipeline) -> str:
   if not parts:
     return f'{head}<p class="soft">No outputs have been kept yet.</p>'
   return (
-    f'{head}<p>The first held-out problems of each kind, and the first output of every '
+    f'{head}<p>The first test problems of each kind, and the first output of every '
     f'model. Thinking is grey, words of self-checking are underlined.</p>'
     f'{"".join(parts)}'
   )

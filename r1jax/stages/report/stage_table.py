@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from r1jax.stages.report.findings import CAME, FAILED, Finding
+from r1jax.stages.report.findings import CAME, FAILED, LEVEL, Finding
 from r1jax.stages.report.folders import MEASURES, MODELS, R1, Measure, Pipeline
 from r1jax.stages.report.paper import Paper, figure
 from r1jax.stages.report.run import Measured, number
@@ -104,16 +104,17 @@ def _protocol(pipeline: Pipeline) -> str:
     '?' if x is None else f'{x:g}' for x in (*counts, *drawn)
   )
   return (
-    f'<p class="caption">Every model answers the same {problems} held-out reasoning '
-    f'problems and {instructions} held-out instructions, {k} times each, at '
+    f'<p class="caption">Every model answers the same {problems} reasoning problems '
+    f'and {instructions} instructions of the test split, {k} times each, at '
     f'temperature {temperature} and top-p {top_p}. Under a number is its 95\u202f% '
-    'interval over problems. Language and readability are those of the reasoning '
+    'interval over problems: it is about this run’s models, and those of another seed '
+    'may differ by more. Language and readability are those of the reasoning '
     'outputs. A dash was not measured.</p>'
   )
 
 
-def finding_list(found: Sequence[Finding]) -> str:
-  """The findings with their verdicts and the numbers behind them."""
+def finding_list(found: Sequence[Finding], confidence: float) -> str:
+  """The findings of a run with their verdicts and the numbers behind them."""
   parts = []
   for finding in found:
     kind = {CAME: 'right', FAILED: 'wrong'}.get(finding.verdict, 'open')
@@ -130,9 +131,14 @@ def finding_list(found: Sequence[Finding]) -> str:
       f'<div><h3>{escape(finding.claim)}</h3>{checks}{paper}</div></article>'
     )
   return (
-    '<h2>What came back</h2><p>The findings of the paper, and one more. Each '
-    'verdict follows from 95\u202f% intervals: solved problems are compared one by '
-    f'one, other quantities by their intervals.</p>{"".join(parts)}'
+    '<h2>What came back in this run</h2><p>The findings of the paper, and one more. '
+    f'Each verdict follows from intervals of {100 * confidence:.1f}\u202f%, so that '
+    f'with a chance of {100 * LEVEL:.0f}\u202f% at most any of them is wrong '
+    '(Bonferroni): '
+    'solved problems are compared one by one, other quantities by their intervals. All '
+    'are over problems, so the verdicts are about the models of this run; what another '
+    'seed would give is a question to several runs.</p>'
+    f'{"".join(parts)}'
   )
 
 

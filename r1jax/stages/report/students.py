@@ -17,15 +17,20 @@ def distillation(pipeline: Pipeline, paper: Paper | None) -> str:
   if not students:
     body = '<p class="soft">No student has been measured yet.</p>'
   else:
-    columns = ''.join(f'<th class="number">{m.name}</th>' for m in MEASURES)
+    names = (*(measure.name for measure in MEASURES), 'Compute')
+    columns = ''.join(f'<th class="number">{name}</th>' for name in names)
     teacher = _model_row('R1, the teacher', pipeline.row(R1))
     body = (
       f'<div class="scroll"><table class="result stages"><thead><tr><th></th>{columns}'
       f'</tr></thead><tbody>{teacher}</tbody>'
       f'{"".join(_student_rows(pipeline, folder) for folder in students)}'
       '</table></div><p class="caption">The problems and the protocol of the table of '
-      'stages. All methods start from the same base of the student; SFT on answers '
-      'alone sees as many tokens as SFT on outputs.</p>'
+      'stages. All methods start from the same base of the student, learn from outputs '
+      'drawn at one temperature, and are measured at one; SFT on answers alone sees as '
+      'many tokens as SFT on outputs. Compute: operations of the student, and of R1 '
+      'where it judges tokens, over those of SFT on R1’s outputs (6 a parameter and '
+      'token that is learned, 2 a token that is sampled, scored or judged); sampling '
+      'R1’s outputs, which serve several methods, is not counted.</p>'
     )
   return f'{head}{body}{"" if paper is None else _paper_students(paper)}'
 
@@ -42,22 +47,31 @@ def _student_rows(pipeline: Pipeline, folder: Folder) -> str:
     title += ': not finished'
   names = [*METHODS, *(name for name in folder.rows if name not in METHODS)]
   rows = ''.join(
-    _model_row(METHODS.get(name, name), folder.rows[name], chosen=name == 'sft')
+    _model_row(
+      METHODS.get(name, name),
+      folder.rows[name],
+      number(folder.compute.get(name) or {}, 'times_sft'),
+      chosen=name == 'sft',
+    )
     for name in names
     if name in folder.rows and name != 'final'
   )
   return (
-    f'<tbody><tr class="group"><th colspan="{len(MEASURES) + 1}">{title}</th></tr>'
+    f'<tbody><tr class="group"><th colspan="{len(MEASURES) + 2}">{title}</th></tr>'
     f'{rows}</tbody>'
   )
 
 
-def _model_row(name: str, row: Line, chosen: bool = False) -> str:
+def _model_row(
+  name: str, row: Line, times: float | None = None, chosen: bool = False
+) -> str:
   kind = 'number trained' if chosen else 'number'
   cells = ''.join(
     f'<td class="{kind}">{DASH if value is None else cell(value)}</td>'
     for value in (measure.of(row) for measure in MEASURES)
   )
+  said = DASH if times is None else f'{times:.1f}\u202f×'
+  cells += f'<td class="number">{said}</td>'
   return f'<tr class="part"><th>{escape(name)}</th>{cells}</tr>'
 
 

@@ -25,7 +25,7 @@ def facts(run: Run) -> list[str]:
   if run.evaluations:
     problems, k = (number(run.evaluations[-1], name) for name in ('problems', 'k'))
     if problems and k:
-      found.append(f'{problems:g} held-out problems × {k:g} outputs')
+      found.append(f'{problems:g} validation problems × {k:g} outputs')
   return found
 
 
@@ -47,7 +47,7 @@ def summary(run: Run) -> list[str]:
     return ['The evaluations of this run hold no pass@1.']
   if base is last:
     return [
-      f'{_model(base)} solves {with_interval(before)} of the held-out problems with '
+      f'{_model(base)} solves {with_interval(before)} of the validation problems with '
       'one output. There is no other evaluation yet to compare it with.'
     ]
   return [*_solving(base, last, before, after), *_writing(base, last)]
@@ -91,13 +91,16 @@ def _model(evaluation: Line) -> str:
 def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[str]:
   """How often the problems are solved, and whether that can be luck."""
   sentences = [
-    f'{_model(base)} solves {with_interval(before)} of the held-out problems with one '
-    f'output; after {last["step"]:,} steps of reinforcement learning it solves '
+    f'{_model(base)} solves {with_interval(before)} of the validation problems with '
+    f'one output; after {last["step"]:,} steps of reinforcement learning it solves '
     f'{with_interval(after)}.'
   ]
   difference = compared(base, last)
   if difference is not None:
-    sentences.append(f'Compared problem by problem, that is {points(difference)}.')
+    sentences.append(
+      'Of these two models, compared problem by problem, that is '
+      f'{points(difference)}; how much another seed would differ, one run cannot say.'
+    )
   votes = measured(base, 'consensus'), measured(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
     sentences.append(
@@ -119,16 +122,20 @@ def signed(share: float) -> str:
   return f'{100 * share:+.1f}'.replace('-', '−')
 
 
-def compared(base: Line, last: Line) -> statistics.Paired | None:
+def compared(
+  base: Line, last: Line, confidence: float = 0.95
+) -> statistics.Paired | None:
   """pass@1 of the last evaluation against the first, on the problems both hold."""
-  shares = []
+  shares, groups = [], base.get('groups')
   for line in (base, last):
     right, k = line.get('right'), number(line, 'k')
     if not right or not k or not isinstance(right, list):
       return None
     shares.append([count / k for count in right])
   both = min(map(len, shares))  # a shorter evaluation takes the first problems
-  return statistics.paired(shares[0][:both], shares[1][:both], seed=0)
+  if groups is not None:
+    groups = groups[:both]
+  return statistics.paired(shares[0][:both], shares[1][:both], 0, confidence, groups)
 
 
 def _writing(base: Line, last: Line) -> list[str]:
@@ -151,7 +158,10 @@ def _writing(base: Line, last: Line) -> list[str]:
 
 
 def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> str:
-  """The verb for a change; it is not called one where the intervals overlap."""
+  """The verb for a change; it is not called one where the intervals overlap.
+
+  That is stricter than a test at 5 %, as the problems are the same.
+  """
   (before_low, before_high), (after_low, after_high) = map(_ends, (before, after))
   if after_low > before_high:
     return up
@@ -164,7 +174,7 @@ def _ends(value: Measured) -> tuple[float, float]:
   return value.low, value.high
 
 
-def with_interval(value: Measured) -> str:
+def with_interval(value: Measured | statistics.Interval) -> str:
   """A share, and in brackets its interval if there is one."""
   if value.low is None or value.high is None:
     return percent(value.mean)

@@ -1,0 +1,145 @@
+"""The fields of a config.json, checked as they are read, and those of RoPE.
+
+The scaling of RoPE has been written in three ways: `rope_scaling` beside `rope_theta`
+(transformers 4), `rope_parameters` with both (5), or `rope_scaling` added by hand to
+the latter, as model cards say for longer texts.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from r1jax.model.config import Rope
+
+
+class FamilyError(ValueError):
+  """A config.json that this decoder can't follow; the message names the field."""
+
+
+class Fields:
+  """A config.json whose missing and wrong fields are named."""
+
+  def __init__(self, raw: Mapping[str, Any]):
+    self.raw = raw
+
+  def expect(self, name: str, value: Any) -> None:
+    """FamilyError unless the field is missing or has this value."""
+    if self.raw.get(name, value) != value:
+      raise FamilyError(
+        f'{name}: expected {value!r}, got {self.raw[name]!r}; anything else is not '
+        'computed here'
+      )
+
+  def positive(self, name: str) -> int:
+    """A whole number of 1 or more."""
+    value = self.whole(name)
+    if not 0 < value < 2**31:
+      raise FamilyError(f'{name}: expected 1 or more, less than 2^31, got {value}')
+    return value
+
+  def whole(self, name: str, default: int | None = None) -> int:
+    """A whole number; null is the default as well."""
+    value = self.raw.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool):
+      raise FamilyError(f'{name}: expected a whole number, got {value!r}')
+    return value
+
+  def number(self, name: str, default: float) -> float:
+    """A number."""
+    value = self.raw.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+      raise FamilyError(f'{name}: expected a number, got {value!r}')
+    return float(value)
+
+  def flag(self, name: str, default: bool) -> bool:
+    """True or false; null is the default as well."""
+    value = self.raw.get(name)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+      raise FamilyError(f'{name}: expected true or false, got {value!r}')
+    return value
+
+
+def scaling(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The parameters of RoPE; `rope_scaling` comes first, as in transformers 5."""
+  return raw.get('rope_scaling') or raw.get('rope_parameters') or {}
+
+
+def theta(raw: Mapping[str, Any]) -> float:
+  """RoPE's base.
+
+  Where `rope_scaling` without one stands beside `rope_parameters` and there is none at
+  the top, transformers 5.24 drops what `rope_parameters` says and takes 10,000, with
+  which the model was not trained. Here the model keeps its own.
+  """
+  places = (scaling(raw), raw, raw.get('rope_parameters') or {})
+  return float(next(filter(None, (x.get('rope_theta') for x in places)), 10_000.0))
+
+
+def original_length(raw: Mapping[str, Any]) -> int:
+  """The positions that RoPE is stretched from, in tokens."""
+  name = 'original_max_position_embeddings'
+  given = raw.get(name) or scaling(raw).get(name) or raw['max_position_embeddings']
+  return int(given)
+
+
+def rope(raw: Mapping[str, Any]) -> Rope:
+  """Returns how the frequencies of RoPE are stretched."""
+  given = scaling(raw)
+  kind = given.get('rope_type') or given.get('type') or 'default'
+  known = ('default', 'linear', 'llama3', 'yarn')
+  if kind not in known:
+    raise FamilyError(
+      f'rope_parameters.rope_type: expected one of {", ".join(known)}, got {kind!r}'
+    )
+  if nested := [name for name, x in given.items() if isinstance(x, Mapping)]:
+    raise FamilyError(
+      f'rope_parameters.{nested[0]}: expected the parameters of all layers in one '
+      'object, got some for a kind of layers alone'
+    )
+  fields = Fields(given)
+  fields.expect('partial_rotary_factor', 1.0)
+  if kind == 'default':
+    return Rope()
+  if kind == 'linear':
+    return Rope('linear', factor=fields.number('factor', math.nan))
+  if kind == 'llama3':
+    return Rope(
+      'llama3',
+      factor=fields.number('factor', math.nan),
+      original_length=original_length(raw),
+      low_freq_factor=fields.number('low_freq_factor', math.nan),
+      high_freq_factor=fields.number('high_freq_factor', math.nan),
+    )
+  return _yarn(raw, fields)
+
+
+def _yarn(raw: Mapping[str, Any], fields: Fields) -> Rope:
+  """YaRN's; `attn_factor`, which some files have, is read by nobody in transformers."""
+  given, length = fields.raw, original_length(raw)
+  fields.expect('truncate', True)
+  if not given.get('factor') and not given.get('original_max_position_embeddings'):
+    raise FamilyError('rope_parameters.factor: expected a number, got None')
+  factor = given.get('factor') or raw['max_position_embeddings'] / length
+
+  def mscale(weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+  all_dims = given.get('mscale_all_dim') or 0.0
+  amplitude = given.get('attention_factor')
+  if amplitude is None:
+    amplitude = mscale(1)
+    if given.get('mscale') and all_dims:
+      amplitude = mscale(given['mscale']) / mscale(all_dims)
+  latent = 'kv_lora_rank' in raw
+  return Rope(
+    'yarn',
+    factor=float(factor),
+    original_length=length,
+    beta_fast=float(given.get('beta_fast') or 32),
+    beta_slow=float(given.get('beta_slow') or 1),
+    amplitude=float(amplitude),
+    score_factor=mscale(all_dims) ** 2 if latent and all_dims else 1.0,
+    query_growth=float(given.get('llama_4_scaling_beta') or 0),
+  )

@@ -1,0 +1,79 @@
+"""A checkpoint without a run on its way to other layouts, and what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hub import checkpoint
+
+from r1jax.model import storage
+from scripts import convert
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('convert') / 'model'
+  checkpoint(folder, 'qwen3')
+  return folder
+
+
+def written(run, out, **settings):
+  return convert.convert(convert.Convert(str(run), str(out), **settings))
+
+
+def test_a_folder_is_written_in_another_type(folder, tmp_path):
+  out = written(folder, tmp_path / 'out', dtype='bfloat16')
+  before, after = (
+    safetensors.numpy.load_file(place / storage.SINGLE) for place in (folder, out)
+  )
+  assert before.keys() == after.keys()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array.astype(after[name].dtype))
+    assert after[name].dtype.name == 'bfloat16'
+  assert json.loads((out / 'config.json').read_text())['dtype'] == 'bfloat16'
+  assert (out / 'tokenizer.json').read_bytes() == (
+    (folder / 'tokenizer.json').read_bytes()
+  )
+
+
+def test_a_folder_is_written_as_gguf(folder, tmp_path):
+  out = written(folder, tmp_path / 'out.gguf', to='gguf')
+  assert out.read_bytes()[:4] == b'GGUF'
+  assert (tmp_path / 'out.Modelfile').read_text().startswith('FROM ./out.gguf\n')
+
+
+def test_what_is_no_model_is_named(folder, tmp_path):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{"experiment": "Grpo"}')
+  (tmp_path / 'there').mkdir()
+  for words, settings, message in (
+    ((tmp_path / 'run', 'x'), {}, r'run: .* that has not come to its end.*command in'),
+    ((tmp_path, 'x'), {}, r'run: expected the work directory .*no config\.json$'),
+    ((tmp_path / 'no', 'x'), {}, r'run: expected the work directory .* is no folder$'),
+    (
+      (folder, 'x'),
+      {'to': 'peft'},
+      r'to: expected .* of a run for peft, got the check',
+    ),
+    ((folder, 'x'), {'params': 'base'}, r'params: expected .* of a run for base, got'),
+    ((folder, tmp_path / 'there'), {}, r'out: .*there is there already'),
+    ((folder, 'gs://b/x'), {}, r'out: expected a path on this machine, got gs://b/x'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      written(*words, **settings)
+
+
+def test_a_mistake_is_one_sentence_from_the_command_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'scripts.convert', str(tmp_path), 'out'],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert re.fullmatch(r'error: run: expected the work directory .*\n', done.stderr)

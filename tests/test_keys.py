@@ -1,0 +1,189 @@
+"""Which random numbers the parts of a stage draw: no two draws share a key."""
+
+import collections
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import final_rl, reasoning_rl
+from r1jax import mesh
+from r1jax.model import lora
+from r1jax.rewards import judge
+from r1jax.rewards.pool import Scores
+from r1jax.stages import (
+  evaluate,
+  finetune,
+  preference,
+  recipe,
+  rejection,
+  rl,
+  scoreboard,
+  work,
+)
+from r1jax.stages.generate import Outputs
+from r1jax.stages.run import TrainingError, start
+from r1jax.tasks import Problem
+
+PLACE = mesh.make(jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  workdir: str
+
+
+def test_judge_and_preference_model_have_random_numbers_of_their_own():
+  # numpy pads seeds with zeros, so that (5, 0) is 5.
+  same = np.random.default_rng(5).permutation(50)
+  np.testing.assert_array_equal(np.random.default_rng((5, 0)).permutation(50), same)
+  assert preference._order(5, 0, 50).tolist() != same.tolist()
+
+
+class Keys:
+  """Every key that something is drawn from, and what for."""
+
+  def __init__(self):
+    self.purposes = collections.defaultdict(list)
+    self.now = ''
+
+  def note(self, key, what=''):
+    self.purposes[tuple(jax.random.key_data(key).tolist())].append(self.now + what)
+
+
+class Silent:
+  """Stands in for a Generator: says one word, and notes the key of each problem."""
+
+  mesh = PLACE
+
+  def __init__(self, keys):
+    self.keys = keys
+
+  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+    for row in range(len(problems)):  # as `Generator` makes them
+      self.keys.note(jax.random.fold_in(key, row))
+    shape = len(problems), group_size
+    one = np.ones(shape, int)
+    return Outputs(
+      rows=np.arange(len(problems)),
+      own=np.ones(len(problems), bool),
+      prompts=np.ones((len(problems), 1), np.int32),
+      prompt_mask=np.ones((len(problems), 1), bool),
+      tokens=np.ones((*shape, 1), np.int32),
+      logp=np.zeros((*shape, 1), np.float32),
+      lengths=one,
+      all_lengths=one,
+      cut_off=np.zeros(shape, bool),
+      texts=[['word'] * group_size] * len(problems),
+      seconds=0.0,
+    )
+
+  def prompt(self, problem):
+    return problem.question
+
+
+class Pool:
+  """Stands in for a RewardPool."""
+
+  names = ('accuracy',)
+
+  def __init__(self, *arguments):
+    del arguments
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  def submit(self, problems, texts):
+    one = np.ones((len(texts), 1), np.float32)
+    return SimpleNamespace(result=lambda: Scores(one, np.arange(len(texts)), [], 0, 0))
+
+
+class Enough(Exception):
+  """Ends a stage once it has sampled."""
+
+
+def problems(task):
+  return [Problem(f'{task}{n}', task, f'{task} {n}', {}) for n in range(16)]
+
+
+@pytest.fixture
+def keys(monkeypatch):
+  """Notes what stages draw from, in the place of sampling and learning."""
+  found = Keys()
+  generator: Any = Silent(found)
+  monkeypatch.setattr(work.Work, 'generator', generator)
+  monkeypatch.setattr(scoreboard, 'RewardPool', Pool)
+  minibatches = rl.Trainer._minibatches
+
+  def noted(trainer, key):
+    found.note(key, ' minibatches')
+    return minibatches(trainer, key)
+
+  def learn(trainer, state, outputs, passes, advantage, key, temperature):
+    for epoch in range(trainer.config.epochs):
+      trainer._minibatches(jax.random.fold_in(key, epoch))
+    return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
+
+  monkeypatch.setattr(rl.Trainer, '_minibatches', noted)
+  monkeypatch.setattr(rl.Trainer, 'learn', learn)
+  nothing = rl.Passes(None, None, 0.0)
+  monkeypatch.setattr(rl.Trainer, 'passes', lambda *_: nothing)
+  return found
+
+
+def draw_everything(keys, job):
+  """All that a stage with this seed may sample, one after the other."""
+  sampled = rejection.Config(problems=16, samples=2, prompts_per_batch=4)
+  order = rl.problem_order(job.where.train, [1.0] * 4, 0)
+  keys.now = 'rejection'
+  with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
+    job.collect({}, order, sampled)
+  keys.now = 'own outputs'
+  batch = job.own_outputs(order, prompts=4, max_length=4, config=finetune.Epochs())
+  for step in (1, 2, 3, 4):
+    batch(step, {})
+  config = reasoning_rl.ReasoningRL(
+    rl=rl.Config(steps=4, prompts_per_step=4, group_size=2, epochs=2, evaluate_every=2),
+    evaluate=evaluate.Config(problems=8, samples=2, prompts_per_batch=4),
+  )
+  pool: Any = Pool()
+  keys.now = 'rl'
+  job.reinforce(lambda: {'x': jnp.zeros(1)}, pool, order, config)
+  scores = scoreboard.Config(reasoning=8, general=8, samples=2, prompts_per_batch=4)
+  # Once: all models are measured with the same keys, which are those of no other draw.
+  keys.now = 'scoreboard'
+  job.measure({'final': {}}, scores)
+  keys.now = 'judged'
+  last = final_rl.FinalRL(rl=rl.Config(steps=40, prompts_per_step=4), judged=16)
+  with pytest.raises(Enough):
+    final_rl.preference_model(job, last, {})
+
+
+def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
+  def enough(*arguments):
+    raise Enough
+
+  monkeypatch.setattr(judge, 'pairs', enough)
+  model: Any = SimpleNamespace(matrices=None, lora=lora.Config(), config=None)
+  four = [problems(task) for task in recipe.TASKS]
+  where = recipe.Setting(four, four, four, 32, 352)
+  with start(Experiment(str(tmp_path / 'run')), phases=('rl',)) as run:
+    draw_everything(keys, work.Work(run, model, where, PLACE, seed=5))
+  shared = [names for names in keys.purposes.values() if len(names) > 1]
+  assert shared == []
+  counts = collections.Counter(name for (name,) in keys.purposes.values())
+  assert counts == {
+    'rejection': 16,
+    'own outputs': 16,
+    'rl': 4 * 4 + 3 * 8,  # rollouts, and evaluations before and after 2 and 4 steps
+    'rl minibatches': 4 * 2,
+    'scoreboard': 16,
+    'judged': 16,
+  }

@@ -1,0 +1,111 @@
+"""Paths with a scheme are refused by the name of their flag, and nothing is made."""
+
+import http.server
+import threading
+import time
+import urllib.error
+
+import pytest
+
+from experiments import cold_start, grpo, r1_zero, thinking
+from r1jax import hub, network, paths
+from r1jax.stages import chat, command, lineage, workdir
+from r1jax.stages.pretrained import Config
+from scripts.convert import Convert
+
+AFAR = ['gs://bucket/run', 's3://bucket/run', 'hf://owner/name', 'file:///tmp/run']
+FLAGS = [
+  (r1_zero.R1Zero, ['--workdir', '{}'], 'workdir'),
+  (grpo.Grpo, ['--data-dir={}'], 'data_dir'),
+  (grpo.Grpo, ['--model.adapter', '{}'], 'model.adapter'),
+  (cold_start.ColdStart, ['--parent', '{}'], 'parent'),
+  (thinking.Thinking, ['--workdir', '{}'], 'workdir'),
+  (Convert, ['runs/a', '{}'], 'out'),
+  (Convert, ['{}', 'out'], 'run'),
+]
+
+
+@pytest.mark.parametrize('path', [*AFAR, 'file:run', 'GS://bucket', 'gs:/bucket'])
+def test_a_scheme_is_told_from_a_colon(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(
+    ValueError, match=r'^workdir: expected a path on this machine, got'
+  ):
+    paths.local('workdir', path)
+  with pytest.raises(ValueError, match=r'^workdir: expected a path'):
+    workdir.open_workdir(path, Config())
+  with pytest.raises(ValueError, match=r'^parent: expected a path'):
+    lineage.load(path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_colons_within_names_are_no_schemes():
+  for path in ('runs/a:b', 'a:b', '12:30', './gs:x', '/gs://x', ''):
+    paths.check_local('workdir', path)
+
+
+@pytest.mark.parametrize(('config', 'words', 'name'), FLAGS)
+@pytest.mark.parametrize('path', AFAR)
+def test_every_flag_for_a_path_refuses_a_scheme(config, words, name, path, capsys):
+  with pytest.raises(SystemExit) as end:
+    command.parse(config(), [word.format(path) for word in words])
+  assert end.value.code == 2
+  said = capsys.readouterr().err
+  assert said.startswith(f'error: {name}: expected a path on this machine, got {path};')
+  assert said.count('\n') == 1
+
+
+def test_a_model_may_be_on_the_hub_and_nowhere_else():
+  with pytest.raises(
+    ValueError, match=r'^model\.path: expected a path on this machine'
+  ):
+    hub.fetched('gs://bucket/model')
+  with pytest.raises(ValueError, match=r'^path: expected a path on this machine'):
+    chat.open_speaker('s3://bucket/model', None, chat.drawing.Config())
+
+
+def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
+  constants = hub.huggingface_hub.constants
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+  asked = []
+
+  def silent(url):
+    asked.append(url)
+    raise urllib.error.URLError(OSError(-2, 'Name or service not known'))
+
+  monkeypatch.setattr(network, 'check', silent)
+  with pytest.raises(
+    hub.HubError,
+    match=r'fetched .https://.*: Name or service not known.; give the folder',
+  ):
+    hub.fetched('hf://owner/a-name-that-nobody-has')
+  assert asked == [constants.ENDPOINT]
+  assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_host_is_asked_once_and_may_refuse():
+  asked = []
+
+  class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+      asked.append(self.path)
+      self.send_error(404 if self.path == '/gone' else 200)
+
+    def log_message(self, *args):
+      pass
+
+  with http.server.HTTPServer(('localhost', 0), Refusing) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://localhost:{server.server_port}'
+    network.check(f'{url}/there')
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+      network.check(f'{url}/gone')
+    server.shutdown()
+  assert asked == ['/there', '/gone']
+  assert network.reason(refusal.value) == 'HTTP Error 404: Not Found'
+  began = time.monotonic()
+  with pytest.raises(OSError, match='refused') as silence:
+    network.check(url)
+  assert time.monotonic() - began < network.SECONDS
+  assert network.reason(silence.value) == 'Connection refused'
