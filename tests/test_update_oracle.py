@@ -167,7 +167,8 @@ def updates(name, model, settings, sampled_by_another):
       batch = jax.tree.map(jnp.asarray, batch)
       state, metrics = step(state, batch, jnp.int32(layout.count), TEMPERATURE)
       seen.append({key: float(value) for key, value in metrics.items()})
-  return dict(weights.tensors(state.params, model.checkpoint)), seen
+  held = weights.arrays(state.params, model.checkpoint)
+  return {name: array for _, name, array in held}, seen
 
 
 def padded(lists, width, left=False):
