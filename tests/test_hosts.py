@@ -157,7 +157,9 @@ def unbroken(tmp_path_factory):
   assert statuses == [0, 0], logs
   assert 'rl 6/6' in logs[0]
   assert 'rl 6/6' not in logs[1]  # written and said once
-  assert len((folder / 'run' / 'metrics.jsonl').read_text().splitlines()) == 2 + 6
+  assert (
+    len((folder / 'run' / 'metrics.jsonl').read_text().splitlines()) == 1 + 2 + 6
+  )  # base, evaluations, RL
   return folder / 'run'
 
 

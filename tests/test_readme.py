@@ -17,6 +17,8 @@ EXPERIMENT, NOTEBOOK = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 @pytest.fixture
 def experiment(monkeypatch):
   monkeypatch.setattr(grpo, 'ADVANTAGES', {**grpo.ADVANTAGES})
+  monkeypatch.setitem(grpo.TABLES, 'advantage', grpo.ADVANTAGES)
+  monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP})
   names = {'__name__': 'experiments.brief'}
   exec(EXPERIMENT, names)
   return names
@@ -37,6 +39,8 @@ def test_the_experiment_adds_a_reward(experiment):
 def test_the_experiment_adds_an_advantage(experiment):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
   got = grpo.ADVANTAGES['sign'](reward)
+  with pytest.raises(ValueError, match='needs 2 or more'):
+    grpo.check_group_size(grpo.Config(advantage='sign'), 1, 4)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 

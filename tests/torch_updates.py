@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
   prompts: list[list[int]]
   outputs: list[list[list[int]]]
   rewards: np.ndarray
-  # of log-probs, between the policy and what sampled; [P][G][tokens]
+  # of log-probs, [P][G][tokens]: by how much what sampled was not the policy
   noise: list[list[torch.Tensor]]
 
 
@@ -106,6 +106,15 @@ def scored(tensors, config, prompt, output):
   logits = logits_of(tensors, config, torch.tensor(prompt + output[:-1]))
   logp = torch.log_softmax(logits[len(prompt) - 1 :] / TEMPERATURE, -1)
   return logp[range(len(output)), output], -(logp.exp() * logp).sum(-1)
+
+
+def stale(name):
+  """The part of a rollout's noise that lies between the policy and pi_old.
+
+  So there are ratios beyond either bound, with advantages of either sign. The bounds of
+  GSPO are a thousandth as far from 1.
+  """
+  return 1e-3 if name == 'gspo' else 0.4
 
 
 def advantages_of(name, rewards):
@@ -206,6 +215,9 @@ def metrics_of(name, logp, ratio, advantage, old_logp, ref_logp, sampler_logp):
     low, high = BOUNDS[name]
     found['clip_up'] = (ratio > high) & (advantage > 0)
     found['clip_down'] = (ratio < low) & (advantage < 0)
+    # beyond a bound, but not clipped
+    found['back'] = ((ratio > high) | (ratio < low)) & ~found['clip_up']
+    found['back'] &= ~found['clip_down']
   return {key: float(value.sum()) for key, value in found.items()}
 
 
@@ -226,7 +238,7 @@ def run(name, config, start, reference, settings, sampled_by_another):
     start: the policy's tensors by name.
     reference: those of the reference.
     settings: `optim.Config`, of which numbers are read.
-    sampled_by_another: whether the rollout's noise lies between policy and sampler.
+    sampled_by_another: whether pi_old is not what sampled.
   """
   tensors = {key: x.clone().requires_grad_() for key, x in start.items()}
   chain = torch.optim.AdamW(
@@ -237,12 +249,14 @@ def run(name, config, start, reference, settings, sampled_by_another):
   )
   seen: list[dict[str, float]] = []
   for rollout in rollouts():
-    old = passed(tensors, config, rollout)
+    now = passed(tensors, config, rollout)
+    noise = {(p, g): rollout.noise[p][g] for p, g in now}
+    old = {key: x + stale(name) * noise[key] for key, x in now.items()}
     ref, sampler = None, None
     if name in PENALISED:
       ref = passed(reference, config, rollout)
     if sampled_by_another:
-      sampler = {(p, g): x + rollout.noise[p][g] for (p, g), x in old.items()}
+      sampler = {key: x - noise[key] for key, x in old.items()}
     advantages = advantages_of(name, rollout.rewards)
     for chosen in MINIBATCHES:
       chain.zero_grad()
