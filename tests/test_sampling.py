@@ -396,7 +396,8 @@ def counting_model(seen):
 
     return decode
 
-  return sampling.Model(forward, logits, decoding, None)
+  nothing: Any = None  # unused here
+  return sampling.Model(forward, logits, decoding, nothing)
 
 
 def test_the_loop_ends_with_the_last_completion():

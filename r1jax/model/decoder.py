@@ -75,9 +75,9 @@ class Block(nn.Module):
     moved: list[jax.Array] = []
     owns: list[KV] = []
     segments = zip(streams, positions, documents, strict=True)
-    for n, (x_BTD, *where) in enumerate(segments):
-      before = (*context, *owns), (*context_masks, *seen[:n])
-      x_BTD, own = self._layer(x_BTD, *where, *before)
+    for n, (x_BTD, positions_BT, document_BT) in enumerate(segments):
+      before, masks = (*context, *owns), (*context_masks, *seen[:n])
+      x_BTD, own = self._layer(x_BTD, positions_BT, document_BT, before, masks)
       moved.append(x_BTD)
       owns.append(own)
     return tuple(moved), tuple(owns)
