@@ -110,7 +110,7 @@ def test_a_record_names_everything_by_its_digest(made):
       'arithmetic': tasks.module('arithmetic').VERSION,
       'instructions': tasks.module('instructions').VERSION,
     },
-    'model': dataclasses.asdict(CONFIG),
+    'model': json.loads(json.dumps(dataclasses.asdict(CONFIG))),  # tuples are lists
     'parameters': size,
     'rows': 0,
     'lora': {'rank': 0, 'alpha': 32.0, 'targets': 'query|key|value|out|gate|up|down'},
