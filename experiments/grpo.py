@@ -94,7 +94,7 @@ def setting(config: Grpo, longest: int) -> recipe.Setting:
     for split in splits.SPLITS
   )
   return recipe.Setting(
-    [train], [validation], [test], config.rl.max_prompt_length, longest
+    [train], [validation], config.rl.max_prompt_length, longest, [test]
   )
 
 

@@ -251,14 +251,18 @@ def _stops(
   names: Mapping[str, str],
   tokenizer: tokenizers.Tokenizer,
 ) -> tuple[int, ...]:
-  """The tokens that end a sequence: the tokenizer's own first, then the model's."""
+  """The tokens that end a sequence: the tokenizer's own first, then the model's.
+
+  One of the model's may be a row of its embedding that the tokenizer has no token for.
+  """
   own = tokenizer.token_to_id(names.get('eos_token', ''))
+  rows = settings[SETTINGS[2]].get('vocab_size')
+  ids_there = range(max(text.size(tokenizer), rows if type(rows) is int else 0))
   found = [] if own is None else [own]
   for name in SETTINGS[1:]:
     given = settings[name].get('eos_token_id')
     ids = given if isinstance(given, list) else [given]
-    tokens = range(tokenizer.get_vocab_size())
-    found += [n for n in ids if type(n) is int and n in tokens]
+    found += [n for n in ids if type(n) is int and n in ids_there]
   if not found:
     raise HubError(
       f'{folder}: expected an eos_token in tokenizer_config.json or {ROLES}, or an '

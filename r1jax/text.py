@@ -267,8 +267,8 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """How many ids there are, specials and tags included; ids run from 0."""
-    return self._tokenizer.get_vocab_size()
+    """The largest id and one more, specials and tags included; some may be unused."""
+    return size(self._tokenizer)
 
   def encode(self, text: str) -> list[int]:
     """The ids of `text`, with nothing added around them."""
@@ -299,6 +299,11 @@ class Tokenizer:
     """
     stream = decoders.DecodeStream(skip_special_tokens=True)
     return lambda token: stream.step(self._tokenizer, token) or ''
+
+
+def size(tokenizer: tokenizers.Tokenizer) -> int:
+  """The largest id of a tokenizer and one more; there may be fewer tokens."""
+  return max(tokenizer.get_vocab().values()) + 1
 
 
 def _plain(content: Mapping[str, Any]) -> tokenizers.Tokenizer:

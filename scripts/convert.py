@@ -149,7 +149,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   folder, tokenizer = source.folder, source.tokenizer
   written = gguf.Text(
     tokenizer.content,
-    eos_id=tokenizer.eos_id,
+    stop_ids=tokenizer.stop_ids,
     pad_id=tokenizer.pad_id,
     bos_id=hub.named_bos_id(folder) if folder else None,
     chat_template=hub.template(folder) if folder else TEMPLATE,

@@ -43,7 +43,7 @@ TOKENIZER = text.Tokenizer.train(map(' '.join, EXAMPLES), 288)
 STUDENT = ModelConfig(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
 MODEL = lineage.Model(STUDENT, TOKENIZER, 'plain', 288)
 TEACHER = lineage.Model(dataclasses.replace(STUDENT, layers=1), TOKENIZER, 'plain', 288)
-WHERE = recipe.Setting([], [], [], 24, 48)
+WHERE = recipe.Setting([], [], 24, 48)
 SFT = finetune.Epochs(
   epochs=1,
   rows_per_step=16,

@@ -345,7 +345,7 @@ def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeyp
   run = tmp_path / 'run'
   write_stage(run, 'final_rl', {'data_dir': 'data'})
   problem = instructions.translate('in Polish', 3, 4)
-  where = recipe.Setting([[], [], [], [problem]], [], [], 32, 352)
+  where = recipe.Setting([[], [], [], [problem]], [], 32, 352)
   monkeypatch.setattr(recipe, 'setting', lambda stage, data_dir: where)
   polite = '<think></think>proszę bardzo\n<answer>siedem</answer>'
 

@@ -1,6 +1,7 @@
 """Tokenizers and chat templates of the hub: what is read, and what they may not do."""
 
 import json
+import shutil
 
 import pytest
 import tokenizers
@@ -59,6 +60,28 @@ def test_all_tokens_that_end_a_sequence_are_found(folder, tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
   (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [7, 1]}')
   assert hub.open_tokenizer(tmp_path).stop_ids == (1, 7)
+  # A row of the embedding without a token is one that transformers stops at as well.
+  rows = json.loads((folder / 'config.json').read_text())['vocab_size']
+  ids = json.dumps({'eos_token_id': [rows - 1, rows]})
+  (tmp_path / 'generation_config.json').write_text(ids)
+  assert hub.open_tokenizer(tmp_path).stop_ids == (1, rows - 1)
+
+
+def test_ids_may_have_gaps(folder, tmp_path):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  content = json.loads((folder / 'tokenizer.json').read_text())
+  end = {**content['added_tokens'][1], 'id': 290, 'content': '<|im_end|>'}
+  content['model']['vocab'] |= {'<|im_end|>': 290}
+  content['added_tokens'].append(end)
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [1, 290]}')
+  (tmp_path / 'config.json').unlink()
+  tokenizer = hub.open_tokenizer(tmp_path)
+  assert tokenizer.vocab_size == 291
+  assert tokenizer.stop_ids == (1, 290)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert theirs.convert_tokens_to_ids('<|im_end|>') == 290
+  assert len(theirs) < 290
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):

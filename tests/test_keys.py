@@ -174,7 +174,7 @@ def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
   monkeypatch.setattr(judge, 'pairs', enough)
   model: Any = SimpleNamespace(matrices=None, lora=lora.Config(), config=None)
   four = [problems(task) for task in recipe.TASKS]
-  where = recipe.Setting(four, four, four, 32, 352)
+  where = recipe.Setting(four, four, 32, 352, four)
   with start(Experiment(str(tmp_path / 'run')), phases=('rl',)) as run:
     draw_everything(keys, work.Work(run, model, where, PLACE, seed=5))
   shared = [names for names in keys.purposes.values() if len(names) > 1]

@@ -127,6 +127,25 @@ def test_rounded_weights_give_nearly_the_same(kind, tolerance, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
+def test_it_ends_an_output_at_each_token_that_ends_one(tmp_path):
+  """As transformers does, by the ids of generation_config.json."""
+  model = written(tmp_path / 'm', 'llama', {}, 'f32', tmp_path / 'm.gguf')
+  prompt = torch.tensor(prompts(1))
+  where = prompt.shape[1]
+  said = model.generate(prompt, max_new_tokens=LENGTH, do_sample=False)[0, where:]
+  other = list(dict.fromkeys(said.tolist()))[1]
+  for stops in ((1, other), (1, 2, other)):
+    file = tmp_path / f'{len(stops)}.gguf'
+    written(tmp_path / 'm', None, None, 'f32', file, stops)
+    model.generation_config.eos_token_id = list(stops)
+    expected = model.generate(prompt, max_new_tokens=LENGTH, do_sample=False)
+    expected = expected[0, where:].tolist()
+    assert expected[-1] in stops
+    assert len(expected) < LENGTH
+    found = Server(file).greedy(prompt[0].tolist())
+    assert found in (expected, expected[:-1])
+
+
 TEXTS = [
   'Hello world 123 <think>x</think>',
   '  a\n\nb é 中 ',

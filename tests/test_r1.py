@@ -547,7 +547,7 @@ def problems(task, count):
 
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
-  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], [], 32, 352)
+  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
   config = final_rl.FinalRL(
     rl=rl.Config(steps=40, prompts_per_step=10),
     judged=10,
@@ -572,13 +572,13 @@ def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
     list(tasks.module(name).generate(getattr(difficulty, name), 'train'))
     for name in recipe.TASKS
   ]
-  where = recipe.Setting(generated, [], [], 32, 352)
+  where = recipe.Setting(generated, [], 32, 352)
   config = final_rl.FinalRL()
   order = final_rl.order(config, where, 7)
   asked = [order(n).id for n in range(config.rl.steps * config.rl.prompts_per_step)]
   assert len(asked) == len(set(asked)) == 640
   # Few problems: a pass over those of a task ends before the next begins.
-  few = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], [], 32, 352)
+  few = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
   order = final_rl.order(config, few, 7)
   found = [order(n) for n in range(640)]
   for task in recipe.TASKS:

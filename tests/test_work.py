@@ -19,7 +19,7 @@ from r1jax.tasks import Problem
 def at_work(model, seed):
   """Work without a run, which these tests do not reach."""
   run: Any = None
-  where = recipe.Setting([], [], [], 32, 352)
+  where = recipe.Setting([], [], 32, 352)
   return work.Work(run, model, where, mesh.make(jax.devices()[:1]), seed)
 
 

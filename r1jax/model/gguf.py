@@ -246,7 +246,10 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   writer.add_token_list(tokens)
   writer.add_token_types(kinds)
   writer.add_token_merges(merges)
-  writer.add_eos_token_id(text.eos_id)
+  # llama.cpp ends an output at each of these.
+  ends = writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id
+  for add, stop in zip(ends, text.stop_ids, strict=False):
+    add(stop)
   writer.add_pad_token_id(text.pad_id)
   before, behind = text.around
   if (bos := before[0] if before else text.bos_id) is not None:

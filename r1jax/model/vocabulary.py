@@ -15,6 +15,7 @@ import tokenizers
 from r1jax.model import storage, surroundings
 
 NFC = 'NFC'  # é as one character, however it is typed
+STOPS = 3  # tokens that end an output: those of a text, of a turn, of a message
 WHOLE_WORDS = 'llama-bpe'  # of these names, where words that are tokens aren't merged
 
 
@@ -23,11 +24,16 @@ class Text:
   """What a file says of a model's texts."""
 
   tokenizer: Mapping[str, Any]  # tokenizer.json
-  eos_id: int
+  stop_ids: tuple[int, ...]  # that end an output; the first is EOS
   pad_id: int
   bos_id: int | None = None  # of bos_token, whether or not it is put before each text
   chat_template: str | None = None
   shown: tuple[str, ...] = ()  # tokens that readers are to see, special or not
+
+  @property
+  def eos_id(self) -> int:
+    """The token that ends what a model learns from."""
+    return self.stop_ids[0]
 
   @property
   def around(self) -> tuple[list[int], list[int]]:
@@ -114,6 +120,11 @@ def remarks(text: Text) -> list[str]:
   """Sentences about texts that llama.cpp reads otherwise than the checkpoint does."""
   before, behind = text.around
   found = []
+  if more := text.stop_ids[STOPS:]:
+    found.append(
+      f'llama.cpp ends outputs at {STOPS} tokens and at those that it knows by name: '
+      f'give it {", ".join(map(str, more))} as stops too if they are others.'
+    )
   if text.normalizers:
     found.append(
       f'The tokenizer composes characters first ({NFC}), and llama.cpp does not: it '

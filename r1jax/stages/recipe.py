@@ -25,16 +25,17 @@ class Setting:
   Fields:
     train: problems to learn from, a list for each of `TASKS`.
     validation: held-out problems for curves and choices, likewise.
-    test: held-out problems for what is reported at the end, likewise.
     max_prompt_length: S, tokens.
     longest: positions that the base model has seen, T of its training.
+    test: held-out problems for what is reported at the end, likewise; none where
+      nothing is.
   """
 
   train: list[list[Problem]]
   validation: list[list[Problem]]
-  test: list[list[Problem]]
   max_prompt_length: int
   longest: int
+  test: list[list[Problem]] = dataclasses.field(default_factory=list)
 
   def reasoning(self, split: str) -> list[Problem]:
     """Reasoning problems of 'validation' or 'test', a task after the other by turns."""
@@ -173,7 +174,7 @@ def new_setting(
   train, validation, test = (
     store.sources(TASKS, difficulty, split, data_dir) for split in splits.SPLITS
   )
-  return Setting(train, validation, test, max_prompt_length, longest)
+  return Setting(train, validation, max_prompt_length, longest, test)
 
 
 def tokenizer(
