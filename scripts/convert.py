@@ -149,7 +149,8 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   folder, tokenizer = source.folder, source.tokenizer
   written = gguf.Text(
     tokenizer.content,
-    stop_ids=tokenizer.stop_ids,
+    eos_id=tokenizer.eos_id,
+    other_stop_ids=tokenizer.stop_ids[1:],
     pad_id=tokenizer.pad_id,
     bos_id=hub.named_bos_id(folder) if folder else None,
     chat_template=hub.template(folder) if folder else TEMPLATE,

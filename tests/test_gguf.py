@@ -30,7 +30,8 @@ def written(folder, model_type, fields, kind, file, stops=(1,)):
   everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
-  text = gguf.Text(tokenizer, stops, 0, hub.bos_id(folder), hub.template(folder))
+  roles = hub.bos_id(folder), hub.template(folder)
+  text = gguf.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
 
@@ -234,7 +235,7 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
-  text = gguf.Text(tokenizer, (1,), 0)
+  text = gguf.Text(tokenizer, 1, 0)
   with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
@@ -267,7 +268,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   with pytest.raises(storage.WeightsError, match=message):
-    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, (1,), 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
 
@@ -296,7 +297,7 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   found = weights.open_checkpoint(tmp_path / 'm')
   params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
-  text = gguf.Text({**tokenizer, 'post_processor': processor}, (1,), 0, bos)
+  text = gguf.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   said = [fields[f'tokenizer.ggml.add_{name}_token'] for name in ('bos', 'eos')]
@@ -312,7 +313,7 @@ def test_tags_are_shown_though_they_are_special(tmp_path):
   params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
-  text = gguf.Text(tokenizer, (1,), 0, shown=('<think>', '</think>'))
+  text = gguf.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   kinds = dict(
@@ -345,15 +346,17 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
 )
 def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
   tokenizer = text_lib.Tokenizer.train(['so'], 264).content
-  found = vocabulary.remarks(gguf.Text({**tokenizer, **change}, (1,), 0, 0, chat))
+  found = vocabulary.remarks(gguf.Text({**tokenizer, **change}, 1, 0, 0, chat))
   assert len(found) == (remark is not None)
   assert remark is None or re.search(remark, found[0])
 
 
 def test_stops_that_a_file_has_no_field_for_are_said():
   tokenizer = text_lib.Tokenizer.train(['so'], 264).content
-  assert vocabulary.remarks(gguf.Text(tokenizer, (1, 7, 8), 0)) == []
-  (found,) = vocabulary.remarks(gguf.Text(tokenizer, (1, 7, 8, 9, 12), 0))
+  assert vocabulary.remarks(gguf.Text(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
+  (found,) = vocabulary.remarks(
+    gguf.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
+  )
   assert 'ends outputs at 3 tokens' in found
   assert 'give it 9, 12 as stops' in found
 
@@ -363,5 +366,5 @@ def test_a_file_that_is_there_stays(tmp_path):
   found = weights.open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
   with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
-    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, (1,), 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

@@ -137,7 +137,7 @@ def test_the_answer_follows_from_prompt_and_cut_thoughts(closer, params):
   outputs = plain(closer, params)
   greedy = drawing.Config(temperature=0.0)
   said = closer(params, jax.random.key(2), outputs, budget=3, draw=greedy)
-  forward, logits, _ = closer.generator.model
+  forward, logits, *_ = closer.generator.model
 
   @jax.jit
   def likeliest(tokens, length):

@@ -24,16 +24,17 @@ class Text:
   """What a file says of a model's texts."""
 
   tokenizer: Mapping[str, Any]  # tokenizer.json
-  stop_ids: tuple[int, ...]  # that end an output; the first is EOS
+  eos_id: int  # ends what a model learns from
   pad_id: int
   bos_id: int | None = None  # of bos_token, whether or not it is put before each text
   chat_template: str | None = None
   shown: tuple[str, ...] = ()  # tokens that readers are to see, special or not
+  other_stop_ids: tuple[int, ...] = ()  # that end an output beside EOS
 
   @property
-  def eos_id(self) -> int:
-    """The token that ends what a model learns from."""
-    return self.stop_ids[0]
+  def stop_ids(self) -> tuple[int, ...]:
+    """The tokens that end an output; the first is EOS."""
+    return (self.eos_id, *self.other_stop_ids)
 
   @property
   def around(self) -> tuple[list[int], list[int]]:
