@@ -218,7 +218,7 @@ def movable(params: Any, steps: Any) -> jax.Array:
 
   sizes = [x.size for x in jax.tree.leaves(params)]
   shares = jax.tree.leaves(jax.tree.map(share, params, steps))
-  return jnp.dot(jnp.stack(shares), jnp.array(sizes, jnp.float32)) / sum(sizes)
+  return jnp.dot(jnp.stack(shares), jnp.array(sizes, jnp.float32)) / float(sum(sizes))
 
 
 def mean(x: jax.Array) -> jax.Array:

@@ -214,7 +214,7 @@ def _mean_size(updates: Any) -> jax.Array:
   def summed(n: int) -> jax.Array:
     return jnp.stack(
       [
-        master_weights.mean(found[n]) * x.size
+        master_weights.mean(found[n]) * float(x.size)  # may not fit an int32
         for found, x in zip(means, leaves, strict=True)
       ]
     ).sum()

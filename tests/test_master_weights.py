@@ -158,6 +158,22 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32(parts):
   assert error < 2**-9
 
 
+@pytest.mark.parametrize('masters', ['float32', 'stochastic'])
+def test_a_parameter_may_have_more_weights_than_an_int32_counts(masters):
+  # DeepSeek-V3's experts are 58 x 256 x 7168 x 2048 in one array.
+  params = {'w': jax.ShapeDtypeStruct((58, 256, 7168, 2048), jnp.bfloat16)}
+  rule = chain(masters)
+  state = jax.eval_shape(lambda x: optim.init(x, rule), params)
+  grads = {'w': params['w'].update(dtype=jnp.float32)}
+  after, metrics = jax.eval_shape(
+    lambda state, grads: optim.apply(state, grads, optimizer=rule), state, grads
+  )
+  assert after.params['w'].shape == params['w'].shape
+  assert metrics['update_size'].shape == ()
+  share = jax.eval_shape(lambda x: master_weights.movable(x, {'w': 1e-6}), params)
+  assert share.dtype == jnp.float32
+
+
 def test_movable_counts_what_nearest_rounding_does_not_undo():
   # Below 2^-11 = 4.9e-4 the next bfloat16 is 2^-19 = 1.9e-6 away or less, so a step of
   # 1e-6 is more than half of that: erf(0.0244 / sqrt 2) = 2 % of N(0, 0.02).
