@@ -65,8 +65,8 @@ class ChatTemplate:
   def _template(self) -> jinja2.Template:
     return _ENVIRONMENT.from_string(self.source, {'strftime_now': self._told})
 
-  def _told(self, form: str) -> str:
-    return (self.time or datetime.datetime.now()).strftime(form)
+  def _told(self, format: str) -> str:
+    return (self.time or datetime.datetime.now()).strftime(format)
 
 
 _TAGS = {'generation'}

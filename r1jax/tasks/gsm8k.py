@@ -30,8 +30,9 @@ _NUMBER = re.compile(
   r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?![0-9])'
   r'(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+'
 )
-# Between a minus sign and its number no letters but those of a currency may stand.
-_BEFORE = re.compile(r'\W*(?:\b(?:USD?|EUR|GBP|Rs)\b\W*)?$')
+# Between a minus sign and its number no letters but those of a currency may stand:
+# -USD 5, -C$5, -Rs 5.
+_BEFORE = re.compile(r'\W*(?:\b(?:[A-Z]{3}|[A-Z]{1,3}(?=\\?\$)|Rs)\b\W*)?$')
 _SCALES = {'k': 10**3, 'thousand': 10**3, 'million': 10**6, 'billion': 10**9}
 _SCALE = re.compile(rf'(?i)[\s$)}}\]*]*({"|".join(_SCALES)})\b')
 
