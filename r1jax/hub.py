@@ -18,7 +18,7 @@ import huggingface_hub.errors
 import tokenizers
 
 from r1jax import added_tokens, network, paths, text
-from r1jax.chat_template import GIVEN, ChatTemplate, HubError
+from r1jax.chat_template import GIVEN, PROBES, ChatTemplate, HubError
 from r1jax.model import surroundings
 
 TOKENIZER = 'tokenizer.json'
@@ -115,7 +115,7 @@ def open_tokenizer(
     stop_ids=stops,
     chat=template.render if template else None,
     control={n for n in control if n is not None} | _written(tokenizer, template),
-    remarks=_remarks(folder, found, template),
+    remarks=[*_words(folder, tokenizer, stops), *_remarks(folder, found, template)],
     splits=bool(settings[SETTINGS[0]].get('split_special_tokens')),
   )
 
@@ -148,16 +148,29 @@ def _written(
   tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None
 ) -> set[int]:
   """The tokens that a template writes around messages, in which there is none."""
-  turns = 'system', 'user', 'assistant', 'user'
   if template is None:
     return set()
-  for roles in (turns, turns[1:], turns[1:2]):
+  for messages in PROBES:
     try:
-      prompt = template.render([{'role': role, 'content': 'a'} for role in roles])
-    except HubError:  # some refuse a message of the system
+      prompt = template.render(messages)
+    except HubError:
       continue
     return set(tokenizer.encode(prompt, add_special_tokens=False).ids)
   return set()
+
+
+def _words(
+  folder: Path, tokenizer: tokenizers.Tokenizer, stops: tuple[int, ...]
+) -> list[str]:
+  """A sentence for each token of ordinary text at which outputs would end."""
+  added = tokenizer.get_added_tokens_decoder()
+  return [
+    f'{folder} ends outputs at token {n}, {word!r}, which is one of ordinary text: '
+    f'outputs with it are cut off there; correct eos_token_id in {SETTINGS[1]}, or in '
+    f'{SETTINGS[2]} if that names none.'
+    for n in stops
+    if n not in added and (word := tokenizer.id_to_token(n)) is not None
+  ]
 
 
 def _remarks(
@@ -267,6 +280,20 @@ def named_bos_id(folder: Path) -> int | None:
 def template(folder: Path) -> str | None:
   """The chat template of a checkpoint, or None."""
   return templates(folder).get(DEFAULT)
+
+
+def template_for_gguf(folder: Path) -> str | None:
+  """The chat template of a checkpoint, or None.
+
+  Raises:
+    HubError: llama.cpp would write other prompts with it.
+  """
+  source = template(folder)
+  if source is not None:
+    roles = _named(folder).roles
+    names = {role: token.content for role, token in roles.items()}
+    ChatTemplate(source, names, time=now()).check_for_gguf()
+  return source
 
 
 def reads_clock(folder: Path) -> bool:

@@ -155,7 +155,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
     other_stop_ids=tokenizer.stop_ids[1:],
     pad_id=tokenizer.pad_id,
     bos_id=hub.named_bos_id(folder) if folder else None,
-    chat_template=hub.template(folder) if folder else TEMPLATE,
+    chat_template=hub.template_for_gguf(folder) if folder else TEMPLATE,
     shown=text.TAGS,
   )
   gguf.check(source.like, written)  # before parameters are read
