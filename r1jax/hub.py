@@ -230,7 +230,8 @@ def _stops(
   """
   own = tokenizer.token_to_id(names.get('eos_token', ''))
   ids_there = range(max(text.size(tokenizer), _rows(settings) or 0))
-  found = [n for n in (own, *_ends(settings)) if n in ids_there]
+  ends = _ends(settings) if own is None else [own, *_ends(settings)]
+  found = [n for n in ends if n in ids_there]
   if not found:
     raise HubError(
       f'{folder}: expected an eos_token in {SETTINGS[0]} or {added_tokens.ROLES}, or '
