@@ -18,6 +18,14 @@ import jinja2.meta
 import jinja2.sandbox
 
 GIVEN = ('messages', 'tools', 'documents', 'add_generation_prompt')  # to each template
+_NONE = {'tools': None, 'documents': None}
+_OF_GGUF = ('bos_token', 'eos_token')
+_TURNS = ('system', 'user', 'assistant', 'user')
+# Conversations by which a template is looked at; some refuse a message of the system.
+PROBES = [
+  [{'role': role, 'content': 'a'} for role in roles]
+  for roles in (_TURNS, _TURNS[1:], _TURNS[1:2])
+]
 
 Message = Mapping[str, str]  # 'role' and 'content'
 
@@ -41,16 +49,51 @@ class ChatTemplate:
     Raises:
       HubError: the template is no template, or refuses these messages.
     """
+    return self._write(messages, {**self.names, **self.variables, **_NONE})
+
+  def _write(self, messages: Sequence[Message], given: Mapping[str, Any]) -> str:
     try:
       return self._template.render(
-        **{**self.names, **self.variables},
-        messages=list(messages),
-        tools=None,
-        documents=None,
-        add_generation_prompt=True,
+        **given, messages=list(messages), add_generation_prompt=True
       )
     except Exception as error:  # a template is a program, and may do anything wrong
       raise HubError(f'the chat template cannot write this: {error}') from error
+
+  def check_for_gguf(self) -> None:
+    """Raises HubError where llama.cpp would write other prompts, or open no such file.
+
+    Of the special tokens it gives a template BOS and EOS alone, and `tools` and
+    `documents` are undefined there, not none; its `tojson` knows no `sort_keys`.
+    """
+    if 'sort_keys' in self.source:
+      raise HubError(
+        'chat_template: expected tojson without sort_keys for GGUF, as llama.cpp opens '
+        'no file with it; leave it out'
+      )
+    fewer = {name: self.names[name] for name in _OF_GGUF if name in self.names}
+    written, reason = False, ''
+    for messages in PROBES:
+      try:
+        expected = self.render(messages)
+      except HubError as error:
+        reason = str(error)
+        continue
+      written = True
+      try:
+        same = self._write(messages, fewer) == expected
+      except HubError:
+        same = False
+      if not same:
+        raise HubError(
+          'chat_template: expected one that writes the same without tools, documents '
+          'and special tokens other than BOS and EOS for GGUF, as llama.cpp gives it '
+          'none of these; write such tokens as text, and ask for tools by their truth'
+        )
+    if not written:
+      raise HubError(
+        f'chat_template: expected one that writes conversations for GGUF, but {reason};'
+        ' correct it, or delete it'
+      )
 
   @property
   def reads(self) -> frozenset[str]:
@@ -65,8 +108,8 @@ class ChatTemplate:
   def _template(self) -> jinja2.Template:
     return _ENVIRONMENT.from_string(self.source, {'strftime_now': self._told})
 
-  def _told(self, form: str) -> str:
-    return (self.time or datetime.datetime.now()).strftime(form)
+  def _told(self, format: str) -> str:
+    return (self.time or datetime.datetime.now()).strftime(format)
 
 
 _TAGS = {'generation'}

@@ -17,22 +17,21 @@ import huggingface_hub.constants
 import huggingface_hub.errors
 import tokenizers
 
-from r1jax import network, paths, text
-from r1jax.chat_template import GIVEN, ChatTemplate, HubError
+from r1jax import added_tokens, network, paths, text
+from r1jax.chat_template import GIVEN, PROBES, ChatTemplate, HubError
 from r1jax.model import surroundings
 
 TOKENIZER = 'tokenizer.json'
 TEMPLATE = 'chat_template.jinja'
 OTHERS = 'additional_chat_templates'  # a folder of further ones, by name
-SETTINGS = ('tokenizer_config.json', 'generation_config.json', 'config.json')
-ROLES = 'special_tokens_map.json'
+SETTINGS = (added_tokens.SETTINGS, 'generation_config.json', 'config.json')
 # Beside the weights, what makes up a checkpoint; see `copy`.
-FILES = (TOKENIZER, TEMPLATE, *SETTINGS, ROLES)
+FILES = (TOKENIZER, TEMPLATE, *SETTINGS, added_tokens.ROLES, added_tokens.ADDED)
 REMOTE = 'hf://'
 FETCHED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
 DEFAULT = 'default'  # of several templates, the one that is used
 # Whatever has one of these roles is no text; a template may name others as it likes.
-CONTROL = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
+CONTROL = added_tokens.CONTROL
 
 
 def now() -> datetime.datetime:
@@ -99,15 +98,9 @@ def open_tokenizer(
   folder = Path(folder).expanduser()
   tokenizer = _read(folder)
   settings = {name: _settings(folder / name) for name in SETTINGS}
-  roles = _roles(folder, settings[SETTINGS[0]])
-  try:
-    _add(tokenizer, settings[SETTINGS[0]].get('added_tokens_decoder') or {}, roles)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise HubError(
-      f'{folder / SETTINGS[0]}: added_tokens_decoder: expected tokens by their number, '
-      f'each with its content ({error!r})'
-    ) from error
-  names = {role: token.content for role, token in roles.items()}
+  named = _named(folder)
+  named.add_to(tokenizer, _rows(settings))
+  names = {role: token.content for role, token in named.roles.items()}
   stops = _stops(folder, settings, names, tokenizer)
   pad = tokenizer.token_to_id(names.get('pad_token', ''))
   found = templates(folder)
@@ -122,7 +115,8 @@ def open_tokenizer(
     stop_ids=stops,
     chat=template.render if template else None,
     control={n for n in control if n is not None} | _written(tokenizer, template),
-    remarks=_remarks(folder, found, template),
+    remarks=[*_words(folder, tokenizer, stops), *_remarks(folder, found, template)],
+    splits=bool(settings[SETTINGS[0]].get('split_special_tokens')),
   )
 
 
@@ -136,32 +130,6 @@ def _read(folder: Path) -> tokenizers.Tokenizer:
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
-
-
-def _add(
-  tokenizer: tokenizers.Tokenizer,
-  listed: Mapping[str, Any],
-  roles: Mapping[str, tokenizers.AddedToken],
-) -> None:
-  """Adds the tokens that other files name, as transformers does.
-
-  Those that tokenizer_config.json lists, whose flags go before those of tokenizer.json;
-  and those with a role that tokenizer.json has as mere words.
-  """
-  known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-  given = [listed[number] for number in sorted(listed, key=int)]
-  tokens = [_token(token, bool(token.get('special'))) for token in given]
-  tokenizer.add_tokens([token for token in tokens if repr(token) not in known])
-  names = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-  for content, token in {token.content: token for token in roles.values()}.items():
-    if content not in names and tokenizer.token_to_id(content) is not None:
-      tokenizer.add_special_tokens([token])
-
-
-def _token(given: Mapping[str, Any], special: bool) -> tokenizers.AddedToken:
-  flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
-  how = {flag: bool(given[flag]) for flag in flags if flag in given}
-  return tokenizers.AddedToken(given['content'], special=special, **how)
 
 
 def _check_variables(
@@ -180,16 +148,29 @@ def _written(
   tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None
 ) -> set[int]:
   """The tokens that a template writes around messages, in which there is none."""
-  turns = 'system', 'user', 'assistant', 'user'
   if template is None:
     return set()
-  for roles in (turns, turns[1:], turns[1:2]):
+  for messages in PROBES:
     try:
-      prompt = template.render([{'role': role, 'content': 'a'} for role in roles])
-    except HubError:  # some refuse a message of the system
+      prompt = template.render(messages)
+    except HubError:
       continue
     return set(tokenizer.encode(prompt, add_special_tokens=False).ids)
   return set()
+
+
+def _words(
+  folder: Path, tokenizer: tokenizers.Tokenizer, stops: tuple[int, ...]
+) -> list[str]:
+  """A sentence for each token of ordinary text at which outputs would end."""
+  added = tokenizer.get_added_tokens_decoder()
+  return [
+    f'{folder} ends outputs at token {n}, {word!r}, which is one of ordinary text: '
+    f'outputs with it are cut off there; correct eos_token_id in {SETTINGS[1]}, or in '
+    f'{SETTINGS[2]} if that names none.'
+    for n in stops
+    if n not in added and (word := tokenizer.id_to_token(n)) is not None
+  ]
 
 
 def _remarks(
@@ -207,7 +188,7 @@ def _remarks(
   missing = roles - {*template.names, *template.variables}
   return [
     f'The chat template of {folder} reads {name}, but neither {SETTINGS[0]} nor '
-    f'{ROLES} names one: it writes nothing in its place.'
+    f'{added_tokens.ROLES} names one: it writes nothing in its place.'
     for name in sorted(missing)
   ]
 
@@ -224,25 +205,17 @@ def _settings(file: Path) -> dict[str, Any]:
   return found
 
 
-def _roles(
-  folder: Path, settings: Mapping[str, Any]
-) -> dict[str, tokenizers.AddedToken]:
-  """The tokens with a role, by role, as transformers finds them.
-
-  special_tokens_map.json counts, and goes first, where tokenizer_config.json lists no
-  added tokens: such checkpoints are of a time when it was the one that named roles.
-  """
-  told = dict(settings)
-  if 'added_tokens_decoder' not in settings:
-    told |= _settings(folder / ROLES)
-  if isinstance(more := told.get('extra_special_tokens'), dict):
-    told |= more
-  found = {}
-  for role, token in told.items():
-    given = token if isinstance(token, dict) else {'content': token}
-    if role.endswith('_token') and isinstance(given.get('content'), str):
-      found[role] = _token(given, special=True)
-  return found
+def _named(folder: Path) -> added_tokens.Named:
+  """The tokens that the files beside tokenizer.json name."""
+  files = {name: _settings(folder / name) for name in added_tokens.FILES}
+  try:
+    return added_tokens.read(files)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    there = [name for name in added_tokens.FILES if files[name]]
+    raise HubError(
+      f'{folder}: {", ".join(there)}: expected added tokens by their number, and each '
+      f'token as a text or with its content ({error!r})'
+    ) from error
 
 
 def _stops(
@@ -256,20 +229,39 @@ def _stops(
   One of the model's may be a row of its embedding that the tokenizer has no token for.
   """
   own = tokenizer.token_to_id(names.get('eos_token', ''))
-  rows = settings[SETTINGS[2]].get('vocab_size')
-  ids_there = range(max(text.size(tokenizer), rows if type(rows) is int else 0))
-  found = [] if own is None else [own]
-  for name in SETTINGS[1:]:
-    given = settings[name].get('eos_token_id')
-    ids = given if isinstance(given, list) else [given]
-    found += [n for n in ids if type(n) is int and n in ids_there]
+  ids_there = range(max(text.size(tokenizer), _rows(settings) or 0))
+  ends = _ends(settings) if own is None else [own, *_ends(settings)]
+  found = [n for n in ends if n in ids_there]
   if not found:
     raise HubError(
-      f'{folder}: expected an eos_token in tokenizer_config.json or {ROLES}, or an '
-      'eos_token_id in generation_config.json or config.json, found none: nothing '
-      'would end an output'
+      f'{folder}: expected an eos_token in {SETTINGS[0]} or {added_tokens.ROLES}, or '
+      f'an eos_token_id in {" or ".join(SETTINGS[1:])}, found none: nothing would end '
+      'an output'
     )
   return tuple(dict.fromkeys(found))
+
+
+def _rows(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
+  """The rows of the embedding, as far as config.json says."""
+  rows = settings[SETTINGS[2]].get('vocab_size')
+  return rows if type(rows) is int else None
+
+
+def _ends(settings: Mapping[str, Mapping[str, Any]]) -> list[int]:
+  """The tokens that end what a model generates, by what is said beside its weights.
+
+  config.json counts where generation_config.json names none, as in transformers: it is
+  the older of the two, and keeps what it had when the other one is changed.
+  """
+  for name in SETTINGS[1:]:
+    given = settings[name].get('eos_token_id')
+    if found := [n for n in _listed(given) if type(n) is int]:
+      return found
+  return []
+
+
+def _listed(given: Any) -> list[Any]:
+  return given if isinstance(given, list) else [given]
 
 
 def bos_id(folder: Path) -> int | None:
@@ -280,13 +272,29 @@ def bos_id(folder: Path) -> int | None:
 
 def named_bos_id(folder: Path) -> int | None:
   """The token with the role of BOS, whether or not it is put before texts, or None."""
-  role = _roles(folder, _settings(folder / SETTINGS[0])).get('bos_token')
-  return _read(folder).token_to_id(role.content) if role else None
+  named, tokenizer = _named(folder), _read(folder)
+  named.add_to(tokenizer, _rows({SETTINGS[2]: _settings(folder / SETTINGS[2])}))
+  role = named.roles.get('bos_token')
+  return tokenizer.token_to_id(role.content) if role else None
 
 
 def template(folder: Path) -> str | None:
   """The chat template of a checkpoint, or None."""
   return templates(folder).get(DEFAULT)
+
+
+def template_for_gguf(folder: Path) -> str | None:
+  """The chat template of a checkpoint, or None.
+
+  Raises:
+    HubError: llama.cpp would write other prompts with it.
+  """
+  source = template(folder)
+  if source is not None:
+    roles = _named(folder).roles
+    names = {role: token.content for role, token in roles.items()}
+    ChatTemplate(source, names, time=now()).check_for_gguf()
+  return source
 
 
 def reads_clock(folder: Path) -> bool:
@@ -337,17 +345,25 @@ def files(folder: Path) -> list[str]:
   return [name for name in FILES if (folder / name).exists()] + others
 
 
-def copies(folder: Path) -> dict[str, str | Path]:
+def copies(folder: Path, eos_id: int | None = None) -> dict[str, str | Path]:
   """Returns a checkpoint's files but its weights, by name: a file, or another content.
 
-  Only a limit of length or a padding that tokenizer.json has kept of somebody's last
-  call is left out, as it would cut and fill the texts of whoever opens the copy.
+  Two things change. A limit of length or a padding that tokenizer.json has kept of
+  somebody's last call is left out, as it would cut and fill the texts of whoever opens
+  the copy. And generation_config.json ends outputs at `eos_id` too, the token with
+  which the model has learned to end its own.
   """
   found: dict[str, str | Path] = {name: folder / name for name in files(folder)}
   content = _settings(folder / TOKENIZER)
   if content.get('truncation') or content.get('padding'):
     plain = {**content, 'truncation': None, 'padding': None}
     found[TOKENIZER] = json.dumps(plain, indent=2)
+  settings = {name: _settings(folder / name) for name in SETTINGS}
+  ends = _ends(settings)
+  if eos_id is not None and eos_id not in ends:
+    ids: Any = [*ends, eos_id] if ends else eos_id
+    more = {**settings[SETTINGS[1]], 'eos_token_id': ids}
+    found[SETTINGS[1]] = json.dumps(more, indent=2) + '\n'
   return found
 
 

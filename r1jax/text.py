@@ -118,6 +118,9 @@ class Tokenizer:
     chat: writes messages as a prompt, or None.
     begin_ids: what the tokenizer puts before each text, such as BOS.
     remarks: sentences for the user about its files.
+
+  With `splits`, text that spells a special token is text like any other everywhere, as
+  transformers has it with `split_special_tokens`.
   """
 
   def __init__(
@@ -129,6 +132,7 @@ class Tokenizer:
     chat: Chat | None = None,
     control: Iterable[int] = (),
     remarks: Sequence[str] = (),
+    splits: bool = False,
   ):
     self.pad_id, self.stop_ids, self.chat = pad_id, tuple(stop_ids), chat
     self.remarks = tuple(remarks)
@@ -137,7 +141,7 @@ class Tokenizer:
     tokenizer.no_padding()
     self.begin_ids, behind = surroundings.around(tokenizer)
     # The template of a chat writes special tokens as text.
-    tokenizer.encode_special_tokens = False
+    tokenizer.encode_special_tokens = splits
     self._of_chats = tokenizer
     content = self.content
     always, also = {pad_id, *stop_ids}, {*control, *self.begin_ids, *behind}
@@ -145,9 +149,11 @@ class Tokenizer:
       special = token['id'] in always or (token['special'] and token['id'] in also)
       token['special'] = special and token['content'] not in TAGS
     self._tokenizer = _plain(content)
+    read = self.content if splits else content
+    self._reader = _plain(read) if splits else self._tokenizer
     # A text that goes on after another one gets no blank in front.
-    within = _without_blanks(content)
-    self._within = self._tokenizer if within == content else _plain(within)
+    within = _without_blanks(read)
+    self._within = self._reader if within == read else _plain(within)
 
   @property
   def eos_id(self) -> int:
@@ -272,7 +278,7 @@ class Tokenizer:
 
   def encode(self, text: str) -> list[int]:
     """The ids of `text`, with nothing added around them."""
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    return self._reader.encode(text, add_special_tokens=False).ids
 
   def encode_after(self, text: str) -> list[int]:
     """The ids of `text` where it goes on after other text, such as a prompt.

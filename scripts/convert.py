@@ -92,7 +92,8 @@ def convert(config: Convert) -> Path:
     return _gguf(config, out, source)
   raw = families.rewritten(source.like.raw, source.like.config)
   if config.dtype:
-    raw['torch_dtype' if 'torch_dtype' in raw else 'dtype'] = config.dtype
+    names = [name for name in ('dtype', 'torch_dtype') if name in raw] or ['dtype']
+    raw |= dict.fromkeys(names, config.dtype)
   files = {**source.files, 'config.json': json.dumps(raw, indent=2) + '\n'}
   named = weights.tensors(source.params(), source.like, config.dtype)
   storage.write(out, named, files)
@@ -103,8 +104,9 @@ def _of_stage(config: Convert, stage: lineage.Stage) -> _Source:
   like = pretrained.kept(stage)
   folder = stage.path / lineage.HUB if like else None
   read = functools.partial(stage.params, mesh_lib.make(), config.params)
-  files = hub.copies(folder) if folder else _files(stage)
-  return _Source(like or _made_here(stage), folder, stage.model.tokenizer, read, files)
+  tokenizer = stage.model.tokenizer
+  files = hub.copies(folder, tokenizer.eos_id) if folder else _files(stage)
+  return _Source(like or _made_here(stage), folder, tokenizer, read, files)
 
 
 def _of_folder(config: Convert, folder: Path) -> _Source:
@@ -153,7 +155,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
     other_stop_ids=tokenizer.stop_ids[1:],
     pad_id=tokenizer.pad_id,
     bos_id=hub.named_bos_id(folder) if folder else None,
-    chat_template=hub.template(folder) if folder else TEMPLATE,
+    chat_template=hub.template_for_gguf(folder) if folder else TEMPLATE,
     shown=text.TAGS,
   )
   gguf.check(source.like, written)  # before parameters are read

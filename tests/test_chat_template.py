@@ -157,7 +157,7 @@ def test_the_variables_that_a_template_may_be_given():
 
 
 def test_the_time_is_the_one_that_is_told():
-  source = '{{ strftime_now("%d %b %Y, %H:%M") }}'
+  source = '{{ strftime_now("%d %b %Y") }}, {{ strftime_now(format="%H:%M") }}'
   time = datetime.datetime(2024, 7, 26, 9, 5)
   template = chat_template.ChatTemplate(source, {}, time=time)
   assert template.render(QUESTION) == '26 Jul 2024, 09:05'
@@ -177,3 +177,24 @@ def test_variables_that_cannot_be_used_are_named(given, message):
     chat_template.HubError, match=f'chat_template_kwargs: .*{message}'
   ):
     chat_template.read_variables(given)
+
+
+@pytest.mark.parametrize('source', [QWEN, SMOLLM, LLAMA, MISTRAL])
+def test_published_templates_are_written_to_gguf(source):
+  chat_template.ChatTemplate(source, NAMES).check_for_gguf()
+
+
+@pytest.mark.parametrize(
+  ('source', 'message'),
+  [
+    ('{% if tools is not none %}x{% endif %}', 'the same without tools, documents and'),
+    ('{{ think_token }}', 'special tokens other than BOS and EOS for GGUF'),
+    ('{{ bos_token + think_token }}', 'other than BOS and EOS for GGUF'),
+    ('{{ messages | tojson(sort_keys=true) }}', 'tojson without sort_keys for GGUF'),
+    ('{% for m in messages %}', 'writes conversations for GGUF, but .* correct it, or'),
+    ('{{ raise_exception("no") }}', 'but the chat template cannot write this: no'),
+  ],
+)
+def test_what_llama_cpp_writes_otherwise_is_refused(source, message):
+  with pytest.raises(chat_template.HubError, match=f'chat_template: .*{message}'):
+    chat_template.ChatTemplate(source, NAMES).check_for_gguf()

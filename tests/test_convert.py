@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+import transformers
 from hub import checkpoint
 
 from r1jax.model import storage
@@ -40,10 +43,32 @@ def test_a_folder_is_written_in_another_type(folder, tmp_path):
   )
 
 
+@pytest.mark.parametrize('names', [(), ('torch_dtype',), ('torch_dtype', 'dtype')])
+def test_all_names_of_the_type_say_the_new_one(folder, names, tmp_path):
+  shutil.copytree(folder, tmp_path / 'm')
+  file = tmp_path / 'm/config.json'
+  raw = json.loads(file.read_text())
+  del raw['dtype']
+  file.write_text(json.dumps({**raw, **dict.fromkeys(names, 'float32')}))
+  out = written(tmp_path / 'm', tmp_path / 'out', dtype='bfloat16')
+  found = json.loads((out / 'config.json').read_text())
+  expected = dict.fromkeys(names or ('dtype',), 'bfloat16')
+  assert {name: x for name, x in found.items() if 'dtype' in name} == expected
+  assert transformers.AutoConfig.from_pretrained(out).dtype == torch.bfloat16
+
+
 def test_a_folder_is_written_as_gguf(folder, tmp_path):
   out = written(folder, tmp_path / 'out.gguf', to='gguf')
   assert out.read_bytes()[:4] == b'GGUF'
   assert (tmp_path / 'out.Modelfile').read_text().startswith('FROM ./out.gguf\n')
+
+
+def test_a_template_that_llama_cpp_cannot_open_stops_gguf(folder, tmp_path):
+  shutil.copytree(folder, tmp_path / 'm')
+  (tmp_path / 'm/chat_template.jinja').write_text('{{ tools is none }}')
+  with pytest.raises(ValueError, match='chat_template: expected one that writes the'):
+    written(tmp_path / 'm', tmp_path / 'out.gguf', to='gguf')
+  assert [path.name for path in tmp_path.iterdir()] == ['m']
 
 
 def test_what_is_no_model_is_named(folder, tmp_path):

@@ -273,10 +273,13 @@ def test_a_model_keeps_its_own_theta_beside_rope_scaling():
     (LONG, 256),  # as it is added by hand: 4 times the length
     ({'rope_type': 'yarn', 'factor': 4.0}, 256),
     ({**LONG, 'original_max_position_embeddings': 16}, 64),  # 4 times it already
+    ({**LONG, 'factor': 6.0, 'original_max_position_embeddings': 16}, 96),
+    ({**LONG, 'original_max_position_embeddings': 8}, 64),
+    ({'type': 'linear', 'factor': 4.0}, 256),  # as vLLM counts them, too
     ({**LONG, 'type': 'llama3'}, 64),
   ],
 )
-def test_yarn_makes_more_positions_of_the_length_that_it_stretches(scaling, positions):
+def test_stretching_makes_more_positions_of_the_length_before(scaling, positions):
   assert families.positions({**CONFIG, 'rope_scaling': scaling}) == positions
 
 

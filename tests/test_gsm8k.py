@@ -32,12 +32,17 @@ NUMBERS = {
   **dict.fromkeys(('\\text{1{,}234 apples}', '**1,234**', '1 234 apples'), 1234),
   **dict.fromkeys(('50%', '50\\%', '+50', '(50)', 'Rs.50', '50 m²', '050'), 50),
   **dict.fromkeys(('5 thousand', '5k', '$5 thousand', '5,000'), 5000),
+  **dict.fromkeys(('-C$5', '-HK$5', '-AUD 5', '-R$ 5', 'CHF -5', '-A\\$5'), -5),
+  **dict.fromkeys(('5 m^2', '5 \\text{cm}^2', '5 ft^{3}', '5 \\mathrm{km^2}'), 5),
+  **dict.fromkeys(('1,00,000', 'Rs. 1,00,000', '100,000', '100 thousand'), 10**5),
+  **dict.fromkeys(('5 hundred', '500'), 500),
   **dict.fromkeys(('1.5 million', '$1.5$ million'), 1_500_000),
   **dict.fromkeys(('5 km', '5.', '5!'), 5),
 }
 # Calculations, fractions, other digits, or several numbers.
 NONE = (
   *('1/2', '3 1/2', '\\frac12', '\\dfrac{1}{2}', '½', '2½', '2 ½', '5²', '2^{3}', '√3'),
+  *('x^2', '5^2', '1,23,45'),
   *('\\sqrt{3}', '±5', '--5', '1e3', '0x48', '5５', '１０００', '٣', '1.2.3', '1,2345'),
   *(
     '1234 567',

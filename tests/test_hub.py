@@ -7,6 +7,7 @@ import pytest
 import tokenizers
 import transformers
 from hub import checkpoint
+from hub import theirs as theirs_of_hub
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
@@ -393,6 +394,142 @@ def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_pa
   assert hub.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1]['content'] == (
     '<new>'
   )
+
+
+TOOL = {'<tool>': 288, '<x>': 289}
+
+
+def objects(*tokens, **flags):
+  off = dict.fromkeys(('lstrip', 'rstrip', 'normalized', 'single_word'), False)
+  return [{'content': token, **off, **flags} for token in tokens]
+
+
+@pytest.mark.parametrize(
+  ('settings', 'files'),
+  [
+    ({}, {'added_tokens.json': TOOL}),
+    ({'pad_token': '<x>'}, {'added_tokens.json': TOOL}),
+    ({}, {'added_tokens.json': {'<s>': 2, 'al': 270}}),  # what tokenizer.json has
+    (ADDED, {'added_tokens.json': TOOL}),  # which doesn't count beside these
+    (
+      {},
+      {
+        'added_tokens.json': TOOL,
+        'special_tokens_map.json': {'additional_special_tokens': ['<x>', 'al']},
+      },
+    ),
+    *(
+      ({name: tokens}, {})
+      for name in ('additional_special_tokens', 'extra_special_tokens')
+      for tokens in (
+        ['al', 'so'],  # words of the vocabulary
+        ['<tool>', 'al'],  # and one that it lacks
+        [{'__type': 'AddedToken', **x} for x in objects('al', rstrip=True)],
+      )
+    ),
+    ({}, {'special_tokens_map.json': {'additional_special_tokens': ['al']}}),
+    (
+      {'extra_special_tokens': ['so']},
+      {'special_tokens_map.json': {'extra_special_tokens': objects('al')}},
+    ),
+    (
+      {'additional_special_tokens': ['so']},
+      {'special_tokens_map.json': {'additional_special_tokens': ['al']}},
+    ),
+    (ADDED, {'special_tokens_map.json': {'additional_special_tokens': ['al']}}),
+    ({'extra_special_tokens': {'image': 'al', 'box_token': '<tool>'}}, {}),
+    ({'think_token': 'al', 'mask_token': '<x>', 'cls_token': '<tool>'}, {}),
+    ({'split_special_tokens': True, 'extra_special_tokens': ['<think>', 'al']}, {}),
+    ({'split_special_tokens': False, 'extra_special_tokens': ['<think>']}, {}),
+    ({'add_bos_token': True, 'add_eos_token': True}, {}),
+  ],
+)
+def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
+  settings, files, tmp_path
+):
+  (tmp_path / 'm').mkdir()
+  for name, content in files.items():
+    (tmp_path / 'm' / name).write_text(json.dumps(content))
+  chat = {'chat_template': 'Q: {{ image }}{{ think_token }}{{ messages[0].content }}'}
+  theirs, ours = saved(tmp_path / 'm', made(), **chat, **settings)
+  for source in ('so <tool> the total<x>al', '<s>so</s> <think>al</think> total'):
+    assert ours.chat_ids(source) == theirs.encode(source, add_special_tokens=False)
+  expected = theirs.apply_chat_template(QUESTION, return_dict=False)
+  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  tags = 'so <think>so</think>'
+  assert ours.encode(tags) == ours.encode_after(tags) == theirs.encode(tags)
+  hub.copy(tmp_path / 'm', tmp_path / 'copy')
+  assert hub.open_tokenizer(tmp_path / 'copy').digest == ours.digest
+
+
+def test_a_token_that_no_row_is_left_for_is_not_added(tmp_path):
+  (tmp_path / 'm').mkdir()
+  tokenizer = made()
+  size = tokenizer.get_vocab_size()
+  settings = {**ROLES, 'pad_token': '[PAD]', 'additional_special_tokens': ['<x>']}
+  for room, added in ((0, 0), (1, 1), (9, 2)):
+    (tmp_path / 'm/config.json').write_text(json.dumps({'vocab_size': size + room}))
+    theirs, ours = saved(tmp_path / 'm', tokenizer, settings)
+    assert ours.vocab_size == size + added
+    assert ours.pad_id == (theirs.pad_token_id if added else ours.eos_id)
+
+
+@pytest.mark.parametrize(
+  ('generation', 'config', 'stops'),
+  [
+    ([283, 281], 282, (1, 283, 281)),  # config.json does not count
+    (None, [282, 283], (1, 282, 283)),
+    ({}, 282, (1, 282)),
+    (0, 282, (1, 0)),
+  ],
+)
+def test_outputs_end_where_transformers_ends_them(generation, config, stops, tmp_path):
+  reference = theirs_of_hub('llama', {'vocab_size': 300})
+  reference.config.eos_token_id = config
+  reference.save_pretrained(tmp_path / 'm')
+  file = tmp_path / 'm/generation_config.json'
+  file.unlink(missing_ok=True)
+  if generation is not None:
+    named = {} if generation == {} else {'eos_token_id': generation}
+    file.write_text(json.dumps(named))
+  _, ours = saved(tmp_path / 'm', made())
+  assert ours.stop_ids == stops
+  opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'm')
+  given = opened.generation_config.eos_token_id
+  # Without any, it ends nowhere, where the older file is better than none.
+  if generation != {}:
+    assert [*stops[1:]] == (given if isinstance(given, list) else [given])
+
+
+def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
+  (tmp_path / 'm').mkdir()
+  tokenizer = made()
+  word = tokenizer.token_to_id('so')
+  file = tmp_path / 'm/generation_config.json'
+  file.write_text(json.dumps({'eos_token_id': [1, word, 0]}))
+  _, ours = saved(tmp_path / 'm', tokenizer)
+  (remark,) = ours.remarks
+  assert f"ends outputs at token {word}, 'so', which is one of ordinary text" in remark
+
+
+@pytest.mark.parametrize(
+  ('before', 'after'),
+  [
+    ({'eos_token_id': [283, 282]}, {'eos_token_id': [283, 282, 1]}),
+    ({'eos_token_id': 283, 'top_p': 0.9}, {'eos_token_id': [283, 1], 'top_p': 0.9}),
+    (None, {'eos_token_id': 1}),
+    ({'eos_token_id': [283, 1]}, None),  # the file as it is
+  ],
+)
+def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_path):
+  _, ours = saved(tmp_path / 'm', made())
+  file = tmp_path / 'm/generation_config.json'
+  if before is not None:
+    file.write_text(json.dumps(before))
+  found = hub.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
+  assert found == file if after is None else json.loads(str(found)) == after
+  if before is not None:
+    assert hub.copies(tmp_path / 'm')['generation_config.json'] == file
 
 
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):

@@ -207,6 +207,16 @@ def test_every_field_of_peft_is_known_or_refused_when_it_is_set(plain, tmp_path)
       peft.read(tmp_path, like)
 
 
+def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
+  folder, like = plain
+  (tmp_path / peft.CONFIG).write_bytes((folder / peft.CONFIG).read_bytes())
+  with pytest.raises(storage.WeightsError, match=rf'{peft.FILE} is not there$'):
+    peft.read(tmp_path, like)
+  (tmp_path / 'adapter_model.bin').touch()
+  with pytest.raises(storage.WeightsError, match=r'there; adapter_model.bin is a pick'):
+    peft.read(tmp_path, like)
+
+
 def test_an_adapter_that_is_not_finite_is_named(plain, tmp_path):
   folder, like = plain
   named = {name: tensor.copy() for name, tensor in storage.header(folder / peft.FILE)}

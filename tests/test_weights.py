@@ -473,7 +473,7 @@ def test_a_head_of_its_own_counts_though_the_config_says_tied(tmp_path):
   assert written['tie_word_embeddings'] is False
 
 
-@pytest.mark.parametrize('named', ['float64', 'double', 'torch.float64'])
+@pytest.mark.parametrize('named', ['float64', 'double', 'torch.float64', 'auto'])
 def test_a_checkpoint_in_float64_is_computed_in_float32(named, tmp_path):
   theirs('llama', {}).to(torch.float64).save_pretrained(tmp_path / 'a')
   put(tmp_path / 'a', tensors(tmp_path / 'a'), dtype=named)

@@ -214,14 +214,17 @@ def vocab_size(raw: Mapping[str, Any]) -> int:
 def positions(raw: Mapping[str, Any]) -> int:
   """Returns how many positions the model knows.
 
-  With YaRN as model cards have it added, `max_position_embeddings` is still the length
-  that is stretched, and `factor` times as many are meant.
+  `max_position_embeddings` is still the length before RoPE is stretched where model
+  cards have that added by hand: `factor` times as many are meant with linear scaling,
+  and with YaRN `factor` times the original length. vLLM counts them in the same way.
   """
   found = Fields(raw).positive('max_position_embeddings')
   given = fields_lib.scaling(raw)
-  kind = given.get('rope_type') or given.get('type')
-  if kind == 'yarn' and found == fields_lib.original_length(raw):
-    return int(found * (given.get('factor') or 1))
+  kind, factor = given.get('rope_type') or given.get('type'), given.get('factor') or 1
+  if kind == 'linear':
+    return int(found * factor)
+  if kind == 'yarn':
+    return max(found, int(fields_lib.original_length(raw) * factor))
   return found
 
 

@@ -147,6 +147,10 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
     with file.open('rb') as opened:
       size = int.from_bytes(opened.read(8), 'little')
       header = json.loads(opened.read(size))
+  except FileNotFoundError:
+    others = [path.name for path in file.parent.glob('*.bin')]
+    hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
+    raise WeightsError(f'{file} is not there{hint}') from None
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise WeightsError(
       f'{file} is cut off, damaged or no safetensors file ({error})'

@@ -38,6 +38,7 @@ _ALIASES = {
   'float': 'float32',
   'double': 'float64',
   'half': 'float16',
+  'auto': 'float32',  # it names none
 }
 
 

@@ -20,6 +20,7 @@ _PLAIN = (
   (r'[\u2010-\u2015\u2212\ufe63\uff0d]', '-'),  # dashes and the minus sign
   (r'(?i)\b(?:minus|negative)\s', '-'),
   (r'\{,\}|,\\!', ','),  # thousands in LaTeX
+  (r'(?<=[A-Za-z])\}?\s?\^\{?[23]\}?', ' '),  # of a unit: m^2
   (r'\\[,;:! ]|[~\u00a0\u2000-\u200a\u202f\u205f\u3000]', ' '),
   (r'\\[A-Za-z]+', ' '),  # \boxed, \text
 )
@@ -27,12 +28,21 @@ _PLAIN = (
 _OPERATION = re.compile(r'\\[dt]?frac|\\sqrt|\\binom|\\pm|[√±]')
 # A decimal point may lead where it does not end a word: 'Rs.5' is 5.
 _NUMBER = re.compile(
-  r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?![0-9])'
+  r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}'
+  r'|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?![0-9])'
   r'(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+'
 )
-# Between a minus sign and its number no letters but those of a currency may stand.
-_BEFORE = re.compile(r'\W*(?:\b(?:USD?|EUR|GBP|Rs)\b\W*)?$')
-_SCALES = {'k': 10**3, 'thousand': 10**3, 'million': 10**6, 'billion': 10**9}
+# Between a minus sign and its number no letters but those of a currency may stand:
+# -USD 5, -C$5, -Rs 5.
+_BEFORE = re.compile(r'\W*(?:\b(?:[A-Z]{3}|[A-Z]{1,3}(?=\\?\$)|Rs)\b\W*)?$')
+_SCALES = {
+  'k': 10**3,
+  'hundred': 10**2,
+  'thousand': 10**3,
+  'million': 10**6,
+  'billion': 10**9,
+  'trillion': 10**12,
+}
 _SCALE = re.compile(rf'(?i)[\s$)}}\]*]*({"|".join(_SCALES)})\b')
 
 
