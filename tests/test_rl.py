@@ -417,6 +417,15 @@ def test_updates_far_shorter_than_the_learning_rate_are_said(
     assert re.search(said, found)
 
 
+def test_a_learning_rate_of_0_is_said():
+  nothing: Any = None
+  still = optim.Config(learning_rate=0.0)
+  trainer = Trainer(nothing, nothing, Config(steps=5), grpo.Config(), still)
+  values = {'update_size': 0.0, 'grad_norm': 0.5, 'zero_advantages': 0.3}
+  found = trainer.short_updates(1, values, 10**6)
+  assert found == 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """Five steps with schedules: generator, what was learned, and the run's folder."""

@@ -24,8 +24,8 @@ def at_work(model, seed):
 
 
 def test_rewards_that_all_weigh_nothing_are_refused():
-  weights = {'accuracy_weight': 0.0, 'language_weight': 0.0}
-  rewards = reasoning_rl.rewards(reasoning_rl.ReasoningRL(**weights))
+  config = reasoning_rl.ReasoningRL(accuracy_weight=0.0, language_weight=0.0)
+  rewards = reasoning_rl.rewards(config)
   with pytest.raises(ValueError, match='rewards: expected one with a weight other'):
     work.pool(rl.Config(), rewards)
   work.pool(rl.Config(), rewards, preference_weight=0.5)  # is added to them

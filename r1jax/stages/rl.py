@@ -197,13 +197,15 @@ class Trainer:
     config, each = self.optimizer, self.config.epochs * self.config.minibatches
     # Not by groups: an advantage may compare the outputs of several prompts.
     learns = values['grad_norm'] > 0 and values['zero_advantages'] < 1
-    entry = min(values['grad_norm'], config.max_grad_norm) / weights**0.5
-    if config.muon_learning_rate or not learns or entry > LARGE * config.eps:
+    if config.muon_learning_rate or not learns:
       return None
     last = self.config.steps * each
     rate = optim.schedule(config, config.learning_rate, last)
     mean = np.mean([float(rate(n)) for n in range((step - 1) * each, step * each)])
-    if values['update_size'] >= SHORT * mean:
+    if not mean:
+      return 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
+    entry = min(values['grad_norm'], config.max_grad_norm) / weights**0.5
+    if values['update_size'] >= SHORT * mean or entry > LARGE * config.eps:
       return None
     return (
       f'An update moved a weight by {values["update_size"] / mean:.1%} of the learning '
