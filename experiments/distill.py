@@ -239,7 +239,7 @@ def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
     batch=batch,
     steps=passes.steps,
     config=config.sft,
-    optimizer=optim.make(config.sft_optim, passes.steps, matrices),
+    optimizer=optim.make(config.sft_optim, passes.steps, matrices, job.seed),
     mesh=job.mesh,
     constants=(teacher.params(job.mesh),),
   )

@@ -151,7 +151,9 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
     pairs=pairs,
     config=config.preference,
     optimizer=optim.make(
-      config.preference_optim, preference.updates(pairs, config.preference)
+      config.preference_optim,
+      preference.updates(pairs, config.preference),
+      seed=job.seed,
     ),
     mesh=job.mesh,
     seed=job.seed,

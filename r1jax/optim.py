@@ -94,7 +94,7 @@ class TrainState:
 
 
 def make(
-  config: Config, total_steps: int, matrices: Any = None
+  config: Config, total_steps: int, matrices: Any = None, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns the optimizer of `config`; `apply` makes its updates.
 
@@ -107,6 +107,7 @@ def make(
       decays: a tree like the parameters' with (input axes, output axes) for each weight
       matrix and None for the rest. Without it all of 2 or more axes decay but what is
       named as a gain, bias or embedding; see `_decaying`.
+    seed: of what is random about bfloat16 parameters; see `master_weights`.
   """
   decaying = functools.partial(_decaying, matrices)
   rule = optax.adamw(
@@ -141,7 +142,7 @@ def make(
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
   balanced = _balanced(chain, config.balance_rate)
   moments = jnp.bfloat16 if config.moments == 'bfloat16' else jnp.float32
-  return master_weights.in_float32(balanced, config.masters, moments)
+  return master_weights.in_float32(balanced, config.masters, moments, seed)
 
 
 def _is_axes(leaf: Any) -> bool:

@@ -90,13 +90,14 @@ class Trainer:
   # that are; see `model.lora`.
   frozen: Any = None
   join: Callable[[Any, Any], Any] = _learned_alone
+  seed: int = 0  # of what is random about bfloat16 parameters; see `optim.make`
 
   @functools.cached_property
   def chain(self) -> Any:
     """The optimizer over all updates of the stage."""
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
-    return optim.make(self.optimizer, updates, self.matrices)
+    return optim.make(self.optimizer, updates, self.matrices, self.seed)
 
   def start(self, params: Any) -> dict[str, Any]:
     """What a checkpoint holds, before the first step."""

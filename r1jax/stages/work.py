@@ -105,7 +105,7 @@ class Work:
       batch=batch,
       steps=config.steps,
       config=config,
-      optimizer=optim.make(optimizer, config.steps, matrices),
+      optimizer=optim.make(optimizer, config.steps, matrices, self.seed),
       mesh=self.mesh,
     )
 
@@ -139,7 +139,7 @@ class Work:
       batch=passes.batch,
       steps=passes.steps,
       config=config,
-      optimizer=optim.make(optimizer, passes.steps, matrices),
+      optimizer=optim.make(optimizer, passes.steps, matrices, self.seed),
       mesh=self.mesh,
     )
 
@@ -218,6 +218,7 @@ class Work:
       config.rl_optim,
       self.model.matrices,
       quantize if config.rl.int8_rollout else None,
+      seed=self.seed,
     )
     note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
     if note:
