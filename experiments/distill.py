@@ -205,6 +205,8 @@ def _rl(lesson: _Lesson, base: Any) -> Any:
 def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
   """Token by token from the teacher, on its outputs or on the student's own."""
   job, config, teacher = lesson.job, lesson.config, lesson.teacher
+  matrices = job.model.matrices
+  optim.check_moves(base, config.sft_optim, 'sft_optim', matrices)
   passes = job.passes(lesson.examples, config.sft)
   batch: Callable[[int, Any], Any] = passes.batch
   if phase == 'on_policy':
@@ -237,7 +239,7 @@ def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
     batch=batch,
     steps=passes.steps,
     config=config.sft,
-    optimizer=optim.make(config.sft_optim, passes.steps, job.model.matrices),
+    optimizer=optim.make(config.sft_optim, passes.steps, matrices, job.seed),
     mesh=job.mesh,
     constants=(teacher.params(job.mesh),),
   )

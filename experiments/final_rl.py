@@ -119,6 +119,7 @@ def order(
 
 def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference.Scorer:
   """Trained on what the judge says of the parent's outputs to instructions."""
+  optim.check_moves(params, config.preference_optim, 'preference_optim')
   *_, instructions = job.where.train
   problems = instructions[: config.judged]
   size, key = config.rl.prompts_per_step, jax.random.key(job.seed)
@@ -150,7 +151,9 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
     pairs=pairs,
     config=config.preference,
     optimizer=optim.make(
-      config.preference_optim, preference.updates(pairs, config.preference)
+      config.preference_optim,
+      preference.updates(pairs, config.preference),
+      seed=job.seed,
     ),
     mesh=job.mesh,
     seed=job.seed,
@@ -166,7 +169,7 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
 def main(config: FinalRL) -> None:
   """Trains the preference model, then reinforces."""
   parent = lineage.load(config.parent, 'rejection_sft')
-  pool = work.pool(config.rl, rewards(config))
+  pool = work.pool(config.rl, rewards(config), config.preference_weight)
   with work.begin('final_rl', config, parent, phases=('preference', 'rl')) as job:
     if job is None:
       return

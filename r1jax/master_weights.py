@@ -39,6 +39,7 @@ class Masters(NamedTuple):
 class Stochastic(NamedTuple):
   """An optimizer's state, where parameters are to be rounded stochastically."""
 
+  seed: jax.Array  # uint32 [], of the random bits
   rule: Any
 
 
@@ -76,7 +77,7 @@ def is_rounded(x: jax.Array) -> bool:
 
 
 def in_float32(
-  rule: optax.GradientTransformation, kind: str, moments: Any
+  rule: optax.GradientTransformation, kind: str, moments: Any, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns `rule` computed in float32, of parameters of any type.
 
@@ -86,6 +87,7 @@ def in_float32(
     rule: what makes the updates.
     kind: what becomes of bfloat16 parameters; see `optim.Config.masters`.
     moments: the type that the arrays of the rule's state are kept in.
+    seed: of where masters begin, and of stochastic rounding.
   """
 
   def init(params: Any) -> Any:
@@ -93,9 +95,9 @@ def in_float32(
     if kind == 'none' or not any(map(is_rounded, jax.tree.leaves(params))):
       return state
     if kind == 'stochastic':
-      return Stochastic(state)
+      return Stochastic(jnp.uint32(seed), state)
     remainders = jax.tree_util.tree_map_with_path(
-      lambda path, x: _begin(path, x) if is_rounded(x) else None, params
+      lambda path, x: _begin(seed, path, x) if is_rounded(x) else None, params
     )
     return Masters(remainders, state)
 
@@ -110,7 +112,7 @@ def in_float32(
   return optax.GradientTransformation(init, update)
 
 
-def _begin(path: Any, x: jax.Array) -> jax.Array:
+def _begin(seed: int, path: Any, x: jax.Array) -> jax.Array:
   """The remainder of one of the float32 that round to a parameter, each as likely."""
 
   def drawn(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -119,17 +121,17 @@ def _begin(path: Any, x: jax.Array) -> jax.Array:
     inside = (x != 0) & jnp.isfinite(x)
     return jnp.where(inside, jax.lax.bitcast_convert_type(bits, jnp.int16), 0)
 
-  key = _key(path, 0)
+  key = _key(seed, path, 'masters')
   if isinstance(x, jax.core.Tracer) or not x.committed:
     return drawn(key, x)
   return jax.jit(drawn, out_shardings=x.sharding)(key, x)
 
 
-def _key(path: Any, step: int | jax.Array) -> jax.Array:
-  """The key of a parameter's random bits, by its name and the updates before."""
-  name = zlib.crc32(jax.tree_util.keystr(path).encode())
-  root = jax.random.key(name, impl='threefry2x32')
-  return jax.random.fold_in(root, step)
+def _key(seed: int | jax.Array, path: Any, purpose: str) -> jax.Array:
+  """The key of a parameter's random bits, by what they are for and its name."""
+  name = zlib.crc32(f'{purpose} {jax.tree_util.keystr(path)}'.encode())
+  root = jax.random.key(seed, impl='threefry2x32')
+  return jax.random.fold_in(root, name)
 
 
 def as_float32(tree: Any) -> Any:
@@ -158,8 +160,8 @@ def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, An
     params: before it.
     updates: of a transformation that `in_float32` has made, or of any other.
     state: which that one has returned.
-    step: int32 [], updates before this one: what is random follows from it, and from
-      the name of the parameter.
+    step: int32 [], updates before this one: what is random follows from it, from the
+      name of the parameter and from the seed in the state.
   """
   if isinstance(state, Masters):
     moved = jax.tree.map(jnp.add, masters(params, state), updates)
@@ -176,7 +178,8 @@ def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, An
     def one(path: Any, x: jax.Array, change: jax.Array) -> jax.Array:
       if not is_rounded(x):
         return x + change
-      return round_stochastically(_key(path, step), x.astype(jnp.float32) + change)
+      key = jax.random.fold_in(_key(state.seed, path, 'rounding'), step)
+      return round_stochastically(key, x.astype(jnp.float32) + change)
 
     return jax.tree_util.tree_map_with_path(one, params, updates), state
   return optax.apply_updates(params, updates), state

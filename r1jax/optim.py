@@ -94,7 +94,7 @@ class TrainState:
 
 
 def make(
-  config: Config, total_steps: int, matrices: Any = None
+  config: Config, total_steps: int, matrices: Any = None, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns the optimizer of `config`; `apply` makes its updates.
 
@@ -107,6 +107,7 @@ def make(
       decays: a tree like the parameters' with (input axes, output axes) for each weight
       matrix and None for the rest. Without it all of 2 or more axes decay but what is
       named as a gain, bias or embedding; see `_decaying`.
+    seed: of what is random about bfloat16 parameters; see `master_weights`.
   """
   decaying = functools.partial(_decaying, matrices)
   rule = optax.adamw(
@@ -141,7 +142,7 @@ def make(
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
   balanced = _balanced(chain, config.balance_rate)
   moments = jnp.bfloat16 if config.moments == 'bfloat16' else jnp.float32
-  return master_weights.in_float32(balanced, config.masters, moments)
+  return master_weights.in_float32(balanced, config.masters, moments, seed)
 
 
 def _is_axes(leaf: Any) -> bool:
@@ -253,37 +254,65 @@ def schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
   )
 
 
-def check_moves(params: Any, config: Config, field: str) -> None:
+def check_moves(params: Any, config: Config, field: str, matrices: Any = None) -> None:
   """Refuses a learning rate that the weights' precision rounds away.
 
   Args:
     params: what is to learn; all of it is looked at, once.
     config: of the optimizer.
     field: the name that it has in an experiment's config.
+    matrices: see `make`.
 
   Raises:
     ValueError: a step of that size changes fewer than LEAST_MOVING of the weights.
   """
   rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
   kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
-  rate = max(config.learning_rate, config.muon_learning_rate)
+  steps = _steps(params, config, matrices)
+  # A rate of 0 is a choice.
+  moving = [n for n, step in enumerate(jax.tree.leaves(steps)) if step]
+  least = min((jax.tree.leaves(steps)[n] for n in moving), default=0.0)
   # In float32 a step of 1e-7 changes all weights below 2.
-  if not rate or (kind == 'float32' and rate >= 1e-7):
+  if not moving or (kind == 'float32' and least >= 1e-7):
     return
 
   def share(params: Any) -> jax.Array:
     kept = params if kind == 'bfloat16' else master_weights.as_float32(params)
-    return master_weights.movable(kept, jax.tree.map(lambda _: rate, params))
+    leaves, sizes = jax.tree.leaves(kept), jax.tree.leaves(steps)
+    return master_weights.movable(
+      [leaves[n] for n in moving], [sizes[n] for n in moving]
+    )
 
   found = float(jax.jit(share)(params))
   if found < LEAST_MOVING:
     remedy = f'set {field}.masters to float32 or stochastic, or raise the rate'
+    rate = f'{config.learning_rate:g}'
+    if config.muon_learning_rate:
+      rate += f' and {field}.muon_learning_rate {config.muon_learning_rate:g}'
     raise ValueError(
       f'{field}.learning_rate: expected a step that changes at least '
-      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate:g}, which changes '
+      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate}, which changes '
       f'{found:.1%} and is rounded away by the others; '
       + (remedy if kind == 'bfloat16' else 'raise it')
     )
+
+
+def _steps(params: Any, config: Config, matrices: Any) -> Any:
+  """How far an update at its peak rate moves a weight, a number a parameter.
+
+  Adam moves each by about the rate. Muon's update of a matrix has singular values of
+  about 1 times sqrt(max(1, outputs / inputs)), so its root mean square is
+  1 / sqrt(inputs).
+  """
+  if matrices is None or not config.muon_learning_rate:
+    return jax.tree.map(lambda _: config.learning_rate, params)
+
+  def one(axes: Any, x: jax.Array) -> float:
+    if axes is None:
+      return config.learning_rate
+    return config.muon_learning_rate / math.sqrt(math.prod(x.shape[n] for n in axes[0]))
+
+  return jax.tree.map(one, matrices, params, is_leaf=_is_axes)
 
 
 def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

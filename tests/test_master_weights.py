@@ -102,6 +102,23 @@ def test_stochastic_rounding_is_right_on_average():
 
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
+def test_what_is_random_comes_from_the_seed(masters):
+  config = optim.Config(1e-5, warmup_steps=0, masters=masters)
+  (grads,) = random_gradients(1)
+
+  def after(seed):
+    rule = optim.make(config, 100, seed=seed)
+    state, _ = optim.apply(optim.init(start(), rule), grads, optimizer=rule)
+    return np.asarray(state.params['w'])
+
+  first, again, other = after(7), after(7), after(8)
+  np.testing.assert_array_equal(first, again)
+  # A quarter of them moves, and not the same ones.
+  assert (first != np.asarray(start()['w'])).mean() > 0.2
+  assert (first != other).mean() > 0.2
+
+
+@pytest.mark.parametrize('masters', ['float32', 'stochastic'])
 def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
   rule = chain(masters)
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])

@@ -220,6 +220,34 @@ def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
     optim.check_moves(params, config, 'rl_optim')
 
 
+@pytest.mark.parametrize(
+  ('rate', 'muon', 'moves'),
+  [
+    # An update of Muon moves a weight by 1e-4 / sqrt(400) = 5e-6, so as 1e-5 above.
+    (1e-6, 1e-4, False),
+    (1e-6, 2e-3, True),  # by 1e-4, which moves 88 % of the matrix
+    (0.0, 2e-3, True),  # what has a rate of 0 is not meant to move
+  ],
+)
+def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
+  weights = 0.02 * jax.random.normal(jax.random.key(0), (2, 400, 100))
+  params = {'w': weights.astype('bfloat16'), 'embedding': jnp.ones((300, 100))}
+  matrices = {'w': ((1,), (2,)), 'embedding': None}
+  config = optim.Config(rate, muon, warmup_steps=0, masters='none')
+  gradient = jax.random.normal(jax.random.key(1), weights.shape)
+  rule = optim.make(config, 10, matrices)
+  grads = {'w': gradient, 'embedding': jnp.zeros((300, 100))}
+  updates, _ = rule.update(grads, rule.init(params), params)
+  # Newton-Schulz leaves singular values between about 0.7 and 1.2.
+  size = float(jnp.sqrt(jnp.mean(jnp.square(updates['w']))))
+  assert 0.7 < size / (muon / 20) < 1.2
+  if moves:
+    optim.check_moves(params, config, 'rl_optim', matrices)
+    return
+  with pytest.raises(ValueError, match=r'got 1e-06 and rl_optim.muon_learning_rate'):
+    optim.check_moves(params, config, 'rl_optim', matrices)
+
+
 def test_learning_rate_0_leaves_the_parameters():
   config = optim.Config(learning_rate=0.0, weight_decay=0.5)
   path = follow(config, 2 * [{'x': [3.0]}], {'x': jnp.full(1, 2.0)})

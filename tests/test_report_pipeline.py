@@ -29,8 +29,8 @@ PAPER = pipeline.Paper(
   data_tokens=5355,
 )
 
-# Right answers of 16 to each of 8 problems; with equal numbers a difference has an
-# interval of no width, and its sign-flip test p = 2 / 2^8 = 0.008.
+# Right answers of 16 to each of 16 problems; with equal numbers a difference has an
+# interval of no width, and its sign-flip test p = 2 / 2^16 = 0.00003.
 SOLVED = {'base': 2, 'zero': 12, 'dev1': 8, 'dev2': 12, 'dev3': 13, 'r1': 14}
 FOLLOWED = {'base': 2, 'zero': 4, 'dev1': 8, 'dev2': 8, 'dev3': 10, 'r1': 12}
 LANGUAGE = {'base': 0.6, 'zero': 0.6, 'dev1': 0.97, 'dev2': 0.98, 'dev3': 1, 'r1': 1}
@@ -56,10 +56,13 @@ def shown(problem, output, **other):
 
 
 def row(solved, followed=4, language=0.9, readable=0.9, preferred=0.5, outputs=()):
-  """An evaluation; counts of 16 for each of 8 problems, or a list of such counts."""
+  """An evaluation of 16 problems, each with this count of 16 right ones.
+
+  Or with those of a list of 8, twice.
+  """
 
   def half(count, **rewards):
-    right = count if isinstance(count, list) else [count] * 8
+    right = 2 * (count if isinstance(count, list) else [count] * 8)
     return {
       'problems': len(right),
       'k': 16,
@@ -183,16 +186,16 @@ def test_the_papers_story_comes_back(tmp_path):
   assert verdicts(tmp_path) == [CAME] * 9
   text = page_of(tmp_path).text
   assert 'In this run: of 9 findings 9 came back.' in text
-  # 12 of 16 against 2 of 16 on each of 8 problems.
+  # 12 of 16 against 2 of 16 on each of 16 problems.
   assert (
     'Reasoning: base 12.5 % → Zero 75.0 %, +62.5 points (+62.5 to +62.5; sign-flip '
-    'test, p = 0.008)'
+    'test, p < 0.001)'
   ) in text
   assert 'The paper, AIME 2024: base 15.0 → Zero 77.0' in text
   assert 'The paper, AIME 2024, Qwen-32B: RL 47.0 → distilled 72.0' in text
   assert (
     'RL alone, R1-Zero, solves 75.0 % (74.0–76.0): +62.5 points (+62.5 to +62.5; '
-    'sign-flip test, p = 0.008) against the base model.'
+    'sign-flip test, p < 0.001) against the base model.'
   ) in text
   assert '95.0 % of its reasoning is readable (30.0 %)' in text
 
@@ -277,6 +280,29 @@ def test_intervals_of_other_quantities_are_widened(tmp_path):
   assert found.interval == pytest.approx(
     (0.97, 0.97 - 0.01314, 0.97 + 0.01314), abs=1e-5
   )
+
+
+@pytest.mark.parametrize(
+  ('groups', 'verdict'),
+  [
+    # By chance all of 9 groups differ to the same side in 2 / 2^9 = 0.39 % of the
+    # cases, all of 10 in 0.20 %; with 14 checks one may err in 0.36 %.
+    (1, UNCLEAR),
+    (9, UNCLEAR),
+    (10, CAME),
+  ],
+)
+def test_few_problems_decide_nothing(tmp_path, groups, verdict):
+  write_pipeline(tmp_path, students=('distill_small',))
+  write_student(tmp_path, 'distill_small', base=2, rl=4, answers=3, sft=9)
+  for path in tmp_path.glob('*/evaluation-*.json'):
+    row = json.loads(path.read_text())
+    for half in row.values():
+      half['groups'] = [str(n % groups) for n in range(half['problems'])]
+    path.write_text(json.dumps(row))
+  assert verdicts(tmp_path) == [verdict] * 9
+  said = f'+62.5 points, too few problems to tell ({groups})'
+  assert (said in page_of(tmp_path).text) == (verdict == UNCLEAR)
 
 
 @pytest.mark.parametrize(

@@ -384,27 +384,46 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
 
 
 @pytest.mark.parametrize(
-  ('share', 'changes', 'said'),
+  ('share', 'changes', 'weights', 'said'),
   [
-    (0.12, {}, None),
-    (0.05, {}, r'by 5.0% of the learning rate .* rl_optim.eps = 1e-08; lower that'),
-    (0.05, {'grad_norm': 0.0}, None),
-    (0.05, {'zero_variance_groups': 1.0}, None),  # nothing to learn from
+    (0.12, {}, 10**14, None),
+    # Entries of 0.5 / 1e7 = 5e-8.
+    (0.05, {}, 10**14, 'by 5.0% of the learning rate .* rl_optim.eps = 1e-08; lower'),
+    (0.05, {'grad_norm': 0.0}, 10**14, None),
+    (0.05, {'zero_advantages': 1.0}, 10**14, None),  # nothing to learn from
+    # One output a prompt, whose advantage is by batch.
+    (0.05, {'zero_variance_groups': 1.0}, 10**14, 'by 5.0% of the learning rate'),
+    # Entries of 5e-4: it is most of the mini-batches that had no gradient.
+    (0.05, {}, 10**6, None),
+    # Of a gradient of norm 1000 that is clipped to 1, 1e-7.
+    (0.05, {'grad_norm': 1000.0}, 10**14, 'by 5.0% of the learning rate'),
   ],
 )
-def test_updates_far_shorter_than_the_learning_rate_are_said(share, changes, said):
+def test_updates_far_shorter_than_the_learning_rate_are_said(
+  share, changes, weights, said
+):
   nothing: Any = None
   config = Config(steps=5, minibatches=2)
   rates = optim.Config(learning_rate=3e-6, warmup_steps=3)
   trainer = Trainer(nothing, nothing, config, grpo.Config(), rates)
   # The first two updates are at 1/4 and 2/4 of the peak.
   values = {'update_size': share * 1.125e-6, 'grad_norm': 0.5}
-  found = trainer.short_updates(1, values | {'zero_variance_groups': 0.3} | changes)
+  values |= {'zero_variance_groups': 0.3, 'zero_advantages': 0.3}
+  found = trainer.short_updates(1, values | changes, weights)
   if said is None:
     assert found is None
   else:
     assert found
     assert re.search(said, found)
+
+
+def test_a_learning_rate_of_0_is_said():
+  nothing: Any = None
+  still = optim.Config(learning_rate=0.0)
+  trainer = Trainer(nothing, nothing, Config(steps=5), grpo.Config(), still)
+  values = {'update_size': 0.0, 'grad_norm': 0.5, 'zero_advantages': 0.3}
+  found = trainer.short_updates(1, values, 10**6)
+  assert found == 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
 
 
 @pytest.fixture(scope='module')

@@ -205,6 +205,8 @@ def test_seeds_paired_is_students_paired_t_test():
 def test_seeds_that_all_differ_by_the_same():
   assert statistics.seeds_paired([1, 2], [1, 2]) == ((0, 0, 0), 1)
   assert statistics.seeds_paired([1, 2], [3, 4]) == ((2, 2, 2), 0)
+  # 0.1 + 0.2 is 0.30000000000000004.
+  assert statistics.seeds_paired([0.3, 0.3], 2 * [0.1 + 0.2]) == ((0, 0, 0), 1)
   with pytest.raises(ValueError, match='expected the same seeds, got'):
     statistics.seeds_paired([1, 2], [1, 2, 3])
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cold_start, r1_zero
+from experiments import cold_start, r1_zero, reasoning_rl
 from r1jax import grpo, mesh, text
 from r1jax.model import lora
 from r1jax.model.config import ModelConfig
@@ -21,6 +21,14 @@ def at_work(model, seed):
   run: Any = None
   where = recipe.Setting([], [], 32, 352)
   return work.Work(run, model, where, mesh.make(jax.devices()[:1]), seed)
+
+
+def test_rewards_that_all_weigh_nothing_are_refused():
+  config = reasoning_rl.ReasoningRL(accuracy_weight=0.0, language_weight=0.0)
+  rewards = reasoning_rl.rewards(config)
+  with pytest.raises(ValueError, match='rewards: expected one with a weight other'):
+    work.pool(rl.Config(), rewards)
+  work.pool(rl.Config(), rewards, preference_weight=0.5)  # is added to them
 
 
 def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):

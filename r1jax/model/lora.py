@@ -40,6 +40,11 @@ class Config:
       raise ValueError(
         f'lora.alpha: expected a finite number of 0 or more, got {self.alpha}'
       )
+    if self.rank and not self.alpha:
+      raise ValueError(
+        'lora.alpha: expected more than 0 with lora.rank, as adapters that are '
+        'multiplied by 0 change nothing and learn nothing, got 0'
+      )
     try:
       re.compile(self.targets)
     except re.error as error:

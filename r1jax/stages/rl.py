@@ -33,6 +33,7 @@ SETTLED = 3  # steps of a run after which nothing should be compiled any more
 FLAT = 20  # first steps with no advantage but 0 after which a run ends
 LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
 SHORT = 0.1  # of the learning rate; shorter updates are said to be
+LARGE = 100  # times Adam's eps; no longer small beside a gradient of such an rms
 
 
 def problem_order(
@@ -89,13 +90,14 @@ class Trainer:
   # that are; see `model.lora`.
   frozen: Any = None
   join: Callable[[Any, Any], Any] = _learned_alone
+  seed: int = 0  # of what is random about bfloat16 parameters; see `optim.make`
 
   @functools.cached_property
   def chain(self) -> Any:
     """The optimizer over all updates of the stage."""
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
-    return optim.make(self.optimizer, updates, self.matrices)
+    return optim.make(self.optimizer, updates, self.matrices, self.seed)
 
   def start(self, params: Any) -> dict[str, Any]:
     """What a checkpoint holds, before the first step."""
@@ -185,16 +187,26 @@ class Trainer:
 
     return update
 
-  def short_updates(self, step: int, values: Mapping[str, Any]) -> str | None:
-    """What to say of a step whose updates are far shorter than the learning rate."""
+  def short_updates(
+    self, step: int, values: Mapping[str, Any], weights: int
+  ) -> str | None:
+    """What to say of a step whose updates are far shorter than the learning rate.
+
+    `weights` is how many are learned. Updates are short too where most mini-batches
+    have no gradient; that is not the doing of Adam's eps, and not said.
+    """
     config, each = self.optimizer, self.config.epochs * self.config.minibatches
-    learns = values['grad_norm'] > 0 and values['zero_variance_groups'] < 1
+    # Not by groups: an advantage may compare the outputs of several prompts.
+    learns = values['grad_norm'] > 0 and values['zero_advantages'] < 1
     if config.muon_learning_rate or not learns:
       return None
     last = self.config.steps * each
     rate = optim.schedule(config, config.learning_rate, last)
     mean = np.mean([float(rate(n)) for n in range((step - 1) * each, step * each)])
-    if values['update_size'] >= SHORT * mean:
+    if not mean:
+      return 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
+    entry = min(values['grad_norm'], config.max_grad_norm) / weights**0.5
+    if values['update_size'] >= SHORT * mean or entry > LARGE * config.eps:
       return None
     return (
       f'An update moved a weight by {values["update_size"] / mean:.1%} of the learning '
@@ -422,7 +434,7 @@ def train(
   """
   config = trainer.config
   checkpoints, before = run.checkpoints[phase], params()
-  optim.check_moves(before, trainer.optimizer, 'rl_optim')
+  optim.check_moves(before, trainer.optimizer, 'rl_optim', trainer.matrices)
   first, like = checkpoints.step or 0, trainer.like(before)
   saved = {} if first else trainer.start(before)
   del before  # of a large model there is no room for one more
@@ -477,7 +489,9 @@ def train(
       measure(step, trainer.whole(state.params))
       ended = time.monotonic()
     _say_compilations(run, step, step - first, seconds)
-    if step - first <= SETTLED and (said := trainer.short_updates(step, values)):
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    settling = step - first <= SETTLED
+    if settling and (said := trainer.short_updates(step, values, weights)):
       run.progress.say(f'Step {step}: {said}')
     due = step % config.checkpoint_every == 0 or step == config.steps
     if run.saves(due):

@@ -81,8 +81,11 @@ class Work:
   ) -> Any:
     """Returns the parameters of a base model, trained from random numbers.
 
-    `document` gives question and output of document 0, 1, …
+    `document` gives question and output of document 0, 1, … Raises ValueError for a
+    learning rate that is too small for the parameters to change.
     """
+    params, matrices = self.model.init(self.mesh, self.seed), self.model.matrices
+    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
 
     def batch(step: int, params: Any) -> sft.Batch:
       del params
@@ -97,12 +100,12 @@ class Work:
     return finetune.train(
       self.run,
       'base',
-      self.model.init(self.mesh, self.seed),
+      params,
       step=self.sft_step,
       batch=batch,
       steps=config.steps,
       config=config,
-      optimizer=optim.make(optimizer, config.steps, self.model.matrices),
+      optimizer=optim.make(optimizer, config.steps, matrices, self.seed),
       mesh=self.mesh,
     )
 
@@ -125,7 +128,8 @@ class Work:
 
     Raises ValueError for a learning rate that is too small for them to change.
     """
-    optim.check_moves(params, optimizer, f'{config.group}_optim')
+    matrices = self.model.matrices
+    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
     passes = self.passes(examples, config)
     return finetune.train(
       self.run,
@@ -135,7 +139,7 @@ class Work:
       batch=passes.batch,
       steps=passes.steps,
       config=config,
-      optimizer=optim.make(optimizer, passes.steps, self.model.matrices),
+      optimizer=optim.make(optimizer, passes.steps, matrices, self.seed),
       mesh=self.mesh,
     )
 
@@ -214,6 +218,7 @@ class Work:
       config.rl_optim,
       self.model.matrices,
       quantize if config.rl.int8_rollout else None,
+      seed=self.seed,
     )
     note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
     if note:
@@ -266,15 +271,24 @@ class Work:
     lineage.finish(self.run, stage, config, self.model, final, parents)
 
 
-def pool(config: rl.Config, rewards: Sequence[Weighted]) -> RewardPool:
+def pool(
+  config: rl.Config, rewards: Sequence[Weighted], preference_weight: float = 0.0
+) -> RewardPool:
   """The processes that reward RL's outputs.
 
-  Raises ValueError without a reward for the accuracy, which evaluations count.
+  `preference_weight` is of a reward that is added to theirs; see `panel`. Raises
+  ValueError without a reward for the accuracy, which evaluations count, and where all
+  weights are 0.
   """
   if 'accuracy' not in (names := [reward.name for reward in rewards]):
     raise ValueError(
       "rewards: expected one named 'accuracy', which evaluations count, got "
       + ', '.join(names)
+    )
+  if not preference_weight and not any(reward.weight for reward in rewards):
+    raise ValueError(
+      'rewards: expected one with a weight other than 0, as equal sums teach nothing, '
+      f'got 0 for {", ".join(names)}'
     )
   return RewardPool(rewards, config.reward_workers, config.reward_timeout)
 

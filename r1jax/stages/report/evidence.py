@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from r1jax import statistics
 from r1jax.stages.report import words
 from r1jax.stages.report.folders import Measure, Model, Pipeline
-from r1jax.stages.report.run import Measured
+from r1jax.stages.report.run import Measured, number
 from r1jax.statistics import Interval
 
 
@@ -50,7 +50,8 @@ class OfRun:
 
   What was solved is compared problem by problem. Of other quantities only 95 %
   intervals are kept; they are widened to the confidence, and set apart as if
-  independent.
+  independent. Where there are too few problems for an interval of that confidence, it
+  has no ends, and decides nothing.
   """
 
   def __init__(self, pipeline: Pipeline, confidence: float) -> None:
@@ -65,7 +66,12 @@ class OfRun:
   def level(self, measure: Measure, model: Model) -> Found | None:
     """See `Evidence`."""
     interval = self._widened(measure.of(self.pipeline.row(model)))
-    return None if interval is None else Found(interval, words.with_interval(interval))
+    if interval is None:
+      return None
+    if few := self._too_few(measure, model):
+      endless = Interval(interval.mean, -math.inf, math.inf)
+      return Found(endless, f'{words.percent(interval.mean)}, {few}')
+    return Found(interval, words.with_interval(interval))
 
   def difference(self, measure: Measure, before: Model, after: Model) -> Found | None:
     """See `Evidence`."""
@@ -75,12 +81,31 @@ class OfRun:
       return None
     ends = _ends((before, after), (values[0].mean, values[1].mean))
     kind, *keys = measure.path
+    if few := self._too_few(measure, before) or self._too_few(measure, after):
+      mean = values[1].mean - values[0].mean
+      endless = Interval(mean, -math.inf, math.inf)
+      return Found(endless, f'{ends}, {words.signed(mean)} points, {few}')
     if keys == ['pass_at_1']:
       paired = words.compared(rows[0][kind], rows[1][kind], self.confidence)
       if paired is not None:
         return Found(paired.difference, f'{ends}, {words.points(paired)}')
     found = apart(*map(self._widened, values))
     return None if found is None else Found(found, f'{ends}, {_points(found)}')
+
+  def _too_few(self, measure: Measure, model: Model) -> str:
+    """In words that a model was asked too few problems; empty if it was not.
+
+    By chance n of them, or n groups that are alike, all differ to one side with
+    probability 2^(1 - n). While that is more than an interval may err, no n problems
+    can be enough; drawn anew they give an interval that is too narrow all the same, and
+    of no width where they do not differ.
+    """
+    half = self.pipeline.row(model).get(measure.path[0]) or {}
+    names = half.get('groups') or range(int(number(half, 'problems') or 0))
+    count = len(set(names))
+    if 2.0 ** (1 - count) <= 1 - self.confidence:
+      return ''
+    return f'too few problems to tell ({count})'
 
   def _widened(self, value: Measured | None) -> Interval | None:
     if value is None or value.low is None or value.high is None:

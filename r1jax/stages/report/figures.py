@@ -138,7 +138,7 @@ def _training(run: Run) -> list[Figure]:
     ),
     Figure(
       'Clipped tokens',
-      'Share whose ratio left the clip range, upwards and downwards. Some percent are '
+      'Share whose gradient the clip range stops, above and below. Some percent are '
       'fine; more means steps that are too large.',
       [
         *steps(run.rl, 'clip_up', 'up'),
