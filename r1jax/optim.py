@@ -268,20 +268,17 @@ def check_moves(params: Any, config: Config, field: str, matrices: Any = None) -
   """
   rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
   kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
-  steps = _steps(params, config, matrices)
-  # A rate of 0 is a choice.
-  moving = [n for n, step in enumerate(jax.tree.leaves(steps)) if step]
-  least = min((jax.tree.leaves(steps)[n] for n in moving), default=0.0)
+  steps = jax.tree.leaves(_steps(params, config, matrices))
+  moving = [n for n, step in enumerate(steps) if step]  # a rate of 0 is a choice
+  sizes = [steps[n] for n in moving]
   # In float32 a step of 1e-7 changes all weights below 2.
-  if not moving or (kind == 'float32' and least >= 1e-7):
+  if not moving or (kind == 'float32' and min(sizes) >= 1e-7):
     return
 
   def share(params: Any) -> jax.Array:
     kept = params if kind == 'bfloat16' else master_weights.as_float32(params)
-    leaves, sizes = jax.tree.leaves(kept), jax.tree.leaves(steps)
-    return master_weights.movable(
-      [leaves[n] for n in moving], [sizes[n] for n in moving]
-    )
+    leaves = jax.tree.leaves(kept)
+    return master_weights.movable([leaves[n] for n in moving], sizes)
 
   found = float(jax.jit(share)(params))
   if found < LEAST_MOVING:
