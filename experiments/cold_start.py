@@ -8,18 +8,16 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 
-from r1jax import mesh, optim, rewriting
-from r1jax.stages import (
-  command,
-  finetune,
-  lineage,
-  recipe,
-  rejection,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.run import plain_errors
+from r1jax.miniature import rewriting
+from r1jax.optim import OptimConfig
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, problem_sets, stage
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.supervised import SFTConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,33 +29,33 @@ class ColdStart:
   seed: int = 0  # everything random follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   shares: tuple[float, float, float, float] = (0.3, 0.15, 0.15, 0.4)  # of all tasks
-  rejection: rejection.Config = rejection.Config(problems=320)
-  sft: finetune.Epochs = finetune.Epochs(
+  rejection: RejectionConfig = RejectionConfig(problems=320)
+  sft: SFTConfig = SFTConfig(
     epochs=2,  # R1: 2 to 3
     row_length=400,  # a summary may make an output longer than what was sampled
   )
-  sft_optim: optim.Config = optim.Config(
+  sft_optim: OptimConfig = OptimConfig(
     learning_rate=3e-3,
     muon_learning_rate=0.005,
     warmup_steps=20,
     schedule='cosine',
     eps=1e-6,
   )
-  mesh: mesh.Config = mesh.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
-    recipe.check_shares(self.shares, recipe.TASKS)
+    problem_sets.check_shares(self.shares, problem_sets.TASKS)
 
 
 def main(config: ColdStart) -> None:
   """Samples, filters, rewrites, learns."""
-  zero = lineage.load(config.parent, 'r1_zero')
-  with work.begin('cold_start', config, zero, phases=('sft',)) as job:
+  zero = artifact.load(config.parent, 'r1_zero')
+  with stage.begin('cold_start', config, zero, phases=('sft',)) as job:
     if job is None:
       return
     train = job.where.train
-    order = rl.problem_order(train, config.shares, job.seed)
+    order = problem_stream(train, config.shares, job.seed)
     kept = job.collect(zero.params(job.mesh), order, config.rejection)
     problems = {problem.id: problem for source in train for problem in source}
     examples = [
@@ -70,5 +68,5 @@ def main(config: ColdStart) -> None:
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(ColdStart()))
+  with user_errors():
+    main(cli.parse(ColdStart()))

@@ -23,25 +23,27 @@ from typing import Any
 import jax
 
 from experiments import reasoning_rl
-from r1jax import distill, drawing, grpo, mesh, optim
+from r1jax import distill, grpo, optim
+from r1jax.grpo import GRPOConfig
+from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
-from r1jax.stages import (
-  command,
-  compute,
-  evaluate,
-  finetune,
-  hosts,
-  lineage,
-  recipe,
-  rejection,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.metrics import parse_line
-from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import write_whole
-from r1jax.tasks import Problem, web
+from r1jax.optim import OptimConfig
+from r1jax.runtime import cli, hosts
+from r1jax.runtime.log import parse_line
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import write_whole
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, compute, problem_sets, rejection, stage, supervised
+from r1jax.stages.artifact import Artifact, Policy
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
+from r1jax.tasks import Problem
 
 TOKEN_LEVEL = ('forward_kl', 'reverse_kl', 'on_policy')
 METHODS = ('sft', 'answers', 'rl', *TOKEN_LEVEL)
@@ -79,13 +81,11 @@ class Distill:
   student: Student = Student()
   methods: tuple[str, ...] = METHODS[:3]  # some of `METHODS`; the first is handed on
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
-  rejection: rejection.Config = rejection.Config(
-    problems=960
-  )  # at the temperature of RL
-  base: finetune.Config = finetune.Config(
+  rejection: RejectionConfig = RejectionConfig(problems=960)  # at the temperature of RL
+  base: PretrainConfig = PretrainConfig(
     steps=2000, rows_per_step=6, row_length=352, micro_batches=3, checkpoint_every=500
   )
-  base_optim: optim.Config = optim.Config(
+  base_optim: OptimConfig = OptimConfig(
     learning_rate=1e-2,
     muon_learning_rate=0.015,
     warmup_steps=20,
@@ -93,32 +93,32 @@ class Distill:
     eps=1e-6,  # so tuned, in all stages of the miniature
     balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
   )
-  sft: finetune.Epochs = finetune.Epochs(
+  sft: SFTConfig = SFTConfig(
     epochs=3,  # R1: 2 to 3
     row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
   )
-  sft_optim: optim.Config = optim.Config(
+  sft_optim: OptimConfig = OptimConfig(
     learning_rate=3e-3,
     muon_learning_rate=0.005,
     warmup_steps=20,
     schedule='cosine',
     eps=1e-6,
   )
-  rl: rl.Config = rl.Config(steps=40, evaluate_every=40)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine', eps=1e-6)
-  grpo: grpo.Config = dataclasses.replace(
+  rl: RLConfig = RLConfig(steps=40, evaluate_every=40)
+  rl_optim: OptimConfig = OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6)
+  grpo: GRPOConfig = dataclasses.replace(
     grpo.PRESETS['grpo'],
     mean='tokens',
     clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
     clip_high=10.0,
   )
-  mesh: mesh.Config = mesh.Config()
-  evaluate: evaluate.Config = evaluate.Config(problems=48)
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  evaluate: EvalConfig = EvalConfig(problems=48)
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
-    recipe.check_shares(self.shares, recipe.TASKS)
+    problem_sets.check_shares(self.shares, problem_sets.TASKS)
     known = [name for name in METHODS if name in self.methods]
     if not known or sorted(known) != sorted(self.methods):
       raise ValueError(
@@ -141,7 +141,7 @@ class Distill:
     others = bool(learned_at)
     if set(self.methods) - {'rl', 'on_policy'}:  # from the teacher's outputs
       learned_at.add(draw.temperature)
-    cut = others and draw != drawing.Config(draw.temperature)
+    cut = others and draw != SamplingConfig(draw.temperature)
     if len(learned_at) > 1 or cut:
       raise ValueError(
         'rejection.draw and rl.temperature: expected one temperature (1 where '
@@ -155,9 +155,9 @@ class Distill:
 class _Lesson:
   """What all methods share."""
 
-  job: work.Work  # the student's
+  job: Stage  # the student's
   config: Distill
-  teacher: lineage.Stage
+  teacher: Artifact
   order: Callable[[int], Problem]
   kept: list[rejection.Line]  # the teacher's outputs
 
@@ -174,7 +174,7 @@ def _sft(lesson: _Lesson, base: Any) -> Any:
 
 def _without_thoughts(
   lesson: _Lesson,
-) -> tuple[list[tuple[str, str]], finetune.Epochs]:
+) -> tuple[list[tuple[str, str]], SFTConfig]:
   """The answers alone; they are short, so as many tokens are more epochs."""
   job, config = lesson.job, lesson.config
   answers = [
@@ -198,7 +198,7 @@ def _rl(lesson: _Lesson, base: Any) -> Any:
   """RL straight on the student, with the rewards of R1's second stage."""
   config = lesson.config
   weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
-  with work.pool(config.rl, weighted) as pool:
+  with reward_pool(config.rl, weighted) as pool:
     return lesson.job.reinforce(lambda: base, pool, lesson.order, config)
 
 
@@ -231,7 +231,7 @@ def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
       **how,
     )
 
-  return finetune.train(
+  return supervised.train(
     job.run,
     phase,
     base,
@@ -294,18 +294,18 @@ def _write_compute(lesson: _Lesson, base: Any) -> None:
 
 def main(config: Distill) -> None:
   """Samples from the teacher, trains the student's base, then every method on it."""
-  teacher = lineage.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
+  teacher = artifact.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
   world = teacher.ancestor('r1_zero').record['config']
-  writers, difficulty = web.config_of(world['web']), web.tasks_of(world['tasks'])
+  writers, difficulty = corpus.config_of(world['web']), corpus.tasks_of(world['tasks'])
   phases = ('base', *config.methods)
-  with work.begin('distill', config, teacher, phases) as asked:  # the teacher at work
+  with stage.begin('distill', config, teacher, phases) as asked:  # the teacher at work
     if asked is None:
       return
-    document = functools.partial(web.document, writers, difficulty, asked.seed)
+    document = functools.partial(corpus.document, writers, difficulty, asked.seed)
     model = _student(config, asked, document)
     asked.where.check_prompts(model.tokenizer, model.template)
-    work.fitting(config, model.names)  # says what does not
-    order = rl.problem_order(asked.where.train, config.shares, asked.seed)
+    fit_stage_mesh(config, model.names)  # says what does not
+    order = problem_stream(asked.where.train, config.shares, asked.seed)
     kept = asked.collect(teacher.params(asked.mesh), order, config.rejection)
     job = dataclasses.replace(asked, model=model)
     lesson = _Lesson(job, config, teacher, order, kept)
@@ -313,25 +313,25 @@ def main(config: Distill) -> None:
     base = job.pretrain(document, config.base, config.base_optim)
     learned = {name: LEARN[name](lesson, base) for name in config.methods}
     models = {'base': base, **learned}
-    if hosts.first():
+    if hosts.is_primary():
       _write_compute(lesson, base)
     job.measure(models, config.scoreboard)
     models['final'] = learned[config.methods[0]]
-    lineage.finish(job.run, 'distill', config, model, models, [teacher])
+    artifact.finish(job.run, 'distill', config, model, models, [teacher])
 
 
 def _student(
-  config: Distill, asked: work.Work, document: Callable[[int], tuple[str, str]]
-) -> lineage.Model:
+  config: Distill, asked: Stage, document: Callable[[int], tuple[str, str]]
+) -> Policy:
   teacher = asked.model
   tokenizer = teacher.tokenizer
   if config.student.vocab_size:
-    file = asked.run.workdir / lineage.TOKENIZER
+    file = asked.run.workdir / artifact.TOKENIZER
     vocab_size = config.student.vocab_size
-    tokenizer = recipe.tokenizer(file, document, teacher.template, vocab_size)
-  return lineage.Model(config.student.model, tokenizer, teacher.template)
+    tokenizer = problem_sets.tokenizer(file, document, teacher.template, vocab_size)
+  return Policy(config.student.model, tokenizer, teacher.template)
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(Distill(), presets={'grpo': grpo.PRESETS, 'student': STUDENTS}))
+  with user_errors():
+    main(cli.parse(Distill(), presets={'grpo': grpo.PRESETS, 'student': STUDENTS}))

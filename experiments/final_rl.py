@@ -15,24 +15,28 @@ from typing import Any
 
 import jax
 
-from r1jax import drawing, grpo, mesh, optim
-from r1jax.rewards import Weighted, judge, rules
-from r1jax.stages import (
-  command,
-  evaluate,
-  hosts,
-  lineage,
-  preference,
-  recipe,
-  report,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.generate import of_all_hosts
-from r1jax.stages.panel import Panel
-from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import write_whole
+from r1jax import grpo, optim, report
+from r1jax.grpo import GRPOConfig
+from r1jax.miniature import judge
+from r1jax.miniature.judge import JudgeConfig
+from r1jax.optim import OptimConfig
+from r1jax.rewards import Weighted, rules
+from r1jax.runtime import cli, hosts
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import write_whole
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import MeshConfig, local_mesh
+from r1jax.stages import artifact, preference, problem_sets, stage
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rewarding import PreferenceReward
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rollout import of_all_hosts
+from r1jax.stages.stage import Stage, reward_pool
 from r1jax.tasks import REASONING, Problem
 
 
@@ -51,26 +55,26 @@ class FinalRL:
   general_share: float = 0.5  # of instructions, once they come in
   general_after: int = 16  # steps on reasoning alone (R1: 1,300 of 1,700)
   judged: int = 640  # instructions whose outputs the judge compares
-  judge: judge.Config = judge.Config()
-  preference: preference.Config = preference.Config(epochs=4)  # R1: 1, of 66k pairs
-  preference_optim: optim.Config = optim.Config(
+  judge: JudgeConfig = JudgeConfig()
+  preference: PreferenceConfig = PreferenceConfig(epochs=4)  # R1: 1, of 66k pairs
+  preference_optim: OptimConfig = OptimConfig(
     learning_rate=2e-3, schedule='cosine', eps=1e-6
   )
-  rl: rl.Config = rl.Config(steps=40, temperature=((0, 0.7),))
-  rl_optim: optim.Config = optim.Config(learning_rate=3e-4, schedule='cosine', eps=1e-6)
-  grpo: grpo.Config = dataclasses.replace(
+  rl: RLConfig = RLConfig(steps=40, temperature=((0, 0.7),))
+  rl_optim: OptimConfig = OptimConfig(learning_rate=3e-4, schedule='cosine', eps=1e-6)
+  grpo: GRPOConfig = dataclasses.replace(
     grpo.PRESETS['grpo'],
     mean='tokens',
     clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
     clip_high=10.0,
   )
-  mesh: mesh.Config = mesh.Config()
-  evaluate: evaluate.Config = evaluate.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  evaluate: EvalConfig = EvalConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
-    recipe.check_shares(self.shares, REASONING)
+    problem_sets.check_shares(self.shares, REASONING)
     if not 0 <= self.general_share <= 1:
       raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')
     if not 0 <= self.general_after <= self.rl.steps:
@@ -95,20 +99,18 @@ def rewards(config: FinalRL) -> list[Weighted]:
   ]
 
 
-def order(
-  config: FinalRL, where: recipe.Setting, seed: int
-) -> Callable[[int], Problem]:
+def order(config: FinalRL, where: Problems, seed: int) -> Callable[[int], Problem]:
   """Reasoning problems, from a step on mixed with instructions.
 
   None is asked twice before all of its kind have been asked.
   """
-  reasoning = rl.problem_order(where.train[: len(REASONING)], config.shares, seed)
+  reasoning = problem_stream(where.train[: len(REASONING)], config.shares, seed)
   first = config.general_after * config.rl.prompts_per_step
   asked = Counter(reasoning(index).task for index in range(first))
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  everything = rl.problem_order(
-    where.train, [*shares, share], seed, [asked[task] for task in recipe.TASKS]
+  everything = problem_stream(
+    where.train, [*shares, share], seed, [asked[task] for task in problem_sets.TASKS]
   )
 
   def problem(index: int) -> Problem:
@@ -117,7 +119,7 @@ def order(
   return problem
 
 
-def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference.Scorer:
+def preference_model(job: Stage, config: FinalRL, params: Any) -> Scorer:
   """Trained on what the judge says of the parent's outputs to instructions."""
   optim.check_moves(params, config.preference_optim, 'preference_optim')
   *_, instructions = job.where.train
@@ -127,16 +129,16 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
   for begin in range(0, len(problems), size):
     sampled = job.generator(
       params,
-      jax.random.fold_in(evaluate.named_key(key, 'judged'), begin),
+      jax.random.fold_in(named_key(key, 'judged'), begin),
       problems[begin : begin + size],
       group_size=config.rl.group_size,
       max_length=max(n for _, n in config.rl.max_length),
-      draw=drawing.Config(),
+      draw=SamplingConfig(),
     )
     outputs += of_all_hosts(sampled, sampled.texts)
   pairs, counts = judge.pairs(problems, outputs, job.seed, config.judge)
   content = json.dumps(dataclasses.asdict(counts)) + '\n'
-  if hosts.first():
+  if hosts.is_primary():
     write_whole(job.run.workdir / 'pairs.json', content)
   voice: dict[str, Any] = {
     'model': job.model.functions,
@@ -158,33 +160,33 @@ def preference_model(job: work.Work, config: FinalRL, params: Any) -> preference
     mesh=job.mesh,
     seed=job.seed,
   )
-  return preference.Scorer(
+  return Scorer(
     trained,
     **voice,
     max_length=config.preference.max_length,
-    mesh=mesh.local(job.mesh),
+    mesh=local_mesh(job.mesh),
   )
 
 
 def main(config: FinalRL) -> None:
   """Trains the preference model, then reinforces."""
-  parent = lineage.load(config.parent, 'rejection_sft')
-  pool = work.pool(config.rl, rewards(config), config.preference_weight)
-  with work.begin('final_rl', config, parent, phases=('preference', 'rl')) as job:
+  parent = artifact.load(config.parent, 'rejection_sft')
+  pool = reward_pool(config.rl, rewards(config), config.preference_weight)
+  with stage.begin('final_rl', config, parent, phases=('preference', 'rl')) as job:
     if job is None:
       return
     with pool:
       before = parent.params(job.mesh)
       scorer = preference_model(job, config, before)
-      panel = Panel(pool, scorer, config.preference_weight)
+      panel = PreferenceReward(pool, scorer, config.preference_weight)
       params = job.reinforce(
         lambda: before, panel, order(config, job.where, job.seed), config
       )
-    if hosts.first():
+    if hosts.is_primary():
       report.write(job.run.workdir)
     job.finish('final_rl', config, params, [parent])
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(FinalRL(), presets={'grpo': grpo.PRESETS}))
+  with user_errors():
+    main(cli.parse(FinalRL(), presets={'grpo': grpo.PRESETS}))

@@ -16,22 +16,21 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from r1jax import grpo, mesh, optim, tasks
-from r1jax.model import families
+from r1jax import grpo, report, tasks
+from r1jax.grpo import GRPOConfig
+from r1jax.hub import families
+from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.stages import (
-  command,
-  compilation,
-  evaluate,
-  hosts,
-  lineage,
-  pretrained,
-  recipe,
-  report,
-  rl,
-  work,
-)
-from r1jax.stages.run import plain_errors, start
+from r1jax.runtime import cli, compilation, hosts
+from r1jax.runtime.run import start, user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, from_hub, problem_sets, stage
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.from_hub import HubConfig
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
 from r1jax.tasks import splits, store
 
 
@@ -45,8 +44,8 @@ class Grpo:
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   accuracy_weight: float = 1.0  # of the accuracy reward
   format_weight: float = 1.0  # of the format reward (R1-Zero: the same)
-  model: pretrained.Config = pretrained.Config(template='r1_zero')
-  rl: rl.Config = rl.Config(
+  model: HubConfig = HubConfig(template='r1_zero')
+  rl: RLConfig = RLConfig(
     steps=200,
     prompts_per_step=8,
     group_size=8,
@@ -56,19 +55,17 @@ class Grpo:
     evaluate_every=50,
     checkpoint_every=50,
   )
-  rl_optim: optim.Config = optim.Config(
+  rl_optim: OptimConfig = OptimConfig(
     learning_rate=1e-6, warmup_steps=0, schedule='constant'
   )
-  grpo: grpo.Config = grpo.PRESETS['grpo']
-  mesh: mesh.Config = mesh.Config()
-  evaluate: evaluate.Config = evaluate.Config(
-    problems=64, samples=4, prompts_per_batch=8
-  )
+  grpo: GRPOConfig = grpo.PRESETS['grpo']
+  mesh: MeshConfig = MeshConfig()
+  evaluate: EvalConfig = EvalConfig(problems=64, samples=4, prompts_per_batch=8)
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
-    recipe.check_seed(self.seed)
-    recipe.check_folders(self.workdir, self.data_dir)
+    problem_sets.check_seed(self.seed)
+    problem_sets.check_folders(self.workdir, self.data_dir)
     if self.model.lora.rank and self.rl_optim.muon_learning_rate:
       raise ValueError(
         'rl_optim.muon_learning_rate: expected 0 with model.lora.rank, as adapters are '
@@ -86,53 +83,51 @@ def rewards(config: Grpo) -> list[Weighted]:
   ]
 
 
-def setting(config: Grpo, longest: int) -> recipe.Setting:
+def setting(config: Grpo, longest: int) -> Problems:
   """The problems of the task, and how long the model's texts may be."""
   difficulty = tasks.module(config.task).Config()
   train, validation, test = (
     store.load(config.task, difficulty, split, config.data_dir)
     for split in splits.SPLITS
   )
-  return recipe.Setting(
-    [train], [validation], config.rl.max_prompt_length, longest, [test]
-  )
+  return Problems([train], [validation], config.rl.max_prompt_length, longest, [test])
 
 
 def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> None:
   """Reads the checkpoint, trains, and writes what `scripts.convert` needs."""
   compilation.keep_on_disk()
-  with hosts.joined(config):
+  with hosts.connect(config):
     train(config, rewards(config))
 
 
 def train(config: Grpo, rewards: list[Weighted]) -> None:
   """What every host does."""
-  found = pretrained.look_up(config.model, pretrained.began(config.workdir))
+  found = from_hub.look_up(config.model, from_hub.began(config.workdir))
   where = setting(config, families.positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
-  work.fitting(config, found.model.names)  # says what does not
-  pool = work.pool(config.rl, rewards)
+  fit_stage_mesh(config, found.model.names)  # says what does not
+  pool = reward_pool(config.rl, rewards)
   with start(config, phases=('rl',), facts=found.facts) as run, pool:
-    if lineage.finished(run):
+    if artifact.finished(run):
       return
     for remark in found.model.tokenizer.remarks:
       run.progress.say(remark)
-    if hosts.first():
+    if hosts.is_primary():
       found.keep(run.workdir)
-    job = work.Work(
-      run, found.model, where, work.devices(run, config), config.seed, config.mesh
+    job = Stage(
+      run, found.model, where, stage.devices(run, config), config.seed, config.mesh
     )
-    order = rl.problem_order(where.train, [1.0], config.seed)
+    order = problem_stream(where.train, [1.0], config.seed)
     read = functools.partial(found.params, job.mesh)
     params = job.reinforce(read, pool, order, config)
-    if hosts.first():
+    if hosts.is_primary():
       report.write(run.workdir)
-    lineage.finish(run, 'grpo', config, found.model, {'final': params})
-  if hosts.first():
+    artifact.finish(run, 'grpo', config, found.model, {'final': params})
+  if hosts.is_primary():
     print('\n'.join(report.result(config.workdir)))
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(Grpo(), presets={'grpo': grpo.PRESETS}))
+  with user_errors():
+    main(cli.parse(Grpo(), presets={'grpo': grpo.PRESETS}))

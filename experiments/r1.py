@@ -25,12 +25,22 @@ from experiments import (
   rejection_sft,
 )
 from experiments.paper.beside import PAPER
-from r1jax import mesh, tasks
+from r1jax import tasks
 from r1jax.model import decoder
-from r1jax.stages import command, hosts, lineage, recipe, work
-from r1jax.stages.report import pipeline
-from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, PIPELINE, leaves, plain_config, write_whole
+from r1jax.report import pipeline
+from r1jax.runtime import cli, hosts, workdir
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import (
+  MAY_CHANGE,
+  PIPELINE,
+  leaves,
+  plain_config,
+  write_whole,
+)
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.sharding.rules import MeshError
+from r1jax.stages import problem_sets
+from r1jax.stages.stage import fit_stage_mesh
 
 FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # of a stage, by `plan`
 
@@ -42,7 +52,7 @@ class R1:
   workdir: str = 'runs/r1'  # a folder for each stage, and the report
   seed: int = 0  # everything random in every stage follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
-  mesh: mesh.Config = mesh.Config()
+  mesh: MeshConfig = MeshConfig()
   r1_zero: r1_zero.R1Zero = r1_zero.R1Zero()
   cold_start: cold_start.ColdStart = cold_start.ColdStart()
   reasoning_rl: reasoning_rl.ReasoningRL = reasoning_rl.ReasoningRL()
@@ -52,8 +62,8 @@ class R1:
   distill_tiny: distill.Distill = distill.Distill(student=distill.STUDENTS['tiny'])
 
   def __post_init__(self) -> None:
-    recipe.check_seed(self.seed)
-    recipe.check_folders(self.workdir, self.data_dir)
+    problem_sets.check_seed(self.seed)
+    problem_sets.check_folders(self.workdir, self.data_dir)
     for name in STAGES:
       stage = getattr(self, name)
       for field in dataclasses.fields(stage):
@@ -99,7 +109,7 @@ def plan(config: R1) -> list[_Stage]:
       for field, value in leaves(plain_config(stage)).items()
       if field not in (*MAY_CHANGE, 'parent')
     }
-    versions = tasks.versions(recipe.TASKS)
+    versions = tasks.versions(problem_sets.TASKS)
     depends |= {f'data.{task}': version for task, version in versions.items()}
     depends['parent'] = Path(parent.get('parent', '')).name
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -113,17 +123,17 @@ def main(config: R1) -> None:
 
   Raises MeshError, before the first, for one that can't be cut over the devices.
   """
-  with hosts.joined(config):
+  with hosts.connect(config):
     stages = plan(config)
     for stage in stages:
       _check(stage)
-    if hosts.first():
+    if hosts.is_primary():
       _list(config, stages)
     for number, stage in enumerate(stages, start=1):
       _run(number, len(stages), stage)
-      if hosts.first():
+      if hosts.is_primary():
         pipeline.write(config.workdir, PAPER)
-  if hosts.first():
+  if hosts.is_primary():
     print('\n'.join(pipeline.result(config.workdir)))
 
 
@@ -135,9 +145,9 @@ def _check(stage: _Stage) -> None:
   parts: tuple[Any, ...] = config, getattr(config, 'student', None)
   models = [part.model for part in parts if hasattr(part, 'model')]
   try:
-    work.fitting(config, *(decoder.names(model, tokens) for model in models))
-  except mesh.MeshError as error:
-    raise mesh.MeshError(f'{stage.name}: {error}') from error
+    fit_stage_mesh(config, *(decoder.names(model, tokens) for model in models))
+  except MeshError as error:
+    raise MeshError(f'{stage.name}: {error}') from error
 
 
 def _list(config: R1, stages: list[_Stage]) -> None:
@@ -149,14 +159,14 @@ def _list(config: R1, stages: list[_Stage]) -> None:
 
 
 def _run(number: int, count: int, stage: _Stage) -> None:
-  done = (Path(stage.config.workdir) / lineage.RECORD).is_file()
+  done = (Path(stage.config.workdir) / workdir.RECORD).is_file()
   state = 'is finished' if done else 'begins'
-  if hosts.first():
+  if hosts.is_primary():
     print(f'Stage {number} of {count}, {stage.name}, {state}: {stage.config.workdir}')
   if not done:
     stage.main(stage.config)
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(R1()))
+  with user_errors():
+    main(cli.parse(R1()))

@@ -12,27 +12,26 @@ from typing import Any
 from experiments import cold_start, distill, final_rl, r1, reasoning_rl, rejection_sft
 from experiments.r1 import R1
 from experiments.smoke import Smoke
+from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
+from r1jax.miniature.judge import JudgeConfig
 from r1jax.model.config import ModelConfig
-from r1jax.rewards import judge
-from r1jax.stages import (
-  command,
-  evaluate,
-  finetune,
-  preference,
-  rejection,
-  rl,
-  scoreboard,
-)
-from r1jax.stages.run import plain_errors
-from r1jax.tasks import equations, web
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
+from r1jax.tasks.equations import EquationsConfig
 
 MODEL = ModelConfig(d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64)
-BASE = finetune.Config(
+BASE = PretrainConfig(
   steps=300, rows_per_step=8, row_length=128, micro_batches=1, checkpoint_every=50
 )
-SFT = finetune.Epochs(epochs=1, row_length=128, micro_batches=1, checkpoint_every=1)
-SAMPLED = rejection.Config(problems=16, samples=4, prompts_per_batch=4, max_length=64)
-RL = rl.Config(
+SFT = SFTConfig(epochs=1, row_length=128, micro_batches=1, checkpoint_every=1)
+SAMPLED = RejectionConfig(problems=16, samples=4, prompts_per_batch=4, max_length=64)
+RL = RLConfig(
   steps=4,
   prompts_per_step=4,
   group_size=4,
@@ -43,8 +42,8 @@ RL = rl.Config(
   evaluate_every=4,
   checkpoint_every=2,
 )
-EVALUATE = evaluate.Config(problems=4, samples=4, prompts_per_batch=4)
-SCORES = scoreboard.Config(
+EVALUATE = EvalConfig(problems=4, samples=4, prompts_per_batch=4)
+SCORES = SuiteConfig(
   reasoning=4, general=4, samples=4, prompts_per_batch=4, max_length=64
 )
 STUDENT = ModelConfig(d_model=16, layers=1, heads=1, kv_heads=1, head_dim=16, d_ff=32)
@@ -68,8 +67,8 @@ class R1Smoke(R1):
   workdir: str = 'runs/r1_smoke'  # a folder for each stage, and the report
   r1_zero: Smoke = Smoke(
     shares=SHARES,
-    tasks=web.Tasks(equations=equations.Config(3, 2, 4)),
-    web=web.Config(equations=0.6, arithmetic=0.0, instructions=0.4),
+    tasks=TaskConfigs(equations=EquationsConfig(3, 2, 4)),
+    web=CorpusConfig(equations=0.6, arithmetic=0.0, instructions=0.4),
     model=MODEL,
     base=BASE,
     rl=RL,
@@ -89,8 +88,8 @@ class R1Smoke(R1):
     shares=SHARES,
     general_after=2,
     judged=16,
-    judge=judge.Config(),
-    preference=preference.Config(pairs_per_step=4, checkpoint_every=1, log_every=1),
+    judge=JudgeConfig(),
+    preference=PreferenceConfig(pairs_per_step=4, checkpoint_every=1, log_every=1),
     rl=dataclasses.replace(RL, temperature=((0, 0.7),)),
     evaluate=EVALUATE,
     scoreboard=SCORES,
@@ -104,5 +103,5 @@ class R1Smoke(R1):
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    r1.main(command.parse(R1Smoke()))
+  with user_errors():
+    r1.main(cli.parse(R1Smoke()))

@@ -19,24 +19,26 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from r1jax import grpo, mesh, optim, text
+from r1jax import grpo, report
+from r1jax.grpo import GRPOConfig
+from r1jax.miniature import corpus
+from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
+from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.stages import (
-  command,
-  compilation,
-  evaluate,
-  finetune,
-  hosts,
-  lineage,
-  recipe,
-  report,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.run import plain_errors, start
-from r1jax.tasks import REASONING, web
+from r1jax.runtime import cli, compilation, hosts
+from r1jax.runtime.run import start, user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, problem_sets, stage
+from r1jax.stages.artifact import Policy
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.supervised import PretrainConfig
+from r1jax.tasks import REASONING
+from r1jax.text.tokenizer import check_vocab_size
 
 TEMPLATE = 'plain'
 
@@ -52,8 +54,8 @@ class R1Zero:
   accuracy_weight: float = 1.0  # of the accuracy reward
   format_weight: float = 0.0  # of the format reward; measured also with 0
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING` in RL
-  tasks: web.Tasks = web.Tasks()
-  web: web.Config = web.Config()
+  tasks: TaskConfigs = TaskConfigs()
+  web: CorpusConfig = CorpusConfig()
   model: ModelConfig = ModelConfig(
     # remat: a CPU computes norms and softmax again faster than it loads them.
     d_model=96,
@@ -64,7 +66,7 @@ class R1Zero:
     d_ff=256,
     remat='dots',
   )
-  base: finetune.Config = finetune.Config(
+  base: PretrainConfig = PretrainConfig(
     # Rows as long as a prompt and its longest output: later positions must be known.
     steps=5000,
     rows_per_step=6,
@@ -72,7 +74,7 @@ class R1Zero:
     micro_batches=3,
     checkpoint_every=200,
   )
-  base_optim: optim.Config = optim.Config(
+  base_optim: OptimConfig = OptimConfig(
     learning_rate=1e-2,
     muon_learning_rate=0.015,
     warmup_steps=20,
@@ -80,26 +82,26 @@ class R1Zero:
     eps=1e-6,  # so tuned, in all stages of the miniature
     balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
   )
-  rl: rl.Config = rl.Config(steps=60, max_prompt_length=32)
-  rl_optim: optim.Config = optim.Config(learning_rate=8e-4, schedule='cosine', eps=1e-6)
-  grpo: grpo.Config = dataclasses.replace(
+  rl: RLConfig = RLConfig(steps=60, max_prompt_length=32)
+  rl_optim: OptimConfig = OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6)
+  grpo: GRPOConfig = dataclasses.replace(
     # The mean over outputs divides the credit of a long search by its length; over
     # tokens it counts in full, and searching longer is learned sooner.
     grpo.PRESETS['grpo'],
     mean='tokens',
     clip_high=0.28,
   )
-  mesh: mesh.Config = mesh.Config()
-  evaluate: evaluate.Config = evaluate.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  evaluate: EvalConfig = EvalConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
-    recipe.check_seed(self.seed)
-    recipe.check_folders(self.workdir, self.data_dir)
-    text.check_vocab_size(self.vocab_size)
+    problem_sets.check_seed(self.seed)
+    problem_sets.check_folders(self.workdir, self.data_dir)
+    check_vocab_size(self.vocab_size)
     rewards(self)  # a weight that is no number is found out here
-    recipe.check_shares(self.shares, REASONING)
+    problem_sets.check_shares(self.shares, REASONING)
     outputs = max(self.scoreboard.max_length, *(n for _, n in self.rl.max_length))
     longest = self.rl.max_prompt_length + outputs
     if self.base.row_length < longest:
@@ -127,44 +129,42 @@ def rewards(config: R1Zero) -> list[Weighted]:
 def main(config: R1Zero, rewards: Callable[[R1Zero], list[Weighted]] = rewards) -> None:
   """Runs everything from random numbers to the report."""
   compilation.keep_on_disk()
-  with hosts.joined(config):
+  with hosts.connect(config):
     train(config, rewards(config))
 
 
 def train(config: R1Zero, rewards: list[Weighted]) -> None:
   """What every host does."""
-  where = recipe.new_setting(
+  where = problem_sets.new_problems(
     config.tasks,
     config.data_dir,
     max_prompt_length=config.rl.max_prompt_length,
     longest=config.base.row_length,
   )
-  document = functools.partial(web.document, config.web, config.tasks, config.seed)
-  file = Path(config.workdir) / lineage.TOKENIZER
-  tokenizer = recipe.tokenizer(file, document, TEMPLATE, config.vocab_size)
+  document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
+  file = Path(config.workdir) / artifact.TOKENIZER
+  tokenizer = problem_sets.tokenizer(file, document, TEMPLATE, config.vocab_size)
   where.check_prompts(tokenizer, TEMPLATE)
-  model = lineage.Model(config.model, tokenizer, TEMPLATE)
-  work.fitting(config, model.names)  # says what does not
-  pool = work.pool(config.rl, rewards)
+  model = Policy(config.model, tokenizer, TEMPLATE)
+  fit_stage_mesh(config, model.names)  # says what does not
+  pool = reward_pool(config.rl, rewards)
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
-    job = work.Work(
-      run, model, where, work.devices(run, config), config.seed, config.mesh
-    )
-    if hosts.first() and not file.exists():
+    job = Stage(run, model, where, stage.devices(run, config), config.seed, config.mesh)
+    if hosts.is_primary() and not file.exists():
       tokenizer.save(file)
     base = job.pretrain(document, config.base, config.base_optim)
     problems = where.train[: len(REASONING)]
-    order = rl.problem_order(problems, config.shares, config.seed)
+    order = problem_stream(problems, config.shares, config.seed)
     models = {'base': base, 'final': job.reinforce(lambda: base, pool, order, config)}
     job.measure(models, config.scoreboard)
-    if hosts.first():
+    if hosts.is_primary():
       report.write(run.workdir)
-    lineage.finish(run, 'r1_zero', config, model, models)
-  if hosts.first():
+    artifact.finish(run, 'r1_zero', config, model, models)
+  if hosts.is_primary():
     print('\n'.join(report.result(config.workdir)))
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(R1Zero(), presets={'grpo': grpo.PRESETS}))
+  with user_errors():
+    main(cli.parse(R1Zero(), presets={'grpo': grpo.PRESETS}))

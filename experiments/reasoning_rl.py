@@ -10,20 +10,19 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from r1jax import grpo, mesh, optim
+from r1jax import grpo, report
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.stages import (
-  command,
-  evaluate,
-  hosts,
-  lineage,
-  recipe,
-  report,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.run import plain_errors
+from r1jax.runtime import cli, hosts
+from r1jax.runtime.run import user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, problem_sets, stage
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import reward_pool
 from r1jax.tasks import REASONING
 
 
@@ -38,14 +37,14 @@ class ReasoningRL:
   accuracy_weight: float = 1.0  # of the accuracy reward
   language_weight: float = 1.0  # of the language-consistency reward (R1: 1)
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
-  rl: rl.Config = rl.Config(steps=60)
-  rl_optim: optim.Config = optim.Config(
+  rl: RLConfig = RLConfig(steps=60)
+  rl_optim: OptimConfig = OptimConfig(
     # Half of R1-Zero's: 8e-4 cost a model that is often right 13 points in 10 steps.
     learning_rate=4e-4,
     schedule='cosine',
     eps=1e-6,
   )
-  grpo: grpo.Config = dataclasses.replace(
+  grpo: GRPOConfig = dataclasses.replace(
     # clip: R1's ε = 10 on both sides, see `paper.choices`. With two updates a rollout
     # few ratios come near any bound.
     grpo.PRESETS['grpo'],
@@ -53,13 +52,13 @@ class ReasoningRL:
     clip_low=1.0,
     clip_high=10.0,
   )
-  mesh: mesh.Config = mesh.Config()
-  evaluate: evaluate.Config = evaluate.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  evaluate: EvalConfig = EvalConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
     grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
-    recipe.check_shares(self.shares, REASONING)
+    problem_sets.check_shares(self.shares, REASONING)
 
 
 def rewards(config: ReasoningRL) -> list[Weighted]:
@@ -73,21 +72,21 @@ def rewards(config: ReasoningRL) -> list[Weighted]:
 
 def main(config: ReasoningRL, rewards: Callable[..., list[Weighted]] = rewards) -> None:
   """Reinforces what the cold start has learned."""
-  parent = lineage.load(config.parent, 'cold_start')
-  pool = work.pool(config.rl, rewards(config))
-  with work.begin('reasoning_rl', config, parent, phases=('rl',)) as job:
+  parent = artifact.load(config.parent, 'cold_start')
+  pool = reward_pool(config.rl, rewards(config))
+  with stage.begin('reasoning_rl', config, parent, phases=('rl',)) as job:
     if job is None:
       return
     problems = job.where.train[: len(REASONING)]
-    order = rl.problem_order(problems, config.shares, job.seed)
+    order = problem_stream(problems, config.shares, job.seed)
     start = functools.partial(parent.params, job.mesh)
     with pool:
       params = job.reinforce(start, pool, order, config)
-    if hosts.first():
+    if hosts.is_primary():
       report.write(job.run.workdir)
     job.finish('reasoning_rl', config, params, [parent])
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(ReasoningRL(), presets={'grpo': grpo.PRESETS}))
+  with user_errors():
+    main(cli.parse(ReasoningRL(), presets={'grpo': grpo.PRESETS}))

@@ -10,19 +10,18 @@ from __future__ import annotations  # fields have the names of their modules
 import dataclasses
 import random
 
-from r1jax import mesh, optim
-from r1jax.stages import (
-  command,
-  finetune,
-  lineage,
-  recipe,
-  rejection,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.run import plain_errors
-from r1jax.tasks import REASONING, Problem, web
+from r1jax.miniature import corpus
+from r1jax.miniature.corpus import CorpusConfig
+from r1jax.optim import OptimConfig
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, problem_sets, stage
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl import problem_stream
+from r1jax.stages.supervised import SFTConfig
+from r1jax.tasks import REASONING, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +34,21 @@ class RejectionSFT:
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
   general: int = 1000  # examples of general data (R1: 200k beside 600k)
-  writers: web.Config = web.CAREFUL  # of the general data
-  rejection: rejection.Config = rejection.Config(problems=960)
-  sft: finetune.Epochs = finetune.Epochs(epochs=2)
-  sft_optim: optim.Config = optim.Config(
+  writers: CorpusConfig = corpus.CAREFUL  # of the general data
+  rejection: RejectionConfig = RejectionConfig(problems=960)
+  sft: SFTConfig = SFTConfig(epochs=2)
+  sft_optim: OptimConfig = OptimConfig(
     learning_rate=3e-3,
     muon_learning_rate=0.005,
     warmup_steps=20,
     schedule='cosine',
     eps=1e-6,
   )
-  mesh: mesh.Config = mesh.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
-    recipe.check_shares(self.shares, REASONING)
+    problem_sets.check_shares(self.shares, REASONING)
     if self.general < 0:
       raise ValueError(f'general: expected 0 or more, got {self.general}')
 
@@ -62,19 +61,19 @@ def general_data(
   for index in range(config.general):
     problem = problems[index % len(problems)]
     rng = random.Random(f'{seed} {index} general')
-    found.append((problem.question, web.write(config.writers, problem, rng)))
+    found.append((problem.question, corpus.write(config.writers, problem, rng)))
   return found
 
 
 def main(config: RejectionSFT) -> None:
   """Samples, filters, learns."""
-  parent = lineage.load(config.parent, 'reasoning_rl')
+  parent = artifact.load(config.parent, 'reasoning_rl')
   zero = parent.ancestor('r1_zero')
-  with work.begin('rejection_sft', config, parent, phases=('sft',)) as job:
+  with stage.begin('rejection_sft', config, parent, phases=('sft',)) as job:
     if job is None:
       return
     *reasoning, instructions = job.where.train
-    order = rl.problem_order(reasoning, config.shares, job.seed)
+    order = problem_stream(reasoning, config.shares, job.seed)
     kept = job.collect(parent.params(job.mesh), order, config.rejection)
     examples = [(line['question'], line['output']) for line in kept]
     examples += general_data(config, instructions, job.seed)
@@ -84,5 +83,5 @@ def main(config: RejectionSFT) -> None:
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(RejectionSFT()))
+  with user_errors():
+    main(cli.parse(RejectionSFT()))

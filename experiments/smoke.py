@@ -15,8 +15,12 @@ from experiments.r1_zero import R1Zero
 from r1jax import grpo
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted
-from r1jax.stages import command, evaluate, finetune, rl, scoreboard
-from r1jax.stages.run import plain_errors
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.supervised import PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +31,10 @@ class Smoke(R1Zero):
   model: ModelConfig = ModelConfig(
     d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64
   )
-  base: finetune.Config = finetune.Config(
+  base: PretrainConfig = PretrainConfig(
     steps=20, rows_per_step=8, micro_batches=2, checkpoint_every=5, log_every=5
   )
-  rl: rl.Config = rl.Config(
+  rl: RLConfig = RLConfig(
     steps=12,
     prompts_per_step=4,
     group_size=4,
@@ -43,10 +47,8 @@ class Smoke(R1Zero):
     checkpoint_every=2,
   )
   # In batches of the shape of a rollout, so that the sampler is compiled once.
-  evaluate: evaluate.Config = evaluate.Config(
-    problems=8, samples=4, prompts_per_batch=4
-  )
-  scoreboard: scoreboard.Config = scoreboard.Config(
+  evaluate: EvalConfig = EvalConfig(problems=8, samples=4, prompts_per_batch=4)
+  scoreboard: SuiteConfig = SuiteConfig(
     reasoning=8, general=4, samples=4, prompts_per_batch=4, max_length=48
   )
 
@@ -60,5 +62,5 @@ def rewards(config: R1Zero) -> list[Weighted]:
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    r1_zero.main(command.parse(Smoke(), presets={'grpo': grpo.PRESETS}), rewards)
+  with user_errors():
+    r1_zero.main(cli.parse(Smoke(), presets={'grpo': grpo.PRESETS}), rewards)

@@ -16,14 +16,18 @@ from typing import Any
 import jax
 
 from experiments.ablations import page
-from r1jax import drawing, mesh
+from r1jax.report import chart
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import command, compilation, evaluate, lineage, recipe, thinking
-from r1jax.stages.metrics import plain
-from r1jax.stages.report import chart
-from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, open_workdir, write_whole
+from r1jax.runtime import cli, compilation
+from r1jax.runtime.log import jsonable
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import MAY_CHANGE, open_workdir, write_whole
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import fit_mesh
+from r1jax.stages import artifact, budget_forcing, problem_sets
+from r1jax.stages.budget_forcing import BudgetForcer
+from r1jax.stages.evaluation import EvalConfig
 
 QUESTION = 'What are thoughts worth?'
 
@@ -39,8 +43,8 @@ class Thinking:
   budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
   answer_length: int = 32  # tokens of an answer after thoughts that were cut
   max_length: int = 320  # tokens of an output that is left as it is
-  evaluate: evaluate.Config = evaluate.Config(
-    draw=drawing.Config(temperature=0.6, top_p=0.95)  # the paper's protocol
+  evaluate: EvalConfig = EvalConfig(
+    draw=SamplingConfig(temperature=0.6, top_p=0.95)  # the paper's protocol
   )
 
   def __post_init__(self) -> None:
@@ -143,12 +147,12 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(config: Thinking) -> None:
   """Measures every budget and writes down what comes out."""
   compilation.keep_on_disk()
-  parent = lineage.load(config.parent)
-  where = recipe.setting(parent, config.data_dir)
+  parent = artifact.load(config.parent)
+  where = problem_sets.problems_of(parent, config.data_dir)
   where.check_length('max_length', config.max_length)
   size = config.evaluate.prompts_per_batch
-  devices = mesh.fitting({'evaluate.prompts_per_batch': size})
-  closer = thinking.Closer(
+  devices = fit_mesh({'evaluate.prompts_per_batch': size})
+  closer = BudgetForcer(
     parent.model.generator(where.max_prompt_length, devices),
     max(config.budgets),
     config.answer_length,
@@ -164,9 +168,9 @@ def main(config: Thinking) -> None:
   workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
   with RewardPool(accuracy) as pool:
-    rows = thinking.measure(
+    rows = budget_forcing.measure(
       parent.params(devices),
-      jax.random.key(recipe.own_seed(config.seed, 'thinking')),
+      jax.random.key(problem_sets.own_seed(config.seed, 'thinking')),
       problems,
       closer=closer,
       budgets=sorted(config.budgets),
@@ -175,7 +179,7 @@ def main(config: Thinking) -> None:
       max_length=config.max_length,
       confidence=1 - page.LEVEL / len(config.budgets),
     )
-  write_whole(workdir / 'thinking.json', json.dumps(plain(rows), indent=2) + '\n')
+  write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
   lines, said = table(rows), statements(rows)
   facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
   parts = [page.table(lines), figure(rows)]
@@ -185,5 +189,5 @@ def main(config: Thinking) -> None:
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    main(command.parse(Thinking()))
+  with user_errors():
+    main(cli.parse(Thinking()))

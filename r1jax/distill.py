@@ -22,7 +22,8 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.logprob import in_chunks, token_logp
+from r1jax.optim import TrainState
+from r1jax.sampling.logprob import in_chunks, token_logp
 
 
 class Rows(Protocol):
@@ -145,7 +146,7 @@ def loss(
 
 
 def step(
-  state: optim.TrainState,
+  state: TrainState,
   batch: Rows,
   *,
   teacher_params: Any,
@@ -156,7 +157,7 @@ def step(
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update of the student on a batch; pure. B must divide by `micro_batches`."""
   part_loss = functools.partial(
     loss,

@@ -18,13 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-
-from r1jax import optim, packing
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class GRPOConfig:
   """One algorithm: five named choices and their numbers. The default is R1's GRPO.
 
   A preset is the objective of a published algorithm. What else belongs to it, such as
@@ -151,7 +148,7 @@ def geometric_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def clipped(
-  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: GRPOConfig
 ) -> jax.Array:
   """min(ratio A, clip(ratio, 1 - low, 1 + high) A) (PPO, eq. 7)."""
   del logp
@@ -160,7 +157,7 @@ def clipped(
 
 
 def unclipped(
-  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: GRPOConfig
 ) -> jax.Array:
   """ratio A: its gradient on policy is REINFORCE's."""
   del logp, config
@@ -168,7 +165,7 @@ def unclipped(
 
 
 def clipped_weight(
-  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: Config
+  ratio: jax.Array, advantage: jax.Array, logp: jax.Array, config: GRPOConfig
 ) -> jax.Array:
   """stop_gradient(min(ratio, 1 + high)) A logp: no token is cut (CISPO, eq. 4)."""
   weight = jax.lax.stop_gradient(jnp.minimum(ratio, 1 + config.clip_high))
@@ -210,19 +207,19 @@ def totals(mask: jax.Array) -> Totals:
   return Totals(mask.shape[0] * mask.shape[1], jnp.maximum(mask.sum(), 1))
 
 
-def mean_outputs(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+def mean_outputs(mask: jax.Array, total: Totals, config: GRPOConfig) -> jax.Array:
   """1/|o| a token, then the mean of outputs (GRPO): every output counts the same."""
   del config
   return mask / jnp.maximum(mask.sum(-1, keepdims=True), 1) / total.outputs
 
 
-def mean_tokens(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+def mean_tokens(mask: jax.Array, total: Totals, config: GRPOConfig) -> jax.Array:
   """The mean of all tokens of the batch (DAPO): long outputs count more."""
   del config
   return mask / total.tokens
 
 
-def mean_constant(mask: jax.Array, total: Totals, config: Config) -> jax.Array:
+def mean_constant(mask: jax.Array, total: Totals, config: GRPOConfig) -> jax.Array:
   """1/constant a token, then the mean of outputs (Dr. GRPO): no bias by length."""
   return mask / config.constant_length / total.outputs
 
@@ -248,7 +245,7 @@ KLS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   'k2': kl_k2,
   'k3': kl_k3,
 }
-MEANS: dict[str, Callable[[jax.Array, Totals, Config], jax.Array]] = {
+MEANS: dict[str, Callable[[jax.Array, Totals, GRPOConfig], jax.Array]] = {
   'outputs': mean_outputs,
   'tokens': mean_tokens,
   'constant': mean_constant,
@@ -265,23 +262,25 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 PRESETS = {
-  'grpo': Config(),
-  'dr_grpo': Config(advantage='group_centred', kl='none', mean='constant', kl_coef=0.0),
-  'dapo': Config(kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0),
-  'gspo': Config(
+  'grpo': GRPOConfig(),
+  'dr_grpo': GRPOConfig(
+    advantage='group_centred', kl='none', mean='constant', kl_coef=0.0
+  ),
+  'dapo': GRPOConfig(kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0),
+  'gspo': GRPOConfig(
     ratio='geometric', kl='none', clip_low=3e-4, clip_high=4e-4, kl_coef=0.0
   ),
-  'cispo': Config(
+  'cispo': GRPOConfig(
     surrogate='clipped_weight', kl='none', mean='tokens', clip_high=0.28, kl_coef=0.0
   ),
-  'rloo': Config(
+  'rloo': GRPOConfig(
     advantage='leave_one_out',
     ratio='sequence',
     surrogate='none',
     kl='none',
     kl_coef=0.0,
   ),
-  'reinforce_pp': Config(advantage='batch_whitened', kl='k2', mean='tokens'),
+  'reinforce_pp': GRPOConfig(advantage='batch_whitened', kl='k2', mean='tokens'),
 }
 
 # What a preset has of the algorithm that it is named after, where not all of it.
@@ -303,7 +302,7 @@ PUBLISHED = {
 }
 
 
-def preset_of(config: Config) -> str | None:
+def preset_of(config: GRPOConfig) -> str | None:
   """The name of the preset that a config is, but for the constant length."""
   for name, preset in PRESETS.items():
     if config == dataclasses.replace(preset, constant_length=config.constant_length):
@@ -311,7 +310,7 @@ def preset_of(config: Config) -> str | None:
   return None
 
 
-def check_group_size(config: Config, group_size: int, prompts: int) -> None:
+def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
   """Raises ValueError where a rollout of so many prompts leaves nothing to compare."""
   if group_size < 2 and config.advantage in WITHIN_GROUP:
     raise ValueError(
@@ -326,7 +325,7 @@ def check_group_size(config: Config, group_size: int, prompts: int) -> None:
     )
 
 
-def group_advantage(reward: jax.Array, *, config: Config) -> jax.Array:
+def group_advantage(reward: jax.Array, *, config: GRPOConfig) -> jax.Array:
   """Returns one advantage an output, [P, G], from rewards [P, G]."""
   prompts, group_size = reward.shape
   check_group_size(config, group_size, prompts)
@@ -348,7 +347,7 @@ def objective(
   old_logp: jax.Array,
   ref_logp: jax.Array | None,
   sampler_logp: jax.Array | None = None,
-  config: Config,
+  config: GRPOConfig,
   total: Totals | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the loss to minimise, -E[surrogate - beta KL], and its metrics.
@@ -406,89 +405,3 @@ def objective(
     metrics['kl'] = jnp.sum(share * kl_k3(logp, ref_logp))
   weight = MEANS[config.mean](counted, total, config)
   return -jnp.sum(weight * gain), metrics
-
-
-def gradients(
-  params: Any,
-  rollout: packing.Rollout,
-  count: jax.Array,
-  temperature: jax.Array,
-  *,
-  score: Callable[..., tuple[jax.Array, jax.Array]],
-  config: Config,
-) -> tuple[Any, dict[str, jax.Array]]:
-  """The gradient of a rollout's loss; pure, for `jax.jit` or a mesh.
-
-  Args:
-    params: of the policy.
-    rollout: see `packing.Rollout`; the gradient is summed over its micro-batches.
-    count: int32 [], how many micro-batches hold something; the rest costs nothing.
-    temperature: of the policy that sampled; log-probs of policy and reference are
-      those at this temperature too.
-    score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
-      -> log-probs and entropies [P, B, T]; see `r1jax.sampling.score`.
-    config: the algorithm.
-
-  Returns:
-    A tree like the parameters', and the metrics of `objective` with `loss` and
-    `entropy` (nats a token). KL and entropy are those of the models at `temperature`,
-    from which outputs are drawn: at another one the same models have other values.
-  """
-  total = Totals(
-    jnp.maximum(jnp.sum(rollout.lengths > 0), 1),
-    jnp.maximum(rollout.lengths.sum(), 1),
-  )
-
-  def loss(params: Any, part: packing.Rollout) -> Any:
-    logp, entropy = score(
-      params,
-      part.prompts,
-      part.prompt_mask,
-      part.tokens,
-      part.offsets,
-      part.documents,
-      temperature=temperature,
-    )
-
-    def by_output(x_PBT: jax.Array) -> jax.Array:
-      return packing.unpack(x_PBT, part.starts)
-
-    def by_output_if_given(x_PBT: jax.Array | None) -> jax.Array | None:
-      return None if x_PBT is None else by_output(x_PBT)
-
-    value, metrics = objective(
-      by_output(logp),
-      part.advantage,
-      jnp.arange(part.tokens.shape[-1])[None, None] < part.lengths[..., None],
-      old_logp=by_output(part.old_logp),
-      ref_logp=by_output_if_given(part.ref_logp),
-      sampler_logp=by_output_if_given(part.sampler_logp),
-      config=config,
-      total=total,
-    )
-    metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
-    return value, metrics
-
-  return optim.gradients(params, rollout, loss=loss, count=count)
-
-
-def step(
-  state: optim.TrainState,
-  rollout: packing.Rollout,
-  count: jax.Array,
-  temperature: jax.Array,
-  *,
-  score: Callable[..., tuple[jax.Array, jax.Array]],
-  optimizer: optax.GradientTransformation,
-  config: Config,
-) -> tuple[optim.TrainState, dict[str, jax.Array]]:
-  """One update of the policy on a rollout: `gradients`, and `optim.apply` of them.
-
-  Returns:
-    The new state, and the metrics of both.
-  """
-  grads, metrics = gradients(
-    state.params, rollout, count, temperature, score=score, config=config
-  )
-  state, more = optim.apply(state, grads, optimizer=optimizer)
-  return state, metrics | more

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from r1jax import master_weights, mesh
+from r1jax import master_weights
+from r1jax.sharding.constrain import sum_over_replicas
 
 # With more, a mean in bfloat16 may stand still for ever: without a gradient it is to
 # shrink by 1 - b of itself, and half the distance to the next number is up to 2^-8.
@@ -20,7 +21,7 @@ LEAST_MOVING = 0.5  # of the weights: with fewer that a step can change, no run 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class OptimConfig:
   """AdamW, or Muon for weight matrices, with global-norm clipping and a warm-up."""
 
   learning_rate: float = 3e-4  # peak
@@ -94,7 +95,7 @@ class TrainState:
 
 
 def make(
-  config: Config, total_steps: int, matrices: Any = None, seed: int = 0
+  config: OptimConfig, total_steps: int, matrices: Any = None, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns the optimizer of `config`; `apply` makes its updates.
 
@@ -240,7 +241,7 @@ def _sizes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return sums[0] / x.shape[-1], sums[1] / x.shape[-1]
 
 
-def schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
+def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedule:
   """Returns the rate of an update, counted from 0, with this peak."""
   warmup = config.warmup_steps
   if config.schedule == 'cosine':
@@ -254,7 +255,9 @@ def schedule(config: Config, peak: float, total_steps: int) -> optax.Schedule:
   )
 
 
-def check_moves(params: Any, config: Config, field: str, matrices: Any = None) -> None:
+def check_moves(
+  params: Any, config: OptimConfig, field: str, matrices: Any = None
+) -> None:
   """Refuses a learning rate that the weights' precision rounds away.
 
   Args:
@@ -294,7 +297,7 @@ def check_moves(params: Any, config: Config, field: str, matrices: Any = None) -
     )
 
 
-def _steps(params: Any, config: Config, matrices: Any) -> Any:
+def _steps(params: Any, config: OptimConfig, matrices: Any) -> Any:
   """How far an update at its peak rate moves a weight, a number a parameter.
 
   Adam moves each by about the rate. Muon's update of a matrix has singular values of
@@ -369,7 +372,7 @@ def gradients(
       jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)),
     )
 
-  return mesh.sum_of_copies(summed, parts, axis=1)
+  return sum_over_replicas(summed, parts, axis=1)
 
 
 @jax.named_scope('optimizer')

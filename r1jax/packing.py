@@ -8,14 +8,12 @@ their shape does not: a program is compiled once.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from r1jax.update import PackedRows
 
 ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many places
 
@@ -202,43 +200,6 @@ def first_fit(
   return rows
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    'prompts',
-    'prompt_mask',
-    'tokens',
-    'offsets',
-    'documents',
-    'old_logp',
-    'ref_logp',
-    'sampler_logp',
-    'advantage',
-    'starts',
-    'lengths',
-  ],
-  meta_fields=[],
-)
-@dataclasses.dataclass
-class Rollout:
-  """What an update learns from: N micro-batches, as a `Layout` lays them out.
-
-  P counts the prompts of a micro-batch, the layout's P'.
-  """
-
-  prompts: Any  # int32 [N, P, S], padded on the left
-  prompt_mask: Any  # bool [N, P, S]
-  tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
-  offsets: Any  # int32 [N, P, B, T], position of a token within its output
-  documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
-  old_logp: Any  # float32 [N, P, B, T], under the policy before its updates
-  ref_logp: Any  # float32 [N, P, B, T], or None
-  sampler_logp: Any  # float32 [N, P, B, T]; None where the sampler was that policy
-  advantage: Any  # float32 [N, P, O]
-  starts: Any  # int32 [N, P, O], of an output in the B * T positions
-  lengths: Any  # int32 [N, P, O], 0 where no output is
-
-
 def pack(
   layout: Layout,
   *,
@@ -249,13 +210,13 @@ def pack(
   ref_logp: np.ndarray | None,
   advantage: np.ndarray,
   sampler_logp: np.ndarray | None = None,
-) -> Rollout:
+) -> PackedRows:
   """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
 
   def by_token(x_PGT: np.ndarray | None) -> np.ndarray | None:
     return None if x_PGT is None else layout.by_token(x_PGT)
 
-  return Rollout(
+  return PackedRows(
     prompts=layout.by_prompt(prompts),
     prompt_mask=layout.by_prompt(prompt_mask),
     tokens=layout.by_token(tokens),
@@ -268,20 +229,3 @@ def pack(
     starts=layout.starts,
     lengths=layout.lengths,
   )
-
-
-def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
-  """Returns rows of outputs side by side as one output a row, [P, O, T].
-
-  Undoes `Layout.by_token` on a micro-batch and on the device. Behind the end of an
-  output stands what follows it in the rows, to be masked.
-
-  Args:
-    x_PBT: a number a token.
-    starts: int32 [P, O], where an output begins in the B * T positions.
-  """
-  prompts, rows, length = x_PBT.shape
-  place_POT = starts[..., None] + jnp.arange(length)[None, None]
-  place_PX = jnp.minimum(place_POT, rows * length - 1).reshape(prompts, -1)
-  x_PX = jnp.take_along_axis(x_PBT.reshape(prompts, -1), place_PX, axis=1)
-  return x_PX.reshape(place_POT.shape)

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.logprob import hidden_logp
+from r1jax.optim import TrainState
+from r1jax.sampling.logprob import hidden_logp
 
 
 @functools.partial(
@@ -58,14 +59,14 @@ def cross_entropy(
 
 
 def step(
-  state: optim.TrainState,
+  state: TrainState,
   batch: Batch,
   *,
   forward: Callable[..., Any],
   logits: Callable[..., jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[optim.TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on a batch; pure. B must divide by `micro_batches`."""
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)

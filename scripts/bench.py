@@ -147,11 +147,16 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
   """The stage's own machinery for a shape, and its state before the first step."""
   import jax
 
-  from r1jax import grpo, mesh, optim, sampling
+  from r1jax.grpo import GRPOConfig
   from r1jax.model import decoder
   from r1jax.model.config import ModelConfig
-  from r1jax.stages import rl
-  from r1jax.stages.generate import Generator
+  from r1jax.optim import OptimConfig
+  from r1jax.sampling.decoder_api import DecoderFns
+  from r1jax.sharding.mesh import fit_mesh
+  from r1jax.sharding.place import put_boxed
+  from r1jax.stages.rl import Learner
+  from r1jax.stages.rl_config import RLConfig
+  from r1jax.stages.rollout import Sampler
 
   s = shape
   config = ModelConfig(
@@ -164,21 +169,21 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
     remat='dots',
     dtype=s.dtype,
   )
-  devices = mesh.fitting({'prompts': s.prompts, 'rows': s.micro_batch_rows})
+  devices = fit_mesh({'prompts': s.prompts, 'rows': s.micro_batch_rows})
   tokenizer: Any = _Tokenizer(s)
-  model = sampling.Model(*decoder.functions(config, s.vocabulary))
-  generator = Generator(model, tokenizer, 'plain', s.prompt_length, devices)
-  stage = rl.Config(
+  model = DecoderFns(*decoder.functions(config, s.vocabulary))
+  generator = Sampler(model, tokenizer, 'plain', s.prompt_length, devices)
+  stage = RLConfig(
     prompts_per_step=s.prompts,
     group_size=s.group_size,
     minibatches=1,
     micro_batch_rows=s.micro_batch_rows,
   )
   no_pool: Any = None
-  algorithm = grpo.Config(kl_coef=0.04)
-  trainer = rl.Trainer(generator, no_pool, stage, algorithm, optim.Config())
+  algorithm = GRPOConfig(kl_coef=0.04)
+  trainer = Learner(generator, no_pool, stage, algorithm, OptimConfig())
   init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
-  return trainer, trainer.start(mesh.put_boxed(devices, init(jax.random.key(0))))
+  return trainer, trainer.start(put_boxed(devices, init(jax.random.key(0))))
 
 
 def iterate(
@@ -212,7 +217,7 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   """One shape: seconds by phase, the first iteration's, memory and ceilings."""
   import jax
 
-  from r1jax.stages import compilation
+  from r1jax.runtime import compilation
 
   compilation.keep_on_disk()
   s = shape

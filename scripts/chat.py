@@ -13,9 +13,11 @@ import rich.console
 import rich.text
 import tyro
 
-from r1jax import drawing
-from r1jax.stages import chat, command, compilation, recipe
-from r1jax.stages.run import plain_errors
+from r1jax.runtime import cli, compilation
+from r1jax.runtime.run import user_errors
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages import chat, problem_sets
+from r1jax.stages.chat import ChatSession
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +27,22 @@ class Chat:
   # Work directory of a finished stage, or a folder as on the hub.
   path: tyro.conf.Positional[str] = ''
   prompt: str | None = None  # one question, instead of a conversation
-  template: str | None = None  # None is the model's own; see `r1jax.text.TEMPLATES`
+  template: str | None = None  # None is the model's own; see `templates.TEMPLATES`
   # Variables for a chat template, in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
   system: str | None = None  # a message before all others
   max_length: int = 2048  # tokens of an answer, at most
   seed: int = 0
-  draw: drawing.Config = drawing.Config(temperature=0.6, top_p=0.95)  # R1's own
+  draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # R1's own
 
   def __post_init__(self) -> None:
     if self.max_length < 1:
       raise ValueError(f'max_length: expected 1 or more, got {self.max_length}')
-    recipe.check_seed(self.seed)
+    problem_sets.check_seed(self.seed)
 
 
 def say(
-  speaker: chat.Speaker,
+  speaker: ChatSession,
   messages: list[dict[str, str]],
   key: jax.Array,
   most: int,
@@ -67,7 +69,7 @@ def converse(config: Chat) -> None:
       'as in: python -m scripts.chat runs/r1/final_rl-…'
     )
   compilation.keep_on_disk()
-  speaker = chat.open_speaker(
+  speaker = chat.open_session(
     config.path, config.template, config.draw, config.chat_template_kwargs
   )
   for remark in speaker.model.tokenizer.remarks:
@@ -106,5 +108,5 @@ def _readable(question: str) -> str:
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    converse(command.parse(Chat()))
+  with user_errors():
+    converse(cli.parse(Chat()))

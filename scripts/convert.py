@@ -18,12 +18,26 @@ from typing import Any, Literal
 
 import tyro
 
-from r1jax import hub, paths, text
-from r1jax import mesh as mesh_lib
-from r1jax.model import decoder, families, gguf, peft, storage, vocabulary, weights
-from r1jax.stages import command, lineage, pretrained
-from r1jax.stages.run import plain_errors
-from r1jax.stages.workdir import RECORD, write_whole
+from r1jax.hub import (
+  families,
+  gguf,
+  paths,
+  peft,
+  storage,
+  tokenizer_files,
+  vocabulary,
+  weights,
+)
+from r1jax.model import decoder
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import RECORD, write_whole
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import param_shardings
+from r1jax.stages import artifact, from_hub
+from r1jax.stages.artifact import Artifact
+from r1jax.text import parsing
+from r1jax.text.tokenizer import EOS, PAD, Tokenizer
 
 MODELFILE = '.Modelfile'
 # How a model that was made here is asked, as a chat template: one question at a time,
@@ -51,7 +65,7 @@ class _Source:
 
   like: weights.Checkpoint  # what its checkpoint looks like
   folder: Path | None  # with the files beside the weights; None for a model made here
-  tokenizer: text.Tokenizer
+  tokenizer: Tokenizer
   params: Callable[[], Any]  # reads them
   files: Mapping[str, str | Path]  # that go beside the weights on the hub
 
@@ -75,7 +89,7 @@ def convert(config: Convert) -> Path:
   if not (run / RECORD).is_file():
     source = _of_folder(config, run)
   else:
-    stage = lineage.load(run)
+    stage = artifact.load(run)
     if config.params not in stage.record['params']:
       raise ValueError(
         f'params: expected one of {", ".join(stage.record["params"])}, got '
@@ -100,12 +114,12 @@ def convert(config: Convert) -> Path:
   return out
 
 
-def _of_stage(config: Convert, stage: lineage.Stage) -> _Source:
-  like = pretrained.kept(stage)
-  folder = stage.path / lineage.HUB if like else None
-  read = functools.partial(stage.params, mesh_lib.make(), config.params)
+def _of_stage(config: Convert, stage: Artifact) -> _Source:
+  like = from_hub.kept(stage)
+  folder = stage.path / artifact.HUB if like else None
+  read = functools.partial(stage.params, make_mesh(), config.params)
   tokenizer = stage.model.tokenizer
-  files = hub.copies(folder, tokenizer.eos_id) if folder else _files(stage)
+  files = tokenizer_files.copies(folder, tokenizer.eos_id) if folder else _files(stage)
   return _Source(like or _made_here(stage), folder, tokenizer, read, files)
 
 
@@ -135,9 +149,15 @@ def _of_folder(config: Convert, folder: Path) -> _Source:
     )
   like = weights.open_checkpoint(folder)
   names = decoder.names(like.config, like.vocab_size)
-  places = mesh_lib.places(mesh_lib.make(), names)
+  places = param_shardings(make_mesh(), names)
   read = functools.partial(weights.read, like, places)
-  return _Source(like, folder, hub.open_tokenizer(folder), read, hub.copies(folder))
+  return _Source(
+    like,
+    folder,
+    tokenizer_files.open_tokenizer(folder),
+    read,
+    tokenizer_files.copies(folder),
+  )
 
 
 def _gguf(config: Convert, out: Path, source: _Source) -> Path:
@@ -149,14 +169,14 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
       'which must not be there yet'
     )
   folder, tokenizer = source.folder, source.tokenizer
-  written = gguf.Text(
+  written = vocabulary.Text(
     tokenizer.content,
     eos_id=tokenizer.eos_id,
     other_stop_ids=tokenizer.stop_ids[1:],
     pad_id=tokenizer.pad_id,
-    bos_id=hub.named_bos_id(folder) if folder else None,
-    chat_template=hub.template_for_gguf(folder) if folder else TEMPLATE,
-    shown=text.TAGS,
+    bos_id=tokenizer_files.named_bos_id(folder) if folder else None,
+    chat_template=tokenizer_files.template_for_gguf(folder) if folder else TEMPLATE,
+    shown=parsing.TAGS,
   )
   gguf.check(source.like, written)  # before parameters are read
   gguf.write(out, source.params(), source.like, written, config.type)
@@ -169,22 +189,22 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   return out
 
 
-def _made_here(stage: lineage.Stage) -> weights.Checkpoint:
+def _made_here(stage: Artifact) -> weights.Checkpoint:
   """What a checkpoint of a model that was made here is like."""
   model = stage.model
-  longest = pretrained.positions(stage)
+  longest = from_hub.positions(stage)
   raw = families.write_config(model.config, model.vocab_size, longest)
   ids = {'eos_token_id': model.tokenizer.eos_id, 'pad_token_id': model.tokenizer.pad_id}
   return weights.Checkpoint(stage.path, {**raw, **ids}, model.config, {})
 
 
-def _files(stage: lineage.Stage) -> dict[str, str | Path]:
+def _files(stage: Artifact) -> dict[str, str | Path]:
   """What goes beside the weights of a model that was made here."""
   tokenizer = stage.model.tokenizer
   settings: dict[str, Any] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'eos_token': text.EOS,
-    'pad_token': text.PAD,
+    'eos_token': EOS,
+    'pad_token': PAD,
     'clean_up_tokenization_spaces': False,
     'chat_template': TEMPLATE,
   }
@@ -196,12 +216,12 @@ def _files(stage: lineage.Stage) -> dict[str, str | Path]:
     'max_new_tokens': 320,
   }
   return {
-    hub.TOKENIZER: stage.path / lineage.TOKENIZER,
+    tokenizer_files.TOKENIZER: stage.path / artifact.TOKENIZER,
     'tokenizer_config.json': json.dumps(settings, indent=2) + '\n',
     'generation_config.json': json.dumps(generation, indent=2) + '\n',
   }
 
 
 if __name__ == '__main__':
-  with plain_errors():
-    print(convert(command.parse(Convert())))
+  with user_errors():
+    print(convert(cli.parse(Convert())))

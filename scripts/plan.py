@@ -32,11 +32,18 @@ if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
   count = f'--xla_force_host_platform_device_count={asked[1]}'
   os.environ['XLA_FLAGS'] = f'{flags} {count}'.strip()
 
-from r1jax import grpo, mesh, optim
-from r1jax.model import families, presets, storage
+from r1jax import grpo
+from r1jax.grpo import GRPOConfig
+from r1jax.hub import families, storage
+from r1jax.model import presets
 from r1jax.model.config import ModelConfig
-from r1jax.stages import command, plan, rl_config, topology
-from r1jax.stages.run import plain_errors
+from r1jax.optim import OptimConfig
+from r1jax.planner import programs, topology
+from r1jax.planner.programs import PlannedRun
+from r1jax.runtime import cli
+from r1jax.runtime.run import user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages.rl_config import RLConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +59,10 @@ class Plan:
   # Of the parameters, of the reference and of samplers; see docs/precision.md.
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   search: bool = True  # for settings that fit, if these don't
-  rl: rl_config.Config = rl_config.Config()
-  rl_optim: optim.Config = optim.Config()
-  grpo: grpo.Config = grpo.Config()
-  mesh: mesh.Config = mesh.Config()
+  rl: RLConfig = RLConfig()
+  rl_optim: OptimConfig = OptimConfig()
+  grpo: GRPOConfig = GRPOConfig()
+  mesh: MeshConfig = MeshConfig()
 
 
 # Flags of experiments that a plan does not take, and what to do instead.
@@ -74,7 +81,7 @@ def check_words(words: Sequence[str]) -> None:
     flag = word.partition('=')[0].replace('_', '-')
     for name, instead in _ELSEWHERE.items():
       if flag == name or flag.startswith(f'{name}.'):
-        raise plan.PlanError(f'scripts.plan takes no {flag}: {instead}')
+        raise programs.PlanError(f'scripts.plan takes no {flag}: {instead}')
 
 
 def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
@@ -88,7 +95,7 @@ def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
   except ModuleNotFoundError as error:
     if not name.startswith(error.name or ' '):
       raise
-    raise plan.PlanError(
+    raise programs.PlanError(
       f'expected an experiment, such as experiments.grpo, got {name!r}'
     ) from error
   # Its own before what it imports, such as the experiment that it makes smaller.
@@ -100,9 +107,9 @@ def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
       fields = getattr(value, '__dataclass_fields__', {})
       if {'rl', 'rl_optim', 'grpo'} <= fields.keys():
         value = value()
-    if isinstance(getattr(value, 'rl', None), rl_config.Config):
+    if isinstance(getattr(value, 'rl', None), RLConfig):
       return _of(value)
-  raise plan.PlanError(f'expected an experiment with a stage of RL, got {name!r}')
+  raise programs.PlanError(f'expected an experiment with a stage of RL, got {name!r}')
 
 
 def _of(config: Any) -> tuple[Plan, tuple[ModelConfig, int] | None]:
@@ -113,14 +120,14 @@ def _of(config: Any) -> tuple[Plan, tuple[ModelConfig, int] | None]:
     rl=config.rl,
     rl_optim=getattr(config, 'rl_optim', None) or config.optim,
     grpo=config.grpo,
-    mesh=getattr(config, 'mesh', mesh.Config()),
+    mesh=getattr(config, 'mesh', MeshConfig()),
   )
   if own:
     chosen = dataclasses.replace(chosen, remat=own[0].remat, dtype=own[0].dtype)
   return chosen, own
 
 
-def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
+def work(config: Plan, own: tuple[ModelConfig, int] | None) -> PlannedRun:
   """What is to be compiled.
 
   Raises:
@@ -134,26 +141,26 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> plan.Work:
   elif own and not config.model:
     model, rows = own
   else:
-    raise plan.PlanError(
+    raise programs.PlanError(
       f'model: expected one of {", ".join(presets.PRESETS)}, or a folder with a '
       f'config.json, got {config.model!r}'
     )
   model = dataclasses.replace(model, remat=config.remat, dtype=config.dtype)
   stage = (config.rl, config.rl_optim, config.grpo, config.mesh)
-  return plan.Work(model, rows, *stage, config.param_dtype)
+  return PlannedRun(model, rows, *stage, config.param_dtype)
 
 
 def compiled(
-  planned: plan.Work, devices: Sequence[Any], chip: topology.Chip
-) -> list[plan.Found]:
+  planned: PlannedRun, devices: Sequence[Any], chip: topology.Chip
+) -> list[programs.Found]:
   """Compiles every phase, and says so as it goes."""
   found = []
-  for phase in plan.phases(planned, devices):
+  for phase in programs.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
-    found.append(plan.measure(phase, chip))
+    found.append(programs.measure(phase, chip))
   if not chip.flops:  # a CPU
-    found.append(plan.checkpoint(planned, devices))
-    found = plan.with_process(found, len(devices))
+    found.append(programs.checkpoint_memory(planned, devices))
+    found = programs.with_process(found, len(devices))
   return found
 
 
@@ -163,17 +170,17 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   planned = work(config, own)
   devices, chip = topology.find(config.topology)
   found = compiled(planned, devices, chip)
-  print('\n'.join(plan.report(planned, found, chip)))
+  print('\n'.join(programs.report(planned, found, chip)))
   flags: list[str] = []
-  fitting = plan.fits(found, chip)
+  fitting = programs.fits(found, chip)
   if not fitting and config.search:
-    for flag, less in plan.changes(planned, devices):
+    for flag, less in programs.changes(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
       found = compiled(less, devices, chip)
-      if plan.fits(found, chip):
+      if programs.fits(found, chip):
         print(f'\nWith {" ".join(flags)}:')
-        print('\n'.join(plan.report(less, found, chip)))
+        print('\n'.join(programs.report(less, found, chip)))
         fitting = True
         break
     else:
@@ -183,14 +190,14 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
 
 
 if __name__ == '__main__':
-  with plain_errors():
+  with user_errors():
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
     if experiment in ('-h', '--help'):
       print(__doc__.strip(), end='\n\n')
-      command.parse(Plan(), ['--help'], presets={'grpo': grpo.PRESETS})
+      cli.parse(Plan(), ['--help'], presets={'grpo': grpo.PRESETS})
     if not experiment or experiment.startswith('-'):
-      raise plan.PlanError('expected an experiment first, such as experiments.grpo')
+      raise programs.PlanError('expected an experiment first, such as experiments.grpo')
     check_words(sys.argv[2:])
     start, model_of_its_own = defaults(experiment)
-    chosen = command.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
+    chosen = cli.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
     main(chosen, model_of_its_own)

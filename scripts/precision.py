@@ -13,9 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import grpo, mesh, optim, packing, sampling
+from r1jax import optim, packing, update
+from r1jax.grpo import GRPOConfig
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.optim import OptimConfig
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.place import unbox
 
 MODEL = ModelConfig(d_model=256, layers=2, heads=4, kv_heads=2, head_dim=64, d_ff=512)
 VOCAB, PROMPTS, SAMPLES, LENGTH, UPDATES = 512, 2, 8, 16, 20
@@ -33,14 +38,14 @@ def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, fl
   That is the sum of advantage times change of log-prob over all tokens, under the
   parameters as a sampler has them.
   """
-  model = sampling.Model(*decoder.functions(MODEL, VOCAB))
-  score: Any = functools.partial(sampling.score, model=model)
+  model = DecoderFns(*decoder.functions(MODEL, VOCAB))
+  score: Any = functools.partial(score_tokens, model=model)
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, VOCAB, (PROMPTS, 8)).astype(np.int32)
   tokens = rng.integers(2, VOCAB, (PROMPTS, SAMPLES, LENGTH)).astype(np.int32)
   advantage = rng.normal(size=(PROMPTS, SAMPLES)).astype(np.float32)
   mask = np.ones(prompts.shape, bool)
-  fresh = mesh.unbox(decoder.init(MODEL, VOCAB, jax.random.key(0)))
+  fresh = unbox(decoder.init(MODEL, VOCAB, jax.random.key(0)))
   # As a checkpoint of the hub: its numbers are bfloat16, whatever they are kept in.
   before = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(param_dtype), fresh)
   logp = jax.jit(lambda params: score(params, prompts, mask, tokens)[0])
@@ -56,9 +61,9 @@ def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, fl
     advantage=advantage,
   )
   settings: dict[str, Any] = {'masters': masters, 'warmup_steps': 0}
-  rule = optim.make(optim.Config(rate, **settings), UPDATES)
+  rule = optim.make(OptimConfig(rate, **settings), UPDATES)
   step = jax.jit(
-    functools.partial(grpo.step, score=score, optimizer=rule, config=grpo.Config())
+    functools.partial(update.step, score=score, optimizer=rule, config=GRPOConfig())
   )
   state = optim.init(before, rule)
   for _ in range(UPDATES):

@@ -135,11 +135,11 @@ def main() -> None:
     module, default = _experiment(name)
     from experiments import r1_zero
     from r1jax import grpo
-    from r1jax.stages import command
-    from r1jax.stages.run import plain_errors
+    from r1jax.runtime import cli
+    from r1jax.runtime.run import user_errors
 
-    with plain_errors():
-      config = command.parse(default, presets={'grpo': grpo.PRESETS})
+    with user_errors():
+      config = cli.parse(default, presets={'grpo': grpo.PRESETS})
       config = dataclasses.replace(
         config, rl=dataclasses.replace(config.rl, profile_step=config.rl.steps)
       )

@@ -133,12 +133,12 @@ def uneven() -> None:
 
   def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
     """Median µs a token, and the outputs' mean and largest length."""
-    from r1jax import drawing
-    from r1jax.stages.generate import Generator
+    from r1jax.sampling.sampler import SamplingConfig
+    from r1jax.stages.rollout import Sampler
 
     tokenizer: Any = type(trainer.generator.tokenizer)(shape)
     tokenizer.stop_ids = (eos_id,)
-    generator = Generator(
+    generator = Sampler(
       model, tokenizer, 'plain', shape.prompt_length, trainer.generator.mesh
     )
     times, lengths = [], []
@@ -150,7 +150,7 @@ def uneven() -> None:
         problems,
         group_size=shape.group_size,
         max_length=most,
-        draw=drawing.Config(),
+        draw=SamplingConfig(),
       )
       if n:
         times.append(1e6 * (time.monotonic() - began) / outputs.lengths.sum())

@@ -16,23 +16,30 @@ os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // count}'
 
 import numpy as np  # noqa: E402
 
-from r1jax import grpo, mesh, optim, text  # noqa: E402
+from r1jax import grpo  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
-from r1jax.stages import checkpoint, hosts, lineage, rl  # noqa: E402
+from r1jax.optim import OptimConfig  # noqa: E402
+from r1jax.runtime import checkpoint, hosts  # noqa: E402
+from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
+from r1jax.sharding.place import to_device  # noqa: E402
+from r1jax.stages.artifact import Policy  # noqa: E402
+from r1jax.stages.rl import Learner  # noqa: E402
+from r1jax.stages.rl_config import RLConfig  # noqa: E402
 from r1jax.tasks import Problem  # noqa: E402
+from r1jax.text.tokenizer import Tokenizer  # noqa: E402
 
 
 @dataclasses.dataclass
 class Experiment:
   """What hosts compare."""
 
-  mesh: mesh.Config
+  mesh: MeshConfig
 
 
 QWEN = ModelConfig(
   d_model=32, layers=1, heads=4, kv_heads=2, head_dim=8, d_ff=48, qk_norm=True
 )
-SETTINGS = rl.Config(
+SETTINGS = RLConfig(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
@@ -46,17 +53,17 @@ def main(folder: Path) -> None:
   import jax
 
   # With four hosts two of them have parts of the same rows.
-  layout = mesh.Config(fsdp=2, context=2, tensor=2)
-  where = mesh.make(config=layout)
-  tokenizer = text.Tokenizer.train([f'make {n} from 3 5 2' for n in range(40)], 288)
-  model = lineage.Model(QWEN, tokenizer, 'plain', 272)
+  layout = MeshConfig(fsdp=2, context=2, tensor=2)
+  where = make_mesh(config=layout)
+  tokenizer = Tokenizer.train([f'make {n} from 3 5 2' for n in range(40)], 288)
+  model = Policy(QWEN, tokenizer, 'plain', 272)
   generator = model.generator(SETTINGS.max_prompt_length, where, layout)
-  trainer = rl.Trainer(
+  trainer = Learner(
     generator,
     SimpleNamespace(names=('accuracy',)),  # type: ignore[arg-type]
     dataclasses.replace(SETTINGS, offload=count == 4),
     grpo.PRESETS['grpo'],
-    optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
+    OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
   )
   state, reference = trainer.start(model.init(where, 0)).values()
   state, reference = trainer.waiting(state), trainer.reference(reference)
@@ -69,7 +76,7 @@ def main(folder: Path) -> None:
     for n, row in enumerate(outputs.rows)
     if outputs.own[n]
   }
-  told = [pair for part in hosts.agree('rewards', mine) for pair in part.items()]
+  told = [pair for part in hosts.all_gather('rewards', mine) for pair in part.items()]
   assert len(told) == len(problems)  # nobody has spoken for another's
   reward_PG = np.stack([reward for _, reward in sorted(told)])
   passes = trainer.passes(state.params, reference, outputs, 1.0)
@@ -77,14 +84,14 @@ def main(folder: Path) -> None:
   state, metrics, _ = trainer.learn(state, outputs, passes, advantage_PG, key, 1.0)
   kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}
   assert kinds == {'pinned_host' if count == 4 else 'device'}
-  state = mesh.put_back(state)
+  state = to_device(state)
   saved = checkpoint.Checkpoints(folder / 'state')
   saved.save(1, state, {})
   saved.wait()
   again, _ = checkpoint.Checkpoints(folder / 'state').resume(state)
   assert checkpoint.digest_of(again) == checkpoint.digest_of(state)
-  everything = hosts.agree('tokens', (outputs.rows, outputs.tokens, outputs.logp))
-  if hosts.first():
+  everything = hosts.all_gather('tokens', (outputs.rows, outputs.tokens, outputs.logp))
+  if hosts.is_primary():
     tokens: dict[int, list[int]] = {}
     logp: dict[int, list[float]] = {}
     for rows, said, sure in everything:
@@ -97,6 +104,6 @@ def main(folder: Path) -> None:
 
 if __name__ == '__main__':
   address = f'127.0.0.1:{port}' if count > 1 else ''
-  config = mesh.Config(coordinator=address, hosts=count, host=index)
-  with hosts.joined(Experiment(config)):
+  config = MeshConfig(coordinator=address, hosts=count, host=index)
+  with hosts.connect(Experiment(config)):
     main(Path(sys.argv[4]))

@@ -7,8 +7,12 @@ import jax
 import torch
 import transformers
 
-from r1jax import mesh, sampling, text
-from r1jax.model import decoder, weights
+from r1jax.hub import weights
+from r1jax.model import decoder
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
+from r1jax.text.tokenizer import Tokenizer
 
 VOCAB = 101
 BASE: dict[str, Any] = {
@@ -101,9 +105,9 @@ def ours(model, folder):
 def read(folder):
   """The decoder's functions and the parameters of a checkpoint."""
   checkpoint = weights.open_checkpoint(folder)
-  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(checkpoint, everywhere)
-  return sampling.Model(*decoder.functions(checkpoint.config, VOCAB)), params
+  return DecoderFns(*decoder.functions(checkpoint.config, VOCAB)), params
 
 
 CHAT_TEMPLATE = (
@@ -116,7 +120,7 @@ CHAT_TEMPLATE = (
 def checkpoint(folder, model_type='qwen3', fields=None, chat=CHAT_TEMPLATE):
   """A folder as on the hub, with a tokenizer and a chat template."""
   corpus = ['make 16 from 3 5 2', '<think>3+5=8 8*2=16</think><answer>(3+5)*2</answer>']
-  tokenizer = text.Tokenizer.train(corpus * 20, 290)
+  tokenizer = Tokenizer.train(corpus * 20, 290)
   fields = FAMILIES[model_type] if fields is None else fields
   model = theirs(model_type, {**fields, 'vocab_size': 300})
   model.config.eos_token_id = 1

@@ -17,21 +17,23 @@ import jax
 import pytest
 
 from experiments import distill
-from r1jax import mesh, optim, text
+from r1jax import optim
+from r1jax.miniature.judge import Pair
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.judge import Pair
-from r1jax.stages import (
-  checkpoint,
-  finetune,
-  hosts,
-  lineage,
-  preference,
-  recipe,
-  rejection,
-  work,
-)
-from r1jax.stages.run import TrainingError, start
+from r1jax.optim import OptimConfig
+from r1jax.runtime import checkpoint, hosts
+from r1jax.runtime.run import TrainingError, start
+from r1jax.sharding.mesh import MeshConfig, local_mesh, make_mesh
+from r1jax.sharding.place import replicate, reshard, unbox
+from r1jax.stages import preference
+from r1jax.stages.artifact import Policy
+from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.stage import Stage
+from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
+from r1jax.text.tokenizer import Tokenizer
 
 PROBLEMS = [
   Problem(str(n), 'gsm8k', f'calculate {n}+{n}', {'answer': str(2 * n)})
@@ -39,12 +41,12 @@ PROBLEMS = [
 ]
 OUTPUTS = [f'<think>{n}</think> {2 * n}' + ' so' * (n % 5) for n in range(40)]
 EXAMPLES = [(p.question, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]
-TOKENIZER = text.Tokenizer.train(map(' '.join, EXAMPLES), 288)
+TOKENIZER = Tokenizer.train(map(' '.join, EXAMPLES), 288)
 STUDENT = ModelConfig(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
-MODEL = lineage.Model(STUDENT, TOKENIZER, 'plain', 288)
-TEACHER = lineage.Model(dataclasses.replace(STUDENT, layers=1), TOKENIZER, 'plain', 288)
-WHERE = recipe.Setting([], [], 24, 48)
-SFT = finetune.Epochs(
+MODEL = Policy(STUDENT, TOKENIZER, 'plain', 288)
+TEACHER = Policy(dataclasses.replace(STUDENT, layers=1), TOKENIZER, 'plain', 288)
+WHERE = Problems([], [], 24, 48)
+SFT = SFTConfig(
   epochs=1,
   rows_per_step=16,
   row_length=48,
@@ -52,12 +54,12 @@ SFT = finetune.Epochs(
   checkpoint_every=100,
   log_every=1,
 )
-SAMPLED = rejection.Config(problems=32, samples=1, max_length=16)
-PREFERENCE = preference.Config(
+SAMPLED = RejectionConfig(problems=32, samples=1, max_length=16)
+PREFERENCE = PreferenceConfig(
   pairs_per_step=16, micro_batches=2, max_length=48, log_every=1, held_out=0.2
 )
 # eps: a gradient that is small beside rounding must not make a step of full size.
-OPTIMIZER = optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3)
+OPTIMIZER = OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +67,26 @@ class Experiment:
   """What a run is of, and hosts compare."""
 
   workdir: str
-  mesh: mesh.Config
+  mesh: MeshConfig
 
 
 @functools.cache
-def random(model: lineage.Model) -> Any:
+def random(model: Policy) -> Any:
   """Parameters, made on one device."""
-  return jax.device_get(mesh.unbox(model.boxed(jax.random.key(model.config.layers))))
+  return jax.device_get(unbox(model.boxed(jax.random.key(model.config.layers))))
 
 
-def put(model: lineage.Model, place: jax.sharding.Mesh) -> Any:
+def put(model: Policy, place: jax.sharding.Mesh) -> Any:
   """Random parameters on a mesh."""
-  return mesh.put_like(place, random(model), model.names)
+  return reshard(place, random(model), model.names)
 
 
-def sft(job: work.Work) -> Any:
+def sft(job: Stage) -> Any:
   """SFT, whose program is also that of base models."""
   return job.imitate(put(MODEL, job.mesh), EXAMPLES, SFT, OPTIMIZER)
 
 
-def on_policy(job: work.Work) -> Any:
+def on_policy(job: Stage) -> Any:
   """Distillation token by token, on the student's own outputs."""
   teacher: Any = SimpleNamespace(model=TEACHER, params=functools.partial(put, TEACHER))
   config = distill.Distill(sft=SFT, sft_optim=OPTIMIZER, rejection=SAMPLED)
@@ -93,14 +95,14 @@ def on_policy(job: work.Work) -> Any:
   return distill._token_level(lesson, put(MODEL, job.mesh), 'on_policy')
 
 
-def sampled(job: work.Work) -> Any:
+def sampled(job: Stage) -> Any:
   """Writes down outputs, of which none is worth keeping."""
   with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
     job.collect(put(MODEL, job.mesh), lambda n: PROBLEMS[n], SAMPLED)
   return {}
 
 
-def preferred(job: work.Work) -> Any:
+def preferred(job: Stage) -> Any:
   """A preference model; its decoder, and the rewards that it gives."""
   voice: dict[str, Any] = {
     'model': MODEL.functions,
@@ -118,11 +120,11 @@ def preferred(job: work.Work) -> Any:
     mesh=job.mesh,
     seed=0,
   )
-  scorer = preference.Scorer(params, **voice, max_length=48, mesh=mesh.local(job.mesh))
+  scorer = Scorer(params, **voice, max_length=48, mesh=local_mesh(job.mesh))
   return {**params['decoder'], 'rewards': scorer(PROBLEMS, OUTPUTS)}
 
 
-LEARN: dict[str, Callable[[work.Work], Any]] = {
+LEARN: dict[str, Callable[[Stage], Any]] = {
   'sft': sft,
   'on_policy': on_policy,
   'preferred': preferred,
@@ -131,13 +133,13 @@ LEARN: dict[str, Callable[[work.Work], Any]] = {
 
 
 def learn(
-  workdir: Path, layout: mesh.Config, devices: list[jax.Device], *phases: str
+  workdir: Path, layout: MeshConfig, devices: list[jax.Device], *phases: str
 ) -> dict[str, Any]:
   """The parameters after each phase."""
   config = Experiment(str(workdir), layout)
   with start(config, phases=phases) as run:
-    where = mesh.make(devices, layout)
-    job = work.Work(run, MODEL, WHERE, where, 0, layout)
+    where = make_mesh(devices, layout)
+    job = Stage(run, MODEL, WHERE, where, 0, layout)
     return {phase: LEARN[phase](job) for phase in phases}
 
 
@@ -157,12 +159,12 @@ def check_lines(workdir: Path, expected: Path) -> None:
 
 def main(index: int, count: int, port: int, folder: Path) -> None:
   """Does, on four devices, all that needs what other hosts have said."""
-  layout = mesh.Config(fsdp=4, coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
-  with hosts.joined(Experiment(str(folder), layout)):
+  layout = MeshConfig(fsdp=4, coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
+  with hosts.connect(Experiment(str(folder), layout)):
     phases = 'sampled', 'on_policy', 'preferred'
     found = learn(folder / 'run', layout, jax.devices(), *phases)
     found['preferred'] = jax.device_get(found['preferred'])  # each host has it whole
-    whole = mesh.put_everywhere(mesh.make(config=layout), found)
+    whole = replicate(make_mesh(config=layout), found)
     saved = checkpoint.Checkpoints(folder / 'found')
     saved.save(1, whole, {})
     saved.wait()

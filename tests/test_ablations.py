@@ -20,26 +20,30 @@ from experiments.ablations import (
   results,
   thinking,
 )
-from r1jax import tasks, text
-from r1jax.model import lora
+from r1jax import tasks
 from r1jax.model.config import ModelConfig
-from r1jax.stages import lineage, recipe, workdir
+from r1jax.model.lora import LoraConfig
+from r1jax.runtime import workdir
+from r1jax.stages import artifact, problem_sets
+from r1jax.stages.artifact import ArtifactError
+from r1jax.stages.problem_sets import Problems
 from r1jax.tasks import instructions
+from r1jax.text.tokenizer import Tokenizer
 
-TOKENIZER = text.Tokenizer.train(['User: solve 3x+4=19 Assistant:'], 270)
+TOKENIZER = Tokenizer.train(['User: solve 3x+4=19 Assistant:'], 270)
 
 
 def write_stage(folder, stage, config, parents=()):
-  """A finished stage as `lineage.finish` leaves it, but for its parameters."""
+  """A finished stage as `artifact.finish` leaves it, but for its parameters."""
   folder.mkdir(parents=True)
   TOKENIZER.save(folder / 'tokenizer.json')
   record = {
     'stage': stage,
     'config': config,
-    'data': tasks.versions(recipe.TASKS),
+    'data': tasks.versions(problem_sets.TASKS),
     'model': dataclasses.asdict(ModelConfig()),
     'rows': 0,
-    'lora': dataclasses.asdict(lora.Config()),
+    'lora': dataclasses.asdict(LoraConfig()),
     'template': 'plain',
     'files': {'tokenizer.json': TOKENIZER.digest},
     'params': {},
@@ -49,7 +53,7 @@ def write_stage(folder, stage, config, parents=()):
     ],
   }
   (folder / 'stage.json').write_text(json.dumps(record))
-  return lineage.load(folder)
+  return artifact.load(folder)
 
 
 def evaluation(right, k=4, length=90.0, general=0.5, lang=1.0, preference=0.5):
@@ -82,7 +86,7 @@ class Main:
       raise KeyboardInterrupt
     folder = Path(config.workdir)
     self.called.append(folder.name)
-    parent = lineage.load(config.parent)
+    parent = artifact.load(config.parent)
     write_stage(folder, 'reasoning_rl', workdir.plain_config(config), [parent])
     row = self.outcome(config)
     (folder / 'evaluation-final.json').write_text(json.dumps(row))
@@ -196,7 +200,7 @@ def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_
   for folder, told in (('zero', 'expected the work directory of cold_start, got'),
                        ('nothing', 'has no stage.json')):  # fmt: skip
     other = dataclasses.replace(command, parent=str(tmp_path / folder))
-    with pytest.raises(lineage.LineageError, match=told):
+    with pytest.raises(ArtifactError, match=told):
       ablation.run(which, other)
   assert not main.called
   assert not Path(command.workdir).exists()
@@ -345,8 +349,8 @@ def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeyp
   run = tmp_path / 'run'
   write_stage(run, 'final_rl', {'data_dir': 'data'})
   problem = instructions.translate('in Polish', 3, 4)
-  where = recipe.Setting([[], [], [], [problem]], [], 32, 352)
-  monkeypatch.setattr(recipe, 'setting', lambda stage, data_dir: where)
+  where = Problems([[], [], [], [problem]], [], 32, 352)
+  monkeypatch.setattr(problem_sets, 'problems_of', lambda stage, data_dir: where)
   polite = '<think></think>proszę bardzo\n<answer>siedem</answer>'
 
   def line(step, output, reward, name=problem.id, phase='rl'):

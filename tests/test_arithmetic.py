@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies
 
 from r1jax import tasks
-from r1jax.tasks import arithmetic, splits
-from r1jax.tasks.arithmetic import Config, draw, generate, problem, stated
+from r1jax.tasks import splits
+from r1jax.tasks.arithmetic import ArithmeticConfig, draw, generate, problem, stated
 
 PROBLEM = problem(47, '*', 6)
 
@@ -18,7 +18,7 @@ def every(config):
   return [p for split in splits.SPLITS for p in generate(config, split)]
 
 
-@pytest.mark.parametrize('config', [Config(), Config(largest=45)])
+@pytest.mark.parametrize('config', [ArithmeticConfig(), ArithmeticConfig(largest=45)])
 def test_every_problem_is_verified_by_what_python_calculates(config):
   for made in every(config):
     assert made.question == f'calculate {made.id}'
@@ -32,7 +32,7 @@ def test_every_problem_is_verified_by_what_python_calculates(config):
 
 
 def test_the_problems_are_all_within_the_bounds():
-  config = Config(largest=35)
+  config = ArithmeticConfig(largest=35)
   digits = [n for n in range(1, 36) if n % 10]
   expected = {
     f'{left}{sign}{right}'
@@ -47,7 +47,9 @@ def test_the_problems_are_all_within_the_bounds():
 
 
 def test_signs_are_balanced_while_there_are_enough():
-  signs = [made.truth['sign'] for made in itertools.islice(every(Config()), 300)]
+  signs = [
+    made.truth['sign'] for made in itertools.islice(every(ArithmeticConfig()), 300)
+  ]
   for sign in '+-*':
     assert 75 < signs.count(sign) < 125  # 100, with a deviation of 4
 
@@ -99,7 +101,7 @@ def test_calculations_of_a_problems_size_are_stated(text, names):
 
 
 def test_every_problem_states_itself_alone():
-  for made in every(Config()):
+  for made in every(ArithmeticConfig()):
     left, right = made.truth['left'], made.truth['right']
     assert list(stated(made.question)) == [made.id]
     if made.truth['sign'] != '-':
@@ -111,4 +113,4 @@ def test_impossible_difficulties_are_refused(largest):
   with pytest.raises(
     ValueError, match=f'^tasks.arithmetic.largest: expected 30 to 99, got {largest}$'
   ):
-    arithmetic.Config(largest)
+    ArithmeticConfig(largest)

@@ -13,11 +13,14 @@ import torch
 import transformers
 from hub import FAMILIES, checkpoint, ours, theirs
 
-from r1jax import drawing, sampling
-from r1jax.model import decode, decoder, weights
+from r1jax.hub import weights
+from r1jax.model import decode, decoder
+from r1jax.sampling import generate, streaming
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import chat
 
-GREEDY = drawing.Config(temperature=0)
+GREEDY = SamplingConfig(temperature=0)
 
 
 @pytest.fixture(scope='module')
@@ -28,10 +31,10 @@ def folder(tmp_path_factory):
 
 
 def test_an_answer_is_what_the_sampler_says(folder):
-  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  speaker = chat.open_session(str(folder), None, GREEDY)
   _, ids = speaker.prompt([{'role': 'user', 'content': 'make 16 from 3 5 2'}])
   said = list(speaker.tokens(ids, jax.random.key(0), 30))
-  expected = sampling.sample(
+  expected = generate.sample(
     speaker.params,
     jax.random.split(jax.random.key(0), 1),
     jnp.asarray([ids]),
@@ -49,7 +52,7 @@ def test_an_answer_is_what_the_sampler_says(folder):
 
 
 def test_a_conversation_that_is_too_long_is_refused(folder):
-  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  speaker = chat.open_session(str(folder), None, GREEDY)
   messages = [{'role': 'user', 'content': 'so ' * 300}]
   with pytest.raises(ValueError, match=r'expected at most 255 tokens, .*'):
     list(speaker.answer(messages, jax.random.key(0), 10))
@@ -57,7 +60,7 @@ def test_a_conversation_that_is_too_long_is_refused(folder):
 
 def told_apart(pieces, thinking=False):
   """Runs of thoughts and of the rest."""
-  found = chat.told_apart(iter(pieces), thinking)
+  found = chat.split_thoughts(iter(pieces), thinking)
   return [
     (thought, ''.join(piece.text for piece in run))
     for thought, run in itertools.groupby(found, lambda piece: piece.thought)
@@ -76,7 +79,7 @@ def test_a_prompt_may_have_opened_the_thoughts():
 
 
 def test_what_may_become_a_tag_is_held_back():
-  stream = chat.told_apart(iter(['3<', '5', '<thi', 's']))
+  stream = chat.split_thoughts(iter(['3<', '5', '<thi', 's']))
   assert next(stream).text == '3'
   assert next(stream).text == '<5'
   assert next(stream).text == '<this'
@@ -119,12 +122,12 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
   model, params = ours(theirs('qwen3', FAMILIES['qwen3']), tmp_path / 'm')
   tokens = np.random.default_rng(0).integers(101, size=12)
   mask = np.ones((1, 5), bool)
-  logits, spoken = sampling.listen(
+  logits, spoken = streaming.prefill(
     params, jnp.asarray(tokens[None, :5]), jnp.asarray(mask), model=model, room=8
   )
   found = [logits[0]]
   for token in tokens[5:]:
-    logits, spoken = sampling.speak(
+    logits, spoken = streaming.decode_step(
       params, spoken, jnp.asarray(token[None]), model=model
     )
     found.append(logits[0])
@@ -135,7 +138,7 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
 
 
 def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
-  speaker = chat.open_speaker(str(folder), None, GREEDY)
+  speaker = chat.open_session(str(folder), None, GREEDY)
   prepared = []
   turned = chat.decode.turned
 
@@ -157,13 +160,13 @@ def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   found = weights.open_checkpoint(tmp_path / 'm')
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = weights.read(found, place, dtype)
-  model = sampling.Model(*decoder.functions(found.config, found.vocab_size))
+  model = DecoderFns(*decoder.functions(found.config, found.vocab_size))
   row = jnp.asarray([[3, 5, 2]])
   prompt = (params, row, jnp.ones((1, 3), bool))
-  _, spoken = sampling.listen(*prompt, model=model, room=4)
+  _, spoken = streaming.prefill(*prompt, model=model, room=4)
   once = decode.turned(found.config, params)
-  expected, _ = sampling.speak(params, spoken, jnp.asarray([7]), model=model)
-  logits, _ = sampling.speak(once, spoken, jnp.asarray([7]), model=model)
+  expected, _ = streaming.decode_step(params, spoken, jnp.asarray([7]), model=model)
+  logits, _ = streaming.decode_step(once, spoken, jnp.asarray([7]), model=model)
   np.testing.assert_array_equal(logits, expected)
 
 
@@ -173,6 +176,6 @@ def test_a_folder_keeps_its_type(tmp_path):
     tmp_path / 'm', dtype=torch.bfloat16
   )
   model.save_pretrained(tmp_path / 'm')
-  speaker = chat.open_speaker(str(tmp_path / 'm'), None, GREEDY)
+  speaker = chat.open_session(str(tmp_path / 'm'), None, GREEDY)
   assert {x.dtype.name for x in jax.tree.leaves(speaker.params)} == {'bfloat16'}
   assert list(speaker.tokens([5, 7], jax.random.key(0), 5))

@@ -7,7 +7,8 @@ import tokenizers
 import transformers
 from tokenizers import models
 
-from r1jax import chat_template, text
+from r1jax.hub import chat_template
+from r1jax.text import parsing
 
 NAMES = {'bos_token': '<s>', 'eos_token': '</s>', 'think_token': '<think>'}
 QUESTION = [{'role': 'user', 'content': '3+5 é'}]
@@ -134,7 +135,7 @@ def test_it_writes_what_transformers_writes(source, variables, messages):
 def test_prompts_of_these_open_or_skip_thoughts():
   def end(source, **variables):
     template = chat_template.ChatTemplate(source, NAMES, variables)
-    return text.opened(template.render(QUESTION))
+    return parsing.opened(template.render(QUESTION))
 
   assert end(QWEN) == ''
   assert end(QWEN, enable_thinking=False) == '<think>\n\n</think>\n\n'

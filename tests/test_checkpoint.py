@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import mesh
-from r1jax.stages import checkpoint
-from r1jax.stages.checkpoint import (
+from r1jax.runtime import checkpoint
+from r1jax.runtime.checkpoint import (
   KEEP,
   CheckpointError,
   Checkpoints,
   digest_of,
   number_sum,
 )
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
 
 
 def tree(value: float = 1.0):
@@ -84,8 +85,8 @@ def test_parts_of_an_array_add_up_to_its_sum():
   ]
   total = sum(int(number_sum(part, first)) for part, first in parts)
   assert total % 2**64 == int(number_sum(x))
-  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
-  cut = jax.device_put(x[:, 0, :], mesh.sharding(place, 'embed', 'mlp'))
+  place = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
+  cut = jax.device_put(x[:, 0, :], named_sharding(place, 'embed', 'mlp'))
   assert digest_of([cut]) == digest_of([x[:, 0, :]])
 
 

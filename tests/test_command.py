@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from r1jax.stages.command import parse
+from r1jax.runtime.cli import parse
 
 
 @dataclasses.dataclass(frozen=True)

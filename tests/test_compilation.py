@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from r1jax.stages import compilation
+from r1jax.runtime import compilation
+from r1jax.runtime.compilation import Compilations
 
 
 def test_programs_compiled_meanwhile_are_counted():
   double = jax.jit(lambda x: 2 * x)
   one, two = jnp.ones(1), jnp.ones(2)
-  with compilation.Compilations() as compiled:
+  with Compilations() as compiled:
     double(one)
     programs, seconds = compiled.since()
     assert programs == 1

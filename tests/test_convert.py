@@ -13,7 +13,7 @@ import torch
 import transformers
 from hub import checkpoint
 
-from r1jax.model import storage
+from r1jax.hub import storage
 from scripts import convert
 
 

@@ -8,12 +8,16 @@ from collections import Counter
 
 import pytest
 
-from r1jax import tasks, text
-from r1jax.language import ENGLISH, POLISH
-from r1jax.tasks import Problem, corpus, countdown, expressions
+from r1jax import tasks
+from r1jax.miniature import writers
+from r1jax.miniature.writers import WriterConfig
+from r1jax.tasks import Problem, countdown, expressions
+from r1jax.tasks.countdown import CountdownConfig
+from r1jax.text import parsing
+from r1jax.text.language import ENGLISH, POLISH
 
-TASK = countdown.Config(3, 8, 60)
-SEARCH = corpus.Config(schoolbook=0.0)
+TASK = CountdownConfig(3, 8, 60)
+SEARCH = WriterConfig(schoolbook=0.0)
 CAREFUL = dataclasses.replace(SEARCH, miscalculation=0.0, misjudgement=0.0)
 QUESTION = re.compile(r'make (\d+) from (\d+(?: \d+)*)')
 # A chain of equal calculations, what its result is compared with, and a verdict.
@@ -22,7 +26,7 @@ WORDS = {what: {*ENGLISH[what], *POLISH[what]} for what in ENGLISH}
 
 
 def document(config, task, index, seed=0):
-  return corpus.document(config, task, random.Random(f'{seed} {index}'))
+  return writers.document(config, task, random.Random(f'{seed} {index}'))
 
 
 def documents(config, count=200, seed=0, task=TASK):
@@ -34,7 +38,7 @@ def documents(config, count=200, seed=0, task=TASK):
     target, numbers = int(match[1]), [int(n) for n in match[2].split()]
     identity = countdown.problem_id(tuple(numbers), target)
     truth = {'numbers': numbers, 'target': target}
-    parsed = text.parse(output)
+    parsed = parsing.parse(output)
     assert parsed is not None
     yield Problem(identity, 'countdown', question, truth), parsed, output
 
@@ -62,7 +66,7 @@ def vocabulary(language):
   }
 
 
-@pytest.mark.parametrize('task', [TASK, countdown.Config(2, 12, 100)])
+@pytest.mark.parametrize('task', [TASK, CountdownConfig(2, 12, 100)])
 def test_no_search_is_about_a_held_out_problem(task):
   train = {problem.id for problem in countdown.generate(task, 'train')}
   for problem, *_ in documents(SEARCH, 200, task=task):
@@ -185,7 +189,7 @@ def test_other_writers_try_in_no_order_but_nothing_twice():
 
 
 def test_schoolbooks_are_right_and_half_of_their_results_are_the_target():
-  config = corpus.Config(schoolbook=1.0, drill_lines=7)
+  config = WriterConfig(schoolbook=1.0, drill_lines=7)
   equal = 0
   for index in range(60):
     _, output = document(config, TASK, index)
@@ -202,7 +206,7 @@ def test_schoolbooks_are_right_and_half_of_their_results_are_the_target():
 
 
 def test_schoolbooks_have_the_configured_share():
-  config = corpus.Config(schoolbook=0.3)
+  config = WriterConfig(schoolbook=0.3)
   drills = sum(
     not QUESTION.fullmatch(document(config, TASK, index)[0]) for index in range(200)
   )
@@ -238,11 +242,11 @@ def test_writers_speak_english_polish_or_both():
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    corpus.Config(**fields)
+    WriterConfig(**fields)
 
 
 def test_schoolbooks_hold_no_solution_of_a_held_out_problem():
-  task = countdown.Config(2, 12, 100)
+  task = CountdownConfig(2, 12, 100)
   held_out = {
     tuple(sorted(problem.truth['numbers']))
     for split in ('validation', 'test')

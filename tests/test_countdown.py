@@ -13,16 +13,16 @@ from hypothesis import strategies
 
 from r1jax import tasks
 from r1jax.tasks import Problem, countdown, expressions, splits
-from r1jax.tasks.countdown import Config, generate
+from r1jax.tasks.countdown import CountdownConfig, generate
 
 PROBLEM = Problem(
   '2-3-5=16', 'countdown', 'make 16 from 3 5 2', {'numbers': [3, 5, 2], 'target': 16}
 )
 DIFFICULTIES = [
-  Config(2, 20, 100),
-  Config(3, 6, 40),
-  Config(3, 10, 100),
-  Config(4, 4, 30),
+  CountdownConfig(2, 20, 100),
+  CountdownConfig(3, 6, 40),
+  CountdownConfig(3, 10, 100),
+  CountdownConfig(4, 4, 30),
 ]
 
 
@@ -86,7 +86,8 @@ def test_an_unknown_task_is_named():
 
 
 @pytest.mark.parametrize(
-  'config', [Config(2, 6, 9), Config(3, 5, 40), Config(4, 3, 20)]
+  'config',
+  [CountdownConfig(2, 6, 9), CountdownConfig(3, 5, 40), CountdownConfig(4, 3, 20)],
 )
 def test_the_problems_are_all_solvable_ones_each_once(config):
   expected = {
@@ -122,10 +123,10 @@ def test_the_numbers_of_the_default_difficulty_are_as_documented():
   # C(9 + 2, 3) = 165 multisets of three numbers from 1 to 9
   counts = {}
   for split in splits.SPLITS:
-    problems = list(generate(Config(), split))
+    problems = list(generate(CountdownConfig(), split))
     counts[split] = len(problems), len({countdown.group(p) for p in problems})
   assert counts == {'train': (1429, 126), 'validation': (222, 21), 'test': (214, 18)}
-  asked = list(generate(Config(), 'test'))[:32]
+  asked = list(generate(CountdownConfig(), 'test'))[:32]
   assert len({countdown.group(p) for p in asked}) == 18
 
 
@@ -140,7 +141,9 @@ def chance(problems):
 
 
 def test_splits_are_of_one_difficulty():
-  train, validation, test = (list(generate(Config(), s)) for s in splits.SPLITS)
+  train, validation, test = (
+    list(generate(CountdownConfig(), s)) for s in splits.SPLITS
+  )
   # A standard error of 32 problems is 0.007.
   for part in (train, validation, test, validation[:32], test[:32]):
     assert abs(chance(part) - 0.078) < 0.005
@@ -164,7 +167,7 @@ def test_the_held_out_share_and_any_prefix_are_fair(config):
 
 
 def test_questions_show_the_numbers_in_no_telling_order():
-  problems = list(generate(Config(3, 10, 100), 'train'))
+  problems = list(generate(CountdownConfig(3, 10, 100), 'train'))
   for problem in problems[:100]:
     numbers = ' '.join(map(str, problem.truth['numbers']))
     assert problem.question == f'make {problem.truth["target"]} from {numbers}'
@@ -194,8 +197,8 @@ def test_questions_show_the_numbers_in_no_telling_order():
   ],
 )
 def test_calculations_with_a_problems_numbers_are_stated(text, groups):
-  assert list(countdown.stated(text, Config())) == groups
-  pairs = list(countdown.stated('3+5*2=3+10', Config(numbers=2)))
+  assert list(countdown.stated(text, CountdownConfig())) == groups
+  pairs = list(countdown.stated('3+5*2=3+10', CountdownConfig(numbers=2)))
   assert pairs == ['3-5', '2-5']
 
 
@@ -206,7 +209,7 @@ def test_problems_are_the_same_in_every_process():
     'parts = "train", "validation", "test"\n'
     'print([repr(p) for s in parts for p in countdown.generate(config, s)])'
   )
-  config = Config(3, 5, 30)
+  config = CountdownConfig(3, 5, 30)
   here = [repr(p) for s in splits.SPLITS for p in generate(config, s)]
   environment = {**os.environ, 'PYTHONHASHSEED': '7'}
   there = subprocess.run(
@@ -217,7 +220,7 @@ def test_problems_are_the_same_in_every_process():
 
 def test_an_unknown_split_is_refused():
   with pytest.raises(ValueError, match=r"split: expected one of .*, got 'dev'"):
-    list(generate(Config(2, 3, 9), 'dev'))
+    list(generate(CountdownConfig(2, 3, 9), 'dev'))
 
 
 @pytest.mark.parametrize(
@@ -235,9 +238,9 @@ def test_an_unknown_split_is_refused():
 )
 def test_impossible_difficulties_are_refused(fields, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
-    Config(**fields)
+    CountdownConfig(**fields)
 
 
 def test_the_highest_target_may_be_huge():
-  far = countdown.Config(numbers=2, largest=5, highest_target=10**15)
+  far = CountdownConfig(numbers=2, largest=5, highest_target=10**15)
   assert list(countdown.generate(far, 'train'))

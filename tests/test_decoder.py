@@ -12,9 +12,9 @@ import pytest
 from flax.core import meta
 from jax.test_util import check_grads
 
-from r1jax import mesh
 from r1jax.model import attention, decoder
 from r1jax.model.config import Experts, Latent, ModelConfig, Rope, from_dict
+from r1jax.sharding.rules import RULES
 
 SMALL = ModelConfig(
   d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20, rope_theta=30.0
@@ -364,7 +364,7 @@ def test_every_axis_of_every_parameter_is_in_the_mesh_table():
   assert len(boxes) == 12
   for box in boxes:
     assert len(box.names) == box.value.ndim
-    assert set(box.names) <= set(mesh.RULES)
+    assert set(box.names) <= set(RULES)
   assert boxed['blocks']['query'].names == ('layers', 'embed', 'heads', 'channel')
 
 

@@ -11,9 +11,13 @@ import optax
 import pytest
 from scipy.special import rel_entr, softmax
 
-from r1jax import distill, logprob, mesh, optim, sft
+from r1jax import distill, optim, sft
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.sampling import logprob
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch, put_boxed
+from r1jax.sharding.rules import named_sharding
 
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
@@ -377,7 +381,7 @@ def decoders():
 
 
 def put(boxed):
-  return mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
+  return put_boxed(make_mesh(jax.devices()[:1]), boxed)
 
 
 def chunk_of(monkeypatch, tokens):
@@ -503,12 +507,12 @@ def test_sharded_step_matches_single_device(decoders):
   batch = random_batch(rows=8, length=6)
 
   def run(devices):
-    place = mesh.make(devices)
+    place = make_mesh(devices)
     state = jax.device_put(
-      optim.init(mesh.put_boxed(place, student), SGD), mesh.sharding(place)
+      optim.init(put_boxed(place, student), SGD), named_sharding(place)
     )
-    frozen = mesh.put_boxed(place, teacher)
-    rows = mesh.put_batch(place, batch)
+    frozen = put_boxed(place, teacher)
+    rows = put_batch(place, batch)
     shards = {shard.data.shape for shard in rows.tokens.addressable_shards}
     assert shards == {(8 // len(devices), 6)}
     with jax.transfer_guard('disallow'):

@@ -10,7 +10,7 @@ from hypothesis import strategies
 
 from r1jax import tasks
 from r1jax.tasks import equations, splits
-from r1jax.tasks.equations import Config, draw, generate, problem, stated
+from r1jax.tasks.equations import EquationsConfig, draw, generate, problem, stated
 
 PROBLEM = problem(3, 4, 0, 5)
 
@@ -36,7 +36,9 @@ def test_an_equation_is_written_as_at_school(numbers, equation):
   assert (made.language, made.truth['x']) == ('en', numbers[-1])
 
 
-@pytest.mark.parametrize('config', [Config(), Config(3, 5, 9), Config(15, 20, 9)])
+@pytest.mark.parametrize(
+  'config', [EquationsConfig(), EquationsConfig(3, 5, 9), EquationsConfig(15, 20, 9)]
+)
 def test_every_problem_has_one_solution_which_verifies(config):
   for made in (p for split in splits.SPLITS for p in generate(config, split)):
     x = made.truth['x']
@@ -49,7 +51,7 @@ def test_every_problem_has_one_solution_which_verifies(config):
 
 
 def test_the_problems_are_all_equations_within_the_bounds():
-  config = Config(largest_factor=3, largest_solution=2, largest_term=4)
+  config = EquationsConfig(largest_factor=3, largest_solution=2, largest_term=4)
   found = {p.id for split in splits.SPLITS for p in generate(config, split)}
   expected = set()
   for factor, x, term in itertools.product((2, 3), (1, 2), (1, 2, 3, 4)):
@@ -67,7 +69,7 @@ def test_the_problems_are_all_equations_within_the_bounds():
 def test_kinds_are_balanced_in_every_part_of_a_split():
   signs = [
     'both' if made.truth['other'] else 'minus' if made.truth['term'] < 0 else 'plus'
-    for made in itertools.islice(generate(Config(), 'train'), 300)
+    for made in itertools.islice(generate(EquationsConfig(), 'train'), 300)
   ]
   for kind in ('plus', 'minus', 'both'):
     assert 75 < signs.count(kind) < 125  # 100, with a deviation of 4
@@ -108,7 +110,7 @@ def test_equations_that_stand_alone_are_stated():
   assert list(stated('x=3 3*3+4=9+4=13?19 low')) == []
   assert list(stated('12+3x+4=19 3x+4=19+1')) == []
   for split in splits.SPLITS:
-    for made in itertools.islice(generate(Config(), split), 300):
+    for made in itertools.islice(generate(EquationsConfig(), split), 300):
       assert list(stated(made.question)) == [equations.group(made)]
 
 
@@ -118,7 +120,7 @@ def test_equations_that_reduce_to_the_same_are_a_group():
   assert equations.group(problem(2, 11, 0, 8)) == '2x+11=27'
   assert equations.group(problem(9, 12, 8, 1)) == 'x+12=13'
   assert equations.group(problem(3, -4, 0, 5)) == '3x-4=11'
-  for made in generate(Config(), 'test'):
+  for made in generate(EquationsConfig(), 'test'):
     for x in (0, 7):  # the sides of both are as far apart
       assert difference(made.id, x) == difference(equations.group(made), x)
 
@@ -134,4 +136,4 @@ def test_equations_that_reduce_to_the_same_are_a_group():
 )
 def test_impossible_difficulties_are_refused(fields, message):
   with pytest.raises(ValueError, match=rf'^tasks\.equations\.{message}$'):
-    equations.Config(**fields)
+    EquationsConfig(**fields)

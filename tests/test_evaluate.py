@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import drawing
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages.evaluate import Config, evaluate
-from r1jax.stages.generate import Generator
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages.evaluation import EvalConfig, evaluate
+from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 
@@ -57,8 +57,8 @@ class Written:
 
 @pytest.fixture(scope='module')
 def evaluated():
-  generator = cast(Generator, Written())
-  config = Config(samples=4, prompts_per_batch=2, draw=drawing.Config(0.5), shown=2)
+  generator = cast(Sampler, Written())
+  config = EvalConfig(samples=4, prompts_per_batch=2, draw=SamplingConfig(0.5), shown=2)
   rewards = [
     Weighted('format', rules.format_reward, 0.5),
     Weighted('accuracy', rules.accuracy, 1.0),

@@ -29,9 +29,11 @@ from hub import (
   theirs,
 )
 
-from r1jax import drawing, sampling
-from r1jax.model import families
+from r1jax.hub import config_fields, families
 from r1jax.model.config import ModelConfig
+from r1jax.sampling import generate
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sampling.score import score_tokens
 
 # Logits are of order 3: the sums of two layers, in another order (float32).
 CLOSE = 2e-5
@@ -118,13 +120,13 @@ def test_greedy_continuations_are_those_of_transformers(model_type, fields, tmp_
   tokens, mask = np.zeros((2, 9), int), np.zeros((2, 9), bool)
   for row, prompt in enumerate(prompts):
     tokens[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = prompt, True
-  said = sampling.sample(
+  said = generate.sample(
     params,
     jax.random.split(jax.random.key(0), 2),
     jnp.asarray(tokens),
     jnp.asarray(mask),
     model=model,
-    config=drawing.Config(temperature=0),
+    config=SamplingConfig(temperature=0),
     group_size=1,
     max_length=64,
     stop_ids=(),
@@ -145,18 +147,18 @@ def test_sampled_and_scored_log_probs_of_latent_attention_agree(tmp_path):
   model, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'm')
   prompts = jnp.asarray(np.random.default_rng(3).integers(VOCAB, size=(2, 7)))
   mask = jnp.ones(prompts.shape, bool).at[0, :3].set(False)
-  said = sampling.sample(
+  said = generate.sample(
     params,
     jax.random.split(jax.random.key(1), 2),
     prompts,
     mask,
     model=model,
-    config=drawing.Config(),
+    config=SamplingConfig(),
     group_size=3,
     max_length=40,
     stop_ids=(),
   )
-  scored, _ = sampling.score(params, prompts, mask, said.tokens, model=model)
+  scored, _ = score_tokens(params, prompts, mask, said.tokens, model=model)
   np.testing.assert_allclose(said.logp, scored, atol=1e-4)
 
 
@@ -217,7 +219,7 @@ CONFIG = {
   ],
 )
 def test_a_config_that_asks_for_something_else_is_refused(changed, message):
-  with pytest.raises(families.FamilyError, match=message):
+  with pytest.raises(config_fields.FamilyError, match=message):
     families.read_config({**CONFIG, **changed})
 
 

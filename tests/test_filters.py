@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from r1jax import filters
+from r1jax.rewards import filters
 from r1jax.tasks import Problem, arithmetic, instructions
 
 SUM = arithmetic.problem(25, '+', 12)

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import mesh, sft
-from r1jax.stages import finetune
-from r1jax.stages.checkpoint import Checkpoints
-from r1jax.stages.finetune import Config, Epochs, Example, Passes, pack
-from r1jax.stages.run import TrainingError, start
+from r1jax import sft
+from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.runtime.run import TrainingError, start
+from r1jax.sharding.mesh import make_mesh
+from r1jax.stages import supervised
+from r1jax.stages.supervised import Epochs, Example, PretrainConfig, SFTConfig, pack
 
 
 def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
@@ -45,7 +46,7 @@ def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    PretrainConfig(**fields)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_impossible_settings_are_named(fields, expected):
 )
 def test_impossible_settings_of_passes_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Epochs(**fields)
+    SFTConfig(**fields)
 
 
 LENGTHS = np.random.default_rng(0).integers(2, 12, size=(40, 2))  # prompt, output
@@ -66,10 +67,10 @@ EXAMPLES = [
   Example([100 + n] * prompt, [200 + n] * output)
   for n, (prompt, output) in enumerate(LENGTHS.tolist())
 ]
-SETTINGS = Epochs(epochs=3, rows_per_step=4, row_length=32, micro_batches=1)
+SETTINGS = SFTConfig(epochs=3, rows_per_step=4, row_length=32, micro_batches=1)
 
 
-def taken_apart(passes: Passes) -> list[tuple[Example, np.ndarray, np.ndarray]]:
+def taken_apart(passes: Epochs) -> list[tuple[Example, np.ndarray, np.ndarray]]:
   """All examples in the rows, with the weights and positions of their tokens."""
   found = []
   for step in range(1, passes.steps + 1):
@@ -87,7 +88,7 @@ def taken_apart(passes: Passes) -> list[tuple[Example, np.ndarray, np.ndarray]]:
 
 
 def test_an_epoch_has_every_example_once_and_whole():
-  found = [example for example, *_ in taken_apart(Passes(EXAMPLES, SETTINGS, seed=0))]
+  found = [example for example, *_ in taken_apart(Epochs(EXAMPLES, SETTINGS, seed=0))]
   assert len(found) == 3 * len(EXAMPLES)
   epochs = [found[n : n + len(EXAMPLES)] for n in range(0, len(found), len(EXAMPLES))]
   # A row holds examples of one epoch alone, so the epochs stand one after the other.
@@ -96,7 +97,7 @@ def test_an_epoch_has_every_example_once_and_whole():
 
 
 def test_only_outputs_are_learned_and_positions_begin_anew():
-  for example, weights, positions in taken_apart(Passes(EXAMPLES, SETTINGS, seed=0)):
+  for example, weights, positions in taken_apart(Epochs(EXAMPLES, SETTINGS, seed=0)):
     prompt, output = map(len, example)
     np.testing.assert_array_equal(weights, [0] * prompt + [1] * output)
     np.testing.assert_array_equal(positions, np.arange(prompt + output))
@@ -105,12 +106,12 @@ def test_only_outputs_are_learned_and_positions_begin_anew():
 def test_without_a_prompt_the_first_token_is_not_learned():
   # There is nothing before it to predict it from.
   settings = dataclasses.replace(SETTINGS, epochs=1)
-  batch = Passes([Example([], [7, 8, 9])], settings, seed=0).batch(1)
+  batch = Epochs([Example([], [7, 8, 9])], settings, seed=0).batch(1)
   np.testing.assert_array_equal(batch.weights[0, :4], [0, 1, 1, 0])
 
 
 def test_what_no_example_fills_is_padding():
-  passes = Passes(EXAMPLES, SETTINGS, seed=0)
+  passes = Epochs(EXAMPLES, SETTINGS, seed=0)
   for step in range(1, passes.steps + 1):
     batch: Any = passes.batch(step)
     empty = batch.documents == 0
@@ -120,7 +121,7 @@ def test_what_no_example_fills_is_padding():
 
 def test_rows_are_nearly_full_and_all_tokens_are_counted():
   settings = dataclasses.replace(SETTINGS, row_length=64)
-  passes = Passes(EXAMPLES, settings, seed=0)
+  passes = Epochs(EXAMPLES, settings, seed=0)
   assert passes.tokens == 3 * LENGTHS.sum()
   used = [passes.batch(step).documents for step in range(1, passes.steps + 1)]
   rows = np.concatenate(used).astype(bool)
@@ -133,7 +134,7 @@ def test_rows_are_nearly_full_and_all_tokens_are_counted():
 
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
   def orders(seed):
-    return [example for example, *_ in taken_apart(Passes(EXAMPLES, SETTINGS, seed))]
+    return [example for example, *_ in taken_apart(Epochs(EXAMPLES, SETTINGS, seed))]
 
   assert orders(0) == orders(0)
   assert collections.Counter(map(str, orders(0))) == collections.Counter(
@@ -154,7 +155,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
 )
 def test_examples_that_cannot_be_learned_are_refused(examples, expected):
   with pytest.raises(ValueError, match=expected):
-    Passes(examples, SETTINGS, seed=0)
+    Epochs(examples, SETTINGS, seed=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ def learn(workdir, batch, params, config, constants=(), steps=4, phase='base'):
     )
 
   with start(Experiment(str(workdir)), phases=(phase,)) as run:
-    params = finetune.train(
+    params = supervised.train(
       run,
       phase,
       params,
@@ -185,13 +186,13 @@ def learn(workdir, batch, params, config, constants=(), steps=4, phase='base'):
       steps=steps,
       config=config,
       optimizer=optax.sgd(0.1),
-      mesh=mesh.make(jax.devices()[:1]),
+      mesh=make_mesh(jax.devices()[:1]),
       constants=constants,
     )
   return params, run
 
 
-CONFIG = Config(
+CONFIG = PretrainConfig(
   rows_per_step=2, row_length=8, micro_batches=1, checkpoint_every=1, log_every=1
 )
 
@@ -202,8 +203,8 @@ def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(tmp_path):
   seen = []
 
   def learned(name, **fields):
-    config = Epochs(**{'epochs': 1, 'row_length': 8, 'log_every': 100, **fields})
-    passes = Passes(examples, config, seed=0)
+    config = SFTConfig(**{'epochs': 1, 'row_length': 8, 'log_every': 100, **fields})
+    passes = Epochs(examples, config, seed=0)
     params = {'table': jnp.zeros((6, 6))}
     after, _ = learn(
       tmp_path / name, lambda *_: passes.whole(), params, config, steps=1, phase='sft'
@@ -231,7 +232,7 @@ def documents(step, params, last=3):
     ('base', CONFIG, 'base_optim'),
     (
       'answers',
-      Epochs(rows_per_step=2, micro_batches=1, checkpoint_every=1),
+      SFTConfig(rows_per_step=2, micro_batches=1, checkpoint_every=1),
       'sft_optim',
     ),
   ],

@@ -6,17 +6,19 @@ import machines
 import numpy as np
 import pytest
 
-from r1jax import mesh
-from r1jax.model import attention, flash, flash_gpu
+from r1jax.model import attention
 from r1jax.model.attention import KV
+from r1jax.model.kernels import flash_gpu, flash_tpu
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import MeshConfig, make_mesh
 
 LENGTH = 300  # no multiple of a block
 
 
 @pytest.fixture(params=['tpu', 'gpu'])
 def kernel(monkeypatch, request):
-  monkeypatch.setattr(flash, 'BLOCK', 128)
-  monkeypatch.setattr(flash, 'KERNELS', {'cpu': flash.KERNELS[request.param]})
+  monkeypatch.setattr(flash_tpu, 'BLOCK', 128)
+  monkeypatch.setattr(flash_tpu, 'KERNELS', {'cpu': flash_tpu.KERNELS[request.param]})
 
 
 def random_kv(rng, rows, length):
@@ -42,7 +44,7 @@ def example():
 
 def plain(*args):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(flash, 'KERNELS', {})
+    patch.setattr(flash_tpu, 'KERNELS', {})
     return attention.attend(*args)
 
 
@@ -56,7 +58,7 @@ def values_and_gradients(attend, q, own, document, context, where=None):
 
   function = jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True)
   quickly = {'xla_backend_optimization_level': 0}  # most of the time is compilation
-  return jax.jit(mesh.bound(where, function), compiler_options=quickly)(q, own, kvs)
+  return jax.jit(on_mesh(where, function), compiler_options=quickly)(q, own, kvs)
 
 
 def assert_close(found, expected):
@@ -75,7 +77,7 @@ def assert_close(found, expected):
 def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
   q, own, document, context = example()
   args = q, own, document, context[:segments]
-  found = values_and_gradients(flash.attend, *args)
+  found = values_and_gradients(flash_tpu.attend, *args)
   assert_close(found, values_and_gradients(plain, *args))
 
 
@@ -86,7 +88,7 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
   expected = values_and_gradients(plain, *args)
   monkeypatch.setattr(attention, '_attend_cut', None)  # nothing else may serve
   # Queries of 150 positions a device, padded to two blocks; one kv head each.
-  where = mesh.make(config=mesh.Config(data=2, context=2, tensor=2))
+  where = make_mesh(config=MeshConfig(data=2, context=2, tensor=2))
   found = values_and_gradients(attention.attend, *args, where=where)
   assert_close(found, expected)
 
@@ -94,13 +96,13 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
 @pytest.mark.usefixtures('kernel')
 def test_what_the_kernel_does_not_serve():
   q, own, _, context = example()
-  assert flash.serves(q, own, context)
-  assert not flash.serves(q[:, :100], own, context)  # less than a block
-  assert not flash.serves(q, KV(own.k, None), context)
+  assert flash_tpu.serves(q, own, context)
+  assert not flash_tpu.serves(q[:, :100], own, context)  # less than a block
+  assert not flash_tpu.serves(q, KV(own.k, None), context)
   # Two prompts over four devices.
-  where = mesh.make(config=mesh.Config(data=4, tensor=2))
-  assert mesh.bound(where, flash.serves)(q, own, context[1:])
-  assert not mesh.bound(where, flash.serves)(q, own, context)
+  where = make_mesh(config=MeshConfig(data=4, tensor=2))
+  assert on_mesh(where, flash_tpu.serves)(q, own, context[1:])
+  assert not on_mesh(where, flash_tpu.serves)(q, own, context)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +116,10 @@ def test_what_the_kernel_does_not_serve():
   ],
 )
 def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, served):
-  monkeypatch.setattr(flash, 'KERNELS', {'cpu': flash_gpu.attend})
+  monkeypatch.setattr(flash_tpu, 'KERNELS', {'cpu': flash_gpu.attend})
   q = jnp.zeros((1, 128, 2, channels), dtype)
   own = KV(jnp.zeros((1, 2, channels, 128)), jnp.zeros((1, 2, 128, value_channels)))
-  assert flash.serves(q, own, []) == served
+  assert flash_tpu.serves(q, own, []) == served
 
 
 COMPILES = """
@@ -157,8 +159,10 @@ def test_the_widest_heads_find_room_on_an_a100():
 
 
 def test_equal_blocks_hold_a_length(monkeypatch):
-  monkeypatch.setattr(flash, 'BLOCK', 512)
-  found = {length: flash._blocks(length) for length in (1, 511, 513, 900, 1100, 4479)}
+  monkeypatch.setattr(flash_tpu, 'BLOCK', 512)
+  found = {
+    length: flash_tpu._blocks(length) for length in (1, 511, 513, 900, 1100, 4479)
+  }
   assert found == {
     1: (1, 128),
     511: (1, 512),

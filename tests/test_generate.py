@@ -6,34 +6,38 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import drawing, mesh, sampling, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.stages.generate import Generator
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_boxed
+from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
+from r1jax.text.tokenizer import Tokenizer
 
-TOKENIZER = text.Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
+TOKENIZER = Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
 CONFIG = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=16)
-MODEL = sampling.Model(*decoder.functions(CONFIG, TOKENIZER.vocab_size))
+MODEL = DecoderFns(*decoder.functions(CONFIG, TOKENIZER.vocab_size))
 PROBLEMS = [Problem(str(n), '', f'make {n} from 2 3', {}) for n in range(4)]
 
 
 @pytest.fixture(scope='module')
 def params():
   boxed = decoder.init(CONFIG, TOKENIZER.vocab_size, jax.random.key(0))
-  return mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
+  return put_boxed(make_mesh(jax.devices()[:1]), boxed)
 
 
 def generate(params, cores, monkeypatch):
   monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-  generator = Generator(MODEL, TOKENIZER, 'plain', 30, mesh.make(jax.devices()[:1]))
+  generator = Sampler(MODEL, TOKENIZER, 'plain', 30, make_mesh(jax.devices()[:1]))
   return generator(
     params,
     jax.random.key(3),
     PROBLEMS,
     group_size=3,
     max_length=40,
-    draw=drawing.Config(),
+    draw=SamplingConfig(),
   )
 
 

@@ -11,9 +11,10 @@ import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
-from r1jax import hub, mesh
-from r1jax import text as text_lib
-from r1jax.model import gguf, storage, vocabulary, weights
+from r1jax.hub import gguf, storage, tokenizer_files, vocabulary, weights
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
+from r1jax.text.tokenizer import Tokenizer
 
 VARIATIONS = [
   ('llama', {'num_key_value_heads': 1, 'tie_word_embeddings': True}),
@@ -27,11 +28,11 @@ def written(folder, model_type, fields, kind, file, stops=(1,)):
   """A checkpoint of transformers, None if it is there, and our file of it."""
   model = model_type and checkpoint(folder, model_type, fields)
   found = weights.open_checkpoint(folder)
-  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
-  roles = hub.bos_id(folder), hub.template(folder)
-  text = gguf.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
+  roles = tokenizer_files.bos_id(folder), tokenizer_files.template(folder)
+  text = vocabulary.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
 
@@ -235,7 +236,7 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
-  text = gguf.Text(tokenizer, 1, 0)
+  text = vocabulary.Text(tokenizer, 1, 0)
   with pytest.raises(storage.WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
@@ -268,7 +269,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   with pytest.raises(storage.WeightsError, match=message):
-    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
 
@@ -295,9 +296,9 @@ ROBERTA = {
 def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = weights.open_checkpoint(tmp_path / 'm')
-  params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
+  params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
-  text = gguf.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
+  text = vocabulary.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   said = [fields[f'tokenizer.ggml.add_{name}_token'] for name in ('bos', 'eos')]
@@ -310,10 +311,10 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
 def test_tags_are_shown_though_they_are_special(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = weights.open_checkpoint(tmp_path / 'm')
-  params = weights.read(found, mesh.sharding(mesh.make(jax.devices()[:1])))
+  params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
-  text = gguf.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
+  text = vocabulary.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   kinds = dict(
@@ -345,17 +346,19 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
   ],
 )
 def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
-  tokenizer = text_lib.Tokenizer.train(['so'], 264).content
-  found = vocabulary.remarks(gguf.Text({**tokenizer, **change}, 1, 0, 0, chat))
+  tokenizer = Tokenizer.train(['so'], 264).content
+  found = vocabulary.remarks(vocabulary.Text({**tokenizer, **change}, 1, 0, 0, chat))
   assert len(found) == (remark is not None)
   assert remark is None or re.search(remark, found[0])
 
 
 def test_stops_that_a_file_has_no_field_for_are_said():
-  tokenizer = text_lib.Tokenizer.train(['so'], 264).content
-  assert vocabulary.remarks(gguf.Text(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
+  tokenizer = Tokenizer.train(['so'], 264).content
+  assert (
+    vocabulary.remarks(vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
+  )
   (found,) = vocabulary.remarks(
-    gguf.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
+    vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
   )
   assert 'ends outputs at 3 tokens' in found
   assert 'give it 9, 12 as stops' in found
@@ -366,5 +369,5 @@ def test_a_file_that_is_there_stays(tmp_path):
   found = weights.open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
   with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
-    gguf.write(tmp_path / 'm.gguf', {}, found, gguf.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

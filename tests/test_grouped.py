@@ -8,12 +8,12 @@ import machines
 import numpy as np
 import pytest
 
-from r1jax.model import grouped
+from r1jax.model.kernels import grouped_matmul
 
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
-  monkeypatch.setattr(grouped, 'KERNELS', ('cpu',))
+  monkeypatch.setattr(grouped_matmul, 'KERNELS', ('cpu',))
 
 
 def one_by_one(x_MD, w_EDF, sizes):
@@ -30,8 +30,8 @@ def test_rows_meet_the_matrices_of_their_groups(sizes):
   rng = np.random.default_rng(0)
   x_MD, slope_MF = (rng.normal(size=(273, n)).astype(np.float32) for n in (48, 160))
   w_EDF = rng.normal(size=(4, 48, 160)).astype(np.float32)
-  assert grouped._served(jnp.array(x_MD), 48, 160)
-  out, back = jax.vjp(grouped.product, x_MD, w_EDF, jnp.array(sizes))
+  assert grouped_matmul._served(jnp.array(x_MD), 48, 160)
+  out, back = jax.vjp(grouped_matmul.product, x_MD, w_EDF, jnp.array(sizes))
   # Sums of at most 273 products of order 1.
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
   close(out, one_by_one(x_MD, w_EDF, sizes))
@@ -48,7 +48,7 @@ def test_copies_compute_one_after_the_other():
   sizes_CE = np.array([(100, 10, 20), (0, 129, 1)])
 
   def total(w_EDF, x_MD, sizes_E):
-    return jnp.sum(jnp.sin(grouped.product(x_MD, w_EDF, sizes_E)))
+    return jnp.sum(jnp.sin(grouped_matmul.product(x_MD, w_EDF, sizes_E)))
 
   function = jax.value_and_grad(total)
   args = jnp.float32(w_EDF), jnp.float32(x_CMD), sizes_CE

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from r1jax import grpo
+from r1jax.grpo import GRPOConfig
 
 objective = jax.jit(grpo.objective, static_argnames='config')
 gradient = jax.jit(
@@ -59,7 +60,7 @@ def test_batch_whitened_takes_mean_and_std_of_all_outputs():
 @pytest.mark.parametrize('name', grpo.ADVANTAGES)
 @pytest.mark.parametrize('reward', [0.0, 1.0, 0.1])
 def test_equal_rewards_give_zero_advantage(name, reward):
-  config = grpo.Config(advantage=name)
+  config = GRPOConfig(advantage=name)
   # 3 and 16: the mean of 16 times 1.1 is off by rounding.
   for group_size in (3, 16):
     got = grpo.group_advantage(jnp.full((2, group_size), reward), config=config)
@@ -69,7 +70,7 @@ def test_equal_rewards_give_zero_advantage(name, reward):
 def test_group_advantage_uses_the_configured_one():
   reward = jnp.array([[0.0, 1], [2, 5]])
   for name, function in grpo.ADVANTAGES.items():
-    got = grpo.group_advantage(reward, config=grpo.Config(advantage=name))
+    got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
     np.testing.assert_array_equal(got, function(reward))
 
 
@@ -107,13 +108,13 @@ def test_geometric_ratio_is_the_geometric_mean_of_the_tokens():
   ],
 )
 def test_clipped_is_the_pessimistic_bound(ratio, advantage, gain, slope):
-  config = grpo.Config(clip_low=0.2, clip_high=0.3)
+  config = GRPOConfig(clip_low=0.2, clip_high=0.3)
   got = jax.value_and_grad(grpo.clipped)(ratio, advantage, -7.0, config)
   np.testing.assert_allclose(got, (gain, slope), rtol=TOLERANCE)
 
 
 def test_unclipped_is_the_product():
-  got = jax.value_and_grad(grpo.unclipped)(1.5, -2.0, -7.0, grpo.Config())
+  got = jax.value_and_grad(grpo.unclipped)(1.5, -2.0, -7.0, GRPOConfig())
   np.testing.assert_allclose(got, (-3.0, -2.0))
 
 
@@ -126,7 +127,7 @@ def test_unclipped_is_the_product():
   ],
 )
 def test_clipped_weight_keeps_every_tokens_gradient(ratio, advantage, gain, slope):
-  config = grpo.Config(clip_high=0.3)
+  config = GRPOConfig(clip_high=0.3)
   value, (to_ratio, to_logp) = jax.value_and_grad(grpo.clipped_weight, (0, 2))(
     ratio, advantage, -3.0, config
   )
@@ -187,7 +188,7 @@ def test_totals_of_nothing_do_not_divide_by_zero():
 )
 def test_weights_of_the_means(name, shares):
   a, b, c = shares
-  config = grpo.Config(constant_length=5)
+  config = GRPOConfig(constant_length=5)
   got = grpo.MEANS[name](MASK, grpo.totals(MASK), config)
   expected = [[[a, a, a], [b, 0, 0]], [[0, 0, 0], [c, c, 0]]]
   np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
@@ -195,7 +196,7 @@ def test_weights_of_the_means(name, shares):
 
 def hand_case(**changes):
   """One prompt, outputs of length 2 and 1: ratios 3/2, 3/2 (A 1) and 1/2 (A -1)."""
-  config = grpo.Config(clip_low=0.2, clip_high=0.3, kl_coef=0.6)
+  config = GRPOConfig(clip_low=0.2, clip_high=0.3, kl_coef=0.6)
   old_logp = jnp.full((1, 2, 2), -1.0)
   case = {
     'logp': old_logp + jnp.log(jnp.array([[[1.5, 1.5], [0.5, 9]]])),
@@ -242,7 +243,7 @@ def test_kl_metric_is_k3_whatever_the_penalty():
   logp = jnp.full((1, 2, 2), -1.0)
   ref_logp = logp + LN2
   for name in grpo.KLS:
-    config = grpo.Config(kl=name, kl_coef=0.0)
+    config = GRPOConfig(kl=name, kl_coef=0.0)
     _, metrics = hand_case(logp=logp, ref_logp=ref_logp, config=config)
     np.testing.assert_allclose(metrics['kl'], 1 - LN2, rtol=TOLERANCE)
 
@@ -250,7 +251,7 @@ def test_kl_metric_is_k3_whatever_the_penalty():
 def test_full_outputs_make_the_three_means_one():
   mask = jnp.ones((1, 2, 2), bool)
   losses = [
-    hand_case(mask=mask, config=grpo.Config(mean=mean, constant_length=2))[0]
+    hand_case(mask=mask, config=GRPOConfig(mean=mean, constant_length=2))[0]
     for mean in grpo.MEANS
   ]
   # gains 1.2, 1.2 and -0.8, -9
@@ -371,7 +372,7 @@ def test_on_policy_gradient_is_reinforce(ratio, surrogate, mean):
   score_PGTV = np.eye(5)[tokens_PGT] - policy_TV
   reinforce_TV = np.einsum('pg,pgt,pgtv->tv', advantage_PG, mask_PGT, score_PGTV) / 8
 
-  config = grpo.Config(
+  config = GRPOConfig(
     ratio=ratio, surrogate=surrogate, mean=mean, constant_length=1, kl_coef=0
   )
 
@@ -463,13 +464,13 @@ def test_loss_ignores_masked_tokens(name):
 )
 def test_impossible_settings_are_refused(settings, message):
   with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
-    grpo.Config(**settings)
+    GRPOConfig(**settings)
   assert str(error.value) == message
 
 
 @pytest.mark.parametrize('name', sorted(set(grpo.ADVANTAGES) - {'batch_whitened'}))
 def test_a_group_of_one_is_refused(name):
-  config = grpo.Config(advantage=name)
+  config = GRPOConfig(advantage=name)
   message = (
     f'rl.group_size: the advantage {name!r} compares the samples of a prompt and needs '
     "2 or more, got 1; raise rl.group_size, or set grpo.advantage to 'batch_whitened'"
@@ -486,7 +487,7 @@ def test_a_group_of_one_is_refused(name):
 
 def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward - 0.5)
-  config = grpo.Config(advantage='own')
+  config = GRPOConfig(advantage='own')
   grpo.check_group_size(config, 1, 1)
   got = grpo.group_advantage(jnp.array([[0.0], [1.0]]), config=config)
   assert got.tolist() == [[-0.5], [0.5]]
@@ -500,7 +501,7 @@ def test_an_advantage_of_another_shape_is_named(monkeypatch):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward.mean(1))
   expected = r"one number an output of 'own', \(4, 2\), got \(4,\); correct"
   with pytest.raises(ValueError, match=expected):
-    grpo.group_advantage(jnp.zeros((4, 2)), config=grpo.Config(advantage='own'))
+    grpo.group_advantage(jnp.zeros((4, 2)), config=GRPOConfig(advantage='own'))
 
 
 def test_a_preset_is_known_whatever_constant_it_has():
@@ -526,7 +527,7 @@ def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
 
 
 def test_one_output_cannot_be_whitened():
-  config = grpo.Config(advantage='batch_whitened')
+  config = GRPOConfig(advantage='batch_whitened')
   expected = 'rl.prompts_per_step: .* needs 2 or more, got 1; raise rl.prompts_per_step'
   with pytest.raises(ValueError, match=expected):
     grpo.check_group_size(config, 1, 1)
@@ -535,7 +536,7 @@ def test_one_output_cannot_be_whitened():
 
 def test_a_group_of_one_can_be_whitened():
   # mean 1, deviations -1 and 1, variance 2
-  config = grpo.Config(advantage='batch_whitened')
+  config = GRPOConfig(advantage='batch_whitened')
   got = grpo.group_advantage(jnp.array([[0.0], [2.0]]), config=config)
   std = math.sqrt(2) + 1e-4
   np.testing.assert_allclose(got, [[-1 / std], [1 / std]], rtol=TOLERANCE)
@@ -543,7 +544,7 @@ def test_a_group_of_one_can_be_whitened():
 
 def test_penalty_without_an_estimate_is_refused():
   with pytest.raises(ValueError, match=r"kl_coef: expected 0 with grpo\.kl 'none'"):
-    grpo.Config(kl='none', kl_coef=0.01)
+    GRPOConfig(kl='none', kl_coef=0.01)
 
 
 def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
@@ -552,7 +553,7 @@ def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
   old_logp = jnp.full((1, 1, 2), -101.0)
 
   def loss(logp, name):
-    config = grpo.Config(ratio=name, kl='none', kl_coef=0.0)
+    config = GRPOConfig(ratio=name, kl='none', kl_coef=0.0)
     return grpo.objective(
       logp, advantage, mask, old_logp=old_logp, ref_logp=None, config=config
     )[0]
@@ -568,7 +569,7 @@ def test_importance_weights_the_gain_of_each_token_up_to_its_cap():
   logp = jnp.log(jnp.array([[[0.2, 0.5, 0.4]]]))
   sampler_logp = jnp.log(jnp.array([[[0.4, 0.5, 0.1]]]))
   ref_logp = logp - LN2  # k3 is 1/2 + ln 2 - 1
-  config = grpo.Config(kl_coef=0.1, mean='tokens', importance_cap=2.0)
+  config = GRPOConfig(kl_coef=0.1, mean='tokens', importance_cap=2.0)
   loss, metrics = objective(
     logp,
     jnp.array([[3.0]]),
@@ -590,7 +591,7 @@ def test_importance_makes_the_samplers_gradient_that_of_the_policy():
   # One token of four, in as many outputs as the sampler's probabilities say.
   policy, sampler = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.1, 0.3, 0.2])
   advantage = np.array([1.0, -2, 0.5, 3])
-  config = grpo.Config(kl_coef=0.0, mean='tokens', importance_cap=10.0)
+  config = GRPOConfig(kl_coef=0.0, mean='tokens', importance_cap=10.0)
 
   def loss(logits):
     logp = jax.nn.log_softmax(logits)
@@ -620,7 +621,7 @@ def test_beyond_an_outputs_end_importance_counts_for_nothing():
     old_logp=strange,
     ref_logp=None,
     sampler_logp=jnp.array([[[-1.0, jnp.nan]]]),
-    config=grpo.Config(kl_coef=0.0),
+    config=GRPOConfig(kl_coef=0.0),
   )
   assert (loss, metrics['importance'], metrics['drift']) == (-1, 1, 0)
   assert slope.tolist() == [[[-1, 0]]]

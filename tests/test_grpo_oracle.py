@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from r1jax import grpo
+from r1jax.grpo import GRPOConfig
 
 VECTORS = np.load(
   pathlib.Path(__file__).parent / 'vectors/grpo_family.npz', allow_pickle=False
@@ -107,7 +108,7 @@ def test_loss_gradient_and_metrics_equal_trls(case):
 def test_advantages_equal_trls(ours, theirs):
   with jax.enable_x64(True):
     reward = jnp.asarray(VECTORS['adv/random/rewards']).reshape(2, 4)
-    got = grpo.group_advantage(reward, config=grpo.Config(advantage=ours))
+    got = grpo.group_advantage(reward, config=GRPOConfig(advantage=ours))
   expected = VECTORS[f'adv/random/{theirs}'].reshape(2, 4)
   # 4e-8: TRL rounds to float32 on the way
   np.testing.assert_allclose(got, expected, atol=4e-8)

@@ -9,9 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import grpo, mesh, optim, packing, sampling
+from r1jax import grpo, optim, packing, update
+from r1jax.grpo import GRPOConfig
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.optim import OptimConfig
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch, put_boxed
+from r1jax.sharding.rules import named_sharding
 
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
@@ -26,7 +33,7 @@ QUICK = {
 def bigram(
   params, prompts, prompt_mask, tokens, offsets=None, documents=None, *, temperature
 ):
-  """Scores as `sampling.score` does, where a token depends on the one before."""
+  """Scores as `score_tokens` does, where a token depends on the one before."""
   if offsets is None:
     offsets = jnp.broadcast_to(jnp.arange(tokens.shape[-1])[None, None], tokens.shape)
   before = jnp.roll(tokens, 1, axis=-1)
@@ -80,7 +87,7 @@ def outputs_of(prompts, group_size, length, seed=0):
 
 def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram):
   return jax.jit(
-    functools.partial(grpo.step, score=score, optimizer=optimizer, config=config),
+    functools.partial(update.step, score=score, optimizer=optimizer, config=config),
     compiler_options=QUICK,
   )
 
@@ -113,7 +120,7 @@ def test_step_is_the_same_for_any_micro_batches(name):
 @pytest.mark.parametrize('sampled_by_another', [False, True])
 def test_step_follows_the_gradient_of_the_objective(sampled_by_another):
   # Of a real model, and of outputs side by side: neighbours must not be seen.
-  config = grpo.Config(kl_coef=0.3)
+  config = GRPOConfig(kl_coef=0.3)
   outputs = outputs_of(prompts=3, group_size=4, length=6)
   if sampled_by_another:
     noise = np.random.default_rng(1).normal(0, 0.5, outputs.old_logp.shape)
@@ -121,7 +128,7 @@ def test_step_follows_the_gradient_of_the_objective(sampled_by_another):
     outputs = outputs._replace(sampler_logp=sampler_logp)
   params = jax.tree.map(lambda box: box.value, random_boxed(MODEL), is_leaf=is_box)
   score = functools.partial(
-    sampling.score, model=sampling.Model(*decoder.functions(MODEL, VOCAB))
+    score_tokens, model=DecoderFns(*decoder.functions(MODEL, VOCAB))
   )
   temperature = jnp.float32(0.7)
 
@@ -180,7 +187,7 @@ def test_entropy_is_the_mean_over_tokens():
 
 def test_garbage_beyond_the_mask_changes_no_update():
   outputs = outputs_of(prompts=2, group_size=2, length=4)
-  state, step = optim.init(table(), SGD), make_step(grpo.Config(kl_coef=0.3))
+  state, step = optim.init(table(), SGD), make_step(GRPOConfig(kl_coef=0.3))
   clean = step(state, *outputs.packed(), jnp.float32(1))
   for garbage in (jnp.nan, jnp.inf, -jnp.inf):
     beyond = outputs._replace(
@@ -196,7 +203,7 @@ def test_garbage_beyond_the_mask_changes_no_update():
 
 
 def test_learning_rate_0_leaves_the_policy_where_it_is():
-  optimizer = optim.make(optim.Config(learning_rate=0.0), total_steps=2)
+  optimizer = optim.make(OptimConfig(learning_rate=0.0), total_steps=2)
   outputs = outputs_of(prompts=2, group_size=2, length=4)
   temperature = jnp.float32(0.7)
   before = table()
@@ -242,19 +249,19 @@ def random_boxed(config):
 
 def test_sharded_step_matches_single_device():
   boxed = random_boxed(MODEL)
-  model = sampling.Model(*decoder.functions(MODEL, VOCAB))
+  model = DecoderFns(*decoder.functions(MODEL, VOCAB))
   step = make_step(
     grpo.PRESETS['grpo'],
-    score=functools.partial(sampling.score, model=model),
+    score=functools.partial(score_tokens, model=model),
   )
   rollout, count = outputs_of(prompts=8, group_size=2, length=6).packed(rows=8)
   assert count == 2
 
   def run(devices):
-    place = mesh.make(devices)
-    everywhere = mesh.sharding(place)
-    state = jax.device_put(optim.init(mesh.put_boxed(place, boxed), SGD), everywhere)
-    batch = mesh.put_batch(place, rollout, axis=1)
+    place = make_mesh(devices)
+    everywhere = named_sharding(place)
+    state = jax.device_put(optim.init(put_boxed(place, boxed), SGD), everywhere)
+    batch = put_batch(place, rollout, axis=1)
     numbers = jax.device_put((count, jnp.float32(0.7)), everywhere)
     shards = {shard.data.shape for shard in batch.tokens.addressable_shards}
     assert shards == {(2, 4 // len(devices), 2, 6)}

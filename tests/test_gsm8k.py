@@ -10,8 +10,9 @@ from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 from tensorflow_datasets.text.gsm8k import gsm8k as tfds_gsm8k
 
-from r1jax import network
+from r1jax.hub import network
 from r1jax.tasks import Problem, gsm8k, store
+from r1jax.tasks.gsm8k import GSM8KConfig
 
 NUMBERS = {
   **dict.fromkeys(('.5', '$.5', '0.5', '0.50'), Fraction(1, 2)),
@@ -113,7 +114,7 @@ def prepare(monkeypatch):
 
 
 def load(folder):
-  return gsm8k.load(gsm8k.Config(), 'test', str(folder.parents[1]))
+  return gsm8k.load(GSM8KConfig(), 'test', str(folder.parents[1]))
 
 
 def truths(problems):
@@ -203,7 +204,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   with pytest.raises(
     OSError, match=r'data_dir: .*file/gsm8k cannot be made .*--data-d'
   ):
-    gsm8k.load(gsm8k.Config(), 'test', str(tmp_path / 'file'))
+    gsm8k.load(GSM8KConfig(), 'test', str(tmp_path / 'file'))
 
 
 def test_a_bucket_is_refused_and_no_folder_is_made(tmp_path, monkeypatch):
@@ -226,7 +227,7 @@ def test_without_network_the_host_is_asked_once(tmp_path, monkeypatch):
   with pytest.raises(
     OSError, match=r'fetched .Name or service not known.; fetch it where .*--data-dir'
   ) as error:
-    gsm8k.load(gsm8k.Config(), 'test', str(tmp_path))
+    gsm8k.load(GSM8KConfig(), 'test', str(tmp_path))
   assert len(asked) == 1
   assert asked[0].startswith('https://')
   assert gsm8k.PAGE in str(error.value)

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax import mesh
-from r1jax.stages import hlo
+from r1jax.planner import hlo
+from r1jax.sharding.constrain import constrain, on_mesh
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
 
-PLACE = mesh.make(config=mesh.Config(fsdp=8))
+PLACE = make_mesh(config=MeshConfig(fsdp=8))
 
 
 def text_of(function, folder, *args):
@@ -25,7 +27,7 @@ def text_of(function, folder, *args):
 
 
 def shape(*sizes, names=(), dtype=jnp.float32):
-  place = mesh.sharding(PLACE, *names)
+  place = named_sharding(PLACE, *names)
   return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
 
@@ -51,10 +53,10 @@ def test_a_loop_whose_end_is_a_number_of_the_program_runs_as_often_as_is_said(tm
 
 def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
   def function(x, w):
-    return mesh.lay(x.T @ w)
+    return constrain(x.T @ w)
 
   args = shape(64, 32, names=('prompt', None)), shape(64, 16, names=('prompt', None))
-  found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, *args))
+  found = hlo.costs(text_of(on_mesh(PLACE, function), tmp_path, *args))
   assert found.flops == 2 * 32 * 8 * 16
   assert found.sent == {
     ('all-reduce', 8, 'links'): pytest.approx(2 * 7 / 8 * 32 * 16 * 4)
@@ -63,10 +65,10 @@ def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
 
 def test_what_is_gathered_comes_from_the_others(tmp_path):
   def function(x):
-    return mesh.lay(x * 2)
+    return constrain(x * 2)
 
   args = shape(64, 32, names=('prompt', None))
-  found = hlo.costs(text_of(mesh.bound(PLACE, function), tmp_path, args))
+  found = hlo.costs(text_of(on_mesh(PLACE, function), tmp_path, args))
   assert found.sent == {('all-gather', 8, 'links'): pytest.approx(7 / 8 * 64 * 32 * 4)}
 
 

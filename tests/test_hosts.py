@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import stages
 
-from r1jax import mesh
-from r1jax.stages import checkpoint
-from r1jax.stages.checkpoint import Checkpoints
-from r1jax.stages.lineage import RECORD
+from r1jax.runtime import checkpoint
+from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.runtime.workdir import RECORD
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.sharding.rules import MeshError
 
 ENVIRONMENT = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join(sys.path)}
 
@@ -105,7 +106,7 @@ def test_stages_of_two_hosts_sample_and_learn_what_one_does(tmp_path):
   for folder in (alone, both):
     folder.mkdir()
   on_hosts('stages.py', 2, both)
-  one = mesh.Config(), jax.devices()[:1]
+  one = MeshConfig(), jax.devices()[:1]
   expected = stages.learn(alone / 'run', *one, 'sampled', 'on_policy', 'preferred')
   for name in ('outputs.jsonl', 'rejection.json'):
     written = (both / 'run' / name).read_text()
@@ -358,5 +359,5 @@ def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
   ],
 )
 def test_settings_of_hosts_that_do_not_go_together_are_refused(fields, message):
-  with pytest.raises(mesh.MeshError, match=message):
-    mesh.Config(**fields)
+  with pytest.raises(MeshError, match=message):
+    MeshConfig(**fields)

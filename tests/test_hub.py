@@ -11,10 +11,13 @@ from hub import theirs as theirs_of_hub
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
-from r1jax import chat_template, hub, tasks, text
+from r1jax import tasks
+from r1jax.hub import chat_template, tokenizer_files
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
-from r1jax.stages import lineage, pretrained
+from r1jax.stages.artifact import Policy
+from r1jax.stages.from_hub import HubConfig
+from r1jax.text import parsing, templates
 
 MESSAGES = [
   {'role': 'system', 'content': 'Be brief.'},
@@ -32,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
-  ours = hub.open_tokenizer(folder)
+  ours = tokenizer_files.open_tokenizer(folder)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   expected = theirs.apply_chat_template(
     MESSAGES, add_generation_prompt=True, return_dict=False
@@ -40,7 +43,7 @@ def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
   prompt = ours.converse(MESSAGES)
   assert prompt.endswith('<|user|>\nagain <|eos|><|eos|>\n<|assistant|>\n')
   assert ours.chat_ids(prompt) == expected
-  assert ours.prompt_ids(text.CHAT, MESSAGES[1]['content']) == (
+  assert ours.prompt_ids(templates.CHAT, MESSAGES[1]['content']) == (
     theirs.apply_chat_template(
       MESSAGES[1:2], add_generation_prompt=True, return_dict=False
     )
@@ -48,7 +51,7 @@ def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
 
 
 def test_special_tokens_by_role_as_text_or_object(folder):
-  tokenizer = hub.open_tokenizer(folder)
+  tokenizer = tokenizer_files.open_tokenizer(folder)
   assert (tokenizer.pad_id, tokenizer.eos_id) == (0, 1)
   # What a model writes never encodes to them.
   assert not {0, 1} & set(tokenizer.encode('<|pad|> <|eos|>'))
@@ -60,12 +63,12 @@ def test_all_tokens_that_end_a_sequence_are_found(folder, tmp_path):
     (tmp_path / name).write_bytes((folder / name).read_bytes())
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
   (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [7, 1]}')
-  assert hub.open_tokenizer(tmp_path).stop_ids == (1, 7)
+  assert tokenizer_files.open_tokenizer(tmp_path).stop_ids == (1, 7)
   # A row of the embedding without a token is one that transformers stops at as well.
   rows = json.loads((folder / 'config.json').read_text())['vocab_size']
   ids = json.dumps({'eos_token_id': [rows - 1, rows]})
   (tmp_path / 'generation_config.json').write_text(ids)
-  assert hub.open_tokenizer(tmp_path).stop_ids == (1, rows - 1)
+  assert tokenizer_files.open_tokenizer(tmp_path).stop_ids == (1, rows - 1)
 
 
 def test_ids_may_have_gaps(folder, tmp_path):
@@ -77,7 +80,7 @@ def test_ids_may_have_gaps(folder, tmp_path):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
   (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [1, 290]}')
   (tmp_path / 'config.json').unlink()
-  tokenizer = hub.open_tokenizer(tmp_path)
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path)
   assert tokenizer.vocab_size == 291
   assert tokenizer.stop_ids == (1, 290)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -86,14 +89,16 @@ def test_ids_may_have_gaps(folder, tmp_path):
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
-  for name in hub.FILES:
+  for name in tokenizer_files.FILES:
     if (folder / name).exists():
       (tmp_path / name).write_bytes((folder / name).read_bytes())
-  (tmp_path / hub.TEMPLATE).write_text("{{ messages[0]['content'] }}<think>\n")
-  tokenizer = hub.open_tokenizer(tmp_path)
-  prompt = tokenizer.prompt(text.CHAT, 'so')
+  (tmp_path / tokenizer_files.TEMPLATE).write_text(
+    "{{ messages[0]['content'] }}<think>\n"
+  )
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path)
+  prompt = tokenizer.prompt(templates.CHAT, 'so')
   assert prompt == 'so<think>'  # jinja drops the last end of line
-  assert text.opened(prompt) == '<think>'
+  assert parsing.opened(prompt) == '<think>'
 
 
 def render(source, **names):
@@ -112,12 +117,14 @@ def render(source, **names):
   ],
 )
 def test_a_template_reaches_neither_files_nor_objects(source):
-  with pytest.raises(hub.HubError, match='the chat template cannot write this'):
+  with pytest.raises(
+    chat_template.HubError, match='the chat template cannot write this'
+  ):
     render(source)
 
 
 def test_a_template_may_refuse_messages():
-  with pytest.raises(hub.HubError, match='no system message, please'):
+  with pytest.raises(chat_template.HubError, match='no system message, please'):
     render("{{ raise_exception('no system message, please') }}")
 
 
@@ -158,20 +165,20 @@ def test_files_that_cannot_be_used_are_named(folder, tmp_path, name, content, me
   (tmp_path / name).unlink()
   if content is not None:
     (tmp_path / name).write_text(content)
-  with pytest.raises(hub.HubError, match=message):
-    hub.open_tokenizer(tmp_path)
+  with pytest.raises(chat_template.HubError, match=message):
+    tokenizer_files.open_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_without_a_template_says_what_to_choose(folder, tmp_path):
   (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
   (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "<|eos|>"}')
-  tokenizer = hub.open_tokenizer(tmp_path)
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path)
   with pytest.raises(ValueError, match=r"no chat template; choose one of .*'plain'"):
-    tokenizer.prompt(text.CHAT, 'so')
+    tokenizer.prompt(templates.CHAT, 'so')
 
 
 def test_the_template_of_r1_needs_its_tokens(folder):
-  tokenizer = hub.open_tokenizer(folder)
+  tokenizer = tokenizer_files.open_tokenizer(folder)
   with pytest.raises(ValueError, match=r"of 'r1_chat', but it lacks <｜begin▁of▁sent"):
     tokenizer.prompt_ids('r1_chat', 'so')
 
@@ -183,13 +190,13 @@ def test_plain_prompts_begin_as_the_tokenizer_begins_texts(folder, tmp_path):
   )
   made.save(str(tmp_path / 'tokenizer.json'))
   (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "<|eos|>"}')
-  tokenizer = hub.open_tokenizer(tmp_path)
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path)
   ids = tokenizer.prompt_ids('plain', 'so')
   assert ids == [0, *tokenizer.encode('User: so\nAssistant:')]
 
 
 def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
-  tokenizer = hub.open_tokenizer(folder)
+  tokenizer = tokenizer_files.open_tokenizer(folder)
   source = 'spróbuję → 3 日本'
   ids = tokenizer.encode(source)
   stream = tokenizer.stream()
@@ -227,7 +234,7 @@ def saved(folder, tokenizer, roles=ROLES, **settings):
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   return (
     transformers.AutoTokenizer.from_pretrained(folder),
-    hub.open_tokenizer(folder),
+    tokenizer_files.open_tokenizer(folder),
   )
 
 
@@ -250,17 +257,17 @@ def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_
   change(tokenizer)
   theirs, ours = saved(tmp_path / 'm', tokenizer, **PLAIN)
   expected = theirs.apply_chat_template(QUESTION, return_dict=False)
-  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
   for source in ('', 'so', 'the total ' * 9):
     assert ours.encode(source) == ours.encode_after(source) == theirs.encode(source)
   assert ours.prompt_ids('plain', 'so') == theirs.encode('User: so\nAssistant:')
-  assert hub.bos_id(tmp_path / 'm') is None
-  hub.copy(tmp_path / 'm', tmp_path / 'copy')
+  assert tokenizer_files.bos_id(tmp_path / 'm') is None
+  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
   copied = tokenizers.Tokenizer.from_file(str(tmp_path / 'copy/tokenizer.json'))
   assert copied.truncation is None
   assert copied.padding is None
   assert copied.encode('the total ' * 9).ids == theirs.encode('the total ' * 9)
-  assert hub.open_tokenizer(tmp_path / 'copy').digest == ours.digest
+  assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
 def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
@@ -268,9 +275,9 @@ def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
   (tmp_path / 'm/additional_chat_templates').mkdir()
   (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
   (tmp_path / 'm/special_tokens_map.json').write_text('{}')
-  hub.copy(tmp_path / 'm', tmp_path / 'copy')
-  names = hub.files(tmp_path / 'm')
-  assert names == hub.files(tmp_path / 'copy')
+  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  names = tokenizer_files.files(tmp_path / 'm')
+  assert names == tokenizer_files.files(tmp_path / 'copy')
   assert 'additional_chat_templates/rag.jinja' in names
   assert 'special_tokens_map.json' in names
   for name in names:
@@ -279,12 +286,12 @@ def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
     ).read_bytes()
 
 
-TAG_SETS = [text.TAGS, text.TAGS[:2], text.TAGS[2:], ()]
+TAG_SETS = [parsing.TAGS, parsing.TAGS[:2], parsing.TAGS[2:], ()]
 
 
 @pytest.mark.parametrize('special', TAG_SETS)
 @pytest.mark.parametrize('flags', [{}, {'rstrip': True, 'lstrip': True}])
-@pytest.mark.parametrize('others', [text.TAGS, ()])
+@pytest.mark.parametrize('others', [parsing.TAGS, ()])
 def test_tags_are_seen_and_read_however_they_were_added(
   special, flags, others, tmp_path
 ):
@@ -304,7 +311,7 @@ def test_tags_are_seen_and_read_however_they_were_added(
   stream = ours.stream()
   assert ''.join(stream(token) for token in said) == OUTPUT
   # A prompt that spells the tags has the model's tokens for them.
-  prompt = text.render('r1_zero', 'so')
+  prompt = templates.render('r1_zero', 'so')
   assert ours.prompt_ids('r1_zero', 'so') == theirs.encode(prompt)
 
 
@@ -324,7 +331,7 @@ def test_control_tokens_alone_vanish_and_are_never_read(tmp_path):
   _, ours = saved(tmp_path / 'm', tokenizer, chat_template=template)
   end = tokenizer.token_to_id('<|eot|>'), tokenizer.token_to_id('<|end|>')
   (tmp_path / 'm/generation_config.json').write_text(json.dumps({'eos_token_id': end}))
-  ours = hub.open_tokenizer(tmp_path / 'm')
+  ours = tokenizer_files.open_tokenizer(tmp_path / 'm')
   for token in [*SPECIALS, *CONTROL, '<|end|>']:
     number = tokenizer.token_to_id(token)
     assert ours.decode([37, number, 38]) == ours.decode([37, 38]), token
@@ -366,10 +373,10 @@ def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
   theirs, ours = saved(tmp_path / 'm', made(), roles, **WRITES)
   messages = [{'role': 'user', 'content': 'also'}]
   expected = theirs.apply_chat_template(messages, return_dict=False)
-  assert ours.prompt_ids(text.CHAT, 'also') == expected
+  assert ours.prompt_ids(templates.CHAT, 'also') == expected
   pad = theirs.pad_token_id
   assert ours.pad_id == (ours.eos_id if pad is None else pad)
-  assert hub.named_bos_id(tmp_path / 'm') == theirs.bos_token_id
+  assert tokenizer_files.named_bos_id(tmp_path / 'm') == theirs.bos_token_id
 
 
 @pytest.mark.parametrize(
@@ -391,9 +398,9 @@ def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_pa
   assert ours.chat_ids(source) == theirs.encode(source)
   assert ours.encode(source) == theirs.encode(source)
   assert '<tool>' in ours.decode(theirs.encode(source))
-  assert hub.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1]['content'] == (
-    '<new>'
-  )
+  assert tokenizer_files.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1][
+    'content'
+  ] == ('<new>')
 
 
 TOOL = {'<tool>': 288, '<x>': 289}
@@ -455,11 +462,11 @@ def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
   for source in ('so <tool> the total<x>al', '<s>so</s> <think>al</think> total'):
     assert ours.chat_ids(source) == theirs.encode(source, add_special_tokens=False)
   expected = theirs.apply_chat_template(QUESTION, return_dict=False)
-  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
   tags = 'so <think>so</think>'
   assert ours.encode(tags) == ours.encode_after(tags) == theirs.encode(tags)
-  hub.copy(tmp_path / 'm', tmp_path / 'copy')
-  assert hub.open_tokenizer(tmp_path / 'copy').digest == ours.digest
+  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
 def test_a_token_that_no_row_is_left_for_is_not_added(tmp_path):
@@ -526,10 +533,10 @@ def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_p
   file = tmp_path / 'm/generation_config.json'
   if before is not None:
     file.write_text(json.dumps(before))
-  found = hub.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
+  found = tokenizer_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
   assert found == file if after is None else json.loads(str(found)) == after
   if before is not None:
-    assert hub.copies(tmp_path / 'm')['generation_config.json'] == file
+    assert tokenizer_files.copies(tmp_path / 'm')['generation_config.json'] == file
 
 
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
@@ -562,7 +569,7 @@ def test_of_several_templates_the_one_of_transformers_is_used(
     (tmp_path / 'm' / name).write_text(source)
   theirs, ours = saved(tmp_path / 'm', made(), **settings)
   expected = theirs.apply_chat_template(QUESTION, tokenize=False)
-  assert ours.prompt(text.CHAT, 'so') == expected
+  assert ours.prompt(templates.CHAT, 'so') == expected
 
 
 @pytest.mark.parametrize(
@@ -582,21 +589,23 @@ def test_without_a_default_none_of_several_templates_is_used(settings, files, tm
   (remark,) = ours.remarks
   assert "no chat template named 'default', which alone is used; it has " in remark
   with pytest.raises(ValueError, match='has no chat template'):
-    ours.prompt(text.CHAT, 'so')
+    ours.prompt(templates.CHAT, 'so')
 
 
 def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
   template = '{{ enable_thinking }}{{ messages[0].content }}{{ strftime_now("%Y") }}'
   saved(tmp_path / 'm', made(), chat_template=template)
-  found = hub.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
-  assert found.prompt(text.CHAT, 'so').startswith('3so2')
+  found = tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
+  assert found.prompt(templates.CHAT, 'so').startswith('3so2')
   with pytest.raises(
-    hub.HubError, match=r'reads \(enable_thinking\), got enable_think$'
+    chat_template.HubError, match=r'reads \(enable_thinking\), got enable_think$'
   ):
-    hub.open_tokenizer(tmp_path / 'm', {'enable_think': 3})
+    tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_think': 3})
   saved(tmp_path / 'n', made())
-  with pytest.raises(hub.HubError, match=r'reads \(none\), got enable_thinking'):
-    hub.open_tokenizer(tmp_path / 'n', {'enable_thinking': 3})
+  with pytest.raises(
+    chat_template.HubError, match=r'reads \(none\), got enable_thinking'
+  ):
+    tokenizer_files.open_tokenizer(tmp_path / 'n', {'enable_thinking': 3})
 
 
 def template_of(single):
@@ -623,14 +632,14 @@ def test_a_prompt_has_what_texts_begin_with_and_not_their_end(
   tokenizer = made()
   tokenizer.post_processor = processor
   theirs, ours = saved(tmp_path / 'm', tokenizer, **WRITES)
-  prompt = text.render('plain', 'so')
+  prompt = templates.render('plain', 'so')
   ids = theirs.encode(prompt, add_special_tokens=False)
   assert theirs.encode(prompt) == [*before, *ids, *behind]
   assert ours.prompt_ids('plain', 'so') == [*before, *ids]
-  assert hub.bos_id(tmp_path / 'm') == (before[0] if before else None)
+  assert tokenizer_files.bos_id(tmp_path / 'm') == (before[0] if before else None)
   # A chat template writes its own BOS, and no second one comes before it.
   expected = theirs.apply_chat_template(QUESTION, return_dict=False)
-  assert ours.prompt_ids(text.CHAT, QUESTION[0]['content']) == expected
+  assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
   assert expected[0] == 2 != expected[1]
 
 
@@ -669,7 +678,7 @@ def test_an_output_goes_on_without_a_blank_of_its_own(
   tokenizer = blanks(normalizer, cut)
   tokenizer.add_special_tokens(['<think>'])
   theirs, ours = saved(tmp_path / 'm', tokenizer, **chat)
-  model = lineage.Model(ModelConfig(), ours, template)
+  model = Policy(ModelConfig(), ours, template)
   output = '<think>so</think>'
   prompt, said = model.example_ids('so', output)
   if template == 'chat':
@@ -685,12 +694,12 @@ def test_an_output_goes_on_without_a_blank_of_its_own(
 
 def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
   checkpoint(tmp_path / 'm')
-  tokenizer = hub.open_tokenizer(tmp_path / 'm')
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path / 'm')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')
-  messages = [*map(dict, text.EXAMPLE), {'role': 'user', 'content': '3+5'}]
+  messages = [*map(dict, templates.EXAMPLE), {'role': 'user', 'content': '3+5'}]
   expected = theirs.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True
   )
-  assert tokenizer.prompt(text.CHAT_TAGS, '3+5') == expected
+  assert tokenizer.prompt(templates.CHAT_TAGS, '3+5') == expected
   assert '<think>reasoning process here</think>' in expected
-  assert pretrained.Config(template='chat_tags').template == text.CHAT_TAGS
+  assert HubConfig(template='chat_tags').template == templates.CHAT_TAGS

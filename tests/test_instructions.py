@@ -9,9 +9,10 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from r1jax import language, tasks
+from r1jax import tasks
 from r1jax.tasks import instructions, splits
-from r1jax.tasks.instructions import Config, draw, fulfil, generate
+from r1jax.tasks.instructions import InstructionsConfig, draw, fulfil, generate
+from r1jax.text import language
 
 POLISH = instructions.translate('in Polish', 3, 4)
 ENGLISH = instructions.translate('in English', 3, 4)
@@ -95,7 +96,7 @@ def done(question):
   return f'because {rest[2]}={eval(rest[2])}: {eval(rest[2])}', 'en'
 
 
-@pytest.mark.parametrize('config', [Config(), Config(4, 40)])
+@pytest.mark.parametrize('config', [InstructionsConfig(), InstructionsConfig(4, 40)])
 def test_every_problem_is_fulfilled_by_what_its_question_says(config):
   for problem in every(config):
     answer, spoken = done(problem.question)
@@ -140,13 +141,15 @@ def test_other_content_is_another_group():
 
 def test_held_out_instructions_are_of_all_kinds():
   for split in ('validation', 'test'):
-    kinds = {problem.truth['kind'] for problem in generate(Config(), split)}
+    kinds = {problem.truth['kind'] for problem in generate(InstructionsConfig(), split)}
     assert kinds == {'sort', 'backwards', 'translate', 'count', 'explain'}
-  assert len(list(generate(Config(), 'test'))) >= 64  # as many are asked
+  assert len(list(generate(InstructionsConfig(), 'test'))) >= 64  # as many are asked
 
 
 def test_all_kinds_are_there():
-  counts = Counter(re.sub(r':? [\d+ ]+', ' # ', p.question) for p in every(Config()))
+  counts = Counter(
+    re.sub(r':? [\d+ ]+', ' # ', p.question) for p in every(InstructionsConfig())
+  )
   # Pairs of numbers from 1 with a sum of at most 12: 11 + 10 + … + 1 = 66.
   assert counts['in Polish # '] == counts['in English # '] == 66
   assert counts['explain, then answer # '] == 66
@@ -160,13 +163,13 @@ def test_all_kinds_are_there():
 
 def test_draw_gives_every_kind_alike():
   rng = random.Random(0)
-  kinds = Counter(draw(Config(), rng).truth['kind'] for _ in range(1000))
+  kinds = Counter(draw(InstructionsConfig(), rng).truth['kind'] for _ in range(1000))
   assert set(kinds) == {'sort', 'backwards', 'translate', 'count', 'explain'}
   assert all(140 < count < 260 for count in kinds.values())  # 200, deviation 12.6
 
 
 def test_draw_reaches_all_problems_of_a_small_difficulty():
-  config, rng = Config(2, 1), random.Random(0)
+  config, rng = InstructionsConfig(2, 1), random.Random(0)
   # 72 pairs of each of 2 kinds, 6 ways of counting, 3 * 66 sums: fewer than the most
   # of a kind. Of 1 in 5 * 132 each, 10,000 draws miss one once in 10^4.
   drawn = {draw(config, rng).id for _ in range(10_000)}
@@ -190,7 +193,10 @@ def test_an_unknown_kind_is_named():
 
 
 def test_neighbours_are_of_different_kinds():
-  kinds = [p.truth['kind'] for p in itertools.islice(generate(Config(), 'train'), 100)]
+  kinds = [
+    p.truth['kind']
+    for p in itertools.islice(generate(InstructionsConfig(), 'train'), 100)
+  ]
   assert all(10 < kinds.count(kind) < 30 for kind in set(kinds))  # 20, deviation 4
   assert len(set(kinds)) == 5
 
@@ -205,4 +211,4 @@ def test_neighbours_are_of_different_kinds():
 )
 def test_impossible_difficulties_are_refused(fields, message):
   with pytest.raises(ValueError, match=rf'^tasks\.instructions\.{message}$'):
-    Config(**fields)
+    InstructionsConfig(**fields)

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from r1jax import text
-from r1jax.rewards import judge
-from r1jax.rewards.judge import Config
+from r1jax.miniature import judge
+from r1jax.miniature.judge import JudgeConfig
 from r1jax.tasks import Problem
+from r1jax.text import parsing
 
 TRUTH = {'left': 3, 'sign': '+', 'right': 4, 'result': 7}
 ENGLISH = Problem('3+4', 'arithmetic', 'calculate 3+4', TRUTH)
 POLISH = Problem('3+4', 'arithmetic', 'calculate 3+4', TRUTH, 'pl')
 HINDI = Problem('3+4', 'arithmetic', 'calculate 3+4', TRUTH, 'hi')
-SURE = Config(noise=0.0, first_bias=0.0)
+SURE = JudgeConfig(noise=0.0, first_bias=0.0)
 
 
 def shows(words):
@@ -73,7 +73,7 @@ def test_no_other_part_is_worth_as_much_as_the_right_answer():
   assert max(points, key=points.__getitem__) == 'fulfilled'
 
 
-PIECES = strategies.sampled_from([*text.TAGS, ' ', '7', '-', 'gladly', '½', '\x00'])
+PIECES = strategies.sampled_from([*parsing.TAGS, ' ', '7', '-', 'gladly', '½', '\x00'])
 
 
 @hypothesis.given(strategies.lists(PIECES | strategies.text(max_size=5)).map(''.join))
@@ -97,13 +97,13 @@ def test_wins_by_points():
 def points(monkeypatch):
   """Outputs are worth the number that they show first."""
   monkeypatch.setattr(
-    judge, 'quality', lambda problem, output: float(text.visible(output).split()[0])
+    judge, 'quality', lambda problem, output: float(parsing.visible(output).split()[0])
   )
 
 
 @pytest.mark.usefixtures('points')
 def test_a_look_favours_what_it_reads_first():
-  config = Config(noise=0.0, first_bias=2.0)
+  config = JudgeConfig(noise=0.0, first_bias=2.0)
   rng = np.random.default_rng(0)
   assert judge.judgement(ENGLISH, shows('5'), shows('4'), rng, config) == 1 + 2
   assert judge.judgement(ENGLISH, shows('4'), shows('5'), rng, config) == -1 + 2
@@ -111,7 +111,7 @@ def test_a_look_favours_what_it_reads_first():
 
 @pytest.mark.usefixtures('points')
 def test_random_order_cancels_the_favour():
-  config = Config(looks=1, noise=0.0, first_bias=2.0)
+  config = JudgeConfig(looks=1, noise=0.0, first_bias=2.0)
   rng = np.random.default_rng(0)
   verdicts = [
     judge.verdict(ENGLISH, shows('5'), shows('4'), rng, config) for _ in range(4000)
@@ -123,7 +123,7 @@ def test_random_order_cancels_the_favour():
 
 @pytest.mark.usefixtures('points')
 def test_more_looks_make_less_noise():
-  config = Config(looks=4, noise=1.0, first_bias=0.0)
+  config = JudgeConfig(looks=4, noise=1.0, first_bias=0.0)
   rng = np.random.default_rng(0)
   verdicts = [
     judge.verdict(ENGLISH, shows('5'), shows('4'), rng, config) for _ in range(4000)
@@ -151,7 +151,7 @@ def test_what_shows_the_same_is_no_pair():
 
 @pytest.mark.usefixtures('points')
 def test_at_most_so_many_pairs_of_a_problem():
-  config = Config(pairs_per_problem=4, noise=0.0, first_bias=0.0, least_margin=0.0)
+  config = JudgeConfig(pairs_per_problem=4, noise=0.0, first_bias=0.0, least_margin=0.0)
   outputs = [[shows(f'{worth}') for worth in range(1, 10)]] * 50
   pairs, statistics = judge.pairs([ENGLISH] * 50, outputs, 0, config)
   assert statistics.judged == 4 * 50
@@ -188,7 +188,7 @@ def test_the_longer_one_is_chosen_as_often_as_the_shorter(long_wins, short_wins)
 @pytest.mark.usefixtures('points')
 def test_a_judge_that_sees_no_difference_teaches_nothing():
   # Noise alone would make some pairs clear.
-  config = Config(noise=5.0)
+  config = JudgeConfig(noise=5.0)
   outputs = [[shows('5 a'), shows('5 b')], [shows('7 a'), shows('7 b')]]
   with pytest.raises(ValueError, match=r'gives all outputs .* in each of 2'):
     judge.pairs([ENGLISH] * 2, outputs, 0, config)
@@ -223,4 +223,4 @@ def test_no_pair_left_says_where_they_went(outputs, counts):
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    JudgeConfig(**fields)

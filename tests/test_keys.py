@@ -11,25 +11,24 @@ import numpy as np
 import pytest
 
 from experiments import final_rl, reasoning_rl
-from r1jax import mesh
-from r1jax.model import lora
-from r1jax.rewards import judge
+from r1jax.miniature import judge
+from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Scores
-from r1jax.stages import (
-  evaluate,
-  finetune,
-  preference,
-  recipe,
-  rejection,
-  rl,
-  scoreboard,
-  work,
-)
-from r1jax.stages.generate import Outputs
-from r1jax.stages.run import TrainingError, start
+from r1jax.runtime.run import TrainingError, start
+from r1jax.sharding.mesh import make_mesh
+from r1jax.stages import evaluation_suite, preference, problem_sets
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl import Learner, ScoredRollout, problem_stream
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rollout import Rollout
+from r1jax.stages.stage import Stage
+from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
 
-PLACE = mesh.make(jax.devices()[:1])
+PLACE = make_mesh(jax.devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Silent:
     self.keys = keys
 
   def __call__(self, params, key, problems, *, group_size, max_length, draw):
-    for row in range(len(problems)):  # as `Generator` makes them
+    for row in range(len(problems)):  # as `Sampler` makes them
       self.keys.note(jax.random.fold_in(key, row))
     shape = len(problems), group_size
     one = np.ones(shape, int)
-    return Outputs(
+    return Rollout(
       rows=np.arange(len(problems)),
       own=np.ones(len(problems), bool),
       prompts=np.ones((len(problems), 1), np.int32),
@@ -119,9 +118,9 @@ def keys(monkeypatch):
   """Notes what stages draw from, in the place of sampling and learning."""
   found = Keys()
   generator: Any = Silent(found)
-  monkeypatch.setattr(work.Work, 'generator', generator)
-  monkeypatch.setattr(scoreboard, 'RewardPool', Pool)
-  minibatches = rl.Trainer._minibatches
+  monkeypatch.setattr(Stage, 'generator', generator)
+  monkeypatch.setattr(evaluation_suite, 'RewardPool', Pool)
+  minibatches = Learner._minibatches
 
   def noted(trainer, key):
     found.note(key, ' minibatches')
@@ -132,37 +131,37 @@ def keys(monkeypatch):
       trainer._minibatches(jax.random.fold_in(key, epoch))
     return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
 
-  monkeypatch.setattr(rl.Trainer, '_minibatches', noted)
-  monkeypatch.setattr(rl.Trainer, 'learn', learn)
-  nothing = rl.Passes(None, None, 0.0)
-  monkeypatch.setattr(rl.Trainer, 'passes', lambda *_: nothing)
+  monkeypatch.setattr(Learner, '_minibatches', noted)
+  monkeypatch.setattr(Learner, 'learn', learn)
+  nothing = ScoredRollout(None, None, 0.0)
+  monkeypatch.setattr(Learner, 'passes', lambda *_: nothing)
   return found
 
 
 def draw_everything(keys, job):
   """All that a stage with this seed may sample, one after the other."""
-  sampled = rejection.Config(problems=16, samples=2, prompts_per_batch=4)
-  order = rl.problem_order(job.where.train, [1.0] * 4, 0)
+  sampled = RejectionConfig(problems=16, samples=2, prompts_per_batch=4)
+  order = problem_stream(job.where.train, [1.0] * 4, 0)
   keys.now = 'rejection'
   with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
     job.collect({}, order, sampled)
   keys.now = 'own outputs'
-  batch = job.own_outputs(order, prompts=4, max_length=4, config=finetune.Epochs())
+  batch = job.own_outputs(order, prompts=4, max_length=4, config=SFTConfig())
   for step in (1, 2, 3, 4):
     batch(step, {})
   config = reasoning_rl.ReasoningRL(
-    rl=rl.Config(steps=4, prompts_per_step=4, group_size=2, epochs=2, evaluate_every=2),
-    evaluate=evaluate.Config(problems=8, samples=2, prompts_per_batch=4),
+    rl=RLConfig(steps=4, prompts_per_step=4, group_size=2, epochs=2, evaluate_every=2),
+    evaluate=EvalConfig(problems=8, samples=2, prompts_per_batch=4),
   )
   pool: Any = Pool()
   keys.now = 'rl'
   job.reinforce(lambda: {'x': jnp.zeros(1)}, pool, order, config)
-  scores = scoreboard.Config(reasoning=8, general=8, samples=2, prompts_per_batch=4)
+  scores = SuiteConfig(reasoning=8, general=8, samples=2, prompts_per_batch=4)
   # Once: all models are measured with the same keys, which are those of no other draw.
   keys.now = 'scoreboard'
   job.measure({'final': {}}, scores)
   keys.now = 'judged'
-  last = final_rl.FinalRL(rl=rl.Config(steps=40, prompts_per_step=4), judged=16)
+  last = final_rl.FinalRL(rl=RLConfig(steps=40, prompts_per_step=4), judged=16)
   with pytest.raises(Enough):
     final_rl.preference_model(job, last, {})
 
@@ -172,11 +171,11 @@ def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
     raise Enough
 
   monkeypatch.setattr(judge, 'pairs', enough)
-  model: Any = SimpleNamespace(matrices=None, lora=lora.Config(), config=None)
-  four = [problems(task) for task in recipe.TASKS]
-  where = recipe.Setting(four, four, 32, 352, four)
+  model: Any = SimpleNamespace(matrices=None, lora=LoraConfig(), config=None)
+  four = [problems(task) for task in problem_sets.TASKS]
+  where = Problems(four, four, 32, 352, four)
   with start(Experiment(str(tmp_path / 'run')), phases=('rl',)) as run:
-    draw_everything(keys, work.Work(run, model, where, PLACE, seed=5))
+    draw_everything(keys, Stage(run, model, where, PLACE, seed=5))
   shared = [names for names in keys.purposes.values() if len(names) > 1]
   assert shared == []
   counts = collections.Counter(name for (name,) in keys.purposes.values())

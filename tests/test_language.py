@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from r1jax import language
-from r1jax.language import LANGUAGES, NOUNS, NUMBERS, PHRASES
+from r1jax.text import language
+from r1jax.text.language import LANGUAGES, NOUNS, NUMBERS, PHRASES
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,20 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import mesh, tasks, text
+from r1jax import tasks
 from r1jax.model.config import ModelConfig
-from r1jax.stages import lineage
-from r1jax.stages.checkpoint import CheckpointError, Checkpoints
-from r1jax.stages.lineage import LineageError
-from r1jax.stages.run import plain_errors, start
-from r1jax.stages.workdir import WorkdirError
+from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
+from r1jax.runtime.run import start, user_errors
+from r1jax.runtime.workdir import WorkdirError
+from r1jax.sharding.mesh import make_mesh
+from r1jax.stages import artifact
+from r1jax.stages.artifact import ArtifactError, Policy
+from r1jax.text.tokenizer import Tokenizer
 
-TOKENIZER = text.Tokenizer.train(['wait, I will check: 2+3=5'] * 3, 264)
+TOKENIZER = Tokenizer.train(['wait, I will check: 2+3=5'] * 3, 264)
 CONFIG = ModelConfig(d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16)
-MODEL = lineage.Model(CONFIG, TOKENIZER, 'plain')
-MESH = mesh.make(jax.devices()[:1])
+MODEL = Policy(CONFIG, TOKENIZER, 'plain')
+MESH = make_mesh(jax.devices()[:1])
 
 
 @functools.cache
@@ -49,7 +51,7 @@ def finish(workdir, stage, parents=(), seed=0, models=('final',), kept=None):
   if kept:
     params = jax.tree_util.tree_map_with_path(kept, params)
   with start(config, phases=()) as run:
-    return lineage.finish(run, stage, config, MODEL, params, parents)
+    return artifact.finish(run, stage, config, MODEL, params, parents)
 
 
 @pytest.fixture(scope='module')
@@ -72,9 +74,9 @@ def test_parameters_come_back_in_the_types_they_were_saved_in(made, tmp_path):
   def matrices_in_bfloat16(path, x):
     return x.astype('float32' if path[-1].key == 'gain' else 'bfloat16')
 
-  parent = lineage.load(made / 'cold')
+  parent = artifact.load(made / 'cold')
   finish(tmp_path / 'r', 'grpo', [parent], seed=5, kept=matrices_in_bfloat16)
-  found = lineage.load(tmp_path / 'r').params(MESH)
+  found = artifact.load(tmp_path / 'r').params(MESH)
   expected = jax.tree_util.tree_map_with_path(matrices_in_bfloat16, model(5))
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   assert jax.tree.map(lambda x: (x.dtype, x.sharding), found) == jax.tree.map(
@@ -122,7 +124,7 @@ def test_a_record_names_everything_by_its_digest(made):
 
 
 def test_a_finished_stage_gives_back_its_models(chain):
-  stage = lineage.load(chain / 'zero', 'cold_start', 'r1_zero')
+  stage = artifact.load(chain / 'zero', 'cold_start', 'r1_zero')
   assert stage.name == 'r1_zero'
   assert stage.model.config == CONFIG
   assert stage.model.template == 'plain'
@@ -130,7 +132,7 @@ def test_a_finished_stage_gives_back_its_models(chain):
   for name, seed in (('final', 1), ('base', 2)):
     found, expected = stage.params(MESH, name), model(seed)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-  placed = stage.params(mesh.make(jax.devices()[:4]))
+  placed = stage.params(make_mesh(jax.devices()[:4]))
   for leaf in jax.tree.leaves(placed):
     assert leaf.sharding.device_set == set(jax.devices()[:4])
 
@@ -145,19 +147,19 @@ def test_an_example_is_a_rendered_question_and_an_output_with_its_end():
 
 
 def test_ancestors_are_found_however_far_they_are(chain):
-  stage = lineage.load(chain / 'reasoning', 'reasoning_rl')
+  stage = artifact.load(chain / 'reasoning', 'reasoning_rl')
   assert stage.ancestor('reasoning_rl') is stage
-  assert stage.ancestor('cold_start').digest == lineage.load(chain / 'cold').digest
+  assert stage.ancestor('cold_start').digest == artifact.load(chain / 'cold').digest
   zero = stage.ancestor('r1_zero')
   assert zero.path.resolve() == (chain / 'zero').resolve()
   jax.tree.map(np.testing.assert_array_equal, zero.params(MESH, 'base'), model(2))
-  with pytest.raises(LineageError, match='expected final_rl among its parents'):
+  with pytest.raises(ArtifactError, match='expected final_rl among its parents'):
     stage.ancestor('final_rl')
 
 
 def test_stages_that_are_moved_together_are_still_found(chain, tmp_path):
   moved = chain.rename(tmp_path / 'moved')
-  assert lineage.load(moved / 'reasoning').ancestor('r1_zero').name == 'r1_zero'
+  assert artifact.load(moved / 'reasoning').ancestor('r1_zero').name == 'r1_zero'
 
 
 def test_a_grandparent_that_was_moved_away_is_missed(chain):
@@ -165,15 +167,15 @@ def test_a_grandparent_that_was_moved_away_is_missed(chain):
   expected = (
     r'zero has no stage.json, but .*cold comes from the r1_zero that was there; put'
   )
-  with pytest.raises(LineageError, match=expected):
-    lineage.load(chain / 'reasoning').ancestor('r1_zero')
+  with pytest.raises(ArtifactError, match=expected):
+    artifact.load(chain / 'reasoning').ancestor('r1_zero')
 
 
 def test_a_grandparent_that_was_run_anew_is_told_from_the_old_one(chain):
   shutil.rmtree(chain / 'zero')
   finish(chain / 'zero', 'r1_zero', seed=7, models=('final', 'base'))
-  with pytest.raises(LineageError, match=r'zero is not the r1_zero that .*cold comes'):
-    lineage.load(chain / 'reasoning').ancestor('r1_zero')
+  with pytest.raises(ArtifactError, match=r'zero is not the r1_zero that .*cold comes'):
+    artifact.load(chain / 'reasoning').ancestor('r1_zero')
 
 
 @pytest.mark.parametrize('names', [('rejection_sft',), ('final_rl', 'r1_zero')])
@@ -182,8 +184,8 @@ def test_another_stages_folder_is_refused(chain, names):
     f'parent: expected the work directory of {" or ".join(names)}, got that of '
     f'cold_start \\({chain}/cold\\)'
   )
-  with pytest.raises(LineageError, match=expected):
-    lineage.load(chain / 'cold', *names)
+  with pytest.raises(ArtifactError, match=expected):
+    artifact.load(chain / 'cold', *names)
 
 
 @pytest.mark.parametrize('unfinished', [True, False])
@@ -193,8 +195,8 @@ def test_an_unfinished_or_missing_stage_is_refused_with_the_command(
   if unfinished:
     with start(Experiment(str(tmp_path / 'run')), phases=()):
       pass
-  with pytest.raises(LineageError) as error:
-    lineage.load(tmp_path / 'run', 'cold_start')
+  with pytest.raises(ArtifactError) as error:
+    artifact.load(tmp_path / 'run', 'cold_start')
   assert str(error.value) == (
     'parent: expected the work directory of cold_start that has come to its end, but '
     f'{tmp_path}/run has no stage.json; run `python -m experiments.cold_start '
@@ -228,21 +230,21 @@ def test_a_damaged_record_is_named_with_what_to_do(chain, spoil):
   file = chain / 'cold' / 'stage.json'
   file.write_text(spoil(file.read_text()))
   expected = rf'{file} is damaged \(.*\); restore it, or delete it and start that stage'
-  with pytest.raises(LineageError, match=expected):
-    lineage.load(chain / 'cold')
+  with pytest.raises(ArtifactError, match=expected):
+    artifact.load(chain / 'cold')
 
 
 @pytest.mark.parametrize('spoil', ['other', 'damaged', 'gone'])
 def test_a_tokenizer_that_is_not_the_records_is_refused(chain, spoil):
   file = chain / 'cold' / 'tokenizer.json'
   if spoil == 'other':
-    text.Tokenizer.train(['another text'], 264).save(file)
+    Tokenizer.train(['another text'], 264).save(file)
   elif spoil == 'damaged':
     file.write_text(file.read_text()[:-30])
   else:
     file.unlink()
-  with pytest.raises(LineageError, match=f'{file} is not the one that stage.json'):
-    lineage.load(chain / 'cold')
+  with pytest.raises(ArtifactError, match=f'{file} is not the one that stage.json'):
+    artifact.load(chain / 'cold')
 
 
 @pytest.mark.parametrize('spoil', ['other', 'damaged', 'gone'])
@@ -258,7 +260,7 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
     shutil.rmtree(folder)
   if spoil == 'other':
     shutil.copytree(chain / 'zero/checkpoints/model-final', folder)
-  stage = lineage.load(chain / 'cold')  # that is not yet looked at
+  stage = artifact.load(chain / 'cold')  # that is not yet looked at
   left = sorted((chain / 'cold').rglob('*'))
   reason = {
     'other': 'names; ',
@@ -266,7 +268,7 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
     'gone': r'names \(.*model-final has no complete checkpoint\); ',
   }[spoil]
   expected = rf"cold: the parameters 'final' are not those that stage.json {reason}"
-  with pytest.raises(LineageError, match=f'{expected}restore checkpoints/, or run'):
+  with pytest.raises(ArtifactError, match=f'{expected}restore checkpoints/, or run'):
     stage.params(MESH)
   if spoil != 'gone':
     assert sorted((chain / 'cold').rglob('*')) == left  # it is another's to mend
@@ -274,13 +276,13 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
 
 def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path):
   child = Experiment(str(tmp_path / 'child'))
-  parent = lineage.load(chain / 'cold')
+  parent = artifact.load(chain / 'cold')
   with start(child, phases=('sft',), facts=parent.fact) as run:
     run.save('sft', 5, {'w': np.ones(2)})
   with start(child, phases=('sft',), facts=parent.fact) as run:
     assert run.checkpoints['sft'].step == 5
   edit(chain / 'cold', parameters=1)
-  replaced = lineage.load(chain / 'cold')
+  replaced = artifact.load(chain / 'cold')
   expected = r'cold/stage.json is not the one that the checkpoint of step 5 of sft'
   with (
     pytest.raises(WorkdirError, match=expected),
@@ -296,10 +298,10 @@ def test_finishing_again_leaves_the_record_that_children_name(chain):
   # The folder is a setting too, and now another one.
   config = Experiment(str(chain / 'zero'), seed=1)
   with start(config, phases=()) as run:
-    assert lineage.finished(run)
-    lineage.finish(run, 'r1_zero', config, MODEL, models)
+    assert artifact.finished(run)
+    artifact.finish(run, 'r1_zero', config, MODEL, models)
   assert (chain / 'zero' / 'stage.json').read_bytes() == before
-  lineage.load(chain / 'reasoning').ancestor('r1_zero').params(MESH, 'base')
+  artifact.load(chain / 'reasoning').ancestor('r1_zero').params(MESH, 'base')
 
 
 def test_a_stage_has_no_record_before_its_models_are_whole(tmp_path, monkeypatch):
@@ -311,14 +313,14 @@ def test_a_stage_has_no_record_before_its_models_are_whole(tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match='the disk is full'):
       finish(tmp_path / 'run', 'cold_start')
   assert not (tmp_path / 'run' / 'stage.json').exists()
-  with pytest.raises(LineageError, match='has come to its end'):
-    lineage.load(tmp_path / 'run', 'cold_start')
+  with pytest.raises(ArtifactError, match='has come to its end'):
+    artifact.load(tmp_path / 'run', 'cold_start')
   assert finish(tmp_path / 'run', 'cold_start').name == 'cold_start'
 
 
 def test_a_wrong_parent_is_one_sentence_for_a_user(tmp_path, capsys):
-  with pytest.raises(SystemExit) as end, plain_errors():
-    lineage.load(tmp_path, 'r1_zero')
+  with pytest.raises(SystemExit) as end, user_errors():
+    artifact.load(tmp_path, 'r1_zero')
   assert end.value.code == 1
   error = capsys.readouterr().err
   assert error.startswith('error: parent: expected the work directory of r1_zero')

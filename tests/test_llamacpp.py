@@ -11,7 +11,7 @@ import xllamacpp
 from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, checkpoint
 from test_gguf import around, written
 
-from r1jax.model import gguf
+from r1jax.hub import gguf
 
 # It knows by the layers that the queries are not compressed.
 LITE = {**DEEPSEEK, 'q_lora_rank': None, 'num_hidden_layers': 27}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import logprob
+from r1jax.sampling import logprob
 
 B, T, D, V = 3, 11, 5, 7
 

@@ -12,12 +12,24 @@ import pytest
 import torch
 from hub import FAMILIES, VOCAB, checkpoint, theirs
 
-from r1jax import drawing, grpo, mesh, optim, sampling
-from r1jax.model import decode, decoder, lora, mlp, peft, storage, weights
-from r1jax.stages import pretrained, rl
+from r1jax.grpo import GRPOConfig
+from r1jax.hub import peft, peft_config, storage, weights
+from r1jax.model import decode, decoder, lora, mlp
+from r1jax.model.lora import LoraConfig
+from r1jax.optim import OptimConfig
+from r1jax.sampling import generate
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
+from r1jax.stages import from_hub
+from r1jax.stages.from_hub import HubConfig
+from r1jax.stages.rl import Learner
+from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
 
-ALL = lora.Config(rank=3, alpha=6.0, targets='.*')
+ALL = LoraConfig(rank=3, alpha=6.0, targets='.*')
 MLA = 'query|query_down|latent_down|latent_up|out'
 KINDS = ['qwen3', 'deepseek_v3']
 
@@ -28,7 +40,7 @@ def opened(model_type, folder):
   reference = theirs(model_type, FAMILIES[model_type])
   reference.save_pretrained(folder)
   found = weights.open_checkpoint(folder)
-  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   return reference, found, weights.read(found, everywhere)
 
 
@@ -53,13 +65,13 @@ def logits(found, params):
 
 
 def greedy(found, params):
-  return sampling.sample(
+  return generate.sample(
     params,
     jax.random.split(jax.random.key(0), 2),
     jnp.asarray(np.random.default_rng(1).integers(VOCAB, size=(2, 6))),
     jnp.ones((2, 6), bool),
-    model=sampling.Model(*decoder.functions(found.config, VOCAB)),
-    config=drawing.Config(temperature=0),
+    model=DecoderFns(*decoder.functions(found.config, VOCAB)),
+    config=SamplingConfig(temperature=0),
     group_size=1,
     max_length=20,
     stop_ids=(),
@@ -88,22 +100,22 @@ def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
   )
   tokens = np.random.default_rng(1).integers(VOCAB, size=(2, 2, 12))
   prompts, mask = jnp.asarray(tokens[:, 0, :6]), jnp.ones((2, 6), bool)
-  model = sampling.Model(*decoder.functions(found.config, VOCAB))
+  model = DecoderFns(*decoder.functions(found.config, VOCAB))
 
   @jax.jit
   def sampled(params):
-    spoken = sampling.sample(
+    spoken = generate.sample(
       params,
       jax.random.split(jax.random.key(0), 2),
       prompts,
       mask,
       model=model,
-      config=drawing.Config(),
+      config=SamplingConfig(),
       group_size=2,
       max_length=12,
       stop_ids=(),
     )
-    scored, _ = sampling.score(params, prompts, mask, spoken.tokens, model=model)
+    scored, _ = score_tokens(params, prompts, mask, spoken.tokens, model=model)
     return spoken.tokens, spoken.logp, scored
 
   attached = lora.attach(base, adapters, ALL.scale)
@@ -207,7 +219,7 @@ def test_adapters_that_cannot_be_read_are_refused(tmp_path, fields, message):
   found = weights.open_checkpoint(folder)
   config = dataclasses.replace(ALL, targets='query')
   peft.write(tmp_path / 'a', random_adapters(found.config, config), config, found)
-  file = tmp_path / 'a' / peft.CONFIG
+  file = tmp_path / 'a' / peft_config.CONFIG
   file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
   with pytest.raises(storage.WeightsError, match=message):
     peft.read(tmp_path / 'a', found)
@@ -217,7 +229,9 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
   found = weights.open_checkpoint(tmp_path / 'm')
   settings = json.dumps({'r': 2, 'lora_alpha': 4})
-  storage.write(tmp_path / 'a', iter(()), {peft.CONFIG: settings}, name=peft.FILE)
+  storage.write(
+    tmp_path / 'a', iter(()), {peft_config.CONFIG: settings}, name=peft_config.FILE
+  )
   with pytest.raises(storage.WeightsError, match=r'expected adapters .*, found none'):
     peft.read(tmp_path / 'a', found)
 
@@ -227,7 +241,7 @@ def test_a_pattern_without_a_match_names_what_there_is(kind):
   with pytest.raises(
     ValueError, match=r'lora.targets: expected .* down.*, got .q_proj'
   ):
-    lora.targets(found.config, lora.Config(rank=1, targets='q_proj'))
+    lora.targets(found.config, LoraConfig(rank=1, targets='q_proj'))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +255,7 @@ def test_a_pattern_without_a_match_names_what_there_is(kind):
 )
 def test_impossible_adapters_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    lora.Config(**fields)
+    LoraConfig(**fields)
 
 
 class NoPool:
@@ -253,22 +267,22 @@ class NoPool:
 )
 def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
   checkpoint(tmp_path / 'model', model_type)
-  settings = pretrained.Config(
+  settings = HubConfig(
     path=str(tmp_path / 'model'),
     template='plain',
     remat='none',
-    lora=lora.Config(rank=rank, targets='.*'),
+    lora=LoraConfig(rank=rank, targets='.*'),
   )
-  found = pretrained.look_up(settings)
-  where = mesh.make(jax.devices()[:1])
+  found = from_hub.look_up(settings)
+  where = make_mesh(jax.devices()[:1])
   base = found.params(where)
-  trainer = rl.Trainer(
+  trainer = Learner(
     found.model.generator(18, where),
     NoPool(),  # type: ignore[arg-type]
-    rl.Config(steps=40, prompts_per_step=4, group_size=8, minibatches=1),
-    grpo.Config(kl_coef=0.001),
+    RLConfig(steps=40, prompts_per_step=4, group_size=8, minibatches=1),
+    GRPOConfig(kl_coef=0.001),
     # The model is as small as the rate is high: rounding noise must make no full step.
-    optim.Config(learning_rate=0.02, warmup_steps=0, eps=1e-6),
+    OptimConfig(learning_rate=0.02, warmup_steps=0, eps=1e-6),
   )
   params = base
   if rank:

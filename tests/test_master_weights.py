@@ -6,8 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from r1jax import master_weights, mesh, optim
-from r1jax.stages.checkpoint import Checkpoints
+from r1jax import master_weights, optim
+from r1jax.optim import OptimConfig
+from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.place import like_params
+from r1jax.sharding.rules import named_sharding
 
 PATTERNS = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x3F808000, 0x3F818000, 0x7F7FFFFF]
 
@@ -36,7 +40,7 @@ def weights(shape=(64, 96), scale=0.02):
 
 
 def chain(masters='float32', rate=1e-6, **settings):
-  config = optim.Config(rate, warmup_steps=0, masters=masters, **settings)
+  config = OptimConfig(rate, warmup_steps=0, masters=masters, **settings)
   return optim.make(config, 100)
 
 
@@ -103,7 +107,7 @@ def test_stochastic_rounding_is_right_on_average():
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
 def test_what_is_random_comes_from_the_seed(masters):
-  config = optim.Config(1e-5, warmup_steps=0, masters=masters)
+  config = OptimConfig(1e-5, warmup_steps=0, masters=masters)
   (grads,) = random_gradients(1)
 
   def after(seed):
@@ -122,13 +126,13 @@ def test_what_is_random_comes_from_the_seed(masters):
 def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
   rule = chain(masters)
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
-  cut = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
+  cut = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
   ends = []
-  for place in (mesh.make(jax.devices()[:1]), cut):
+  for place in (make_mesh(jax.devices()[:1]), cut):
     where = {'w': ('embed', 'mlp'), 'zero': (None,), 'gain': (None,)}
-    lying = {name: mesh.sharding(place, *axes) for name, axes in where.items()}
+    lying = {name: named_sharding(place, *axes) for name, axes in where.items()}
     params = {name: jax.device_put(x, lying[name]) for name, x in start().items()}
-    state = mesh.put_beside(place, optim.init(params, rule), params)
+    state = like_params(place, optim.init(params, rule), params)
     for x in jax.tree.leaves(state):
       if x.shape == (64, 96):
         assert x.sharding == lying['w']

@@ -5,16 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo, mesh, optim
+from r1jax import grpo
 from r1jax.model.config import ModelConfig
-from r1jax.stages import checkpoint, generate, plan, rl_config
-from r1jax.stages.checkpoint import Checkpoints
+from r1jax.optim import OptimConfig
+from r1jax.planner import programs
+from r1jax.planner.programs import PlannedRun
+from r1jax.runtime import checkpoint
+from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.sharding.mesh import ONE_DEVICE, make_mesh
+from r1jax.stages import rollout
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rollout import Sampler
 
 # Weights are nearly all of what there is: 32 tokens in 10 layers of 0.8 million.
 MODEL = ModelConfig(
   d_model=256, layers=10, heads=4, kv_heads=4, head_dim=64, d_ff=768, remat='full'
 )
-STAGE = rl_config.Config(
+STAGE = RLConfig(
   prompts_per_step=2,
   group_size=2,
   max_prompt_length=8,
@@ -27,8 +34,8 @@ STAGE = rl_config.Config(
 @pytest.fixture(scope='module')
 def phases():
   preset = grpo.PRESETS['grpo']
-  work = plan.Work(MODEL, 64, STAGE, optim.Config(), preset, mesh.WHOLE, 'float32')
-  found = plan.phases(work, jax.devices()[:1])
+  work = PlannedRun(MODEL, 64, STAGE, OptimConfig(), preset, ONE_DEVICE, 'float32')
+  found = programs.phases(work, jax.devices()[:1])
   return {phase.name: phase for phase in found if phase.name in ('score', 'update')}
 
 
@@ -68,10 +75,10 @@ def test_a_large_checkpoint_is_written_when_save_returns(tmp_path, monkeypatch):
 
 
 def test_one_program_samples_from_large_weights():
-  one = mesh.make(jax.devices()[:1])
+  one = make_mesh(jax.devices()[:1])
   nothing: dict = dict.fromkeys(('model', 'tokenizer'))
-  voice = generate.Generator(**nothing, template='', max_prompt_length=8, mesh=one)
-  large = jax.ShapeDtypeStruct((generate.LARGE_WEIGHTS // 4 + 1,), jnp.float32)
+  voice = Sampler(**nothing, template='', max_prompt_length=8, mesh=one)
+  large = jax.ShapeDtypeStruct((rollout.LARGE_WEIGHTS // 4 + 1,), jnp.float32)
 
   class Sized:
     nbytes = large.size * large.dtype.itemsize

@@ -8,19 +8,35 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from r1jax import mesh
 from r1jax.model import decoder
 from r1jax.model.config import Experts, Latent, ModelConfig
+from r1jax.sharding.constrain import current_mesh, on_mesh, platform
+from r1jax.sharding.mesh import (
+  MeshConfig,
+  check_lengths,
+  fit_mesh,
+  make_mesh,
+  sampler_mesh,
+)
+from r1jax.sharding.place import (
+  like_params,
+  param_shardings,
+  put_batch,
+  put_boxed,
+  unbox,
+  without_gathers,
+)
+from r1jax.sharding.rules import MeshError, named_sharding
 
 
 def test_mesh_takes_all_devices_or_the_given():
-  assert mesh.make().shape['data'] == mesh.make().size == len(jax.devices())
-  two = mesh.make(jax.devices()[1:3])
+  assert make_mesh().shape['data'] == make_mesh().size == len(jax.devices())
+  two = make_mesh(jax.devices()[1:3])
   assert list(two.devices.flat) == jax.devices()[1:3]
 
 
 def test_axes_are_arranged_as_the_config_says():
-  found = mesh.make(config=mesh.Config(fsdp=2, tensor=2))
+  found = make_mesh(config=MeshConfig(fsdp=2, tensor=2))
   assert dict(found.shape) == {
     'data': 2,
     'fsdp': 2,
@@ -40,32 +56,32 @@ def test_axes_are_arranged_as_the_config_says():
   ],
 )
 def test_axes_that_do_not_make_up_the_devices_are_refused(fields, message):
-  with pytest.raises(mesh.MeshError, match=message):
-    mesh.make(config=mesh.Config(**fields))
+  with pytest.raises(MeshError, match=message):
+    make_mesh(config=MeshConfig(**fields))
 
 
 def test_a_size_below_the_least_is_refused():
-  with pytest.raises(mesh.MeshError, match=r'mesh.tensor: expected 1 or more, got 0'):
-    mesh.Config(tensor=0)
+  with pytest.raises(MeshError, match=r'mesh.tensor: expected 1 or more, got 0'):
+    MeshConfig(tensor=0)
 
 
 def test_logical_axes_are_looked_up():
-  four = mesh.make(jax.devices()[:4])
-  placed = mesh.sharding(four, 'embed', 'prompt', None)
+  four = make_mesh(jax.devices()[:4])
+  placed = named_sharding(four, 'embed', 'prompt', None)
   assert placed.spec == PartitionSpec(None, 'data', None)
   assert placed.mesh == four
 
 
 def test_an_axis_of_the_mesh_is_taken_once_by_the_first_that_names_it():
-  place = mesh.make(config=mesh.Config(fsdp=2, expert=2, tensor=2))
-  expert = mesh.sharding(place, 'expert', 'embed', 'mlp').spec
+  place = make_mesh(config=MeshConfig(fsdp=2, expert=2, tensor=2))
+  expert = named_sharding(place, 'expert', 'embed', 'mlp').spec
   assert expert == PartitionSpec('expert', 'fsdp', 'tensor')
-  dense = mesh.sharding(place, 'embed', 'mlp').spec
+  dense = named_sharding(place, 'embed', 'mlp').spec
   assert dense == PartitionSpec(('fsdp', 'expert'), 'tensor')
 
 
 def test_samplers_cut_experts_and_gather_nothing():
-  place = mesh.sampler(mesh.make(), mesh.Config(sampler_expert=4, sampler_tensor=2))
+  place = sampler_mesh(make_mesh(), MeshConfig(sampler_expert=4, sampler_tensor=2))
   experts = Experts(count=4, active=2, d_ff=8)
   config = ModelConfig(
     d_model=8, layers=1, heads=2, kv_heads=2, head_dim=4, d_ff=16, experts=experts
@@ -73,66 +89,64 @@ def test_samplers_cut_experts_and_gather_nothing():
   names = decoder.names(config, 8)
 
   def lying(names):
-    blocks = mesh.places(place, names)['blocks']
+    blocks = param_shardings(place, names)['blocks']
     return [blocks[name].spec[1:] for name in ('query', 'expert_up')]
 
   apart = ('expert', None, 'tensor')
   assert lying(names) == [('expert', 'tensor', None), apart]
-  assert lying(mesh.without_gathers(names)) == [(None, 'tensor', None), apart]
+  assert lying(without_gathers(names)) == [(None, 'tensor', None), apart]
 
 
 def test_samplers_have_whole_copies_but_for_their_axes():
-  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
-  assert mesh.sampler(place).shape['data'] == 4
-  layout = mesh.Config(sampler_tensor=4, sampler_expert=2)
-  found = mesh.sampler(place, layout)
+  place = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
+  assert sampler_mesh(place).shape['data'] == 4
+  layout = MeshConfig(sampler_tensor=4, sampler_expert=2)
+  found = sampler_mesh(place, layout)
   assert (found.shape['tensor'], found.shape['expert'], found.size) == (4, 2, 8)
-  with pytest.raises(mesh.MeshError, match=r'the 8 devices, got 3; 4 would do'):
-    mesh.sampler(place, mesh.Config(sampler_tensor=3))
-  with pytest.raises(mesh.MeshError, match=r'the 1 devices, got 3; 1 would do'):
-    mesh.sampler(mesh.make(jax.devices()[:1]), mesh.Config(sampler_tensor=3))
+  with pytest.raises(MeshError, match=r'the 8 devices, got 3; 4 would do'):
+    sampler_mesh(place, MeshConfig(sampler_tensor=3))
+  with pytest.raises(MeshError, match=r'the 1 devices, got 3; 1 would do'):
+    sampler_mesh(make_mesh(jax.devices()[:1]), MeshConfig(sampler_tensor=3))
 
 
 def test_a_parameter_that_cannot_be_cut_is_named_with_the_next_size():
-  place = mesh.make(config=mesh.Config(tensor=4))
+  place = make_mesh(config=MeshConfig(tensor=4))
   config = ModelConfig(d_model=8, layers=1, heads=6, kv_heads=2, head_dim=4, d_ff=16)
   with pytest.raises(
-    mesh.MeshError,
+    MeshError,
     match=r'mesh.tensor 4: expected a divisor of 2, the axis kv_heads of blocks.key, ',
   ):
-    mesh.places(place, decoder.names(config, 8))
+    param_shardings(place, decoder.names(config, 8))
 
 
 def test_prompts_that_cannot_be_cut_are_named_with_the_next_size():
-  with pytest.raises(
-    mesh.MeshError, match=r'rl.rows: expected a multiple of 4, .*is 8'
-  ):
-    mesh.fitting({'rl.rows': 6}, mesh.Config(data=2, fsdp=2, tensor=2))
+  with pytest.raises(MeshError, match=r'rl.rows: expected a multiple of 4, .*is 8'):
+    fit_mesh({'rl.rows': 6}, MeshConfig(data=2, fsdp=2, tensor=2))
 
 
 def test_samplers_are_thought_of_when_copies_are_chosen():
   # Eight samplers cannot share four prompts, and four can.
-  layout, sizes = mesh.Config(context=2, fsdp=2), {'rl.rows': 8}
-  assert mesh.fitting(sizes, layout, {'rl.prompts': 4}).size == 4
-  assert mesh.fitting(sizes, layout, {'rl.prompts': 8}).size == 8
-  with pytest.raises(mesh.MeshError, match=r'samplers cut prompts into \(data 4\)'):
-    mesh.fitting(sizes, layout, {'rl.prompts': 6})
-  with pytest.raises(mesh.MeshError, match=r'mesh.sampler_tensor: expected'):
-    mesh.fitting(sizes, mesh.Config(sampler_tensor=3))
+  layout, sizes = MeshConfig(context=2, fsdp=2), {'rl.rows': 8}
+  assert fit_mesh(sizes, layout, {'rl.prompts': 4}).size == 4
+  assert fit_mesh(sizes, layout, {'rl.prompts': 8}).size == 8
+  with pytest.raises(MeshError, match=r'samplers cut prompts into \(data 4\)'):
+    fit_mesh(sizes, layout, {'rl.prompts': 6})
+  with pytest.raises(MeshError, match=r'mesh.sampler_tensor: expected'):
+    fit_mesh(sizes, MeshConfig(sampler_tensor=3))
 
 
 def test_lengths_that_cannot_be_cut_are_named_with_the_next_one():
-  place = mesh.make(config=mesh.Config(context=4))
-  mesh.check_lengths(place, {'rl.max_length': 32})
-  with pytest.raises(mesh.MeshError, match=r'rl.max_length: .* got 33; the next is 36'):
-    mesh.check_lengths(place, {'rl.max_length': 33})
+  place = make_mesh(config=MeshConfig(context=4))
+  check_lengths(place, {'rl.max_length': 32})
+  with pytest.raises(MeshError, match=r'rl.max_length: .* got 33; the next is 36'):
+    check_lengths(place, {'rl.max_length': 33})
 
 
 def test_copies_lie_as_what_they_are_copies_of():
-  place = mesh.make(config=mesh.Config(fsdp=4))
-  w = jax.device_put(jnp.ones((8, 4)), mesh.sharding(place, 'embed', None))
+  place = make_mesh(config=MeshConfig(fsdp=4))
+  w = jax.device_put(jnp.ones((8, 4)), named_sharding(place, 'embed', None))
   state = {'mu': {'w': jnp.zeros((8, 4))}, 'nu': {'w': jnp.zeros((1, 4))}, 'n': 0}
-  placed = mesh.put_beside(place, jax.tree.map(jnp.asarray, state), {'w': w})
+  placed = like_params(place, jax.tree.map(jnp.asarray, state), {'w': w})
   assert placed['mu']['w'].sharding == w.sharding
   assert placed['nu']['w'].sharding.is_fully_replicated
   assert placed['n'].sharding.is_fully_replicated
@@ -140,16 +154,16 @@ def test_copies_lie_as_what_they_are_copies_of():
 
 def test_an_unknown_axis_is_refused():
   with pytest.raises(ValueError, match=r"^logical axis: .*'vocab'.*, got \['batch'\]$"):
-    mesh.sharding(mesh.make(), 'batch', 'embed')
+    named_sharding(make_mesh(), 'batch', 'embed')
 
 
 def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
   assert len(jax.devices()) >= 4
   for sizes, most in (((12, 8), 4), ((6, 4), 2), ((6, 9), 3), ((5, 16), 1)):
     named = {str(n): size for n, size in enumerate(sizes)}
-    assert mesh.fitting(named).size == most
+    assert fit_mesh(named).size == most
   # Two devices each: of 8 devices 3 x 2 are used.
-  found = mesh.fitting({'a': 6}, mesh.Config(tensor=2))
+  found = fit_mesh({'a': 6}, MeshConfig(tensor=2))
   assert (found.size, found.shape['data']) == (6, 3)
 
 
@@ -157,15 +171,15 @@ def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
 def test_a_program_for_chips_that_are_elsewhere_is_known_by_its_mesh(chips):
   devices = np.array([SimpleNamespace(platform='tpu')] * chips)
   there: Any = SimpleNamespace(size=chips, devices=devices)
-  assert mesh.bound(there, mesh.platform)() == 'tpu'
-  assert mesh.bound(there, mesh.current)() is (None if chips == 1 else there)
-  assert mesh.platform() == mesh.bound(None, mesh.platform)() == 'cpu'
+  assert on_mesh(there, platform)() == 'tpu'
+  assert on_mesh(there, current_mesh)() is (None if chips == 1 else there)
+  assert platform() == on_mesh(None, platform)() == 'cpu'
 
 
 def test_batches_are_cut_along_their_first_axis():
-  four = mesh.make(jax.devices()[:4])
+  four = make_mesh(jax.devices()[:4])
   rows = np.arange(24).reshape(8, 3)
-  placed = mesh.put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
+  placed = put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
   assert placed['none'] is None
   for name, whole in (('a', rows), ('b', rows[:, 0])):
     shards = placed[name].addressable_shards
@@ -175,13 +189,13 @@ def test_batches_are_cut_along_their_first_axis():
 
 
 def test_boxes_are_opened_and_placed_by_their_names():
-  four = mesh.make(jax.devices()[:4])
+  four = make_mesh(jax.devices()[:4])
   value = jnp.arange(16.0).reshape(2, 8)
   boxed = {
     'cut': nn.LogicallyPartitioned(value, names=('embed', 'prompt')),
     'whole': nn.LogicallyPartitioned(value, names=('embed', 'mlp')),
   }
-  placed = mesh.put_boxed(four, boxed)
+  placed = put_boxed(four, boxed)
   assert {s.data.shape for s in placed['cut'].addressable_shards} == {(2, 2)}
   assert {s.data.shape for s in placed['whole'].addressable_shards} == {(2, 8)}
   for name in boxed:
@@ -196,7 +210,7 @@ def test_shapes_are_taken_out_of_their_boxes():
       'plain': nn.LogicallyPartitioned(jnp.ones(3), names=(None,)),
     }
   )
-  shapes = mesh.unbox(boxed)
+  shapes = unbox(boxed)
   assert {name: shape.shape for name, shape in shapes.items()} == {
     'w': (2, 8),
     'plain': (3,),
@@ -214,7 +228,7 @@ def test_the_table_knows_every_axis_of_the_decoder(tied):
   assert len(leaves) == (11 if tied else 12)
   for leaf in leaves:
     assert len(leaf.names) == leaf.value.ndim
-    assert mesh.sharding(mesh.make(), *leaf.names).is_fully_replicated
+    assert named_sharding(make_mesh(), *leaf.names).is_fully_replicated
 
 
 def test_fsdp_cuts_every_matrix_and_leaves_gains_whole():
@@ -229,7 +243,7 @@ def test_fsdp_cuts_every_matrix_and_leaves_gains_whole():
     experts=Experts(count=4, active=2, d_ff=8, shared=1, dense_layers=1),
   )
   names = decoder.names(config, 8)
-  placed = mesh.places(mesh.make(config=mesh.Config(fsdp=8)), names)
+  placed = param_shardings(make_mesh(config=MeshConfig(fsdp=8)), names)
   for path, place in jax.tree_util.tree_leaves_with_path(placed):
     whole = 'norm' in jax.tree_util.keystr(path)
     assert place.is_fully_replicated == whole, path

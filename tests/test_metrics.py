@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from r1jax.stages.metrics import Log, parse_line
+from r1jax.runtime.log import Log, parse_line
 from r1jax.statistics import Interval
 
 

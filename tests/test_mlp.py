@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import mesh, optim
+from r1jax import optim
 from r1jax.model.config import Experts
 from r1jax.model.decoder import Int8
 from r1jax.model.mlp import experts, route
-from r1jax.stages import hlo
+from r1jax.optim import OptimConfig
+from r1jax.planner import hlo
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
 
 PLAIN = Experts(count=6, active=2, d_ff=5)
 V3 = Experts(
@@ -160,7 +164,7 @@ def test_a_bias_gets_the_load_and_moves_against_it():
   slope = jax.grad(lambda params: loss(params, x)[0])({'balance': balance})
   np.testing.assert_array_equal(slope['balance'], chosen(balance))
   # Of two micro-batches the loads are added; nothing else moves the bias.
-  optimizer = optim.make(optim.Config(weight_decay=0.1, balance_rate=0.05), 100)
+  optimizer = optim.make(OptimConfig(weight_decay=0.1, balance_rate=0.05), 100)
   step = jax.jit(functools.partial(optim.update, loss=loss, optimizer=optimizer))
   state = optim.init({'balance': balance}, optimizer)
   before = chosen(balance)
@@ -207,7 +211,7 @@ def test_int8_experts_compute_what_their_values_times_scales_do():
 def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
   config = Experts(count=8, active=3, d_ff=6)
   weights = jax.tree.map(jnp.float32, random_weights(config))
-  place = mesh.make(config=mesh.Config(expert=4, tensor=2))
+  place = make_mesh(config=MeshConfig(expert=4, tensor=2))
 
   def total(x_BTD):
     return experts(x_BTD, weights, config, 'float32').sum()
@@ -215,8 +219,8 @@ def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
   rows = jax.ShapeDtypeStruct((4, 5, 4), jnp.float32)
   program = (
     jax.jit(
-      mesh.bound(place, jax.grad(total)),
-      in_shardings=(mesh.sharding(place, 'prompt', None, None),),
+      on_mesh(place, jax.grad(total)),
+      in_shardings=(named_sharding(place, 'prompt', None, None),),
     )
     .lower(rows)
     .compile()

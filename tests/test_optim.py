@@ -8,9 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import mesh, optim
+from r1jax import optim
 from r1jax.model import config as config_lib
 from r1jax.model import decoder
+from r1jax.optim import OptimConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch
+from r1jax.sharding.rules import named_sharding
 
 
 def follow(config, gradients, start, total_steps=10):
@@ -50,19 +54,19 @@ def rates(config, updates, total_steps=10):
 
 
 def test_warm_up_rises_to_a_constant_rate():
-  config = optim.Config(learning_rate=0.8, warmup_steps=3)
+  config = OptimConfig(learning_rate=0.8, warmup_steps=3)
   # 0.8 * 1/4, 2/4, 3/4, then the peak; 1e-6: float32
   expected = [0.2, 0.4, 0.6, 0.8, 0.8]
   np.testing.assert_allclose(rates(config, 5), expected, atol=1e-6)
 
 
 def test_no_warm_up_starts_at_the_peak():
-  config = optim.Config(learning_rate=0.8, warmup_steps=0)
+  config = OptimConfig(learning_rate=0.8, warmup_steps=0)
   np.testing.assert_allclose(rates(config, 2), [0.8, 0.8], atol=1e-6)
 
 
 def test_cosine_falls_to_its_final_share():
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=1.0, warmup_steps=2, schedule='cosine', final_share=0.1
   )
   # 1/3, 2/3, then 0.1 + 0.9 (1 + cos(pi t / 4)) / 2 for t = 0 1 2 3 4, and no lower
@@ -74,7 +78,7 @@ def test_cosine_falls_to_its_final_share():
 def test_long_gradients_are_scaled_to_the_largest_norm():
   # (30, 40) has norm 50 and becomes (0.6, 0.8); then (0.6, 0.8) itself: to Adam a
   # constant gradient, whose steps are the learning rate. Unclipped, the second is not.
-  config = optim.Config(learning_rate=0.1, warmup_steps=0, max_grad_norm=1.0)
+  config = OptimConfig(learning_rate=0.1, warmup_steps=0, max_grad_norm=1.0)
   gradients = [{'x': [30.0], 'y': [40.0]}, {'x': [0.6], 'y': [0.8]}]
   path = follow(config, gradients, {'x': jnp.zeros(1), 'y': jnp.zeros(1)})
   for (params, metrics), steps, norm in zip(path, (1, 2), (50.0, 1.0), strict=True):
@@ -86,7 +90,7 @@ def test_long_gradients_are_scaled_to_the_largest_norm():
 def test_short_gradients_are_not_scaled():
   # Gradients 0.5 then 1, weighted as in `test_adam_by_hand`: m = (0.25 / 2 + 0.5) /
   # 0.75 = 5/6, v = (0.1875 / 4 + 0.25) / 0.4375. Scaled up to norm 1, both were 1.
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75, max_grad_norm=1.0
   )
   path = follow(config, [{'x': [0.5]}, {'x': [1.0]}], {'x': jnp.zeros(1)})
@@ -97,7 +101,7 @@ def test_short_gradients_are_not_scaled():
 def test_adam_by_hand():
   # Gradients 1 then 0. m = b1 (1 - b1) / (1 - b1^2) = 0.25 / 0.75 = 1/3,
   # v = b2 (1 - b2) / (1 - b2^2) = 0.1875 / 0.4375 = 3/7.
-  config = optim.Config(learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75)
+  config = OptimConfig(learning_rate=1.0, warmup_steps=0, b1=0.5, b2=0.75)
   path = follow(config, [{'x': [1.0]}, {'x': [0.0]}], {'x': jnp.zeros(1)})
   second = (1 / 3) / math.sqrt(3 / 7)
   np.testing.assert_allclose(path[1][0]['x'], [-1 - second], rtol=1e-6)
@@ -105,7 +109,7 @@ def test_adam_by_hand():
 
 def test_a_gradient_below_eps_makes_no_full_step():
   # 1e-9 / (1e-9 + 1e-6), where a gradient of any other size moves by 1.
-  config = optim.Config(learning_rate=1.0, warmup_steps=0, eps=1e-6)
+  config = OptimConfig(learning_rate=1.0, warmup_steps=0, eps=1e-6)
   optimizer = optim.make(config, 10)
   grads = {'x': jnp.array([1e-9])}
   updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
@@ -114,7 +118,7 @@ def test_a_gradient_below_eps_makes_no_full_step():
 
 def test_weight_decay_is_decoupled():
   # no gradient: 2 - 0.1 * 0.5 * 2
-  config = optim.Config(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+  config = OptimConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
   path = follow(config, [{'x': [[0.0]]}], {'x': jnp.full((1, 1), 2.0)})
   np.testing.assert_allclose(path[0][0]['x'], [[1.9]], rtol=1e-6)
 
@@ -140,7 +144,7 @@ def test_weight_matrices_alone_decay(known, muon):
   )
   if muon and not known:
     return  # refused
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=0.1, warmup_steps=0, weight_decay=0.5, muon_learning_rate=muon
   )
   for one in (model, routed):
@@ -156,7 +160,7 @@ def test_weight_matrices_alone_decay(known, muon):
 
 
 def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=0.1, warmup_steps=0, max_grad_norm=1e9, moments='bfloat16'
   )
   slopes = np.array([0.3, 1.1, -0.7, 0.013], np.float32)
@@ -212,7 +216,7 @@ RATE = (
 def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
   weights = 0.02 * jax.random.normal(jax.random.key(0), (200, 200))
   params = {'w': weights.astype(dtype), 'gain': jnp.ones(4)}
-  config = optim.Config(learning_rate=rate, masters=masters)
+  config = OptimConfig(learning_rate=rate, masters=masters)
   if message is None:
     optim.check_moves(params, config, 'rl_optim')
     return
@@ -233,7 +237,7 @@ def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
   weights = 0.02 * jax.random.normal(jax.random.key(0), (2, 400, 100))
   params = {'w': weights.astype('bfloat16'), 'embedding': jnp.ones((300, 100))}
   matrices = {'w': ((1,), (2,)), 'embedding': None}
-  config = optim.Config(rate, muon, warmup_steps=0, masters='none')
+  config = OptimConfig(rate, muon, warmup_steps=0, masters='none')
   gradient = jax.random.normal(jax.random.key(1), weights.shape)
   rule = optim.make(config, 10, matrices)
   grads = {'w': gradient, 'embedding': jnp.zeros((300, 100))}
@@ -249,7 +253,7 @@ def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
 
 
 def test_learning_rate_0_leaves_the_parameters():
-  config = optim.Config(learning_rate=0.0, weight_decay=0.5)
+  config = OptimConfig(learning_rate=0.0, weight_decay=0.5)
   path = follow(config, 2 * [{'x': [3.0]}], {'x': jnp.full(1, 2.0)})
   np.testing.assert_array_equal(path[1][0]['x'], [2.0])
 
@@ -299,9 +303,9 @@ def test_only_the_first_parts_count():
 
 
 def test_micro_batches_leave_rows_on_their_devices():
-  place = mesh.make(jax.devices()[:4])
-  state = jax.device_put(optim.init({'x': jnp.float32(1)}, SGD), mesh.sharding(place))
-  batch = mesh.put_batch(place, {'row': jnp.asarray(ROWS)})
+  place = make_mesh(jax.devices()[:4])
+  state = jax.device_put(optim.init({'x': jnp.float32(1)}, SGD), named_sharding(place))
+  batch = put_batch(place, {'row': jnp.asarray(ROWS)})
   lowered = jax.jit(update, static_argnums=2).lower(state, batch, 2)
   program = lowered.compile().as_text()
   assert program is not None
@@ -319,7 +323,7 @@ def test_muon_orthogonalises_the_matrices_that_it_is_told():
     ),  # two matrices 6 x (2, 3)
     'table': rng.normal(size=(6, 6)).astype(np.float32),
   }
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=0.5, muon_learning_rate=0.1, warmup_steps=0, max_grad_norm=1e9
   )
   chain = optim.make(config, 10, {'stack': ((1,), (2, 3)), 'table': None})
@@ -341,7 +345,7 @@ def test_muon_orthogonalises_the_matrices_that_it_is_told():
 
 def muon(settings, gradients, start=0.0):
   """Updates of a matrix and of a table, which stays with AdamW, for each gradient."""
-  config = optim.Config(
+  config = OptimConfig(
     learning_rate=0.5, muon_learning_rate=0.1, max_grad_norm=1e9, **settings
   )
   chain = optim.make(config, 10, {'matrix': ((0,), (1,)), 'table': None})
@@ -381,7 +385,7 @@ def test_muon_gives_adam_its_decay_rates():
 
 def test_muon_without_matrices_is_refused():
   with pytest.raises(ValueError, match='muon_learning_rate: expected 0 where'):
-    optim.make(optim.Config(muon_learning_rate=0.1), 10)
+    optim.make(OptimConfig(muon_learning_rate=0.1), 10)
 
 
 def test_micro_batches_that_do_not_divide_are_refused():
@@ -424,5 +428,5 @@ def test_micro_batches_that_do_not_divide_are_refused():
 )
 def test_impossible_settings_are_refused(settings, message):
   with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
-    optim.Config(**settings)
+    OptimConfig(**settings)
   assert str(error.value) == message

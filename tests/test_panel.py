@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.rewards.pool import Scores
-from r1jax.stages.panel import Panel
+from r1jax.stages.rewarding import PreferenceReward
 from r1jax.tasks import Problem
 
 REASONING = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})
@@ -43,7 +43,7 @@ def scored(problems, weight=0.5):
     return np.array([{'b': -1.0, 'd': 0.75}[text] for text in texts], np.float32)
 
   pool: Any = Pool(events)
-  panel = Panel(pool, scorer, weight)
+  panel = PreferenceReward(pool, scorer, weight)
   assert panel.names == ('accuracy', 'language', 'preference')
   pending = panel.submit(problems, 'abcd'[: len(problems)])
   return pending.result(), events

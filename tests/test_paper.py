@@ -26,9 +26,10 @@ from experiments.paper import (
   stage,
 )
 from experiments.paper.stage import RL, SFT
-from r1jax import grpo, text
+from r1jax import grpo
 from r1jax.model import decoder, presets
-from r1jax.stages.rl_config import at
+from r1jax.stages.rl_config import value_at
+from r1jax.text import templates
 
 BASE = 'DeepSeek-V3-Base'
 ZERO = r1_zero.R1_ZERO
@@ -40,11 +41,11 @@ def test_r1_zero_has_the_papers_hyper_parameters():
   assert (ZERO.optim.learning_rate, ZERO.optim.schedule) == (3e-6, 'constant')
   assert (ZERO.grpo.kl, ZERO.grpo.kl_coef) == ('k3', 0.001)
   assert (ZERO.rl.group_size, ZERO.rl.epochs) == (16, 1)
-  assert at(ZERO.rl.temperature, 0) == at(ZERO.rl.temperature, 649) == 1.0
+  assert value_at(ZERO.rl.temperature, 0) == value_at(ZERO.rl.temperature, 649) == 1.0
   ((_, rewards),) = ZERO.rewards
   assert tuple(rewards) == (1, 1, 0, 0, 0)  # accuracy and format alike, nothing neural
   # [v1], Table 1
-  assert text.render(r1_zero.TEMPLATE, 'Why?').endswith('User: Why?. Assistant:')
+  assert templates.render(r1_zero.TEMPLATE, 'Why?').endswith('User: Why?. Assistant:')
 
 
 def test_a_rollout_is_8192_outputs_and_a_step_512():
@@ -72,7 +73,7 @@ def test_a_part_of_a_rollout_counts_as_one():
 def test_outputs_may_be_longer_from_step_8200_on():
   # 512 rollouts are 8,192 updates, so the next is sampled before step 8,200; the one
   # after it has 8,208 before it.
-  limits = [at(ZERO.rl.max_length, before) for before in (0, 512, 513, 649)]
+  limits = [value_at(ZERO.rl.max_length, before) for before in (0, 512, 513, 649)]
   assert limits == [32_768, 32_768, 65_536, 65_536]
 
 
@@ -134,14 +135,14 @@ def test_stage_4_judges_preference_in_its_last_400_steps_alone():
   # [N]: 1,700 steps at temperature 0.7
   config = r1.ALL_SCENARIOS
   rollouts = range(config.rl.steps)
-  assert {at(config.rl.temperature, n) for n in rollouts} == {0.7}
-  preferred = [n for n in rollouts if at(config.rewards, n).helpfulness]
+  assert {value_at(config.rl.temperature, n) for n in rollouts} == {0.7}
+  preferred = [n for n in rollouts if value_at(config.rewards, n).helpfulness]
   assert len(preferred) * config.rl.minibatches == 400
   assert preferred[-1] == rollouts[-1]
-  assert preferred == [n for n in rollouts if at(config.rewards, n).safety]
-  assert preferred == [n for n in rollouts if at(config.data, n).general]
+  assert preferred == [n for n in rollouts if value_at(config.rewards, n).safety]
+  assert preferred == [n for n in rollouts if value_at(config.data, n).general]
   # reasoning + general + language
-  sums = {tuple(at(config.rewards, n)) for n in rollouts}
+  sums = {tuple(value_at(config.rewards, n)) for n in rollouts}
   assert sums == {(1, 1, 1, 0, 0), (1, 1, 1, 1, 1)}
 
 

@@ -8,9 +8,11 @@ import urllib.error
 import pytest
 
 from experiments import cold_start, grpo, r1_zero, thinking
-from r1jax import hub, network, paths
-from r1jax.stages import chat, command, lineage, workdir
-from r1jax.stages.pretrained import Config
+from r1jax.hub import chat_template, network, paths, tokenizer_files
+from r1jax.runtime import cli, workdir
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages import artifact, chat
+from r1jax.stages.from_hub import HubConfig
 from scripts.convert import Convert
 
 AFAR = ['gs://bucket/run', 's3://bucket/run', 'hf://owner/name', 'file:///tmp/run']
@@ -33,9 +35,9 @@ def test_a_scheme_is_told_from_a_colon(path, tmp_path, monkeypatch):
   ):
     paths.local('workdir', path)
   with pytest.raises(ValueError, match=r'^workdir: expected a path'):
-    workdir.open_workdir(path, Config())
+    workdir.open_workdir(path, HubConfig())
   with pytest.raises(ValueError, match=r'^parent: expected a path'):
-    lineage.load(path)
+    artifact.load(path)
   assert not list(tmp_path.iterdir())
 
 
@@ -48,7 +50,7 @@ def test_colons_within_names_are_no_schemes():
 @pytest.mark.parametrize('path', AFAR)
 def test_every_flag_for_a_path_refuses_a_scheme(config, words, name, path, capsys):
   with pytest.raises(SystemExit) as end:
-    command.parse(config(), [word.format(path) for word in words])
+    cli.parse(config(), [word.format(path) for word in words])
   assert end.value.code == 2
   said = capsys.readouterr().err
   assert said.startswith(f'error: {name}: expected a path on this machine, got {path};')
@@ -59,14 +61,14 @@ def test_a_model_may_be_on_the_hub_and_nowhere_else():
   with pytest.raises(
     ValueError, match=r'^model\.path: expected a path on this machine'
   ):
-    hub.fetched('gs://bucket/model')
+    tokenizer_files.fetched('gs://bucket/model')
   with pytest.raises(ValueError, match=r'^path: expected a path on this machine'):
-    chat.open_speaker('s3://bucket/model', None, chat.drawing.Config())
+    chat.open_session('s3://bucket/model', None, SamplingConfig())
 
 
 def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
   monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
-  constants = hub.huggingface_hub.constants
+  constants = tokenizer_files.huggingface_hub.constants
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
   asked = []
 
@@ -76,10 +78,10 @@ def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
 
   monkeypatch.setattr(network, 'check', silent)
   with pytest.raises(
-    hub.HubError,
+    chat_template.HubError,
     match=r'fetched .https://.*: Name or service not known.; give the folder',
   ):
-    hub.fetched('hf://owner/a-name-that-nobody-has')
+    tokenizer_files.fetched('hf://owner/a-name-that-nobody-has')
   assert asked == [constants.ENDPOINT]
   assert not constants.HF_HUB_OFFLINE
 

@@ -11,8 +11,11 @@ import transformers
 from hub import DEEPSEEK, FAMILIES, GROUPS, VOCAB, theirs
 from test_lora import logits, random_adapters
 
-from r1jax import mesh
-from r1jax.model import lora, peft, storage, weights
+from r1jax.hub import peft, peft_config, storage, weights
+from r1jax.model import lora
+from r1jax.model.lora import LoraConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
 
 TOKENS = np.random.default_rng(0).integers(VOCAB, size=(2, 20))
 FIELDS = {
@@ -30,7 +33,7 @@ def bases(tmp_path_factory):
     folder = tmp_path_factory.mktemp('peft') / model_type
     theirs(model_type, fields).save_pretrained(folder)
     like = weights.open_checkpoint(folder)
-    found[model_type] = like, weights.read(like, mesh.sharding(mesh.make()))
+    found[model_type] = like, weights.read(like, named_sharding(make_mesh()))
   return found
 
 
@@ -63,7 +66,7 @@ def adapted(like, base, config, adapters):
 )
 def test_adapters_of_experts_go_to_peft_and_back(bases, model_type, targets, tmp_path):
   like, base = bases[model_type]
-  config = lora.Config(rank=3, alpha=6.0, targets=targets)
+  config = LoraConfig(rank=3, alpha=6.0, targets=targets)
   adapters = random_adapters(like.config, config)
   peft.write(tmp_path / 'a', adapters, config, like)
   expected = said(their_peft.PeftModel.from_pretrained(opened(like), tmp_path / 'a'))
@@ -130,13 +133,15 @@ def test_each_expert_may_have_an_adapter_of_its_own(bases, tmp_path):
   for layer in range(2):
     for n in range(6):
       for part, inputs, outputs in (('gate', 32, 20), ('up', 32, 20), ('down', 20, 32)):
-        module = f'{peft.PREFIX}model.layers.{layer}.mlp.experts.{n}.{part}_proj'
+        module = f'{peft_config.PREFIX}model.layers.{layer}.mlp.experts.{n}.{part}_proj'
         for x, shape in (('A', (2, inputs)), ('B', (outputs, 2))):
           named[f'{module}.lora_{x}.weight'] = rng.normal(0, 0.2, shape)
   arrays = ((name, x.astype(np.float32)) for name, x in named.items())
   settings = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 3}
   content = json.dumps({**settings, 'target_modules': PROJECTIONS})
-  storage.write(tmp_path / 'a', arrays, {peft.CONFIG: content}, name=peft.FILE)
+  storage.write(
+    tmp_path / 'a', arrays, {peft_config.CONFIG: content}, name=peft_config.FILE
+  )
   expected = said(their_peft.PeftModel.from_pretrained(opened(like), tmp_path / 'a'))
   config, adapters = peft.read(tmp_path / 'a', like)
   ours = adapted(like, base, config, adapters)
@@ -147,7 +152,7 @@ def test_each_expert_may_have_an_adapter_of_its_own(bases, tmp_path):
 def plain(bases, tmp_path_factory):
   """A plain adapter of a checkpoint, and that."""
   like, _ = bases['llama']
-  config = lora.Config(rank=2, targets='query')
+  config = LoraConfig(rank=2, targets='query')
   folder = tmp_path_factory.mktemp('plain') / 'a'
   peft.write(folder, random_adapters(like.config, config), config, like)
   return folder, like
@@ -181,9 +186,9 @@ def test_kinds_of_lora_that_are_not_computed_are_named(
   plain, fields, message, tmp_path
 ):
   folder, like = plain
-  settings = json.loads((folder / peft.CONFIG).read_text())
-  (tmp_path / peft.FILE).write_bytes((folder / peft.FILE).read_bytes())
-  (tmp_path / peft.CONFIG).write_text(json.dumps({**settings, **fields}))
+  settings = json.loads((folder / peft_config.CONFIG).read_text())
+  (tmp_path / peft_config.FILE).write_bytes((folder / peft_config.FILE).read_bytes())
+  (tmp_path / peft_config.CONFIG).write_text(json.dumps({**settings, **fields}))
   with pytest.raises(storage.WeightsError, match=message):
     peft.read(tmp_path, like)
 
@@ -191,26 +196,28 @@ def test_kinds_of_lora_that_are_not_computed_are_named(
 def test_every_field_of_peft_is_known_or_refused_when_it_is_set(plain, tmp_path):
   folder, like = plain
   known = peft.peft_config
-  (tmp_path / peft.FILE).write_bytes((folder / peft.FILE).read_bytes())
-  settings = json.loads((folder / peft.CONFIG).read_text())
+  (tmp_path / peft_config.FILE).write_bytes((folder / peft_config.FILE).read_bytes())
+  settings = json.loads((folder / peft_config.CONFIG).read_text())
   defaults = their_peft.LoraConfig(r=2, lora_alpha=32).to_dict()
   # As saved with all its fields, at their defaults, it is a plain one.
   content = {**defaults, **settings, 'peft_type': 'LORA'}
-  (tmp_path / peft.CONFIG).write_text(json.dumps(content, default=list))
+  (tmp_path / peft_config.CONFIG).write_text(json.dumps(content, default=list))
   peft.read(tmp_path, like)
   fields = {field.name for field in dataclasses.fields(their_peft.LoraConfig)}
   computed = {'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora'}
   for name in fields - known.IGNORED - computed:
     changed = {**content, name: 'something'}
-    (tmp_path / peft.CONFIG).write_text(json.dumps(changed, default=list))
+    (tmp_path / peft_config.CONFIG).write_text(json.dumps(changed, default=list))
     with pytest.raises(storage.WeightsError, match=name):
       peft.read(tmp_path, like)
 
 
 def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
   folder, like = plain
-  (tmp_path / peft.CONFIG).write_bytes((folder / peft.CONFIG).read_bytes())
-  with pytest.raises(storage.WeightsError, match=rf'{peft.FILE} is not there$'):
+  (tmp_path / peft_config.CONFIG).write_bytes(
+    (folder / peft_config.CONFIG).read_bytes()
+  )
+  with pytest.raises(storage.WeightsError, match=rf'{peft_config.FILE} is not there$'):
     peft.read(tmp_path, like)
   (tmp_path / 'adapter_model.bin').touch()
   with pytest.raises(storage.WeightsError, match=r'there; adapter_model.bin is a pick'):
@@ -219,10 +226,12 @@ def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
 
 def test_an_adapter_that_is_not_finite_is_named(plain, tmp_path):
   folder, like = plain
-  named = {name: tensor.copy() for name, tensor in storage.header(folder / peft.FILE)}
-  name = f'{peft.PREFIX}model.layers.1.self_attn.q_proj.lora_B.weight'
+  named = {
+    name: tensor.copy() for name, tensor in storage.header(folder / peft_config.FILE)
+  }
+  name = f'{peft_config.PREFIX}model.layers.1.self_attn.q_proj.lora_B.weight'
   named[name][3, 0] = np.nan
-  files = {peft.CONFIG: folder / peft.CONFIG}
-  storage.write(tmp_path / 'b', iter(named.items()), files, name=peft.FILE)
+  files = {peft_config.CONFIG: folder / peft_config.CONFIG}
+  storage.write(tmp_path / 'b', iter(named.items()), files, name=peft_config.FILE)
   with pytest.raises(storage.WeightsError, match=rf'{name}: .* infinity in row 3'):
     peft.read(tmp_path / 'b', like)

@@ -12,16 +12,22 @@ import machines
 import pytest
 
 from experiments.smoke import Smoke
-from r1jax import grpo, mesh, optim
+from r1jax import grpo
+from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
-from r1jax.stages import hlo, plan, rl_config, topology
+from r1jax.optim import OptimConfig
+from r1jax.planner import hlo, programs, topology
+from r1jax.planner.programs import PlannedRun
+from r1jax.sharding.mesh import MeshConfig, make_mesh, slice_of
+from r1jax.sharding.rules import MeshError, named_sharding
+from r1jax.stages.rl_config import RLConfig
 from scripts import plan as script
 
 MODEL = ModelConfig(d_model=64, layers=2, heads=4, kv_heads=2, head_dim=16, d_ff=96)
-WORK = plan.Work(
+WORK = PlannedRun(
   MODEL,
   256,
-  rl_config.Config(
+  RLConfig(
     prompts_per_step=8,
     group_size=4,
     max_prompt_length=16,
@@ -29,9 +35,9 @@ WORK = plan.Work(
     minibatches=2,
     micro_batch_rows=8,
   ),
-  optim.Config(),
+  OptimConfig(),
   grpo.PRESETS['grpo'],
-  mesh.Config(fsdp=4, tensor=2),
+  MeshConfig(fsdp=4, tensor=2),
   'float32',
 )
 PARAMETERS = 256 * 64 + 2 * (64 * (4 + 2 + 2 + 4) * 16 + 3 * 64 * 96 + 2 * 64) + 64
@@ -42,15 +48,17 @@ def found():
   devices, chip = topology.find('cpu:8')
   (total,) = re.findall(r'MemTotal: *(\d+) kB', Path('/proc/meminfo').read_text())
   assert chip.memory * 8 == pytest.approx(int(total) * 1024, rel=1e-3)
-  return {one.name: one for one in map(plan.measure, plan.phases(WORK, devices))}
+  return {
+    one.name: one for one in map(programs.measure, programs.phases(WORK, devices))
+  }
 
 
 def test_every_phase_is_compiled_and_runs_as_often_as_in_a_step(found):
   times = {name: one.times for name, one in found.items()}
   assert times == {'prefill': 1, 'decode': 32, 'score': 2, 'update': 2}
-  without = dataclasses.replace(WORK, grpo=grpo.Config(kl_coef=0.0))
+  without = dataclasses.replace(WORK, grpo=GRPOConfig(kl_coef=0.0))
   devices, _ = topology.find('cpu:8')
-  names = [phase.name for phase in plan.phases(without, devices)]
+  names = [phase.name for phase in programs.phases(without, devices)]
   assert names == ['prefill', 'decode', 'update']
 
 
@@ -81,7 +89,9 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   settings = dataclasses.replace(WORK.rl, offload=True)
   work = dataclasses.replace(WORK, rl=settings)
   devices, _ = topology.find('cpu:8')
-  compiled = {one.name: one for one in map(plan.measure, plan.phases(work, devices))}
+  compiled = {
+    one.name: one for one in map(programs.measure, programs.phases(work, devices))
+  }
   names = ['prefill', 'decode', 'score', 'gradient', 'update']
   assert list(compiled) == names
   # Of the policy, the two means of its gradient and the reference in eighths there is:
@@ -97,7 +107,7 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   expected = {'prefill': 3, 'decode': 3, 'score': 2, 'gradient': 3, 'update': 1}
   assert aside == pytest.approx(expected, rel=0.05)
   # On a CPU it is all the same memory, and the run's process is in it too.
-  on_cpu = plan.with_process([compiled['gradient']], 8)[0]
+  on_cpu = programs.with_process([compiled['gradient']], 8)[0]
   assert on_cpu.memory['put aside'] == compiled['gradient'].aside
   gradient, update = compiled['gradient'].memory, compiled['update'].memory
   for memory in (gradient, update):
@@ -118,11 +128,11 @@ def test_copies_send_their_gradients_once_however_many_micro_batches():
   work = dataclasses.replace(
     WORK,
     rl=dataclasses.replace(WORK.rl, minibatches=1),
-    mesh=mesh.Config(data=2, fsdp=4),
+    mesh=MeshConfig(data=2, fsdp=4),
   )
-  *_, update = plan.phases(work, topology.find('2xv5e:2x2')[0])
+  *_, update = programs.phases(work, topology.find('2xv5e:2x2')[0])
   assert update.args[2].tokens.shape[0] == 4
-  sent = plan.measure(update).costs.sent
+  sent = programs.measure(update).costs.sent
   # A quarter of them: a half goes out to be summed, and the sum of the other comes.
   summed = sent['all-reduce', 2, 'network']
   assert summed == pytest.approx(4 * PARAMETERS / 4, rel=0.05)
@@ -135,25 +145,25 @@ def test_a_phase_is_bound_by_what_takes_longest():
     ('all-reduce', 8, 'network'): 5e8,
   }
   costs = hlo.Costs(flops=6e12, bytes=1e9, sent=sent)
-  found = plan.Found('update', 1.0, {'temporary': 3e9}, costs, times=2)
+  found = programs.Found('update', 1.0, {'temporary': 3e9}, costs, times=2)
   chip = topology.Chip(memory=4e9, flops=1e12, bandwidth=1e9, links=1e9, network=1e8)
-  assert plan.limits(found, chip) == {
+  assert programs.limits(found, chip) == {
     'compute': 12.0,
     'memory': 2.0,
     'links': 8.0,
     'network': 10.0,
   }
   given = dataclasses.replace(found, given=3e9, costs=hlo.Costs())
-  assert plan.limits(given, chip)['memory'] == 6.0  # read once each time
-  assert plan.fits([found], chip)
-  assert not plan.fits([found], chip._replace(memory=2.9e9))
-  text = '\n'.join(plan.report(WORK, [found], chip))
+  assert programs.limits(given, chip)['memory'] == 6.0  # read once each time
+  assert programs.fits([found], chip)
+  assert not programs.fits([found], chip._replace(memory=2.9e9))
+  text = '\n'.join(programs.report(WORK, [found], chip))
   assert 'update needs the most, 3.00 GB of 4.00 GB: fits' in text
   assert 'by compute' in text
   gathered = 'all-gather over 4 chips 3.00 GB, all-reduce over 8 chips 1.00 GB'
   assert f' 4.00 GB by links: {gathered}\n' in text
   assert ' 0.50 GB by network: all-reduce over 8 chips 0.50 GB\n' in text
-  slow = plan.report(WORK, [found], chip._replace(network=5e7))
+  slow = programs.report(WORK, [found], chip._replace(network=5e7))
   assert 'update   at least 20 s a step, by network' in '\n'.join(slow)
   assert f'at most {8 * 4 * 32 / 12:,.0f} tokens/s, 7,200.0 steps a day' in text
 
@@ -179,15 +189,17 @@ class Refused:
 )
 def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
   words = f'RESOURCE_EXHAUSTED: Ran out of memory. {how}\nmore'
-  found = plan.measure(plan.Phase('update', Refused(words), (), {}, BESIDE, 1))
+  found = programs.measure(programs.Phase('update', Refused(words), (), {}, BESIDE, 1))
   assert found.memory == {'reference': 3e9, 'the program': 120.5 * 2**30}
-  assert not plan.fits([found], topology.CHIPS['v5p'])
-  text = '\n'.join(plan.report(WORK, [found], topology.CHIPS['v5p']))
+  assert not programs.fits([found], topology.CHIPS['v5p'])
+  text = '\n'.join(programs.report(WORK, [found], topology.CHIPS['v5p']))
   assert f'refused: RESOURCE_EXHAUSTED: Ran out of memory. {how}' in text
   assert 'does NOT fit' in text
   assert 'steps a day' not in text
   with pytest.raises(RuntimeError, match='INTERNAL'):
-    plan.measure(plan.Phase('update', Refused('INTERNAL: else'), (), {}, BESIDE, 1))
+    programs.measure(
+      programs.Phase('update', Refused('INTERNAL: else'), (), {}, BESIDE, 1)
+    )
 
 
 @pytest.mark.parametrize(('machine', 'copies'), [('cpu:8', 1), ('2xv5e:2x2', 2)])
@@ -196,9 +208,9 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
     WORK,
     model=dataclasses.replace(MODEL, remat='dots'),
     rl=dataclasses.replace(WORK.rl, micro_batch_rows=32),
-    mesh=mesh.Config(tensor=2),
+    mesh=MeshConfig(tensor=2),
   )
-  tried = dict(plan.changes(work, topology.find(machine)[0]))
+  tried = dict(programs.changes(work, topology.find(machine)[0]))
   assert list(tried) == [
     '--rl.micro-batch-rows 16',
     '--rl.micro-batch-rows 8',
@@ -214,19 +226,19 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
   assert (last.rl.micro_batch_rows, last.model.remat) == (4, 'full')
   assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
   # Nothing that would not learn.
-  still = dataclasses.replace(work, optim=optim.Config(masters='none', b2=0.999))
-  found = dict(plan.changes(still, topology.find(machine)[0]))
+  still = dataclasses.replace(work, optim=OptimConfig(masters='none', b2=0.999))
+  found = dict(programs.changes(still, topology.find(machine)[0]))
   assert list(found)[-1] == '--rl.offload True'
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'mesh': mesh.Config(fsdp=3)}, 'mesh.fsdp 4 would do'),
-    ({'mesh': mesh.Config(fsdp=2, context=4, data=1)}, 'max_length: .* the next is 36'),
-    ({'mesh': mesh.Config(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
-    ({'mesh': mesh.Config(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),
-    ({'mesh': mesh.Config(sampler_tensor=4)}, 'mesh.sampler_tensor 4: expected a div'),
+    ({'mesh': MeshConfig(fsdp=3)}, 'mesh.fsdp 4 would do'),
+    ({'mesh': MeshConfig(fsdp=2, context=4, data=1)}, 'max_length: .* the next is 36'),
+    ({'mesh': MeshConfig(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
+    ({'mesh': MeshConfig(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),
+    ({'mesh': MeshConfig(sampler_tensor=4)}, 'mesh.sampler_tensor 4: expected a div'),
     (
       {'rl': dataclasses.replace(WORK.rl, micro_batch_rows=6)},
       'rl.micro_batch_rows: expected a multiple of 4, .* got 6; the next is 8',
@@ -240,8 +252,8 @@ def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
   prompts = 12 if 'prompts' in message else 8
   rl = dataclasses.replace(WORK.rl, max_length=((0, length),), prompts_per_step=prompts)
   work = dataclasses.replace(WORK, **{'rl': rl, **change})
-  with pytest.raises(mesh.MeshError, match=message):
-    list(plan.phases(work, topology.find('cpu:8')[0]))
+  with pytest.raises(MeshError, match=message):
+    list(programs.phases(work, topology.find('cpu:8')[0]))
 
 
 def run(*words):
@@ -317,13 +329,13 @@ def test_an_experiment_that_makes_another_smaller_is_not_planned_as_that_one():
 def test_copies_of_a_model_lie_on_different_slices():
   two, chip = topology.find('2xv5e:2x2')
   assert chip == topology.CHIPS['v5e']
-  found = mesh.make(two, mesh.Config(fsdp=2, tensor=2))
+  found = make_mesh(two, MeshConfig(fsdp=2, tensor=2))
   assert found.shape['data'] == 2
   for n, copy in enumerate(found.devices):
-    assert {mesh.slice_of(device) for device in copy.flat} == {n}
+    assert {slice_of(device) for device in copy.flat} == {n}
   message = r'mesh.data: .* the 2 slices, got 1; .* within the 4 .* axes come to 8$'
-  with pytest.raises(mesh.MeshError, match=message):
-    mesh.make(two, mesh.Config(fsdp=8))
+  with pytest.raises(MeshError, match=message):
+    make_mesh(two, MeshConfig(fsdp=8))
 
 
 def slope(w, x):
@@ -335,15 +347,17 @@ def slope(w, x):
   [('2xv5e:2x2', None), ('cpu:8', topology.CHIPS['h100']._replace(joined=4))],
 )
 def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
-  place = mesh.make(topology.find(machine)[0], mesh.Config(data=2, fsdp=4))
+  place = make_mesh(topology.find(machine)[0], MeshConfig(data=2, fsdp=4))
 
   def shape(*sizes, names):
-    lying = mesh.sharding(place, *names)
+    lying = named_sharding(place, *names)
     return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=lying)
 
   args = shape(64, 48, names=('embed', None)), shape(32, 64, names=('prompt', None))
   program = jax.jit(slope, out_shardings=args[0].sharding)
-  costs = plan.measure(plan.Phase('slope', program, args, {}, {}, 1), chip).costs
+  costs = programs.measure(
+    programs.Phase('slope', program, args, {}, {}, 1), chip
+  ).costs
   # Of 64 x 48 gradients a device has a quarter, and exchanges halves of it twice.
   assert costs.over('network') == pytest.approx(4 * 64 * 48 / 4)
 
@@ -357,7 +371,7 @@ def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
   ],
 )
 def test_flags_of_experiments_that_have_another_name_are_named(words, message):
-  with pytest.raises(plan.PlanError, match=message):
+  with pytest.raises(programs.PlanError, match=message):
     script.check_words(['--rl.steps', '3', *words])
   script.check_words(['--model', 'Qwen2.5-7B', '--mesh.fsdp', '8'])
 

@@ -13,14 +13,19 @@ import optax
 import pytest
 import scipy.special
 
-from r1jax import mesh, optim, preference, sampling, text
+from r1jax import optim, reward_model
+from r1jax.miniature.judge import Pair
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.rewards.judge import Pair
-from r1jax.stages import preference as stage
-from r1jax.stages.preference import Config, Scorer
-from r1jax.stages.run import Interruption, TrainingError, start
+from r1jax.runtime.run import Interruption, TrainingError, start
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch, put_boxed, replicate
+from r1jax.stages import preference
+from r1jax.stages.preference import PreferenceConfig, Scorer
 from r1jax.tasks import arithmetic
+from r1jax.tasks.arithmetic import ArithmeticConfig
+from r1jax.text.tokenizer import Tokenizer
 
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
 SGD = optax.sgd(0.5)
@@ -38,7 +43,7 @@ def toy(seed=0, vocab=VOCAB):
   """A preference model of which a text's last token decides."""
   rng = np.random.default_rng(seed)
   table, head = rng.normal(size=(vocab, WIDTH)), rng.normal(size=WIDTH)
-  params = preference.init({'table': jnp.asarray(table, jnp.float32)}, WIDTH)
+  params = reward_model.init({'table': jnp.asarray(table, jnp.float32)}, WIDTH)
   return {**params, 'head': jnp.asarray(head, jnp.float32)}
 
 
@@ -46,7 +51,7 @@ def random_batch(pairs, length, seed=1):
   rng = np.random.default_rng(seed)
   tokens = rng.integers(VOCAB, size=(pairs, 2, length)).astype(np.int32)
   lengths = rng.integers(1, length + 1, size=(pairs, 2, 1))
-  return preference.Batch(tokens, np.arange(length)[None, None] < lengths)
+  return reward_model.Batch(tokens, np.arange(length)[None, None] < lengths)
 
 
 def last_tokens(batch):
@@ -57,7 +62,7 @@ def last_tokens(batch):
 def make_step(parts=1, forward=forward):
   return jax.jit(
     functools.partial(
-      preference.step, forward=forward, optimizer=SGD, micro_batches=parts
+      reward_model.step, forward=forward, optimizer=SGD, micro_batches=parts
     )
   )
 
@@ -71,7 +76,7 @@ def close(got, expected, **tolerance):
 def test_bradley_terry_is_minus_log_sigmoid():
   chosen = np.array([0.0, 3.0, -3.0, 200.0, -200.0], np.float32)
   rejected = np.array([0.0, 1.0, 1.0, 0.0, 0.0], np.float32)
-  loss = preference.bradley_terry(jnp.asarray(chosen), jnp.asarray(rejected))
+  loss = reward_model.bradley_terry(jnp.asarray(chosen), jnp.asarray(rejected))
   expected = -scipy.special.log_expit(np.float64(chosen) - rejected)
   # float32, whose least number is 1e-38: exp(-200) is 0
   np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-38)
@@ -88,12 +93,12 @@ def test_loss_and_metrics_by_hand():
     'bias': jnp.float32(7),  # the same for both sides
   }
   mask = np.array([[1, 1, 0], [1, 1, 1]], np.bool_)
-  batch = preference.Batch(
+  batch = reward_model.Batch(
     # 3 above 0, then 1 below 3, then a tie of 1 and 1
     tokens=np.array([[[0, 2, 1], [1, 1, 0]], [[0, 1, 2], [0, 0, 2]], [[2, 1, 0]] * 2]),
     mask=np.stack([mask, mask, mask[[0, 0]]]),
   )
-  loss, metrics = preference.loss(params, batch, forward=forward, total=3.0)
+  loss, metrics = reward_model.loss(params, batch, forward=forward, total=3.0)
   expected = -np.log(scipy.special.expit([3, -2, 0])).sum() / 3
   np.testing.assert_allclose(loss, expected, rtol=1e-6)  # float32
   np.testing.assert_allclose(metrics['accuracy'], (1 + 0 + 0.5) / 3, rtol=1e-6)
@@ -101,9 +106,9 @@ def test_loss_and_metrics_by_hand():
 
 
 def test_a_fresh_model_finds_all_texts_equal():
-  params = preference.init({'table': jnp.ones((VOCAB, WIDTH))}, WIDTH)
+  params = reward_model.init({'table': jnp.ones((VOCAB, WIDTH))}, WIDTH)
   batch = random_batch(4, 5)
-  loss, metrics = preference.loss(params, batch, forward=forward, total=4.0)
+  loss, metrics = reward_model.loss(params, batch, forward=forward, total=4.0)
   np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)  # float32
   assert metrics == {'accuracy': 0.5, 'margin': 0.0}
 
@@ -136,9 +141,9 @@ def test_step_is_the_same_for_any_micro_batches():
 def test_standardised_scores_have_mean_0_and_deviation_1():
   params, batch = toy(), random_batch(50, 5)
   tokens, mask = (x.reshape(100, 5) for x in (batch.tokens, batch.mask))
-  before = preference.score(params, tokens, mask, forward=forward)
-  params = preference.standardised(params, before)
-  after = preference.score(params, tokens, mask, forward=forward)
+  before = reward_model.score(params, tokens, mask, forward=forward)
+  params = reward_model.standardised(params, before)
+  after = reward_model.score(params, tokens, mask, forward=forward)
   expected = (before - np.mean(before)) / np.std(before)
   np.testing.assert_allclose(after, expected, atol=1e-6)  # float32 near 1
 
@@ -148,7 +153,7 @@ def test_standardised_scores_have_mean_0_and_deviation_1():
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return text.Tokenizer.train(['yes no User: calculate Assistant:'] * 9, 280)
+  return Tokenizer.train(['yes no User: calculate Assistant:'] * 9, 280)
 
 
 @pytest.fixture(scope='module')
@@ -163,18 +168,18 @@ def tiny(tokenizer):
   boxed = jax.tree.map(
     lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), boxed
   )
-  params = mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
-  return sampling.Model(*decoder.functions(config, vocab)), params
+  params = put_boxed(make_mesh(jax.devices()[:1]), boxed)
+  return DecoderFns(*decoder.functions(config, vocab)), params
 
 
 def test_score_ignores_padding(tiny):
   model, decoder_params = tiny
   rng = np.random.default_rng(0)
-  params = {**preference.init(decoder_params, 16), 'head': rng.normal(size=16)}
+  params = {**reward_model.init(decoder_params, 16), 'head': rng.normal(size=16)}
 
   def score(tokens, mask):
     arrays = jnp.asarray(tokens), jnp.asarray(mask)
-    return preference.score(params, *arrays, forward=model.forward)
+    return reward_model.score(params, *arrays, forward=model.forward)
 
   tokens = rng.integers(2, 100, size=(3, 6))
   mask = np.arange(6)[None] < np.array([[6], [2], [4]])
@@ -191,13 +196,13 @@ def test_score_ignores_padding(tiny):
 
 def test_sharded_step_matches_single_device(tiny):
   model, decoder_params = tiny
-  params = {**preference.init(decoder_params, 16), 'head': jnp.linspace(-1, 1, 16)}
+  params = {**reward_model.init(decoder_params, 16), 'head': jnp.linspace(-1, 1, 16)}
   step, batch = make_step(2, model.forward), random_batch(8, 6)
 
   def run(devices):
-    place = mesh.make(devices)
-    state = mesh.put_everywhere(place, optim.init(params, SGD))
-    rows = mesh.put_batch(place, batch)
+    place = make_mesh(devices)
+    state = replicate(place, optim.init(params, SGD))
+    rows = put_batch(place, batch)
     with jax.transfer_guard('disallow'):
       return jax.device_get(step(state, rows))
 
@@ -212,7 +217,7 @@ PROBLEM = arithmetic.problem(34, '+', 21)
 
 
 def encode(tokenizer, outputs, max_length=40, problem=PROBLEM):
-  return stage.encode(
+  return preference.encode(
     [problem] * len(outputs),
     outputs,
     tokenizer=tokenizer,
@@ -258,11 +263,11 @@ def toy_scorer(tokenizer, forward=forward, devices=1):
 
   return Scorer(
     params=toy(vocab=tokenizer.vocab_size),
-    model=sampling.Model(before_the_end, NOTHING, NOTHING, NOTHING),
+    model=DecoderFns(before_the_end, NOTHING, NOTHING, NOTHING),
     tokenizer=tokenizer,
     template='plain',
     max_length=40,
-    mesh=mesh.make(jax.devices()[:devices]),
+    mesh=make_mesh(jax.devices()[:devices]),
   )
 
 
@@ -295,8 +300,8 @@ def test_rewards_compile_once(tokenizer):
 def test_rewards_depend_on_what_is_shown_alone(tokenizer, tiny):
   model, decoder_params = tiny
   head = jnp.linspace(-1, 1, 16)
-  params = {**preference.init(decoder_params, 16), 'head': head}
-  place = mesh.make(jax.devices()[:1])
+  params = {**reward_model.init(decoder_params, 16), 'head': head}
+  place = make_mesh(jax.devices()[:1])
   scorer = Scorer(params, model, tokenizer, 'plain', 40, place)
   outputs = [
     '<think>no</think> yes <answer>55</answer>',
@@ -331,7 +336,7 @@ class Experiment:
 
 def yes_is_better(count):
   """One pair each of `count` problems: the same text but for a word."""
-  problems = list(arithmetic.generate(arithmetic.Config(), 'train'))[:count]
+  problems = list(arithmetic.generate(ArithmeticConfig(), 'train'))[:count]
   return [
     Pair(problem, f'<think>a</think> {n} yes', f'<think>b</think> {n} no', 2.0)
     for n, problem in enumerate(problems)
@@ -342,7 +347,7 @@ def train(workdir, tiny, tokenizer, pairs, config, optimizer=None, interrupted=F
   model, params = tiny
   with start(Experiment(str(workdir)), phases=('preference',)) as run:
     run.interrupted = interrupted
-    return stage.train(
+    return preference.train(
       run,
       'preference',
       params,
@@ -352,7 +357,7 @@ def train(workdir, tiny, tokenizer, pairs, config, optimizer=None, interrupted=F
       pairs=pairs,
       config=config,
       optimizer=optimizer or optax.adam(1e-2),
-      mesh=mesh.make(jax.devices()[:1]),
+      mesh=make_mesh(jax.devices()[:1]),
       seed=0,
     )
 
@@ -365,7 +370,9 @@ def lines(workdir):
 
 def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, tokenizer):
   pairs = yes_is_better(240)
-  config = Config(epochs=2, pairs_per_step=12, max_length=40, held_out=0.2, log_every=5)
+  config = PreferenceConfig(
+    epochs=2, pairs_per_step=12, max_length=40, held_out=0.2, log_every=5
+  )
   model, decoder_params = tiny
   before = jax.tree.map(np.array, decoder_params)
   params = train(tmp_path / 'run', tiny, tokenizer, pairs, config)
@@ -381,11 +388,11 @@ def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, toke
   # The decoder is still there for others.
   jax.tree.map(np.testing.assert_array_equal, before, decoder_params)
 
-  place = mesh.make(jax.devices()[:1])
+  place = make_mesh(jax.devices()[:1])
   scorer = Scorer(params, model, tokenizer, 'plain', 40, place)
   # Every training text was measured, so their scores have mean 0 and deviation 1.
-  seen, unseen = stage.split(pairs, 0.2)
-  assert len(seen) < stage.MEASURED
+  seen, unseen = preference.split(pairs, 0.2)
+  assert len(seen) < preference.MEASURED
   problems = [pair.problem for pair in seen] * 2
   outputs = [pair.chosen for pair in seen] + [pair.rejected for pair in seen]
   scores = np.arctanh(np.float64(scorer(problems, outputs)))
@@ -400,7 +407,7 @@ def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, toke
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny, tokenizer):
   pairs = yes_is_better(20)
-  config = Config(
+  config = PreferenceConfig(
     epochs=2,
     pairs_per_step=4,
     micro_batches=2,
@@ -422,8 +429,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny, tokenizer):
 
 
 def test_every_epoch_takes_other_pairs_together_and_none_twice():
-  data = preference.Batch(np.arange(12)[:, None, None], np.ones((12, 1, 1)))
-  steps = [stage._portion(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)]
+  data = reward_model.Batch(np.arange(12)[:, None, None], np.ones((12, 1, 1)))
+  steps = [
+    preference._portion(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)
+  ]
   first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
   assert sorted(first) == sorted(second) == list(range(12))
   assert first.tolist() != second.tolist()
@@ -431,33 +440,36 @@ def test_every_epoch_takes_other_pairs_together_and_none_twice():
 
 def test_held_out_pairs_share_no_problem_with_the_others():
   pairs = [pair for pair in yes_is_better(30) for _ in range(3)]
-  training, held_out = stage.split(pairs, 0.11)
+  training, held_out = preference.split(pairs, 0.11)
   names, held_out_names = (
     {pair.problem.id for pair in part} for part in (training, held_out)
   )
   assert not names & held_out_names
   assert (len(names), len(held_out_names)) == (26, 4)  # 3.3, rounded up
   assert len(training) + len(held_out) == 90
-  assert stage.split(pairs, 0.0) == (pairs, [])
+  assert preference.split(pairs, 0.0) == (pairs, [])
 
 
 def test_too_few_pairs_are_refused_before_training(tmp_path, tiny, tokenizer):
-  config = Config(pairs_per_step=10, held_out=0.1)
+  config = PreferenceConfig(pairs_per_step=10, held_out=0.1)
   expected = 'pairs_per_step: expected at most 9, the pairs left of 10 when 0.1 of'
   with pytest.raises(ValueError, match=expected):
     train(tmp_path / 'run', tiny, tokenizer, yes_is_better(10), config)
   # 10 of 12 are left, a step an epoch.
-  assert stage.updates(yes_is_better(12), Config(epochs=3, pairs_per_step=10)) == 3
+  assert (
+    preference.updates(yes_is_better(12), PreferenceConfig(epochs=3, pairs_per_step=10))
+    == 3
+  )
 
 
 def test_a_model_that_learned_nothing_is_refused(tmp_path, tiny, tokenizer):
-  config = Config(pairs_per_step=4, max_length=40)
+  config = PreferenceConfig(pairs_per_step=4, max_length=40)
   with pytest.raises(TrainingError, match='gives every text the score 0 after 2 steps'):
     train(tmp_path / 'run', tiny, tokenizer, yes_is_better(10), config, optax.sgd(0.0))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny, tokenizer):
-  config = Config(pairs_per_step=4, max_length=40, log_every=1)
+  config = PreferenceConfig(pairs_per_step=4, max_length=40, log_every=1)
   expected = 'loss of preference is nan .* step 2; lower preference_optim.learning_rate'
   with pytest.raises(TrainingError, match=expected):
     train(
@@ -475,4 +487,4 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny, tokenizer):
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    PreferenceConfig(**fields)

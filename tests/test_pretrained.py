@@ -17,12 +17,29 @@ import transformers
 from hub import checkpoint
 
 from experiments import grpo
-from r1jax import drawing, hub, mesh, tasks, text
-from r1jax.model import lora, peft, storage, weights
+from r1jax import tasks
+from r1jax.hub import (
+  chat_template,
+  peft,
+  peft_config,
+  storage,
+  tokenizer_files,
+  weights,
+)
+from r1jax.model import lora
 from r1jax.model.config import ModelConfig
-from r1jax.stages import chat, finetune, lineage, pretrained
-from r1jax.stages.run import start
+from r1jax.model.lora import LoraConfig
+from r1jax.runtime.run import start
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.stages import artifact, chat, from_hub
+from r1jax.stages.artifact import ArtifactError, Policy
+from r1jax.stages.from_hub import HubConfig
+from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import gsm8k
+from r1jax.tasks.gsm8k import GSM8KConfig
+from r1jax.text import parsing, templates
+from r1jax.text.tokenizer import Tokenizer
 from scripts import convert
 
 DATED = (
@@ -89,8 +106,8 @@ def test_a_run_gives_back_a_checkpoint_that_transformers_opens(trained):
   opened = transformers.AutoModelForCausalLM.from_pretrained(
     trained / 'out', attn_implementation='eager'
   ).eval()
-  stage = lineage.load(trained / 'run')
-  params = stage.params(mesh.make())
+  stage = artifact.load(trained / 'run')
+  params = stage.params(make_mesh())
   tokens = np.random.default_rng(0).integers(2, 290, size=(1, 20))
   zeros = np.zeros_like(tokens)
   model = stage.model.functions
@@ -111,7 +128,7 @@ def test_without_its_source_a_run_is_written_but_for_what_it_did_not_use(
   trained, tmp_path
 ):
   shutil.copytree(trained / 'run', tmp_path / 'run')
-  source = tmp_path / 'run' / lineage.HUB / lineage.SOURCE
+  source = tmp_path / 'run' / artifact.HUB / artifact.SOURCE
   kept = json.loads(source.read_text())
   source.write_text(json.dumps({**kept, 'path': str(tmp_path / 'gone')}))
   convert.convert(convert.Convert(str(tmp_path / 'run'), str(tmp_path / 'out')))
@@ -121,17 +138,17 @@ def test_without_its_source_a_run_is_written_but_for_what_it_did_not_use(
 @dataclasses.dataclass(frozen=True)
 class Zero:
   workdir: str
-  base: finetune.Config = finetune.Config()
+  base: PretrainConfig = PretrainConfig()
 
 
 def test_a_model_that_was_made_here_opens_in_transformers(tmp_path):
   config = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=1, head_dim=8, d_ff=32)
-  tokenizer = text.Tokenizer.train(['User: 3+5\nAssistant: <think>'] * 9, 280)
-  model = lineage.Model(config, tokenizer, 'plain')
-  params = model.init(mesh.make(), 0)
+  tokenizer = Tokenizer.train(['User: 3+5\nAssistant: <think>'] * 9, 280)
+  model = Policy(config, tokenizer, 'plain')
+  params = model.init(make_mesh(), 0)
   zero = Zero(str(tmp_path / 'zero'))
   with start(zero, phases=()) as job:
-    lineage.finish(job, 'r1_zero', zero, model, {'final': params})
+    artifact.finish(job, 'r1_zero', zero, model, {'final': params})
   convert.convert(convert.Convert(str(tmp_path / 'zero'), str(tmp_path / 'out')))
 
   opened = transformers.AutoModelForCausalLM.from_pretrained(
@@ -169,7 +186,7 @@ def folder(tmp_path_factory):
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
     ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
     (
-      {'adapter': 'a', 'lora': lora.Config(rank=2)},
+      {'adapter': 'a', 'lora': LoraConfig(rank=2)},
       "model.adapter: expected none with model.lora.rank, .*; got 'a'",
     ),
     ({'chat_template_kwargs': '{'}, 'chat_template_kwargs: expected an object in JSON'),
@@ -189,21 +206,21 @@ def test_what_cannot_be_started_from_is_said_before_anything_is_read(
 ):
   path = {} if settings == {} else {'path': str(folder)}
   with pytest.raises(ValueError, match=message):
-    pretrained.look_up(pretrained.Config(**{**path, **settings}))
+    from_hub.look_up(HubConfig(**{**path, **settings}))
 
 
 def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   folder, tmp_path
 ):
   like = weights.open_checkpoint(folder)
-  config = lora.Config(rank=2, alpha=4.0, targets='query')
+  config = LoraConfig(rank=2, alpha=4.0, targets='query')
   adapters = lora.init(like.config, config, jax.random.key(0))
   adapters = jax.tree.map(lambda x: x + 0.1, adapters)
   peft.write(tmp_path / 'a', adapters, config, like)
-  plain = pretrained.look_up(pretrained.Config(path=str(folder)))
-  settings = pretrained.Config(path=str(folder), adapter=str(tmp_path / 'a'))
-  found = pretrained.look_up(settings)
-  where = mesh.make()
+  plain = from_hub.look_up(HubConfig(path=str(folder)))
+  settings = HubConfig(path=str(folder), adapter=str(tmp_path / 'a'))
+  found = from_hub.look_up(settings)
+  where = make_mesh()
   before, after = plain.params(where), found.params(where)
   pair = adapters['blocks']['query']
   added = 2.0 * np.einsum('ldr,lrhc->ldhc', pair['a'], pair['b'])
@@ -212,23 +229,23 @@ def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   )
   np.testing.assert_array_equal(after['blocks']['key'], before['blocks']['key'])
   assert set(found.facts) - set(plain.facts) == {
-    str(tmp_path / 'a' / name) for name in (peft.CONFIG, peft.FILE)
+    str(tmp_path / 'a' / name) for name in (peft_config.CONFIG, peft_config.FILE)
   }
 
 
 def test_more_tokens_than_rows_are_refused(folder, tmp_path):
   shutil.copytree(folder, tmp_path / 'model')
   words = [f'{a}{b}{c}' for a in 'brst' for b in 'aeiou' for c in 'klmnp']
-  tokenizer = text.Tokenizer.train([' '.join(words)] * 9, 360)
-  tokenizer.save(tmp_path / 'model' / hub.TOKENIZER)
+  tokenizer = Tokenizer.train([' '.join(words)] * 9, 360)
+  tokenizer.save(tmp_path / 'model' / tokenizer_files.TOKENIZER)
   with pytest.raises(ValueError, match=r'at most 300 tokens, the rows .*, got a'):
-    pretrained.look_up(pretrained.Config(path=str(tmp_path / 'model')))
+    from_hub.look_up(HubConfig(path=str(tmp_path / 'model')))
 
 
 def test_parameters_may_be_bfloat16(folder):
-  config = pretrained.Config(path=str(folder), param_dtype='bfloat16')
-  found = pretrained.look_up(config)
-  params = found.params(mesh.make())
+  config = HubConfig(path=str(folder), param_dtype='bfloat16')
+  found = from_hub.look_up(config)
+  params = found.params(make_mesh())
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
 
 
@@ -239,8 +256,8 @@ def test_a_name_on_the_hub_is_fetched_without_pickles_or_code(folder, monkeypatc
     asked.append((name, allow_patterns))
     return str(folder)
 
-  monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', fetch)
-  found = pretrained.look_up(pretrained.Config(path='hf://owner/name'))
+  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fetch)
+  found = from_hub.look_up(HubConfig(path='hf://owner/name'))
   assert found.checkpoint.folder == folder
   ((name, patterns),) = asked
   assert name == 'owner/name'
@@ -251,20 +268,20 @@ def test_a_name_that_cannot_be_fetched_says_so(monkeypatch):
   def fail(*args, **settings):
     raise ConnectionError('no route\nand more')
 
-  monkeypatch.setattr(hub.huggingface_hub, 'snapshot_download', fail)
+  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fail)
   message = r'hf://owner/name is not .* .ConnectionError: no route.; give the folder'
-  with pytest.raises(hub.HubError, match=message):
-    pretrained.look_up(pretrained.Config(path='hf://owner/name'))
+  with pytest.raises(chat_template.HubError, match=message):
+    from_hub.look_up(HubConfig(path='hf://owner/name'))
 
 
 def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
   checkpoint(
     tmp_path / 'm', 'llama', {}, chat="{{ messages[0]['content'] }}<think>\n\n"
   )
-  model = pretrained.look_up(pretrained.Config(path=str(tmp_path / 'm'))).model
-  prompt = model.tokenizer.prompt(text.CHAT, '3+5')
+  model = from_hub.look_up(HubConfig(path=str(tmp_path / 'm'))).model
+  prompt = model.tokenizer.prompt(templates.CHAT, '3+5')
   assert prompt == '3+5<think>\n'
-  where = mesh.make(jax.devices()[:1])
+  where = make_mesh(jax.devices()[:1])
   problem = tasks.Problem('1', 'arithmetic', '3+5', {'result': 8})
   outputs = model.generator(32, where)(
     model.init(where, 0),
@@ -272,7 +289,7 @@ def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
     [problem],
     group_size=2,
     max_length=4,
-    draw=drawing.Config(),
+    draw=SamplingConfig(),
   )
   assert all(said.startswith('<think>\n') for said in outputs.texts[0])
   # What a model learns from goes on where the prompt ends.
@@ -285,63 +302,65 @@ def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
 @dataclasses.dataclass(frozen=True)
 class Hub:
   workdir: str
-  model: pretrained.Config
+  model: HubConfig
 
 
 def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeypatch):
   checkpoint(tmp_path / 'm', 'llama', {}, chat=DATED)
-  config = pretrained.Config(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
+  config = HubConfig(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
   workdir = tmp_path / 'run'
   began = datetime.datetime(2024, 7, 26, 23, 59)
-  monkeypatch.setattr(hub, 'now', lambda: began)
-  found = pretrained.look_up(config, pretrained.began(workdir))
-  prompt = found.model.tokenizer.prompt(text.CHAT, '3+5')
+  monkeypatch.setattr(tokenizer_files, 'now', lambda: began)
+  found = from_hub.look_up(config, from_hub.began(workdir))
+  prompt = found.model.tokenizer.prompt(templates.CHAT, '3+5')
   assert prompt == '26 Jul 2024: 3+5<think>\n\n</think>\n\n'
   run_of = Hub(str(workdir), config)
   with start(run_of, phases=(), facts=found.facts) as job:
     found.keep(workdir)
-    params = found.params(mesh.make(jax.devices()[:1]))
-    lineage.finish(job, 'grpo', run_of, found.model, {'final': params})
+    params = found.params(make_mesh(jax.devices()[:1]))
+    artifact.finish(job, 'grpo', run_of, found.model, {'final': params})
 
   # The same command goes on with the same prompts a day later; another run has others.
-  monkeypatch.setattr(hub, 'now', lambda: began + datetime.timedelta(minutes=1))
-  again = pretrained.look_up(config, pretrained.began(workdir))
+  monkeypatch.setattr(
+    tokenizer_files, 'now', lambda: began + datetime.timedelta(minutes=1)
+  )
+  again = from_hub.look_up(config, from_hub.began(workdir))
   assert again.facts == found.facts
-  assert again.model.tokenizer.prompt(text.CHAT, '3+5') == prompt
-  other = pretrained.look_up(config, pretrained.began(tmp_path / 'other'))
-  assert other.model.tokenizer.prompt(text.CHAT, '3+5').startswith('27 Jul 2024: ')
+  assert again.model.tokenizer.prompt(templates.CHAT, '3+5') == prompt
+  other = from_hub.look_up(config, from_hub.began(tmp_path / 'other'))
+  assert other.model.tokenizer.prompt(templates.CHAT, '3+5').startswith('27 Jul 2024: ')
   differing = {name for name, x in other.facts.items() if found.facts[name] != x}
   assert differing == {'hub/source.json'}
   # So has a child, which begins with the finished stage; a chat has today's date.
-  stage = lineage.load(workdir)
-  assert stage.model.tokenizer.prompt(text.CHAT, '3+5') == prompt
-  speaker = chat.open_speaker(str(workdir), None, drawing.Config())
+  stage = artifact.load(workdir)
+  assert stage.model.tokenizer.prompt(templates.CHAT, '3+5') == prompt
+  speaker = chat.open_session(str(workdir), None, SamplingConfig())
   said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
   assert said.endswith(': 3+5<think>\n\n</think>\n\n')
   assert '2024' not in said
-  speaker = chat.open_speaker(str(workdir), None, drawing.Config(), '')
+  speaker = chat.open_session(str(workdir), None, SamplingConfig(), '')
   said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
   assert said.endswith(': 3+5')
-  (workdir / lineage.HUB / lineage.SOURCE).write_text('{"path": 3')
-  for read in (pretrained.began, lineage.load):
-    with pytest.raises(lineage.LineageError, match=r'source.json is damaged'):
+  (workdir / artifact.HUB / artifact.SOURCE).write_text('{"path": 3')
+  for read in (from_hub.began, artifact.load):
+    with pytest.raises(ArtifactError, match=r'source.json is damaged'):
       read(workdir)
 
 
 def test_a_template_without_a_date_makes_no_fact_of_it(folder):
-  found = pretrained.look_up(pretrained.Config(path=str(folder)))
+  found = from_hub.look_up(HubConfig(path=str(folder)))
   assert 'hub/source.json' not in found.facts
 
 
 def test_an_output_after_thoughts_that_are_skipped_is_whole(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {}, chat=DATED)
-  config = pretrained.Config(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
-  model = pretrained.look_up(config).model
+  config = HubConfig(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
+  model = from_hub.look_up(config).model
   _, said = model.example_ids('3+5', '<think>so</think>\n<answer>8</answer>')
   answer = model.tokenizer.decode(said)
   assert answer == '<answer>8</answer>'
-  opened = text.opened(model.tokenizer.prompt(text.CHAT, '3+5'))
-  assert text.parse(opened + answer) == ('', '', '8')
+  opened = parsing.opened(model.tokenizer.prompt(templates.CHAT, '3+5'))
+  assert parsing.parse(opened + answer) == ('', '', '8')
 
 
 def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):
@@ -398,4 +417,4 @@ def test_a_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
   with pytest.raises(OSError, match=r'could not be fetched .no route.; fetch it where'):
-    gsm8k.load(gsm8k.Config(), 'test', str(tmp_path))
+    gsm8k.load(GSM8KConfig(), 'test', str(tmp_path))

@@ -24,11 +24,24 @@ from experiments import (
   reasoning_rl,
   rejection_sft,
 )
-from r1jax import drawing, filters, mesh, tasks, text
-from r1jax.stages import compilation, recipe, rejection, rl, scoreboard, work
-from r1jax.stages.checkpoint import Checkpoints, digest_of
-from r1jax.stages.lineage import LineageError
-from r1jax.tasks import Problem, instructions, web
+from r1jax import tasks
+from r1jax.miniature.corpus import TaskConfigs
+from r1jax.rewards import filters
+from r1jax.runtime import compilation
+from r1jax.runtime.checkpoint import Checkpoints, digest_of
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.sharding.rules import MeshError
+from r1jax.stages import evaluation_suite, problem_sets, rejection
+from r1jax.stages.artifact import ArtifactError, Policy
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import Stage
+from r1jax.stages.supervised import SFTConfig
+from r1jax.tasks import Problem, instructions
+from r1jax.tasks.instructions import InstructionsConfig
+from r1jax.text.tokenizer import Tokenizer
 
 STAGES = tuple(r1.STAGES)
 CONFIG = r1_smoke.R1Smoke()
@@ -93,7 +106,7 @@ def test_every_stage_has_a_folder_of_its_own_and_starts_from_the_one_before():
     # Settings of the machine.
     ('workdir', 'elsewhere', ()),
     ('data_dir', 'elsewhere', ()),
-    ('mesh', mesh.Config(fsdp=2), ()),
+    ('mesh', MeshConfig(fsdp=2), ()),
     ('r1_zero.rl.reward_workers', 9, ()),
     ('final_rl.rl.reward_timeout', 9.0, ()),
     ('distill_small.rl.profile_step', 1, ()),
@@ -104,7 +117,7 @@ def test_a_setting_changes_the_folders_of_what_depends_on_it(setting, value, sta
 
 
 def test_seed_data_and_mesh_reach_every_stage():
-  shared: dict[str, Any] = {'seed': 5, 'data_dir': 'data', 'mesh': mesh.Config(fsdp=2)}
+  shared: dict[str, Any] = {'seed': 5, 'data_dir': 'data', 'mesh': MeshConfig(fsdp=2)}
   for stage in r1.plan(dataclasses.replace(CONFIG, **shared)):
     assert {name: getattr(stage.config, name) for name in shared} == shared
 
@@ -137,8 +150,8 @@ def test_what_devices_cannot_be_given_is_refused_before_the_first_stage(
 ):
   config = with_setting(CONFIG, 'r1_zero.model.kv_heads', heads)
   workdir = str(tmp_path / 'run')
-  config = dataclasses.replace(config, mesh=mesh.Config(**fields), workdir=workdir)
-  with pytest.raises(mesh.MeshError, match=expected):
+  config = dataclasses.replace(config, mesh=MeshConfig(**fields), workdir=workdir)
+  with pytest.raises(MeshError, match=expected):
     r1.main(config)
   assert not (tmp_path / 'run').exists()
 
@@ -281,12 +294,12 @@ def test_each_stage_starts_from_the_model_that_the_paper_says(
     began.append(digest_of(params))
     return params
 
-  monkeypatch.setattr(work.Work, 'imitate', imitate)
+  monkeypatch.setattr(Stage, 'imitate', imitate)
   monkeypatch.setattr(
-    work.Work, 'reinforce', lambda job, make, *rest: imitate(job, make(), *rest)
+    Stage, 'reinforce', lambda job, make, *rest: imitate(job, make(), *rest)
   )
-  monkeypatch.setattr(work.Work, 'collect', lambda *_: [])
-  monkeypatch.setattr(work.Work, 'finish', lambda *_: None)
+  monkeypatch.setattr(Stage, 'collect', lambda *_: [])
+  monkeypatch.setattr(Stage, 'finish', lambda *_: None)
   monkeypatch.setattr(final_rl, 'preference_model', lambda *_: None)
   config = dataclasses.replace(
     getattr(CONFIG, stage),
@@ -328,7 +341,9 @@ def test_every_model_has_its_row_of_the_stage_table(unbroken):
       expected -= {'final'}  # the same model as the first method's
     assert rows == expected
     for row in rows:
-      measured = json.loads(scoreboard.file(folder, row).read_text(encoding='utf-8'))
+      measured = json.loads(
+        evaluation_suite.file(folder, row).read_text(encoding='utf-8')
+      )
       assert measured['reasoning']['problems'] == 4
       assert 0 <= measured['general']['rewards']['preference']['mean'] <= 1
 
@@ -443,7 +458,9 @@ def test_a_stage_takes_its_own_parent_alone(unbroken, quiet, tmp_path, child):
     (unbroken[wrong], f'got that of {name}'),
     (tmp_path / 'none', 'has no stage.json'),
   ):
-    with pytest.raises(LineageError, match=f'parent: expected .* of {expected}.*{got}'):
+    with pytest.raises(
+      ArtifactError, match=f'parent: expected .* of {expected}.*{got}'
+    ):
       main(config(parent=str(parent), workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
 
@@ -464,8 +481,8 @@ TOO_LONG = 'expected at most 96, as the base model was trained on rows of 128 to
     ('distill_small', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
     ('distill_small', 'base.row_length', 95, 'base.row_length: expected at least 96'),
     ('distill_small', 'sft.row_length', 95, 'sft.row_length: expected at least 96'),
-    ('cold_start', 'mesh', mesh.Config(fsdp=4), 'sft.rows_per_step / .* the next is 8'),
-    ('reasoning_rl', 'mesh', mesh.Config(tensor=2), f'mesh.tensor 2: {KV_HEADS}'),
+    ('cold_start', 'mesh', MeshConfig(fsdp=4), 'sft.rows_per_step / .* the next is 8'),
+    ('reasoning_rl', 'mesh', MeshConfig(tensor=2), f'mesh.tensor 2: {KV_HEADS}'),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(
@@ -484,7 +501,7 @@ def test_sizes_that_do_not_fit_are_refused(
 
 
 COOLER: dict[str, Any] = {
-  'rejection': rejection.Config(draw=drawing.Config(temperature=0.7))
+  'rejection': RejectionConfig(draw=SamplingConfig(temperature=0.7))
 }
 
 
@@ -499,14 +516,14 @@ COOLER: dict[str, Any] = {
       r"a tokenizer of its own, .* got \['reverse_kl'\]; set student.vocab_size to 0",
     ),
     (COOLER, r'rejection.draw and rl.temperature: .* one .* got \[0.7, 1.0\]'),
-    ({'rl': rl.Config(temperature=((0, 1.0), (9, 0.7)))}, r'got \[0.7, 1.0\]'),
+    ({'rl': RLConfig(temperature=((0, 1.0), (9, 0.7)))}, r'got \[0.7, 1.0\]'),
     ({**COOLER, 'methods': ('sft', 'forward_kl')}, r'got \[0.7, 1.0\]'),
     (
-      {'rl': rl.Config(temperature=((0, 0.7),)), 'methods': ('rl', 'on_policy')},
+      {'rl': RLConfig(temperature=((0, 0.7),)), 'methods': ('rl', 'on_policy')},
       r'got \[0.7, 1.0\]',
     ),
     (
-      {'rejection': rejection.Config(draw=drawing.Config(top_p=0.95))},
+      {'rejection': RejectionConfig(draw=SamplingConfig(top_p=0.95))},
       r'no top-k or top-p, .* got \[1.0\] and .*top_p=0.95',
     ),
   ],
@@ -518,11 +535,11 @@ def test_impossible_lessons_are_named(fields, expected):
 
 def test_students_learn_and_are_measured_at_one_temperature():
   config = distill.Distill(methods=distill.METHODS)
-  one = drawing.Config(temperature=1.0)
+  one = SamplingConfig(temperature=1.0)
   assert config.rejection.draw == config.scoreboard.draw == config.evaluate.draw == one
   assert config.rl.temperature == ((0, 1.0),)
   # Another one for all, and any where only SFT learns.
-  distill.Distill(**COOLER, rl=rl.Config(temperature=((0, 0.7),)))
+  distill.Distill(**COOLER, rl=RLConfig(temperature=((0, 0.7),)))
   distill.Distill(**COOLER, methods=('sft', 'answers'))
 
 
@@ -547,9 +564,9 @@ def problems(task, count):
 
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
-  where = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
+  where = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
   config = final_rl.FinalRL(
-    rl=rl.Config(steps=40, prompts_per_step=10),
+    rl=RLConfig(steps=40, prompts_per_step=10),
     judged=10,
     shares=(1.0, 1.0, 0.0),
     general_share=0.25,
@@ -567,28 +584,28 @@ def test_instructions_come_into_the_last_stage_after_so_many_steps():
 
 
 def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
-  difficulty = web.Tasks()
+  difficulty = TaskConfigs()
   generated = [
     list(tasks.module(name).generate(getattr(difficulty, name), 'train'))
-    for name in recipe.TASKS
+    for name in problem_sets.TASKS
   ]
-  where = recipe.Setting(generated, [], 32, 352)
+  where = Problems(generated, [], 32, 352)
   config = final_rl.FinalRL()
   order = final_rl.order(config, where, 7)
   asked = [order(n).id for n in range(config.rl.steps * config.rl.prompts_per_step)]
   assert len(asked) == len(set(asked)) == 640
   # Few problems: a pass over those of a task ends before the next begins.
-  few = recipe.Setting([problems(t, 50) for t in recipe.TASKS], [], 32, 352)
+  few = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
   order = final_rl.order(config, few, 7)
   found = [order(n) for n in range(640)]
-  for task in recipe.TASKS:
+  for task in problem_sets.TASKS:
     ids = [problem.id for problem in found if problem.task == task]
     passes = [ids[n : n + 50] for n in range(0, len(ids), 50)]
     assert all(len(one) == len(set(one)) for one in passes)
 
 
 def test_general_data_is_careful_and_as_much_as_was_asked_for():
-  train = list(instructions.generate(instructions.Config(), 'train'))[:40]
+  train = list(instructions.generate(InstructionsConfig(), 'train'))[:40]
   by_question = {problem.question: problem for problem in train}
   config = rejection_sft.RejectionSFT(general=100)
   found = rejection_sft.general_data(config, train, 0)
@@ -604,23 +621,23 @@ def test_general_data_is_careful_and_as_much_as_was_asked_for():
 
 
 def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
-  tokenizer = text.Tokenizer.train(['12 abc'], 262)
+  tokenizer = Tokenizer.train(['12 abc'], 262)
   learned = {}
 
   def imitate(job, base, examples, config, optimizer, phase='sft'):
     del job, base, optimizer
     learned[phase] = (examples, config.epochs)
 
-  monkeypatch.setattr(work.Work, 'imitate', imitate)
+  monkeypatch.setattr(Stage, 'imitate', imitate)
   line = {
     'question': 'q',
     'output': f'<think>{"12" * 40}</think>\nso\n<answer>3</answer>',
   }
-  model: Any = distill.lineage.Model(distill.Student().model, tokenizer, 'plain')
-  config = distill.Distill(sft=distill.finetune.Epochs(epochs=3))
+  model: Any = Policy(distill.Student().model, tokenizer, 'plain')
+  config = distill.Distill(sft=SFTConfig(epochs=3))
   nothing: Any = None  # unused here
   kept: list[rejection.Line] = [line]
-  job = work.Work(nothing, model, nothing, nothing, 0)
+  job = Stage(nothing, model, nothing, nothing, 0)
   lesson = distill._Lesson(job, config, nothing, nothing, kept)
   distill.LEARN['sft'](lesson, None)
   distill.LEARN['answers'](lesson, None)

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.paper.choices import CHOICES
 from r1jax import grpo
+from r1jax.grpo import GRPOConfig
 
 README = (Path(__file__).parents[1] / 'README.md').read_text()
 EXPERIMENT, NOTEBOOK = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
@@ -40,7 +41,7 @@ def test_the_experiment_adds_an_advantage(experiment):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
   got = grpo.ADVANTAGES['sign'](reward)
   with pytest.raises(ValueError, match='needs 2 or more'):
-    grpo.check_group_size(grpo.Config(advantage='sign'), 1, 4)
+    grpo.check_group_size(GRPOConfig(advantage='sign'), 1, 4)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 

@@ -17,20 +17,27 @@ from experiments import (
   rejection_sft,
 )
 from r1jax import tasks as all_tasks
-from r1jax import text
-from r1jax.stages import lineage, recipe, rl
-from r1jax.stages.workdir import plain_config
-from r1jax.tasks import Problem, countdown, equations, web
+from r1jax.miniature import corpus
+from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
+from r1jax.runtime.workdir import plain_config
+from r1jax.stages import problem_sets
+from r1jax.stages.artifact import ArtifactError
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rl_config import RLConfig
+from r1jax.tasks import Problem, countdown, equations
+from r1jax.tasks.countdown import CountdownConfig
+from r1jax.tasks.equations import EquationsConfig
+from r1jax.text.tokenizer import Tokenizer
 
 
 def problems(task, count):
   return [Problem(f'{task}{n}', task, f'{task} {n}', {}) for n in range(count)]
 
 
-SETTING = recipe.Setting(
-  train=[problems(task, 9) for task in recipe.TASKS],
-  validation=[problems(f'{task}-v', 2) for task in recipe.TASKS],
-  test=[problems(task, 3 + n) for n, task in enumerate(recipe.TASKS)],
+SETTING = Problems(
+  train=[problems(task, 9) for task in problem_sets.TASKS],
+  validation=[problems(f'{task}-v', 2) for task in problem_sets.TASKS],
+  test=[problems(task, 3 + n) for n, task in enumerate(problem_sets.TASKS)],
   max_prompt_length=32,
   longest=352,
 )
@@ -65,13 +72,13 @@ def test_the_judge_is_shown_no_more_instructions_than_there_are(
   prompts, judged, remedy
 ):
   config = final_rl.FinalRL(
-    rl=rl.Config(steps=40, prompts_per_step=prompts), judged=judged
+    rl=RLConfig(steps=40, prompts_per_step=prompts), judged=judged
   )
   expected = f'judged: expected at most the 9 instructions .* got {judged}; {remedy}'
   with pytest.raises(ValueError, match=expected):
     SETTING.check(config)
   SETTING.check(
-    dataclasses.replace(config, rl=rl.Config(steps=40, prompts_per_step=4), judged=8)
+    dataclasses.replace(config, rl=RLConfig(steps=40, prompts_per_step=4), judged=8)
   )
 
 
@@ -87,10 +94,10 @@ def test_a_row_has_place_for_a_prompt_and_its_output():
 
 def test_the_setting_is_that_of_the_first_stage(tmp_path):
   # A number of Countdown less and smaller: built in a moment.
-  tasks = web.Tasks(countdown.Config(2, 6), equations.Config(3, 2, 4))
-  setting = recipe.setting(first_stage(tasks), str(tmp_path))
+  tasks = TaskConfigs(CountdownConfig(2, 6), EquationsConfig(3, 2, 4))
+  setting = problem_sets.problems_of(first_stage(tasks), str(tmp_path))
   assert (setting.max_prompt_length, setting.longest) == (32, 352)
-  for source, task in zip(setting.train, recipe.TASKS, strict=True):
+  for source, task in zip(setting.train, problem_sets.TASKS, strict=True):
     assert {problem.task for problem in source} == {task}
   names = {p.id for p in equations.generate(tasks.equations, 'train')}
   assert {p.id for p in setting.train[1]} == names
@@ -98,7 +105,7 @@ def test_the_setting_is_that_of_the_first_stage(tmp_path):
     names = {p.id for p in countdown.generate(tasks.countdown, split)}
     assert {p.id for p in found[0]} == names
   parts = zip(setting.train, setting.validation, setting.test, strict=True)
-  for task, part in zip(recipe.TASKS, parts, strict=True):
+  for task, part in zip(problem_sets.TASKS, parts, strict=True):
     group = all_tasks.module(task).group
     a, b, c = ({group(p) for p in found} for found in part)
     assert not a & b
@@ -109,7 +116,7 @@ def first_stage(tasks, **data):
   """An R1-Zero whose problems were of the present versions, but for those named."""
   record = {
     'config': plain_config(r1_zero.R1Zero(tasks=tasks)),
-    'data': {**all_tasks.versions(recipe.TASKS), **data},
+    'data': {**all_tasks.versions(problem_sets.TASKS), **data},
   }
   stage: Any = SimpleNamespace(path=Path('runs/zero'), record=record)
   stage.ancestor = {'r1_zero': stage}.__getitem__
@@ -117,26 +124,26 @@ def first_stage(tasks, **data):
 
 
 def test_a_lineage_with_other_problems_is_refused(tmp_path):
-  old = first_stage(web.Tasks(), countdown='1.1.0')
+  old = first_stage(TaskConfigs(), countdown='1.1.0')
   version = countdown.VERSION
   with pytest.raises(
-    lineage.LineageError,
+    ArtifactError,
     match=r'runs/zero was made with other problems, .*\(countdown was 1\.1\.0 there '
     rf'and is {version} here\); run it again in another folder',
   ):
-    recipe.setting(old, str(tmp_path))
+    problem_sets.problems_of(old, str(tmp_path))
   del old.record['data']
-  with pytest.raises(lineage.LineageError, match='equations was none there and is'):
-    recipe.setting(old, str(tmp_path))
+  with pytest.raises(ArtifactError, match='equations was none there and is'):
+    problem_sets.problems_of(old, str(tmp_path))
   assert not list(tmp_path.iterdir())  # refused before anything was built
 
 
 def test_every_stage_of_every_seed_has_a_seed_of_its_own():
   names = ('cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl', 'distill')
-  seeds = {recipe.own_seed(seed, name) for seed in range(100) for name in names}
+  seeds = {problem_sets.own_seed(seed, name) for seed in range(100) for name in names}
   assert len(seeds) == 500
   assert all(0 <= seed < 2**32 for seed in seeds)
-  assert recipe.own_seed(7, 'distill') == recipe.own_seed(7, 'distill')
+  assert problem_sets.own_seed(7, 'distill') == problem_sets.own_seed(7, 'distill')
 
 
 STAGES = {
@@ -169,12 +176,12 @@ def test_shares_that_nothing_can_be_drawn_by_are_refused(stage):
 
 
 def test_a_run_keeps_its_tokenizer_and_a_folder_without_a_run_gets_a_new_one(tmp_path):
-  document = functools.partial(web.document, web.Config(), web.Tasks(), 0)
+  document = functools.partial(corpus.document, CorpusConfig(), TaskConfigs(), 0)
   file = tmp_path / 'tokenizer.json'
-  text.Tokenizer.train(['aaaa'], 270).save(file)
-  old = text.Tokenizer.load(file).digest
-  new = recipe.tokenizer(file, document, 'plain', 300)
+  Tokenizer.train(['aaaa'], 270).save(file)
+  old = Tokenizer.load(file).digest
+  new = problem_sets.tokenizer(file, document, 'plain', 300)
   assert new.vocab_size == 300
   assert new.digest != old  # somebody else's file is not taken
   (tmp_path / 'config.json').write_text('{}')
-  assert recipe.tokenizer(file, document, 'plain', 300).digest == old
+  assert problem_sets.tokenizer(file, document, 'plain', 300).digest == old

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import drawing, filters
+from r1jax.rewards import filters
+from r1jax.runtime.run import Interruption, TrainingError, start
+from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import rejection
-from r1jax.stages.rejection import Config, collect, select, statistics
-from r1jax.stages.run import Interruption, TrainingError, start
+from r1jax.stages.rejection import RejectionConfig, rejection_sample, select, statistics
 from r1jax.tasks import Problem
 
 
@@ -27,13 +28,13 @@ def problem(number: int) -> Problem:
   return Problem(f'{number}+1', 'arithmetic', question, truth, language='pl')
 
 
-CONFIG = Config(
+CONFIG = RejectionConfig(
   problems=6,
   samples=4,
   most_a_problem=2,
   prompts_per_batch=2,
   max_length=50,
-  draw=drawing.Config(0.5),
+  draw=SamplingConfig(0.5),
 )
 
 
@@ -68,7 +69,9 @@ def sample(workdir, generator, config=CONFIG):
   asked: Any = generator
   with start(Experiment(str(workdir)), phases=()) as run:
     asked.run = run
-    return collect(run, 'params', problem, generator=asked, config=config, seed=3)
+    return rejection_sample(
+      run, 'params', problem, generator=asked, config=config, seed=3
+    )
 
 
 @pytest.fixture(scope='module')
@@ -294,7 +297,7 @@ def test_statistics_count_an_output_under_the_first_of_its_faults():
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    RejectionConfig(**fields)
 
 
 def test_only_selections_own_reasons_may_change():

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from r1jax.stages import report
-from r1jax.stages.report.chart import Curve, line_chart, ticks
-from r1jax.stages.report.figures import running_mean
-from r1jax.text import render
+from r1jax import report
+from r1jax.report.chart import Curve, line_chart, ticks
+from r1jax.report.figures import running_mean
+from r1jax.text.templates import render
 
 
 def interval(mean: float, reach: float) -> dict[str, float]:
@@ -257,7 +257,7 @@ def test_a_directory_without_a_run_is_refused_and_left_alone(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds neither config'):
     report.write(tmp_path)
   assert list(tmp_path.iterdir()) == []
-  command = [sys.executable, '-m', 'r1jax.stages.report', str(tmp_path / 'nowhere')]
+  command = [sys.executable, '-m', 'r1jax.report', str(tmp_path / 'nowhere')]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 1
   assert done.stderr == (

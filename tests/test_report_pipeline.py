@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1jax.stages.report import evidence, findings, folders, pipeline
-from r1jax.stages.report.folders import read_pipeline
+from r1jax.report import evidence, findings, folders, paper, pipeline
+from r1jax.report.folders import read_pipeline
 from r1jax.statistics import Interval
 
 STAGES = ('r1_zero', 'cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl')
-PAPER = pipeline.Paper(
+PAPER = paper.Paper(
   zero=(15.0, 77.0),
   stages={
     'AIME 2024': (77.0, 59.0, 74.0, 78.0, 79.0),
@@ -536,7 +536,7 @@ def test_the_command_knows_a_pipeline_and_refuses_what_is_none(tmp_path):
     pipeline.write(tmp_path)
   assert list(tmp_path.iterdir()) == []
   root = write_pipeline(tmp_path)
-  command = [sys.executable, '-m', 'r1jax.stages.report', str(root)]
+  command = [sys.executable, '-m', 'r1jax.report', str(root)]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stdout.strip()) == (0, str(root / 'report.html'))
   assert 'Stage by stage' in (root / 'report.html').read_text()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from r1jax.stages.report.seeds import over_seeds
+from r1jax.report.seeds import over_seeds
 
 
 def write_run(folder, seed, trained, evaluations=2, **settings):

@@ -6,10 +6,15 @@ import re
 
 import pytest
 
-from r1jax import filters, tasks, text
-from r1jax.rewriting import rewrite
-from r1jax.tasks import Problem, arithmetic, corpus, countdown, equations, web
-from r1jax.tasks import instructions as instruct
+from r1jax import tasks
+from r1jax.miniature import corpus, writers
+from r1jax.miniature.corpus import CorpusConfig
+from r1jax.miniature.rewriting import rewrite
+from r1jax.miniature.writers import WriterConfig
+from r1jax.rewards import filters
+from r1jax.tasks import Problem, arithmetic, equations, instructions
+from r1jax.tasks.countdown import CountdownConfig
+from r1jax.text import parsing
 
 COUNTDOWN = Problem(
   '4-8-9=44', 'countdown', 'make 44 from 4 8 9', {'numbers': [4, 8, 9], 'target': 44}
@@ -67,7 +72,7 @@ def test_equations_and_calculations_are_summed_up_as_results():
 
 
 def test_an_instruction_keeps_what_was_said_before_its_answer():
-  problem = instruct.count(3, 5, 'line by line')
+  problem = instructions.count(3, 5, 'line by line')
   output = '<think>so</think>gladly <answer>3\n4\n5</answer>'
   assert rewrite(problem, output) == (
     '<think>so</think>\ngladly\n<answer>3\n4\n5</answer>'
@@ -84,7 +89,7 @@ def test_what_has_no_form_is_refused():
 def searches(config, count):
   """Pairs of a problem and the output of somebody who searches."""
   for index in range(count):
-    question, output = corpus.document(config, countdown.Config(), random.Random(index))
+    question, output = writers.document(config, CountdownConfig(), random.Random(index))
     target, *numbers = map(int, re.findall(r'\d+', question))
     truth = {'numbers': numbers, 'target': target}
     yield Problem(str(index), 'countdown', question, truth), output
@@ -94,15 +99,13 @@ def others(config, count):
   """Pairs of a problem of another task and somebody's output."""
   for index in range(count):
     rng = random.Random(index)
-    module = rng.choice((equations, arithmetic, instruct))
+    module = rng.choice((equations, arithmetic, instructions))
     problem = module.draw(module.Config(), rng)
-    yield problem, web.write(config, problem, rng)
+    yield problem, corpus.write(config, problem, rng)
 
 
-SLOPPY = corpus.Config(
-  schoolbook=0.0, miscalculation=0.2, misjudgement=0.1, recheck=0.5
-)
-PATIENT = corpus.Config(schoolbook=0.0, polish=0.0, mixed=0.0, tenacious=1.0)
+SLOPPY = WriterConfig(schoolbook=0.0, miscalculation=0.2, misjudgement=0.1, recheck=0.5)
+PATIENT = WriterConfig(schoolbook=0.0, polish=0.0, mixed=0.0, tenacious=1.0)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +113,8 @@ PATIENT = corpus.Config(schoolbook=0.0, polish=0.0, mixed=0.0, tenacious=1.0)
   [
     (searches, SLOPPY, 1500, 100),
     (searches, PATIENT, 300, 200),
-    (others, web.CAREFUL, 600, 600),
-    (others, web.Config(slip=0.3, summary=0.5), 1500, 200),
+    (others, corpus.CAREFUL, 600, 600),
+    (others, CorpusConfig(slip=0.3, summary=0.5), 1500, 200),
   ],
 )
 def test_a_faultless_output_is_rewritten_without_fault(
@@ -124,7 +127,7 @@ def test_a_faultless_output_is_rewritten_without_fault(
     count += 1
     rewritten = rewrite(problem, output)
     assert filters.faults(problem, rewritten) == []
-    before, after = text.parse(output), text.parse(rewritten)
+    before, after = parsing.parse(output), parsing.parse(rewritten)
     assert before is not None
     assert after is not None
     assert after.answer == before.answer

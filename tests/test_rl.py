@@ -13,33 +13,44 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo, mesh, optim, sampling
+from r1jax import grpo
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Scores
-from r1jax.stages import evaluate
-from r1jax.stages.generate import Outputs
+from r1jax.runtime.run import TrainingError, start
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import replicate
+from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.rl import (
   FLAT,
   LARGEST_REWARD,
-  Config,
-  Passes,
-  Trainer,
-  at,
-  problem_order,
+  Learner,
+  ScoredRollout,
+  problem_stream,
   train,
 )
-from r1jax.stages.run import TrainingError, start
+from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.stages.rollout import Rollout
 from r1jax.tasks import Problem
 
 
 def test_schedule_takes_the_last_pair_that_has_begun():
   schedule = ((0, 256), (100, 512), (300, 1024))
   steps = (0, 99, 100, 299, 300, 9999)
-  assert [at(schedule, step) for step in steps] == [256, 256, 512, 512, 1024, 1024]
+  assert [value_at(schedule, step) for step in steps] == [
+    256,
+    256,
+    512,
+    512,
+    1024,
+    1024,
+  ]
 
 
 def test_every_pass_visits_every_problem_once_in_an_order_of_its_own():
   problems = [Problem(str(n), 'countdown', '', {}) for n in range(50)]
-  order = problem_order([problems], [1.0], seed=3)
+  order = problem_stream([problems], [1.0], seed=3)
   first = [order(index).id for index in range(50)]
   second = [order(index).id for index in range(50, 100)]
   assert collections.Counter(first) == collections.Counter(p.id for p in problems)
@@ -49,17 +60,17 @@ def test_every_pass_visits_every_problem_once_in_an_order_of_its_own():
 
 def test_order_is_a_function_of_seed_and_index_alone():
   problems = [Problem(str(n), 'countdown', '', {}) for n in range(50)]
-  order, again = (problem_order([problems], [1.0], 3) for _ in range(2))
+  order, again = (problem_stream([problems], [1.0], 3) for _ in range(2))
   assert again(77).id == order(77).id  # asked for out of order
   assert [again(i).id for i in range(50)] == [order(i).id for i in range(50)]
-  other = problem_order([problems], [1.0], 4)
+  other = problem_stream([problems], [1.0], 4)
   assert [other(i).id for i in range(50)] != [order(i).id for i in range(50)]
 
 
 def test_any_stretch_takes_from_the_tasks_by_their_shares():
   tasks = ('countdown', 'equations', 'arithmetic')
   sources = [[Problem(str(n), task, '', {}) for n in range(30)] for task in tasks]
-  order = problem_order(sources, (2.0, 0.0, 1.0), seed=0)
+  order = problem_stream(sources, (2.0, 0.0, 1.0), seed=0)
   drawn = [order(index) for index in range(180)]
   for first in (0, 7, 60):
     stretch = collections.Counter(problem.task for problem in drawn[first : first + 90])
@@ -99,14 +110,14 @@ def test_any_stretch_takes_from_the_tasks_by_their_shares():
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    RLConfig(**fields)
 
 
 def test_every_minibatch_takes_other_problems():
   nothing: Any = None  # unused here
-  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
-  config = Config(prompts_per_step=16, minibatches=4)
-  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
+  config = RLConfig(prompts_per_step=16, minibatches=4)
+  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
   parts = trainer._minibatches(jax.random.key(0))
   assert parts.shape == (4, 4)
   assert sorted(parts.reshape(-1).tolist()) == list(range(16))
@@ -115,9 +126,9 @@ def test_every_minibatch_takes_other_problems():
 
 def test_every_minibatch_takes_as_many_problems_of_each_part():
   nothing: Any = None  # unused here
-  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:4]))
-  config = Config(prompts_per_step=16, minibatches=4)
-  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:4]))
+  config = RLConfig(prompts_per_step=16, minibatches=4)
+  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
   parts = trainer._minibatches(jax.random.key(0))
   assert sorted(parts.reshape(-1).tolist()) == list(range(16))
   for minibatch in parts:  # devices have problems 0 to 3, 4 to 7, and so on
@@ -133,13 +144,13 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   def logits(params, hidden):
     return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
 
-  place = mesh.make(jax.devices()[:4])
+  place = make_mesh(jax.devices()[:4])
   nothing: Any = None  # unused here
   generator: Any = SimpleNamespace(
-    mesh=place, model=sampling.Model(nothing, logits, nothing, both)
+    mesh=place, model=DecoderFns(nothing, logits, nothing, both)
   )
-  config = Config(prompts_per_step=8, micro_batch_rows=8)
-  trainer = Trainer(generator, nothing, config, grpo.Config(), optim.Config())
+  config = RLConfig(prompts_per_step=8, micro_batch_rows=8)
+  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
   dapo = dataclasses.replace(trainer, algorithm=grpo.PRESETS['dapo'])
   # No penalty and the policy itself as the sampler: no pass.
   assert dapo.passes({}, {}, nothing, 1.0)[:2] == (None, None)
@@ -181,10 +192,10 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
 
 
 def test_the_policy_that_a_stage_starts_from_stays_as_it_is():
-  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
+  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
   pool: Any = None  # unused here
-  trainer = Trainer(generator, pool, Config(), grpo.Config(), optim.Config())
-  given = {'x': mesh.put_everywhere(generator.mesh, jnp.full(4, 3.0))}
+  trainer = Learner(generator, pool, RLConfig(), GRPOConfig(), OptimConfig())
+  given = {'x': replicate(generator.mesh, jnp.full(4, 3.0))}
   started = trainer.start(given)
   double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
   double(started['policy'])  # as an update does: the old state's memory is gone
@@ -197,7 +208,7 @@ def outputs_of(prompts, group_size=2, length=3):
   number = np.arange(prompts)[:, None, None]
   said = np.broadcast_to(number, (prompts, group_size, length))
   lengths = np.full((prompts, group_size), length)
-  return Outputs(
+  return Rollout(
     rows=np.arange(prompts),
     own=np.ones(prompts, bool),
     prompts=said[:, 0],
@@ -219,15 +230,15 @@ def test_a_sampler_of_its_own_gets_other_parameters_and_costs_a_pass(monkeypatch
   def double(params):
     return {'x': 2 * params['x']}
 
-  trainer = Trainer(
-    generator, nothing, Config(), grpo.PRESETS['dapo'], optim.Config(), None, double
+  trainer = Learner(
+    generator, nothing, RLConfig(), grpo.PRESETS['dapo'], OptimConfig(), None, double
   )
   outputs = trainer.rollout(
     {'x': jnp.float32(3)}, jax.random.key(0), [Problem('0', '', '', {})], 8, 1.0
   )
   assert [asked['policy'] for asked in generator.rollouts] == [6]
   monkeypatch.setattr(
-    Trainer, 'logp', lambda self, params, outputs, t: (params['x'] * t, 2.0)
+    Learner, 'logp', lambda self, params, outputs, t: (params['x'] * t, 2.0)
   )
   passes = trainer.passes({'x': 3.0}, {'x': 5.0}, outputs, 0.5)
   assert passes == (1.5, None, 2.0)  # of the policy; dapo needs none of the reference
@@ -265,16 +276,16 @@ def learn(monkeypatch, seed=0, old=None, **fields):
     state = dataclasses.replace(state, params=number + 1)
     return state, {'drift': number, 'loss': number}
 
-  monkeypatch.setattr(Trainer, 'update', update)
-  generator: Any = SimpleNamespace(mesh=mesh.make(jax.devices()[:1]))
+  monkeypatch.setattr(Learner, 'update', update)
+  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
   pool: Any = None  # unused here
-  config = Config(prompts_per_step=8, minibatches=2, **fields)
-  trainer = Trainer(generator, pool, config, grpo.Config(kl_coef=0.1), optim.Config())
-  policy = optim.TrainState(1.0, None, jnp.int32(0))  # counts its updates
+  config = RLConfig(prompts_per_step=8, minibatches=2, **fields)
+  trainer = Learner(generator, pool, config, GRPOConfig(kl_coef=0.1), OptimConfig())
+  policy = TrainState(1.0, None, jnp.int32(0))  # counts its updates
   outputs, key = outputs_of(8), jax.random.key(seed)
   advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
   old_logp = None if old is None else old * outputs.logp
-  passes = Passes(old_logp, 5 * outputs.logp, 0.0)
+  passes = ScoredRollout(old_logp, 5 * outputs.logp, 0.0)
   _, means, _ = trainer.learn(policy, outputs, passes, advantage, key, 0.7)
   return updates, means
 
@@ -305,7 +316,7 @@ def test_metrics_are_means_over_updates_but_drift_is_the_first(monkeypatch):
   assert means == {'drift': 1.0, 'loss': 2.5}  # of 1 2 3 4
 
 
-R1_GRPO = grpo.Config()
+R1_GRPO = GRPOConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +327,7 @@ class Experiment:
 class Written:
   """Stands in for a Generator, and writes down what it is asked."""
 
-  mesh = mesh.make(jax.devices()[:1])
+  mesh = make_mesh(jax.devices()[:1])
 
   def __init__(self):
     self.rollouts, self.evaluations = [], []
@@ -353,7 +364,7 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
 
   def passes(self, policy, reference, outputs, temperature):
     assert policy['x'] == outputs.logp[0, 0, 0]  # the one that sampled
-    return Passes(None, np.array([reference['x'], temperature]), 0.0)
+    return ScoredRollout(None, np.array([reference['x'], temperature]), 0.0)
 
   def learn(self, state, outputs, passes, advantage, key, temperature):
     key = tuple(jax.random.key_data(key).tolist())
@@ -367,17 +378,17 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
   generator: Any = Written()
   problems = [Problem(str(n), 'gsm8k', '', {'answer': '1'}) for n in range(13)]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Trainer, 'learn', learn)
-    patch.setattr(Trainer, 'passes', passes)
+    patch.setattr(Learner, 'learn', learn)
+    patch.setattr(Learner, 'passes', passes)
     with start(Experiment(str(workdir)), phases=('rl',)) as run:
       policy = train(
         run,
         'rl',
         lambda: {'x': jnp.float32(0)},
-        trainer=Trainer(generator, pool, config, algorithm, optim.Config()),
-        order=problem_order([problems[:10]], [1.0], 0),
+        trainer=Learner(generator, pool, config, algorithm, OptimConfig()),
+        order=problem_stream([problems[:10]], [1.0], 0),
         held_out=problems[10:],
-        evaluate=evaluate.Config(problems=2, samples=3, prompts_per_batch=3),
+        evaluate=EvalConfig(problems=2, samples=3, prompts_per_batch=3),
         seed=0,
       )
   return policy, generator, learned
@@ -403,9 +414,9 @@ def test_updates_far_shorter_than_the_learning_rate_are_said(
   share, changes, weights, said
 ):
   nothing: Any = None
-  config = Config(steps=5, minibatches=2)
-  rates = optim.Config(learning_rate=3e-6, warmup_steps=3)
-  trainer = Trainer(nothing, nothing, config, grpo.Config(), rates)
+  config = RLConfig(steps=5, minibatches=2)
+  rates = OptimConfig(learning_rate=3e-6, warmup_steps=3)
+  trainer = Learner(nothing, nothing, config, GRPOConfig(), rates)
   # The first two updates are at 1/4 and 2/4 of the peak.
   values = {'update_size': share * 1.125e-6, 'grad_norm': 0.5}
   values |= {'zero_variance_groups': 0.3, 'zero_advantages': 0.3}
@@ -419,8 +430,8 @@ def test_updates_far_shorter_than_the_learning_rate_are_said(
 
 def test_a_learning_rate_of_0_is_said():
   nothing: Any = None
-  still = optim.Config(learning_rate=0.0)
-  trainer = Trainer(nothing, nothing, Config(steps=5), grpo.Config(), still)
+  still = OptimConfig(learning_rate=0.0)
+  trainer = Learner(nothing, nothing, RLConfig(steps=5), GRPOConfig(), still)
   values = {'update_size': 0.0, 'grad_norm': 0.5, 'zero_advantages': 0.3}
   found = trainer.short_updates(1, values, 10**6)
   assert found == 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
@@ -430,7 +441,7 @@ def test_a_learning_rate_of_0_is_said():
 def trained(tmp_path_factory):
   """Five steps with schedules: generator, what was learned, and the run's folder."""
   pool: Any = Right()
-  config = Config(
+  config = RLConfig(
     steps=5,
     prompts_per_step=2,
     group_size=2,
@@ -460,7 +471,7 @@ class RightOnce(Right):
 
 
 def test_a_reward_that_never_differs_ends_the_run(tmp_path):
-  config = Config(
+  config = RLConfig(
     steps=FLAT + 5,
     prompts_per_step=2,
     group_size=2,
@@ -488,7 +499,7 @@ class ByProblem(Right):
 
 
 def steps_of(count, group_size):
-  return Config(
+  return RLConfig(
     steps=count,
     prompts_per_step=4,
     group_size=group_size,
@@ -509,7 +520,7 @@ def test_what_differs_between_problems_alone_is_learned_from(
   tmp_path, monkeypatch, capsys, advantage, group_size
 ):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', half_is_the_baseline)
-  algorithm = grpo.Config(advantage=advantage)
+  algorithm = GRPOConfig(advantage=advantage)
   pool: Any = ByProblem()
   policy, *_ = train_written(
     tmp_path / 'run', steps_of(FLAT + 2, group_size), pool, algorithm
@@ -530,7 +541,7 @@ def test_what_differs_between_problems_alone_teaches_nothing_within_groups(
   expected = '20 steps of rl every advantage was 0, .* easier or harder, or the reward'
   with pytest.raises(TrainingError, match=expected):
     train_written(
-      tmp_path / 'run', steps_of(FLAT, 2), pool, grpo.Config(advantage=advantage)
+      tmp_path / 'run', steps_of(FLAT, 2), pool, GRPOConfig(advantage=advantage)
     )
   # It is said at once, with what to change.
   said = capsys.readouterr().out
@@ -568,7 +579,7 @@ def test_a_reward_beyond_float32_is_not_blamed_on_the_learning_rate(tmp_path, va
 @pytest.mark.parametrize('name', ['group_zscore', 'batch_whitened'])
 def test_the_largest_reward_allowed_still_has_an_advantage(name):
   reward = jnp.zeros((2, 4)).at[0, 0].set(LARGEST_REWARD)
-  got = grpo.group_advantage(reward, config=grpo.Config(advantage=name))
+  got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
   outputs = reward.size if name == 'batch_whitened' else 4
   # One of n: mean 1/n, variance (1 - 1/n) / (n - 1) = 1/n
   expected = (1 - 1 / outputs) * math.sqrt(outputs)
@@ -579,7 +590,7 @@ def test_an_advantage_that_is_no_number_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward / 0.0)
   pool: Any = Right()
   with pytest.raises(TrainingError, match=r"advantage 'own' is inf for 8 of 8 outputs"):
-    train_written(tmp_path / 'run', steps_of(2, 2), pool, grpo.Config(advantage='own'))
+    train_written(tmp_path / 'run', steps_of(2, 2), pool, GRPOConfig(advantage='own'))
 
 
 def test_every_step_samples_from_the_policy_by_its_schedules(trained):

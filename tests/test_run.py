@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1jax import grpo, statistics
-from r1jax.stages.checkpoint import CheckpointError, Checkpoints
-from r1jax.stages.run import Interruption, TrainingError, plain_errors, start
+from r1jax import statistics
+from r1jax.grpo import GRPOConfig
+from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
+from r1jax.runtime.run import Interruption, TrainingError, start, user_errors
 
 
 def refuse_setting():
-  grpo.Config(clip_low=-1.0)
+  GRPOConfig(clip_low=-1.0)
 
 
 def stop_training():
@@ -36,7 +37,7 @@ def stop():
   ],
 )
 def test_what_a_user_can_mend_is_one_sentence(act, status, told, capsys):
-  with pytest.raises(SystemExit) as end, plain_errors():
+  with pytest.raises(SystemExit) as end, user_errors():
     act()
   assert end.value.code == status
   assert capsys.readouterr().err == told
@@ -44,12 +45,12 @@ def test_what_a_user_can_mend_is_one_sentence(act, status, told, capsys):
 
 def test_a_value_error_of_a_library_keeps_its_traceback():
   # Such a call would be a bug of ours: no setting of a user's leads to it.
-  with pytest.raises(ValueError, match='same number of elements'), plain_errors():
+  with pytest.raises(ValueError, match='same number of elements'), user_errors():
     np.moveaxis(np.zeros((2, 3)), [0, 1], [0])
 
 
 def test_other_exceptions_keep_their_traceback():
-  with pytest.raises(ZeroDivisionError), plain_errors():
+  with pytest.raises(ZeroDivisionError), user_errors():
     statistics.Interval(1 / 0, 0, 0)
 
 
@@ -114,9 +115,9 @@ def test_a_checkpoint_is_written_when_the_last_one_is_old(experiment, monkeypatc
   with start(experiment, phases=('rl',)) as run:
     assert run.saves(due=True)
     began = time.monotonic()
-    monkeypatch.setattr('r1jax.stages.run.time.monotonic', lambda: began + 599)
+    monkeypatch.setattr('r1jax.runtime.run.time.monotonic', lambda: began + 599)
     assert not run.saves(due=False)
-    monkeypatch.setattr('r1jax.stages.run.time.monotonic', lambda: began + 601)
+    monkeypatch.setattr('r1jax.runtime.run.time.monotonic', lambda: began + 601)
     assert run.saves(due=False)
     run.save('rl', 1, {'w': np.ones(2)})
     assert not run.saves(due=False)

@@ -12,14 +12,23 @@ import pytest
 from flax.core import meta
 from scipy import stats
 
-from r1jax import drawing, mesh, sampling
-from r1jax.drawing import Config
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.sampling import cache, generate
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import (
+  SamplingConfig,
+  draw_logits,
+  inverse_cdf,
+  sample_token,
+)
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch, replicate
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
-MODEL = sampling.Model(*decoder.functions(SMALL, VOCAB))
+MODEL = DecoderFns(*decoder.functions(SMALL, VOCAB))
 # Lengths 5, 2 and 3 behind their padding.
 PROMPTS = np.array([[1, 2, 3, 4, 5], [0, 0, 0, 6, 2], [0, 0, 3, 3, 1]], np.int32)
 PROMPT_MASK = np.arange(5) >= np.array([[0], [3], [2]])
@@ -45,8 +54,8 @@ def params():
 
 @functools.cache
 def compiled_sample(cache_block, **settings):
-  assert cache_block == sampling.CACHE_BLOCK  # unseen by the compiler's own cache
-  return jax.jit(functools.partial(sampling.sample, **settings))
+  assert cache_block == cache.CACHE_BLOCK  # unseen by the compiler's own cache
+  return jax.jit(functools.partial(generate.sample, **settings))
 
 
 def sample(
@@ -59,13 +68,13 @@ def sample(
 ):
   settings = {
     'model': MODEL,
-    'config': Config(),
+    'config': SamplingConfig(),
     'group_size': 4,
     'max_length': 11,
     'stop_ids': (),
     **settings,
   }
-  run = compiled_sample(sampling.CACHE_BLOCK, **settings)
+  run = compiled_sample(cache.CACHE_BLOCK, **settings)
   keys = jax.random.split(jax.random.key(seed), len(prompts))
   return jax.device_get(
     run(params, keys, prompts, prompt_mask, temperature=temperature)
@@ -74,7 +83,7 @@ def sample(
 
 @jax.jit
 def compiled_score(params, prompts, prompt_mask, tokens, temperature):
-  return sampling.score(
+  return score_tokens(
     params, prompts, prompt_mask, tokens, model=MODEL, temperature=temperature
   )
 
@@ -131,7 +140,7 @@ def test_score_takes_the_hosts_arrays_as_they_are(params):
   offsets = np.broadcast_to(np.arange(6) % 3, tokens.shape).astype(np.int32)
   documents = np.broadcast_to(np.arange(6) // 3 + 1, tokens.shape).astype(np.int32)
   arrays: Any = PROMPTS, PROMPT_MASK, tokens, offsets, documents
-  packed, _ = sampling.score(params, *arrays, model=MODEL)
+  packed, _ = score_tokens(params, *arrays, model=MODEL)
   alone, _ = score(params, tokens.reshape(len(PROMPTS), 2, 3))
   np.testing.assert_allclose(packed.reshape(alone.shape), alone, **CLOSE)
 
@@ -164,7 +173,7 @@ def test_a_shared_prompt_equals_a_repeated_one_in_values_and_gradients(params):
 @pytest.mark.parametrize('length', [5, 11])
 def test_decode_matches_forward(params, monkeypatch, length):
   # The last token is not read: 5 fills one block, 11 fills two and a half.
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
   for temperature in (1.0, 0.7):
     drawn = sample(
       params, max_length=length, stop_ids=(5,), temperature=jnp.float32(temperature)
@@ -238,9 +247,9 @@ TRUNCATIONS = [
 
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
 def test_draws_have_the_frequencies_of_the_truncated_softmax(temperature, top_k, top_p):
-  config = Config(temperature, top_k, top_p)
+  config = SamplingConfig(temperature, top_k, top_p)
   rows = jnp.broadcast_to(LOGITS, (8000, len(LOGITS)))
-  draw = jax.jit(functools.partial(drawing.draw, config=config))
+  draw = jax.jit(functools.partial(sample_token, config=config))
   uniform = jax.random.uniform(jax.random.key(3), (8000,))
   token, logp = draw(uniform, rows, temperature=jnp.float32(temperature))
   expected = truncated(LOGITS.astype(float), temperature, top_k, top_p)
@@ -262,7 +271,7 @@ ALMOST_1 = np.nextafter(np.float32(1), np.float32(0))
 def test_inverse_cdf_takes_the_place_a_number_falls_into(uniform, expected):
   # Shares 1/4, 0, 1/2, 1/4, 0; a place without a share is never taken.
   weights = jnp.array([1.0, 0.0, 2.0, 1.0, 0.0])
-  assert drawing.inverse_cdf(jnp.float32(uniform), weights) == expected
+  assert inverse_cdf(jnp.float32(uniform), weights) == expected
 
 
 def test_inverse_cdf_over_many_blocks():
@@ -270,7 +279,7 @@ def test_inverse_cdf_over_many_blocks():
   weights[:, ::3] = 0
   weights[:, 700:] = 0  # the last blocks are empty
   uniform = np.linspace(0, ALMOST_1, 50, dtype=np.float32)
-  got = drawing.inverse_cdf(jnp.asarray(uniform), jnp.asarray(weights))
+  got = inverse_cdf(jnp.asarray(uniform), jnp.asarray(weights))
   total = np.cumsum(weights.astype(float), axis=1)
   target = uniform * total[:, -1]
   rows = np.arange(50)
@@ -283,9 +292,7 @@ def test_inverse_cdf_over_many_blocks():
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
 def test_truncation_row_by_row(temperature, top_k, top_p):
   logits = np.random.default_rng(4).normal(0, 2, (3, 5, 9)).astype(np.float32)
-  kept = drawing.draw_logits(
-    jnp.asarray(logits), jnp.float32(temperature), top_k, top_p
-  )
+  kept = draw_logits(jnp.asarray(logits), jnp.float32(temperature), top_k, top_p)
   for index in np.ndindex(3, 5):
     np.testing.assert_allclose(
       jax.nn.softmax(kept[index]),
@@ -298,14 +305,14 @@ def test_ties_at_the_cut_are_kept():
   logits = np.log(np.array([0.4, 0.2, 0.2, 0.2], np.float32))
   for settings in ({'top_k': 2}, {'top_p': 0.5}):
     assert np.isfinite(
-      drawing.draw_logits(jnp.asarray(logits), jnp.float32(1), **settings)
+      draw_logits(jnp.asarray(logits), jnp.float32(1), **settings)
     ).all()
 
 
 def test_the_nucleus_is_the_smallest_set_of_the_total_probability():
   logits = jnp.log(jnp.array([0.25, 0.5, 0.25]))
   # 1/2 is reached by the first token alone.
-  kept = drawing.draw_logits(logits, jnp.float32(1), top_p=0.5)
+  kept = draw_logits(logits, jnp.float32(1), top_p=0.5)
   assert np.isfinite(kept).tolist() == [False, True, False]
 
 
@@ -314,7 +321,7 @@ def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
 ):
   free = sample(params)
   assert free.mask.all()
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
+  monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
   stopped = sample(params, stop_ids=(2, 4))
   lengths = set()
   for p, g in np.ndindex(3, 4):
@@ -332,10 +339,10 @@ def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
 @pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
 def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
   config = dataclasses.replace(SMALL, dtype='bfloat16') if kind == 'bfloat16' else SMALL
-  model = sampling.Model(*decoder.functions(config, VOCAB))
+  model = DecoderFns(*decoder.functions(config, VOCAB))
   sampler = decoder.quantize(params, config) if kind == 'int8' else params
   drawn = sample(sampler, model=model)
-  score = jax.jit(functools.partial(sampling.score, model=model))
+  score = jax.jit(functools.partial(score_tokens, model=model))
   same, _ = score(sampler, PROMPTS, PROMPT_MASK, drawn.tokens)
   # Of the same weights: bfloat16 rounds to 2^-9, in sums of another order.
   closeness = 0.05 if kind == 'bfloat16' else 1e-4
@@ -349,10 +356,10 @@ def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
 # With one kv head the cache has another shape; see `attention.write`.
 @pytest.mark.parametrize('kv_heads', [1, 2])
 def test_moving_rows_together_changes_no_completion(monkeypatch, kv_heads):
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', 4)
-  monkeypatch.setattr(sampling, 'FEWEST_ROWS', 1)
+  monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
+  monkeypatch.setattr(generate, 'FEWEST_ROWS', 1)
   config = dataclasses.replace(SMALL, kv_heads=kv_heads)
-  model = sampling.Model(*decoder.functions(config, VOCAB))
+  model = DecoderFns(*decoder.functions(config, VOCAB))
   plain, moved = (
     sample(
       random_params(config),
@@ -397,7 +404,7 @@ def counting_model(seen):
     return decode
 
   nothing: Any = None  # unused here
-  return sampling.Model(forward, logits, decoding, nothing)
+  return DecoderFns(forward, logits, decoding, nothing)
 
 
 def test_the_loop_ends_with_the_last_completion():
@@ -424,7 +431,7 @@ def test_the_loop_ends_with_the_last_completion():
 
 @pytest.mark.parametrize('block', [1, 3])
 def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block):
-  monkeypatch.setattr(sampling, 'CACHE_BLOCK', block)
+  monkeypatch.setattr(cache, 'CACHE_BLOCK', block)
   prompts = np.array([[1, 3]], np.int32)
   for length in (1, 4):
     drawn = sample(
@@ -445,12 +452,12 @@ def test_prompts_cut_over_devices_get_the_same_samples(params):
   keys = jax.random.split(jax.random.key(0), 4)
 
   def run(devices):
-    place = mesh.make(devices)
-    arrays = mesh.put_batch(place, (keys, prompts, prompt_mask))
+    place = make_mesh(devices)
+    arrays = put_batch(place, (keys, prompts, prompt_mask))
     settings = {'group_size': 4, 'max_length': 11, 'stop_ids': (2,), 'compact': False}
     drawn = compiled_sample(
-      sampling.CACHE_BLOCK, model=MODEL, config=Config(), **settings
-    )(mesh.put_everywhere(place, params), *arrays, temperature=None)
+      cache.CACHE_BLOCK, model=MODEL, config=SamplingConfig(), **settings
+    )(replicate(place, params), *arrays, temperature=None)
     assert drawn.tokens.sharding.device_set == set(devices)
     return jax.device_get(drawn)
 
@@ -492,9 +499,9 @@ def test_a_prompt_gets_the_same_samples_in_any_company(params):
   together = sample(params)
   keys = jax.random.split(jax.random.key(0), len(PROMPTS))
   run = compiled_sample(
-    sampling.CACHE_BLOCK,
+    cache.CACHE_BLOCK,
     model=MODEL,
-    config=Config(),
+    config=SamplingConfig(),
     group_size=4,
     max_length=11,
     stop_ids=(),
@@ -511,8 +518,8 @@ def test_samples_of_a_group_differ(params):
 
 
 def test_a_given_temperature_overrides_the_configured_one(params):
-  expected = sample(params, config=Config(0.5))
-  drawn = sample(params, config=Config(1.0), temperature=jnp.float32(0.5))
+  expected = sample(params, config=SamplingConfig(0.5))
+  drawn = sample(params, config=SamplingConfig(1.0), temperature=jnp.float32(0.5))
   jax.tree.map(np.testing.assert_array_equal, drawn, expected)
 
 
@@ -537,4 +544,4 @@ def test_a_given_temperature_overrides_the_configured_one(params):
 )
 def test_impossible_settings_are_refused(field, value, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
-    dataclasses.replace(Config(), **{field: value})
+    dataclasses.replace(SamplingConfig(), **{field: value})

@@ -9,27 +9,30 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import drawing
-from r1jax.rewards import opponent
-from r1jax.stages import scoreboard
-from r1jax.stages.run import start
-from r1jax.stages.scoreboard import Config, file, measure
+from r1jax.miniature import baseline
+from r1jax.runtime.run import start
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages import evaluation_suite
+from r1jax.stages.evaluation_suite import SuiteConfig, file, measure
 from r1jax.tasks import arithmetic, equations, instructions, store
+from r1jax.tasks.arithmetic import ArithmeticConfig
+from r1jax.tasks.equations import EquationsConfig
+from r1jax.tasks.instructions import InstructionsConfig
 
 REASONING = store.by_turns(
   [
-    list(equations.generate(equations.Config(), 'test'))[:4],
-    list(arithmetic.generate(arithmetic.Config(), 'test'))[:4],
+    list(equations.generate(EquationsConfig(), 'test'))[:4],
+    list(arithmetic.generate(ArithmeticConfig(), 'test'))[:4],
   ]
 )
-GENERAL = list(instructions.generate(instructions.Config(), 'test'))[:4]
-CONFIG = Config(
+GENERAL = list(instructions.generate(InstructionsConfig(), 'test'))[:4]
+CONFIG = SuiteConfig(
   reasoning=4,
   general=2,
   samples=2,
   prompts_per_batch=2,
   max_length=77,
-  draw=drawing.Config(temperature=0.6, top_p=0.95),
+  draw=SamplingConfig(temperature=0.6, top_p=0.95),
   shown=1,
 )
 
@@ -55,7 +58,7 @@ class Written:
   @staticmethod
   def answer(problem):
     if problem.task == 'instructions':
-      return opponent.answer(problem)
+      return baseline.answer(problem)
     return f'<think>so\nso</think><answer>{problem.truth.get("x", "none")}</answer>'
 
   def prompt(self, problem):
@@ -114,7 +117,7 @@ def test_it_is_written_whole_with_outputs_to_show(measured):
   assert written['reasoning']['pass_at_1'] == row['reasoning']['pass_at_1']
   assert written['general']['right'] == row['general']['right']
   (shown,) = written['general']['shown']
-  assert shown['output'] == opponent.answer(GENERAL[0])
+  assert shown['output'] == baseline.answer(GENERAL[0])
   assert shown['prompt'] == f'? {GENERAL[0].question}'
   assert file(workdir, 'final').read_bytes() == file(workdir, 'base').read_bytes()
   assert not list(workdir.glob('*.partial'))
@@ -144,9 +147,9 @@ def test_all_models_answer_the_same_problems_with_the_same_keys(measured):
 )
 def test_impossible_settings_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    Config(**fields)
+    SuiteConfig(**fields)
 
 
 def test_every_reward_of_a_row_has_a_name_of_its_own():
-  names = [reward.name for reward in scoreboard.REWARDS]
+  names = [reward.name for reward in evaluation_suite.REWARDS]
   assert names == ['accuracy', 'language', 'readable', 'preference']

@@ -7,9 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import mesh, optim, sft
+from r1jax import optim, sft
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_batch, put_boxed
+from r1jax.sharding.rules import named_sharding
 
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
@@ -157,7 +160,7 @@ def tiny():
 
 def test_packed_documents_are_learned_as_if_apart(tiny):
   boxed, forward, logits = tiny
-  params = mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
+  params = put_boxed(make_mesh(jax.devices()[:1]), boxed)
   first, second = [1, 2, 3, 4], [5, 6, 1]
   packed = sft.Batch(
     tokens=jnp.array([first + second + [0], 8 * [0]]),
@@ -182,11 +185,11 @@ def test_sharded_step_matches_single_device(tiny):
   batch = random_batch(rows=8, length=6)
 
   def run(devices):
-    place = mesh.make(devices)
+    place = make_mesh(devices)
     state = jax.device_put(
-      optim.init(mesh.put_boxed(place, boxed), SGD), mesh.sharding(place)
+      optim.init(put_boxed(place, boxed), SGD), named_sharding(place)
     )
-    rows = mesh.put_batch(place, batch)
+    rows = put_batch(place, batch)
     shards = {shard.data.shape for shard in rows.tokens.addressable_shards}
     assert shards == {(8 // len(devices), 6)}
     with jax.transfer_guard('disallow'):

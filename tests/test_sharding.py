@@ -11,10 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import grpo, mesh, optim, text
+from r1jax import grpo
 from r1jax.model.config import Experts, Latent, ModelConfig
-from r1jax.stages import checkpoint, lineage, rl
+from r1jax.optim import OptimConfig
+from r1jax.runtime import checkpoint
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
+from r1jax.stages.artifact import Policy
+from r1jax.stages.rl import Learner
+from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
+from r1jax.text.tokenizer import Tokenizer
 
 QWEN = ModelConfig(
   d_model=64, layers=2, heads=4, kv_heads=2, head_dim=16, d_ff=96, qk_norm=True
@@ -57,11 +64,11 @@ MESHES = {
   },
 }
 CORPUS = [f'make {n} from 3 5 2: 3+5={n} <think>x</think>' for n in range(40)]
-TOKENIZER = text.Tokenizer.train(CORPUS, 320)
-MODEL = lineage.Model(QWEN, TOKENIZER, 'plain', 288)
+TOKENIZER = Tokenizer.train(CORPUS, 320)
+MODEL = Policy(QWEN, TOKENIZER, 'plain', 288)
 PROBLEMS = [Problem(str(n), 'countdown', f'make {n} from 3 5 2', {}) for n in range(8)]
 NO_REWARDS: Any = None
-SETTINGS = rl.Config(
+SETTINGS = RLConfig(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
@@ -75,16 +82,16 @@ SETTINGS = rl.Config(
 def iteration(model_name, mesh_name):
   """Outputs, metrics and the policy's state after one iteration."""
   sizes: dict[str, Any] = MESHES.get(mesh_name, {})
-  layout = mesh.Config(**sizes)
+  layout = MeshConfig(**sizes)
   devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
-  where = mesh.make(devices, layout)
-  model = lineage.Model(MODELS[model_name], TOKENIZER, 'plain', 288)
-  trainer = rl.Trainer(
+  where = make_mesh(devices, layout)
+  model = Policy(MODELS[model_name], TOKENIZER, 'plain', 288)
+  trainer = Learner(
     model.generator(SETTINGS.max_prompt_length, where, layout),
     NO_REWARDS,
     SETTINGS,
     grpo.PRESETS['grpo'],
-    optim.Config(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
+    OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
   )
   before = trainer.start(model.init(where, 0))
   state, reference = before['policy'], before['reference']
@@ -133,22 +140,22 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
 def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_path):
   def state(devices, layout):
-    place = mesh.make(jax.devices()[:devices], layout)
-    trainer = rl.Trainer(
+    place = make_mesh(jax.devices()[:devices], layout)
+    trainer = Learner(
       MODEL.generator(32, place),
       NO_REWARDS,
       SETTINGS,
       grpo.PRESETS['grpo'],
-      optim.Config(),
+      OptimConfig(),
     )
     return trainer.start(MODEL.init(place, 0))
 
-  before = state(8, mesh.Config(fsdp=4, tensor=2))
+  before = state(8, MeshConfig(fsdp=4, tensor=2))
   before['policy'].params['embedding'] += 1
   saved = checkpoint.Checkpoints(tmp_path / 'a')
   saved.save(3, before, {})
   saved.wait()
-  fresh = state(devices, mesh.Config(fsdp=devices))
+  fresh = state(devices, MeshConfig(fsdp=devices))
   found, step = checkpoint.Checkpoints(tmp_path / 'a').resume(fresh)
   assert step == 3
   lying = [leaf.sharding for leaf in jax.tree.leaves(fresh)]
@@ -157,9 +164,9 @@ def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_p
 
 
 def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
-  place = mesh.make(config=mesh.Config(fsdp=4, tensor=2))
+  place = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
   state = {'w': jax.random.normal(jax.random.key(0), (32, 48)), 'n': jax.numpy.int32(7)}
-  state['w'] = jax.device_put(state['w'], mesh.sharding(place, 'embed', 'mlp'))
+  state['w'] = jax.device_put(state['w'], named_sharding(place, 'embed', 'mlp'))
   saved = checkpoint.Checkpoints(tmp_path / 'a')
   saved.save(3, state, {})
   saved.wait()

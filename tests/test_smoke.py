@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.stages.checkpoint import Checkpoints
+from r1jax.runtime.checkpoint import Checkpoints
 
 FINAL = {'base': 20, 'rl': 12}  # last steps of experiments.smoke
 

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from r1jax import tasks
-from r1jax.tasks import Problem, arithmetic, equations, instructions, splits
+from r1jax.tasks import Problem, splits
+from r1jax.tasks.arithmetic import ArithmeticConfig
+from r1jax.tasks.equations import EquationsConfig
+from r1jax.tasks.instructions import InstructionsConfig
 
 DIFFICULTIES: dict[str, list[Any]] = {
-  'equations': [equations.Config(), equations.Config(4, 9, 30), equations.Config(20)],
-  'arithmetic': [arithmetic.Config(), arithmetic.Config(largest=40)],
+  'equations': [EquationsConfig(), EquationsConfig(4, 9, 30), EquationsConfig(20)],
+  'arithmetic': [ArithmeticConfig(), ArithmeticConfig(largest=40)],
   'instructions': [
-    instructions.Config(),
-    instructions.Config(2),
-    instructions.Config(4, 60),
+    InstructionsConfig(),
+    InstructionsConfig(2),
+    InstructionsConfig(4, 60),
   ],
 }
 

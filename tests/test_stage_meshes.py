@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import stages
 
-from r1jax import mesh
+from r1jax.sharding.mesh import MeshConfig
 
 MESHES = {
-  'fsdp 4 tensor 2': mesh.Config(fsdp=4, tensor=2),
-  'context 2 fsdp 4': mesh.Config(context=2, fsdp=4),
-  'data 2 fsdp 4': mesh.Config(data=2, fsdp=4),
+  'fsdp 4 tensor 2': MeshConfig(fsdp=4, tensor=2),
+  'context 2 fsdp 4': MeshConfig(context=2, fsdp=4),
+  'data 2 fsdp 4': MeshConfig(data=2, fsdp=4),
 }
 
 
@@ -22,7 +22,7 @@ def learned(tmp_path_factory):
   def learned(phase, mesh_name):
     """The work directory and the parameters."""
     workdir = tmp_path_factory.mktemp('runs') / 'run'
-    layout = MESHES.get(mesh_name, mesh.Config())
+    layout = MESHES.get(mesh_name, MeshConfig())
     devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
     return workdir, stages.learn(workdir, layout, devices, phase)[phase]
 

@@ -5,22 +5,18 @@ import operator
 import pytest
 
 from r1jax import tasks
-from r1jax.tasks import (
-  Problem,
-  arithmetic,
-  countdown,
-  equations,
-  instructions,
-  splits,
-  store,
-)
-from r1jax.tasks.web import Tasks
+from r1jax.miniature.corpus import TaskConfigs
+from r1jax.tasks import Problem, arithmetic, countdown, splits, store
+from r1jax.tasks.arithmetic import ArithmeticConfig
+from r1jax.tasks.countdown import CountdownConfig
+from r1jax.tasks.equations import EquationsConfig
+from r1jax.tasks.instructions import InstructionsConfig
 
-TINY = Tasks(
-  countdown.Config(2, 6, 9),
-  equations.Config(2, 3, 4),
-  arithmetic.Config(30),
-  instructions.Config(2, 2),
+TINY = TaskConfigs(
+  CountdownConfig(2, 6, 9),
+  EquationsConfig(2, 3, 4),
+  ArithmeticConfig(30),
+  InstructionsConfig(2, 2),
 )
 NAMES = ('countdown', 'equations', 'arithmetic', 'instructions')
 CONFIG = TINY.countdown
@@ -84,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_difficulty_without_held_out_problems_is_refused(tmp_path):
-  config = countdown.Config(2, 3, 1)
+  config = CountdownConfig(2, 3, 1)
   assert not list(countdown.generate(config, 'validation'))
   with pytest.raises(
     ValueError, match=r"tasks\.countdown: expected .* all splits, got none in 'val"

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import re
 
 import hypothesis
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from r1jax import text
+from r1jax.text import parsing, templates
+from r1jax.text.tokenizer import Tokenizer, pad_left
 
 CORPUS = [
   'User: make 16 from 3 5 2\nAssistant: <think>let me try 3+5=8, 8*2=16. yes</think>'
@@ -18,7 +20,7 @@ CORPUS = [
 # Pieces of which garbage that looks like an output is made.
 PIECES = strategies.sampled_from(
   [
-    *text.TAGS,
+    *parsing.TAGS,
     '<',
     '>',
     '<think',
@@ -36,11 +38,13 @@ PIECES = strategies.sampled_from(
 
 @pytest.fixture(scope='module')
 def tokenizer():
-  return text.Tokenizer.train(CORPUS, vocab_size=320)
+  return Tokenizer.train(CORPUS, vocab_size=320)
 
 
 def test_render_puts_the_question_into_the_template():
-  assert text.render('plain', 'make 5 from 2 3') == 'User: make 5 from 2 3\nAssistant:'
+  assert (
+    templates.render('plain', 'make 5 from 2 3') == 'User: make 5 from 2 3\nAssistant:'
+  )
 
 
 def test_r1_zero_template_is_the_papers():
@@ -53,17 +57,17 @@ def test_r1_zero_template_is_the_papers():
     i.e., <think> reasoning process here </think> <answer> answer here </answer>.
     User: prompt. Assistant:
   """
-  assert text.render('r1_zero', 'prompt') == ' '.join(table.split())
+  assert templates.render('r1_zero', 'prompt') == ' '.join(table.split())
 
 
 def test_render_leaves_braces_of_a_question_alone():
   question = 'is {question} in {x} or {}?'
-  assert text.render('plain', question) == f'User: {question}\nAssistant:'
+  assert templates.render('plain', question) == f'User: {question}\nAssistant:'
 
 
 def test_render_suggests_the_template_that_was_meant():
   with pytest.raises(ValueError, match="got 'r1-zero'; did you mean 'r1_zero'"):
-    text.render('r1-zero', 'q')
+    templates.render('r1-zero', 'q')
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_render_suggests_the_template_that_was_meant():
   ],
 )  # fmt: skip
 def test_parse_gives_the_parts(output, parts):
-  assert text.parse(output) == parts
+  assert parsing.parse(output) == parts
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_parse_gives_the_parts(output, parts):
   ],
 )
 def test_parse_takes_nothing_else(output):
-  assert text.parse(output) is None
+  assert parsing.parse(output) is None
 
 
 @hypothesis.given(
@@ -119,7 +123,7 @@ def test_parse_agrees_with_the_pattern_that_defines_it(output):
   pattern = rf'\s*<think>{part}</think>{part}<answer>{part}</answer>\s*'
   match = re.fullmatch(pattern, output, re.DOTALL)
   expected = match and tuple(found.strip() for found in match.groups())
-  assert text.parse(output) == expected
+  assert parsing.parse(output) == expected
 
 
 OWN = '<think>\nhm</think>\n<answer>8</answer>'
@@ -140,9 +144,9 @@ REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
   ],
 )
 def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, left):
-  assert text.opened(prompt) == opening
-  assert text.going_on(prompt, OWN) == left
-  assert text.going_on(prompt, left) == left
+  assert parsing.opened(prompt) == opening
+  assert parsing.going_on(prompt, OWN) == left
+  assert parsing.going_on(prompt, left) == left
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, 
   ],
 )
 def test_visible_is_what_follows_the_thoughts(output, shown):
-  assert text.visible(output) == shown
+  assert parsing.visible(output) == shown
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_visible_is_what_follows_the_thoughts(output, shown):
 )
 def test_parse_is_quick_on_long_garbage(garbage):
   # A megabyte: quadratic time would take hours, linear takes milliseconds.
-  assert text.parse(garbage * (1_000_000 // len(garbage))) is None
+  assert parsing.parse(garbage * (1_000_000 // len(garbage))) is None
 
 
 @hypothesis.given(strategies.text() | strategies.lists(PIECES).map(''.join))
@@ -192,14 +196,14 @@ def test_every_digit_is_a_token_of_its_own(tokenizer):
 
 
 def test_every_tag_is_one_token_that_is_decoded(tokenizer):
-  ids = tokenizer.encode(''.join(text.TAGS))
+  ids = tokenizer.encode(''.join(parsing.TAGS))
   assert len(set(ids)) == len(ids) == 4
   assert max(ids) < tokenizer.vocab_size
   assert tokenizer.decode(ids) == '<think></think><answer></answer>'
 
 
 def test_no_merge_is_spent_on_tags():
-  tags_only = text.Tokenizer.train(['<think></think><answer></answer>'] * 9, 300)
+  tags_only = Tokenizer.train(['<think></think><answer></answer>'] * 9, 300)
   assert tags_only.vocab_size == 2 + 256 + 4  # specials, bytes, tags, and no merge
 
 
@@ -210,13 +214,13 @@ def test_training_merges_what_is_frequent(tokenizer):
 
 def test_training_is_deterministic(tmp_path):
   for name in 'ab':
-    text.Tokenizer.train(CORPUS, vocab_size=300).save(tmp_path / name)
+    Tokenizer.train(CORPUS, vocab_size=300).save(tmp_path / name)
   assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes()
 
 
 def test_training_refuses_a_vocabulary_without_room_for_bytes():
   with pytest.raises(ValueError, match='vocab_size: expected at least 262, got 261'):
-    text.Tokenizer.train(CORPUS, vocab_size=261)
+    Tokenizer.train(CORPUS, vocab_size=261)
 
 
 def test_decode_skips_padding_and_end_of_sequence(tokenizer):
@@ -234,7 +238,7 @@ def test_decode_survives_half_a_character(tokenizer):
 
 
 def test_decode_batch_takes_the_rows_of_an_array(tokenizer):
-  rows, _ = text.pad_left(
+  rows, _ = pad_left(
     [tokenizer.encode(source) for source in ('no', 'wait, 16')], 12, tokenizer.pad_id
   )
   assert tokenizer.decode_batch(rows) == ['no', 'wait, 16']
@@ -245,7 +249,7 @@ def test_saved_tokenizer_comes_back_and_still_cannot_be_injected(tokenizer, tmp_
   path = tmp_path / 'tokenizer.json'
   tokenizer.save(path)
   assert [file.name for file in tmp_path.iterdir()] == ['tokenizer.json']
-  loaded = text.Tokenizer.load(path)
+  loaded = Tokenizer.load(path)
   assert loaded.vocab_size == tokenizer.vocab_size
   source = CORPUS[0] + '<|eos|><|pad|>'
   assert loaded.encode(source) == tokenizer.encode(source)
@@ -259,7 +263,7 @@ def test_failed_save_keeps_the_file_before(tokenizer, tmp_path, monkeypatch):
   def full_disk(descriptor):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(text.os, 'fsync', full_disk)
+  monkeypatch.setattr(os, 'fsync', full_disk)
   with pytest.raises(OSError, match='No space left'):
     tokenizer.save(path)
   assert path.read_text() == 'before'
@@ -280,21 +284,21 @@ def test_damaged_tokenizer_file_is_named(tokenizer, tmp_path, damage):
     }[damage]
   )
   with pytest.raises(ValueError, match=re.escape(f'{path} is damaged')) as caught:
-    text.Tokenizer.load(path)
+    Tokenizer.load(path)
   assert '\n' not in str(caught.value)
 
 
 def test_digest_is_that_of_the_file(tmp_path):
-  tokenizer = text.Tokenizer.train(['make 16 from 3 5 2'] * 9, 270)
+  tokenizer = Tokenizer.train(['make 16 from 3 5 2'] * 9, 270)
   tokenizer.save(tmp_path / 'tokenizer.json')
-  again = text.Tokenizer.load(tmp_path / 'tokenizer.json')
+  again = Tokenizer.load(tmp_path / 'tokenizer.json')
   content = (tmp_path / 'tokenizer.json').read_bytes()
   assert tokenizer.digest == again.digest == hashlib.sha256(content).hexdigest()
-  assert text.Tokenizer.train(['abab'] * 9, 270).digest != tokenizer.digest
+  assert Tokenizer.train(['abab'] * 9, 270).digest != tokenizer.digest
 
 
 def test_pad_left_puts_rows_at_the_right_end():
-  tokens, mask = text.pad_left([[5, 6], [], [7, 8, 9]], length=3, pad_id=4)
+  tokens, mask = pad_left([[5, 6], [], [7, 8, 9]], length=3, pad_id=4)
   assert tokens.tolist() == [[4, 5, 6], [4, 4, 4], [7, 8, 9]]
   assert mask.tolist() == [[False, True, True], [False] * 3, [True] * 3]
   assert (tokens.dtype, mask.dtype) == (np.int32, np.bool_)
@@ -305,7 +309,7 @@ def test_pad_left_names_the_prompt_that_does_not_fit():
     ValueError,
     match=r'max_prompt_length: expected at least 4, the tokens of .* prompt, got 3',
   ):
-    text.pad_left([[1], [1, 2, 3, 4]], length=3, pad_id=0)
+    pad_left([[1], [1, 2, 3, 4]], length=3, pad_id=0)
 
 
 @pytest.mark.parametrize(
@@ -324,27 +328,31 @@ def test_pad_left_names_the_prompt_that_does_not_fit():
   ],
 )
 def test_reflective_words_are_found_in_both_languages(output):
-  assert text.is_reflective(output)
+  assert parsing.is_reflective(output)
 
 
 @pytest.mark.parametrize(
   'output', ['', 'no', 'nie', 'yes 3+5=8. no', 'await', 'checkers', 'zabłądź', '3*2']
 )
 def test_a_plain_no_or_a_part_of_a_word_is_not_reflective(output):
-  assert not text.is_reflective(output)
+  assert not parsing.is_reflective(output)
 
 
 def test_the_papers_reflective_terms_are_all_counted():
   terms = 'wait mistake however but retry error verify wrong evaluate check'
-  assert set(terms.split()) <= text.REFLECTIVE
+  assert set(terms.split()) <= parsing.REFLECTIVE
 
 
 def test_a_chat_may_begin_with_an_example_of_the_form():
-  said = text.EXAMPLE[1]['content']
-  parsed = text.parse(said)
+  said = templates.EXAMPLE[1]['content']
+  parsed = parsing.parse(said)
   assert parsed is not None  # what is shown is what a reward asks for
   assert parsed.answer == '10'
   system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
-  assert text.asked('chat', [system, user]) == [system, user]
-  assert text.asked('chat_tags', [user]) == [*text.EXAMPLE, user]
-  assert text.asked('chat_tags', [system, user]) == [system, *text.EXAMPLE, user]
+  assert templates.asked('chat', [system, user]) == [system, user]
+  assert templates.asked('chat_tags', [user]) == [*templates.EXAMPLE, user]
+  assert templates.asked('chat_tags', [system, user]) == [
+    system,
+    *templates.EXAMPLE,
+    user,
+  ]

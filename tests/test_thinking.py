@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 
 from experiments import thinking as experiment
-from r1jax import drawing, mesh, sampling, text
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.stages import evaluate, thinking
-from r1jax.stages.generate import Generator, Outputs
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import put_boxed
+from r1jax.stages import budget_forcing
+from r1jax.stages.budget_forcing import BudgetForcer
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
+from r1jax.text.tokenizer import Tokenizer
 
-TOKENIZER = text.Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
+TOKENIZER = Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
 CONFIG = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=16)
 TRUTHS: dict[str, dict[str, object]] = {
   'countdown': {'numbers': [2, 3]},
@@ -41,7 +47,7 @@ def likes() -> np.ndarray:
   return bias
 
 
-def model() -> sampling.Model:
+def model() -> DecoderFns:
   forward, logits, decoding, both = decoder.functions(CONFIG, TOKENIZER.vocab_size)
   bias = likes()
 
@@ -51,24 +57,24 @@ def model() -> sampling.Model:
       bias, (*hidden.shape[:-1], len(bias))
     )
 
-  return sampling.Model(forward, biased, decoding, both)
+  return DecoderFns(forward, biased, decoding, both)
 
 
 @pytest.fixture(scope='module')
 def closer():
-  place = mesh.make(jax.devices()[:1])
-  generator = Generator(model(), TOKENIZER, 'plain', 30, place)
-  return thinking.Closer(generator, largest=LENGTH, answer_length=6)
+  place = make_mesh(jax.devices()[:1])
+  generator = Sampler(model(), TOKENIZER, 'plain', 30, place)
+  return BudgetForcer(generator, largest=LENGTH, answer_length=6)
 
 
 @pytest.fixture(scope='module')
 def params():
   boxed = decoder.init(CONFIG, TOKENIZER.vocab_size, jax.random.key(0))
-  return mesh.put_boxed(mesh.make(jax.devices()[:1]), boxed)
+  return put_boxed(make_mesh(jax.devices()[:1]), boxed)
 
 
 def answers(closer, params, budgets, **draw):
-  return thinking.answer(
+  return budget_forcing.answer(
     params,
     jax.random.key(1),
     PROBLEMS,
@@ -76,7 +82,7 @@ def answers(closer, params, budgets, **draw):
     budgets=budgets,
     group_size=GROUP,
     max_length=LENGTH,
-    draw=drawing.Config(**draw),
+    draw=SamplingConfig(**draw),
   )
 
 
@@ -87,7 +93,7 @@ def plain(closer, params, **draw):
     PROBLEMS,
     group_size=GROUP,
     max_length=LENGTH,
-    draw=drawing.Config(**draw),
+    draw=SamplingConfig(**draw),
   )
 
 
@@ -135,7 +141,7 @@ def test_longer_thoughts_are_cut_and_no_others_touched(closer, params):
 def test_the_answer_follows_from_prompt_and_cut_thoughts(closer, params):
   # Temperature 0: what follows is the most likely token each time.
   outputs = plain(closer, params)
-  greedy = drawing.Config(temperature=0.0)
+  greedy = SamplingConfig(temperature=0.0)
   said = closer(params, jax.random.key(2), outputs, budget=3, draw=greedy)
   forward, logits, *_ = closer.generator.model
 
@@ -163,7 +169,7 @@ def test_the_answer_follows_from_prompt_and_cut_thoughts(closer, params):
 
 def test_a_rows_answer_does_not_depend_on_the_others(closer, params):
   outputs = plain(closer, params)
-  draw = drawing.Config()
+  draw = SamplingConfig()
   whole = closer(params, jax.random.key(2), outputs, budget=0, draw=draw)
   # Without the first problem's outputs all others move to other batches.
   ended = outputs.tokens.copy()
@@ -200,7 +206,7 @@ def test_where_thoughts_begin_and_end():
   tokens = np.array([[row for row, _, _ in rows]])
   ended = tokens == eos
   lengths = np.where(ended.any(-1), ended.argmax(-1) + 1, 7)
-  outputs = Outputs(
+  outputs = Rollout(
     rows=np.arange(1),
     own=np.ones(1, bool),
     prompts=tokens[0],
@@ -214,16 +220,16 @@ def test_where_thoughts_begin_and_end():
     seconds=0.0,
   )
   generator = types.SimpleNamespace(tokenizer=TOKENIZER)
-  first, count = thinking.Closer(generator, 0).thoughts(outputs)  # type: ignore[arg-type]
+  first, count = BudgetForcer(generator, 0).thoughts(outputs)  # type: ignore[arg-type]
   assert first[0].tolist() == [first for _, first, _ in rows]
   assert count[0].tolist() == [count for _, _, count in rows]
 
 
 def test_budgets_out_of_range_are_refused(closer, params):
   with pytest.raises(ValueError, match='budgets: expected 0 tokens or more, got -1'):
-    thinking.Closer(closer.generator, -1)
+    BudgetForcer(closer.generator, -1)
   with pytest.raises(ValueError, match='answer_length: expected 1 or more, got 0'):
-    thinking.Closer(closer.generator, 4, 0)
+    BudgetForcer(closer.generator, 4, 0)
   with pytest.raises(
     ValueError, match=f'budget: expected 0 to {LENGTH} tokens, got 25'
   ):
@@ -240,9 +246,9 @@ class Pool:
 
 
 def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
-  config = evaluate.Config(problems=8, samples=GROUP, prompts_per_batch=4)
+  config = EvalConfig(problems=8, samples=GROUP, prompts_per_batch=4)
   key = jax.random.key(3)
-  rows = thinking.measure(
+  rows = budget_forcing.measure(
     params,
     key,
     PROBLEMS * 2,
@@ -256,7 +262,7 @@ def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
   right = []
   for n, row in enumerate(rows):
     parts = [
-      thinking.answer(
+      budget_forcing.answer(
         params,
         jax.random.fold_in(key, start),
         PROBLEMS,
@@ -284,7 +290,7 @@ def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
     assert row['versus_free']['mean'] == pytest.approx(expected)
   assert rows[0]['thoughts']['mean'] == 0
   with pytest.raises(ValueError, match='expected a multiple of prompts_per_batch = 4'):
-    thinking.measure(
+    budget_forcing.measure(
       params,
       key,
       PROBLEMS[:3],
@@ -359,7 +365,7 @@ def test_the_table_and_the_figure_show_the_numbers():
     ({'budgets': (4, 4)}, 'budgets: expected different numbers'),
     ({'answer_length': 0}, 'answer_length: expected 1 or more, got 0'),
     (
-      {'evaluate': evaluate.Config(problems=30)},
+      {'evaluate': EvalConfig(problems=30)},
       'evaluate.problems: expected a multiple of evaluate.prompts_per_batch = 16',
     ),
   ],

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from r1jax.stages import topology
-from r1jax.stages.topology import TopologyError
+from r1jax.planner import topology
+from r1jax.planner.topology import TopologyError
 
 
 @pytest.mark.parametrize(

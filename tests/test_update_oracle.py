@@ -1,7 +1,7 @@
 """Updates of a policy against the second implementation in `torch_updates`.
 
 r1jax runs as in training: outputs of ragged lengths packed into micro-batches,
-`grpo.step`, the optimizer of `optim.make`; two rollouts, each of two epochs of two
+`update.step`, the optimizer of `optim.make`; two rollouts, each of two epochs of two
 mini-batches. But it runs in float64, so that only the order of sums differs and neither
 eps nor the learning rate has to hide anything: in float32 Adam makes full steps of the
 rounding of gradients near 0 unless eps is far above it. Outputs and rewards are random.
@@ -20,9 +20,15 @@ import torch
 import torch_updates
 from torch_updates import LENGTH, LONGEST, MINIBATCHES, TEMPERATURE, UPDATES, VOCAB
 
-from r1jax import grpo, mesh, optim, packing, sampling
+from r1jax import grpo, optim, packing, update
+from r1jax.hub import weights
 from r1jax.model import config as config_lib
-from r1jax.model import decoder, weights
+from r1jax.model import decoder
+from r1jax.optim import OptimConfig
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
 
 MODELS: dict[str, Any] = {
   # biases; a head of its own
@@ -37,7 +43,7 @@ SIZES = {
   'rms_norm_eps': torch_updates.NORM_EPS,
 }
 # The rate is so high that ratios leave the bounds of the clip; eps is torch's default.
-OPTIMIZER = optim.Config(
+OPTIMIZER = OptimConfig(
   learning_rate=4e-3,
   warmup_steps=2,
   schedule='cosine',
@@ -97,8 +103,8 @@ def models(tmp_path_factory):
       # Not for users, whose jax computes in float32 unless it is told otherwise.
       patch.setattr(config_lib, 'DTYPES', ('float64',))
       config = dataclasses.replace(checkpoint.config, **FLOAT64)
-    functions = sampling.Model(*decoder.functions(config, VOCAB))
-    score = functools.partial(sampling.score, model=functions)
+    functions = DecoderFns(*decoder.functions(config, VOCAB))
+    score = functools.partial(score_tokens, model=functions)
     return Model(
       theirs.config,
       start,
@@ -118,7 +124,7 @@ def models(tmp_path_factory):
 def stored(theirs, folder):
   """The tensors of a model in float64, by name, and what r1jax reads of its files."""
   theirs.save_pretrained(folder)
-  everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+  everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(weights.open_checkpoint(folder), everywhere)
   tensors = {name: x.detach().double() for name, x in theirs.named_parameters()}
   with jax.enable_x64(True):
@@ -131,7 +137,7 @@ def updates(name, model, settings, sampled_by_another):
   optimizer = optim.make(settings, UPDATES)
   step = jax.jit(
     functools.partial(
-      grpo.step, score=model.score, optimizer=optimizer, config=algorithm
+      update.step, score=model.score, optimizer=optimizer, config=algorithm
     ),
     compiler_options=QUICK,
   )

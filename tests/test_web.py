@@ -12,22 +12,23 @@ from typing import Any
 
 import pytest
 
-from r1jax import filters, language, tasks, text
-from r1jax.language import PHRASES
-from r1jax.tasks import (
-  arithmetic,
-  corpus,
-  countdown,
-  equations,
-  instructions,
-  splits,
-  web,
-)
+from r1jax import tasks
+from r1jax.miniature import corpus
+from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
+from r1jax.miniature.writers import WriterConfig
+from r1jax.rewards import filters
+from r1jax.tasks import arithmetic, equations, instructions, splits
+from r1jax.tasks.arithmetic import ArithmeticConfig
+from r1jax.tasks.countdown import CountdownConfig
+from r1jax.tasks.equations import EquationsConfig
+from r1jax.text import language, parsing, templates
+from r1jax.text.language import PHRASES
+from r1jax.text.tokenizer import Tokenizer
 
-TASKS = web.Tasks()
+TASKS = TaskConfigs()
 # Trying aside, which may end without a solution.
-RIGHT = web.Config(slip=0.0, trying=0.0)
-SEARCH = corpus.Config(schoolbook=0.0)
+RIGHT = CorpusConfig(slip=0.0, trying=0.0)
+SEARCH = WriterConfig(schoolbook=0.0)
 MODULES = {
   'equations': equations,
   'arithmetic': arithmetic,
@@ -43,8 +44,8 @@ def written(task, config, count=300, keep=lambda problem: True):
     problem = MODULES[task].draw(getattr(TASKS, task), rng)
     if not keep(problem):
       continue
-    output = web.write(config, problem, rng)
-    parsed = text.parse(output)
+    output = corpus.write(config, problem, rng)
+    parsed = parsing.parse(output)
     assert parsed is not None
     yield problem, parsed, output
     done += 1
@@ -65,7 +66,7 @@ def equalities(parsed):
 
 def test_a_document_depends_on_seed_and_index_alone():
   def several(seed):
-    return [web.document(web.Config(), TASKS, seed, index) for index in range(60)]
+    return [corpus.document(CorpusConfig(), TASKS, seed, index) for index in range(60)]
 
   here = several(0)
   assert several(0) == here
@@ -85,11 +86,11 @@ def test_a_document_depends_on_seed_and_index_alone():
 
 
 def test_tasks_have_the_configured_shares():
-  config = web.Config(
+  config = CorpusConfig(
     equations=0.3, arithmetic=0.2, instructions=0.1, countdown=SEARCH, slip=0.0
   )
   firsts = Counter(
-    web.document(config, TASKS, 0, index)[0].split()[0] for index in range(2000)
+    corpus.document(config, TASKS, 0, index)[0].split()[0] for index in range(2000)
   )
   # Four deviations of at most 22
   assert abs(firsts['solve'] - 600) < 90
@@ -175,12 +176,17 @@ def forms(task, difficulties, split):
   [
     # A sixth of what a base model reads; all 126 multisets of Countdown's train split
     # are combined in it.
-    (web.Config(), TASKS, 20_000, {'countdown': 126, 'instructions': 200}),
+    (CorpusConfig(), TASKS, 20_000, {'countdown': 126, 'instructions': 200}),
     # Numbers up to 20 go beyond the least of arithmetic, in schoolbooks too.
-    (web.Config(), web.Tasks(countdown.Config(3, 20, 100)), 2000, {'countdown': 500}),
-    (web.Config(), web.Tasks(countdown.Config(2, 12, 100)), 1000, {'countdown': 50}),
-    (web.Config(slip=0.5, trying=0.8, equations=0.6, arithmetic=0.4, instructions=0),
-     web.Tasks(equations=equations.Config(9, 20, 40)), 3000, {'countdown': 100}),
+    (
+      CorpusConfig(),
+      TaskConfigs(CountdownConfig(3, 20, 100)),
+      2000,
+      {'countdown': 500},
+    ),
+    (CorpusConfig(), TaskConfigs(CountdownConfig(2, 12, 100)), 1000, {'countdown': 50}),
+    (CorpusConfig(slip=0.5, trying=0.8, equations=0.6, arithmetic=0.4, instructions=0),
+     TaskConfigs(equations=EquationsConfig(9, 20, 40)), 3000, {'countdown': 100}),
   ],
 )  # fmt: skip
 def test_no_document_states_or_calculates_any_held_out_problem(
@@ -188,7 +194,7 @@ def test_no_document_states_or_calculates_any_held_out_problem(
 ):
   read = Read(difficulties.countdown.numbers)
   for index in range(count):
-    read.document(*web.document(config, difficulties, 0, index))
+    read.document(*corpus.document(config, difficulties, 0, index))
   for task in TASK_NAMES:
     for split in ('validation', 'test'):
       assert not read.seen[task] & forms(task, difficulties, split)
@@ -203,9 +209,9 @@ def test_drawing_anew_is_needed_and_rare():
   stating: Counter[str] = Counter()
   for task in TASK_NAMES:
     for _ in range(1000):
-      _, output = web._document(web.Config(), TASKS, task, rng)
+      _, output = corpus._document(CorpusConfig(), TASKS, task, rng)
       others = None if task == 'countdown' else TASKS.countdown
-      stating[task] += web.states_held_out(output, others)
+      stating[task] += corpus.states_held_out(output, others)
   # Searches with products like 4*8*9, and equations that are tried.
   assert 5 < stating['countdown'] < 50
   assert 100 < stating['equations'] < 250
@@ -214,17 +220,19 @@ def test_drawing_anew_is_needed_and_rare():
 
 
 def test_prompts_of_all_tasks_are_short_in_the_webs_tokens():
-  documents = (web.document(web.Config(), TASKS, 0, index) for index in range(1000))
+  documents = (
+    corpus.document(CorpusConfig(), TASKS, 0, index) for index in range(1000)
+  )
   texts = [
-    f'{text.render("plain", question)} {output}' for question, output in documents
+    f'{templates.render("plain", question)} {output}' for question, output in documents
   ]
-  tokenizer = text.Tokenizer.train(texts, 400)
+  tokenizer = Tokenizer.train(texts, 400)
   for task in ('countdown', *MODULES):
     module = tasks.module(task)
     for split in splits.SPLITS:
       for problem in module.generate(getattr(TASKS, task), split):
         assert len(problem.question) <= 28
-        assert len(tokenizer.encode(text.render('plain', problem.question))) <= 32
+        assert len(tokenizer.encode(templates.render('plain', problem.question))) <= 32
 
 
 # --- Careful writers ------------------------------------------------------------------
@@ -233,7 +241,7 @@ def test_prompts_of_all_tasks_are_short_in_the_webs_tokens():
 @pytest.mark.parametrize('task', MODULES)
 def test_careful_writers_are_without_fault(task):
   kind = 0
-  for problem, parsed, output in written(task, web.CAREFUL, 500):
+  for problem, parsed, output in written(task, corpus.CAREFUL, 500):
     assert tasks.verify(problem, parsed.answer)
     assert filters.faults(problem, output) == []
     assert language.share(output, problem.language) == 1
@@ -350,7 +358,7 @@ def test_writers_try_and_summarise_at_their_rates():
 
 
 def test_some_do_what_an_instruction_says_and_others_something_near():
-  config = web.Config(obedient=0.5, kind=0.3)
+  config = CorpusConfig(obedient=0.5, kind=0.3)
   seen: Counter[str] = Counter()
   obeyed: Counter[str] = Counter()
   for problem, parsed, _ in written('instructions', config, 3000):
@@ -371,7 +379,7 @@ def test_some_do_what_an_instruction_says_and_others_something_near():
 
 
 def test_nobody_obeys_by_chance_but_in_orders():
-  config = web.Config(obedient=0.0)
+  config = CorpusConfig(obedient=0.0)
   for problem, parsed, _ in written('instructions', config):
     if problem.truth['kind'] not in ('sort', 'backwards'):
       assert not tasks.verify(problem, parsed.answer)
@@ -380,7 +388,7 @@ def test_nobody_obeys_by_chance_but_in_orders():
 
 def test_natives_use_the_language_that_is_asked_for():
   def mixed(native):
-    config = web.Config(native=native, obedient=1.0)
+    config = CorpusConfig(native=native, obedient=1.0)
     return sum(
       language.share(output, problem.language) < 1
       for problem, _, output in written('instructions', config, 500)
@@ -395,8 +403,8 @@ def test_natives_use_the_language_that_is_asked_for():
 
 
 def test_difficulties_come_back_from_plain_data():
-  difficulties = web.Tasks(countdown.Config(2, 6, 9), arithmetic=arithmetic.Config(50))
-  assert web.tasks_of(dataclasses.asdict(difficulties)) == difficulties
+  difficulties = TaskConfigs(CountdownConfig(2, 6, 9), arithmetic=ArithmeticConfig(50))
+  assert corpus.tasks_of(dataclasses.asdict(difficulties)) == difficulties
 
 
 @pytest.mark.parametrize(
@@ -411,4 +419,4 @@ def test_difficulties_come_back_from_plain_data():
 )  # fmt: skip
 def test_impossible_settings_are_named(fields, message):
   with pytest.raises(ValueError, match=message):
-    web.Config(**fields)
+    CorpusConfig(**fields)

@@ -13,8 +13,10 @@ import torch
 import transformers
 from hub import BASE, FAMILIES, ours, theirs
 
-from r1jax import mesh
-from r1jax.model import decoder, families, storage, weights
+from r1jax.hub import families, storage, weights
+from r1jax.model import decoder
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
 
 
 def tensors(folder):
@@ -25,7 +27,7 @@ def tensors(folder):
   return found
 
 
-everywhere = mesh.sharding(mesh.make(jax.devices()[:1]))
+everywhere = named_sharding(make_mesh(jax.devices()[:1]))
 
 
 def round_trip(source, target, dtype=None, **settings):

@@ -9,26 +9,34 @@ import numpy as np
 import pytest
 
 from experiments import cold_start, r1_zero, reasoning_rl
-from r1jax import grpo, mesh, text
-from r1jax.model import lora
+from r1jax import grpo
 from r1jax.model.config import ModelConfig
-from r1jax.stages import finetune, lineage, recipe, rl, work
+from r1jax.model.lora import LoraConfig
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import MeshError
+from r1jax.stages import rl, stage, supervised
+from r1jax.stages.artifact import Policy
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
 from r1jax.tasks import Problem
+from r1jax.text.tokenizer import Tokenizer
 
 
 def at_work(model, seed):
   """Work without a run, which these tests do not reach."""
   run: Any = None
-  where = recipe.Setting([], [], 32, 352)
-  return work.Work(run, model, where, mesh.make(jax.devices()[:1]), seed)
+  where = Problems([], [], 32, 352)
+  return Stage(run, model, where, make_mesh(jax.devices()[:1]), seed)
 
 
 def test_rewards_that_all_weigh_nothing_are_refused():
   config = reasoning_rl.ReasoningRL(accuracy_weight=0.0, language_weight=0.0)
   rewards = reasoning_rl.rewards(config)
   with pytest.raises(ValueError, match='rewards: expected one with a weight other'):
-    work.pool(rl.Config(), rewards)
-  work.pool(rl.Config(), rewards, preference_weight=0.5)  # is added to them
+    reward_pool(RLConfig(), rewards)
+  reward_pool(RLConfig(), rewards, preference_weight=0.5)  # is added to them
 
 
 def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
@@ -57,8 +65,8 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
       )  # fmt: skip
 
   generator: Any = Written()
-  config = finetune.Epochs(epochs=9, rows_per_step=2, row_length=12, micro_batches=1)
-  monkeypatch.setattr(work.Work, 'generator', generator)
+  config = SFTConfig(epochs=9, rows_per_step=2, row_length=12, micro_batches=1)
+  monkeypatch.setattr(Stage, 'generator', generator)
   batch = at_work(model=None, seed=1).own_outputs(
     lambda index: Problem(str(7 + index), 'countdown', '', {}),
     prompts=4,
@@ -97,9 +105,9 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
 @pytest.mark.parametrize('name', grpo.PRESETS)
 def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
   said: list[str] = []
-  monkeypatch.setattr(work.Work, 'generator', None)
+  monkeypatch.setattr(Stage, 'generator', None)
   monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
-  model: Any = SimpleNamespace(matrices=None, lora=lora.Config())
+  model: Any = SimpleNamespace(matrices=None, lora=LoraConfig())
   job = at_work(model, seed=0)
   run: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append))
   config = dataclasses.replace(r1_zero.R1Zero(), grpo=grpo.PRESETS[name])
@@ -110,9 +118,9 @@ def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
-  tokenizer = text.Tokenizer.train(['a'], 262)
+  tokenizer = Tokenizer.train(['a'], 262)
   config = ModelConfig(d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16)
-  model = lineage.Model(config, tokenizer, 'plain')
+  model = Policy(config, tokenizer, 'plain')
   read: list[int] = []
 
   def document(index):
@@ -124,17 +132,17 @@ def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
     assert (phase, steps) == ('base', 2)
     return [batch(step, None) for step in (1, 2)]
 
-  monkeypatch.setattr(finetune, 'train', train)
+  monkeypatch.setattr(supervised, 'train', train)
   batches = at_work(model, seed=0).pretrain(
     document,
-    finetune.Config(steps=2, rows_per_step=2, row_length=64, micro_batches=1),
+    PretrainConfig(steps=2, rows_per_step=2, row_length=64, micro_batches=1),
     r1_zero.R1Zero().base_optim,
   )
   assert len(set(read)) == len(read)
   for step, batch in enumerate(batches, start=1):
-    own = [index for index in read if index // work.STEP_DOCUMENTS == step]
+    own = [index for index in read if index // stage.STEP_DOCUMENTS == step]
     assert own == list(range(own[0], own[0] + len(own)))
-    assert own[0] == step * work.STEP_DOCUMENTS
+    assert own[0] == step * stage.STEP_DOCUMENTS
     shown = tokenizer.decode(batch.tokens[0])
     assert shown.startswith(f'User: q\nAssistant: <think></think><answer>{own[0]}<')
 
@@ -147,17 +155,15 @@ def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
   ],
 )
 def test_rows_that_cannot_be_cut_are_named_with_the_next_size(fields, layout, expected):
-  config = cold_start.ColdStart(
-    sft=finetune.Epochs(**fields), mesh=mesh.Config(**layout)
-  )
-  with pytest.raises(mesh.MeshError, match=expected):
-    work.fitting(config)
+  config = cold_start.ColdStart(sft=SFTConfig(**fields), mesh=MeshConfig(**layout))
+  with pytest.raises(MeshError, match=expected):
+    fit_stage_mesh(config)
 
 
 def test_a_model_that_samplers_cannot_cut_is_refused():
-  config = cold_start.ColdStart(mesh=mesh.Config(sampler_tensor=2))
-  tokenizer = text.Tokenizer.train(['a'], 262)
-  model = lineage.Model(r1_zero.R1Zero().model, tokenizer, 'plain')
+  config = cold_start.ColdStart(mesh=MeshConfig(sampler_tensor=2))
+  tokenizer = Tokenizer.train(['a'], 262)
+  model = Policy(r1_zero.R1Zero().model, tokenizer, 'plain')
   expected = 'mesh.sampler_tensor 2: expected a divisor of 1, the axis kv_heads'
-  with pytest.raises(mesh.MeshError, match=expected):
-    work.fitting(config, model.names)
+  with pytest.raises(MeshError, match=expected):
+    fit_stage_mesh(config, model.names)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.stages import workdir as workdir_module
-from r1jax.stages.workdir import WorkdirError, open_workdir, write_whole
+from r1jax.runtime import workdir
+from r1jax.runtime.workdir import WorkdirError, open_workdir, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ sys.stdin.read()
 
 
 def test_two_processes_cannot_write_one_run_and_a_kill_frees_it(tmp_path):
-  repository = Path(workdir_module.__file__).parents[2]
+  repository = Path(workdir.__file__).parents[2]
   (tmp_path / '.lock').write_text('pid 123456789012\n')  # an earlier start's, longer
   with subprocess.Popen(
     [sys.executable, '-c', HOLDER, str(tmp_path)],

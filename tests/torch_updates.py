@@ -237,7 +237,7 @@ def run(name, config, start, reference, settings, sampled_by_another):
     config: of transformers, with the sizes of the decoder.
     start: the policy's tensors by name.
     reference: those of the reference.
-    settings: `optim.Config`, of which numbers are read.
+    settings: `OptimConfig`, of which numbers are read.
     sampled_by_another: whether pi_old is not what sampled.
   """
   tensors = {key: x.clone().requires_grad_() for key, x in start.items()}

@@ -18,9 +18,11 @@ from typing import Any
 
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import results
-from r1jax.stages import command, lineage, recipe
-from r1jax.stages.run import data_versions, plain_errors
-from r1jax.stages.workdir import MAY_CHANGE, leaves, plain_config, write_whole
+from r1jax.runtime import cli, workdir
+from r1jax.runtime.run import data_versions, user_errors
+from r1jax.runtime.workdir import MAY_CHANGE, leaves, plain_config, write_whole
+from r1jax.stages import artifact, problem_sets
+from r1jax.stages.artifact import Artifact
 
 OURS = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
 
@@ -49,7 +51,7 @@ class Command:
   def __post_init__(self) -> None:
     if self.seeds < 1:
       raise ValueError(f'seeds: expected 1 or more, got {self.seeds}')
-    recipe.check_folders(self.workdir, self.data_dir)
+    problem_sets.check_folders(self.workdir, self.data_dir)
     standard = type(self.base)()
     for name in OURS:
       if getattr(self.base, name) != getattr(standard, name):
@@ -77,15 +79,15 @@ def plan(ablation: Ablation, config: Command) -> dict[str, list[Any]]:
   return found
 
 
-def finished(run: Any, parent: lineage.Stage) -> bool:
+def finished(run: Any, parent: Artifact) -> bool:
   """Whether a run has come to its end.
 
   Raises:
     ValueError: another run has, in its folder.
   """
-  if not (Path(run.workdir) / lineage.RECORD).is_file():
+  if not (Path(run.workdir) / workdir.RECORD).is_file():
     return False
-  record = lineage.load(run.workdir).record
+  record = artifact.load(run.workdir).record
   before, now = leaves(record['config']), leaves(plain_config(run))
   differing = [
     name
@@ -107,7 +109,7 @@ def finished(run: Any, parent: lineage.Stage) -> bool:
 def run(ablation: Ablation, config: Command) -> results.Result:
   """Runs what is not finished, a seed of every variant after the other; the result."""
   runs = plan(ablation, config)
-  parent = lineage.load(config.parent, ablation.parent)
+  parent = artifact.load(config.parent, ablation.parent)
   turns = [stage for turn in zip(*runs.values(), strict=True) for stage in turn]
   done = [finished(stage, parent) for stage in turns]  # before anything is run
   for number, (stage, there) in enumerate(zip(turns, done, strict=True), start=1):
@@ -126,7 +128,7 @@ def run(ablation: Ablation, config: Command) -> results.Result:
 
 def main(ablation: Ablation, default: Command) -> None:
   """The command of an ablation."""
-  with plain_errors():
-    config = command.parse(default)
+  with user_errors():
+    config = cli.parse(default)
     print('\n'.join(run(ablation, config).lines))
     print(Path(config.workdir) / 'ablation.html')

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 
 from experiments import reasoning_rl
 from experiments.ablations import ablation
-from r1jax import mesh, optim, rewriting
-from r1jax.stages import (
-  finetune,
-  lineage,
-  rejection,
-  scoreboard,
-  work,
-)
+from r1jax.miniature import rewriting
+from r1jax.optim import OptimConfig
+from r1jax.sharding.mesh import MeshConfig, check_rows
+from r1jax.stages import artifact, rejection, stage
+from r1jax.stages.artifact import Artifact
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
 
 MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 over its steps)
@@ -35,15 +34,15 @@ class MoreSFT:
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   tokens: int = 1_500_000  # to learn from, in whole epochs, prompts included
   # A quarter of the cold start's peak: the examples are known already.
-  sft_optim: optim.Config = optim.Config(
+  sft_optim: OptimConfig = OptimConfig(
     learning_rate=8e-4,
     muon_learning_rate=0.0012,
     warmup_steps=20,
     schedule='cosine',
     eps=1e-6,
   )
-  mesh: mesh.Config = mesh.Config()
-  scoreboard: scoreboard.Config = scoreboard.Config()
+  mesh: MeshConfig = MeshConfig()
+  scoreboard: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
     if self.tokens < 1:
@@ -58,7 +57,7 @@ def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
 
 
 def examples(
-  parent: lineage.Stage, sources: Sequence[Sequence[Problem]]
+  parent: Artifact, sources: Sequence[Sequence[Problem]]
 ) -> list[tuple[str, str]]:
   """The questions and outputs that the cold start has learned from.
 
@@ -80,7 +79,7 @@ def examples(
   ]
 
 
-def epochs(found: list[tuple[str, str]], parent: lineage.Stage, tokens: int) -> int:
+def epochs(found: list[tuple[str, str]], parent: Artifact, tokens: int) -> int:
   """How many passes over these examples come nearest to `tokens`, at least one."""
   sizes = [len(ids) for pair in found for ids in parent.model.example_ids(*pair)]
   return max(1, round(tokens / sum(sizes)))
@@ -88,16 +87,16 @@ def epochs(found: list[tuple[str, str]], parent: lineage.Stage, tokens: int) -> 
 
 def imitate(config: MoreSFT) -> None:
   """Goes on with the cold start's SFT, in rows like its own."""
-  parent = lineage.load(config.parent, 'cold_start')
-  with work.begin('more_sft', config, parent, phases=('sft',)) as job:
+  parent = artifact.load(config.parent, 'cold_start')
+  with stage.begin('more_sft', config, parent, phases=('sft',)) as job:
     if job is None:
       return
     found = examples(parent, job.where.train)
     passes = epochs(found, parent, config.tokens)
     before = parent.record['config']['sft']
-    sft = finetune.Epochs(**{**before, 'epochs': passes})
+    sft = SFTConfig(**{**before, 'epochs': passes})
     name = "the cold start's sft.rows_per_step / sft.micro_batches"
-    mesh.check_rows(job.mesh, {name: sft.rows_per_step // sft.micro_batches})
+    check_rows(job.mesh, {name: sft.rows_per_step // sft.micro_batches})
     params = job.imitate(parent.params(job.mesh), found, sft, config.sft_optim)
     job.finish('more_sft', config, params, [parent])
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from r1jax.stages.report.template import PAGE
+from r1jax.report.template import PAGE
 
 LEVEL = 0.05  # of a test; divided by the number of tests in a family
 ROLES = ('one', 'two', 'three', 'four', 'five')  # of curves, in order

@@ -12,10 +12,10 @@ from typing import Any
 
 from experiments import final_rl
 from experiments.ablations import ablation, results
-from r1jax.rewards import opponent
-from r1jax.stages import lineage, recipe
-from r1jax.stages.metrics import parse_line
-from r1jax.stages.report.figures import running_mean
+from r1jax.miniature import baseline
+from r1jax.report.figures import running_mean
+from r1jax.runtime.log import parse_line
+from r1jax.stages import artifact, problem_sets
 from r1jax.tasks import REASONING, Problem
 
 WINDOW = 5  # steps; of one step some eight outputs to instructions are judged
@@ -35,7 +35,7 @@ def early(base: Any) -> Any:
 def judged(run: Path) -> list[tuple[int, float]]:
   """The judge's preference for outputs to instructions over the steps of a run."""
   return _by_step(
-    run, lambda problem, sample: opponent.preference(problem, sample['output'])
+    run, lambda problem, sample: baseline.preference(problem, sample['output'])
   )
 
 
@@ -48,8 +48,8 @@ def _by_step(
   run: Path, value: Callable[[Problem, Mapping[str, Any]], float]
 ) -> list[tuple[int, float]]:
   """The running mean over steps of a value of the outputs to instructions."""
-  stage = lineage.load(run)
-  where = recipe.setting(stage, stage.record['config']['data_dir'])
+  stage = artifact.load(run)
+  where = problem_sets.problems_of(stage, stage.record['config']['data_dir'])
   (instructions,) = where.train[len(REASONING) :]
   problems = {problem.id: problem for problem in instructions}
   found: dict[int, list[float]] = {}

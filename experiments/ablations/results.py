@@ -12,9 +12,9 @@ import numpy as np
 
 from experiments.ablations import page
 from r1jax import statistics
-from r1jax.stages import scoreboard
-from r1jax.stages.report import chart
-from r1jax.stages.report.run import Line, measured, read
+from r1jax.report import chart
+from r1jax.report.run import Line, measured, read
+from r1jax.stages import evaluation_suite
 
 Paths = Mapping[str, Sequence[Path]]  # variant -> its runs, a seed each
 Points = Callable[[Path], list[tuple[int, float]]]  # of a run: step and value
@@ -80,7 +80,7 @@ PASS_AT_1 = Figure(
 
 def row(path: Path) -> dict[str, Any]:
   """A finished run's row of the stage table."""
-  return json.loads(scoreboard.file(path, 'final').read_bytes())
+  return json.loads(evaluation_suite.file(path, 'final').read_bytes())
 
 
 def _number(row: Mapping[str, Any], quantity: Quantity) -> float:

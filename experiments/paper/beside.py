@@ -1,7 +1,7 @@
 """The paper's figures in the form in which a report shows them beside its own."""
 
 from experiments.paper import data, results
-from r1jax.stages.report.pipeline import Paper
+from r1jax.report.paper import Paper
 
 PAPER = Paper(
   zero=(

@@ -9,7 +9,7 @@ import dataclasses
 from experiments.paper import data
 from experiments.paper.r1_zero import R1_ZERO
 from experiments.paper.stage import SFT, rollouts, sft
-from r1jax import optim
+from r1jax.optim import OptimConfig
 
 
 def _student(start: str, peak: float) -> SFT:
@@ -34,5 +34,5 @@ RL_32B = dataclasses.replace(
     R1_ZERO.rl,
     steps=rollouts(10_000),  # 625; the paper says over 10K steps [N]
   ),
-  optim=optim.Config(learning_rate=2e-6, warmup_steps=0),  # [N]
+  optim=OptimConfig(learning_rate=2e-6, warmup_steps=0),  # [N]
 )

@@ -6,14 +6,15 @@ Paper: [N], the section on R1-Zero and its methods. There AIME 2024 pass@1 went 
 
 from experiments.paper import data
 from experiments.paper.stage import BASE, MINIBATCHES, RL, Rewards, rollouts
-from r1jax import grpo, optim
-from r1jax.stages import rl_config
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig
+from r1jax.stages.rl_config import RLConfig
 
 TEMPLATE = 'r1_zero'  # a name in text.TEMPLATES: [v1], Table 1
 
 R1_ZERO = RL(
   start=BASE,
-  rl=rl_config.Config(
+  rl=RLConfig(
     steps=rollouts(10_400),  # 650 [N]
     prompts_per_step=512,  # of a rollout: 8,192 outputs / 16; an update takes 32 [N]
     group_size=16,  # G [N]
@@ -24,12 +25,12 @@ R1_ZERO = RL(
     minibatches=MINIBATCHES,
     reference_every=rollouts(400),  # 25 [N]
   ),
-  optim=optim.Config(
+  optim=OptimConfig(
     learning_rate=3e-6,  # [N]
     warmup_steps=0,  # the paper names none
     schedule='constant',  # ours: the paper names none
   ),
-  grpo=grpo.Config(
+  grpo=GRPOConfig(
     advantage='group_zscore',  # (r - mean) / std [N]
     ratio='token',  # see `choices`
     surrogate='clip',  # [N]

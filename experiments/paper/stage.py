@@ -8,8 +8,11 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from experiments.paper import data
-from r1jax import grpo, optim
-from r1jax.stages import finetune, rl_config
+from r1jax import grpo
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.supervised import SFTConfig
 
 BASE = 'DeepSeek-V3-Base'
 CONTEXT = 32_768  # tokens of a row of examples [N]
@@ -19,7 +22,7 @@ MINIBATCHES = 16  # of a rollout: 8,192 outputs in parts of 512, an update each 
 def rollouts(steps: int) -> int:
   """Returns how many rollouts are sampled in the paper's first `steps` steps.
 
-  The paper counts updates, of which a rollout serves 16; `rl_config.Config` counts
+  The paper counts updates, of which a rollout serves 16; `RLConfig` counts
   rollouts. A rollout belongs to the step that follows it, so a part counts as one:
   10,400 steps are 650 rollouts and 400 are 25, but 8,200 are 512.5, which makes 513
   (the last one is sampled after step 8,192), and 1,700 are 106.25, which makes 107.
@@ -42,9 +45,9 @@ class RL:
   """A stage of GRPO. Schedules are pairs (after this many rollouts, value)."""
 
   start: str  # the model it starts from, also its first reference
-  rl: rl_config.Config
-  optim: optim.Config
-  grpo: grpo.Config
+  rl: RLConfig
+  optim: OptimConfig
+  grpo: GRPOConfig
   rewards: tuple[tuple[int, Rewards], ...]
   data: tuple[tuple[int, data.Mix], ...]
 
@@ -73,8 +76,8 @@ class SFT:
 
   start: str  # the model it starts from
   examples: int
-  finetune: finetune.Epochs
-  optim: optim.Config
+  finetune: SFTConfig
+  optim: OptimConfig
 
   def __post_init__(self) -> None:
     if self.examples < 1:
@@ -94,13 +97,13 @@ def sft(start: str, *, examples: int, epochs: int, rows: int, peak: float) -> SF
   return SFT(
     start,
     examples,
-    finetune.Epochs(
+    SFTConfig(
       epochs=epochs,
       rows_per_step=rows,
       row_length=CONTEXT,
       micro_batches=rows,  # a row each, until a machine is chosen
     ),
-    optim.Config(
+    OptimConfig(
       learning_rate=peak,
       warmup_steps=0,  # the paper names none
       schedule='cosine',  # [N]

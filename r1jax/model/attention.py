@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from r1jax import mesh
-from r1jax.model import flash
+from r1jax.model.kernels import flash_tpu
+from r1jax.sharding.constrain import AxisNames, num_shards, shard_mapped
 
 # Finite, so that a segment masked from end to end gives weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
@@ -76,9 +76,9 @@ def attend(
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
   """
-  if flash.serves(q_BTHC, own, context):
-    return flash.attend(q_BTHC, own, document_BT, context, scale)
-  if mesh.cut('length') > 1:
+  if flash_tpu.serves(q_BTHC, own, context):
+    return flash_tpu.attend(q_BTHC, own, document_BT, context, scale)
+  if num_shards('length') > 1:
     return _attend_cut(q_BTHC, own, document_BT, context, scale)
   length = q_BTHC.shape[1]
   longer = -(-length // (SECTIONS * QUERY_BLOCK))
@@ -131,14 +131,14 @@ def _attend_cut(
   The last device has the most to attend to, and all take as long as it does.
   """
   length = q_BTHC.shape[1]
-  short = -length % mesh.cut('length')
+  short = -length % num_shards('length')
 
   def whole(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
 
-  heads = mesh.Named('prompt', 'length', 'heads', None)
-  keys = jax.tree.map(lambda _: mesh.Named('prompt', 'kv_heads', None, None), own)
-  rows, all_rows = mesh.Named('prompt', 'length'), mesh.Named('prompt', None)
+  heads = AxisNames('prompt', 'length', 'heads', None)
+  keys = jax.tree.map(lambda _: AxisNames('prompt', 'kv_heads', None, None), own)
+  rows, all_rows = AxisNames('prompt', 'length'), AxisNames('prompt', None)
   earlier = [(keys, all_rows) for _ in context]
 
   def local(q, query_document, key_document, own, context):
@@ -154,7 +154,7 @@ def _attend_cut(
   inputs = (heads, rows, all_rows, keys, earlier)
   # Without collectives in it nothing needs to be followed: what the keys' gradients get
   # from each device is summed once, after the loop.
-  attend_mapped = mesh.mapped(local, inputs, heads, checked=False)
+  attend_mapped = shard_mapped(local, inputs, heads, checked=False)
   documents = whole(document_BT), document_BT
   return attend_mapped(whole(q_BTHC), *documents, own, list(context))[:, :length]
 

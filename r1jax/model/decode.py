@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax import mesh
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.mlp import Int8, Lora, experts
 from r1jax.model.rope import turn, turn_queries
+from r1jax.sharding.constrain import constrain
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -226,7 +226,7 @@ class _Layer:
     column: jax.Array,
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the last segment."""
-    x_DB = mesh.lay(x_DB, None, 'prompt')
+    x_DB = constrain(x_DB, None, 'prompt')
     with jax.named_scope('attention_norm'):
       h_DB = self.norm('attention_norm', x_DB)
     with jax.named_scope('project'):
@@ -251,7 +251,7 @@ class _Layer:
 
 def _lay_cache(x: jax.Array) -> jax.Array:
   """Keys or values over devices by rows, and by kv heads where there are several."""
-  return mesh.lay(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
+  return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:

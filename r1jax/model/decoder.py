@@ -1,7 +1,7 @@
 """The decoder: embeddings, layers under one scan, logits.
 
 It sees rows [B, T] and segments (see `attention`), and knows nothing of prompts,
-groups, caches or losses. Parameters carry logical axis names for `r1jax.mesh`.
+groups, caches or losses. Parameters carry logical axis names for `r1jax.sharding.mesh`.
 """
 
 import functools
@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax import mesh
 from r1jax.model.attention import KV, attend
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.decode import Turned, decoding, score_scale
 from r1jax.model.mlp import Int8, dense, experts, swiglu
 from r1jax.model.rope import turn, turn_queries
+from r1jax.sharding.constrain import constrain, constrain_params, current_mesh, on_mesh
 
 # Parameters that stay float32, whatever the type of the others: near 7, where trained
 # routing biases are, bfloat16 has steps of 0.03, and an update is 0.001.
@@ -93,7 +93,7 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, KV]:
     """Returns the stream and the rows' own `KV`."""
     c = self.config
-    x_BTD = mesh.lay(x_BTD, 'prompt', 'length', None)
+    x_BTD = constrain(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
     project = self._latent if c.latent.kv_rank else self._grouped
     with jax.named_scope('project'):
@@ -113,7 +113,7 @@ class Block(nn.Module):
         bias_D = self._zeros('out_bias', ('embed',), c.d_model)
         added_BTD += bias_D[None, None].astype(added_BTD.dtype)
       x_BTD += added_BTD
-      x_BTD = mesh.lay(x_BTD, 'prompt', 'length', None)
+      x_BTD = constrain(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
     with jax.named_scope('mlp'):
       if self.sparse:
@@ -141,8 +141,8 @@ class Block(nn.Module):
     q = turn_queries(c, head('query', 'heads', c.heads), positions_BT)
     k = turn(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
     v = head('value', 'kv_heads', c.kv_heads)
-    q = mesh.lay(q, 'prompt', 'length', 'heads', None)
-    k, v = (mesh.lay(x, 'prompt', 'length', 'kv_heads', None) for x in (k, v))
+    q = constrain(q, 'prompt', 'length', 'heads', None)
+    k, v = (constrain(x, 'prompt', 'length', 'kv_heads', None) for x in (k, v))
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), lambda kv: kv
 
   def _latent(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
@@ -164,7 +164,7 @@ class Block(nn.Module):
     w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
     q = dense(q_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], *shape[1:])
     q = jnp.concatenate([q[..., :plain], turn(c, q[..., plain:], positions_BT)], -1)
-    q = mesh.lay(q, 'prompt', 'length', 'heads', None)
+    q = constrain(q, 'prompt', 'length', 'heads', None)
 
     width = latent.kv_rank + latent.rope_dim
     down = self._weights(
@@ -189,7 +189,7 @@ class Block(nn.Module):
       k_BHCS = jnp.concatenate([k_BHCS, turned], axis=2)
       v_BHSC = jnp.moveaxis(heads[..., plain:], 1, 2)
       lying = ('prompt', 'heads', None, None)
-      return KV(mesh.lay(k_BHCS, *lying), mesh.lay(v_BHSC, *lying))
+      return KV(constrain(k_BHCS, *lying), constrain(v_BHSC, *lying))
 
     return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), whole
 
@@ -358,10 +358,10 @@ class Decoder(nn.Module):
 
 
 def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
-  """Returns fresh parameters, boxed with their logical axes (see `r1jax.mesh`)."""
+  """Returns fresh parameters, boxed with their logical axes (`r1jax.sharding`)."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   # There is nothing to cut in two tokens.
-  fresh = mesh.bound(None, Decoder(config, vocab_size).init)
+  fresh = on_mesh(None, Decoder(config, vocab_size).init)
   return fresh(key, tokens, tokens, tokens)['params']
 
 
@@ -394,8 +394,8 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]
   apply: Any = Decoder(config, vocab_size).apply
 
   def read(method: str, params: Any, *args: Any) -> Any:
-    if mesh.current() is not None:
-      params = mesh.lay_like(params, names(config, vocab_size))
+    if current_mesh() is not None:
+      params = constrain_params(params, names(config, vocab_size))
     return apply({'params': params}, *args, method=method)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ Pair = dict[str, jax.Array]  # 'a' [..., in, r] and 'b' [..., r, out]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class LoraConfig:
   """Which matrices get an adapter, and how large."""
 
   rank: int = 0  # r; 0 trains all parameters instead
@@ -68,7 +68,7 @@ class Target(NamedTuple):
   outputs: tuple[int, ...]
 
 
-def targets(model: ModelConfig, config: Config) -> list[Target]:
+def targets(model: ModelConfig, config: LoraConfig) -> list[Target]:
   """Returns the matrices whose whole name the pattern matches.
 
   Raises:
@@ -101,7 +101,7 @@ def matrices(model: ModelConfig) -> Iterator[Target]:
         )
 
 
-def init(model: ModelConfig, config: Config, key: jax.Array) -> dict[str, Any]:
+def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> dict[str, Any]:
   """Returns adapters that change nothing yet: `a` is random, `b` is 0."""
   tree: dict[str, dict[str, Pair]] = {}
   for n, target in enumerate(targets(model, config)):

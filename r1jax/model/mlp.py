@@ -11,9 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from r1jax import mesh
-from r1jax.model import grouped
 from r1jax.model.config import Experts
+from r1jax.model.kernels import grouped_matmul
+from r1jax.sharding.constrain import (
+  AxisNames,
+  as_varying,
+  constrain,
+  current_mesh,
+  num_shards,
+  shard_mapped,
+)
 
 
 class Int8(NamedTuple):
@@ -57,7 +64,7 @@ def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
     return dense(x_BTD, w.w, dtype) + added
   values, scale = w if isinstance(w, Int8) else (w, None)
   inputs = x_BTD.shape[-1]
-  if mesh.cut('length') > 1:  # positions of a row lie apart, so they stay an axis
+  if num_shards('length') > 1:  # positions of a row lie apart, so they stay an axis
     assert scale is None, 'int8 is for rollouts, which do not cut rows'
     return x_BTD.astype(dtype) @ values.reshape(inputs, -1).astype(dtype)
   x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
@@ -73,7 +80,7 @@ def swiglu(
   """Returns (silu(x gate) * x up) down, [B, T, D] (Shazeer 2020, eq. 6)."""
   hidden_BTF = nn.silu(dense(x_BTD, gate, dtype)) * dense(x_BTD, up, dtype)
   if hidden_BTF.ndim == 3:
-    hidden_BTF = mesh.lay(hidden_BTF, 'prompt', 'length', 'mlp')
+    hidden_BTF = constrain(hidden_BTF, 'prompt', 'length', 'mlp')
   return dense(hidden_BTF, down, dtype)
 
 
@@ -165,7 +172,7 @@ def experts(
   [E, D, F], `expert_down` [E, F, D], and the SwiGLU of the shared ones side by side.
   Activations may also be [B, D]. For `counted_BT` see `route`.
   """
-  alone = mesh.current() is None
+  alone = current_mesh() is None
   x = x_BTD.reshape(-1, x_BTD.shape[-1]) if alone else x_BTD
   counted = counted_BT
   if counted is not None and alone:
@@ -206,7 +213,7 @@ def _routed(
     if isinstance(w, Lora):
       return product(x, w.w) + product(product(x, w.a), w.b)
     values, scale = w if isinstance(w, Int8) else (w, None)
-    out = grouped.product(x, values.astype(dtype), sizes_E)
+    out = grouped_matmul.product(x, values.astype(dtype), sizes_E)
     return out if scale is None else out * scale[sorted_M].astype(dtype)
 
   gate_MF = product(x_MD, matrices['gate'])
@@ -239,15 +246,15 @@ def _exchanged(
   many devices as active experts.
   """
   lead = ('prompt', 'length', None) if x_BTD.ndim == 3 else ('prompt', None)
-  tokens = mesh.Named(*lead)
+  tokens = AxisNames(*lead)
   names = {name: _names(name, w) for name, w in matrices.items()}
-  cut = mesh.cut('expert') > 1
+  cut = num_shards('expert') > 1
 
   def local(x, chosen, weight, matrices):
     shape, first = x.shape, None
-    matrices = mesh.own(matrices, names, 'piece')
+    matrices = as_varying(matrices, names, 'piece')
     # Backward, what each part of the channels adds is summed after the scatter.
-    x, weight = mesh.own((x, weight), (tokens, tokens), 'mlp')
+    x, weight = as_varying((x, weight), (tokens, tokens), 'mlp')
     if cut:
       x, chosen, weight = (
         jax.lax.all_gather(part, 'expert', axis=0, tiled=True)
@@ -262,24 +269,24 @@ def _exchanged(
     ).reshape(gathered)
     if cut:
       out = jax.lax.psum_scatter(out, 'expert', scatter_dimension=0, tiled=True)
-    if mesh.cut('mlp') > 1:  # of each device's own tokens alone
+    if num_shards('mlp') > 1:  # of each device's own tokens alone
       out = jax.lax.psum(out, 'tensor')
     return out.reshape(shape)
 
   inputs = (tokens, tokens, tokens, names)
   x_BTD = x_BTD.astype(dtype)  # half the bytes to send
-  return mesh.mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
+  return shard_mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
 
 
 def _names(name: str, w: Any) -> Any:
   """The axes of an expert's matrices, as they lie while they are computed with."""
   into, out = (None, 'mlp') if name != 'down' else ('mlp', None)
-  whole: Any = mesh.Named('expert', into, out)
+  whole: Any = AxisNames('expert', into, out)
   if isinstance(w, Lora):
-    a: Any = mesh.Named('expert', into, None)
-    b: Any = mesh.Named('expert', None, out)
+    a: Any = AxisNames('expert', into, None)
+    b: Any = AxisNames('expert', None, out)
     return Lora(_names(name, w.w), a, b)
-  scale: Any = mesh.Named('expert', out)
+  scale: Any = AxisNames('expert', out)
   return Int8(whole, scale) if isinstance(w, Int8) else whole
 
 

@@ -4,13 +4,15 @@ R1-Zero adds accuracy and form with equal weight and uses no neural reward model
 second stage adds the language (Nature version of the R1 paper).
 """
 
-from r1jax import filters, language, tasks, text
+from r1jax import tasks
+from r1jax.rewards import filters
 from r1jax.tasks import Problem
+from r1jax.text import language, parsing
 
 
 def accuracy(problem: Problem, output: str) -> float:
   """1.0 when `output` has the strict form and its answer is right, else 0.0."""
-  parsed = text.parse(output)
+  parsed = parsing.parse(output)
   return float(parsed is not None and tasks.verify(problem, parsed.answer))
 
 
@@ -25,7 +27,7 @@ def reasoning(problem: Problem, output: str) -> float:
 def format_reward(problem: Problem, output: str) -> float:
   """1.0 when `output` has the strict form, right or wrong, else 0.0."""
   del problem  # every problem asks for the same form
-  return float(text.parse(output) is not None)
+  return float(parsing.parse(output) is not None)
 
 
 def language_consistency(problem: Problem, output: str) -> float:

@@ -10,21 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import chat_template, drawing, hub, sampling, text
-from r1jax import mesh as mesh_lib
-from r1jax.model import decode, families, weights
-from r1jax.stages import compilation, lineage, pretrained
-from r1jax.stages.workdir import RECORD
+from r1jax.hub import chat_template, families, tokenizer_files, weights
+from r1jax.model import decode
+from r1jax.runtime import compilation
+from r1jax.runtime.workdir import RECORD
+from r1jax.sampling import streaming
+from r1jax.sampling.sampler import SamplingConfig, sample_token
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.place import param_shardings
+from r1jax.stages import artifact, from_hub
+from r1jax.stages.artifact import Artifact, Policy
+from r1jax.stages.from_hub import HubConfig
+from r1jax.text import parsing, templates
+from r1jax.text.tokenizer import Tokenizer, pad_left
 
 SMALLEST = 64  # tokens that a prompt is padded to, or twice, four times, … as many
-_TAG = re.compile('|'.join(text.TAGS))
+_TAG = re.compile('|'.join(parsing.TAGS))
 
 
 class TooLongError(ValueError):
   """A conversation that the model cannot read to its end."""
 
 
-class Said(NamedTuple):
+class Chunk(NamedTuple):
   """A piece of an output."""
 
   text: str
@@ -32,17 +40,17 @@ class Said(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
+class ChatSession:
   """A model with its parameters."""
 
-  model: lineage.Model
+  model: Policy
   params: Any
   longest: int  # positions that the model knows; prompt and output have to fit
-  draw: drawing.Config
+  draw: SamplingConfig
 
   @functools.cached_property
   def _listen(self) -> Any:
-    function = functools.partial(sampling.listen, model=self.model.functions)
+    function = functools.partial(streaming.prefill, model=self.model.functions)
     options = compilation.options()
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
@@ -56,7 +64,7 @@ class Speaker:
   def _speak(self) -> Any:
     def step(params: Any, spoken: Any, token: jax.Array, uniform: jax.Array) -> Any:
       functions = self.model.functions
-      logits, spoken = sampling.speak(params, spoken, token, model=functions)
+      logits, spoken = streaming.decode_step(params, spoken, token, model=functions)
       return self._draw(uniform, logits), spoken
 
     options = compilation.options()
@@ -64,7 +72,7 @@ class Speaker:
 
   def _draw(self, uniform: jax.Array, logits: jax.Array) -> jax.Array:
     temperature = jnp.float32(self.draw.temperature)
-    return drawing.draw(uniform, logits, self.draw, temperature)[0]
+    return sample_token(uniform, logits, self.draw, temperature)[0]
 
   def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
     """The conversation as the model reads it, as text and ids.
@@ -72,8 +80,8 @@ class Speaker:
     Only the templates of a chat hold more than the last question.
     """
     tokenizer, template = self.model.tokenizer, self.model.template
-    if template in text.CHATS:
-      prompt = tokenizer.converse(text.asked(template, messages))
+    if template in templates.CHATS:
+      prompt = tokenizer.converse(templates.asked(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -97,7 +105,7 @@ class Speaker:
     while size < len(ids):
       size *= 2
     tokenizer = self.model.tokenizer
-    rows, mask = text.pad_left([list(ids)], size, tokenizer.pad_id)
+    rows, mask = pad_left([list(ids)], size, tokenizer.pad_id)
     room_at_most = min(most, self.longest)  # the same for all prompts
     logits, spoken = self._listen(self.params, rows, mask, room=room_at_most)
     uniform = np.asarray(jax.random.uniform(key, (room, 1)))
@@ -112,41 +120,41 @@ class Speaker:
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
-  ) -> Iterator[Said]:
+  ) -> Iterator[Chunk]:
     """The answer to the last message, piece by piece, without its tags."""
     prompt, ids = self.prompt(messages)
     stream = self.model.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
-    yield from told_apart(pieces, text.opened(prompt).strip() == '<think>')
+    yield from split_thoughts(pieces, parsing.opened(prompt).strip() == '<think>')
 
 
-def told_apart(pieces: Iterator[str], thinking: bool = False) -> Iterator[Said]:
+def split_thoughts(pieces: Iterator[str], thinking: bool = False) -> Iterator[Chunk]:
   """Thoughts and the rest; what may become a tag is held back until it is known."""
   held = ''
   for piece in pieces:
     held += piece
     while found := _TAG.search(held):
       if found.start():
-        yield Said(held[: found.start()], thinking)
+        yield Chunk(held[: found.start()], thinking)
       thinking = found[0] == '<think>'
       held = held[found.end() :]
     begun = held.rfind('<')
     keep = len(held)
-    if begun >= 0 and any(tag.startswith(held[begun:]) for tag in text.TAGS):
+    if begun >= 0 and any(tag.startswith(held[begun:]) for tag in parsing.TAGS):
       keep = begun
     if keep:
-      yield Said(held[:keep], thinking)
+      yield Chunk(held[:keep], thinking)
     held = held[keep:]
   if held:
-    yield Said(held, thinking)
+    yield Chunk(held, thinking)
 
 
-def open_speaker(
+def open_session(
   path: str,
   template: str | None,
-  draw: drawing.Config,
+  draw: SamplingConfig,
   chat_template_kwargs: str | None = None,
-) -> Speaker:
+) -> ChatSession:
   """A model to talk to: a finished stage's, or a checkpoint's of the hub.
 
   Args:
@@ -157,40 +165,40 @@ def open_speaker(
       the stage was trained with.
 
   Raises:
-    ValueError: there is neither; see `lineage.load`, `pretrained.look_up`.
+    ValueError: there is neither; see `artifact.load`, `from_hub.look_up`.
   """
-  mesh = mesh_lib.make(jax.devices()[:1])
-  folder = hub.fetched(path, 'path')
+  mesh = make_mesh(jax.devices()[:1])
+  folder = tokenizer_files.fetched(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
       f'checkpoint, got {folder}, which has no {RECORD} and no config.json'
     )
   if (folder / RECORD).is_file():
-    stage = lineage.load(folder)
+    stage = artifact.load(folder)
     model = dataclasses.replace(
       stage.model,
       tokenizer=_of_today(stage, chat_template_kwargs),
       template=template or stage.model.template,
     )
-    return Speaker(model, stage.params(mesh), pretrained.positions(stage), draw)
-  config = pretrained.Config(
+    return ChatSession(model, stage.params(mesh), from_hub.positions(stage), draw)
+  config = HubConfig(
     path=str(folder),
-    template=template or text.CHAT,
+    template=template or templates.CHAT,
     chat_template_kwargs=chat_template_kwargs or '',
   )
-  found = pretrained.look_up(config)
+  found = from_hub.look_up(config)
   longest = families.positions(found.checkpoint.raw)
   # In the file's own type: float32 would double what a folder in bfloat16 takes.
-  params = weights.read(found.checkpoint, mesh_lib.places(mesh, found.model.names))
-  return Speaker(found.model, params, longest, draw)
+  params = weights.read(found.checkpoint, param_shardings(mesh, found.model.names))
+  return ChatSession(found.model, params, longest, draw)
 
 
-def _of_today(stage: lineage.Stage, chat_template_kwargs: str | None) -> text.Tokenizer:
+def _of_today(stage: Artifact, chat_template_kwargs: str | None) -> Tokenizer:
   """The tokenizer of a stage, whose chat template tells today's date, not the run's."""
-  if not (stage.path / lineage.HUB).exists():
+  if not (stage.path / artifact.HUB).exists():
     return stage.model.tokenizer
-  variables = lineage.read_source(stage.path).chat_template_kwargs
+  variables = artifact.read_source(stage.path).chat_template_kwargs
   if chat_template_kwargs is not None:
     variables = chat_template.read_variables(chat_template_kwargs)
-  return hub.open_tokenizer(stage.path / lineage.HUB, variables)
+  return tokenizer_files.open_tokenizer(stage.path / artifact.HUB, variables)

@@ -18,12 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import mesh as mesh_lib
-from r1jax import optim, preference, sampling, tasks, text
-from r1jax.rewards.judge import Pair
-from r1jax.stages import compilation
-from r1jax.stages.run import Run, TrainingError, check_finite
+from r1jax import optim, reward_model, tasks
+from r1jax.miniature.judge import Pair
+from r1jax.runtime import compilation
+from r1jax.runtime.run import Run, TrainingError, check_finite
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import local_mesh
+from r1jax.sharding.place import like_params, put_batch, replicate
 from r1jax.tasks import Problem, splits
+from r1jax.text import parsing
+from r1jax.text.tokenizer import Tokenizer
 
 ROWS = 64  # texts scored at a time, or a few more so that they divide over the devices
 MEASURED = 256  # pairs for mean and deviation; their 512 texts give the mean to 4 %
@@ -31,7 +36,7 @@ LOWEST = -1.0  # reward of what shows nothing; tanh never goes below
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class PreferenceConfig:
   """How long and in which portions to train; what is held out."""
 
   epochs: int = 1  # passes over the pairs (the paper: 1)
@@ -76,7 +81,7 @@ def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
   return parts
 
 
-def updates(pairs: Sequence[Pair], config: Config) -> int:
+def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
   """Returns how many updates `train` makes on these pairs.
 
   Raises:
@@ -96,7 +101,7 @@ def encode(
   problems: Sequence[Problem],
   outputs: Sequence[str],
   *,
-  tokenizer: text.Tokenizer,
+  tokenizer: Tokenizer,
   template: str,
   max_length: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,26 +122,26 @@ def encode(
         f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '
         f'the prompt of {problem.id!r} and 2 more, got {max_length}'
       )
-    shown = tokenizer.encode_after(text.visible(output))
+    shown = tokenizer.encode_after(parsing.visible(output))
     ids = [*(prompt + shown)[: max_length - 1], tokenizer.eos_id]
     tokens[row, : len(ids)] = ids
     mask[row, : len(ids)] = True
   return tokens, mask
 
 
-def _encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> preference.Batch:
+def _encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> reward_model.Batch:
   """Both sides of each pair, [N, 2, T]."""
   problems = [pair.problem for pair in pairs for _ in range(2)]
   outputs = [output for pair in pairs for output in (pair.chosen, pair.rejected)]
   tokens, mask = encode(problems, outputs, **encoding)
   shape = (len(pairs), 2, -1)
-  return preference.Batch(tokens.reshape(shape), mask.reshape(shape))
+  return reward_model.Batch(tokens.reshape(shape), mask.reshape(shape))
 
 
 Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
-def _scoring(model: sampling.Model, mesh: jax.sharding.Mesh) -> Scoring:
+def _scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
   """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape.
 
   Of devices of this host, which have copies of the parameters: each host has texts of
@@ -144,7 +149,7 @@ def _scoring(model: sampling.Model, mesh: jax.sharding.Mesh) -> Scoring:
   """
   rows = -(-ROWS // mesh.size) * mesh.size
   function = jax.jit(
-    mesh_lib.bound(mesh, functools.partial(preference.score, forward=model.forward)),
+    on_mesh(mesh, functools.partial(reward_model.score, forward=model.forward)),
     compiler_options=compilation.options(mesh),
   )
 
@@ -156,14 +161,14 @@ def _scoring(model: sampling.Model, mesh: jax.sharding.Mesh) -> Scoring:
       batch = tuple(
         np.pad(x_NT[part], ((0, missing), (0, 0))) for x_NT in (tokens_NT, mask_NT)
       )
-      got_B = jax.device_get(function(params, *mesh_lib.put_batch(mesh, batch)))
+      got_B = jax.device_get(function(params, *put_batch(mesh, batch)))
       scores_N[part] = got_B[: rows - missing]
     return scores_N
 
   return score
 
 
-def _score_pairs(score: Scoring, params: Any, pairs: preference.Batch) -> np.ndarray:
+def _score_pairs(score: Scoring, params: Any, pairs: reward_model.Batch) -> np.ndarray:
   """Scores [N, 2], of the chosen texts and of the rejected ones."""
   tokens, mask = (np.asarray(x) for x in (pairs.tokens, pairs.mask))
   length = tokens.shape[-1]
@@ -177,12 +182,12 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
   return np.random.default_rng((seed, name, epoch)).permutation(count)
 
 
-def _portion(data: preference.Batch, seed: int, step: int, size: int):
+def _portion(data: reward_model.Batch, seed: int, step: int, size: int):
   """The pairs of a step, counted from 1: every epoch in another order."""
   count = len(data.tokens)
   epoch, place = divmod(step - 1, count // size)
   chosen = _order(seed, epoch, count)[place * size : (place + 1) * size]
-  return preference.Batch(data.tokens[chosen], data.mask[chosen])
+  return reward_model.Batch(data.tokens[chosen], data.mask[chosen])
 
 
 def train(
@@ -190,11 +195,11 @@ def train(
   phase: str,
   params: Any,
   *,
-  model: sampling.Model,
-  tokenizer: text.Tokenizer,
+  model: DecoderFns,
+  tokenizer: Tokenizer,
   template: str,
   pairs: Sequence[Pair],
-  config: Config,
+  config: PreferenceConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   seed: int,
@@ -210,7 +215,7 @@ def train(
     params: of the decoder to start from; they stay as they are.
     model: the decoder's functions.
     tokenizer: of the decoder.
-    template: a name in `text.TEMPLATES`.
+    template: a name in `templates.TEMPLATES`.
     pairs: see `judge.pairs`.
     config: see `Config`.
     optimizer: see `optim.make`; of `updates(pairs, config)` updates.
@@ -229,26 +234,26 @@ def train(
     )
     for part in split(pairs, config.held_out)
   )
-  fresh = preference.init(params, _width(model, params))
+  fresh = reward_model.init(params, _width(model, params))
   # Placed before the first step: another layout in the second would compile again.
-  state = mesh_lib.put_beside(mesh, optim.init(fresh, optimizer), params)
+  state = like_params(mesh, optim.init(fresh, optimizer), params)
   state, first = run.checkpoints[phase].resume(state)
-  here = mesh_lib.local(mesh)
+  here = local_mesh(mesh)
   score = _scoring(model, here)
   step_of = functools.partial(
-    preference.step,
+    reward_model.step,
     forward=model.forward,
     optimizer=optimizer,
     micro_batches=config.micro_batches,
   )
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step_fn = jax.jit(
-    mesh_lib.bound(mesh, step_of), donate_argnums=0, out_shardings=(places, None)
+    on_mesh(mesh, step_of), donate_argnums=0, out_shardings=(places, None)
   )
   began = time.monotonic()
   for step in range(first + 1, steps + 1):
     batch = _portion(training, seed, step, config.pairs_per_step)
-    state, metrics = step_fn(state, mesh_lib.put_batch(mesh, batch))
+    state, metrics = step_fn(state, put_batch(mesh, batch))
     due = step % config.checkpoint_every == 0 or step == steps
     saves = run.saves(due)
     if step % config.log_every == 0 or saves:
@@ -265,7 +270,7 @@ def train(
     if saves:
       run.save(phase, step, state)
   measured = _order(seed, 0, len(training.tokens))[:MEASURED]
-  sample = preference.Batch(training.tokens[measured], training.mask[measured])
+  sample = reward_model.Batch(training.tokens[measured], training.mask[measured])
   copies = _copies(state.params, mesh, here)
   scores = _score_pairs(score, copies, sample)
   if not scores.std():
@@ -274,23 +279,23 @@ def train(
       f'after {steps} steps; raise {phase}_optim.learning_rate or preference.epochs '
       'and choose another --workdir'
     )
-  return preference.standardised(copies, scores)
+  return reward_model.standardised(copies, scores)
 
 
 def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:
   """Parameters that are cut over a mesh, whole on each of the devices of `here`."""
-  whole = jax.device_get(mesh_lib.put_everywhere(mesh, params))
-  return mesh_lib.put_everywhere(here, whole)
+  whole = jax.device_get(replicate(mesh, params))
+  return replicate(here, whole)
 
 
-def _width(model: sampling.Model, params: Any) -> int:
+def _width(model: DecoderFns, params: Any) -> int:
   """D, of the decoder's hidden states."""
   ids = jnp.zeros((1, 1), jnp.int32)
   hidden, _ = jax.eval_shape(model.forward, params, ids, ids, ids)
   return hidden.shape[-1]
 
 
-def _accuracy(score: Scoring, params: Any, pairs: preference.Batch) -> float:
+def _accuracy(score: Scoring, params: Any, pairs: reward_model.Batch) -> float:
   """The share of pairs whose chosen text has the higher score; a tie is a half."""
   chosen, rejected = _score_pairs(score, params, pairs).T
   return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))
@@ -307,8 +312,8 @@ class Scorer:
   """
 
   params: Any  # from `train`
-  model: sampling.Model
-  tokenizer: text.Tokenizer
+  model: DecoderFns
+  tokenizer: Tokenizer
   template: str  # a name in text.TEMPLATES
   max_length: int  # T; texts are cut to it
   mesh: jax.sharding.Mesh  # devices of this host, which have copies
@@ -322,7 +327,7 @@ class Scorer:
 
     Raises ValueError for a prompt that leaves no place for the text.
     """
-    shows = np.array([bool(text.visible(output)) for output in outputs], np.bool_)
+    shows = np.array([bool(parsing.visible(output)) for output in outputs], np.bool_)
     tokens, mask = encode(
       problems,
       outputs,

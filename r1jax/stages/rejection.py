@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax import drawing, filters
-from r1jax.stages import hosts
-from r1jax.stages.evaluate import named_key
-from r1jax.stages.generate import Generator, of_all_hosts
-from r1jax.stages.metrics import explained, plain
-from r1jax.stages.run import Interruption, Run, TrainingError
-from r1jax.stages.workdir import write_whole
+from r1jax.rewards import filters
+from r1jax.runtime import hosts
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.log import explained, jsonable
+from r1jax.runtime.run import Interruption, Run, TrainingError
+from r1jax.runtime.workdir import write_whole
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem
 
 Line = dict[str, Any]  # of the file: an output, its problem, and what is wrong with it
@@ -29,7 +30,7 @@ SELECTION = ('duplicate', 'surplus')  # why good outputs are left out
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class RejectionConfig:
   """How much to sample and how much of it to keep."""
 
   problems: int = 480  # that are asked
@@ -37,7 +38,7 @@ class Config:
   most_a_problem: int = 4  # that are kept; the first ones
   prompts_per_batch: int = 16  # problems sampled at a time
   max_length: int = 320  # T, tokens
-  draw: drawing.Config = drawing.Config()  # R1's first stage: temperature 1
+  draw: SamplingConfig = SamplingConfig()  # R1's first stage: temperature 1
 
   def __post_init__(self) -> None:
     for name in ('samples', 'most_a_problem', 'prompts_per_batch', 'max_length'):
@@ -52,13 +53,13 @@ class Config:
       )
 
 
-def collect(
+def rejection_sample(
   run: Run,
   params: Any,
   order: Callable[[int], Problem],
   *,
-  generator: Generator,
-  config: Config,
+  generator: Sampler,
+  config: RejectionConfig,
   seed: int,
 ) -> list[Line]:
   """Returns what is kept of the outputs to `config.problems` problems.
@@ -91,7 +92,7 @@ def collect(
       )
     ]
     new = [line for group in of_all_hosts(outputs, groups) for line in group]
-    if hosts.first():
+    if hosts.is_primary():
       with explained(file), file.open('a', encoding='utf-8') as end:
         end.write(_json_lines(new))
     lines += new
@@ -102,8 +103,8 @@ def collect(
       raise Interruption(f'Stopped after {asked} problems. The same command goes on.')
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)
-  content = json.dumps(plain(counted), indent=2) + '\n'
-  if hosts.first():
+  content = json.dumps(jsonable(counted), indent=2) + '\n'
+  if hosts.is_primary():
     write_whole(run.workdir / 'rejection.json', content)
   if not kept:
     faults = Counter(fault for line in lines for fault in line['faults'])
@@ -134,7 +135,7 @@ def _judged(
   ]
 
 
-def _complete(file: Path, config: Config) -> list[Line]:
+def _complete(file: Path, config: RejectionConfig) -> list[Line]:
   """The lines of the batches that the file has whole; it is cut to them."""
   if not file.exists():
     return []
@@ -146,7 +147,7 @@ def _complete(file: Path, config: Config) -> list[Line]:
       break
   size = config.prompts_per_batch * config.samples
   lines = lines[: len(lines) // size * size]
-  if hosts.first():  # others read the same before and after
+  if hosts.is_primary():  # others read the same before and after
     write_whole(file, _json_lines(lines))
   return lines
 

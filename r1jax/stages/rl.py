@@ -18,16 +18,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import drawing, grpo, optim, packing, sampling, text
-from r1jax import mesh as mesh_lib
+from r1jax import grpo, optim, packing, update
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import RewardPool
-from r1jax.stages import compilation, hosts
-from r1jax.stages import evaluate as evaluation
-from r1jax.stages.evaluate import named_key
-from r1jax.stages.generate import Generator, Outputs
-from r1jax.stages.rl_config import Config, at
-from r1jax.stages.run import Run, TrainingError, check_finite
+from r1jax.runtime import compilation, hosts
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.run import Run, TrainingError, check_finite
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import local_shards
+from r1jax.sharding.place import (
+  abstract_like_params,
+  device_sharding,
+  feed_rows,
+  fetch_rows,
+  like_params,
+  to_device,
+  to_host,
+)
+from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.stages import evaluation
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
+from r1jax.text import parsing
 
 SETTLED = 3  # steps of a run after which nothing should be compiled any more
 FLAT = 20  # first steps with no advantage but 0 after which a run ends
@@ -36,7 +53,7 @@ SHORT = 0.1  # of the learning rate; shorter updates are said to be
 LARGE = 100  # times Adam's eps; no longer small beside a gradient of such an rms
 
 
-def problem_order(
+def problem_stream(
   sources: Sequence[Sequence[Problem]],
   shares: Sequence[float],
   seed: int,
@@ -59,7 +76,7 @@ def problem_order(
   return lambda index: mixed[index]
 
 
-class Passes(NamedTuple):
+class ScoredRollout(NamedTuple):
   """Log-probs [P, G, T] of a rollout's tokens, and the device's seconds for them."""
 
   old_logp: np.ndarray | None  # of the policy; None if the sampler was the policy
@@ -74,14 +91,14 @@ def _learned_alone(frozen: Any, params: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
+class Learner:
   """What does not change during a stage."""
 
-  generator: Generator
+  generator: Sampler
   pool: RewardPool
-  config: Config
-  algorithm: grpo.Config
-  optimizer: optim.Config
+  config: RLConfig
+  algorithm: GRPOConfig
+  optimizer: OptimConfig
   matrices: Any = None  # of the model, for Muon; see `optim.make`
   # What rollouts are sampled with in the place of the policy's parameters, say their
   # `decoder.quantize`; None is the policy itself.
@@ -107,7 +124,7 @@ class Trainer:
       'reference': params,
     }
     # Placed now: another layout in the second step would compile again.
-    return mesh_lib.put_beside(self.generator.mesh, before, params)
+    return like_params(self.generator.mesh, before, params)
 
   def like(self, params: Any) -> dict[str, Any]:
     """The shapes of what `start` returns, and where they lie."""
@@ -115,21 +132,21 @@ class Trainer:
       lambda params: {'policy': optim.init(params, self.chain), 'reference': params},
       params,
     )
-    return mesh_lib.shapes_beside(self.generator.mesh, shapes, params)
+    return abstract_like_params(self.generator.mesh, shapes, params)
 
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    return functools.partial(sampling.score, model=self.generator.model)
+    return functools.partial(score_tokens, model=self.generator.model)
 
   def program(self, places: Any) -> Any:
-    """`grpo.step` for `jax.jit`; the old state's memory is used for the new one.
+    """`update.step` for `jax.jit`; the old state's memory is used for the new one.
 
     `places` is where the state lies, before and after.
     """
 
-    def step(state: optim.TrainState, frozen: Any, *rollout: Any) -> Any:
+    def step(state: TrainState, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
-      return grpo.step(
+      return update.step(
         state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
       )
 
@@ -143,9 +160,9 @@ class Trainer:
 
     def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
-      return grpo.gradients(params, *rollout, score=score, config=self.algorithm)
+      return update.gradients(params, *rollout, score=score, config=self.algorithm)
 
-    def apply(state: optim.TrainState, grads: Any) -> Any:
+    def apply(state: TrainState, grads: Any) -> Any:
       return optim.apply(state, grads, optimizer=self.chain)
 
     return (
@@ -162,27 +179,27 @@ class Trainer:
   def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
     mesh = self.generator.mesh
     return jax.jit(
-      mesh_lib.bound(mesh, function),
+      on_mesh(mesh, function),
       donate_argnums=donated,
       out_shardings=places,
       compiler_options=compilation.options(mesh),
     )
 
   @functools.cached_property
-  def update(self) -> Callable[..., tuple[optim.TrainState, dict[str, jax.Array]]]:
+  def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One update, by `program` or its `halves`, compiled for where the state lies."""
     made: list[Any] = []
 
-    def update(state: optim.TrainState, *args: Any) -> Any:
+    def update(state: TrainState, *args: Any) -> Any:
       if not made:
-        places = jax.tree.map(mesh_lib.place_on_device, state)
+        places = jax.tree.map(device_sharding, state)
         made.append((self.halves if self.config.offload else self.program)(places))
       if not self.config.offload:
         return made[0](state, *args)
       gradients, apply = made[0]
       grads, metrics = gradients(state.params, *args)
       jax.block_until_ready(grads)  # the optimizer's state has room only now
-      state, more = apply(mesh_lib.put_back(state), grads)
+      state, more = apply(to_device(state), grads)
       return self.waiting(state), metrics | more
 
     return update
@@ -214,16 +231,16 @@ class Trainer:
       'lower that.'
     )
 
-  def waiting(self, state: optim.TrainState) -> optim.TrainState:
+  def waiting(self, state: TrainState) -> TrainState:
     """The state as it lies between updates."""
     if not self.config.offload:
       return state
-    aside = mesh_lib.put_aside(state.opt_state)
+    aside = to_host(state.opt_state)
     return dataclasses.replace(state, opt_state=aside)
 
   def reference(self, params: Any) -> Any:
     """The parameters of a reference as they lie until they are needed."""
-    return mesh_lib.put_aside(params) if self.config.offload else params
+    return to_host(params) if self.config.offload else params
 
   def whole(self, params: Any) -> Any:
     """The model's parameters, of those that are learned."""
@@ -242,7 +259,7 @@ class Trainer:
     problems: Sequence[Problem],
     max_length: int,
     temperature: float,
-  ) -> Outputs:
+  ) -> Rollout:
     """Samples the group of each problem."""
     return self.generator(
       self._sampler_params(self.whole(params)),
@@ -250,7 +267,7 @@ class Trainer:
       problems,
       group_size=self.config.group_size,
       max_length=max_length,
-      draw=drawing.Config(temperature),
+      draw=SamplingConfig(temperature),
     )
 
   @functools.cached_property
@@ -267,23 +284,23 @@ class Trainer:
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
     mesh = self.generator.mesh
-    place = None if mesh.size == 1 else mesh_lib.sharding(mesh, None, 'prompt')
+    place = None if mesh.size == 1 else named_sharding(mesh, None, 'prompt')
     return self._jit(score, place)
 
   def passes(
-    self, policy: Any, reference: Any, outputs: Outputs, temperature: float
-  ) -> Passes:
+    self, policy: Any, reference: Any, outputs: Rollout, temperature: float
+  ) -> ScoredRollout:
     """Log-probs that the update needs beside the sampler's."""
     old_logp, ref_logp, first, second = None, None, 0.0, 0.0
     if self.sampler_params is not None:
       old_logp, first = self.logp(policy, outputs, temperature)
     if self.algorithm.kl_coef:
-      reference = mesh_lib.put_back(reference)
+      reference = to_device(reference)
       ref_logp, second = self.logp(reference, outputs, temperature)
-    return Passes(old_logp, ref_logp, first + second)
+    return ScoredRollout(old_logp, ref_logp, first + second)
 
   def logp(
-    self, params: Any, outputs: Outputs, temperature: float
+    self, params: Any, outputs: Rollout, temperature: float
   ) -> tuple[np.ndarray, float]:
     """Log-probs of the outputs' tokens, [P, G, T], and the device's seconds."""
     layout = self._plan(outputs, np.arange(len(outputs.all_lengths)))
@@ -298,7 +315,7 @@ class Trainer:
     rows = self._feed(rows)
     began = time.monotonic()
     logp = self.scoring(self.whole(params), rows, count, scalar)
-    logp = mesh_lib.fetch(self.generator.mesh, logp, axis=1)
+    logp = fetch_rows(self.generator.mesh, logp, axis=1)
     seconds = time.monotonic() - began
     return layout.undo(logp, outputs.tokens.shape), seconds
 
@@ -310,13 +327,13 @@ class Trainer:
 
   def learn(
     self,
-    state: optim.TrainState,
-    outputs: Outputs,
-    passes: Passes,
+    state: TrainState,
+    outputs: Rollout,
+    passes: ScoredRollout,
     advantage_PG: np.ndarray,
     key: jax.Array,
     temperature: float,
-  ) -> tuple[optim.TrainState, dict[str, float], float]:
+  ) -> tuple[TrainState, dict[str, float], float]:
     """All updates of one rollout.
 
     `advantage_PG` is of the outputs that this host has, as they and their passes are.
@@ -365,7 +382,7 @@ class Trainer:
     dealt = order[np.argsort(of_part, kind='stable')].reshape(self._shards, -1)
     return dealt.T.reshape(minibatches, -1)
 
-  def _plan(self, outputs: Outputs, chosen: np.ndarray) -> packing.Layout:
+  def _plan(self, outputs: Rollout, chosen: np.ndarray) -> packing.Layout:
     """A layout of the chosen problems' outputs, of those that this host has.
 
     Of as many micro-batches as the fullest part of any host needs.
@@ -377,7 +394,7 @@ class Trainer:
       group_size, outputs.prompts.shape[1], length, rows, parts
     )
     by_part = [chosen[chosen // (prompts // parts) == n] for n in range(parts)]
-    held = mesh_lib.held(self.generator.mesh)
+    held = local_shards(self.generator.mesh)
     layout = packing.plan(
       outputs.lengths,
       length,
@@ -397,10 +414,10 @@ class Trainer:
 
   @property
   def _shards(self) -> int:
-    return mesh_lib.shards(self.generator.mesh, 'prompt')
+    return shard_count(self.generator.mesh, 'prompt')
 
   def _feed(self, parts: Any) -> Any:
-    return mesh_lib.feed(self.generator.mesh, parts, axis=1)
+    return feed_rows(self.generator.mesh, parts, axis=1)
 
 
 def train(
@@ -408,10 +425,10 @@ def train(
   phase: str,
   params: Callable[[], Any],
   *,
-  trainer: Trainer,
+  trainer: Learner,
   order: Callable[[int], Problem],
   held_out: Sequence[Problem],
-  evaluate: evaluation.Config,
+  evaluate: EvalConfig,
   seed: int,
 ) -> Any:
   """Returns the policy after `config.steps` rollouts, from the last checkpoint on.
@@ -421,7 +438,7 @@ def train(
     phase: its name in logs and checkpoints.
     params: makes what is learned of the policy to start from, and the first reference.
     trainer: the machinery.
-    order: index -> the problem to learn from; see `problem_order`.
+    order: index -> the problem to learn from; see `problem_stream`.
     held_out: the validation split, to be evaluated on and never learned from.
     evaluate: how to evaluate.
     seed: everything random follows from it.
@@ -458,7 +475,7 @@ def train(
     batch = range((step - 1) * config.prompts_per_step, step * config.prompts_per_step)
     key = jax.random.fold_in(root, step)
     chosen = [order(index) for index in batch]
-    with _profile(run, hosts.first() and step == config.profile_step):
+    with _profile(run, hosts.is_primary() and step == config.profile_step):
       state, values, samples = _step(trainer, state, reference, chosen, key, step - 1)
     for sentence in values.pop('errors'):
       run.progress.say(f'Step {step}: {sentence}')
@@ -495,9 +512,7 @@ def train(
       run.progress.say(f'Step {step}: {said}')
     due = step % config.checkpoint_every == 0 or step == config.steps
     if run.saves(due):
-      run.save(
-        phase, step, mesh_lib.put_back({'policy': state, 'reference': reference})
-      )
+      run.save(phase, step, to_device({'policy': state, 'reference': reference}))
   return state.params
 
 
@@ -533,9 +548,9 @@ def _measure(
   step: int,
   params: Any,
   *,
-  trainer: Trainer,
+  trainer: Learner,
   held_out: Sequence[Problem],
-  config: evaluation.Config,
+  config: EvalConfig,
   root: jax.Array,
 ) -> None:
   """Evaluates the policy of `step` and writes down and shows what comes out."""
@@ -547,7 +562,7 @@ def _measure(
     generator=trainer.generator,
     pool=trainer.pool,
     config=config,
-    max_length=at(trainer.config.max_length, last),
+    max_length=value_at(trainer.config.max_length, last),
   )
   run.log.write('eval', step, split='validation', **values)
   run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
@@ -555,18 +570,18 @@ def _measure(
 
 
 def _step(
-  trainer: Trainer,
-  state: optim.TrainState,
+  trainer: Learner,
+  state: TrainState,
   reference: Any,
   problems: Sequence[Problem],
   key: jax.Array,
   rollouts_before: int,
-) -> tuple[optim.TrainState, dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]]]:
   """One rollout and its updates: the state, the metrics, some samples."""
   config = trainer.config
-  temperature = at(config.temperature, rollouts_before)
+  temperature = value_at(config.temperature, rollouts_before)
   began = time.monotonic()
-  length = at(config.max_length, rollouts_before)
+  length = value_at(config.max_length, rollouts_before)
   outputs = trainer.rollout(
     state.params, named_key(key, 'sample'), problems, length, temperature
   )
@@ -576,7 +591,7 @@ def _step(
     passing = aside.submit(
       trainer.passes, state.params, reference, outputs, temperature
     )
-    seen = _joined(hosts.agree('rewards', _seen(trainer, problems, outputs)))
+    seen = _joined(hosts.all_gather('rewards', _seen(trainer, problems, outputs)))
     rewarded = time.monotonic()
     passes = passing.result()
   names = trainer.pool.names
@@ -627,7 +642,7 @@ class _Seen(NamedTuple):
   samples: dict[int, dict[str, Any]]  # by row, lines of samples.jsonl
 
 
-def _seen(trainer: Trainer, problems: Sequence[Problem], outputs: Outputs) -> _Seen:
+def _seen(trainer: Learner, problems: Sequence[Problem], outputs: Rollout) -> _Seen:
   """Rewards this host's outputs; others may have them too and then do not."""
   mine = np.flatnonzero(outputs.own)
   rows, texts = outputs.rows[mine], [outputs.texts[n] for n in mine]
@@ -653,8 +668,8 @@ def _seen(trainer: Trainer, problems: Sequence[Problem], outputs: Outputs) -> _S
     scores.values.reshape(*shape, len(trainer.pool.names)),
     scores.total.reshape(shape),
     outputs.cut_off[mine],
-    np.array([text.parse(output) is None for output in flat], bool).reshape(shape),
-    np.array([text.is_reflective(output) for output in flat], bool).reshape(shape),
+    np.array([parsing.parse(output) is None for output in flat], bool).reshape(shape),
+    np.array([parsing.is_reflective(output) for output in flat], bool).reshape(shape),
     scores.failures,
     scores.timeouts,
     scores.errors,

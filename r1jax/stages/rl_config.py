@@ -9,7 +9,7 @@ LONGEST = 2**20  # tokens of an output
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class RLConfig:
   """One RL stage. Schedules are pairs (after this many rollouts, value).
 
   The temperature is of the rollout and of all log-probs that are learned from. So the
@@ -83,6 +83,6 @@ def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> No
     )
 
 
-def at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
+def value_at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
   """The value of a schedule after `step` rollouts: of its last pair that has begun."""
   return [value for start, value in schedule if start <= step][-1]

@@ -26,7 +26,7 @@ class Problem:
   task: str  # the module in r1jax.tasks that checks answers
   question: str
   truth: dict[str, Any]
-  language: str = 'en'  # that an output is to be in; see `r1jax.language`
+  language: str = 'en'  # that an output is to be in; see `r1jax.text.language`
 
 
 def verify(problem: Problem, answer: str) -> bool:

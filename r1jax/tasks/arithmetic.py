@@ -23,7 +23,7 @@ _CALCULATION = re.compile(r'(?<![0-9])(?=([0-9]+)([-+*])([0-9]+)(?![0-9]))')
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ArithmeticConfig:
   """How large the numbers are."""
 
   largest: int = 99  # of the left number; the right one is smaller
@@ -56,7 +56,7 @@ def _allowed(left: int, sign: str, right: int) -> bool:
 
 
 @functools.cache
-def _all_problems(config: Config) -> tuple[Problem, ...]:
+def _all_problems(config: ArithmeticConfig) -> tuple[Problem, ...]:
   kinds = [
     [
       problem(left, sign, right)
@@ -74,12 +74,12 @@ def group(problem: Problem) -> str:
   return problem.id
 
 
-def generate(config: Config, split: str) -> Iterator[Problem]:
+def generate(config: ArithmeticConfig, split: str) -> Iterator[Problem]:
   """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
   return of_split(_all_problems(config), split, group)
 
 
-def draw(config: Config, rng: random.Random) -> Problem:
+def draw(config: ArithmeticConfig, rng: random.Random) -> Problem:
   """A random problem of any split."""
   while True:
     left, sign = rng.randint(LEAST, config.largest), rng.choice('+-*')

@@ -23,7 +23,7 @@ _CALCULATION = re.compile(r'[0-9+*()-]*[+*-][0-9+*()-]*')
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class CountdownConfig:
   """How hard the problems are."""
 
   numbers: int = 3  # how many numbers a problem has, 2 to 4
@@ -67,7 +67,7 @@ def problem_id(numbers: tuple[int, ...], target: int) -> str:
 
 
 @functools.cache
-def _all_problems(config: Config) -> tuple[Problem, ...]:
+def _all_problems(config: CountdownConfig) -> tuple[Problem, ...]:
   found = []
   every = range(1, config.largest + 1)
   for leaves in itertools.combinations_with_replacement(every, config.numbers):
@@ -82,12 +82,12 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
   return tuple(spread(found, group))
 
 
-def generate(config: Config, split: str) -> Iterator[Problem]:
+def generate(config: CountdownConfig, split: str) -> Iterator[Problem]:
   """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
   return of_split(_all_problems(config), split, group)
 
 
-def stated(text: str, config: Config) -> Iterator[str]:
+def stated(text: str, config: CountdownConfig) -> Iterator[str]:
   """Yields the groups of all problems of this difficulty that `text` calculates.
 
   Those are the numbers of each calculation, and of each part of one that is longer:

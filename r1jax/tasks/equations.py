@@ -22,7 +22,7 @@ _EQUATION = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class EquationsConfig:
   """How hard the equations are."""
 
   largest_factor: int = 9  # of x, from 2
@@ -78,7 +78,7 @@ def _allowed(factor: int, term: int, other: int, solution: int) -> bool:
 
 
 @functools.cache
-def _all_problems(config: Config) -> tuple[Problem, ...]:
+def _all_problems(config: EquationsConfig) -> tuple[Problem, ...]:
   terms = range(1, config.largest_term + 1)
   kinds: dict[str, list[Problem]] = {'plus': [], 'minus': [], 'both': []}
   for factor in range(2, config.largest_factor + 1):
@@ -92,12 +92,12 @@ def _all_problems(config: Config) -> tuple[Problem, ...]:
   return tuple(balanced(kinds.values(), MOST_OF_A_KIND))
 
 
-def generate(config: Config, split: str) -> Iterator[Problem]:
+def generate(config: EquationsConfig, split: str) -> Iterator[Problem]:
   """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
   return of_split(_all_problems(config), split, group)
 
 
-def draw(config: Config, rng: random.Random) -> Problem:
+def draw(config: EquationsConfig, rng: random.Random) -> Problem:
   """A random problem of any split."""
   while True:
     factor = rng.randint(2, config.largest_factor)

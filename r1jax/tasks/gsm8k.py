@@ -47,13 +47,13 @@ _SCALE = re.compile(rf'(?i)[\s$)}}\]*]*({"|".join(_SCALES)})\b')
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class GSM8KConfig:
   """There is one difficulty."""
 
   name: str = 'main'
 
 
-def load(config: Config, split: str, data_dir: str | None = None) -> list[Problem]:
+def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[Problem]:
   """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 
   Raises:

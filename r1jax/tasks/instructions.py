@@ -17,9 +17,9 @@ import random
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from r1jax.language import NOUNS, NUMBERS
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
+from r1jax.text.language import NOUNS, NUMBERS
 
 VERSION = '2.0.0'  # of the files: to be raised with what they hold
 MOST_OF_A_KIND = 400  # problems
@@ -28,7 +28,7 @@ LAYOUTS = {'in one line': ' ', 'line by line': '\n'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class InstructionsConfig:
   """How much there is to do."""
 
   length: int = 3  # numbers to be sorted, words to be turned around
@@ -102,7 +102,7 @@ def _sums() -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _kinds(config: Config) -> tuple[tuple[Problem, ...], ...]:
+def _kinds(config: InstructionsConfig) -> tuple[tuple[Problem, ...], ...]:
   starts = range(1, config.largest_start + 1)
   kinds = (
     map(sort, itertools.permutations(range(1, 10), config.length)),
@@ -115,16 +115,16 @@ def _kinds(config: Config) -> tuple[tuple[Problem, ...], ...]:
 
 
 @functools.cache
-def _all_problems(config: Config) -> tuple[Problem, ...]:
+def _all_problems(config: InstructionsConfig) -> tuple[Problem, ...]:
   return tuple(balanced(_kinds(config), MOST_OF_A_KIND))
 
 
-def generate(config: Config, split: str) -> Iterator[Problem]:
+def generate(config: InstructionsConfig, split: str) -> Iterator[Problem]:
   """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order."""
   return of_split(_all_problems(config), split, group)
 
 
-def draw(config: Config, rng: random.Random) -> Problem:
+def draw(config: InstructionsConfig, rng: random.Random) -> Problem:
   """A random problem of any split."""
   return rng.choice(rng.choice(_kinds(config)))
 

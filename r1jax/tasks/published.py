@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1jax import network, paths
+from r1jax.hub import network, paths
 
 Row = Mapping[str, bytes]
 

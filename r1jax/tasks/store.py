@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1jax import paths, tasks
+from r1jax import tasks
+from r1jax.hub import paths
 from r1jax.tasks import Problem, splits
 
 FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text

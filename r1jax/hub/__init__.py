@@ -1,0 +1,1 @@
+"""Files as other libraries write them: Hugging Face checkpoints, PEFT, GGUF."""

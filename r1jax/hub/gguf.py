@@ -1,0 +1,346 @@
+"""Models as one GGUF file, which llama.cpp and Ollama run on a laptop.
+
+The tensors are those of the hub by other names. Llama's queries and keys lie there with
+the channels of a pair side by side, the experts of a layer in one tensor, and what
+latent attention reads keys and values with in two.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from r1jax.hub import families, storage, vocabulary, weights
+from r1jax.hub.vocabulary import Text
+from r1jax.model import rope
+from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
+
+ARCHITECTURES = {
+  'llama': gguf.MODEL_ARCH.LLAMA,
+  'mistral': gguf.MODEL_ARCH.LLAMA,
+  'internlm3': gguf.MODEL_ARCH.LLAMA,
+  'qwen2': gguf.MODEL_ARCH.QWEN2,
+  'qwen3': gguf.MODEL_ARCH.QWEN3,
+  'qwen3_moe': gguf.MODEL_ARCH.QWEN3MOE,
+  'deepseek_v2': gguf.MODEL_ARCH.DEEPSEEK2,
+  'deepseek_v3': gguf.MODEL_ARCH.DEEPSEEK2,
+}
+TYPES = {
+  'f32': gguf.GGMLQuantizationType.F32,
+  'f16': gguf.GGMLQuantizationType.F16,
+  'q8_0': gguf.GGMLQuantizationType.Q8_0,
+}
+FILE_TYPES = {
+  'f32': gguf.LlamaFileType.ALL_F32,
+  'f16': gguf.LlamaFileType.MOSTLY_F16,
+  'q8_0': gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+LITE = 27  # layers of DeepSeek-V2-Lite
+BLOCK = 32  # numbers of a row that share a scale in q8_0
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+# How a text is cut before pairs are merged: pattern in tokenizer.json -> name there.
+PATTERNS = {
+  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST: 'qwen2',
+  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST: 'llama-bpe',
+}
+
+
+def write(
+  file: str | os.PathLike[str],
+  params: Any,
+  like: weights.Checkpoint,
+  text: Text,
+  kind: str,
+) -> None:
+  """Writes a file whole or not at all.
+
+  Args:
+    file: that there is not yet.
+    params: the model's.
+    like: the checkpoint that they would make up on the hub.
+    text: of its texts; see `vocabulary.Text`.
+    kind: one of TYPES; what has no rows of whole blocks is f16, and vectors are f32.
+
+  Raises:
+    WeightsError: there is something in the file's place, or the model or its tokenizer
+      is of a kind that isn't written.
+  """
+  file = Path(file).expanduser()
+  if file.exists():
+    raise storage.WeightsError(f'{file} is there already; choose another file')
+  cut = check(like, text)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  partial = file.with_name(f'{file.name}.partial')
+  architecture = ARCHITECTURES[like.raw['model_type']]
+  writer = gguf.GGUFWriter(
+    partial, gguf.MODEL_ARCH_NAMES[architecture], use_temp_file=True
+  )
+  try:
+    _describe(writer, like, kind)
+    _add_text(writer, text, cut, like.vocab_size)
+    for name, array in _tensors(params, like):
+      stored = _stored(name, array, kind)
+      if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
+        raise storage.WeightsError(
+          f'{name}: expected numbers that float16 holds, got '
+          f'{np.abs(array).max():.3g}; choose f32'
+        )
+      writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(file)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def check(like: weights.Checkpoint, text: Text) -> str:
+  """Returns llama.cpp's name for how texts are cut.
+
+  Raises:
+    WeightsError: the model or its tokenizer is of a kind that isn't written.
+  """
+  _check(like)
+  cut = _cut(text.tokenizer)
+  vocabulary.check(text, cut)
+  return cut
+
+
+def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
+  c = like.config
+  writer.add_name(like.folder.name)
+  writer.add_context_length(families.positions(like.raw))
+  writer.add_embedding_length(c.d_model)
+  writer.add_block_count(c.layers)
+  writer.add_feed_forward_length(c.d_ff)
+  writer.add_head_count(c.heads)
+  if c.latent.kv_rank:
+    _describe_latent(writer, c)
+  else:
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
+  if c.experts.count:
+    _describe_experts(writer, c.experts)
+  writer.add_rope_dimension_count(c.rope_dim)
+  writer.add_rope_freq_base(c.rope_theta)
+  writer.add_layer_norm_rms_eps(c.norm_eps)
+  writer.add_vocab_size(like.vocab_size)
+  writer.add_file_type(FILE_TYPES[kind])
+  if c.rope.kind in ('linear', 'yarn'):
+    writer.add_rope_scaling_type(gguf.RopeScalingType(c.rope.kind))
+    writer.add_rope_scaling_factor(c.rope.factor)
+  if c.rope.kind == 'yarn':
+    writer.add_rope_scaling_orig_ctx_len(c.rope.original_length)
+    writer.add_rope_scaling_yarn_beta_fast(c.rope.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(c.rope.beta_slow)
+    if c.rope.score_factor != 1:  # 0.1 mscale_all_dim, which it was made of
+      amplitude = math.sqrt(c.rope.score_factor)
+      writer.add_rope_scaling_yarn_log_mul((amplitude - 1) / math.log(c.rope.factor))
+
+
+def _check(like: weights.Checkpoint) -> None:
+  """What llama.cpp computes otherwise than the model does can't be written."""
+  c, e, kind = like.config, like.config.experts, like.raw['model_type']
+  if kind not in ARCHITECTURES:
+    raise storage.WeightsError(
+      f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
+    )
+  _check_layers(c, kind)
+  plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
+  expected = 1.0 if c.rope.score_factor != 1 else plain
+  if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
+    raise storage.WeightsError(
+      f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
+      f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
+    )
+  if kind == 'qwen3_moe' and not e.normalised:
+    raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
+  if e.groups > 1 and e.scores == 'softmax':
+    raise storage.WeightsError(
+      f"topk_method: expected 'greedy' for GGUF, got {like.raw.get('topk_method')!r}"
+    )
+  if c.latent.kv_rank and not families.interleaved(like.raw):
+    raise storage.WeightsError('rope_interleave: expected true for GGUF, got false')
+  if c.latent.kv_rank and not c.latent.q_rank and c.layers != LITE:
+    raise storage.WeightsError(
+      f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
+      f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
+    )
+
+
+def _check_layers(c: ModelConfig, kind: str) -> None:
+  """Which layers have experts, biases and norms."""
+  e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
+  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
+    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+  if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
+    raise storage.WeightsError(
+      'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
+    )
+  if kind.startswith('deepseek') and not (e.count and e.shared):
+    raise storage.WeightsError(
+      'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
+      'routed and shared experts for GGUF, got none'
+    )
+  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
+    raise storage.WeightsError(
+      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
+      f'all norms, and those within latent attention have that, got {c.norm_eps}'
+    )
+
+
+def _describe_latent(writer: gguf.GGUFWriter, c: ModelConfig) -> None:
+  writer.add_head_count_kv(1)  # that all heads read
+  writer.add_kv_lora_rank(c.latent.kv_rank)
+  if c.latent.q_rank:
+    writer.add_q_lora_rank(c.latent.q_rank)
+  writer.add_key_length(c.latent.kv_rank + c.latent.rope_dim)
+  writer.add_value_length(c.latent.kv_rank)
+  writer.add_key_length_mla(c.head_dim)
+  writer.add_value_length_mla(c.latent.value_dim)
+
+
+def _describe_experts(writer: gguf.GGUFWriter, e: Experts) -> None:
+  writer.add_expert_count(e.count)
+  writer.add_expert_used_count(e.active)
+  writer.add_expert_feed_forward_length(e.d_ff)
+  writer.add_expert_shared_count(e.shared)
+  writer.add_leading_dense_block_count(e.dense_layers)
+  writer.add_expert_weights_scale(e.scale)
+  writer.add_expert_weights_norm(e.normalised)
+  scores = {'softmax': 'SOFTMAX', 'sigmoid': 'SIGMOID'}[e.scores]
+  writer.add_expert_gating_func(gguf.ExpertGatingFuncType[scores])
+  if e.groups > 1:
+    writer.add_expert_group_count(e.groups)
+    writer.add_expert_group_used_count(e.active_groups)
+
+
+def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
+  model = text.tokenizer['model']
+  added = {token['id']: token for token in text.tokenizer.get('added_tokens', [])}
+  by_id = {n: token for token, n in model['vocab'].items()}
+  tokens, kinds = [], []
+  for n in range(rows):
+    if n in added:
+      special = added[n]['special'] and added[n]['content'] not in text.shown
+      tokens.append(added[n]['content'])
+      kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
+    elif n in by_id:
+      tokens.append(by_id[n])
+      kinds.append(gguf.TokenType.NORMAL)
+    else:  # a row of the embedding that no token has
+      tokens.append(f'[PAD{n}]')
+      kinds.append(gguf.TokenType.UNUSED)
+  merges = [x if isinstance(x, str) else ' '.join(x) for x in model['merges']]
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre(cut)
+  writer.add_token_list(tokens)
+  writer.add_token_types(kinds)
+  writer.add_token_merges(merges)
+  # llama.cpp ends an output at each of these.
+  ends = writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id
+  for add, stop in zip(ends, text.stop_ids, strict=False):
+    add(stop)
+  writer.add_pad_token_id(text.pad_id)
+  before, behind = text.around
+  if (bos := before[0] if before else text.bos_id) is not None:
+    writer.add_bos_token_id(bos)
+  writer.add_add_bos_token(bool(before))
+  writer.add_add_eos_token(bool(behind))
+  if text.chat_template is not None:
+    writer.add_chat_template(text.chat_template)
+
+
+def _cut(tokenizer: Mapping[str, Any]) -> str:
+  """llama.cpp's name for how this tokenizer cuts texts."""
+  if tokenizer.get('model', {}).get('type') != 'BPE':
+    raise storage.WeightsError(
+      f'tokenizer.json: expected a BPE model for GGUF, got '
+      f'{tokenizer.get("model", {}).get("type")!r}'
+    )
+  given = tokenizer.get('pre_tokenizer') or {}
+  parts = given.get('pretokenizers', [given])
+  names = [part.get('type') for part in parts]
+  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
+    raise storage.WeightsError(
+      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, as '
+      'llama.cpp puts no space before texts, got true'
+    )
+  cuts = parts[-1].get('use_regex', True)  # ByteLevel as GPT-2 does
+  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
+    return 'smollm'
+  if names == ['ByteLevel'] and cuts:
+    return 'gpt-2'
+  pattern = parts[0].get('pattern', {}).get('Regex')
+  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
+  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
+    return PATTERNS[pattern]
+  raise storage.WeightsError(
+    'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
+    f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
+  )
+
+
+def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors by their names there, float32."""
+  c, model_type = like.config, like.raw['model_type']
+  names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
+  experts: list[np.ndarray] = []
+  # Without what its files have beside the model's own, which llama.cpp doesn't compute.
+  for _, theirs, array in weights.arrays(params, dataclasses.replace(like, tensors={})):
+    if _EXPERT.search(theirs):
+      experts.append(array)
+      if len(experts) < c.experts.count:
+        continue
+      array, experts = np.stack(experts), []
+    for part, found in _parts(_EXPERT.sub('.experts.', theirs), array, like):
+      name = names.get_name(part, try_suffixes=('.weight', '.bias'))
+      if name is None:
+        raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
+      yield name, np.ascontiguousarray(found, np.float32)
+  if c.rope.kind == 'llama3':
+    plain, stretched = (
+      np.asarray(rope.frequencies(c.head_dim, c.rope_theta, scaling), np.float64)
+      for scaling in (rope.PLAIN, c.rope)
+    )
+    yield 'rope_freqs.weight', (plain / stretched).astype(np.float32)
+
+
+_EXPERT = re.compile(r'\.experts\.\d+\.')
+
+
+def _parts(
+  theirs: str, array: np.ndarray, like: weights.Checkpoint
+) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors that one of the hub is there, by names that the library knows."""
+  c = like.config
+  heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
+  if heads and ARCHITECTURES[like.raw['model_type']] == gguf.MODEL_ARCH.LLAMA:
+    halves = array.reshape(heads, 2, c.head_dim // 2, -1)
+    yield theirs, halves.swapaxes(1, 2).reshape(array.shape)
+  elif theirs.endswith('.kv_b_proj.weight'):
+    both = array.reshape(c.heads, -1, c.latent.kv_rank)
+    key, value = np.split(both, [c.head_dim - c.latent.rope_dim], axis=1)
+    yield theirs.replace('kv_b_proj', 'k_b_proj'), key.swapaxes(1, 2)
+    yield theirs.replace('kv_b_proj', 'v_b_proj'), value
+  else:
+    yield theirs.replace('e_score_correction_bias', 'e_score_correction.bias'), array
+
+
+def _stored(name: str, array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
+  # Routers and the biases that balance them as well, as llama.cpp's own files have it.
+  if array.ndim == 1 or 'ffn_gate_inp' in name:
+    return gguf.GGMLQuantizationType.F32
+  if kind == 'q8_0' and array.shape[-1] % BLOCK:
+    return gguf.GGMLQuantizationType.F16
+  return TYPES[kind]

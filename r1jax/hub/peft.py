@@ -1,0 +1,247 @@
+"""Adapters in the layout of the library PEFT: adapter_config.json and safetensors.
+
+The table of `families` names the matrices; an adapter's `a` is transposed as the
+matrix's inputs are, its `b` turned as its outputs. For experts see `peft_experts`. In a
+model that has some, PEFT takes a projection among `target_modules` for the experts', so
+that other SwiGLUs there are written as parameters, by the names of their weights.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1jax.hub import families, peft_config, peft_experts, storage, weights
+from r1jax.hub.peft_config import CONFIG, FILE, PREFIX
+from r1jax.model import lora
+from r1jax.model.lora import LoraConfig
+
+Pair = tuple[np.ndarray, np.ndarray]  # a [..., in, r] and b [..., r, out]
+
+
+def _rows(
+  like: weights.Checkpoint, target: lora.Target
+) -> Iterator[tuple[int, str, families.Row]]:
+  """Each layer of a target's stack: its number there, its name there, its row."""
+  layers, sparse = _stack(like, target.stack)
+  for row in families.layer(like.config, sparse, families.interleaved(like.raw)):
+    if row.ours == (target.name,):
+      for n, layer in enumerate(layers):
+        module = row.theirs.format(layer=layer, expert=0)
+        yield n, module.removesuffix('.weight'), row
+
+
+def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
+  """The numbers of a stack's layers, and whether they have experts."""
+  first = 0
+  for name, count, sparse in like.config.stacks:
+    if name == stack:
+      return range(first, first + count), sparse
+    first += count
+  raise KeyError(stack)
+
+
+# --- Writing --------------------------------------------------------------------------
+
+
+def tensors(
+  adapters: Mapping[str, Any], config: LoraConfig, like: weights.Checkpoint
+) -> dict[str, np.ndarray]:
+  """Returns the adapters as PEFT's tensors, by name."""
+  found = {}
+  for target in lora.targets(like.config, config):
+    if target.name in peft_experts.NAMES:
+      continue
+    pair = adapters[target.stack][target.name]
+    inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
+    for n, module, row in _rows(like, target):
+      a, b = (np.asarray(pair[name][n], np.float32) for name in 'ab')
+      there = row.turn_back(b, (outputs, config.rank))
+      found[f'{PREFIX}{module}.lora_A.weight'] = np.ascontiguousarray(
+        a.reshape(inputs, config.rank).T
+      )
+      found[f'{PREFIX}{module}.lora_B.weight'] = np.ascontiguousarray(there)
+  for stack, named in adapters.items():
+    experts = {name: x for name, x in named.items() if name in peft_experts.NAMES}
+    for n, layer in enumerate(_stack(like, stack)[0]):
+      of_layer = {
+        name: (np.asarray(x['a'][n], np.float32), np.asarray(x['b'][n], np.float32))
+        for name, x in experts.items()
+      }
+      found |= peft_experts.tensors(of_layer, layer)
+  return found
+
+
+def write(
+  folder: str | os.PathLike[str],
+  adapters: Mapping[str, Any],
+  config: LoraConfig,
+  like: weights.Checkpoint,
+) -> None:
+  """Writes a folder that PEFT opens, whole or not at all.
+
+  Raises:
+    WeightsError: there is something in the folder's place.
+  """
+  named = tensors(adapters, config, like)
+  names = {name for pairs in adapters.values() for name in pairs}
+  modules, parameters = [], peft_experts.parameters(names)
+  for module in sorted({x.removeprefix(PREFIX).rsplit('.', 2)[0] for x in named}):
+    if '.mlp.experts' in module:
+      continue
+    if like.config.experts.count and '.mlp.' in module:
+      parameters.append(f'{module}.weight')
+    else:
+      modules.append(module)
+  settings = {
+    **peft_config.settings(config, modules, parameters),
+    **peft_experts.settings(config, names),
+    'base_model_name_or_path': str(like.folder.absolute()),
+  }
+  content = json.dumps(settings, indent=2) + '\n'
+  storage.write(folder, iter(named.items()), {CONFIG: content}, name=FILE)
+
+
+# --- Reading --------------------------------------------------------------------------
+
+
+class _Stored:
+  """The tensors of an adapter's file, and which of them have been read."""
+
+  def __init__(self, folder: Path):
+    self.file = folder / FILE
+    self.scales = peft_config.read(folder)
+    self.tensors = dict(storage.header(self.file))
+    self.used: set[str] = set()
+
+  def has(self, module: str) -> tuple[int, int] | None:
+    """Inputs of A and outputs of B, or None if the module has no adapter."""
+    names = [f'{PREFIX}{module}.lora_{x}.weight' for x in 'AB']
+    a, b = (self.tensors[name].shape if name in self.tensors else () for name in names)
+    return ((*a, 0)[1], (*b, 0)[0]) if a or b else None
+
+  def take(
+    self, module: str, key: str, copies: int, inputs: int, outputs: int
+  ) -> Pair | None:
+    """A [copies r, in] and B [out, copies r] of a module, or None if it has none.
+
+    Its rank r and its scale go by `key`. What it is scaled by more than alpha / r of
+    the config, B is.
+    """
+    if not self.has(module):
+      return None
+    rank = int(self.scales.rank_of(key)) * copies
+    a = self._tensor(f'{PREFIX}{module}.lora_A.weight', (rank, inputs))
+    b = self._tensor(f'{PREFIX}{module}.lora_B.weight', (outputs, rank))
+    return a, b * np.float32(self.scales.excess(key))
+
+  def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in self.tensors:
+      raise storage.WeightsError(f'{self.file}: the tensor {name} is missing')
+    found = self.tensors[name]
+    if found.shape != shape:
+      raise storage.WeightsError(
+        f'{self.file}: {name}: expected the shape {shape}, found {found.shape}'
+      )
+    if found.kind not in storage.KINDS.values():
+      raise storage.WeightsError(
+        f'{self.file}: {name}: expected one of {", ".join(storage.KINDS.values())}, '
+        f'found {found.kind}'
+      )
+    self.used.add(name)
+    return storage.numbers(self.tensors, name, np.dtype(np.float32))
+
+
+def read(
+  folder: str | os.PathLike[str], like: weights.Checkpoint
+) -> tuple[LoraConfig, dict[str, Any]]:
+  """Returns what PEFT has written for such a checkpoint: config and adapters.
+
+  The config's scale is right for all of them: of a matrix that PEFT scales otherwise
+  (`rank_pattern`, `alpha_pattern`, rsLoRA) the difference is in its `b`.
+
+  Raises:
+    WeightsError: a file is missing or damaged, or asks for what isn't computed here.
+  """
+  folder = Path(folder).expanduser()
+  stored = _Stored(folder)
+  tree: dict[str, Any] = {}
+  for target in lora.matrices(like.config):
+    if target.name in peft_experts.NAMES:
+      continue
+    modules = [module for _, module, _ in _rows(like, target)]
+    if any(stored.has(module) for module in modules):
+      tree.setdefault(target.stack, {})[target.name] = _stacked(
+        [_pair(stored, target, module, row) for _, module, row in _rows(like, target)],
+        0,
+      )
+  for stack, _, sparse in like.config.stacks:
+    if sparse and (experts := _experts(stored, like, stack)):
+      tree.setdefault(stack, {}).update(experts)
+  if not tree:
+    raise storage.WeightsError(
+      f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
+    )
+  if rest := sorted(set(stored.tensors) - stored.used):
+    raise storage.WeightsError(
+      f'{folder / FILE}: {rest[0]} belongs to no matrix of {like.folder}'
+    )
+  names = '|'.join(sorted({name for pairs in tree.values() for name in pairs}))
+  return LoraConfig(int(stored.scales.rank), float(stored.scales.alpha), names), tree
+
+
+def _pair(stored: _Stored, target: lora.Target, module: str, row: families.Row) -> Pair:
+  """A matrix's `a` and `b`, as they lie here."""
+  # What is no linear layer in transformers 5 goes by its parameter's name.
+  key = f'{module}.weight' if target.name == 'router' else module
+  inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
+  found = stored.take(module, key, 1, inputs, outputs)
+  if found is None:
+    raise storage.WeightsError(
+      f'{stored.file}: the tensor {PREFIX}{module}.lora_A.weight is missing'
+    )
+  a, b = found
+  return (
+    a.T.reshape(*target.inputs, len(a)),
+    row.turn(b, (len(a), *target.outputs)),
+  )
+
+
+def _experts(
+  stored: _Stored, like: weights.Checkpoint, stack: str
+) -> dict[str, dict[str, np.ndarray]]:
+  """The adapters of a stack's experts, by name."""
+  layers, _ = _stack(like, stack)
+  each = [
+    peft_experts.pairs(stored.take, stored.has, like.config, layer) for layer in layers
+  ]
+  names = {name for pairs in each for name in pairs}
+  for layer, pairs in zip(layers, each, strict=True):
+    if missing := sorted(names - set(pairs)):
+      raise storage.WeightsError(
+        f'{stored.file}: expected adapters of experts in all layers, found none of '
+        f'{missing[0]} in layer {layer}'
+      )
+  return {name: _stacked([pairs[name] for pairs in each], 1) for name in names}
+
+
+def _stacked(pairs: list[Pair], axis: int) -> dict[str, np.ndarray]:
+  """The layers of a stack as one adapter; lower ranks are filled up with zeros.
+
+  `axis` is that of the rank in `b`; in `a` it is the last.
+  """
+  rank = max(a.shape[-1] for a, _ in pairs)
+
+  def filled(x: np.ndarray, axis: int) -> np.ndarray:
+    short = [(0, 0)] * x.ndim
+    short[axis] = (0, rank - x.shape[axis])
+    return np.pad(x, short)
+
+  return {
+    'a': np.stack([filled(a, a.ndim - 1) for a, _ in pairs]),
+    'b': np.stack([filled(b, axis) for _, b in pairs]),
+  }

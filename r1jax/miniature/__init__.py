@@ -1,0 +1,1 @@
+"""The synthetic world of the miniature: its corpus, its writers and its judge."""

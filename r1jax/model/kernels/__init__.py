@@ -1,0 +1,1 @@
+"""Attention and grouped products by hand-written kernels."""

@@ -1,0 +1,198 @@
+"""Flash attention: `attention.attend` by a kernel that leaves no scores in memory.
+
+On TPUs it is the one that JAX brings along ("splash attention"), on GPUs that of
+`flash_gpu`. Either is given one list of keys a row, those of the context and then the
+row's own. Of the context a query sees what the mask lets it see, and of its own row
+from where its document begins up to itself: two numbers a query, in place of a mask. So
+rows must hold a document's positions side by side.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask_info as mask_info,
+)
+
+from r1jax.model.kernels import flash_gpu
+from r1jax.sharding.constrain import (
+  AxisNames,
+  current_mesh,
+  num_shards,
+  platform,
+  shard_mapped,
+)
+
+LANES = 128  # blocks are multiples of it, and a shorter row is not worth one
+BLOCK = 512  # queries, or keys, of a block at most; its scores are 1 MiB
+POSITION_BITS = 16  # two positions of a row are one int32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sees:
+  """Whether queries see keys, within the kernel and by their places alone."""
+
+  context: int  # keys before the row's own
+
+  def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
+    begin = jax.lax.shift_right_logical(query, POSITION_BITS)
+    own = key - self.context
+    seen = (own >= begin) & (own <= query & (2**POSITION_BITS - 1))
+    return seen | (own < 0)
+
+
+def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
+  """Whether a kernel can attend: to these arguments of `attend`, on the mesh."""
+  length, attend_all = q_BTHC.shape[1], KERNELS.get(platform())
+  kvs = [own, *(kv for kv, _ in context)]
+  if attend_all is None or any(kv.v is None for kv in kvs):
+    return False
+  if attend_all is flash_gpu.attend and not flash_gpu.fits(q_BTHC, own.v.shape[-1]):
+    return False
+  cut = num_shards('prompt')
+  return LANES <= length <= 2**POSITION_BITS and all(
+    kv.k.shape[0] % cut == 0 for kv in kvs
+  )
+
+
+def attend(
+  q_BTHC: jax.Array,
+  own: Any,
+  document_BT: jax.Array,
+  context: Sequence[Any],
+  scale: float | None,
+) -> jax.Array:
+  """Returns what `attention.attend` does, in the type of the queries."""
+  length, channels = q_BTHC.shape[1], q_BTHC.shape[3]
+  q_BTHC = q_BTHC * (channels**-0.5 if scale is None else scale)
+  place_BT = jnp.broadcast_to(jnp.arange(length), document_BT.shape)
+  begins = document_BT != jnp.roll(document_BT, 1, axis=1)
+  begin_BT = jax.lax.cummax(jnp.where(begins, place_BT, 0), axis=1)
+  kvs = [kv for kv, _ in context]
+  masks = [
+    jnp.broadcast_to(mask, (kv.k.shape[0], mask.shape[1])) for kv, mask in context
+  ]
+  if current_mesh() is None:
+    return _attend(q_BTHC, begin_BT, place_BT, own, kvs, masks)
+
+  short = -length % num_shards('length')
+  queries = AxisNames('prompt', 'length', 'heads', None)
+  places = AxisNames('prompt', 'length')
+  heads, rows = AxisNames('prompt', 'kv_heads', None, None), AxisNames('prompt', None)
+  names = (
+    *(queries, places, places),
+    *jax.tree.map(lambda _: heads, (own, kvs)),
+    [rows for _ in masks],
+  )
+  attend_mapped = shard_mapped(_attend, names, queries, checked=False)
+  cut = (_longer(x, short) for x in (q_BTHC, begin_BT, place_BT))
+  return attend_mapped(*cut, own, kvs, masks)[:, :length]
+
+
+def _attend(
+  q_BTHC: jax.Array,
+  begin_BT: jax.Array,
+  place_BT: jax.Array,
+  own: Any,
+  context: Sequence[Any],
+  masks: Sequence[jax.Array],
+) -> jax.Array:
+  """`attend` of a device's own queries, which may be a part of a row's."""
+  rows, length = q_BTHC.shape[:2]
+  before = sum(mask.shape[1] for mask in masks)
+  count, size = _blocks(length)
+  key_count, key_size = _blocks(before + own.k.shape[3])
+
+  def joined(*parts: jax.Array) -> jax.Array:
+    each = [jnp.repeat(x, rows // x.shape[0], axis=0) for x in parts]
+    x = jnp.concatenate(each, axis=1)
+    return _longer(x, key_count * key_size - x.shape[1])
+
+  k_BSKC = joined(*(jnp.moveaxis(kv.k, 3, 1) for kv in (*context, own)))
+  v_BSKC = joined(*(jnp.moveaxis(kv.v, 2, 1) for kv in (*context, own)))
+  mask_BS = joined(*masks, jnp.ones((rows, own.k.shape[3]), bool)).astype(jnp.int32)
+  more = count * size - length
+  q_BTHC, begin_BT, place_BT = (_longer(x, more) for x in (q_BTHC, begin_BT, place_BT))
+  keys = k_BSKC, v_BSKC
+  attend_all = KERNELS[platform()]
+  return attend_all(q_BTHC, *keys, begin_BT, place_BT, mask_BS, before)[:, :length]
+
+
+def _splash(
+  q_BTHC: jax.Array,
+  k_BSKC: jax.Array,
+  v_BSKC: jax.Array,
+  begin_BT: jax.Array,
+  place_BT: jax.Array,
+  mask_BS: jax.Array,
+  before: int,
+) -> jax.Array:
+  """`flash_gpu.attend`, on TPUs."""
+  count, size = _blocks(q_BTHC.shape[1])
+  key_count, key_size = _blocks(k_BSKC.shape[1])
+  # The last block of keys that each block of queries sees something of.
+  ends = before + place_BT[0, 0] + size * jnp.arange(1, count + 1)
+  last = jnp.minimum((ends - 1) // key_size, key_count - 1)
+  kernel = _kernel(last, key_count, size, key_size)
+  sees_BT = (begin_BT << POSITION_BITS) | place_BT
+
+  def row(q: Any, k: Any, v: Any, sees: Any, mask: Any) -> jax.Array:
+    heads_first = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
+    segments = splash.SegmentIds(jnp.ones_like(sees), mask)
+    return kernel(_Sees(before), sees)(*heads_first, segments)
+
+  out_BHTC = jax.vmap(row)(q_BTHC, k_BSKC, v_BSKC, sees_BT, mask_BS)
+  return jnp.swapaxes(out_BHTC, 1, 2)
+
+
+KERNELS = {'tpu': _splash, 'gpu': flash_gpu.attend}  # by platform
+
+
+def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:
+  """The kernel for blocks of these sizes, by what queries see.
+
+  Blocks after the last one are skipped. The kernel is told to have the nearest that
+  counts in their place, which costs no copy.
+  """
+  block, key_block = jnp.arange(len(last))[:, None], jnp.arange(key_count)[None]
+  counts = key_block <= last[:, None]
+  keys = jnp.minimum(key_block, last[:, None])
+  queries = jnp.maximum(block, jnp.argmax(counts, axis=0)[None])
+  sizes = (size, key_size, key_size)  # and of the keys that are computed at once
+
+  def kernel(function: _Sees, sees: Any) -> Any:
+    def info(blocks: jax.Array) -> Any:
+      used = counts[None].astype(jnp.int32)
+      return mask_info.MaskInfo(blocks[None], None, used, None, sees)
+
+    return splash.SplashAttentionKernel(
+      *(info(keys), info(keys), info(queries)),
+      mask_function=function,
+      block_sizes=splash.BlockSizes(*sizes, *sizes, *sizes[:2]),
+      is_mqa=False,
+      save_residuals=False,
+      mask_value=splash.DEFAULT_MASK_VALUE,
+      attn_logits_soft_cap=None,
+      residual_checkpoint_name=None,
+      interpret=platform() != 'tpu',
+    )
+
+  return kernel
+
+
+def _blocks(length: int) -> tuple[int, int]:
+  """Equal blocks that hold a length, as few as there can be, and their size."""
+  units = -(-length // LANES)
+  each = -(-units // -(-length // BLOCK))
+  return -(-units // each), each * LANES
+
+
+def _longer(x: jax.Array, more: int) -> jax.Array:
+  """A row with more of its last position, which nobody sees."""
+  return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode='edge')

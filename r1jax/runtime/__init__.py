@@ -1,0 +1,1 @@
+"""A run on disk, on screen and over hosts; knows no RL."""

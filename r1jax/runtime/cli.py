@@ -1,0 +1,202 @@
+"""From the words of a command line to a checked experiment config.
+
+An experiment is a frozen dataclass of plain fields and of groups (`grpo`, `model`),
+which are frozen dataclasses themselves. `parse` takes a default instance of it and
+lets the command line change any field: `--seed 3`, `--grpo.kl-coef 0`, or a whole
+group at once by the name of a preset: `--grpo dapo`. Types and help come from the
+dataclass by way of tyro; what is here are presets, suggestions and short errors.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from r1jax.hub import paths
+
+Config = TypeVar('Config')
+# Fields that hold the path of a folder or a file of this machine.
+PATHS = ('workdir', 'data_dir', 'parent', 'adapter', 'run', 'out')
+Presets = Mapping[str, Mapping[str, Any]]  # group -> name of a preset -> the group
+
+
+def parse(
+  default: Config, argv: Sequence[str] | None = None, presets: Presets | None = None
+) -> Config:
+  """The config that the command line asks for, starting from `default`.
+
+  `argv` defaults to the words after the program's name. Field names may be written
+  with - or _, values after a space or =; the last of two settings of a field holds.
+  A preset replaces its group, and single fields then change the preset, in whichever
+  order both are given. Configs check themselves in `__post_init__` with a ValueError,
+  and see only the final values.
+
+  Raises:
+    SystemExit: 2 after one `error: ...` line on stderr, where a word can't be
+      understood or a config refuses its values; 0 after `--help`.
+  """
+  words = list(sys.argv[1:] if argv is None else argv)
+  presets = presets or {}
+  try:
+    words, chosen = _split_presets(words, presets)
+    _check_names(words, [*_field_flags(default), *map(_flag, presets)])
+    start = copy.copy(default)
+    for group, preset in chosen.items():
+      # Not dataclasses.replace: it would check the preset against fields that the
+      # remaining words are about to change.
+      object.__setattr__(start, group, preset)
+    config = _parse_fields(start, words, _description(default, presets))
+    _check_paths(config)
+    return config
+  except ValueError as mistake:
+    _fail(str(mistake))
+
+
+def _split_presets(
+  words: list[str], presets: Presets
+) -> tuple[list[str], dict[str, Any]]:
+  """The words that name no preset, and the chosen preset of each group."""
+  rest: list[str] = []
+  chosen: dict[str, Any] = {}
+  remaining = iter(words)
+  for word in remaining:
+    flag, equals, name = word.partition('=')
+    group = flag.removeprefix('--').replace('-', '_')
+    if not flag.startswith('--') or group not in presets:
+      rest.append(word)
+      continue
+    known = presets[group]
+    if not equals:
+      name = next(remaining, '')
+    if not name or name.startswith('--'):
+      raise ValueError(f'{flag} expects a preset: one of {", ".join(known)}')
+    if name not in known:
+      raise ValueError(
+        f'{flag} knows no preset {name}'
+        f'{_suggestion(difflib.get_close_matches(name, known, 1))}; '
+        f'expected one of {", ".join(known)}'
+      )
+    chosen[group] = known[name]
+  return rest, chosen
+
+
+def _flag(name: str) -> str:
+  return '--' + name.replace('_', '-')
+
+
+def _field_flags(config: Any, prefix: str = '') -> list[str]:
+  """Every field's flag, in the order of definition, groups opened."""
+  flags = []
+  for field in dataclasses.fields(config):
+    name = prefix + field.name
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      flags += _field_flags(value, name + '.')
+    else:
+      flags.append(_flag(name))
+  return flags
+
+
+def _check_names(words: Iterable[str], known: Sequence[str]) -> None:
+  for word in words:
+    flag = word.partition('=')[0].replace('_', '-')
+    if not flag.startswith('--') or flag in known or flag == '--help':
+      continue
+    last_part = '.' + flag.removeprefix('--')
+    meant = (
+      [name for name in known if name.endswith(last_part)]  # the group left out
+      or [name for name in known if name.startswith(flag + '.')]  # a whole group
+      or difflib.get_close_matches(flag, known, 1)
+    )
+    raise ValueError(
+      f'{word.partition("=")[0]} is not a field{_suggestion(meant[:3])}; '
+      '--help lists them all'
+    )
+
+
+def _check_paths(config: Any, prefix: str = '') -> None:
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_paths(value, f'{prefix}{field.name}.')
+    elif field.name in PATHS and isinstance(value, str):
+      paths.check_local(prefix + field.name, value)
+
+
+def _suggestion(meant: Sequence[str]) -> str:
+  return f' (did you mean {" or ".join(meant)}?)' if meant else ''
+
+
+def _description(default: Any, presets: Presets) -> str:
+  """The experiment's docstring and its presets, for the top of --help."""
+  lines = [
+    f'{_flag(group)} PRESET sets the whole group: {", ".join(known)}'
+    for group, known in presets.items()
+  ]
+  return '\n\n'.join([inspect.getdoc(default) or '', *lines])
+
+
+def _parse_fields(start: Any, words: list[str], description: str) -> Any:
+  """`start` with the fields that `words` change, by tyro.
+
+  Raises:
+    ValueError: with tyro's reason in one line.
+    SystemExit: 0, after --help.
+  """
+  import tyro  # 0.3 s that a worker process importing an experiment need not spend
+
+  printed = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(printed):
+      return tyro.cli(
+        type(start),
+        default=start,
+        args=words,
+        description=description,
+        prog=_program(),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+      )
+  except SystemExit as end:
+    if end.code == 0:
+      raise
+    raise ValueError(_unboxed(printed.getvalue())) from end
+
+
+def _program() -> str:
+  """How the running module is started: `python -m experiments.r1_zero`."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  return f'python -m {spec.name}' if spec else sys.argv[0]
+
+
+def _unboxed(box: str) -> str:
+  """tyro's error in one line: without frame, colours, title and help text."""
+  plain = re.sub(r'\x1b\[[0-9;]*m', '', box)
+  rows = [row.strip(' │|') for row in plain.splitlines()[1:]]
+  lines = [row for row in rows if row.strip('╰╯+─-')]
+  reason = re.split('Argument helptext:|For full helptext', ' '.join(lines))[0].strip()
+  reason = re.sub(
+    r'Could not find valid parse for arguments: (\[.*\])',
+    r'expected values as --help shows them, got \1',
+    reason,
+  )
+  # A check of the configs names its field; one that serves several groups says only
+  # which field of the group it is.
+  named = re.match(r'Error parsing ([^\s:]+): (.*)', reason, re.DOTALL)
+  if named is None:
+    return reason.removeprefix('Error parsing ')
+  place, text = named.groups()
+  if place.startswith('--'):
+    return f'{place}: {text}'
+  in_group = place.islower() and re.match(r'\w+: ', text)  # else the class, or said
+  return f'{place.replace("-", "_")}.{text}' if in_group else text
+
+
+def _fail(sentence: str) -> NoReturn:
+  print(f'error: {sentence}', file=sys.stderr)
+  raise SystemExit(2)

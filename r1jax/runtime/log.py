@@ -1,0 +1,218 @@
+"""What a run writes down while it runs: metrics.jsonl, samples.jsonl, TensorBoard.
+
+`Log` writes them and `parse_line` reads a line of the first two back. Values are plain
+numbers under the names they have in metrics.jsonl; models and devices are unknown here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from r1jax.statistics import Interval
+
+# Evaluations are taken inside the RL loop and share its steps and its checkpoints.
+LOOP_OF = {'eval': 'rl'}
+
+
+def parse_line(raw: bytes) -> dict[str, Any] | None:
+  """The object in a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
+  try:
+    line = json.loads(raw, parse_constant=lambda _: None)
+  except ValueError:
+    return None
+  whole = isinstance(line, dict) and isinstance(line.get('phase'), str)
+  return line if whole and type(line.get('step')) is int else None
+
+
+class Log:
+  """The files of a run, open for writing; a context manager.
+
+  Opening keeps only what the checkpoints stand for: `resume` maps a phase to its last
+  finished step, and lines past that step, lines of other phases and a half-written last
+  line are dropped, so that a run that was killed writes the same files as one that was
+  not. Each call reaches the file in one system call: write a step, then save it.
+
+  Raises ValueError if a line other than the last one is damaged or fewer than
+  `least_lines` of metrics.jsonl are left, and OSError with what to do if the disk is
+  full. `lines` is how many metrics.jsonl has.
+  """
+
+  def __init__(
+    self, workdir: Path | str, resume: Mapping[str, int], least_lines: int = 0
+  ) -> None:
+    self._workdir = Path(workdir)
+    self._resume = dict(resume)
+    self._least_lines = least_lines
+    self.lines = 0
+    self._events: dict[str, _File] = {}
+
+  def __enter__(self) -> Self:
+    metrics, samples = self._workdir / 'metrics.jsonl', self._workdir / 'samples.jsonl'
+    self.lines = _drop_unfinished(metrics, self._resume, self._least_lines)
+    _drop_unfinished(samples, self._resume)
+    self._metrics, self._samples = _File(metrics), _File(samples)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for file in self._metrics, self._samples, *self._events.values():
+      file.close()
+
+  def write(self, phase: str, step: int, **values: Any) -> None:
+    """Appends one line to metrics.jsonl and its numbers to TensorBoard.
+
+    Values are numbers (numpy scalars too), Intervals, None, or dicts of these; NaN and
+    infinity, which JSON has no word for, become null.
+    """
+    values = jsonable(values)
+    line = {'phase': phase, 'step': step, **values}
+    self._metrics.append(_json_line(line))
+    self.lines += 1
+    self._write_event(phase, step, dict(_scalars(phase, values)))
+
+  def samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+    """Appends a line to samples.jsonl for each sample, which names phase and step."""
+    lines = b''.join(_json_line(jsonable(sample)) for sample in samples)
+    self._samples.append(lines)
+
+  def _write_event(self, phase: str, step: int, scalars: Mapping[str, float]) -> None:
+    # Not tensorboardX.SummaryWriter: its thread dies on a full disk, after which the
+    # queue to it fills up and the training loop hangs without a word.
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    loop = LOOP_OF.get(phase, phase)
+    if loop not in self._events:
+      folder = self._workdir / 'tensorboard' / loop
+      number = len(list(folder.glob('*')))  # the reader takes files in this order
+      self._events[loop] = _File(folder / f'events.out.tfevents.{number:06d}')
+      version = Event(wall_time=time.time(), file_version='brain.Event:2')
+      # The reader forgets what earlier files say from this step on.
+      purge_step = self._resume.get(loop, -1) + 1
+      started = SessionLog(status=SessionLog.START)
+      purge = Event(wall_time=time.time(), step=purge_step, session_log=started)
+      self._events[loop].append(_record(version) + _record(purge))
+    value = [Summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+    event = Event(wall_time=time.time(), step=step, summary=Summary(value=value))
+    self._events[loop].append(_record(event))
+
+
+class _File:
+  """A file that only grows. Unbuffered: what was appended survives a kill."""
+
+  def __init__(self, path: Path) -> None:
+    self._path = path
+    with explained(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      self._file = path.open('ab', buffering=0)
+
+  def append(self, content: bytes) -> None:
+    rest = memoryview(content)
+    with explained(self._path):
+      while rest:
+        rest = rest[self._file.write(rest) :]
+
+  def close(self) -> None:
+    self._file.close()
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+  """Turns what the system says about writing `path` into what to do about it."""
+  try:
+    yield
+  except OSError as error:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = 'make room for it' if full else 'mend that'
+    raise OSError(
+      f'cannot write {path} ({error.strerror}); {remedy}, then start the same command '
+      'again: it goes on from the last checkpoint'
+    ) from error
+
+
+def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> int:
+  """Rewrites `path`, atomically, without the lines past the step of their phase.
+
+  Returns how many lines are left. Fewer than `least` are an error, and `path` is left
+  as it is.
+  """
+  left = 0
+  if not path.exists():
+    _check_left(path, left, least)
+    return left
+  kept_path = path.with_name(path.name + '.tmp')
+  with explained(kept_path), path.open('rb') as lines, kept_path.open('wb') as kept:
+    for number, raw in enumerate(lines, start=1):
+      line = parse_line(raw)
+      if line is None and raw.endswith(b'\n'):
+        raise ValueError(
+          f'{path}, line {number}: expected a JSON object with a phase and a step, got '
+          f'{raw[:40]!r}; delete that line, or choose another --workdir'
+        )
+      if line is None:  # cut short, so the last one: the kill came in the middle of it
+        break
+      phase = line['phase']
+      if line['step'] <= resume.get(LOOP_OF.get(phase, phase), -1):
+        kept.write(raw.removesuffix(b'\n') + b'\n')
+        left += 1
+    kept.flush()
+    os.fsync(kept.fileno())
+  if left < least:
+    kept_path.unlink()
+  _check_left(path, left, least)
+  kept_path.replace(path)
+  return left
+
+
+def _check_left(path: Path, left: int, least: int) -> None:
+  if left < least:
+    raise ValueError(
+      f'{path}: expected {least} lines of the steps up to the checkpoint, got {left}; '
+      'restore it, or choose another --workdir'
+    )
+
+
+def jsonable(value: Any) -> Any:
+  """`value` in the types of JSON, which has neither Intervals nor numpy's nor NaN."""
+  if isinstance(value, Interval):
+    value = value._asdict()
+  if isinstance(value, Mapping):
+    return {name: jsonable(item) for name, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(item) for item in value]
+  if hasattr(value, 'item'):  # numpy's scalars
+    value = value.item()
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json_line(line: Any) -> bytes:
+  # backslashreplace: half a surrogate pair in a model's output is no reason to stop.
+  text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+  return text.encode(errors='backslashreplace') + b'\n'
+
+
+def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
+  """The numbers inside `value`, each under the path that leads to it."""
+  if isinstance(value, Mapping):
+    for name, item in value.items():
+      yield from _scalars(f'{tag}/{name}', item)
+  elif isinstance(value, int | float):
+    yield tag, value
+
+
+def _record(event: Any) -> bytes:
+  """`event` as TensorBoard reads it: length and content, a checksum after each."""
+  from tensorboardX.record_writer import masked_crc32c
+
+  content = event.SerializeToString()
+  length = struct.pack('<Q', len(content))
+  length += struct.pack('<I', masked_crc32c(length))
+  return length + content + struct.pack('<I', masked_crc32c(content))

@@ -1,0 +1,238 @@
+"""The directory of a run: made, recognised, and held by one process at a time.
+
+A run is named by its directory. The same command started again must find its own
+run there and go on from it; any other command must not touch it. `config.json` says
+whose run it is, `.lock` whether somebody is writing it now.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1jax.hub import paths
+from r1jax.runtime.log import explained
+
+# Settings of the machine rather than of the experiment: a run may go on with others.
+MAY_CHANGE = (
+  'workdir',
+  'data_dir',
+  'rl.profile_step',
+  'rl.offload',
+  'rl.reward_workers',
+  'rl.reward_timeout',
+  *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
+  'mesh.sampler_tensor',
+  'mesh.sampler_expert',
+  'mesh.sampler_gathers',
+  *(f'mesh.{name}' for name in ('coordinator', 'hosts', 'host')),
+)
+
+RECORD = 'stage.json'  # of a finished stage; see `lineage`
+PIPELINE = 'pipeline.json'  # of the folder of a pipeline: stage -> folder, in order
+
+_CONFIG = 'config.json'
+_DATA = 'data'  # in it: the versions of the problems, by task
+_LOCK = '.lock'
+_HALF_WRITTEN = '.config.json.new'
+
+# Directories this process holds, each with the open file that carries the lock: the
+# kernel lets go of it when the process ends, however it ends.
+_held: dict[Path, int] = {}
+
+
+class WorkdirError(Exception):
+  """A work directory that this run can't use; the message says what to change."""
+
+
+def open_workdir(
+  path: str | os.PathLike[str],
+  config: Any,
+  *,
+  may_change: tuple[str, ...] = ('workdir',),
+  data: Mapping[str, str] | None = None,
+) -> Path:
+  """The run's directory: new and marked with `config`, or the same run's from before.
+
+  `config` is a dataclass of JSON values, paths and further such dataclasses; beside it
+  the command is written down that started the run. Fields of
+  it named in `may_change` may differ from those of the earlier start, whose
+  `config.json` then stays as it is. The directory stays locked until this process ends.
+  `data` are the versions of the problems by task, where the run takes some; they may
+  not change, since what it learned from could be held out by now.
+
+  Raises:
+    WorkdirError: the directory can't be made or written, belongs to another run or to
+      something else, its problems are of other versions, its `config.json` is damaged,
+      or another process writes it.
+    ValueError: it is not one of this machine.
+  """
+  paths.check_local('workdir', os.fspath(path))
+  workdir = Path(path)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(workdir)
+    _lock(workdir)
+    ours, may_change = plain_config(config), (*may_change, 'command')
+    if (workdir / _CONFIG).exists():
+      theirs = _read(workdir)
+      before = theirs.pop(_DATA, {})
+      _compare(workdir, theirs, ours, may_change)
+      _compare_data(workdir, before, data or {})
+    else:
+      versions = {_DATA: dict(data)} if data else {}
+      _write(workdir, {**ours, **versions, 'command': _command()})
+  except FileExistsError as error:
+    raise WorkdirError(
+      f'{error.filename} is not a directory; choose another --workdir'
+    ) from error
+  except OSError as error:
+    raise WorkdirError(
+      f'{workdir} cannot be used as a work directory ({error.strerror}: '
+      f'{error.filename or workdir}); choose another --workdir'
+    ) from error
+  return workdir
+
+
+def _refuse_foreign(workdir: Path) -> None:
+  # A kill between taking the lock and writing the config leaves these two at most.
+  found = {entry.name for entry in workdir.iterdir()} - {_LOCK, _HALF_WRITTEN}
+  if found and _CONFIG not in found:
+    raise WorkdirError(
+      f'{workdir} is not empty ({min(found)}, ...) and holds no {_CONFIG}, so it is '
+      'not a run; choose another --workdir'
+    )
+
+
+def _lock(workdir: Path) -> None:
+  key = workdir.resolve()
+  if key in _held:
+    return
+  lock = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    holder = os.read(lock, 32).decode(errors='replace').strip()
+    os.close(lock)
+    if not isinstance(error, BlockingIOError):
+      raise
+    raise WorkdirError(
+      f'{workdir} is being written by another process ({holder or "unknown"}); wait '
+      'until it ends, or choose another --workdir'
+    ) from error
+  os.ftruncate(lock, 0)
+  os.write(lock, f'pid {os.getpid()}\n'.encode())
+  _held[key] = lock
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+  """`config` as `json` gives it back: tuples become lists, paths strings."""
+  fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
+  return json.loads(json.dumps(fields, default=os.fspath))
+
+
+def _command() -> str | None:
+  """The command that started this process; None if that was no `python -m`."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  if spec is None:
+    return None
+  module = spec.name.removesuffix('.__main__')
+  return shlex.join(['python', '-m', module, *sys.argv[1:]])
+
+
+def _write(workdir: Path, fields: Mapping[str, Any]) -> None:
+  half_written = workdir / _HALF_WRITTEN
+  with half_written.open('w', encoding='utf-8') as file:
+    json.dump(fields, file, indent=2, ensure_ascii=False)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  half_written.replace(workdir / _CONFIG)
+
+
+def write_whole(file: Path, content: str) -> None:
+  """Writes a file whole or not at all. Raises OSError with what to do."""
+  partial = file.with_name(f'{file.name}.partial')
+  with explained(file):
+    # JSON can hold half a surrogate pair, which UTF-8 can't.
+    partial.write_text(content, encoding='utf-8', errors='backslashreplace')
+    partial.replace(file)
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+  file = workdir / _CONFIG
+  try:
+    fields = json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise WorkdirError(
+      f'{file} is damaged ({error}); choose another --workdir, or restore the file'
+    ) from error
+  if not isinstance(fields, dict) or 'experiment' not in fields:
+    raise WorkdirError(
+      f'{file} was not written by an experiment; choose another --workdir'
+    )
+  return fields
+
+
+def _compare(
+  workdir: Path,
+  theirs: Mapping[str, Any],
+  ours: Mapping[str, Any],
+  may_change: tuple[str, ...],
+) -> None:
+  if theirs['experiment'] != ours['experiment']:
+    raise WorkdirError(
+      f'{workdir} holds a run of {theirs["experiment"]}, not of {ours["experiment"]}; '
+      'choose another --workdir'
+    )
+  before, now = leaves(theirs), leaves(ours)
+  differing = [
+    f'--{name.replace("_", "-")} is {_shown(before, name)} there and '
+    f'{_shown(now, name)} here'
+    for name in dict.fromkeys([*now, *before])
+    # As text, because nan is a value like any other here and differs from itself.
+    if _shown(before, name) != _shown(now, name) and name not in may_change
+  ]
+  if differing:
+    raise WorkdirError(
+      f'{workdir} holds a run with other settings: {"; ".join(differing)}. Choose '
+      'another --workdir, or give the same settings to go on with that run'
+    )
+
+
+def _compare_data(
+  workdir: Path, theirs: Mapping[str, str], ours: Mapping[str, str]
+) -> None:
+  differing = [
+    f'{task} is of version {theirs.get(task, "(unknown)")} there and '
+    f'{ours.get(task, "(none)")} here'
+    for task in dict.fromkeys([*ours, *theirs])
+    if theirs.get(task) != ours.get(task)
+  ]
+  if differing:
+    raise WorkdirError(
+      f'{workdir} holds a run with other problems: {"; ".join(differing)}. What it '
+      'learned from may be held out now; choose another --workdir'
+    )
+
+
+def leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Every value by its dotted name: {'grpo': {'kl_coef': 0}} -> {'grpo.kl_coef': 0}."""
+  found: dict[str, Any] = {}
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      found |= leaves(value, f'{prefix}{name}.')
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def _shown(leaves: Mapping[str, Any], name: str) -> str:
+  if name not in leaves:
+    return '(absent)'
+  return json.dumps(leaves[name], ensure_ascii=False)

@@ -1,0 +1,46 @@
+"""Blocks of the KV cache: keys and values by layer, in columns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Positions that the first block of the decoding cache holds; a later one holds as many
+# as all before it, so that there are few. A full block is frozen and only read: the
+# loop writes to one block and attends to what exists.
+CACHE_BLOCK = 64
+
+
+def by_layer(kv: Any) -> list[Any]:
+  """A `KV` stacked over layers as one for each: a scan would copy each at each step."""
+  return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
+
+
+def map_columns(function: Callable[..., jax.Array], *kvs: Any) -> Any:
+  """A `KV` of function(axis of the columns, *keys), and of the same of the values."""
+  k, v = zip(*kvs, strict=True)
+  return type(kvs[0])(function(-1, *k), None if v[0] is None else function(-2, *v))
+
+
+def empty_block(kv: Any, rows: int, width: int) -> Any:
+  """A block of the cache for keys and values like these; see `attention.write`."""
+
+  def zeros(axis: int, x: jax.Array) -> jax.Array:
+    shape = [rows, *x.shape[1:]]
+    shape[axis] = width
+    return jnp.zeros([n for i, n in enumerate(shape) if i != 1 or n > 1], x.dtype)
+
+  return map_columns(zeros, kv)
+
+
+def join_blocks(*kvs: Any) -> Any:
+  """The columns of several, one after the other."""
+  return map_columns(lambda axis, *x: jnp.concatenate(x, axis), *kvs)
+
+
+def slice_columns(kv: Any, start: int, stop: int | None) -> Any:
+  """The columns from `start` up to `stop`."""
+  return map_columns(
+    lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis % x.ndim), kv
+  )

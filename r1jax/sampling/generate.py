@@ -1,0 +1,271 @@
+"""Sampling completions, and scoring them: two sides of one computation.
+
+`sample` prefills each prompt once, then decodes its G samples in compiled loops;
+`score` gives the log-probabilities of given completions, with gradients. Both attend
+to the same segments: the prompt (shared by its group) and the completion's own past.
+Neither knows what a model is (they take its two functions), nor what tokens mean.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.sampling.cache import (
+  CACHE_BLOCK,
+  by_layer,
+  empty_block,
+  join_blocks,
+  map_columns,
+  slice_columns,
+)
+from r1jax.sampling.decoder_api import DecoderFns, read_prompts
+from r1jax.sampling.sampler import SamplingConfig, sample_token
+
+# Rows that are not done are moved together when they are a third of all. Thirds were as
+# fast as halves, on lengths with a long tail, with half as many loops to compile.
+FEWER = 3
+FEWEST_ROWS = 8  # a step of fewer takes about as long
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['tokens', 'mask', 'logp'],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class Completions:
+  """What a policy said, each field [P, G, T].
+
+  `mask` is true up to and including the stop token; beyond it tokens are 0 and `logp`
+  (nats, under the distribution that was drawn from, after temperature, top-k and
+  top-p) is 0.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+  logp: jax.Array
+
+
+def _put_column(array_BT: jax.Array, x_B: jax.Array, column: jax.Array) -> jax.Array:
+  x_B1 = x_B[:, None].astype(array_BT.dtype)
+  return jax.lax.dynamic_update_slice_in_dim(array_BT, x_B1, column, axis=1)
+
+
+class _State(NamedTuple):
+  """B completions that are being written; they have all come to position `t`."""
+
+  t: jax.Array  # int32 [], position of the newest token
+  tokens: jax.Array  # int32 [B, T]
+  mask: jax.Array  # bool [B, T]
+  logp: jax.Array  # float32 [B, T]
+  done: jax.Array  # bool [B]
+  row: jax.Array  # int32 [B], which of all P * G completions this is
+
+  def going_on(self, more_than: int) -> jax.Array:
+    """Whether more rows than this are not done, and there is room for a token."""
+    room = self.t < self.tokens.shape[1] - 1
+    return room & (jnp.sum(~self.done) > more_than)
+
+
+def sample(
+  params: Any,
+  keys: jax.Array,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  *,
+  model: DecoderFns,
+  config: SamplingConfig,
+  group_size: int,
+  max_length: int,
+  stop_ids: Sequence[int],
+  temperature: jax.Array | None = None,
+  compact: bool = True,
+) -> Completions:
+  """Samples G completions of each prompt, of at most `max_length` tokens.
+
+  Args:
+    params: of `model`.
+    keys: [P]; what is random about a prompt's samples comes from its own key, the draws
+      at position t from the key's t-th child. So it does not matter with which other
+      prompts it is sampled.
+    prompts: int32 [P, S], padded on the left.
+    prompt_mask: bool [P, S], true on real tokens.
+    model: the decoder's functions.
+    config: how to draw.
+    group_size: G.
+    max_length: T.
+    stop_ids: a completion ends with any of these.
+    temperature: overrides the config's, so that a schedule does not recompile.
+    compact: whether rows that are not done are moved together when they are few; False
+      where rows are cut over devices.
+  """
+  if temperature is None:
+    temperature = jnp.float32(config.temperature)
+  rows = prompts.shape[0] * group_size
+  stops = jnp.asarray(stop_ids, jnp.int32)
+  last_PD, (prompt_kv, _), length_P = read_prompts(params, prompts, prompt_mask, model)
+  decode = model.decoding(params)
+
+  def choose(t: jax.Array, logits_BV: jax.Array, row_B: jax.Array):
+    uniform_PG = jax.vmap(
+      lambda key: jax.random.uniform(jax.random.fold_in(key, t), (group_size,))
+    )(keys)
+    # A row's number is its own, whichever rows are still there.
+    return sample_token(uniform_PG.reshape(-1)[row_B], logits_BV, config, temperature)
+
+  def step(state: _State, context: Any, column: jax.Array) -> tuple[_State, Any]:
+    """Feeds the token at t, draws the one at t + 1; writes to the last segment."""
+    t, tokens, mask, logp, done_B, row_B = state
+    token_B = jax.lax.dynamic_index_in_dim(tokens, t, axis=1, keepdims=False)
+    position_B = length_P[row_B // group_size] + t
+    hidden_BD, written = decode(token_B, position_B, context, column)
+    token_B, logp_B = choose(t + 1, model.logits(params, hidden_BD), row_B)
+    put = functools.partial(_put_column, column=t + 1)
+    tokens = put(tokens, jnp.where(done_B, 0, token_B))
+    logp = put(logp, jnp.where(done_B, 0.0, logp_B))
+    mask = put(mask, ~done_B)
+    done_B |= jnp.isin(token_B, stops)
+    return _State(t + 1, tokens, mask, logp, done_B, row_B), written
+
+  # Every sample of a group starts from the same distribution, drawn G times.
+  row_B = jnp.arange(rows)
+  logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
+  token_B, logp_B = choose(jnp.int32(0), logits_BV, row_B)
+  state = _State(
+    t=jnp.int32(0),
+    tokens=jnp.zeros((rows, max_length), jnp.int32).at[:, 0].set(token_B),
+    mask=jnp.zeros((rows, max_length), bool).at[:, 0].set(True),
+    logp=jnp.zeros((rows, max_length)).at[:, 0].set(logp_B),
+    done=jnp.isin(token_B, stops),
+    row=row_B,
+  )
+  if max_length > 1:
+    prompt = (by_layer(prompt_kv), prompt_mask)
+    state, past = _decode_in_blocks(state, prompt, step, compact)
+    segment = functools.partial(_with_prompt, prompt, row_B // group_size, past)
+    state = _decode_the_rest(state, segment, step, compact)
+  shape = (prompts.shape[0], group_size, max_length)
+  said = (state.tokens, state.mask, state.logp)
+  return Completions(*(x.reshape(shape) for x in said))
+
+
+def _fewer(rows: int, compact: bool) -> int:
+  """How many rows not done are few enough to be moved together; 0 for never."""
+  fewer = rows // FEWER
+  return fewer if compact and fewer >= FEWEST_ROWS else 0
+
+
+def _decode_in_blocks(
+  state: _State, prompt: Any, step: Callable[..., Any], compact: bool
+) -> tuple[_State, list[Any]]:
+  """Decodes until few rows are left; returns also all keys and values by layer."""
+  rows, max_length = state.tokens.shape
+  blocks: list[Any] = []
+  start = 0
+  while start < max_length - 1:
+    width = min(max(CACHE_BLOCK, start), max_length - 1 - start)
+    full = [(block, jnp.ones((1, block[0].k.shape[-1]), bool)) for block in blocks]
+
+    def unfinished(carry, end=start + width):
+      state, _ = carry
+      return (state.t < end) & state.going_on(more_than=_fewer(rows, compact))
+
+    def body(carry, start=start, width=width, full=full):
+      state, block = carry
+      column = state.t - start
+      seen = (jnp.arange(width) <= column)[None]
+      return step(state, [prompt, *full, (block, seen)], column)
+
+    empty = [empty_block(kv, rows, width) for kv in prompt[0]]  # of each layer
+    state, block = jax.lax.while_loop(unfinished, body, (state, empty))
+    blocks.append(block)
+    start += width
+  return state, [join_blocks(*kvs) for kvs in zip(*blocks, strict=True)]
+
+
+def _decode_the_rest(
+  state: _State, segment: Callable[..., Any], step: Callable[..., Any], compact: bool
+) -> _State:
+  """Moves the rows that are not done together, a third as many, and goes on with them.
+
+  `segment(rows)` gives, by layer, the keys and values of prompts and outputs of these
+  rows as one segment, with room for those to come, and their mask.
+  """
+  fewer = _fewer(len(state.done), compact)
+  if not fewer:
+    return state
+
+  def rest(state: _State) -> _State:
+    kept = jnp.argsort(state.done)[:fewer]  # stable: those not done come first
+    few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
+    past, mask = segment(kept)
+    few, past = _decode_in_columns(few, past, mask, step, compact)
+
+    def own_segment(rows: jax.Array) -> Any:
+      return jax.tree.map(lambda x: x[rows], (past, mask))
+
+    few = _decode_the_rest(few, own_segment, step, compact)
+    return jax.tree.map(
+      lambda all_rows, x: all_rows.at[kept].set(x) if x.ndim else x, state, few
+    )
+
+  return jax.lax.cond(state.going_on(more_than=0), rest, lambda state: state, state)
+
+
+def _decode_in_columns(
+  state: _State,
+  past: list[Any],
+  mask: jax.Array,
+  step: Callable[..., Any],
+  compact: bool,
+) -> tuple[_State, list[Any]]:
+  """Decodes with one segment, first with the first half of its columns alone."""
+  columns = mask.shape[1]
+  first = columns - (state.tokens.shape[1] - 1)  # column of the outputs' first token
+  fewer = _fewer(len(state.done), compact)
+  halves = [columns // 2] if columns // 2 > first + CACHE_BLOCK else []
+  for width in [*halves, columns]:
+
+    def unfinished(carry, width=width):
+      state, _ = carry
+      return (first + state.t < width) & state.going_on(more_than=fewer)
+
+    def body(carry, width=width):
+      state, near = carry
+      column = first + state.t
+      seen = mask[:, :width] & (jnp.arange(width) <= column)[None]
+      return step(state, [(near, seen)], column)
+
+    near = [slice_columns(kv, 0, width) for kv in past]
+    state, near = jax.lax.while_loop(unfinished, body, (state, near))
+    past = [
+      join_blocks(kv, slice_columns(far, width, None))
+      for kv, far in zip(near, past, strict=True)
+    ]
+  return state, past
+
+
+def _with_prompt(
+  prompt: Any, prompt_B: jax.Array, past: list[Any], rows: jax.Array
+) -> Any:
+  """Keys and values of these rows by layer, behind those of their prompts; the mask.
+
+  `prompt_B` says which row of the prompts' segment belongs to a row.
+  """
+  prompt_kvs, prompt_mask = prompt
+
+  def join(axis: int, prompt: jax.Array, past: jax.Array) -> jax.Array:
+    prompt, past = prompt[prompt_B[rows]], past[rows]
+    shape = past.shape[:-2] + prompt.shape[-2:]  # without K as in `empty_block`
+    return jnp.concatenate([prompt.reshape(shape), past], axis)
+
+  joined = [
+    map_columns(join, prompt_kv, kv)
+    for prompt_kv, kv in zip(prompt_kvs, past, strict=True)
+  ]
+  outputs = [(0, 0), (0, past[0].k.shape[-1])]
+  return joined, jnp.pad(prompt_mask[prompt_B[rows]], outputs, constant_values=True)

@@ -1,0 +1,69 @@
+"""Log-probs and entropies of given tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from r1jax.sampling.decoder_api import DecoderFns, prompt_segment
+from r1jax.sampling.logprob import hidden_logp
+from r1jax.sharding.constrain import num_shards
+
+
+def score_tokens(
+  params: Any,
+  prompts: jax.Array,
+  prompt_mask: jax.Array,
+  tokens: jax.Array,
+  offsets: jax.Array | None = None,
+  documents: jax.Array | None = None,
+  *,
+  model: DecoderFns,
+  temperature: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns log-probs of the tokens and entropies of their distributions, [P, G, T].
+
+  The prompt is computed once and shared by its group; gradients flow through it.
+  Nats, at the given temperature, without truncation. A row may hold several outputs
+  one after the other (see `r1jax.packing`), told apart by `documents`.
+
+  Args:
+    params: of `model`.
+    prompts: int32 [P, S], padded on the left.
+    prompt_mask: bool [P, S].
+    tokens: int32 [P, G, T]; what follows a stop token must be masked by the caller.
+    offsets: int32 [P, G, T], position within the output; None is 0, 1, 2, …
+    documents: int32 [P, G, T], an id an output; None is one output a row.
+    model: the decoder's functions.
+    temperature: divides the logits, above 0.
+  """
+  groups, group_size, length = tokens.shape
+  rows = groups * group_size
+  tokens_BT = tokens.reshape(rows, length)
+  if offsets is None:
+    offsets = jnp.broadcast_to(jnp.arange(length)[None, None], tokens.shape)
+  if documents is None:
+    documents = jnp.ones_like(tokens)
+  offset_BT = offsets.reshape(rows, -1)
+  document_BT = jnp.asarray(documents).reshape(rows, -1)
+  prompt = prompt_segment(prompts, prompt_mask)
+  # An output's first token comes after the prompt, any other after the one before it.
+  if length == 1:  # the last token is predicted, never read
+    last_PD = model.forward(params, *prompt)[0][:, -1]
+    hidden_BTD = jnp.repeat(last_PD, group_size, axis=0)[:, None]
+  else:
+    length_B = jnp.repeat(prompt_mask.sum(-1), group_size)
+    position_BT = length_B[:, None] + offset_BT
+    # But where a row is cut over devices, into parts that must be equal.
+    read = length if num_shards('length') > 1 else length - 1
+    document_BT = document_BT.at[:, length - 1].set(0)  # the last one, in no load
+    outputs = tokens_BT[:, :read], position_BT[:, :read], document_BT[:, :read]
+    hidden_PSD, rest_BTD = model.both(params, prompt, outputs, prompt_mask)
+    hidden_BTD = jnp.repeat(hidden_PSD[:, -1], group_size, axis=0)[:, None]
+    rest_BTD = rest_BTD[:, : length - 1]
+    rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
+    hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)
+  logp_BT, entropy_BT = hidden_logp(
+    hidden_BTD, tokens_BT, lambda hidden: model.logits(params, hidden) / temperature
+  )
+  return logp_BT.reshape(tokens.shape), entropy_BT.reshape(tokens.shape)

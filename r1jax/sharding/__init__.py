@@ -1,0 +1,1 @@
+"""Where arrays lie: axis rules, meshes, placing arrays, constraints in programs."""

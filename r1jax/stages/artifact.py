@@ -1,0 +1,416 @@
+"""What a finished stage hands on: a model, and a record of where it comes from.
+
+A stage that has come to its end leaves `stage.json` in its work directory: its config,
+the versions of its data, the digests of its parameters and its tokenizer, and the
+digests of the records of its parents, so that every model can be traced to a seed. The
+next stage takes that directory, and nothing else, to find all it needs.
+"""
+
+from __future__ import annotations  # fields have the names of their modules
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from r1jax.hub import chat_template, paths, tokenizer_files, weights
+from r1jax.model import decoder, lora
+from r1jax.model.config import ModelConfig, from_dict
+from r1jax.model.lora import LoraConfig
+from r1jax.runtime import hosts
+from r1jax.runtime.checkpoint import CheckpointError, Checkpoints, digest_of
+from r1jax.runtime.run import Run, data_versions
+from r1jax.runtime.workdir import RECORD, WorkdirError, plain_config, write_whole
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sharding.mesh import ONE_DEVICE, MeshConfig
+from r1jax.sharding.place import param_shardings, replicate, unbox
+from r1jax.stages.rollout import Sampler
+from r1jax.text import parsing, templates
+from r1jax.text.tokenizer import Tokenizer
+
+FIELDS = (
+  *('stage', 'config', 'model', 'rows', 'lora', 'template', 'files', 'params'),
+  'parents',
+)
+TOKENIZER = 'tokenizer.json'
+HUB = 'hub'  # folder in a run's: what came with a model of the hub, but its weights
+SOURCE = 'source.json'  # in it: where the weights lie
+
+
+class ArtifactError(WorkdirError):
+  """A parent that a stage can't start from; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A model without its parameters: what it is, and how it reads and is asked."""
+
+  config: ModelConfig
+  tokenizer: Tokenizer
+  template: str  # a name in text.TEMPLATES, or text.CHAT
+  rows: int = 0  # of the embedding; 0 is as many as the tokenizer has tokens
+  lora: LoraConfig = LoraConfig()  # with a rank, what a stage saves are adapters
+
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the embedding."""
+    return self.rows or self.tokenizer.vocab_size
+
+  @functools.cached_property
+  def functions(self) -> DecoderFns:
+    """The decoder's functions."""
+    return DecoderFns(*decoder.functions(self.config, self.vocab_size))
+
+  @property
+  def matrices(self) -> Any:
+    """Its matrices, for Muon; see `optim.make`."""
+    return decoder.matrices(self.config)
+
+  def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
+    """Random parameters, placed on the mesh."""
+    places = param_shardings(mesh, self.names)  # says what does not fit
+
+    def init(seed: jax.Array) -> Any:
+      return unbox(self.boxed(jax.random.key(seed)))
+
+    return jax.jit(init, out_shardings=places)(np.uint32(seed))
+
+  @functools.cached_property
+  def names(self) -> Any:
+    """The parameters' shapes, with the names of their axes."""
+    return decoder.names(self.config, self.vocab_size)
+
+  def boxed(self, key: jax.Array) -> Any:
+    """Random parameters that carry the names of their axes."""
+    return decoder.init(self.config, self.vocab_size, key)
+
+  def generator(
+    self,
+    max_prompt_length: int,
+    mesh: jax.sharding.Mesh,
+    layout: MeshConfig = ONE_DEVICE,
+  ) -> Sampler:
+    """The model's voice."""
+    return Sampler(
+      self.functions,
+      self.tokenizer,
+      self.template,
+      max_prompt_length,
+      mesh,
+      layout,
+      self.names,
+    )
+
+  def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
+    """The tokens of a rendered question, and of an output with its end."""
+    output = parsing.going_on(self.tokenizer.prompt(self.template, question), output)
+    if not templates.is_chat(self.template):
+      output = f' {output}'
+    return (
+      self.tokenizer.prompt_ids(self.template, question),
+      [*self.tokenizer.encode_after(output), self.tokenizer.eos_id],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+  """A finished stage, as found in its work directory."""
+
+  path: Path
+  record: Mapping[str, Any]  # stage.json
+  digest: str  # of stage.json
+  model: Policy
+
+  @property
+  def name(self) -> str:
+    """The stage's name, such as 'cold_start'."""
+    return self.record['stage']
+
+  @property
+  def fact(self) -> dict[str, str]:
+    """What a child's checkpoints depend on; see `run.start`."""
+    return {str(self.path.absolute() / RECORD): self.digest}
+
+  def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
+    """The parameters under a name, placed on the mesh, in the types they were saved in.
+
+    Raises:
+      LineageError: they are not those that the record names.
+    """
+    model = self.model
+    if not model.lora.rank:
+      shapes, places = unbox(model.names), param_shardings(mesh, model.names)
+      like = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        places,
+      )
+      return self._saved(name, like, own_types=True)
+    adapters = self.adapters(name)
+    dtype = self.record['config']['model']['param_dtype']
+    base = weights.read(self.source(), param_shardings(mesh, model.names), dtype)
+    whole = lora.attach(base, replicate(mesh, adapters), model.lora.scale)
+    return jax.jit(lora.merged_as_kept)(whole)
+
+  def adapters(self, name: str = 'final') -> Any:
+    """The adapters under a name, of a stage that has learned some.
+
+    Raises:
+      LineageError: they are not those that the record names.
+    """
+    init = functools.partial(lora.init, self.model.config, self.model.lora)
+    return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
+
+  def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
+    """What was saved under a name, in types of its own or in those of `like`.
+
+    Raises:
+      LineageError: it is not what the record names; with the reason if that is known.
+    """
+    saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
+
+    def wrong(reason: str) -> ArtifactError:
+      return ArtifactError(
+        f'{self.path}: the parameters {name!r} are not those that {RECORD} names'
+        f'{reason}; restore checkpoints/, or run that stage again in another folder'
+      )
+
+    try:
+      if saved.manifest()['digest'] != self.record['params'][name]:
+        raise wrong('')
+      return saved.restore(saved.in_own_types(like) if own_types else like)
+    except CheckpointError as error:
+      # What to do about a checkpoint that a run goes on from is no help here.
+      raise wrong(f' ({str(error).split(";")[0]})') from error
+
+  def source(self) -> weights.Checkpoint:
+    """The checkpoint of the hub that the model comes from.
+
+    Raises:
+      LineageError: it comes from none, or that one has gone or is another by now.
+    """
+    file = self.path / HUB / SOURCE
+    if not file.exists():
+      raise ArtifactError(f'{self.path}: its model does not come from a checkpoint')
+    kept = read_source(self.path)
+    try:
+      found = weights.open_checkpoint(kept.path)
+    except ValueError as error:
+      raise ArtifactError(
+        f'{self.path}: the checkpoint that its model comes from is needed: {error}'
+      ) from error
+    if found.digest != kept.digest:
+      raise ArtifactError(
+        f'{found.folder} is not the checkpoint that {self.path} comes from; put that '
+        'one back'
+      )
+    return found
+
+  def ancestor(self, name: str) -> Artifact:
+    """The stage of this name among this one, its parents and theirs.
+
+    Raises:
+      LineageError: there is none, or it is no longer what it was.
+    """
+    found = self._find(name)
+    if found is None:
+      raise ArtifactError(f'{self.path}: expected {name} among its parents, found none')
+    return found
+
+  def _find(self, name: str) -> Artifact | None:
+    if self.name == name:
+      return self
+    for parent in self.record['parents']:
+      path = self.path / parent['path']
+      if not (path / RECORD).is_file():
+        raise ArtifactError(
+          f'{path} has no {RECORD}, but {self.path} comes from the {parent["stage"]} '
+          'that was there; put that folder back'
+        )
+      stage = load(path)
+      if stage.digest != parent['digest']:
+        raise ArtifactError(
+          f'{path} is not the {parent["stage"]} that {self.path} comes from; '
+          'put that one back, or run the later stages again, in other folders'
+        )
+      if found := stage._find(name):
+        return found
+    return None
+
+
+def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
+  """The finished stage in a work directory, of one of the expected names if any are.
+
+  Raises:
+    LineageError: there is none, it is another stage, or its tokenizer is another one.
+    ValueError: the folder is not one of this machine.
+  """
+  paths.check_local('parent', os.fspath(path))
+  path = Path(path)
+  if not (path / RECORD).is_file():
+    what = f'{" or ".join(expected)}' if expected else 'a stage'
+    command = f'python -m experiments.{expected[0] if expected else "r1"}'
+    raise ArtifactError(
+      f'parent: expected the work directory of {what} that has come to its end, but '
+      f'{path} has no {RECORD}; run `{command} --workdir {path}` first'
+    )
+  content = (path / RECORD).read_bytes()
+  try:
+    record = json.loads(content)
+    read = {name: record[name] for name in FIELDS}
+    config, digest = from_dict(read['model']), read['files'][TOKENIZER]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ArtifactError(
+      f'{path / RECORD} is damaged ({error!r}); restore it, or delete it and start '
+      'that stage again: it writes the record anew'
+    ) from error
+  if expected and read['stage'] not in expected:
+    raise ArtifactError(
+      f'parent: expected the work directory of {" or ".join(expected)}, got that of '
+      f'{read["stage"]} ({path})'
+    )
+  tokenizer = _tokenizer(path, digest)
+  adapters = LoraConfig(**read['lora'])
+  model = Policy(config, tokenizer, read['template'], read['rows'], adapters)
+  return Artifact(path, record, hashlib.sha256(content).hexdigest(), model)
+
+
+class Source(NamedTuple):
+  """The start of a run's model, as the run has kept it."""
+
+  path: str  # of the checkpoint
+  digest: str  # of the checkpoint
+  time: datetime.datetime | None  # when the run began, which its prompts may tell
+  chat_template_kwargs: dict[str, Any]  # variables that its prompts are written with
+
+
+def read_source(workdir: Path) -> Source:
+  """What a run has kept of its start; see `pretrained.Pretrained.keep`.
+
+  Raises:
+    LineageError: the file is damaged.
+  """
+  file = workdir / HUB / SOURCE
+  try:
+    kept = json.loads(file.read_bytes())
+    time = kept.get('time')
+    return Source(
+      kept['path'],
+      kept['digest'],
+      time and datetime.datetime.fromisoformat(time),
+      chat_template.read_variables(kept.get('chat_template_kwargs', '')),
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ArtifactError(f'{file} is damaged ({error!r}); restore it') from error
+
+
+def _tokenizer(path: Path, digest: str) -> Tokenizer:
+  of_hub = (path / HUB).exists()
+  folder = path / HUB if of_hub else path
+  kept = read_source(path) if of_hub else None
+  try:
+    if kept:
+      tokenizer = tokenizer_files.open_tokenizer(
+        folder, kept.chat_template_kwargs, kept.time
+      )
+    else:
+      tokenizer = Tokenizer.load(folder / TOKENIZER)
+  except (OSError, ValueError):  # gone, or damaged
+    tokenizer = None
+  if tokenizer is None or tokenizer.digest != digest:
+    raise ArtifactError(
+      f'{folder / TOKENIZER} is not the one that {RECORD} names; restore it'
+    )
+  return tokenizer
+
+
+def finished(run: Run) -> bool:
+  """Whether the stage in this work directory has come to its end; says so."""
+  done = (run.workdir / RECORD).is_file()
+  if done:
+    run.progress.say(f'The stage in {run.workdir} is finished.')
+  return done
+
+
+def finish(
+  run: Run,
+  stage: str,
+  config: Any,
+  model: Policy,
+  params: Mapping[str, Any],
+  parents: Sequence[Artifact] = (),
+) -> Artifact:
+  """Writes a stage's models and, last of all, its record.
+
+  A record of the same models stays as it is, since children name its digest.
+
+  Args:
+    run: the stage's, at its end.
+    stage: its name.
+    config: the experiment's.
+    model: what the parameters belong to.
+    params: by name; 'final' is what the next stage starts from.
+    parents: stages that this one has taken something from.
+  """
+  digests = {}
+  for name, tree in params.items():
+    saved = Checkpoints(run.workdir / 'checkpoints' / f'model-{name}')
+    digests[name] = digest_of(tree)
+    if saved.step is None or saved.manifest()['digest'] != digests[name]:
+      saved.save(1, tree, {'phase': f'model-{name}'})
+      saved.wait()
+  if hosts.is_primary():
+    if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
+      model.tokenizer.save(run.workdir / TOKENIZER)
+    if not _recorded(run.workdir, digests):
+      record = _record(run, stage, config, model, params, digests, parents)
+      content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
+      write_whole(run.workdir / RECORD, content)
+  hosts.all_gather('record', None)
+  return load(run.workdir)
+
+
+def _recorded(workdir: Path, digests: Mapping[str, str]) -> bool:
+  try:
+    return load(workdir).record['params'] == digests
+  except ArtifactError:
+    return False
+
+
+def _record(
+  run: Run,
+  stage: str,
+  config: Any,
+  model: Policy,
+  params: Mapping[str, Any],
+  digests: Mapping[str, str],
+  parents: Sequence[Artifact],
+) -> dict[str, Any]:
+  return {
+    'stage': stage,
+    'config': plain_config(config),
+    'data': data_versions(config),
+    'model': dataclasses.asdict(model.config),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
+    'rows': model.rows,
+    'lora': dataclasses.asdict(model.lora),
+    'template': model.template,
+    'files': {TOKENIZER: model.tokenizer.digest},
+    'params': digests,
+    'parents': [
+      {
+        'stage': parent.name,
+        'path': os.path.relpath(parent.path, run.workdir),
+        'digest': parent.digest,
+      }
+      for parent in parents
+    ],
+  }

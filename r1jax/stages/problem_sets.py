@@ -1,0 +1,197 @@
+"""What the stages of R1 have in common: the world that they learn and are measured in.
+
+`work` is what is done in it.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1jax.miniature import corpus
+from r1jax.miniature.corpus import TaskConfigs
+from r1jax.stages.artifact import Artifact, ArtifactError
+from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions
+from r1jax.text import templates
+from r1jax.text.tokenizer import Tokenizer, pad_left
+
+TASKS = (*REASONING, *GENERAL)
+TOKENIZER_DOCUMENTS = 2000  # that a tokenizer is trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+  """The world of a lineage: what its first stage was asked, learned from and measured.
+
+  Fields:
+    train: problems to learn from, a list for each of `TASKS`.
+    validation: held-out problems for curves and choices, likewise.
+    max_prompt_length: S, tokens.
+    longest: positions that the base model has seen, T of its training.
+    test: held-out problems for what is reported at the end, likewise; none where
+      nothing is.
+  """
+
+  train: list[list[Problem]]
+  validation: list[list[Problem]]
+  max_prompt_length: int
+  longest: int
+  test: list[list[Problem]] = dataclasses.field(default_factory=list)
+
+  def reasoning(self, split: str) -> list[Problem]:
+    """Reasoning problems of 'validation' or 'test', a task after the other by turns."""
+    return store.by_turns(self._held_out(split)[: len(REASONING)])
+
+  def general(self, split: str) -> list[Problem]:
+    """Instructions of 'validation' or 'test'."""
+    return store.by_turns(self._held_out(split)[len(REASONING) :])
+
+  def _held_out(self, split: str) -> list[list[Problem]]:
+    return {'validation': self.validation, 'test': self.test}[split]
+
+  def check_length(self, field: str, max_length: int) -> None:
+    """Raises ValueError for outputs at positions that the base model never saw."""
+    most = self.longest - self.max_prompt_length
+    if most < 1:
+      raise ValueError(
+        f'max_prompt_length: expected less than the {self.longest} positions that the '
+        f'model knows, got {self.max_prompt_length}'
+      )
+    if max_length > most:
+      raise ValueError(
+        f'{field}: expected at most {most}, as the base model was trained on rows of '
+        f'{self.longest} tokens with prompts of {self.max_prompt_length}, got '
+        f'{max_length}'
+      )
+
+  def check_prompts(self, tokenizer: Tokenizer, template: str) -> None:
+    """Raises ValueError for a problem that is too long for a prompt."""
+    sources = [*self.train, *self.validation, *self.test]
+    for problem in (p for source in sources for p in source):
+      ids = tokenizer.prompt_ids(template, problem.question)
+      pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
+
+  def check(self, config: Any) -> None:
+    """Raises ValueError for lengths in a stage's config that do not go together."""
+    for name in ('rl', 'rejection', 'scoreboard'):
+      part = getattr(config, name, None)
+      if part is not None:
+        length = part.max_length  # a number, or a schedule of RL
+        longest = length if isinstance(length, int) else max(n for _, n in length)
+        self.check_length(f'{name}.max_length', longest)
+    instructions = len(self.train[-1]) if self.train else 0
+    if getattr(config, 'judged', 0) > instructions:
+      most = instructions // config.rl.prompts_per_step * config.rl.prompts_per_step
+      raise ValueError(
+        f'judged: expected at most the {instructions} instructions to learn from, got '
+        f'{config.judged}; '
+        + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
+      )
+    if hasattr(config, 'base'):  # of a student
+      longest = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
+      self.check_row('base.row_length', config.base.row_length, longest)
+    if hasattr(config, 'rejection'):
+      row_length, longest = config.sft.row_length, config.rejection.max_length
+      self.check_row('sft.row_length', row_length, longest)
+
+  def check_row(self, field: str, row_length: int, max_length: int) -> None:
+    """Raises ValueError for rows that a prompt and its output may not fit into."""
+    least = self.max_prompt_length + max_length
+    if row_length < least:
+      raise ValueError(
+        f'{field}: expected at least {least}, for prompts of {self.max_prompt_length} '
+        f'tokens and outputs of {max_length}, got {row_length}'
+      )
+
+
+def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
+  """Raises ValueError for shares by which no problems of these tasks can be drawn."""
+  usable = len(shares) == len(names) and all(0 <= x < math.inf for x in shares)
+  if not usable or not sum(shares):
+    raise ValueError(
+      f'shares: expected {len(names)} finite numbers of 0 or more, not all 0, for '
+      f'{", ".join(names)}, got {shares}'
+    )
+
+
+def check_seed(seed: int) -> None:
+  """Raises ValueError for one that no random numbers can be made from."""
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'seed: expected 0 to 4294967295, got {seed}')
+
+
+def check_folders(workdir: str, data_dir: str | None) -> None:
+  """Raises ValueError where a folder is named by nothing."""
+  if not workdir or data_dir == '':
+    raise ValueError('workdir and data_dir: expected the path of a folder, got none')
+
+
+def own_seed(seed: int, stage: str) -> int:
+  """A stage's seed: with the same one it would begin with its parent's problems.
+
+  What a parent has learned by heart is no test, and little to learn from.
+  """
+  return zlib.crc32(f'{seed} {stage}'.encode())
+
+
+def problems_of(stage: Artifact, data_dir: str | None) -> Problems:
+  """The setting of the lineage that `stage` belongs to.
+
+  Raises LineageError where its problems were of another version: what is held out here
+  it may have learned from.
+  """
+  first = stage.ancestor('r1_zero')
+  check_versions(first.path, first.record.get('data') or {})
+  config = first.record['config']
+  return new_problems(
+    corpus.tasks_of(config['tasks']),
+    data_dir,
+    max_prompt_length=config['rl']['max_prompt_length'],
+    longest=config['base']['row_length'],
+  )
+
+
+def check_versions(path: Path, found: Mapping[str, str]) -> None:
+  """Raises LineageError if a stage's problems, by task, are of other versions.
+
+  `path` is that of the stage.
+  """
+  differing = [
+    f'{task} was {found.get(task, "none")} there and is {version} here'
+    for task, version in versions(TASKS).items()
+    if found.get(task) != version
+  ]
+  if differing:
+    raise ArtifactError(
+      f'{path} was made with other problems, and may have learned from what is held '
+      f'out now ({"; ".join(differing)}); run it again in another folder'
+    )
+
+
+def new_problems(
+  difficulty: TaskConfigs, data_dir: str | None, *, max_prompt_length: int, longest: int
+) -> Problems:
+  """A setting with the problems of this difficulty, built on first use."""
+  train, validation, test = (
+    store.sources(TASKS, difficulty, split, data_dir) for split in splits.SPLITS
+  )
+  return Problems(train, validation, max_prompt_length, longest, test)
+
+
+def tokenizer(
+  file: Path,
+  document: Callable[[int], tuple[str, str]],
+  template: str,
+  vocab_size: int,
+) -> Tokenizer:
+  """The run's tokenizer, or for a new run one of the first documents."""
+  # Without config.json the folder is new, or somebody else's, which `start` refuses.
+  if file.exists() and file.with_name('config.json').exists():
+    return Tokenizer.load(file)
+  pairs = map(document, range(TOKENIZER_DOCUMENTS))
+  texts = (
+    f'{templates.render(template, question)} {output}' for question, output in pairs
+  )
+  return Tokenizer.train(texts, vocab_size)

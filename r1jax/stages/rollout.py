@@ -1,0 +1,218 @@
+"""From problems to texts: renders prompts, samples on device, decodes."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax.runtime import compilation, hosts
+from r1jax.sampling import generate
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import MeshConfig, local_shards, sampler_mesh, shard_owners
+from r1jax.sharding.place import (
+  feed_rows,
+  fetch_rows,
+  put_batch,
+  reshard,
+  without_gathers,
+)
+from r1jax.sharding.rules import named_sharding
+from r1jax.tasks import Problem
+from r1jax.text import parsing
+from r1jax.text.tokenizer import Tokenizer, pad_left
+
+_COMPILES = threading.Lock()
+# Programs run side by side where the weights are smaller. From about here on each core
+# waits for memory, and reads them once for all prompts.
+LARGE_WEIGHTS = 2**27  # bytes
+_LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores are taken for free
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """A group of outputs for each of P problems: those that this host has.
+
+  With one host these are all that there are.
+  """
+
+  rows: np.ndarray  # int [P], which of the problems
+  own: np.ndarray  # bool [P], those that this host speaks for: others may have them too
+  prompts: np.ndarray  # int32 [P, S], padded on the left
+  prompt_mask: np.ndarray  # bool [P, S]
+  tokens: np.ndarray  # int32 [P, G, T], 0 beyond an output's end
+  logp: np.ndarray  # float32 [P, G, T], nats, under the policy that sampled
+  lengths: np.ndarray  # int [P, G], tokens with the stop token
+  all_lengths: np.ndarray  # int [all, G], those that other hosts have included
+  cut_off: np.ndarray  # bool [P, G], no stop token within the limit
+  texts: list[list[str]]  # P lists of G
+  seconds: float  # from the first program's start to the last one's end
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """A policy's voice: everything but its parameters."""
+
+  model: DecoderFns
+  tokenizer: Tokenizer
+  template: str  # a name in text.TEMPLATES, or text.CHAT
+  max_prompt_length: int  # S, tokens
+  mesh: jax.sharding.Mesh  # where the parameters are learned
+  layout: MeshConfig = MeshConfig()  # how samplers use these devices
+  names: Any = None  # of the parameters' axes; needed for more than one device
+
+  @functools.cached_property
+  def where(self) -> jax.sharding.Mesh:
+    """The devices as samplers use them."""
+    return sampler_mesh(self.mesh, self.layout)
+
+  @functools.cached_property
+  def sampled(self) -> Any:
+    """Of the parameters' axes the names of those that samplers cut."""
+    if self.layout.sampler_gathers:
+      return self.names
+    return without_gathers(self.names)
+
+  def take(self, params: Any) -> Any:
+    """Returns the parameters as they lie for sampling; once a step, on the devices."""
+    if self.mesh.size == 1 or self.names is None:
+      return params
+    return reshard(self.where, params, self.sampled)
+
+  @functools.cached_property
+  def _sample(self) -> Callable[..., tuple[generate.Completions, jax.Array]]:
+    def function(
+      params: Any, key_data: jax.Array, prompts: jax.Array, mask: jax.Array, **how: Any
+    ) -> tuple[generate.Completions, jax.Array]:
+      said = generate.sample(
+        params,
+        jax.random.wrap_key_data(key_data),
+        prompts,
+        mask,
+        model=self.model,
+        stop_ids=self.tokenizer.stop_ids,
+        compact=self.where.size == 1,
+        **how,
+      )
+      return said, said.mask.sum(-1)
+
+    # Outputs lie where they are learned from, and every host knows all lengths.
+    places = None
+    if self.where.size > 1:
+      places = named_sharding(self.mesh, 'prompt'), named_sharding(self.mesh)
+    return jax.jit(
+      on_mesh(self.where, function),
+      static_argnames=('config', 'group_size', 'max_length'),
+      out_shardings=places,
+      compiler_options=compilation.options(self.where),
+    )
+
+  def _parts(self, prompts: int, params: Any) -> int:
+    """Programs to run at once: of a small model one keeps one core of a CPU busy."""
+    if self.where.size > 1 or jax.default_backend() != 'cpu':
+      return 1
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > LARGE_WEIGHTS:
+      return 1
+    cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
+    return max(n for n in range(1, cores + 1) if prompts % n == 0)
+
+  def prompt(self, problem: Problem) -> str:
+    """The problem as the model sees it."""
+    return self.tokenizer.prompt(self.template, problem.question)
+
+  def encode(self, problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask [P, S]; ValueError for a prompt longer than S."""
+    rows = [self.tokenizer.prompt_ids(self.template, p.question) for p in problems]
+    return pad_left(rows, self.max_prompt_length, self.tokenizer.pad_id)
+
+  def __call__(
+    self,
+    params: Any,
+    key: jax.Array,
+    problems: Sequence[Problem],
+    *,
+    group_size: int,
+    max_length: int,
+    draw: SamplingConfig,
+  ) -> Rollout:
+    """Samples `group_size` outputs of each problem, in parts side by side on a CPU.
+
+    Each host is given all problems, and encodes and decodes those of its devices.
+    """
+    rows, own = _rows(self.mesh, len(problems))
+    mine = [problems[n] for n in rows]
+    prompts, prompt_mask = self.encode(mine)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    key_data = np.asarray(jax.random.key_data(keys))
+    sample = functools.partial(
+      self._sample,
+      self.take(params),
+      # Another temperature is another number, not another program.
+      config=dataclasses.replace(draw, temperature=1.0),
+      group_size=group_size,
+      max_length=max_length,
+      temperature=np.float32(draw.temperature),
+    )
+
+    def part(rows: slice) -> tuple[generate.Completions, np.ndarray]:
+      arrays = (key_data[rows], prompts[rows], prompt_mask[rows])
+      with _COMPILES:  # once, and not once a thread; a call returns before it has run
+        placed = feed_rows(self.mesh, arrays)
+        said, lengths = sample(*put_batch(self.where, placed))
+      return fetch_rows(self.mesh, said), np.asarray(lengths)
+
+    size = len(mine) // self._parts(len(mine), params)
+    began = time.monotonic()
+    slices = [slice(start, start + size) for start in range(0, len(mine), size)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+      parts = list(threads.map(part, slices))
+    seconds = time.monotonic() - began
+    said, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    tokens, lengths = said.tokens, all_lengths[rows]
+    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
+    flat = tokens.reshape(-1, max_length)
+    spoken = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
+    # An output begins with what its prompt has opened for it.
+    opened = [parsing.opened(self.prompt(problem)) for problem in mine]
+    texts = [
+      opened[n // group_size] + said
+      for n, said in enumerate(self.tokenizer.decode_batch(spoken))
+    ]
+    groups = range(0, len(texts), group_size)
+    return Rollout(
+      rows=rows,
+      own=own,
+      prompts=prompts,
+      prompt_mask=prompt_mask,
+      tokens=tokens,
+      logp=said.logp,
+      lengths=lengths,
+      all_lengths=all_lengths,
+      cut_off=~np.isin(last, self.tokenizer.stop_ids),
+      texts=[texts[start : start + group_size] for start in groups],
+      seconds=seconds,
+    )
+
+
+def of_all_hosts(outputs: Rollout, values: Sequence[Any]) -> list[Any]:
+  """Returns a value for each problem, where hosts have those of their own outputs."""
+  own = [(n, x) for n, x, o in zip(outputs.rows, values, outputs.own, strict=True) if o]
+  told = [pair for part in hosts.all_gather('outputs', own) for pair in part]
+  return [value for _, value in sorted(told, key=lambda pair: pair[0])]
+
+
+def _rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which of so many problems this host has, and whether it is the first that does."""
+  holders = shard_owners(mesh)
+  rows = np.arange(problems).reshape(len(holders), -1)
+  here = local_shards(mesh)
+  own = [holders[n][0] == jax.process_index() for n in here]
+  return rows[here].reshape(-1), np.repeat(own, rows.shape[1])

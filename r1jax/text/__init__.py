@@ -1,0 +1,1 @@
+"""Text into the model and out of it: templates, tokenizer, parsing, languages."""

@@ -1,0 +1,76 @@
+"""Prompt templates: what is written around a question."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+# 'r1_zero' is Table 1 of the first arXiv version of the R1 paper (2501.12948v1).
+TEMPLATES: dict[str, str] = {
+  'r1_zero': (
+    'A conversation between User and Assistant. The user asks a question, and the'
+    ' Assistant solves it. The assistant first thinks about the reasoning process in'
+    ' the mind and then provides the user with the answer. The reasoning process and'
+    ' answer are enclosed within <think> </think> and <answer> </answer> tags,'
+    ' respectively, i.e., <think> reasoning process here </think>'
+    ' <answer> answer here </answer>. User: {question}. Assistant:'
+  ),
+  'plain': 'User: {question}\nAssistant:',
+  # That of DeepSeek-R1, which ends inside the thoughts.
+  'r1_chat': ('<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜><think>\n'),
+}
+
+
+def render(template_name: str, question: str) -> str:
+  """The prompt: a template with `question` in its place, whatever the question holds.
+
+  Raises ValueError for a name that is not in TEMPLATES.
+  """
+  if template_name not in TEMPLATES:
+    close = difflib.get_close_matches(template_name, TEMPLATES, n=1)
+    hint = f'; did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'template: expected one of {sorted(TEMPLATES)}, got {template_name!r}{hint}'
+    )
+  # Not str.format: a question may contain braces.
+  return TEMPLATES[template_name].replace('{question}', question)
+
+
+SPECIAL = re.compile('<｜[^｜]*｜>')
+
+
+def is_chat(template: str) -> bool:
+  """Whether outputs follow the prompt of this template without a space."""
+  return template not in ('r1_zero', 'plain')
+
+
+Chatted = Mapping[str, str]  # a message: 'role' and 'content'
+Chat = Callable[[Sequence[Chatted]], str]  # messages -> a prompt
+CHAT = 'chat'  # the template that a tokenizer brings
+CHAT_TAGS = 'chat_tags'  # the same, behind messages that show the form with the tags
+CHATS = (CHAT, CHAT_TAGS)
+EXAMPLE: tuple[Mapping[str, str], ...] = (
+  {
+    'role': 'user',
+    'content': (
+      'Think about each question first, then answer it. Write your reasoning within'
+      ' <think> </think> tags and the answer alone within <answer> </answer> tags, like'
+      ' this: <think>reasoning process here</think><answer>answer here</answer>\n\n'
+      'Tom has 3 bags with 4 apples each and eats 2 apples. How many apples are left?'
+    ),
+  },
+  {
+    'role': 'assistant',
+    'content': (
+      '<think>3 bags with 4 apples each are 3 * 4 = 12 apples. 12 - 2 = 10.</think>'
+      '<answer>10</answer>'
+    ),
+  },
+)
+
+
+def asked(template: str, messages: Sequence[Chatted]) -> list[Chatted]:
+  """A conversation with what one of CHATS puts in front, behind a system message."""
+  if template != CHAT_TAGS:
+    return list(messages)
+  first = 1 if messages[0]['role'] == 'system' else 0
+  return [*messages[:first], *EXAMPLE, *messages[first:]]
