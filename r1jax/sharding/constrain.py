@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from r1jax.sharding.place import is_box
 from r1jax.sharding.rules import (
+  ONE_REPLICA,
   RULES,
   as_tuple,
   named_sharding,
@@ -21,7 +22,6 @@ from r1jax.sharding.rules import (
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
   'r1jax_mesh', default=None
 )
-_ONE_REPLICA = contextvars.ContextVar('r1jax_one_copy', default=False)
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,11 +146,11 @@ def sum_over_replicas(function: Callable[..., Any], rows: Any, axis: int) -> Any
     return function(rows)
 
   def of_one(rows: Any) -> Any:
-    token = _ONE_REPLICA.set(True)
+    token = ONE_REPLICA.set(True)
     try:
       return function(rows)
     finally:
-      _ONE_REPLICA.reset(token)
+      ONE_REPLICA.reset(token)
 
   apart = jax.tree.map(
     lambda x: x.reshape(*x.shape[:axis], copies, -1, *x.shape[axis + 1 :]), rows

@@ -124,12 +124,12 @@ def _other_devices(config: MeshConfig, devices: int) -> MeshError:
     rest = math.prod(given.values()) // size
     if devices % rest == 0:
       fits = devices // rest
-      possible = [fits] if config.data else [n for n in _divisors(fits) if n >= size]
+      possible = [fits] if config.data else [n for n in divisors(fits) if n >= size]
       return MeshError(f'{what}; mesh.{axis} {(possible or [fits])[0]} would do')
   return MeshError(what)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
@@ -198,7 +198,7 @@ def sampler_mesh(mesh: Mesh, config: MeshConfig = ONE_DEVICE) -> Mesh:
   tensor = config.sampler_tensor or mesh.shape['tensor']
   expert = config.sampler_expert or mesh.shape['expert']
   if mesh.size % (tensor * expert):
-    possible = [n for n in _divisors(mesh.size // expert) if n >= tensor] or [1]
+    possible = [n for n in divisors(mesh.size // expert) if n >= tensor] or [1]
     raise MeshError(
       f"mesh.sampler_tensor: expected its product with the sampler's {expert} expert "
       f'parts to divide the {mesh.size} devices, got {tensor}; {possible[0]} would do'

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from r1jax.sharding.mesh import _divisors, local_shards
+from r1jax.sharding.mesh import divisors, local_shards
 from r1jax.sharding.rules import (
   GATHERED,
   MeshError,
@@ -95,7 +95,7 @@ def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
       parts = math.prod(mesh.shape[a] for a in axes)
       if size % parts:
         cut = ' x '.join(f'{fields}{a} {mesh.shape[a]}' for a in axes)
-        possible = [n for n in _divisors(size) if n > parts] or [size]
+        possible = [n for n in divisors(size) if n > parts] or [size]
         raise MeshError(
           f'{cut}: expected a divisor of {size}, the axis {name} of '
           f'{jax.tree_util.keystr(path, simple=True, separator=".")}, got {parts}; '

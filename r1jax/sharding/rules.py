@@ -4,12 +4,14 @@ Models and batches name what an axis is; this table says which mesh axes shard i
 Nobody else writes a PartitionSpec, and a name that the table lacks is an error.
 """
 
+import contextvars
 import math
 from collections.abc import Sequence
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from r1jax.sharding.constrain import _ONE_REPLICA
+# Set while a program is traced of one replica's rows; see `sum_over_replicas`.
+ONE_REPLICA = contextvars.ContextVar('r1jax_one_replica', default=False)
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 # The first axis of an array that names a mesh axis takes it.
@@ -51,7 +53,7 @@ def spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
 
 def num_parts(mesh: Mesh, axis: str) -> int:
   """The size of an axis; within `sum_over_replicas` there is one copy."""
-  return 1 if axis == 'data' and _ONE_REPLICA.get() else mesh.shape[axis]
+  return 1 if axis == 'data' and ONE_REPLICA.get() else mesh.shape[axis]
 
 
 def as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
