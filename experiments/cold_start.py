@@ -15,8 +15,8 @@ from r1jax.runtime.run import user_errors
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets, stage
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
-from r1jax.stages.rl import problem_stream
 from r1jax.stages.supervised import SFTConfig
 
 

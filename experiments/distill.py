@@ -35,13 +35,15 @@ from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, compute, problem_sets, rejection, stage, supervised
-from r1jax.stages.artifact import Artifact, Policy
+from r1jax.stages.artifact import Artifact
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.fit import fit_stage_mesh
+from r1jax.stages.policy import Policy
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
-from r1jax.stages.rl import problem_stream
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.stage import Stage, reward_pool
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
 from r1jax.tasks import Problem
 

@@ -31,9 +31,8 @@ from r1jax.stages import artifact, preference, problem_sets, stage
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.preference import PreferenceConfig, Scorer
-from r1jax.stages.problem_sets import Problems
+from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rewarding import PreferenceReward
-from r1jax.stages.rl import problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rollout import of_all_hosts
 from r1jax.stages.stage import Stage, reward_pool

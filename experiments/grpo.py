@@ -24,13 +24,13 @@ from r1jax.rewards import Weighted, rules
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.run import start, user_errors
 from r1jax.sharding.mesh import MeshConfig
-from r1jax.stages import artifact, from_hub, problem_sets, stage
+from r1jax.stages import artifact, from_hub, problem_sets
 from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.fit import fit_stage_mesh, stage_devices
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.problem_sets import Problems
-from r1jax.stages.rl import problem_stream
+from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.stage import Stage, reward_pool
 from r1jax.tasks import splits, store
 
 
@@ -116,7 +116,7 @@ def train(config: Grpo, rewards: list[Weighted]) -> None:
     if hosts.is_primary():
       found.keep(run.workdir)
     job = Stage(
-      run, found.model, where, stage.devices(run, config), config.seed, config.mesh
+      run, found.model, where, stage_devices(run, config), config.seed, config.mesh
     )
     order = problem_stream(where.train, [1.0], config.seed)
     read = functools.partial(found.params, job.mesh)

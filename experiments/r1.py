@@ -40,7 +40,7 @@ from r1jax.runtime.workdir import (
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import problem_sets
-from r1jax.stages.stage import fit_stage_mesh
+from r1jax.stages.fit import fit_stage_mesh
 
 FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # of a stage, by `plan`
 

@@ -29,13 +29,14 @@ from r1jax.rewards import Weighted, rules
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.run import start, user_errors
 from r1jax.sharding.mesh import MeshConfig
-from r1jax.stages import artifact, problem_sets, stage
-from r1jax.stages.artifact import Policy
+from r1jax.stages import artifact, problem_sets
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
-from r1jax.stages.rl import problem_stream
+from r1jax.stages.fit import fit_stage_mesh, stage_devices
+from r1jax.stages.policy import Policy
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.stage import Stage, reward_pool
 from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import REASONING
 from r1jax.text.tokenizer import check_vocab_size
@@ -150,7 +151,7 @@ def train(config: R1Zero, rewards: list[Weighted]) -> None:
   pool = reward_pool(config.rl, rewards)
   facts = {file.name: tokenizer.digest}
   with start(config, phases=('base', 'rl'), facts=facts) as run, pool:
-    job = Stage(run, model, where, stage.devices(run, config), config.seed, config.mesh)
+    job = Stage(run, model, where, stage_devices(run, config), config.seed, config.mesh)
     if hosts.is_primary() and not file.exists():
       tokenizer.save(file)
     base = job.pretrain(document, config.base, config.base_optim)

@@ -20,7 +20,7 @@ from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets, stage
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
-from r1jax.stages.rl import problem_stream
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import reward_pool
 from r1jax.tasks import REASONING

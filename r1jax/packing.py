@@ -81,10 +81,10 @@ def rows_of_a_prompt(
   Fewer compute prompts again, which costs S / (B T) of the work; more leave rows empty,
   (B - 1) / 2 a group on average, of at most G. The sum is least at sqrt(2 G S / T);
   taken is the nearest number up to G, on a logarithmic scale, that divides the rows of
-  a micro-batch and leaves a multiple of `devices` prompts to be cut over them.
+  a micro-batch and leaves a multiple of `stage_devices` prompts to be cut over them.
 
   Raises:
-    ValueError: `micro_batch_rows` is no multiple of `devices`.
+    ValueError: `micro_batch_rows` is no multiple of `stage_devices`.
   """
   if micro_batch_rows % devices:
     raise ValueError(

@@ -154,7 +154,7 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
   from r1jax.sampling.decoder_api import DecoderFns
   from r1jax.sharding.mesh import fit_mesh
   from r1jax.sharding.place import put_boxed
-  from r1jax.stages.rl import Learner
+  from r1jax.stages.learner import Learner
   from r1jax.stages.rl_config import RLConfig
   from r1jax.stages.rollout import Sampler
 

@@ -22,8 +22,8 @@ from r1jax.optim import OptimConfig  # noqa: E402
 from r1jax.runtime import checkpoint, hosts  # noqa: E402
 from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from r1jax.sharding.place import to_device  # noqa: E402
-from r1jax.stages.artifact import Policy  # noqa: E402
-from r1jax.stages.rl import Learner  # noqa: E402
+from r1jax.stages.learner import Learner  # noqa: E402
+from r1jax.stages.policy import Policy  # noqa: E402
 from r1jax.stages.rl_config import RLConfig  # noqa: E402
 from r1jax.tasks import Problem  # noqa: E402
 from r1jax.text.tokenizer import Tokenizer  # noqa: E402

@@ -26,7 +26,7 @@ from r1jax.runtime.run import TrainingError, start
 from r1jax.sharding.mesh import MeshConfig, local_mesh, make_mesh
 from r1jax.sharding.place import replicate, reshard, unbox
 from r1jax.stages import preference
-from r1jax.stages.artifact import Policy
+from r1jax.stages.policy import Policy
 from r1jax.stages.preference import PreferenceConfig, Scorer
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig

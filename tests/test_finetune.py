@@ -16,7 +16,8 @@ from r1jax.runtime.checkpoint import Checkpoints
 from r1jax.runtime.run import TrainingError, start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import supervised
-from r1jax.stages.supervised import Epochs, Example, PretrainConfig, SFTConfig, pack
+from r1jax.stages.examples import Epochs, Example, pack
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
 
 
 def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():

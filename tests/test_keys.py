@@ -19,9 +19,9 @@ from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import evaluation_suite, preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
-from r1jax.stages.problem_sets import Problems
+from r1jax.stages.learner import Learner, ScoredRollout
+from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rejection import RejectionConfig
-from r1jax.stages.rl import Learner, ScoredRollout, problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rollout import Rollout
 from r1jax.stages.stage import Stage

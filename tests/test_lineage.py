@@ -18,7 +18,8 @@ from r1jax.runtime.run import start, user_errors
 from r1jax.runtime.workdir import WorkdirError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact
-from r1jax.stages.artifact import ArtifactError, Policy
+from r1jax.stages.artifact import ArtifactError
+from r1jax.stages.policy import Policy
 from r1jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(['wait, I will check: 2+3=5'] * 3, 264)

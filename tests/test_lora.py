@@ -25,7 +25,7 @@ from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.rules import named_sharding
 from r1jax.stages import from_hub
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.rl import Learner
+from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
 

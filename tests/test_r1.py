@@ -33,7 +33,8 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import evaluation_suite, problem_sets, rejection
-from r1jax.stages.artifact import ArtifactError, Policy
+from r1jax.stages.artifact import ArtifactError
+from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig

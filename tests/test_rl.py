@@ -22,14 +22,10 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import replicate
 from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.rl import (
-  FLAT,
-  LARGEST_REWARD,
-  Learner,
-  ScoredRollout,
-  problem_stream,
-  train,
-)
+from r1jax.stages.learner import Learner, ScoredRollout
+from r1jax.stages.problem_sets import problem_stream
+from r1jax.stages.rewarding import LARGEST_REWARD
+from r1jax.stages.rl import FLAT, train
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.stages.rollout import Rollout
 from r1jax.tasks import Problem

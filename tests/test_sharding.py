@@ -17,8 +17,8 @@ from r1jax.optim import OptimConfig
 from r1jax.runtime import checkpoint
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
-from r1jax.stages.artifact import Policy
-from r1jax.stages.rl import Learner
+from r1jax.stages.learner import Learner
+from r1jax.stages.policy import Policy
 from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer

@@ -15,10 +15,11 @@ from r1jax.model.lora import LoraConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import rl, stage, supervised
-from r1jax.stages.artifact import Policy
+from r1jax.stages.fit import fit_stage_mesh
+from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.stage import Stage, fit_stage_mesh, reward_pool
+from r1jax.stages.stage import Stage, reward_pool
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer

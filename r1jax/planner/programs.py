@@ -42,7 +42,7 @@ from r1jax.sharding.mesh import (
 )
 from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
-from r1jax.stages.rl import Learner
+from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rollout import Sampler
 from r1jax.update import PackedRows

@@ -19,21 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from r1jax.hub import chat_template, paths, tokenizer_files, weights
-from r1jax.model import decoder, lora
-from r1jax.model.config import ModelConfig, from_dict
+from r1jax.model import lora
+from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints, digest_of
 from r1jax.runtime.run import Run, data_versions
 from r1jax.runtime.workdir import RECORD, WorkdirError, plain_config, write_whole
-from r1jax.sampling.decoder_api import DecoderFns
-from r1jax.sharding.mesh import ONE_DEVICE, MeshConfig
 from r1jax.sharding.place import param_shardings, replicate, unbox
-from r1jax.stages.rollout import Sampler
-from r1jax.text import parsing, templates
+from r1jax.stages.policy import Policy
 from r1jax.text.tokenizer import Tokenizer
 
 FIELDS = (
@@ -47,77 +43,6 @@ SOURCE = 'source.json'  # in it: where the weights lie
 
 class ArtifactError(WorkdirError):
   """A parent that a stage can't start from; the message says what to change."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-  """A model without its parameters: what it is, and how it reads and is asked."""
-
-  config: ModelConfig
-  tokenizer: Tokenizer
-  template: str  # a name in text.TEMPLATES, or text.CHAT
-  rows: int = 0  # of the embedding; 0 is as many as the tokenizer has tokens
-  lora: LoraConfig = LoraConfig()  # with a rank, what a stage saves are adapters
-
-  @property
-  def vocab_size(self) -> int:
-    """Rows of the embedding."""
-    return self.rows or self.tokenizer.vocab_size
-
-  @functools.cached_property
-  def functions(self) -> DecoderFns:
-    """The decoder's functions."""
-    return DecoderFns(*decoder.functions(self.config, self.vocab_size))
-
-  @property
-  def matrices(self) -> Any:
-    """Its matrices, for Muon; see `optim.make`."""
-    return decoder.matrices(self.config)
-
-  def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
-    """Random parameters, placed on the mesh."""
-    places = param_shardings(mesh, self.names)  # says what does not fit
-
-    def init(seed: jax.Array) -> Any:
-      return unbox(self.boxed(jax.random.key(seed)))
-
-    return jax.jit(init, out_shardings=places)(np.uint32(seed))
-
-  @functools.cached_property
-  def names(self) -> Any:
-    """The parameters' shapes, with the names of their axes."""
-    return decoder.names(self.config, self.vocab_size)
-
-  def boxed(self, key: jax.Array) -> Any:
-    """Random parameters that carry the names of their axes."""
-    return decoder.init(self.config, self.vocab_size, key)
-
-  def generator(
-    self,
-    max_prompt_length: int,
-    mesh: jax.sharding.Mesh,
-    layout: MeshConfig = ONE_DEVICE,
-  ) -> Sampler:
-    """The model's voice."""
-    return Sampler(
-      self.functions,
-      self.tokenizer,
-      self.template,
-      max_prompt_length,
-      mesh,
-      layout,
-      self.names,
-    )
-
-  def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
-    """The tokens of a rendered question, and of an output with its end."""
-    output = parsing.going_on(self.tokenizer.prompt(self.template, question), output)
-    if not templates.is_chat(self.template):
-      output = f' {output}'
-    return (
-      self.tokenizer.prompt_ids(self.template, question),
-      [*self.tokenizer.encode_after(output), self.tokenizer.eos_id],
-    )
 
 
 @dataclasses.dataclass(frozen=True)

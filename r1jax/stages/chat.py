@@ -19,8 +19,9 @@ from r1jax.sampling.sampler import SamplingConfig, sample_token
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import param_shardings
 from r1jax.stages import artifact, from_hub
-from r1jax.stages.artifact import Artifact, Policy
+from r1jax.stages.artifact import Artifact
 from r1jax.stages.from_hub import HubConfig
+from r1jax.stages.policy import Policy
 from r1jax.text import parsing, templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
 

@@ -31,7 +31,8 @@ from r1jax.runtime import hosts
 from r1jax.runtime.workdir import write_whole
 from r1jax.sharding.place import param_shardings, replicate
 from r1jax.stages import artifact
-from r1jax.stages.artifact import Artifact, ArtifactError, Policy
+from r1jax.stages.artifact import Artifact, ArtifactError
+from r1jax.stages.policy import Policy
 from r1jax.text import templates
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
+
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.stages.artifact import Artifact, ArtifactError
@@ -195,3 +197,26 @@ def tokenizer(
     f'{templates.render(template, question)} {output}' for question, output in pairs
   )
   return Tokenizer.train(texts, vocab_size)
+
+
+def problem_stream(
+  sources: Sequence[Sequence[Problem]],
+  shares: Sequence[float],
+  seed: int,
+  begin: Sequence[int] | None = None,
+) -> Callable[[int], Problem]:
+  """Returns index -> problem: endless passes over each source, in orders of their own.
+
+  Any stretch of indices takes from the sources by their shares. With `begin` the passes
+  over source n go on after its first begin[n] problems, as if these had been asked.
+  """
+  passes = [
+    grain.MapDataset.source(problems)
+    .seed(seed + n)
+    .shuffle()
+    .repeat()[begin[n] if begin else 0 :]
+    for n, problems in enumerate(sources)
+    if shares[n]
+  ]
+  mixed = grain.MapDataset.mix(passes, [share for share in shares if share])
+  return lambda index: mixed[index]

@@ -23,25 +23,29 @@ from r1jax.runtime import compilation, hosts
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run, start
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.sharding.mesh import MeshConfig, check_lengths, fit_mesh, sampler_mesh
-from r1jax.sharding.place import param_shardings, replicate
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.sharding.place import replicate
 from r1jax.stages import (
   artifact,
   evaluation_suite,
+  examples,
   problem_sets,
   rejection,
   rl,
   supervised,
 )
-from r1jax.stages.artifact import Artifact, Policy
+from r1jax.stages.artifact import Artifact
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.examples import Epochs, Example
+from r1jax.stages.fit import fit_stage_mesh, stage_devices
+from r1jax.stages.learner import Learner
+from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
-from r1jax.stages.rl import Learner
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rollout import Sampler, of_all_hosts
-from r1jax.stages.supervised import Epochs, PretrainConfig, SFTConfig
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
 from r1jax.tasks import Problem
 
 STEP_DOCUMENTS = 10_000  # more than a step of base training reads
@@ -106,7 +110,7 @@ class Stage:
         prompt, output = self.model.example_ids(*pair)
         return [*prompt, *output]
 
-      return supervised.pack(ids, config.rows_per_step, config.row_length)
+      return examples.pack(ids, config.rows_per_step, config.row_length)
 
     return supervised.train(
       self.run,
@@ -122,7 +126,7 @@ class Stage:
 
   def passes(self, examples: Sequence[tuple[str, str]], config: SFTConfig) -> Epochs:
     """Pairs of a question and an output as rows of tokens."""
-    ids = [supervised.Example(*self.model.example_ids(*pair)) for pair in examples]
+    ids = [Example(*self.model.example_ids(*pair)) for pair in examples]
     return Epochs(ids, config, self.seed)
 
   def imitate(
@@ -192,7 +196,7 @@ class Stage:
         draw=SamplingConfig(),
       )
       own = [
-        supervised.Example(
+        Example(
           outputs.prompts[n][outputs.prompt_mask[n]].tolist(),
           outputs.tokens[n, 0, : outputs.lengths[n, 0]].tolist(),
         )
@@ -321,59 +325,6 @@ def begin(
       if artifact.finished(run):
         yield None
       else:
-        mesh = devices(run, config)
+        mesh = stage_devices(run, config)
         seed = problem_sets.own_seed(config.seed, stage)
         yield Stage(run, parent.model, where, mesh, seed, config.mesh)
-
-
-def fit_stage_mesh(config: Any, *models: Any) -> jax.sharding.Mesh:
-  """The devices that all portions of a stage's config can be cut over, and its models.
-
-  Of models the parameters' shapes with the names of their axes. Raises MeshError.
-  """
-  sizes = _portions(config)
-  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh = fit_mesh(sizes, config.mesh, asked)
-  _check_lengths(mesh, config)
-  for names in models:
-    param_shardings(mesh, names)
-    param_shardings(sampler_mesh(mesh, config.mesh), names, 'mesh.sampler_')
-  return mesh
-
-
-def devices(run: Run, config: Any) -> jax.sharding.Mesh:
-  """The devices that are `fitting`; says which, where others are left."""
-  mesh = fit_stage_mesh(config)
-  if mesh.size < jax.device_count():
-    run.progress.say(
-      f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
-      + ', '.join(f'{name} = {size}' for name, size in _portions(config).items())
-    )
-  return mesh
-
-
-def _check_lengths(mesh: jax.sharding.Mesh, config: Any) -> None:
-  lengths = {}
-  for name in ('rl', 'base', 'sft'):
-    part = getattr(config, name, None)
-    for field in ('max_prompt_length', 'row_length'):
-      if hasattr(part, field):
-        lengths[f'{name}.{field}'] = getattr(part, field)
-    for _, length in getattr(part, 'max_length', ()) if name == 'rl' else ():
-      lengths['rl.max_length'] = length
-  check_lengths(mesh, lengths)
-
-
-def _portions(config: Any) -> dict[str, int]:
-  """By name: how many prompts or rows a config has computed at a time."""
-  found = {}
-  for field in dataclasses.fields(config):
-    part = getattr(config, field.name)
-    for name in ('prompts_per_step', 'micro_batch_rows', 'prompts_per_batch'):
-      if hasattr(part, name):
-        found[f'{field.name}.{name}'] = getattr(part, name)
-    for name in ('rows_per_step', 'pairs_per_step'):
-      if hasattr(part, name):
-        rows = getattr(part, name) // part.micro_batches
-        found[f'{field.name}.{name} / {field.name}.micro_batches'] = rows
-  return found
