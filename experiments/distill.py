@@ -1,18 +1,12 @@
-"""Distillation in miniature: R1's outputs make a small model reason.
+"""Distillation: a small model learns from R1's outputs, and from what else there is.
 
-Paper: DeepSeek-R1 (Nature version), distillation: SFT of smaller models on R1's
-outputs, and RL straight on such a model for comparison, which stays behind. Here the
-student learns in five more ways from the same base: answers without thoughts, RL, and
-three token by token from the teacher's probabilities.
+  python -m experiments.distill --parent runs/final_rl --student tiny
 
-All ways learn at one temperature, 1: the teacher's outputs are drawn at it, and so are
-RL's and the student's own, and divergences are those of the models as they are. It is
-the temperature at which students are measured too. Outputs drawn at less would make the
-student of SFT alone sharper than the others, which at 1 is counted as skill.
-What each way has computed is written to `compute.json`; see `stages.compute`.
+DeepSeek-R1 (Nature version), distillation: SFT of Qwen and Llama on R1's outputs, and
+RL straight on the small model beside it. Here also SFT on answers without thoughts, and
+divergences token by token from the teacher. Cost on two CPU cores and results over
+seeds: docs/results.md.
 """
-
-from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import functools
@@ -23,21 +17,19 @@ from typing import Any
 import jax
 
 from experiments import reasoning_rl
-from r1jax import distill, grpo, optim
-from r1jax.grpo import GRPOConfig
+from r1jax import distill
 from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
-from r1jax.runtime import cli, hosts
+from r1jax.runtime import hosts
 from r1jax.runtime.log import parse_line
-from r1jax.runtime.run import user_errors
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.sharding.mesh import MeshConfig
-from r1jax.stages import artifact, compute, problem_sets, rejection, stage, supervised
+from r1jax.stages import artifact, compute, problem_sets, rejection
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import problem_stream
@@ -73,53 +65,52 @@ STUDENTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill:
+class Distill(StageConfig):
   """A student that learns from R1, and what else could have been done with it."""
 
   parent: str = 'runs/final_rl'  # the work directory of the teacher
   workdir: str = 'runs/distill'  # all files of the stage
-  seed: int = 0  # everything random follows from it
-  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   student: Student = Student()
   methods: tuple[str, ...] = METHODS[:3]  # some of `METHODS`; the first is handed on
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
-  rejection: RejectionConfig = RejectionConfig(problems=960)  # at the temperature of RL
+  rejection: RejectionConfig = RejectionConfig(problems=960)  # at RL's temperature
   base: PretrainConfig = PretrainConfig(
-    steps=2000, rows_per_step=6, row_length=352, micro_batches=3, checkpoint_every=500
-  )
-  base_optim: OptimConfig = OptimConfig(
-    learning_rate=1e-2,
-    muon_learning_rate=0.015,
-    warmup_steps=20,
-    schedule='cosine',
-    eps=1e-6,  # so tuned, in all stages of the miniature
-    balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
+    steps=2000,
+    rows_per_step=6,
+    row_length=352,
+    micro_batches=3,
+    checkpoint_every=500,
+    optim=OptimConfig(
+      learning_rate=1e-2,
+      muon_learning_rate=0.015,
+      warmup_steps=20,
+      schedule='cosine',
+      eps=1e-6,  # so tuned, in all stages of the miniature
+      balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
+    ),
   )
   sft: SFTConfig = SFTConfig(
     epochs=3,  # R1: 2 to 3
     row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
+    optim=OptimConfig(
+      learning_rate=3e-3,
+      muon_learning_rate=0.005,
+      warmup_steps=20,
+      schedule='cosine',
+      eps=1e-6,
+    ),
   )
-  sft_optim: OptimConfig = OptimConfig(
-    learning_rate=3e-3,
-    muon_learning_rate=0.005,
-    warmup_steps=20,
-    schedule='cosine',
-    eps=1e-6,
+  rl: RLConfig = RLConfig(
+    steps=40,
+    evaluate_every=40,
+    optim=OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6),
+    grpo=reasoning_rl.GRPO,
   )
-  rl: RLConfig = RLConfig(steps=40, evaluate_every=40)
-  rl_optim: OptimConfig = OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6)
-  grpo: GRPOConfig = dataclasses.replace(
-    grpo.PRESETS['grpo'],
-    mean='tokens',
-    clip_low=1.0,  # R1's ε = 10 on both sides, as in `reasoning_rl`
-    clip_high=10.0,
-  )
-  mesh: MeshConfig = MeshConfig()
-  evaluate: EvalConfig = EvalConfig(problems=48)
-  scoreboard: SuiteConfig = SuiteConfig()
+  evals: EvalConfig = EvalConfig(problems=48)
+  suite: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
+    super().__post_init__()
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
     known = [name for name in METHODS if name in self.methods]
     if not known or sorted(known) != sorted(self.methods):
@@ -134,6 +125,13 @@ class Distill:
         f'its own, since they compare probabilities of the same tokens, got '
         f'{token_level}; set student.vocab_size to 0'
       )
+
+  def check(self, problems: problem_sets.Problems) -> None:
+    """Raises ValueError for settings that do not go with these problems."""
+    super().check(problems)
+    longest = max(self.suite.max_length, *(n for _, n in self.rl.max_length))
+    problems.check_row('base.row_length', self.base.row_length, longest)
+    problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
   def _check_temperatures(self) -> None:
     """Raises ValueError where methods would learn at several temperatures."""
@@ -154,116 +152,111 @@ class Distill:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lesson:
+class Lesson:
   """What all methods share."""
 
-  job: Stage  # the student's
+  stage: Stage  # the student's
   config: Distill
   teacher: Artifact
-  order: Callable[[int], Problem]
+  problem_at: Callable[[int], Problem]
   kept: list[rejection.Line]  # the teacher's outputs
 
   @property
-  def examples(self) -> list[tuple[str, str]]:
+  def pairs(self) -> list[tuple[str, str]]:
     """Pairs of a question and the teacher's output."""
     return [(line['question'], line['output']) for line in self.kept]
 
 
-def _sft(lesson: _Lesson, base: Any) -> Any:
-  config = lesson.config
-  return lesson.job.imitate(base, lesson.examples, config.sft, config.sft_optim)
+def sft(lesson: Lesson, base: Any) -> Any:
+  """SFT on the teacher's outputs."""
+  return lesson.stage.sft(base, lesson.pairs, lesson.config.sft)
 
 
-def _without_thoughts(
-  lesson: _Lesson,
-) -> tuple[list[tuple[str, str]], SFTConfig]:
-  """The answers alone; they are short, so as many tokens are more epochs."""
-  job, config = lesson.job, lesson.config
-  answers = [
+def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
+  """Returns the answers alone; they are short, so as many tokens are more epochs."""
+  stage, config = lesson.stage, lesson.config
+  found = [
     (question, '<think></think>' + output.partition('</think>')[2])
-    for question, output in lesson.examples
+    for question, output in lesson.pairs
   ]
-  whole = job.passes(lesson.examples, config.sft).tokens
-  epochs = round(whole / job.passes(answers, config.sft).tokens * config.sft.epochs)
-  return answers, dataclasses.replace(config.sft, epochs=epochs)
+  whole = stage.epochs(lesson.pairs, config.sft).tokens
+  epochs = round(whole / stage.epochs(found, config.sft).tokens * config.sft.epochs)
+  return found, dataclasses.replace(config.sft, epochs=epochs)
 
 
-def _answers(lesson: _Lesson, base: Any) -> Any:
+def answers(lesson: Lesson, base: Any) -> Any:
   """SFT on the answers alone."""
-  answers, sft = _without_thoughts(lesson)
-  return lesson.job.imitate(
-    base, answers, sft, lesson.config.sft_optim, phase='answers'
-  )
+  return lesson.stage.sft(base, *without_thoughts(lesson), phase='answers')
 
 
-def _rl(lesson: _Lesson, base: Any) -> Any:
+def rl(lesson: Lesson, base: Any) -> Any:
   """RL straight on the student, with the rewards of R1's second stage."""
   config = lesson.config
-  weighted = reasoning_rl.rewards(reasoning_rl.ReasoningRL())
-  with reward_pool(config.rl, weighted) as pool:
-    return lesson.job.reinforce(lambda: base, pool, lesson.order, config)
+  with reward_pool(config.rl, reasoning_rl.ReasoningRL().rewards()) as rewarder:
+    return lesson.stage.rl(
+      lambda: base, rewarder, lesson.problem_at, config.rl, config.evals
+    )
 
 
-def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
+def token_level(lesson: Lesson, base: Any, phase: str) -> Any:
   """Token by token from the teacher, on its outputs or on the student's own."""
-  job, config, teacher = lesson.job, lesson.config, lesson.teacher
-  matrices = job.model.matrices
-  optim.check_moves(base, config.sft_optim, 'sft_optim', matrices)
-  passes = job.passes(lesson.examples, config.sft)
-  batch: Callable[[int, Any], Any] = passes.batch
+  stage, config, teacher = lesson.stage, lesson.config, lesson.teacher
+  student, teaches = stage.policy.functions, teacher.policy.functions
+  epochs = stage.epochs(lesson.pairs, config.sft)
+  batch: Callable[[int, Any], Any] = epochs.batch
   if phase == 'on_policy':
-    batch = job.own_outputs(
-      lesson.order,
+    batch = stage.own_outputs(
+      lesson.problem_at,
       prompts=config.rl.prompts_per_step,
       max_length=config.rejection.max_length,
       config=config.sft,
     )
   kind = 'forward_kl' if phase == 'forward_kl' else 'reverse_kl'
 
-  def step(state, batch, teacher_params, **how):
+  def step(state: Any, batch: Any, teacher_params: Any, **settings: Any) -> Any:
     return distill.step(
       state,
       batch,
       teacher_params=teacher_params,
-      forward=job.model.functions.forward,
-      logits=job.model.functions.logits,
-      teacher_forward=teacher.model.functions.forward,
-      teacher_logits=teacher.model.functions.logits,
+      forward=student.forward,
+      logits=student.logits,
+      teacher_forward=teaches.forward,
+      teacher_logits=teaches.logits,
       divergence=distill.DIVERGENCES[kind],
-      **how,
+      **settings,
     )
 
-  return supervised.train(
-    job.run,
+  constants = (teacher.params(stage.mesh),)
+  return stage.train(
     phase,
     base,
+    batch,
+    epochs.steps,
+    config.sft,
+    'sft.optim',
     step=step,
-    batch=batch,
-    steps=passes.steps,
-    config=config.sft,
-    optimizer=optim.make(config.sft_optim, passes.steps, matrices, job.seed),
-    mesh=job.mesh,
-    constants=(teacher.params(job.mesh),),
+    constants=constants,
   )
 
 
-LEARN: dict[str, Callable[[_Lesson, Any], Any]] = {
-  'sft': _sft,
-  'answers': _answers,
-  'rl': _rl,
-  **{name: functools.partial(_token_level, phase=name) for name in TOKEN_LEVEL},
+LEARN: dict[str, Callable[[Lesson, Any], Any]] = {
+  'sft': sft,
+  'answers': answers,
+  'rl': rl,
+  **{name: functools.partial(token_level, phase=name) for name in TOKEN_LEVEL},
 }
 
 
 def spent(
-  lesson: _Lesson, method: str, lines: Sequence[Mapping[str, Any]]
+  lesson: Lesson, method: str, lines: Sequence[Mapping[str, Any]]
 ) -> compute.Tokens:
-  """The tokens of a method that has come to its end; `lines` are of metrics.jsonl."""
-  job, config = lesson.job, lesson.config
+  """Returns the tokens of a finished method; `lines` are of metrics.jsonl."""
+  stage, config = lesson.stage, lesson.config
   if method == 'rl':
     asked = range(config.rl.steps * config.rl.prompts_per_step)
+    policy = stage.policy
     ids = (
-      job.model.tokenizer.prompt_ids(job.model.template, lesson.order(n).question)
+      policy.tokenizer.prompt_ids(policy.template, lesson.problem_at(n).question)
       for n in asked
     )
     return compute.of_rl(
@@ -271,20 +264,20 @@ def spent(
       prompts=sum(map(len, ids)),
       outputs=config.rl.prompts_per_step * config.rl.group_size,
       epochs=config.rl.epochs,
-      passes=bool(config.grpo.kl_coef) + config.rl.int8_rollout,
+      passes=bool(config.rl.grpo.kl_coef) + config.rl.int8_rollout,
     )
-  passes = job.passes(lesson.examples, config.sft)
+  epochs = stage.epochs(lesson.pairs, config.sft)
   if method == 'on_policy':
-    return compute.of_own_outputs(lines, phase=method, steps=passes.steps)
+    return compute.of_own_outputs(lines, phase=method, steps=epochs.steps)
   if method == 'answers':
-    passes = job.passes(*_without_thoughts(lesson))
-  judged = passes.tokens if method in TOKEN_LEVEL else 0
-  return compute.Tokens(learned=passes.tokens, judged=judged)
+    epochs = stage.epochs(*without_thoughts(lesson))
+  judged = epochs.tokens if method in TOKEN_LEVEL else 0
+  return compute.Tokens(learned=epochs.tokens, judged=judged)
 
 
-def _write_compute(lesson: _Lesson, base: Any) -> None:
+def write_compute(lesson: Lesson, base: Any) -> None:
   """Writes what each method has computed, beside `sft`, to compute.json."""
-  workdir = lesson.job.run.workdir
+  workdir = lesson.stage.run.workdir
   raw = (workdir / 'metrics.jsonl').read_bytes().splitlines()
   lines = [line for line in map(parse_line, raw) if line is not None]
   tokens = {name: spent(lesson, name, lines) for name in lesson.config.methods}
@@ -294,46 +287,47 @@ def _write_compute(lesson: _Lesson, base: Any) -> None:
   write_whole(workdir / 'compute.json', json.dumps(found, indent=2) + '\n')
 
 
-def main(config: Distill) -> None:
-  """Samples from the teacher, trains the student's base, then every method on it."""
-  teacher = artifact.load(config.parent, 'final_rl', 'rejection_sft', 'reasoning_rl')
-  world = teacher.ancestor('r1_zero').record['config']
-  writers, difficulty = corpus.config_of(world['web']), corpus.tasks_of(world['tasks'])
-  phases = ('base', *config.methods)
-  with stage.begin('distill', config, teacher, phases) as asked:  # the teacher at work
-    if asked is None:
-      return
-    document = functools.partial(corpus.document, writers, difficulty, asked.seed)
-    model = _student(config, asked, document)
-    asked.where.check_prompts(model.tokenizer, model.template)
-    fit_stage_mesh(config, model.names)  # says what does not
-    order = problem_stream(asked.where.train, config.shares, asked.seed)
-    kept = asked.collect(teacher.params(asked.mesh), order, config.rejection)
-    job = dataclasses.replace(asked, model=model)
-    lesson = _Lesson(job, config, teacher, order, kept)
-    job.passes(lesson.examples, config.sft)  # one longer than a row is found out here
-    base = job.pretrain(document, config.base, config.base_optim)
-    learned = {name: LEARN[name](lesson, base) for name in config.methods}
-    models = {'base': base, **learned}
-    if hosts.is_primary():
-      _write_compute(lesson, base)
-    job.measure(models, config.scoreboard)
-    models['final'] = learned[config.methods[0]]
-    artifact.finish(job.run, 'distill', config, model, models, [teacher])
-
-
-def _student(
-  config: Distill, asked: Stage, document: Callable[[int], tuple[str, str]]
+def student_policy(
+  config: Distill, stage: Stage, document: Callable[[int], tuple[str, str]]
 ) -> Policy:
-  teacher = asked.model
+  """Returns the student, with the teacher's tokenizer or one of its own."""
+  teacher = stage.policy
   tokenizer = teacher.tokenizer
   if config.student.vocab_size:
-    file = asked.run.workdir / artifact.TOKENIZER
-    vocab_size = config.student.vocab_size
-    tokenizer = problem_sets.tokenizer(file, document, teacher.template, vocab_size)
+    file = stage.run.workdir / artifact.TOKENIZER
+    size = config.student.vocab_size
+    tokenizer = problem_sets.tokenizer(file, document, teacher.template, size)
   return Policy(config.student.model, tokenizer, teacher.template)
 
 
+def run(stage: Stage, config: Distill) -> Trained:
+  """Samples from the teacher, trains the student's base, then every method on it."""
+  teacher = stage.parent
+  world = teacher.ancestor('r1_zero').record['config']
+  writers, difficulty = corpus.config_of(world['web']), corpus.tasks_of(world['tasks'])
+  document = functools.partial(corpus.document, writers, difficulty, stage.seed)
+  policy = student_policy(config, stage, document)
+  stage.problems.check_prompts(policy.tokenizer, policy.template)
+  fit_stage_mesh(config, config.mesh, policy.names)
+  problem_at = problem_stream(stage.problems.train, config.shares, stage.seed)
+  kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
+  student = dataclasses.replace(stage, policy=policy)
+  lesson = Lesson(student, config, teacher, problem_at, kept)
+  student.epochs(lesson.pairs, config.sft)  # one longer than a row is found out here
+  base = student.pretrain(document, config.base)
+  learned = {name: LEARN[name](lesson, base) for name in config.methods}
+  if hosts.is_primary():
+    write_compute(lesson, base)
+  final = learned[config.methods[0]]
+  return Trained({'base': base, **learned, 'final': final}, policy)
+
+
+DISTILL = Experiment(
+  'distill',
+  child_of('distill', 'final_rl', 'rejection_sft', 'reasoning_rl'),
+  run,
+  phases=lambda config: ('base', *config.methods),
+)
+
 if __name__ == '__main__':
-  with user_errors():
-    main(cli.parse(Distill(), presets={'grpo': grpo.PRESETS, 'student': STUDENTS}))
+  DISTILL.main(Distill(), presets={'student': STUDENTS})

@@ -1,69 +1,65 @@
 """The whole of R1 in miniature: from random numbers to distilled students, one command.
 
-Paper: DeepSeek-R1 (Nature version). R1-Zero, the four stages of R1, distillation; each
-stage is a module of its own that takes the work directory of the one before. Here they
-stand in a row. A stage's folder is named by all that its result depends on, so a
-finished stage is not run again, and a changed setting runs again what depends on it.
-Every stage asks test problems once, at its end; its curves are on validation problems.
-"""
+  python -m experiments.r1
 
-from __future__ import annotations  # fields have the names of their modules
+DeepSeek-R1 (Nature version): R1-Zero, the four stages of R1, distillation. Each stage
+is a module of its own that takes the work directory of the one before. A stage's folder
+is named by all that its result depends on, so a finished stage is not run again, and a
+changed setting runs again what depends on it. Every stage asks test problems once, at
+its end; its curves are on validation problems. Cost and results: docs/results.md.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import (
-  cold_start,
-  distill,
-  final_rl,
-  r1_zero,
-  reasoning_rl,
-  rejection_sft,
-)
+from experiments import distill
+from experiments.cold_start import COLD_START, ColdStart
+from experiments.distill import DISTILL, Distill
+from experiments.final_rl import FINAL_RL, FinalRL
 from experiments.paper.beside import PAPER
+from experiments.r1_zero import R1_ZERO, R1Zero
+from experiments.reasoning_rl import REASONING_RL, ReasoningRL
+from experiments.rejection_sft import REJECTION_SFT, RejectionSFT
 from r1jax import tasks
 from r1jax.model import decoder
+from r1jax.model.config import ModelConfig
 from r1jax.report import pipeline
-from r1jax.runtime import cli, hosts, workdir
+from r1jax.runtime import cli, hosts
 from r1jax.runtime.run import user_errors
 from r1jax.runtime.workdir import (
-  MAY_CHANGE,
   PIPELINE,
+  RECORD,
   leaves,
+  machine_settings,
   plain_config,
   write_whole,
 )
-from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import problem_sets
-from r1jax.stages.fit import fit_stage_mesh
+from r1jax.stages.experiment import Experiment, StageConfig
+from r1jax.stages.fit import fit_stage_mesh, parts
 
 FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # of a stage, by `plan`
 
 
 @dataclasses.dataclass(frozen=True)
-class R1:
+class R1(StageConfig):
   """The whole of R1 in miniature."""
 
   workdir: str = 'runs/r1'  # a folder for each stage, and the report
-  seed: int = 0  # everything random in every stage follows from it
-  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
-  mesh: MeshConfig = MeshConfig()
-  r1_zero: r1_zero.R1Zero = r1_zero.R1Zero()
-  cold_start: cold_start.ColdStart = cold_start.ColdStart()
-  reasoning_rl: reasoning_rl.ReasoningRL = reasoning_rl.ReasoningRL()
-  rejection_sft: rejection_sft.RejectionSFT = rejection_sft.RejectionSFT()
-  final_rl: final_rl.FinalRL = final_rl.FinalRL()
-  distill_small: distill.Distill = distill.Distill(student=distill.STUDENTS['small'])
-  distill_tiny: distill.Distill = distill.Distill(student=distill.STUDENTS['tiny'])
+  r1_zero: R1Zero = R1Zero()
+  cold_start: ColdStart = ColdStart()
+  reasoning_rl: ReasoningRL = ReasoningRL()
+  rejection_sft: RejectionSFT = RejectionSFT()
+  final_rl: FinalRL = FinalRL()
+  distill_small: Distill = Distill(student=distill.STUDENTS['small'])
+  distill_tiny: Distill = Distill(student=distill.STUDENTS['tiny'])
 
   def __post_init__(self) -> None:
-    problem_sets.check_seed(self.seed)
-    problem_sets.check_folders(self.workdir, self.data_dir)
+    super().__post_init__()
     for name in STAGES:
       stage = getattr(self, name)
       for field in dataclasses.fields(stage):
@@ -75,30 +71,32 @@ class R1:
           )
 
 
-class _Stage(NamedTuple):
+class PlannedStage(NamedTuple):
+  """A stage of the pipeline, with the config that its folder is named by."""
+
   name: str
-  main: Callable[[Any], None]
+  experiment: Experiment
   config: Any
 
 
-STAGES: dict[str, Callable[[Any], None]] = {
-  'r1_zero': r1_zero.main,
-  'cold_start': cold_start.main,
-  'reasoning_rl': reasoning_rl.main,
-  'rejection_sft': rejection_sft.main,
-  'final_rl': final_rl.main,
-  'distill_small': distill.main,
-  'distill_tiny': distill.main,
+STAGES: dict[str, Experiment] = {
+  'r1_zero': R1_ZERO,
+  'cold_start': COLD_START,
+  'reasoning_rl': REASONING_RL,
+  'rejection_sft': REJECTION_SFT,
+  'final_rl': FINAL_RL,
+  'distill_small': DISTILL,
+  'distill_tiny': DISTILL,
 }
 
 
-def plan(config: R1) -> list[_Stage]:
+def plan(config: R1) -> list[PlannedStage]:
   """The stages in order, each with its folder and its parent's.
 
   A folder's name ends with a digest of the stage's settings and its parent's folder.
   """
-  stages: list[_Stage] = []
-  for name, main in STAGES.items():
+  stages: list[PlannedStage] = []
+  for name, experiment in STAGES.items():
     stage = getattr(config, name)
     shared = {one: getattr(config, one) for one in ('seed', 'data_dir', 'mesh')}
     last = [s for s in stages if not s.name.startswith('distill')][-1:]
@@ -107,14 +105,15 @@ def plan(config: R1) -> list[_Stage]:
     depends = {
       field: value
       for field, value in leaves(plain_config(stage)).items()
-      if field not in (*MAY_CHANGE, 'parent')
+      if field not in {*machine_settings(stage), 'parent'}
     }
     versions = tasks.versions(problem_sets.TASKS)
     depends |= {f'data.{task}': version for task, version in versions.items()}
     depends['parent'] = Path(parent.get('parent', '')).name
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = Path(config.workdir) / f'{name}-{digest[:8]}'
-    stages.append(_Stage(name, main, dataclasses.replace(stage, workdir=str(folder))))
+    placed = dataclasses.replace(stage, workdir=str(folder))
+    stages.append(PlannedStage(name, experiment, placed))
   return stages
 
 
@@ -137,20 +136,22 @@ def main(config: R1) -> None:
     print('\n'.join(pipeline.result(config.workdir)))
 
 
-def _check(stage: _Stage) -> None:
+def _check(stage: PlannedStage) -> None:
   """Raises MeshError, with the stage's name, for what devices can't be given."""
   config = stage.config
   # Any number that can be cut: how many tokens there are, the tokenizer will say.
   tokens = config.mesh.tensor * max(1, config.mesh.sampler_tensor)
-  parts: tuple[Any, ...] = config, getattr(config, 'student', None)
-  models = [part.model for part in parts if hasattr(part, 'model')]
+  values = [value for _, value in parts(config)]
+  models = [value for value in values if isinstance(value, ModelConfig)]
+  models += [value.model for value in values if isinstance(value, distill.Student)]
+  names = [decoder.names(model, tokens) for model in models]
   try:
-    fit_stage_mesh(config, *(decoder.names(model, tokens) for model in models))
+    fit_stage_mesh(config, config.mesh, *names)
   except MeshError as error:
     raise MeshError(f'{stage.name}: {error}') from error
 
 
-def _list(config: R1, stages: list[_Stage]) -> None:
+def _list(config: R1, stages: list[PlannedStage]) -> None:
   """Writes down which folder each stage has."""
   root = Path(config.workdir)
   root.mkdir(parents=True, exist_ok=True)
@@ -158,13 +159,13 @@ def _list(config: R1, stages: list[_Stage]) -> None:
   write_whole(root / PIPELINE, json.dumps(folders, indent=2) + '\n')
 
 
-def _run(number: int, count: int, stage: _Stage) -> None:
-  done = (Path(stage.config.workdir) / workdir.RECORD).is_file()
+def _run(number: int, count: int, stage: PlannedStage) -> None:
+  done = (Path(stage.config.workdir) / RECORD).is_file()
   state = 'is finished' if done else 'begins'
   if hosts.is_primary():
     print(f'Stage {number} of {count}, {stage.name}, {state}: {stage.config.workdir}')
   if not done:
-    stage.main(stage.config)
+    stage.experiment.launch(stage.config)
 
 
 if __name__ == '__main__':

@@ -22,12 +22,13 @@ from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import cli, compilation
 from r1jax.runtime.log import jsonable
 from r1jax.runtime.run import user_errors
-from r1jax.runtime.workdir import MAY_CHANGE, open_workdir, write_whole
+from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
 from r1jax.stages import artifact, budget_forcing, problem_sets
 from r1jax.stages.budget_forcing import BudgetForcer
 from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.rollout import Sampler
 
 QUESTION = 'What are thoughts worth?'
 
@@ -43,7 +44,7 @@ class Thinking:
   budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
   answer_length: int = 32  # tokens of an answer after thoughts that were cut
   max_length: int = 320  # tokens of an output that is left as it is
-  evaluate: EvalConfig = EvalConfig(
+  evals: EvalConfig = EvalConfig(
     draw=SamplingConfig(temperature=0.6, top_p=0.95)  # the paper's protocol
   )
 
@@ -57,10 +58,10 @@ class Thinking:
     for field in ('answer_length', 'max_length'):
       if getattr(self, field) < 1:
         raise ValueError(f'{field}: expected 1 or more, got {getattr(self, field)}')
-    if self.evaluate.problems % self.evaluate.prompts_per_batch:
+    if self.evals.problems % self.evals.prompts_per_batch:
       raise ValueError(
-        'evaluate.problems: expected a multiple of evaluate.prompts_per_batch = '
-        f'{self.evaluate.prompts_per_batch}, got {self.evaluate.problems}'
+        'evals.problems: expected a multiple of evals.prompts_per_batch = '
+        f'{self.evals.prompts_per_batch}, got {self.evals.problems}'
       )
 
 
@@ -150,32 +151,32 @@ def main(config: Thinking) -> None:
   parent = artifact.load(config.parent)
   where = problem_sets.problems_of(parent, config.data_dir)
   where.check_length('max_length', config.max_length)
-  size = config.evaluate.prompts_per_batch
-  devices = fit_mesh({'evaluate.prompts_per_batch': size})
-  closer = BudgetForcer(
-    parent.model.generator(where.max_prompt_length, devices),
+  size = config.evals.prompts_per_batch
+  devices = fit_mesh({'evals.prompts_per_batch': size})
+  forcer = BudgetForcer(
+    Sampler(parent.policy, where.max_prompt_length, devices),
     max(config.budgets),
     config.answer_length,
   )
-  if closer.positions > where.longest:
-    most = where.longest - (closer.positions - closer.largest)
+  if forcer.positions > where.longest:
+    most = where.longest - (forcer.positions - forcer.largest)
     raise ValueError(
       f'budgets: expected at most {most} tokens, as the model was trained on rows of '
-      f'{where.longest}, got {closer.largest}; lower it, or answer_length'
+      f'{where.longest}, got {forcer.largest}; lower it, or answer_length'
     )
-  problems = where.reasoning('test')[: config.evaluate.problems]
+  problems = where.reasoning('test')[: config.evals.problems]
   problems = problems[: len(problems) // size * size]
-  workdir = open_workdir(config.workdir, config, may_change=MAY_CHANGE)
+  workdir = open_workdir(config.workdir, config, may_change=machine_settings(config))
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
   with RewardPool(accuracy) as pool:
     rows = budget_forcing.measure(
       parent.params(devices),
       jax.random.key(problem_sets.own_seed(config.seed, 'thinking')),
       problems,
-      closer=closer,
+      forcer=forcer,
       budgets=sorted(config.budgets),
       pool=pool,
-      config=config.evaluate,
+      config=config.evals,
       max_length=config.max_length,
       confidence=1 - page.LEVEL / len(config.budgets),
     )

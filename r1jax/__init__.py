@@ -1,1 +1,3 @@
-"""The DeepSeek-R1 recipe in JAX; see README.md for the map of the house."""
+"""The DeepSeek-R1 recipe in JAX; see docs/architecture.md for the map."""
+
+__version__ = '0.2.0'

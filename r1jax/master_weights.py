@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-KINDS = ('float32', 'stochastic', 'none')  # see `optim.Config.masters`
+KINDS = ('float32', 'stochastic', 'none')  # see `OptimConfig.masters`
 
 
 class Masters(NamedTuple):
@@ -85,7 +85,7 @@ def in_float32(
 
   Args:
     rule: what makes the updates.
-    kind: what becomes of bfloat16 parameters; see `optim.Config.masters`.
+    kind: what becomes of bfloat16 parameters; see `OptimConfig.masters`.
     moments: the type that the arrays of the rule's state are kept in.
     seed: of where masters begin, and of stochastic rounding.
   """

@@ -143,18 +143,24 @@ class _Tokenizer:
     return [''] * len(rows)
 
 
-def trainer_of(shape: Shape) -> tuple[Any, Any]:
-  """The stage's own machinery for a shape, and its state before the first step."""
+class Machinery(NamedTuple):
+  """The stage's own machinery for a shape."""
+
+  sampler: Any
+  learner: Any
+
+
+def machinery(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
+  """Returns what a stage of RL works with, and what it starts from."""
   import jax
 
   from r1jax.grpo import GRPOConfig
   from r1jax.model import decoder
   from r1jax.model.config import ModelConfig
-  from r1jax.optim import OptimConfig
-  from r1jax.sampling.decoder_api import DecoderFns
   from r1jax.sharding.mesh import fit_mesh
   from r1jax.sharding.place import put_boxed
   from r1jax.stages.learner import Learner
+  from r1jax.stages.policy import Policy
   from r1jax.stages.rl_config import RLConfig
   from r1jax.stages.rollout import Sampler
 
@@ -169,42 +175,49 @@ def trainer_of(shape: Shape) -> tuple[Any, Any]:
     remat='dots',
     dtype=s.dtype,
   )
-  devices = fit_mesh({'prompts': s.prompts, 'rows': s.micro_batch_rows})
+  mesh = fit_mesh({'prompts': s.prompts, 'rows': s.micro_batch_rows})
   tokenizer: Any = _Tokenizer(s)
-  model = DecoderFns(*decoder.functions(config, s.vocabulary))
-  generator = Sampler(model, tokenizer, 'plain', s.prompt_length, devices)
+  policy = Policy(config, tokenizer, 'plain', s.vocabulary)
   stage = RLConfig(
     prompts_per_step=s.prompts,
     group_size=s.group_size,
     minibatches=1,
     micro_batch_rows=s.micro_batch_rows,
+    grpo=GRPOConfig(kl_coef=0.04),
   )
-  no_pool: Any = None
-  algorithm = GRPOConfig(kl_coef=0.04)
-  trainer = Learner(generator, no_pool, stage, algorithm, OptimConfig())
+  learner = Learner(policy.functions, mesh, stage)
   init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
-  return trainer, trainer.start(put_boxed(devices, init(jax.random.key(0))))
+  start = learner.start(put_boxed(mesh, init(jax.random.key(0))))
+  return Machinery(Sampler(policy, s.prompt_length, mesh), learner), start
 
 
 def iterate(
-  shape: Shape, trainer: Any, reference: Any, state: Any, n: int
+  shape: Shape, stage: Machinery, reference: Any, state: Any, n: int
 ) -> tuple[Any, dict[str, float]]:
   """One iteration: the new state, and the seconds of rollout, reference and update."""
   import jax
   import numpy as np
 
+  from r1jax.sampling.sampler import SamplingConfig
   from r1jax.tasks import Problem
 
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
   key = jax.random.key(n)
   began = time.monotonic()
-  outputs = trainer.rollout(state.params, key, problems, shape.length, 1.0)
-  assert (outputs.lengths == shape.length).all()
+  rollout = stage.sampler.sample(
+    stage.learner.for_sampling(state.params),
+    key,
+    problems,
+    group_size=shape.group_size,
+    max_length=shape.length,
+    draw=SamplingConfig(),
+  )
+  assert (rollout.lengths == shape.length).all()
   sampled = time.monotonic()
-  passes = trainer.passes(state.params, reference, outputs, 1.0)
+  scores = stage.learner.score(state.params, reference, rollout, 1.0)
   referred = time.monotonic()
-  advantage = trainer.advantages(np.mean(outputs.tokens % 2 == 0, axis=-1))
-  state, *_ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
+  advantage = stage.learner.advantage(np.mean(rollout.tokens % 2 == 0, axis=-1))
+  state = stage.learner.update(state, rollout, advantage, scores, key, 1.0).state
   jax.block_until_ready(state)
   return state, {
     'rollout': sampled - began,
@@ -221,8 +234,8 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
 
   compilation.keep_on_disk()
   s = shape
-  trainer, saved = trainer_of(s)
-  once = functools.partial(iterate, s, trainer, saved['reference'])
+  stage, saved = machinery(s)
+  once = functools.partial(iterate, s, stage, saved['reference'])
   began = time.monotonic()
   state, _ = once(saved['policy'], 0)
   first = {'iteration': time.monotonic() - began, 'launch': began - LAUNCHED}

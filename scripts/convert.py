@@ -96,10 +96,10 @@ def convert(config: Convert) -> Path:
         f'{config.params!r}'
       )
     if config.to == 'peft':
-      if not stage.model.lora.rank:
+      if not stage.policy.lora.rank:
         raise ValueError(f'to: expected a run with adapters for peft, got {stage.path}')
       adapters = stage.adapters(config.params)
-      peft.write(out, adapters, stage.model.lora, stage.source())
+      peft.write(out, adapters, stage.policy.lora, stage.source())
       return out
     source = _of_stage(config, stage)
   if config.to == 'gguf':
@@ -118,7 +118,7 @@ def _of_stage(config: Convert, stage: Artifact) -> _Source:
   like = from_hub.kept(stage)
   folder = stage.path / artifact.HUB if like else None
   read = functools.partial(stage.params, make_mesh(), config.params)
-  tokenizer = stage.model.tokenizer
+  tokenizer = stage.policy.tokenizer
   files = tokenizer_files.copies(folder, tokenizer.eos_id) if folder else _files(stage)
   return _Source(like or _made_here(stage), folder, tokenizer, read, files)
 
@@ -191,7 +191,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
 
 def _made_here(stage: Artifact) -> weights.Checkpoint:
   """What a checkpoint of a model that was made here is like."""
-  model = stage.model
+  model = stage.policy
   longest = from_hub.positions(stage)
   raw = families.write_config(model.config, model.vocab_size, longest)
   ids = {'eos_token_id': model.tokenizer.eos_id, 'pad_token_id': model.tokenizer.pad_id}
@@ -200,7 +200,7 @@ def _made_here(stage: Artifact) -> weights.Checkpoint:
 
 def _files(stage: Artifact) -> dict[str, str | Path]:
   """What goes beside the weights of a model that was made here."""
-  tokenizer = stage.model.tokenizer
+  tokenizer = stage.policy.tokenizer
   settings: dict[str, Any] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'eos_token': EOS,

@@ -93,31 +93,36 @@ def table(seconds: dict[tuple[str, str], float]) -> str:
 
 
 def _experiment(name: str) -> tuple[Any, Any]:
-  """The experiment's module, and its config with the short run's numbers."""
+  """Returns the experiment, and its config with the short run's numbers."""
   try:
     module = importlib.import_module(name)
   except (ImportError, TypeError, ValueError) as error:
     sys.exit(f'error: expected an experiment such as experiments.r1_zero ({error})')
+  from r1jax.stages.experiment import Experiment
+
   found: list[Any] = [
     value
     for value in vars(module).values()
     if dataclasses.is_dataclass(value) and getattr(value, '__module__', '') == name
   ]
-  if len(found) != 1 or not {'workdir', 'base', 'rl', 'evaluate'} <= {
+  if len(found) != 1 or not {'workdir', 'base', 'rl', 'evals'} <= {
     field.name for field in dataclasses.fields(found[0])
   }:
     sys.exit(
       f'error: {name}: expected one dataclass with the fields workdir, base, rl '
-      'and evaluate, '
+      'and evals, '
       f'got {[value.__name__ for value in found]}'
     )
   config: Any = found[0]()
-  return module, dataclasses.replace(
+  experiment = next(
+    value for value in vars(module).values() if isinstance(value, Experiment)
+  )
+  return experiment, dataclasses.replace(
     config,
     workdir=time.strftime('runs/profile/%Y%m%d-%H%M%S'),
     base=dataclasses.replace(config.base, steps=min(300, config.base.steps)),
     rl=dataclasses.replace(config.rl, steps=5, evaluate_every=5),
-    evaluate=dataclasses.replace(config.evaluate, problems=16),
+    evals=dataclasses.replace(config.evals, problems=16),
   )
 
 
@@ -132,21 +137,17 @@ def main() -> None:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{folder}/cache'
     flags = f'--xla_dump_to={folder}/programs --xla_dump_hlo_as_text'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
-    module, default = _experiment(name)
-    from experiments import r1_zero
+    experiment, default = _experiment(name)
     from r1jax import grpo
     from r1jax.runtime import cli
     from r1jax.runtime.run import user_errors
 
     with user_errors():
-      config = cli.parse(default, presets={'grpo': grpo.PRESETS})
+      config = cli.parse(default, presets={'rl.grpo': grpo.PRESETS})
       config = dataclasses.replace(
         config, rl=dataclasses.replace(config.rl, profile_step=config.rl.steps)
       )
-      if hasattr(module, 'main'):
-        module.main(config)
-      else:  # a variation of r1_zero, perhaps with rewards of its own
-        r1_zero.main(config, getattr(module, 'rewards', r1_zero.rewards))
+      experiment.launch(config)
     programs: dict[str, dict[str, str]] = {}
     for path in sorted(Path(folder, 'programs').glob('*after_optimizations.txt')):
       module_name = path.name.split('.')[1]

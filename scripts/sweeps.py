@@ -11,6 +11,7 @@ one in which all have the mean length. Medians over warm iterations.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import math
 import statistics
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from scripts.bench import SHAPES, Shape, flops, iterate, trainer_of
+from scripts.bench import SHAPES, Shape, flops, iterate, machinery
 
 ITERATIONS = 5
 TOKENS = 2**15
@@ -28,7 +29,7 @@ MEDIAN, TAIL = 64, 2.326  # tokens; the normal distribution's 99th percentile
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
   """Median seconds of rollout, reference and update, and attention's share of FLOPs."""
-  trainer, saved = trainer_of(shape)
+  trainer, saved = machinery(shape)
   once = functools.partial(iterate, shape, trainer, saved['reference'])
   state, _ = once(saved['policy'], 0)  # compiles
   rows = []
@@ -105,9 +106,10 @@ def uneven() -> None:
   from r1jax.tasks import Problem
 
   shape = SHAPES['r1_zero']._replace(length=10 * MEDIAN)
-  trainer, saved = trainer_of(shape)
+  stage, saved = machinery(shape)
   params, stop = saved['policy'].params, 0
-  plain = trainer.generator.model
+  sampler = stage.sampler
+  plain = sampler.policy.functions
 
   def decoding(params: Any) -> Callable[..., Any]:
     decode = plain.decoding(params)
@@ -134,17 +136,21 @@ def uneven() -> None:
   def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
     """Median µs a token, and the outputs' mean and largest length."""
     from r1jax.sampling.sampler import SamplingConfig
-    from r1jax.stages.rollout import Sampler
+    from r1jax.stages.policy import Policy
 
-    tokenizer: Any = type(trainer.generator.tokenizer)(shape)
+    class Drawn(Policy):
+      """A policy with another model's functions."""
+
+      functions = model
+
+    tokenizer: Any = type(sampler.policy.tokenizer)(shape)
     tokenizer.stop_ids = (eos_id,)
-    generator = Sampler(
-      model, tokenizer, 'plain', shape.prompt_length, trainer.generator.mesh
-    )
+    policy = Drawn(sampler.policy.config, tokenizer, 'plain', shape.vocabulary)
+    drawn = dataclasses.replace(sampler, policy=policy)
     times, lengths = [], []
     for n in range(ITERATIONS + 1):
       began = time.monotonic()
-      outputs = generator(
+      outputs = drawn.sample(
         params,
         jax.random.key(n),
         problems,
@@ -157,8 +163,8 @@ def uneven() -> None:
         lengths.append(outputs.lengths)
     return statistics.median(times), float(np.mean(lengths)), int(np.max(lengths))
 
-  drawn = plain._replace(logits=logits, decoding=decoding)
-  skewed, mean, longest = measure(drawn, stop, shape.length)
+  ending = plain._replace(logits=logits, decoding=decoding)
+  skewed, mean, longest = measure(ending, stop, shape.length)
   equal, *_ = measure(plain, shape.vocabulary, round(mean))
   print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs a token')
   print(f'all of {mean:.0f}: {equal:.1f} µs a token; ratio {skewed / equal:.2f}')

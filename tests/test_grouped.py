@@ -67,7 +67,7 @@ from r1jax.model.config import Experts
 from r1jax.stages import topology
 
 config = Experts(count=32, active=4, d_ff=768)
-where = mesh.make(topology.find('a100:8')[0], mesh.Config(data=2, expert=2, tensor=2))
+where = make_mesh(topology.find('a100:8')[0], MeshConfig(data=2, expert=2, tensor=2))
 
 def shape(*sizes, names=()):
   lying = mesh.sharding(where, *names)

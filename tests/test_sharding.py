@@ -175,7 +175,7 @@ def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
     import jax
     from r1jax import mesh
     from r1jax.stages import checkpoint
-    place = mesh.sharding(mesh.make(config=mesh.Config(fsdp=16)), 'embed', None)
+    place = named_sharding(make_mesh(config=MeshConfig(fsdp=16)), 'embed', None)
     like = {
       'w': jax.ShapeDtypeStruct((32, 48), 'float32', sharding=place),
       'n': jax.ShapeDtypeStruct((), 'int32'),

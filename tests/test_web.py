@@ -75,7 +75,7 @@ def test_a_document_depends_on_seed_and_index_alone():
   assert len(set(here) & set(several(1))) < 5
   code = (
     'from r1jax.tasks import web\n'
-    'config, tasks = web.Config(), web.Tasks()\n'
+    'config, tasks = corpus.CorpusConfig(), corpus.TaskConfigs()\n'
     'print(ascii([web.document(config, tasks, 0, i) for i in range(60)]))'
   )
   environment = {**os.environ, 'PYTHONHASHSEED': '7'}

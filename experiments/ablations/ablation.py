@@ -9,8 +9,6 @@ on what is reported. All runs start from one parent, so what is said holds given
 parent: how much another one would change is not known.
 """
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +16,15 @@ from typing import Any
 
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import results
+from r1jax import tasks
 from r1jax.runtime import cli, workdir
-from r1jax.runtime.run import data_versions, user_errors
-from r1jax.runtime.workdir import MAY_CHANGE, leaves, plain_config, write_whole
+from r1jax.runtime.run import user_errors
+from r1jax.runtime.workdir import (
+  leaves,
+  machine_settings,
+  plain_config,
+  write_whole,
+)
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact
 
@@ -33,7 +37,7 @@ class Ablation:
 
   question: str  # title of the page
   variants: Mapping[str, Callable[[Any], Any]]  # the first is compared with the others
-  main: Callable[[Any], None] = reasoning_rl.main  # runs one
+  launch: Callable[[Any], None] = reasoning_rl.REASONING_RL.launch  # runs one
   parent: str = 'cold_start'  # stage that all runs start from
   figures: tuple[results.Figure, ...] = (results.PASS_AT_1,)
 
@@ -59,6 +63,17 @@ class Command:
           f'base.{name}: expected the default, as every run gets its own, got '
           f'{getattr(self.base, name)!r}; set {name} instead'
         )
+
+
+def with_rl(base: Any, **changes: Any) -> Any:
+  """Returns the config with other settings of its RL; `grpo` may be some of its own.
+
+  `with_rl(base, steps=10, grpo={'kl_coef': 0.0})` changes these two alone.
+  """
+  algorithm = changes.get('grpo')
+  if isinstance(algorithm, dict):
+    changes['grpo'] = dataclasses.replace(base.rl.grpo, **algorithm)
+  return dataclasses.replace(base, rl=dataclasses.replace(base.rl, **changes))
 
 
 def plan(ablation: Ablation, config: Command) -> dict[str, list[Any]]:
@@ -88,13 +103,15 @@ def finished(run: Any, parent: Artifact) -> bool:
   if not (Path(run.workdir) / workdir.RECORD).is_file():
     return False
   record = artifact.load(run.workdir).record
+  free = {*machine_settings(run), 'parent'}
   before, now = leaves(record['config']), leaves(plain_config(run))
   differing = [
     name
     for name in dict.fromkeys([*now, *before])
-    if before.get(name) != now.get(name) and name not in (*MAY_CHANGE, 'parent')
+    if before.get(name) != now.get(name)
+    and name not in {*machine_settings(run), 'parent'}
   ]
-  if record.get('data') != data_versions(run):
+  if record.get('data') != tasks.versions(run.task_names()):
     differing.append('version of the problems')
   if parent.digest not in [found['digest'] for found in record['parents']]:
     differing.append('parent')
@@ -116,7 +133,7 @@ def run(ablation: Ablation, config: Command) -> results.Result:
     state = 'is finished' if there else 'begins'
     print(f'Run {number} of {len(turns)} {state}: {stage.workdir}')
     if not there:
-      ablation.main(stage)
+      ablation.launch(stage)
   paths = {
     variant: [Path(stage.workdir) for stage in stages]
     for variant, stages in runs.items()

@@ -24,7 +24,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
     if preset.mean == 'constant':
       longest = max(length for _, length in base.rl.max_length)
       preset = dataclasses.replace(preset, constant_length=longest)
-    return dataclasses.replace(base, grpo=preset)
+    return ablation.with_rl(base, grpo=preset)
 
   return change
 

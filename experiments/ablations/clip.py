@@ -5,7 +5,6 @@ ratios above 11 are clipped, and below none, as 1 - 10 is under any ratio. PPO t
 on both sides. With few updates a rollout, few ratios come near either.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,8 @@ from experiments.ablations import ablation, results
 
 def clip(epsilon: float) -> Callable[[Any], Any]:
   """The variant that clips ratios to 1 - ε … 1 + ε; below 0 there are none to clip."""
-  return lambda base: dataclasses.replace(
-    base,
-    grpo=dataclasses.replace(base.grpo, clip_low=min(epsilon, 1.0), clip_high=epsilon),
-  )
+  bounds = {'clip_low': min(epsilon, 1.0), 'clip_high': epsilon}
+  return lambda base: ablation.with_rl(base, grpo=bounds)
 
 
 ABLATION = ablation.Ablation(

@@ -4,7 +4,6 @@ A large group measures a problem's mean reward well; many small ones see more pr
 R1 takes 16 outputs for each of 32 problems an update (Nature version).
 """
 
-import dataclasses
 from typing import Any
 
 from experiments.ablations import ablation
@@ -32,10 +31,7 @@ def _resized(base: Any, group_size: int, prompts: int) -> Any:
       'base.rl.group_size and base.rl.prompts_per_step: expected multiples of 4, got '
       f'{base.rl.group_size} and {base.rl.prompts_per_step}'
     )
-  resized = dataclasses.replace(
-    base.rl, group_size=group_size, prompts_per_step=prompts
-  )
-  return dataclasses.replace(base, rl=resized)
+  return ablation.with_rl(base, group_size=group_size, prompts_per_step=prompts)
 
 
 ABLATION = ablation.Ablation(

@@ -4,7 +4,6 @@ R1 takes 0.001, DeepSeekMath 0.04 (arXiv 2402.03300); later work often leaves th
 penalty out, which also saves the reference's pass.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,7 @@ from experiments.ablations import ablation, results
 
 def penalty(coefficient: float) -> Callable[[Any], Any]:
   """The variant with this coefficient."""
-  return lambda base: dataclasses.replace(
-    base, grpo=dataclasses.replace(base.grpo, kl_coef=coefficient)
-  )
+  return lambda base: ablation.with_rl(base, grpo={'kl_coef': coefficient})
 
 
 ABLATION = ablation.Ablation(

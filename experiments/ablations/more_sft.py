@@ -4,8 +4,6 @@ The paper's R1 learns by SFT first and by RL then. Here the cold start goes on: 
 with RL, or with more epochs of the examples it has learned from.
 """
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -14,10 +12,12 @@ from experiments import reasoning_rl
 from experiments.ablations import ablation
 from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
-from r1jax.sharding.mesh import MeshConfig, check_rows
-from r1jax.stages import artifact, rejection, stage
+from r1jax.sharding.mesh import check_rows
+from r1jax.stages import rejection
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
+from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
 
@@ -25,35 +25,33 @@ MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 over its ste
 
 
 @dataclasses.dataclass(frozen=True)
-class MoreSFT:
+class MoreSFT(StageConfig):
   """More epochs of the cold start's own examples."""
 
   parent: str = 'runs/cold_start'  # the work directory of cold_start
   workdir: str = 'runs/more_sft'  # all files of the stage
-  seed: int = 0  # everything random follows from it
-  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   tokens: int = 1_500_000  # to learn from, in whole epochs, prompts included
   # A quarter of the cold start's peak: the examples are known already.
-  sft_optim: OptimConfig = OptimConfig(
+  optim: OptimConfig = OptimConfig(
     learning_rate=8e-4,
     muon_learning_rate=0.0012,
     warmup_steps=20,
     schedule='cosine',
     eps=1e-6,
   )
-  mesh: MeshConfig = MeshConfig()
-  scoreboard: SuiteConfig = SuiteConfig()
+  suite: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     if self.tokens < 1:
       raise ValueError(f'tokens: expected 1 or more, got {self.tokens}')
 
 
 def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
-  """As many tokens of SFT as RL of the base is expected to sample."""
+  """Returns as many tokens of SFT as RL of the base is expected to sample."""
   outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
   length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
-  return MoreSFT(tokens=outputs * length, mesh=base.mesh, scoreboard=base.scoreboard)
+  return MoreSFT(tokens=outputs * length, mesh=base.mesh, suite=base.suite)
 
 
 def examples(
@@ -81,38 +79,42 @@ def examples(
 
 def epochs(found: list[tuple[str, str]], parent: Artifact, tokens: int) -> int:
   """How many passes over these examples come nearest to `tokens`, at least one."""
-  sizes = [len(ids) for pair in found for ids in parent.model.example_ids(*pair)]
+  sizes = [len(ids) for pair in found for ids in parent.policy.example_ids(*pair)]
   return max(1, round(tokens / sum(sizes)))
 
 
-def imitate(config: MoreSFT) -> None:
+def run(stage: Stage, config: MoreSFT) -> Trained:
   """Goes on with the cold start's SFT, in rows like its own."""
-  parent = artifact.load(config.parent, 'cold_start')
-  with stage.begin('more_sft', config, parent, phases=('sft',)) as job:
-    if job is None:
-      return
-    found = examples(parent, job.where.train)
-    passes = epochs(found, parent, config.tokens)
-    before = parent.record['config']['sft']
-    sft = SFTConfig(**{**before, 'epochs': passes})
-    name = "the cold start's sft.rows_per_step / sft.micro_batches"
-    check_rows(job.mesh, {name: sft.rows_per_step // sft.micro_batches})
-    params = job.imitate(parent.params(job.mesh), found, sft, config.sft_optim)
-    job.finish('more_sft', config, params, [parent])
+  parent = stage.parent
+  found = examples(parent, stage.problems.train)
+  before = parent.record['config']['sft']
+  sft = SFTConfig(
+    **{
+      **before,
+      'epochs': epochs(found, parent, config.tokens),
+      'optim': config.optim,
+    }
+  )
+  name = "the cold start's sft.rows_per_step / sft.micro_batches"
+  check_rows(stage.mesh, {name: sft.rows_per_step // sft.micro_batches})
+  return Trained({'final': stage.sft(stage.params(), found, sft)})
 
 
-def main(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
+MORE_SFT = Experiment(
+  'more_sft', child_of('more_sft', 'cold_start'), run, phases=('sft',)
+)
+
+
+def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
   """Runs a variant by the stage that it is of."""
-  if isinstance(config, MoreSFT):
-    imitate(config)
-  else:
-    reasoning_rl.main(config)
+  experiment = MORE_SFT if isinstance(config, MoreSFT) else reasoning_rl.REASONING_RL
+  experiment.launch(config)
 
 
 ABLATION = ablation.Ablation(
   question='Does RL do more than as many tokens of SFT?',
   variants={'rl': lambda base: base, 'more_sft': more_sft},
-  main=main,
+  launch=launch,
 )
 
 if __name__ == '__main__':

@@ -23,8 +23,7 @@ WINDOW = 5  # steps; of one step some eight outputs to instructions are judged
 
 def late(base: Any) -> Any:
   """The base, with an output of every problem written down."""
-  logged = dataclasses.replace(base.rl, logged_samples=base.rl.prompts_per_step)
-  return dataclasses.replace(base, rl=logged)
+  return ablation.with_rl(base, logged_samples=base.rl.prompts_per_step)
 
 
 def early(base: Any) -> Any:
@@ -65,7 +64,7 @@ def _by_step(
 ABLATION = ablation.Ablation(
   question='Does the preference reward from the first step on lead to hacking?',
   variants={'late': late, 'early': early},
-  main=final_rl.main,
+  launch=final_rl.FINAL_RL.launch,
   parent='rejection_sft',
   figures=(
     results.Figure(

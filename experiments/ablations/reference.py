@@ -6,7 +6,6 @@ The coefficient is DeepSeekMath's 0.04: with R1's 0.001 the penalty hardly weigh
 few steps, whatever the reference is.
 """
 
-import dataclasses
 from typing import Any
 
 from experiments.ablations import ablation, results
@@ -18,18 +17,12 @@ REPLACED = 6  # times in a run
 def replaced(base: Any) -> Any:
   """The variant whose reference follows the policy."""
   every = max(1, base.rl.steps // REPLACED)
-  return dataclasses.replace(
-    fixed(base), rl=dataclasses.replace(base.rl, reference_every=every)
-  )
+  return ablation.with_rl(fixed(base), reference_every=every)
 
 
 def fixed(base: Any) -> Any:
   """The variant whose reference stays the parent."""
-  return dataclasses.replace(
-    base,
-    rl=dataclasses.replace(base.rl, reference_every=0),
-    grpo=dataclasses.replace(base.grpo, kl_coef=PENALTY),
-  )
+  return ablation.with_rl(base, reference_every=0, grpo={'kl_coef': PENALTY})
 
 
 ABLATION = ablation.Ablation(

@@ -49,7 +49,7 @@ class TaskConfigs:
 
 def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> TaskConfigs:
   """The difficulties that `dataclasses.asdict` has made plain."""
-  configs = {name: tasks.module(name).Config(**fields[name]) for name in fields}
+  configs = {name: tasks.module(name).SETTINGS(**fields[name]) for name in fields}
   return TaskConfigs(**configs)
 
 

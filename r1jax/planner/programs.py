@@ -62,7 +62,7 @@ class PlannedRun:
   optim: OptimConfig
   grpo: GRPOConfig
   mesh: MeshConfig
-  param_dtype: str  # of parameters, reference and sampler; see `optim.Config.masters`
+  param_dtype: str  # of parameters, reference and sampler; see `OptimConfig.masters`
 
   @property
   def length(self) -> int:

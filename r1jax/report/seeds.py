@@ -7,7 +7,7 @@ from typing import Any
 
 from r1jax import statistics
 from r1jax.report.run import Run, measured, read
-from r1jax.runtime.workdir import MAY_CHANGE, leaves
+from r1jax.runtime.workdir import MACHINE, leaves
 
 _ROWS = {'pass@1': 'pass_at_1', 'consensus': 'consensus', 'length': 'length'}
 
@@ -44,10 +44,10 @@ def check_alike(
   configs: Sequence[Mapping[str, Any]], workdirs: Sequence[Path | str]
 ) -> None:
   """Raises ValueError unless seeds differ, and beside them only places do."""
-  free = ('seed', 'command', 'parent', *MAY_CHANGE)
-  settings = [
-    {k: v for k, v in leaves(config).items() if k not in free} for config in configs
-  ]
+  settings = []
+  for config in configs:
+    free = {'seed', 'command', 'parent', MACHINE, *config.get(MACHINE, ())}
+    settings.append({k: v for k, v in leaves(config).items() if k not in free})
   seeds = [config.get('seed') for config in configs]
   if len(set(seeds)) < len(seeds):
     raise ValueError(f'expected a different seed for every run, got {seeds}')

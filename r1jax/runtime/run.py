@@ -20,7 +20,6 @@ from typing import Any, Self
 
 import jax
 
-from r1jax import tasks
 from r1jax.rewards.pool import RewardError
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
@@ -28,7 +27,7 @@ from r1jax.runtime.compilation import Compilations
 from r1jax.runtime.hosts import CleanStop
 from r1jax.runtime.log import Log
 from r1jax.runtime.progress import Progress
-from r1jax.runtime.workdir import MAY_CHANGE, WorkdirError, open_workdir
+from r1jax.runtime.workdir import WorkdirError, machine_settings, open_workdir
 
 OLDEST = 600  # seconds since the last checkpoint after which one is written anyhow
 
@@ -67,7 +66,7 @@ class Run:
   log: Log | NullLog
   progress: Progress | NullLog
   checkpoints: dict[str, Checkpoints]  # by phase
-  facts: dict[str, str]  # what checkpoints depend on beside the config
+  digests: dict[str, str]  # of files that checkpoints depend on
   compilations: Compilations
   interrupted: bool = False  # this host was asked to stop, by Ctrl-C or SIGTERM
   ends: bool = False  # one of them was; stages save and raise `Interruption`
@@ -96,7 +95,7 @@ class Run:
       CheckpointError: it, or the one before, could not be written.
       Interruption: the run was asked to stop.
     """
-    manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.facts}
+    manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.digests}
     for name, saved in self.checkpoints.items():
       if name != phase:  # this checkpoint is worth nothing without those before it
         saved.wait()
@@ -112,26 +111,33 @@ class Run:
 
 @contextlib.contextmanager
 def start(
-  config: Any, phases: tuple[str, ...], facts: Mapping[str, str] | None = None
+  config: Any,
+  phases: tuple[str, ...],
+  digests: Mapping[str, str] | None = None,
+  versions: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
   """Opens the run of `config`, new or to be continued, with its phases in order.
 
-  `facts` names files that a checkpoint is worth nothing without, and their digests.
+  Args:
+    config: the experiment's.
+    phases: parts with checkpoints of their own.
+    digests: of files that a checkpoint is worth nothing without, by name.
+    versions: of the problems, by task.
 
   Raises:
     WorkdirError: the work directory holds something else, or can't be used, or one of
       its files is not what it was when the checkpoint was written.
     CheckpointError: see `Checkpoints`.
   """
-  workdir = _open(config)
-  facts = dict(facts or {})
+  workdir = _open(config, versions or {})
+  digests = dict(digests or {})
   folder = workdir / 'checkpoints'
   checkpoints = {phase: Checkpoints(folder / phase) for phase in phases}
   found = {phase: saved.step for phase, saved in checkpoints.items()}
   resume = {phase: step for phase, step in found.items() if step is not None}
   newest = max(resume, key=phases.index, default=None)
   manifest = checkpoints[newest].manifest() if newest else {}
-  for name, digest in facts.items():
+  for name, digest in digests.items():
     if manifest.get(name, digest) != digest:
       raise WorkdirError(
         f'{workdir / name} is not the one that the checkpoint of step '
@@ -145,7 +151,7 @@ def start(
     Progress() if first else NullLog() as progress,
     Compilations() as compilations,
   ):
-    run = Run(workdir, log, progress, checkpoints, facts, compilations)
+    run = Run(workdir, log, progress, checkpoints, digests, compilations)
     for saved in checkpoints.values():
       for warning in saved.warnings:
         progress.say(warning)
@@ -233,17 +239,11 @@ def _is_ours(error: BaseException) -> bool:
   return raised_here and package in ('r1jax', 'experiments', '__main__')
 
 
-def data_versions(config: Any) -> dict[str, str]:
-  """The versions of the problems that an experiment takes: of its task, or of all."""
-  every = (*tasks.REASONING, *tasks.GENERAL)
-  return tasks.versions([config.task] if hasattr(config, 'task') else every)
-
-
-def _open(config: Any) -> Path:
+def _open(config: Any, versions: Mapping[str, str]) -> Path:
   """The run's directory, which the first host opens, and all others see."""
   if hosts.is_primary():
     workdir = open_workdir(
-      config.workdir, config, may_change=MAY_CHANGE, data=data_versions(config)
+      config.workdir, config, may_change=machine_settings(config), data=versions
     )
   hosts.all_gather('workdir', None)
   if not hosts.is_primary():

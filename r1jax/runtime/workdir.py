@@ -11,33 +11,21 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1jax import __version__
 from r1jax.hub import paths
 from r1jax.runtime.log import explained
 
-# Settings of the machine rather than of the experiment: a run may go on with others.
-MAY_CHANGE = (
-  'workdir',
-  'data_dir',
-  'rl.profile_step',
-  'rl.offload',
-  'rl.reward_workers',
-  'rl.reward_timeout',
-  *(f'mesh.{name}' for name in ('data', 'fsdp', 'tensor', 'expert', 'context')),
-  'mesh.sampler_tensor',
-  'mesh.sampler_expert',
-  'mesh.sampler_gathers',
-  *(f'mesh.{name}' for name in ('coordinator', 'hosts', 'host')),
-)
-
-RECORD = 'stage.json'  # of a finished stage; see `lineage`
+RECORD = 'stage.json'  # of a finished stage; see `stages.artifact`
 PIPELINE = 'pipeline.json'  # of the folder of a pipeline: stage -> folder, in order
 
 _CONFIG = 'config.json'
 _DATA = 'data'  # in it: the versions of the problems, by task
+_VERSION = 'version'  # in it: of r1jax, whose settings these are
+MACHINE = 'machine_settings'  # in it: names of those that may differ
 _LOCK = '.lock'
 _HALF_WRITTEN = '.config.json.new'
 
@@ -54,7 +42,7 @@ def open_workdir(
   path: str | os.PathLike[str],
   config: Any,
   *,
-  may_change: tuple[str, ...] = ('workdir',),
+  may_change: Collection[str] = ('workdir',),
   data: Mapping[str, str] | None = None,
 ) -> Path:
   """The run's directory: new and marked with `config`, or the same run's from before.
@@ -82,11 +70,18 @@ def open_workdir(
     if (workdir / _CONFIG).exists():
       theirs = _read(workdir)
       before = theirs.pop(_DATA, {})
+      theirs.pop(_VERSION)
+      theirs.pop(MACHINE)
       _compare(workdir, theirs, ours, may_change)
       _compare_data(workdir, before, data or {})
     else:
       versions = {_DATA: dict(data)} if data else {}
-      _write(workdir, {**ours, **versions, 'command': _command()})
+      written = {
+        _VERSION: __version__,
+        MACHINE: sorted(may_change),
+        'command': _command(),
+      }
+      _write(workdir, {**ours, **versions, **written})
   except FileExistsError as error:
     raise WorkdirError(
       f'{error.filename} is not a directory; choose another --workdir'
@@ -128,6 +123,31 @@ def _lock(workdir: Path) -> None:
   os.ftruncate(lock, 0)
   os.write(lock, f'pid {os.getpid()}\n'.encode())
   _held[key] = lock
+
+
+def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
+  """Returns the dotted names of settings that a run may go on with other values of.
+
+  Those of the machine and not of the experiment: the work directory, fields with the
+  metadata {'machine': True}, and all fields of a group whose class has `machine` set.
+  """
+  found = set() if prefix else {'workdir'}
+  marked = {
+    field.name
+    for kind in type(config).__mro__
+    if dataclasses.is_dataclass(kind)
+    for field in dataclasses.fields(kind)
+    if field.metadata.get('machine')
+  }
+  for field in dataclasses.fields(config):
+    name, value = prefix + field.name, getattr(config, field.name)
+    if getattr(value, 'machine', False):
+      found |= leaves(dataclasses.asdict(value), f'{name}.').keys()
+    elif dataclasses.is_dataclass(value):
+      found |= machine_settings(value, f'{name}.')
+    elif field.name in marked:
+      found.add(name)
+  return frozenset(found)
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -176,14 +196,25 @@ def _read(workdir: Path) -> dict[str, Any]:
     raise WorkdirError(
       f'{file} was not written by an experiment; choose another --workdir'
     )
+  check_version(file, fields)
   return fields
+
+
+def check_version(file: Path, fields: Mapping[str, Any]) -> None:
+  """Raises WorkdirError for a file of a version whose settings have other names."""
+  version = fields.get(_VERSION, '0.1.0')
+  if version.split('.')[:2] != __version__.split('.')[:2]:
+    raise WorkdirError(
+      f'{file} was written by r1jax {version}, whose settings have other names than '
+      f'those of {__version__}; use that version for this folder, or choose another one'
+    )
 
 
 def _compare(
   workdir: Path,
   theirs: Mapping[str, Any],
   ours: Mapping[str, Any],
-  may_change: tuple[str, ...],
+  may_change: Collection[str],
 ) -> None:
   if theirs['experiment'] != ours['experiment']:
     raise WorkdirError(

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -25,6 +25,8 @@ from r1jax.sharding.rules import AXES, RULES, MeshError, named_sharding, shard_c
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """How the devices are arranged: the product of the axes is their number."""
+
+  machine: ClassVar[bool] = True  # a run may go on with another mesh
 
   data: int = 0  # copies of the model; 0 is as many as the other axes leave
   fsdp: int = 1  # parts of the model, gathered layer by layer, and of the prompts

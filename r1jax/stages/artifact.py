@@ -20,14 +20,21 @@ from typing import Any, NamedTuple
 
 import jax
 
+from r1jax import __version__
 from r1jax.hub import chat_template, paths, tokenizer_files, weights
 from r1jax.model import lora
 from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints, digest_of
-from r1jax.runtime.run import Run, data_versions
-from r1jax.runtime.workdir import RECORD, WorkdirError, plain_config, write_whole
+from r1jax.runtime.run import Run
+from r1jax.runtime.workdir import (
+  RECORD,
+  WorkdirError,
+  check_version,
+  plain_config,
+  write_whole,
+)
 from r1jax.sharding.place import param_shardings, replicate, unbox
 from r1jax.stages.policy import Policy
 from r1jax.text.tokenizer import Tokenizer
@@ -52,7 +59,7 @@ class Artifact:
   path: Path
   record: Mapping[str, Any]  # stage.json
   digest: str  # of stage.json
-  model: Policy
+  policy: Policy
 
   @property
   def name(self) -> str:
@@ -60,8 +67,8 @@ class Artifact:
     return self.record['stage']
 
   @property
-  def fact(self) -> dict[str, str]:
-    """What a child's checkpoints depend on; see `run.start`."""
+  def digests(self) -> dict[str, str]:
+    """The files that a child's checkpoints depend on; see `run.start`."""
     return {str(self.path.absolute() / RECORD): self.digest}
 
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
@@ -70,9 +77,9 @@ class Artifact:
     Raises:
       LineageError: they are not those that the record names.
     """
-    model = self.model
-    if not model.lora.rank:
-      shapes, places = unbox(model.names), param_shardings(mesh, model.names)
+    policy = self.policy
+    if not policy.lora.rank:
+      shapes, places = unbox(policy.names), param_shardings(mesh, policy.names)
       like = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         shapes,
@@ -81,8 +88,8 @@ class Artifact:
       return self._saved(name, like, own_types=True)
     adapters = self.adapters(name)
     dtype = self.record['config']['model']['param_dtype']
-    base = weights.read(self.source(), param_shardings(mesh, model.names), dtype)
-    whole = lora.attach(base, replicate(mesh, adapters), model.lora.scale)
+    base = weights.read(self.source(), param_shardings(mesh, policy.names), dtype)
+    whole = lora.attach(base, replicate(mesh, adapters), policy.lora.scale)
     return jax.jit(lora.merged_as_kept)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
@@ -91,7 +98,7 @@ class Artifact:
     Raises:
       LineageError: they are not those that the record names.
     """
-    init = functools.partial(lora.init, self.model.config, self.model.lora)
+    init = functools.partial(lora.init, self.policy.config, self.policy.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
   def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
@@ -190,6 +197,7 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
   content = (path / RECORD).read_bytes()
   try:
     record = json.loads(content)
+    check_version(path / RECORD, record)
     read = {name: record[name] for name in FIELDS}
     config, digest = from_dict(read['model']), read['files'][TOKENIZER]
   except (ValueError, KeyError, TypeError) as error:
@@ -204,8 +212,8 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
     )
   tokenizer = _tokenizer(path, digest)
   adapters = LoraConfig(**read['lora'])
-  model = Policy(config, tokenizer, read['template'], read['rows'], adapters)
-  return Artifact(path, record, hashlib.sha256(content).hexdigest(), model)
+  policy = Policy(config, tokenizer, read['template'], read['rows'], adapters)
+  return Artifact(path, record, hashlib.sha256(content).hexdigest(), policy)
 
 
 class Source(NamedTuple):
@@ -269,9 +277,10 @@ def finish(
   run: Run,
   stage: str,
   config: Any,
-  model: Policy,
+  policy: Policy,
   params: Mapping[str, Any],
   parents: Sequence[Artifact] = (),
+  versions: Mapping[str, str] | None = None,
 ) -> Artifact:
   """Writes a stage's models and, last of all, its record.
 
@@ -281,9 +290,10 @@ def finish(
     run: the stage's, at its end.
     stage: its name.
     config: the experiment's.
-    model: what the parameters belong to.
+    policy: what the parameters belong to.
     params: by name; 'final' is what the next stage starts from.
     parents: stages that this one has taken something from.
+    versions: of the problems, by task.
   """
   digests = {}
   for name, tree in params.items():
@@ -294,9 +304,11 @@ def finish(
       saved.wait()
   if hosts.is_primary():
     if not any((run.workdir / name).exists() for name in (HUB, TOKENIZER)):
-      model.tokenizer.save(run.workdir / TOKENIZER)
+      policy.tokenizer.save(run.workdir / TOKENIZER)
     if not _recorded(run.workdir, digests):
-      record = _record(run, stage, config, model, params, digests, parents)
+      record = _record(
+        run, stage, config, policy, params, digests, parents, versions or {}
+      )
       content = json.dumps(record, indent=2, ensure_ascii=False) + '\n'
       write_whole(run.workdir / RECORD, content)
   hosts.all_gather('record', None)
@@ -314,21 +326,23 @@ def _record(
   run: Run,
   stage: str,
   config: Any,
-  model: Policy,
+  policy: Policy,
   params: Mapping[str, Any],
   digests: Mapping[str, str],
   parents: Sequence[Artifact],
+  versions: Mapping[str, str],
 ) -> dict[str, Any]:
   return {
     'stage': stage,
+    'version': __version__,
     'config': plain_config(config),
-    'data': data_versions(config),
-    'model': dataclasses.asdict(model.config),
+    'data': dict(versions),
+    'model': dataclasses.asdict(policy.config),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params['final'])),
-    'rows': model.rows,
-    'lora': dataclasses.asdict(model.lora),
-    'template': model.template,
-    'files': {TOKENIZER: model.tokenizer.digest},
+    'rows': policy.rows,
+    'lora': dataclasses.asdict(policy.lora),
+    'template': policy.template,
+    'files': {TOKENIZER: policy.tokenizer.digest},
     'params': digests,
     'parents': [
       {

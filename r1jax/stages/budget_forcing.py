@@ -46,7 +46,7 @@ class Answers:
 class BudgetForcer:
   """Ends thoughts and opens the answer; one compiled program for all budgets."""
 
-  generator: Sampler
+  sampler: Sampler
   largest: int  # budget, tokens; what is read before an answer is padded to its width
   answer_length: int = 32  # tokens of an answer whose thoughts were cut, with its end
 
@@ -59,22 +59,22 @@ class BudgetForcer:
   @functools.cached_property
   def forced(self) -> tuple[list[int], list[int]]:
     """The tokens that are put before and after thoughts."""
-    encode = self.generator.tokenizer.encode
+    encode = self.sampler.policy.tokenizer.encode
     return encode(OPENING), encode(CLOSING)
 
   @property
   def positions(self) -> int:
     """How many positions the longest prompt, thoughts and answer take."""
     fixed = sum(map(len, self.forced)) + self.answer_length
-    return self.generator.max_prompt_length + self.largest + fixed
+    return self.sampler.max_prompt_length + self.largest + fixed
 
   @functools.cached_property
   def _sample(self) -> Callable[..., generate.Completions]:
     function = functools.partial(
       generate.sample,
-      model=self.generator.model,
-      stop_ids=self.generator.tokenizer.stop_ids,
-      compact=self.generator.mesh.size == 1,
+      model=self.sampler.policy.functions,
+      stop_ids=self.sampler.policy.tokenizer.stop_ids,
+      compact=self.sampler.mesh.size == 1,
       group_size=1,
       max_length=self.answer_length,
     )
@@ -88,7 +88,9 @@ class BudgetForcer:
     They begin after the first `<think>`, or where the output does if it has none, and
     go on to the first `</think>` after that, or to the end of the output.
     """
-    (opens,), (closes,) = map(self.generator.tokenizer.encode, ('<think>', '</think>'))
+    (opens,), (closes,) = map(
+      self.sampler.policy.tokenizer.encode, ('<think>', '</think>')
+    )
     place = np.arange(outputs.tokens.shape[-1])
     tokens, lengths = outputs.tokens, outputs.lengths
     # An output's end is no thought.
@@ -135,7 +137,7 @@ class BudgetForcer:
       before = [[*a, *b] for a, b in zip(asked, said, strict=True)]
       answers = self._go_on(params, key, before, ids, size, draw)
       for (p, g), tokens, answer in zip(rows, said, answers, strict=True):
-        texts[p][g] = self.generator.tokenizer.decode([*tokens, *answer])
+        texts[p][g] = self.sampler.policy.tokenizer.decode([*tokens, *answer])
     return Answers(texts, np.where(cut, budget or 0, thoughts), cut)
 
   def _go_on(
@@ -152,13 +154,13 @@ class BudgetForcer:
     tokens, mask = pad_left(
       before + [before[-1]] * spare,
       self.positions - self.answer_length,
-      self.generator.tokenizer.pad_id,
+      self.sampler.policy.tokenizer.pad_id,
     )
     numbers = np.array(ids + [ids[-1]] * spare)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     said = self._sample(
       params,
-      *put_batch(self.generator.mesh, (keys, tokens, mask)),
+      *put_batch(self.sampler.mesh, (keys, tokens, mask)),
       config=dataclasses.replace(draw, temperature=1.0),
       temperature=np.float32(draw.temperature),
     )
@@ -172,21 +174,21 @@ def answer(
   key: jax.Array,
   problems: Sequence[Problem],
   *,
-  closer: BudgetForcer,
+  forcer: BudgetForcer,
   budgets: Sequence[Budget],
   group_size: int,
   max_length: int,
   draw: SamplingConfig,
 ) -> list[Answers]:
-  """Returns G answers to each problem at each budget; at None the generator's.
+  """Returns G answers to each problem at each budget; at None uncut.
 
   `max_length` is that of an output whose thoughts are not cut.
   """
-  outputs = closer.generator(
+  outputs = forcer.sampler.sample(
     params, key, problems, group_size=group_size, max_length=max_length, draw=draw
   )
   after = named_key(key, 'after thoughts')
-  return [closer(params, after, outputs, budget=n, draw=draw) for n in budgets]
+  return [forcer(params, after, outputs, budget=n, draw=draw) for n in budgets]
 
 
 def measure(
@@ -194,7 +196,7 @@ def measure(
   key: jax.Array,
   problems: Sequence[Problem],
   *,
-  closer: BudgetForcer,
+  forcer: BudgetForcer,
   budgets: Sequence[int],
   pool: RewardPool,
   config: EvalConfig,
@@ -225,7 +227,7 @@ def measure(
       params,
       jax.random.fold_in(key, start),
       chunk,
-      closer=closer,
+      forcer=forcer,
       budgets=[*budgets, None],
       group_size=samples,
       max_length=max_length,

@@ -178,9 +178,9 @@ def open_session(
   if (folder / RECORD).is_file():
     stage = artifact.load(folder)
     model = dataclasses.replace(
-      stage.model,
+      stage.policy,
       tokenizer=_of_today(stage, chat_template_kwargs),
-      template=template or stage.model.template,
+      template=template or stage.policy.template,
     )
     return ChatSession(model, stage.params(mesh), from_hub.positions(stage), draw)
   config = HubConfig(
@@ -191,14 +191,14 @@ def open_session(
   found = from_hub.look_up(config)
   longest = families.positions(found.checkpoint.raw)
   # In the file's own type: float32 would double what a folder in bfloat16 takes.
-  params = weights.read(found.checkpoint, param_shardings(mesh, found.model.names))
-  return ChatSession(found.model, params, longest, draw)
+  params = weights.read(found.checkpoint, param_shardings(mesh, found.policy.names))
+  return ChatSession(found.policy, params, longest, draw)
 
 
 def _of_today(stage: Artifact, chat_template_kwargs: str | None) -> Tokenizer:
   """The tokenizer of a stage, whose chat template tells today's date, not the run's."""
   if not (stage.path / artifact.HUB).exists():
-    return stage.model.tokenizer
+    return stage.policy.tokenizer
   variables = artifact.read_source(stage.path).chat_template_kwargs
   if chat_template_kwargs is not None:
     variables = chat_template.read_variables(chat_template_kwargs)

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from r1jax import statistics, tasks
-from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import hosts
 from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages.rewarding import Rewarder
 from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
 from r1jax.text import parsing
@@ -37,10 +37,10 @@ class EvalConfig:
     for field in ('problems', 'samples', 'prompts_per_batch'):
       if getattr(self, field) < 1:
         raise ValueError(
-          f'evaluate.{field}: expected 1 or more, got {getattr(self, field)}'
+          f'evals.{field}: expected 1 or more, got {getattr(self, field)}'
         )
     if self.shown < 0:
-      raise ValueError(f'evaluate.shown: expected 0 or more, got {self.shown}')
+      raise ValueError(f'evals.shown: expected 0 or more, got {self.shown}')
 
 
 def evaluate(
@@ -48,8 +48,8 @@ def evaluate(
   key: jax.Array,
   problems: Sequence[Problem],
   *,
-  generator: Sampler,
-  pool: RewardPool,
+  sampler: Sampler,
+  rewarder: Rewarder,
   config: EvalConfig,
   max_length: int,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -59,8 +59,8 @@ def evaluate(
     params: of the policy.
     key: the samples come from it.
     problems: to be answered; a multiple of `prompts_per_batch` wastes nothing.
-    generator: how to sample.
-    pool: has a reward named `accuracy`, 1.0 for a right answer.
+    sampler: how to sample.
+    rewarder: has a reward named `accuracy`, 1.0 for a right answer.
     config: see `Config`.
     max_length: T.
   """
@@ -70,7 +70,7 @@ def evaluate(
   for start in range(0, len(problems), size):
     chunk = list(problems[start : start + size])
     filled = chunk + [chunk[-1]] * (size - len(chunk))  # one shape, one compilation
-    sampled = generator(
+    sampled = sampler.sample(
       params,
       jax.random.fold_in(key, start),
       filled,
@@ -90,19 +90,21 @@ def evaluate(
       (chunk[sampled.rows[n]], output) for n in mine for output in sampled.texts[n]
     ]
     # Scored while the next ones are sampled.
-    pending.append(pool.submit([p for p, _ in pairs], [output for _, output in pairs]))
+    pending.append(
+      rewarder.submit([p for p, _ in pairs], [output for _, output in pairs])
+    )
   scored = np.concatenate([scores.result().values for scores in pending])
-  own = answered, scored.reshape(len(answered), config.samples, len(pool.names))
+  own = answered, scored.reshape(len(answered), config.samples, len(rewarder.names))
   parts = hosts.all_gather('evaluation', own)
   together = [pair for part in parts for pair in zip(*part, strict=True)]
   together.sort(key=lambda pair: pair[0].number)
   values_PGR = np.stack([values for _, values in together])
-  values = dict(zip(pool.names, np.moveaxis(values_PGR, -1, 0), strict=True))
+  values = dict(zip(rewarder.names, np.moveaxis(values_PGR, -1, 0), strict=True))
   found = [one for one, _ in together]
   shown = [
     {
       'problem': problems[one.number].id,
-      'prompt': generator.prompt(problems[one.number]),
+      'prompt': sampler.policy.prompt(problems[one.number].question),
       'output': one.output,
       'correct': bool(values['accuracy'][one.number, 0]),
       'cut_off': bool(one.cut_off[0]),

@@ -54,10 +54,10 @@ class SuiteConfig:
     for field in ('reasoning', 'general', 'samples', 'prompts_per_batch', 'max_length'):
       if getattr(self, field) < 1:
         raise ValueError(
-          f'scoreboard.{field}: expected 1 or more, got {getattr(self, field)}'
+          f'suite.{field}: expected 1 or more, got {getattr(self, field)}'
         )
     if self.shown < 0:
-      raise ValueError(f'scoreboard.shown: expected 0 or more, got {self.shown}')
+      raise ValueError(f'suite.shown: expected 0 or more, got {self.shown}')
 
 
 def file(workdir: Path, name: str) -> Path:
@@ -71,7 +71,7 @@ def measure(
   reasoning: Sequence[Problem],
   general: Sequence[Problem],
   *,
-  generator: Sampler,
+  sampler: Sampler,
   config: SuiteConfig,
   workers: int = 2,
   seed: int,
@@ -92,8 +92,8 @@ def measure(
         params,
         named_key(root, kind),
         problems[:count],
-        generator=generator,
-        pool=pool,
+        sampler=sampler,
+        rewarder=pool,
         config=EvalConfig(
           samples=config.samples,
           prompts_per_batch=config.prompts_per_batch,

@@ -1,33 +1,54 @@
 """Which devices can share the batches and lengths of a stage."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from r1jax.runtime.run import Run
-from r1jax.sharding.mesh import check_lengths, fit_mesh, sampler_mesh
+from r1jax.sharding.mesh import MeshConfig, check_lengths, fit_mesh, sampler_mesh
 from r1jax.sharding.place import param_shardings
+from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.supervised import Rows
 
 
-def fit_stage_mesh(config: Any, *models: Any) -> jax.sharding.Mesh:
-  """The devices that all portions of a stage's config can be cut over, and its models.
+def parts(config: Any) -> Iterator[tuple[str, Any]]:
+  """Yields the name and value of each field of a stage's config."""
+  for field in dataclasses.fields(config):
+    yield field.name, getattr(config, field.name)
 
-  Of models the parameters' shapes with the names of their axes. Raises MeshError.
+
+def fit_stage_mesh(
+  config: Any, mesh_config: MeshConfig, *models: Any
+) -> jax.sharding.Mesh:
+  """Returns the devices that every batch of a stage can be sharded over.
+
+  Args:
+    config: the stage's.
+    mesh_config: how the devices are arranged.
+    models: trees of parameters' shapes with the names of their axes.
+
+  Raises:
+    MeshError: a batch, a length or a model's axis does not divide.
   """
   sizes = batch_sizes(config)
   asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh = fit_mesh(sizes, config.mesh, asked)
-  _check_lengths(mesh, config)
+  mesh = fit_mesh(sizes, mesh_config, asked)
+  check_lengths(mesh, _lengths(config))
   for names in models:
     param_shardings(mesh, names)
-    param_shardings(sampler_mesh(mesh, config.mesh), names, 'mesh.sampler_')
+    param_shardings(sampler_mesh(mesh, mesh_config), names, 'mesh.sampler_')
   return mesh
 
 
-def stage_devices(run: Run, config: Any) -> jax.sharding.Mesh:
-  """The devices that are `fitting`; says which, where others are left."""
-  mesh = fit_stage_mesh(config)
+def stage_devices(run: Run, config: Any, mesh_config: MeshConfig) -> jax.sharding.Mesh:
+  """Returns `fit_stage_mesh`, and says which devices, where some are left over."""
+  mesh = fit_stage_mesh(config, mesh_config)
   if mesh.size < jax.device_count():
     run.progress.say(
       f'Using {mesh.size} of {jax.device_count()} devices: that many divide '
@@ -36,28 +57,32 @@ def stage_devices(run: Run, config: Any) -> jax.sharding.Mesh:
   return mesh
 
 
-def _check_lengths(mesh: jax.sharding.Mesh, config: Any) -> None:
-  lengths = {}
-  for name in ('rl', 'base', 'sft'):
-    part = getattr(config, name, None)
-    for field in ('max_prompt_length', 'row_length'):
-      if hasattr(part, field):
-        lengths[f'{name}.{field}'] = getattr(part, field)
-    for _, length in getattr(part, 'max_length', ()) if name == 'rl' else ():
-      lengths['rl.max_length'] = length
-  check_lengths(mesh, lengths)
+def _lengths(config: Any) -> dict[str, int]:
+  """Returns the lengths of a config's rows by name."""
+  found = {}
+  for name, part in parts(config):
+    if isinstance(part, RLConfig):
+      found[f'{name}.max_prompt_length'] = part.max_prompt_length
+      for _, length in part.max_length:
+        found[f'{name}.max_length'] = length
+    if isinstance(part, Rows):
+      found[f'{name}.row_length'] = part.row_length
+  return found
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-  """By name: how many prompts or rows a config has computed at a time."""
+  """Returns by name how many prompts or rows a config computes at a time."""
   found = {}
-  for field in dataclasses.fields(config):
-    part = getattr(config, field.name)
-    for name in ('prompts_per_step', 'micro_batch_rows', 'prompts_per_batch'):
-      if hasattr(part, name):
-        found[f'{field.name}.{name}'] = getattr(part, name)
-    for name in ('rows_per_step', 'pairs_per_step'):
-      if hasattr(part, name):
-        rows = getattr(part, name) // part.micro_batches
-        found[f'{field.name}.{name} / {field.name}.micro_batches'] = rows
+  for name, part in parts(config):
+    if isinstance(part, RLConfig):
+      found[f'{name}.prompts_per_step'] = part.prompts_per_step
+      found[f'{name}.micro_batch_rows'] = part.micro_batch_rows
+    if isinstance(part, RejectionConfig | EvalConfig | SuiteConfig):
+      found[f'{name}.prompts_per_batch'] = part.prompts_per_batch
+    if isinstance(part, Rows):
+      rows = part.rows_per_step // part.micro_batches
+      found[f'{name}.rows_per_step / {name}.micro_batches'] = rows
+    if isinstance(part, PreferenceConfig):
+      pairs = part.pairs_per_step // part.micro_batches
+      found[f'{name}.pairs_per_step / {name}.micro_batches'] = pairs
   return found

@@ -82,14 +82,14 @@ class Pretrained:
   """A checkpoint that has been looked up: everything but its parameters."""
 
   checkpoint: weights.Checkpoint
-  model: Policy
+  policy: Policy
   config: HubConfig
   adapter: tuple[LoraConfig, Any] | None
   time: datetime.datetime  # that the chat template is told
 
   @property
-  def facts(self) -> dict[str, str]:
-    """What the run's checkpoints depend on; see `run.start`."""
+  def digests(self) -> dict[str, str]:
+    """The files that the run's checkpoints depend on; see `run.start`."""
     folder = self.checkpoint.folder.absolute()
     files = [folder / name for name in tokenizer_files.files(folder)]
     if self.config.adapter:
@@ -101,13 +101,13 @@ class Pretrained:
     return {
       str(folder): self.checkpoint.digest,
       **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
-      artifact.TOKENIZER: self.model.tokenizer.digest,
+      artifact.TOKENIZER: self.policy.tokenizer.digest,
       **told,
     }
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
     """The parameters, read to where they lie on the mesh."""
-    places = param_shardings(mesh, self.model.names)
+    places = param_shardings(mesh, self.policy.names)
     base = weights.read(self.checkpoint, places, self.config.param_dtype)
     if self.adapter is None:
       return base
@@ -172,11 +172,11 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   )
   if config.lora.rank:
     lora.targets(changed, config.lora)  # says which there are
-  model = Policy(
+  policy = Policy(
     changed, tokenizer, config.template, checkpoint.vocab_size, config.lora
   )
   adapter = peft.read(config.adapter, checkpoint) if config.adapter else None
-  return Pretrained(checkpoint, model, config, adapter, time)
+  return Pretrained(checkpoint, policy, config, adapter, time)
 
 
 def kept(stage: Artifact) -> weights.Checkpoint | None:
@@ -191,7 +191,7 @@ def kept(stage: Artifact) -> weights.Checkpoint | None:
     return stage.source()
   except ArtifactError:
     raw = json.loads((folder / 'config.json').read_bytes())
-    return weights.Checkpoint(folder, raw, stage.model.config, {})
+    return weights.Checkpoint(folder, raw, stage.policy.config, {})
 
 
 def positions(stage: Artifact) -> int:

@@ -1,9 +1,9 @@
-"""Learns from rollouts: scores tokens, packs rows, updates the policy."""
+"""Learns from rollouts: scores their tokens, packs rows, updates the policy."""
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import grpo, optim, packing, update
-from r1jax.grpo import GRPOConfig
-from r1jax.optim import OptimConfig, TrainState
-from r1jax.rewards.pool import RewardPool
+from r1jax.optim import TrainState
 from r1jax.runtime import compilation
-from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.score import score_tokens
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import local_shards
@@ -30,11 +28,7 @@ from r1jax.sharding.place import (
 )
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Rollout, Sampler
-from r1jax.tasks import Problem
-
-SHORT = 0.1  # of the learning rate; shorter updates are said to be
-LARGE = 100  # times Adam's eps; no longer small beside a gradient of such an rms
+from r1jax.stages.rollout import Rollout
 
 
 class ScoredRollout(NamedTuple):
@@ -45,59 +39,73 @@ class ScoredRollout(NamedTuple):
   seconds: float
 
 
-def learned_alone(frozen: Any, params: Any) -> Any:
-  """The model's parameters where all of them are learned."""
+class Updated(NamedTuple):
+  """What the updates of one rollout leave."""
+
+  state: TrainState
+  metrics: dict[str, float]  # means over the updates
+  device_seconds: float  # from the first update to the last
+  seconds: float  # packing included
+
+
+def all_learned(frozen: Any, params: Any) -> Any:
+  """Returns the model's parameters where all of them are learned."""
   del frozen
   return params
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """What does not change during a stage."""
+  """Scores rollouts and updates the policy on them. Holds no parameters.
 
-  generator: Sampler
-  pool: RewardPool
+  Fields:
+    model: the decoder's functions.
+    mesh: where the parameters are learned.
+    config: see `RLConfig`.
+    matrices: of the model, for Muon; see `optim.make`.
+    frozen: parameters that are not learned, such as the base of adapters.
+    join: (frozen, learned) -> the model's parameters.
+    quantize: makes what samples of the model's parameters; None is themselves.
+    seed: of what is random about bfloat16 parameters; see `optim.make`.
+  """
+
+  model: DecoderFns
+  mesh: jax.sharding.Mesh
   config: RLConfig
-  algorithm: GRPOConfig
-  optimizer: OptimConfig
-  matrices: Any = None  # of the model, for Muon; see `optim.make`
-  # What rollouts are sampled with in the place of the policy's parameters, say their
-  # `decoder.quantize`; None is the policy itself.
-  sampler_params: Callable[[Any], Any] | None = None
-  # Parameters that nothing is learned of, and how they make up the model's with those
-  # that are; see `model.lora`.
+  matrices: Any = None
   frozen: Any = None
-  join: Callable[[Any, Any], Any] = learned_alone
-  seed: int = 0  # of what is random about bfloat16 parameters; see `optim.make`
+  join: Callable[[Any, Any], Any] = all_learned
+  quantize: Callable[[Any], Any] | None = None
+  seed: int = 0
 
   @functools.cached_property
-  def chain(self) -> Any:
-    """The optimizer over all updates of the stage."""
+  def tx(self) -> Any:
+    """The optimizer (optax) over all updates of the stage."""
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
-    return optim.make(self.optimizer, updates, self.matrices, self.seed)
+    return optim.make(self.config.optim, updates, self.matrices, self.seed)
 
   def start(self, params: Any) -> dict[str, Any]:
-    """What a checkpoint holds, before the first step."""
+    """Returns what a checkpoint holds, before the first step."""
     # A copy: an update takes the memory of the state before it.
     before = {
-      'policy': optim.init(jax.tree.map(jnp.copy, params), self.chain),
+      'policy': optim.init(jax.tree.map(jnp.copy, params), self.tx),
       'reference': params,
     }
     # Placed now: another layout in the second step would compile again.
-    return like_params(self.generator.mesh, before, params)
+    return like_params(self.mesh, before, params)
 
   def like(self, params: Any) -> dict[str, Any]:
-    """The shapes of what `start` returns, and where they lie."""
+    """Returns the shapes of what `start` returns, and their shardings."""
     shapes = jax.eval_shape(
-      lambda params: {'policy': optim.init(params, self.chain), 'reference': params},
+      lambda params: {'policy': optim.init(params, self.tx), 'reference': params},
       params,
     )
-    return abstract_like_params(self.generator.mesh, shapes, params)
+    return abstract_like_params(self.mesh, shapes, params)
 
   @functools.cached_property
   def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    return functools.partial(score_tokens, model=self.generator.model)
+    return functools.partial(score_tokens, model=self.model)
 
   def program(self, places: Any) -> Any:
     """`update.step` for `jax.jit`; the old state's memory is used for the new one.
@@ -108,7 +116,7 @@ class Learner:
     def step(state: TrainState, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
       return update.step(
-        state, *rollout, score=score, optimizer=self.chain, config=self.algorithm
+        state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
       )
 
     return self._jit(step, (places, None), donated=(0,))
@@ -121,10 +129,10 @@ class Learner:
 
     def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
-      return update.gradients(params, *rollout, score=score, config=self.algorithm)
+      return update.gradients(params, *rollout, score=score, config=self.config.grpo)
 
     def apply(state: TrainState, grads: Any) -> Any:
-      return optim.apply(state, grads, optimizer=self.chain)
+      return optim.apply(state, grads, optimizer=self.tx)
 
     return (
       self._jit(gradients, (places.params, None)),
@@ -138,7 +146,7 @@ class Learner:
     return score
 
   def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
-    mesh = self.generator.mesh
+    mesh = self.mesh
     return jax.jit(
       on_mesh(mesh, function),
       donate_argnums=donated,
@@ -147,7 +155,7 @@ class Learner:
     )
 
   @functools.cached_property
-  def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  def compiled_update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One update, by `program` or its `halves`, compiled for where the state lies."""
     made: list[Any] = []
 
@@ -165,71 +173,29 @@ class Learner:
 
     return update
 
-  def short_updates(
-    self, step: int, values: Mapping[str, Any], weights: int
-  ) -> str | None:
-    """What to say of a step whose updates are far shorter than the learning rate.
-
-    `weights` is how many are learned. Updates are short too where most mini-batches
-    have no gradient; that is not the doing of Adam's eps, and not said.
-    """
-    config, each = self.optimizer, self.config.epochs * self.config.minibatches
-    # Not by groups: an advantage may compare the outputs of several prompts.
-    learns = values['grad_norm'] > 0 and values['zero_advantages'] < 1
-    if config.muon_learning_rate or not learns:
-      return None
-    last = self.config.steps * each
-    rate = optim.schedule(config, config.learning_rate, last)
-    mean = np.mean([float(rate(n)) for n in range((step - 1) * each, step * each)])
-    if not mean:
-      return 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
-    entry = min(values['grad_norm'], config.max_grad_norm) / weights**0.5
-    if values['update_size'] >= SHORT * mean or entry > LARGE * config.eps:
-      return None
-    return (
-      f'An update moved a weight by {values["update_size"] / mean:.1%} of the learning '
-      f'rate on average: the gradient is smaller than rl_optim.eps = {config.eps:g}; '
-      'lower that.'
-    )
-
   def waiting(self, state: TrainState) -> TrainState:
-    """The state as it lies between updates."""
+    """Returns the state as it is kept between updates: offloaded, if asked for."""
     if not self.config.offload:
       return state
-    aside = to_host(state.opt_state)
-    return dataclasses.replace(state, opt_state=aside)
+    return dataclasses.replace(state, opt_state=to_host(state.opt_state))
 
   def reference(self, params: Any) -> Any:
-    """The parameters of a reference as they lie until they are needed."""
+    """Returns a reference's parameters as they are kept: offloaded, if asked for."""
     return to_host(params) if self.config.offload else params
 
   def whole(self, params: Any) -> Any:
-    """The model's parameters, of those that are learned."""
+    """Returns the model's parameters, given those that are learned."""
     return self.join(self.frozen, params)
 
-  @functools.cached_property
-  def _sampler_params(self) -> Callable[[Any], Any]:
-    if self.sampler_params is None:
-      return lambda params: params
-    return jax.jit(self.sampler_params, compiler_options=compilation.options())
+  def for_sampling(self, params: Any) -> Any:
+    """Returns what rollouts are sampled with: the policy, or its quantized weights."""
+    return self._quantize(self.whole(params))
 
-  def rollout(
-    self,
-    params: Any,
-    key: jax.Array,
-    problems: Sequence[Problem],
-    max_length: int,
-    temperature: float,
-  ) -> Rollout:
-    """Samples the group of each problem."""
-    return self.generator(
-      self._sampler_params(self.whole(params)),
-      key,
-      problems,
-      group_size=self.config.group_size,
-      max_length=max_length,
-      draw=SamplingConfig(temperature),
-    )
+  @functools.cached_property
+  def _quantize(self) -> Callable[[Any], Any]:
+    if self.quantize is None:
+      return lambda params: params
+    return jax.jit(self.quantize, compiler_options=compilation.options())
 
   @functools.cached_property
   def scoring(self) -> Any:
@@ -244,31 +210,31 @@ class Learner:
 
       return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
 
-    mesh = self.generator.mesh
+    mesh = self.mesh
     place = None if mesh.size == 1 else named_sharding(mesh, None, 'prompt')
     return self._jit(score, place)
 
-  def passes(
-    self, policy: Any, reference: Any, outputs: Rollout, temperature: float
+  def score(
+    self, policy: Any, reference: Any, rollout: Rollout, temperature: float
   ) -> ScoredRollout:
-    """Log-probs that the update needs beside the sampler's."""
+    """Returns the log-probs that the update needs besides the sampler's."""
     old_logp, ref_logp, first, second = None, None, 0.0, 0.0
-    if self.sampler_params is not None:
-      old_logp, first = self.logp(policy, outputs, temperature)
-    if self.algorithm.kl_coef:
+    if self.quantize is not None:
+      old_logp, first = self.log_probs(policy, rollout, temperature)
+    if self.config.grpo.kl_coef:
       reference = to_device(reference)
-      ref_logp, second = self.logp(reference, outputs, temperature)
+      ref_logp, second = self.log_probs(reference, rollout, temperature)
     return ScoredRollout(old_logp, ref_logp, first + second)
 
-  def logp(
-    self, params: Any, outputs: Rollout, temperature: float
+  def log_probs(
+    self, params: Any, rollout: Rollout, temperature: float
   ) -> tuple[np.ndarray, float]:
-    """Log-probs of the outputs' tokens, [P, G, T], and the device's seconds."""
-    layout = self._plan(outputs, np.arange(len(outputs.all_lengths)))
+    """Returns log-probs of a rollout's tokens, [P, G, T], and the device's seconds."""
+    layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
     rows = (
-      layout.by_prompt(outputs.prompts),
-      layout.by_prompt(outputs.prompt_mask),
-      layout.by_token(outputs.tokens),
+      layout.by_prompt(rollout.prompts),
+      layout.by_prompt(rollout.prompt_mask),
+      layout.by_token(rollout.tokens),
       layout.offsets,
       layout.documents,
     )
@@ -276,64 +242,69 @@ class Learner:
     rows = self._feed(rows)
     began = time.monotonic()
     logp = self.scoring(self.whole(params), rows, count, scalar)
-    logp = fetch_rows(self.generator.mesh, logp, axis=1)
+    logp = fetch_rows(self.mesh, logp, axis=1)
     seconds = time.monotonic() - began
-    return layout.undo(logp, outputs.tokens.shape), seconds
+    return layout.undo(logp, rollout.tokens.shape), seconds
 
-  def advantages(self, reward_PG: np.ndarray) -> np.ndarray:
-    """`grpo.group_advantage` on the host's numbers."""
+  def advantage(self, reward_PG: np.ndarray) -> np.ndarray:
+    """Returns `grpo.group_advantage` of the host's numbers, [P, G]."""
     return np.asarray(
-      grpo.group_advantage(jnp.asarray(reward_PG), config=self.algorithm)
+      grpo.group_advantage(jnp.asarray(reward_PG), config=self.config.grpo)
     )
 
-  def learn(
+  def update(
     self,
     state: TrainState,
-    outputs: Rollout,
-    passes: ScoredRollout,
+    rollout: Rollout,
     advantage_PG: np.ndarray,
+    scores: ScoredRollout,
     key: jax.Array,
     temperature: float,
-  ) -> tuple[TrainState, dict[str, float], float]:
-    """All updates of one rollout.
+  ) -> Updated:
+    """Makes all updates of one rollout: `epochs` passes of `minibatches` each.
 
-    `advantage_PG` is of the outputs that this host has, as they and their passes are.
-    Returns the state, the updates' mean metrics, and the seconds that the device took.
+    Args:
+      state: before them; its memory is used for the new one.
+      rollout: the outputs that this host has.
+      advantage_PG: of the outputs that this host has.
+      scores: likewise.
+      key: the cuts into mini-batches come from it.
+      temperature: that the rollout was sampled at.
     """
-    old_logp, sampler_logp = outputs.logp, None
-    if passes.old_logp is not None:
-      old_logp, sampler_logp = passes.old_logp, outputs.logp
-    values, began = [], None
+    began, first, values = time.monotonic(), None, []
+    old_logp, sampler_logp = rollout.logp, None
+    if scores.old_logp is not None:
+      old_logp, sampler_logp = scores.old_logp, rollout.logp
     for epoch in range(self.config.epochs):
-      for chosen in self._minibatches(jax.random.fold_in(key, epoch)):
-        layout = self._plan(outputs, chosen)
-        rollout = packing.pack(
+      for chosen in self.minibatches(jax.random.fold_in(key, epoch)):
+        layout = self.layout(rollout, chosen)
+        packed = packing.pack(
           layout,
-          prompts=outputs.prompts,
-          prompt_mask=outputs.prompt_mask,
-          tokens=outputs.tokens,
+          prompts=rollout.prompts,
+          prompt_mask=rollout.prompt_mask,
+          tokens=rollout.tokens,
           old_logp=old_logp,
-          ref_logp=passes.ref_logp,
+          ref_logp=scores.ref_logp,
           sampler_logp=sampler_logp,
           advantage=advantage_PG,
         )
-        began = began or time.monotonic()
+        first = first or time.monotonic()
         count = np.int32(layout.count)
-        state, metrics = self.update(
-          state, self.frozen, self._feed(rollout), count, np.float32(temperature)
+        state, metrics = self.compiled_update(
+          state, self.frozen, self._feed(packed), count, np.float32(temperature)
         )
         values.append(metrics)  # not fetched: the next part is packed meanwhile
     values = jax.device_get(values)
-    seconds = time.monotonic() - (began or 0.0)
+    ended = time.monotonic()
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     # Before the first update the learner is what sampled, but for rounding.
     means['drift'] = float(values[0]['drift'])
-    return state, means, seconds
+    return Updated(state, means, ended - (first or ended), ended - began)
 
-  def _minibatches(self, key: jax.Array) -> np.ndarray:
-    """Which problems each mini-batch takes, [minibatches, problems].
+  def minibatches(self, key: jax.Array) -> np.ndarray:
+    """Returns which problems each mini-batch takes, [minibatches, problems].
 
-    Of each part that devices have as many, as far as the numbers allow.
+    It takes as many of each part that devices have, as far as the numbers allow.
     """
     prompts, minibatches = self.config.prompts_per_step, self.config.minibatches
     if minibatches == 1:
@@ -343,30 +314,31 @@ class Learner:
     dealt = order[np.argsort(of_part, kind='stable')].reshape(self._shards, -1)
     return dealt.T.reshape(minibatches, -1)
 
-  def _plan(self, outputs: Rollout, chosen: np.ndarray) -> packing.Layout:
-    """A layout of the chosen problems' outputs, of those that this host has.
+  def layout(self, rollout: Rollout, chosen: np.ndarray) -> packing.Layout:
+    """Returns where the tokens of the chosen problems' outputs lie in micro-batches.
 
-    Of as many micro-batches as the fullest part of any host needs.
+    Lays out the outputs that this host has, in as many micro-batches as the fullest
+    part of any host needs.
     """
-    prompts, group_size = outputs.all_lengths.shape
-    parts, length = self._shards, outputs.tokens.shape[-1]
+    prompts, group_size = rollout.all_lengths.shape
+    parts, length = self._shards, rollout.tokens.shape[-1]
     rows = self.config.micro_batch_rows
     prompt_rows = packing.rows_of_a_prompt(
-      group_size, outputs.prompts.shape[1], length, rows, parts
+      group_size, rollout.prompts.shape[1], length, rows, parts
     )
     by_part = [chosen[chosen // (prompts // parts) == n] for n in range(parts)]
-    held = local_shards(self.generator.mesh)
+    held = local_shards(self.mesh)
     layout = packing.plan(
-      outputs.lengths,
+      rollout.lengths,
       length,
       rows // parts * len(held),
       prompt_rows,
       # Rows are in order: where a problem stands among those that this host has.
-      [np.searchsorted(outputs.rows, by_part[n]).tolist() for n in held],
+      [np.searchsorted(rollout.rows, by_part[n]).tolist() for n in held],
       room=-(-len(chosen) // parts),
     )
     elsewhere = [
-      packing.slots(outputs.all_lengths[by_part[n]], length, prompt_rows)
+      packing.slots(rollout.all_lengths[by_part[n]], length, prompt_rows)
       for n in set(range(parts)) - set(held)
     ]
     at_a_time = rows // parts // prompt_rows
@@ -375,7 +347,7 @@ class Learner:
 
   @property
   def _shards(self) -> int:
-    return shard_count(self.generator.mesh, 'prompt')
+    return shard_count(self.mesh, 'prompt')
 
   def _feed(self, parts: Any) -> Any:
-    return feed_rows(self.generator.mesh, parts, axis=1)
+    return feed_rows(self.mesh, parts, axis=1)

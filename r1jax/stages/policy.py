@@ -1,7 +1,5 @@
 """A model that can be asked: config, tokenizer and template, without parameters."""
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
 import functools
 from typing import Any
@@ -13,9 +11,7 @@ from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.sampling.decoder_api import DecoderFns
-from r1jax.sharding.mesh import ONE_DEVICE, MeshConfig
 from r1jax.sharding.place import param_shardings, unbox
-from r1jax.stages.rollout import Sampler
 from r1jax.text import parsing, templates
 from r1jax.text.tokenizer import Tokenizer
 
@@ -63,26 +59,13 @@ class Policy:
     """Random parameters that carry the names of their axes."""
     return decoder.init(self.config, self.vocab_size, key)
 
-  def generator(
-    self,
-    max_prompt_length: int,
-    mesh: jax.sharding.Mesh,
-    layout: MeshConfig = ONE_DEVICE,
-  ) -> Sampler:
-    """The model's voice."""
-    return Sampler(
-      self.functions,
-      self.tokenizer,
-      self.template,
-      max_prompt_length,
-      mesh,
-      layout,
-      self.names,
-    )
+  def prompt(self, question: str) -> str:
+    """Returns a question as the model sees it."""
+    return self.tokenizer.prompt(self.template, question)
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    output = parsing.going_on(self.tokenizer.prompt(self.template, question), output)
+    output = parsing.going_on(self.prompt(question), output)
     if not templates.is_chat(self.template):
       output = f' {output}'
     return (

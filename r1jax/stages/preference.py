@@ -7,8 +7,8 @@ was killed goes on to the same bits.
 
 import dataclasses
 import functools
+import json
 import math
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,16 +16,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from r1jax import optim, reward_model, tasks
-from r1jax.miniature.judge import Pair
-from r1jax.runtime import compilation
-from r1jax.runtime.run import Run, TrainingError, check_finite
+from r1jax.miniature import judge as judging
+from r1jax.miniature.judge import JudgeConfig, Pair
+from r1jax.optim import OptimConfig, TrainState
+from r1jax.runtime import compilation, hosts
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.run import Run, TrainingError
+from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import local_mesh
 from r1jax.sharding.place import like_params, put_batch, replicate
+from r1jax.stages import supervised
+from r1jax.stages.policy import Policy
+from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem, splits
 from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer
@@ -46,6 +53,7 @@ class PreferenceConfig:
   checkpoint_every: int = 50  # steps; held-out pairs are scored as often, and at last
   log_every: int = 10  # steps
   held_out: float = 0.1  # share of the problems; at least one problem unless it is 0
+  optim: OptimConfig = OptimConfig()
 
   def __post_init__(self) -> None:
     for name in ('epochs', 'pairs_per_step', 'micro_batches', 'max_length',
@@ -95,6 +103,50 @@ def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
       f'{config.pairs_per_step}; lower it, or give the judge more outputs'
     )
   return config.epochs * (len(training) // config.pairs_per_step)
+
+
+def judged_pairs(
+  run: Run,
+  sampler: Sampler,
+  params: Any,
+  problems: Sequence[Problem],
+  *,
+  judge: JudgeConfig,
+  prompts: int,
+  group_size: int,
+  max_length: int,
+  seed: int,
+) -> list[Pair]:
+  """Returns what the judge prefers among a policy's outputs; counts in pairs.json.
+
+  Args:
+    run: the stage's.
+    sampler: of the policy.
+    params: of the policy.
+    problems: instructions; a multiple of `prompts`.
+    judge: how the judge compares.
+    prompts: problems sampled at a time.
+    group_size: outputs to each.
+    max_length: T, tokens.
+    seed: of the samples and of the judge.
+  """
+  key = named_key(jax.random.key(seed), 'judged')
+  outputs: list[list[str]] = []
+  for begin in range(0, len(problems), prompts):
+    rollout = sampler.sample(
+      params,
+      jax.random.fold_in(key, begin),
+      problems[begin : begin + prompts],
+      group_size=group_size,
+      max_length=max_length,
+      draw=SamplingConfig(),
+    )
+    outputs += of_all_hosts(rollout, rollout.texts)
+  pairs, counts = judging.pairs(problems, outputs, seed, judge)
+  if hosts.is_primary():
+    content = json.dumps(dataclasses.asdict(counts)) + '\n'
+    write_whole(run.workdir / 'pairs.json', content)
+  return pairs
 
 
 def encode(
@@ -195,30 +247,24 @@ def train(
   phase: str,
   params: Any,
   *,
-  model: DecoderFns,
-  tokenizer: Tokenizer,
-  template: str,
+  policy: Policy,
   pairs: Sequence[Pair],
   config: PreferenceConfig,
-  optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   seed: int,
 ) -> Any:
   """Returns the parameters of a preference model, from the last checkpoint on.
 
-  They lie on `mesh.local(mesh)`, a copy on each device. Over the texts that it was
+  They lie on `local_mesh(mesh)`, a copy on each device. Over the texts that it was
   trained on, its scores have mean 0 and deviation 1.
 
   Args:
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
-    params: of the decoder to start from; they stay as they are.
-    model: the decoder's functions.
-    tokenizer: of the decoder.
-    template: a name in `templates.TEMPLATES`.
+    params: of the policy to start from; they stay as they are.
+    policy: its functions, tokenizer and template.
     pairs: see `judge.pairs`.
-    config: see `Config`.
-    optimizer: see `optim.make`; of `updates(pairs, config)` updates.
+    config: see `PreferenceConfig`.
     mesh: where the model is trained.
     seed: of the order of the pairs.
 
@@ -227,48 +273,46 @@ def train(
     TrainingError: the loss is no longer finite (the last checkpoint stays), or every
       text has the same score.
   """
-  steps = updates(pairs, config)
+  steps, model = updates(pairs, config), policy.functions
   training, held_out = (
     _encode_pairs(
-      part, tokenizer=tokenizer, template=template, max_length=config.max_length
+      part,
+      tokenizer=policy.tokenizer,
+      template=policy.template,
+      max_length=config.max_length,
     )
     for part in split(pairs, config.held_out)
   )
+  optimizer = optim.make(config.optim, steps, seed=seed)
   fresh = reward_model.init(params, _width(model, params))
-  # Placed before the first step: another layout in the second would compile again.
-  state = like_params(mesh, optim.init(fresh, optimizer), params)
-  state, first = run.checkpoints[phase].resume(state)
   here = local_mesh(mesh)
   score = _scoring(model, here)
-  step_of = functools.partial(
-    reward_model.step,
-    forward=model.forward,
-    optimizer=optimizer,
-    micro_batches=config.micro_batches,
+
+  def measure(_: Any, state: TrainState, saves: bool) -> dict[str, float]:
+    if not saves or not len(held_out.tokens):
+      return {}
+    copies = _copies(state.params, mesh, here)
+    return {'held_out_accuracy': _accuracy(score, copies, held_out)}
+
+  state = supervised.fit(
+    run,
+    phase,
+    # Placed before the first step: another layout in the second would compile again.
+    like_params(mesh, optim.init(fresh, optimizer), params),
+    update=functools.partial(
+      reward_model.step,
+      forward=model.forward,
+      optimizer=optimizer,
+      micro_batches=config.micro_batches,
+    ),
+    batch=lambda step, _: _portion(training, seed, step, config.pairs_per_step),
+    steps=steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint_every,
+    optim_field='preference.optim',
+    mesh=mesh,
+    measure=measure,
   )
-  places = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step_fn = jax.jit(
-    on_mesh(mesh, step_of), donate_argnums=0, out_shardings=(places, None)
-  )
-  began = time.monotonic()
-  for step in range(first + 1, steps + 1):
-    batch = _portion(training, seed, step, config.pairs_per_step)
-    state, metrics = step_fn(state, put_batch(mesh, batch))
-    due = step % config.checkpoint_every == 0 or step == steps
-    saves = run.saves(due)
-    if step % config.log_every == 0 or saves:
-      values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-      check_finite(phase, step, values, f'{phase}_optim')
-      if due and len(held_out.tokens):
-        copies = _copies(state.params, mesh, here)
-        values['held_out_accuracy'] = _accuracy(score, copies, held_out)
-      values['time'] = {'seconds': time.monotonic() - began}
-      if step % config.log_every == 0 or due:
-        run.log.write(phase, step, **values)
-      run.progress.update(phase, step, steps, values)
-      began = time.monotonic()
-    if saves:
-      run.save(phase, step, state)
   measured = _order(seed, 0, len(training.tokens))[:MEASURED]
   sample = reward_model.Batch(training.tokens[measured], training.mask[measured])
   copies = _copies(state.params, mesh, here)
@@ -276,7 +320,7 @@ def train(
   if not scores.std():
     raise TrainingError(
       f'the preference model of {phase} gives every text the score {scores.mean():g} '
-      f'after {steps} steps; raise {phase}_optim.learning_rate or preference.epochs '
+      f'after {steps} steps; raise preference.optim.learning_rate or preference.epochs '
       'and choose another --workdir'
     )
   return reward_model.standardised(copies, scores)
@@ -312,15 +356,13 @@ class Scorer:
   """
 
   params: Any  # from `train`
-  model: DecoderFns
-  tokenizer: Tokenizer
-  template: str  # a name in text.TEMPLATES
+  policy: Policy  # that it was trained from
   max_length: int  # T; texts are cut to it
   mesh: jax.sharding.Mesh  # devices of this host, which have copies
 
   @functools.cached_property
   def _score(self) -> Scoring:
-    return _scoring(self.model, self.mesh)
+    return _scoring(self.policy.functions, self.mesh)
 
   def __call__(self, problems: Sequence[Problem], outputs: Sequence[str]) -> np.ndarray:
     """Returns a reward for each output, float32 [N].
@@ -331,8 +373,8 @@ class Scorer:
     tokens, mask = encode(
       problems,
       outputs,
-      tokenizer=self.tokenizer,
-      template=self.template,
+      tokenizer=self.policy.tokenizer,
+      template=self.policy.template,
       max_length=self.max_length,
     )
     rewards = np.full(len(outputs), LOWEST, np.float32)

@@ -1,7 +1,4 @@
-"""What the stages of R1 have in common: the world that they learn and are measured in.
-
-`work` is what is done in it.
-"""
+"""The problems that a chain of stages learns from and is measured on."""
 
 import dataclasses
 import math
@@ -15,6 +12,9 @@ import grain
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.stages.artifact import Artifact, ArtifactError
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions
 from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
@@ -25,7 +25,7 @@ TOKENIZER_DOCUMENTS = 2000  # that a tokenizer is trained on
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-  """The world of a lineage: what its first stage was asked, learned from and measured.
+  """Training and held-out problems of a chain of stages, and its length limits.
 
   Fields:
     train: problems to learn from, a list for each of `TASKS`.
@@ -77,26 +77,13 @@ class Problems:
 
   def check(self, config: Any) -> None:
     """Raises ValueError for lengths in a stage's config that do not go together."""
-    for name in ('rl', 'rejection', 'scoreboard'):
-      part = getattr(config, name, None)
-      if part is not None:
-        length = part.max_length  # a number, or a schedule of RL
-        longest = length if isinstance(length, int) else max(n for _, n in length)
-        self.check_length(f'{name}.max_length', longest)
-    instructions = len(self.train[-1]) if self.train else 0
-    if getattr(config, 'judged', 0) > instructions:
-      most = instructions // config.rl.prompts_per_step * config.rl.prompts_per_step
-      raise ValueError(
-        f'judged: expected at most the {instructions} instructions to learn from, got '
-        f'{config.judged}; '
-        + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
-      )
-    if hasattr(config, 'base'):  # of a student
-      longest = max(config.scoreboard.max_length, *(n for _, n in config.rl.max_length))
-      self.check_row('base.row_length', config.base.row_length, longest)
-    if hasattr(config, 'rejection'):
-      row_length, longest = config.sft.row_length, config.rejection.max_length
-      self.check_row('sft.row_length', row_length, longest)
+    for field in dataclasses.fields(config):
+      part = getattr(config, field.name)
+      if isinstance(part, RejectionConfig | SuiteConfig):
+        self.check_length(f'{field.name}.max_length', part.max_length)
+      if isinstance(part, RLConfig):
+        longest = max(length for _, length in part.max_length)
+        self.check_length(f'{field.name}.max_length', longest)
 
   def check_row(self, field: str, row_length: int, max_length: int) -> None:
     """Raises ValueError for rows that a prompt and its output may not fit into."""

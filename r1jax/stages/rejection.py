@@ -58,7 +58,7 @@ def rejection_sample(
   params: Any,
   order: Callable[[int], Problem],
   *,
-  generator: Sampler,
+  sampler: Sampler,
   config: RejectionConfig,
   seed: int,
 ) -> list[Line]:
@@ -77,7 +77,7 @@ def rejection_sample(
   size = config.prompts_per_batch
   for batch in range(len(lines) // (size * config.samples), config.problems // size):
     chosen = [order(index) for index in range(batch * size, (batch + 1) * size)]
-    outputs = generator(
+    outputs = sampler.sample(
       params,
       jax.random.fold_in(key, batch),
       chosen,

@@ -1,26 +1,42 @@
-"""Rewards by rule from worker processes, and by a preference model from the device.
+"""Rewards of a rollout, by rules and by a preference model.
 
-R1's last stage adds both (Nature version): rules for reasoning, the preference model
-for general prompts alone. A panel is used like the pool that it holds.
+Rules run in worker processes, the preference model on the device. R1's last stage adds
+both (Nature version): rules for reasoning, the preference model for general prompts.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from r1jax.rewards.pool import Pending, RewardPool, Scores
+from r1jax.runtime import hosts
 from r1jax.runtime.run import TrainingError
-from r1jax.stages.learner import Learner
 from r1jax.stages.rollout import Rollout
 from r1jax.tasks import GENERAL, Problem
 from r1jax.text import parsing
 
+LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
+
+
+class Rewarder(Protocol):
+  """What rewards outputs: a `RewardPool`, or a `PreferenceReward` around one."""
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The rewards' names, in the order of `Scores.values`."""
+    ...
+
+  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
+    """Starts to score `texts[i]` as output for `problems[i]`."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceReward:
-  """A pool of rules and a preference model."""
+  """Rewards by rule, and by a preference model for general prompts."""
 
   pool: RewardPool
   scorer: Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
@@ -53,15 +69,15 @@ class PreferenceReward:
     return Pending(collect)
 
 
-LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
-
-
 class Rewards(NamedTuple):
-  """What can be seen of a rollout before learning from it, without the outputs."""
+  """The rewards of a rollout, and what else is measured of its texts.
+
+  P counts the problems of one host, or of all once they are gathered.
+  """
 
   rows: np.ndarray  # int [P], which problems
-  rewards: np.ndarray  # float32 [P, G, R], R of them by name
-  reward: np.ndarray  # float32 [P, G], the weighted sum
+  values: np.ndarray  # float32 [P, G, R], R of them by name
+  total: np.ndarray  # float32 [P, G], the weighted sum
   cut_off: np.ndarray  # bool [P, G]
   unparsable: np.ndarray  # bool [P, G]
   reflective: np.ndarray  # bool [P, G]
@@ -70,35 +86,74 @@ class Rewards(NamedTuple):
   errors: list[str]
   samples: dict[int, dict[str, Any]]  # by row, lines of samples.jsonl
 
+  def metrics(
+    self, rollout: Rollout, advantage_PG: np.ndarray, names: Sequence[str]
+  ) -> dict[str, Any]:
+    """Returns what metrics.jsonl says of a step's outputs."""
+    spread = self.total.max(1) - self.total.min(1)
+    return {
+      'reward': float(self.total.mean()),
+      'reward_spread': float(np.ptp(self.total)),  # the largest less the smallest
+      'rewards': {
+        name: float(self.values[..., i].mean()) for i, name in enumerate(names)
+      },
+      'length': float(rollout.all_lengths.mean()),
+      'zero_variance_groups': float((spread == 0).mean()),
+      'zero_advantages': float((advantage_PG == 0).mean()),
+      'cut_off': float(self.cut_off.mean()),
+      'unparsable': float(self.unparsable.mean()),
+      'reflective': float(self.reflective.mean()),
+      'reward_errors': self.failures,
+      'reward_timeouts': self.timeouts,
+      'errors': self.errors,
+    }
 
-def reward_local(
-  trainer: Learner, problems: Sequence[Problem], outputs: Rollout
+
+def reward(
+  rewarder: Rewarder, problems: Sequence[Problem], rollout: Rollout, logged: int
+) -> tuple[Rewards, float]:
+  """Returns the rewards of all hosts' outputs, and the seconds that they took.
+
+  Args:
+    rewarder: see `Rewarder`.
+    problems: of the step, those of all hosts.
+    rollout: the outputs that this host has.
+    logged: of so many problems the first output becomes a line of samples.jsonl.
+  """
+  began = time.monotonic()
+  local = _reward_local(rewarder, problems, rollout, logged)
+  gathered = _in_order(hosts.all_gather('rewards', local))
+  return gathered, time.monotonic() - began
+
+
+def _reward_local(
+  rewarder: Rewarder, problems: Sequence[Problem], rollout: Rollout, logged: int
 ) -> Rewards:
-  """Rewards this host's outputs; others may have them too and then do not."""
-  mine = np.flatnonzero(outputs.own)
-  rows, texts = outputs.rows[mine], [outputs.texts[n] for n in mine]
-  shape = len(mine), trainer.config.group_size
+  """Returns the rewards of the outputs that this host speaks for."""
+  mine = np.flatnonzero(rollout.own)
+  rows, texts = rollout.rows[mine], [rollout.texts[n] for n in mine]
+  shape = len(mine), rollout.tokens.shape[1]
   repeated = [problems[row] for row in rows for _ in range(shape[1])]
   flat = [output for group in texts for output in group]
-  scores = trainer.pool.submit(repeated, flat).result()
+  scores = rewarder.submit(repeated, flat).result()
   samples = {
     int(row): {
       'problem': problems[row].id,
-      'prompt': trainer.generator.prompt(problems[row]),
+      'prompt': rollout.prompt_texts[mine[n]],
       'output': texts[n][0],
       'rewards': dict(
-        zip(trainer.pool.names, scores.values[n * shape[1]].tolist(), strict=True)
+        zip(rewarder.names, scores.values[n * shape[1]].tolist(), strict=True)
       ),
       'reward': float(scores.total[n * shape[1]]),
     }
     for n, row in enumerate(rows)
-    if row < trainer.config.logged_samples
+    if row < logged
   }
   return Rewards(
     rows,
-    scores.values.reshape(*shape, len(trainer.pool.names)),
+    scores.values.reshape(*shape, len(rewarder.names)),
     scores.total.reshape(shape),
-    outputs.cut_off[mine],
+    rollout.cut_off[mine],
     np.array([parsing.parse(output) is None for output in flat], bool).reshape(shape),
     np.array([parsing.is_reflective(output) for output in flat], bool).reshape(shape),
     scores.failures,
@@ -108,8 +163,8 @@ def reward_local(
   )
 
 
-def join_hosts(parts: Sequence[Rewards]) -> Rewards:
-  """What all hosts have seen, in the order of the problems."""
+def _in_order(parts: Sequence[Rewards]) -> Rewards:
+  """Returns the rewards of all hosts as one, in the order of the problems."""
   order = np.argsort(np.concatenate([part.rows for part in parts]))
 
   def all_of(*fields: Any) -> Any:
@@ -122,14 +177,14 @@ def join_hosts(parts: Sequence[Rewards]) -> Rewards:
   return Rewards(*map(all_of, *parts))
 
 
-def check_rewards(step: int, seen: Rewards, names: Sequence[str]) -> None:
-  """Raises TrainingError for a weighted sum that advantages can't be computed of."""
-  wrong = np.argwhere(~(np.abs(seen.reward) <= LARGEST_REWARD))  # NaN too
+def check_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
+  """Raises TrainingError for a weighted sum that has no advantage in float32."""
+  wrong = np.argwhere(~(np.abs(rewards.total) <= LARGEST_REWARD))  # NaN too
   if len(wrong):
     p, g = wrong[0]
-    parts = zip(names, seen.rewards[p, g].tolist(), strict=True)
+    parts = zip(names, rewards.values[p, g].tolist(), strict=True)
     raise TrainingError(
-      f'the rewards of an output of step {step} add up to {seen.reward[p, g]:.3g} ('
+      f'the rewards of an output of step {step} add up to {rewards.total[p, g]:.3g} ('
       + ', '.join(f'{name} {value:.3g}' for name, value in parts)
       + f'), and {LARGEST_REWARD:g} is the most that advantages are computed of; lower '
       'that reward or its weight, in another --workdir'
@@ -137,7 +192,7 @@ def check_rewards(step: int, seen: Rewards, names: Sequence[str]) -> None:
 
 
 def check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
-  """Raises TrainingError for advantages that are no numbers."""
+  """Raises TrainingError for advantages that are not finite."""
   wrong = advantage_PG[~np.isfinite(advantage_PG)]
   if wrong.size:
     raise TrainingError(
@@ -145,28 +200,3 @@ def check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
       f'outputs of step {step}, whose rewards are all finite; correct the function, or '
       'choose another grpo.advantage, in another --workdir'
     )
-
-
-def observed(
-  length_PG: np.ndarray,
-  seen: Rewards,
-  advantage_PG: np.ndarray,
-  names: Sequence[str],
-) -> dict[str, Any]:
-  spread = seen.reward.max(1) - seen.reward.min(1)
-  return {
-    'reward': float(seen.reward.mean()),
-    'reward_spread': float(np.ptp(seen.reward)),  # the largest less the smallest
-    'rewards': {
-      name: float(seen.rewards[..., i].mean()) for i, name in enumerate(names)
-    },
-    'length': float(length_PG.mean()),
-    'zero_variance_groups': float((spread == 0).mean()),
-    'zero_advantages': float((advantage_PG == 0).mean()),
-    'cut_off': float(seen.cut_off.mean()),
-    'unparsable': float(seen.unparsable.mean()),
-    'reflective': float(seen.reflective.mean()),
-    'reward_errors': seen.failures,
-    'reward_timeouts': seen.timeouts,
-    'errors': seen.errors,
-  }

@@ -4,7 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
+from r1jax import grpo
+from r1jax.grpo import GRPOConfig
+from r1jax.optim import OptimConfig
+
 MOST_WORKERS = 256  # processes
+MACHINE = {'machine': True}  # of fields that a run may go on with other values of
 LONGEST = 2**20  # tokens of an output
 
 
@@ -26,14 +31,22 @@ class RLConfig:
   int8_rollout: bool = False  # sample with weights in int8; costs a pass of the policy
   minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
   micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
-  offload: bool = False  # optimizer and reference wait in the host's memory
+  offload: bool = dataclasses.field(
+    default=False, metadata=MACHINE
+  )  # optimizer and reference wait in the host's memory
   reference_every: int = 0  # steps until the policy is the reference (R1: 400 updates)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
-  profile_step: int = 0  # step whose trace is written to <workdir>/profile; 0 is none
+  profile_step: int = dataclasses.field(
+    default=0, metadata=MACHINE
+  )  # step whose trace is written to <workdir>/profile; 0 is none
   logged_samples: int = 4  # outputs a step that are written to samples.jsonl
-  reward_workers: int = 2  # processes
-  reward_timeout: float = 5.0  # seconds an output
+  reward_workers: int = dataclasses.field(default=2, metadata=MACHINE)  # processes
+  reward_timeout: float = dataclasses.field(
+    default=5.0, metadata=MACHINE
+  )  # seconds an output
+  optim: OptimConfig = OptimConfig()
+  grpo: GRPOConfig = GRPOConfig()
 
   def __post_init__(self) -> None:
     zero = {'reference_every', 'logged_samples', 'profile_step'}
@@ -65,6 +78,7 @@ class RLConfig:
         f'rl.prompts_per_step: expected a multiple of {parts} (rl.minibatches), got '
         f'{prompts}; set it to {-(-prompts // parts) * parts}'
       )
+    grpo.check_group_size(self.grpo, self.group_size, self.prompts_per_step)
     _check_schedule('max_length', self.max_length, 1, LONGEST)
     # Equal outputs teach nothing.
     _check_schedule('temperature', self.temperature, 0.01, 100)

@@ -17,7 +17,13 @@ from r1jax.sampling import generate
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.constrain import on_mesh
-from r1jax.sharding.mesh import MeshConfig, local_shards, sampler_mesh, shard_owners
+from r1jax.sharding.mesh import (
+  ONE_DEVICE,
+  MeshConfig,
+  local_shards,
+  sampler_mesh,
+  shard_owners,
+)
 from r1jax.sharding.place import (
   feed_rows,
   fetch_rows,
@@ -26,9 +32,10 @@ from r1jax.sharding.place import (
   without_gathers,
 )
 from r1jax.sharding.rules import named_sharding
+from r1jax.stages.policy import Policy
 from r1jax.tasks import Problem
 from r1jax.text import parsing
-from r1jax.text.tokenizer import Tokenizer, pad_left
+from r1jax.text.tokenizer import pad_left
 
 _COMPILES = threading.Lock()
 # Programs run side by side where the weights are smaller. From about here on each core
@@ -54,86 +61,126 @@ class Rollout:
   all_lengths: np.ndarray  # int [all, G], those that other hosts have included
   cut_off: np.ndarray  # bool [P, G], no stop token within the limit
   texts: list[list[str]]  # P lists of G
-  seconds: float  # from the first program's start to the last one's end
+  prompt_texts: list[str]  # P
+  device_seconds: float  # from the first program's start to the last one's end
+  seconds: float  # tokenizing included
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-  """A policy's voice: everything but its parameters."""
+class SampleProgram:
+  """The compiled sampler of a model on a mesh. Knows no text.
+
+  Fields:
+    model: the decoder's functions.
+    stop_ids: tokens that end a completion.
+    mesh: where the parameters are learned.
+    layout: how samplers use these devices.
+    names: of the parameters' axes; needed for more than one device.
+  """
 
   model: DecoderFns
-  tokenizer: Tokenizer
-  template: str  # a name in text.TEMPLATES, or text.CHAT
-  max_prompt_length: int  # S, tokens
-  mesh: jax.sharding.Mesh  # where the parameters are learned
-  layout: MeshConfig = MeshConfig()  # how samplers use these devices
-  names: Any = None  # of the parameters' axes; needed for more than one device
+  stop_ids: Sequence[int]
+  mesh: jax.sharding.Mesh
+  layout: MeshConfig = ONE_DEVICE
+  names: Any = None
 
   @functools.cached_property
-  def where(self) -> jax.sharding.Mesh:
+  def sampling_mesh(self) -> jax.sharding.Mesh:
     """The devices as samplers use them."""
     return sampler_mesh(self.mesh, self.layout)
 
   @functools.cached_property
-  def sampled(self) -> Any:
-    """Of the parameters' axes the names of those that samplers cut."""
+  def sampling_names(self) -> Any:
+    """The names of the parameters' axes, of those that samplers shard."""
     if self.layout.sampler_gathers:
       return self.names
     return without_gathers(self.names)
 
-  def take(self, params: Any) -> Any:
-    """Returns the parameters as they lie for sampling; once a step, on the devices."""
+  def place(self, params: Any) -> Any:
+    """Returns the parameters resharded for sampling, on the devices; once a step."""
     if self.mesh.size == 1 or self.names is None:
       return params
-    return reshard(self.where, params, self.sampled)
+    return reshard(self.sampling_mesh, params, self.sampling_names)
 
   @functools.cached_property
-  def _sample(self) -> Callable[..., tuple[generate.Completions, jax.Array]]:
+  def compiled(self) -> Callable[..., tuple[generate.Completions, jax.Array]]:
+    """`generate.sample` for `jax.jit`, with the completions' lengths [P, G]."""
+
     def function(
-      params: Any, key_data: jax.Array, prompts: jax.Array, mask: jax.Array, **how: Any
+      params: Any,
+      key_data: jax.Array,
+      prompts: jax.Array,
+      mask: jax.Array,
+      **settings: Any,
     ) -> tuple[generate.Completions, jax.Array]:
-      said = generate.sample(
+      completions = generate.sample(
         params,
         jax.random.wrap_key_data(key_data),
         prompts,
         mask,
         model=self.model,
-        stop_ids=self.tokenizer.stop_ids,
-        compact=self.where.size == 1,
-        **how,
+        stop_ids=self.stop_ids,
+        compact=self.sampling_mesh.size == 1,
+        **settings,
       )
-      return said, said.mask.sum(-1)
+      return completions, completions.mask.sum(-1)
 
     # Outputs lie where they are learned from, and every host knows all lengths.
     places = None
-    if self.where.size > 1:
+    if self.sampling_mesh.size > 1:
       places = named_sharding(self.mesh, 'prompt'), named_sharding(self.mesh)
     return jax.jit(
-      on_mesh(self.where, function),
+      on_mesh(self.sampling_mesh, function),
       static_argnames=('config', 'group_size', 'max_length'),
       out_shardings=places,
-      compiler_options=compilation.options(self.where),
+      compiler_options=compilation.options(self.sampling_mesh),
     )
 
-  def _parts(self, prompts: int, params: Any) -> int:
-    """Programs to run at once: of a small model one keeps one core of a CPU busy."""
-    if self.where.size > 1 or jax.default_backend() != 'cpu':
+  def parallel_parts(self, prompts: int, params: Any) -> int:
+    """Returns how many programs to run at once: a small model keeps one core busy."""
+    if self.sampling_mesh.size > 1 or jax.default_backend() != 'cpu':
       return 1
     if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > LARGE_WEIGHTS:
       return 1
     cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
     return max(n for n in range(1, cores + 1) if prompts % n == 0)
 
-  def prompt(self, problem: Problem) -> str:
-    """The problem as the model sees it."""
-    return self.tokenizer.prompt(self.template, problem.question)
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Samples outputs of problems: renders prompts, samples on the device, decodes.
+
+  Fields:
+    policy: the model, its tokenizer and template.
+    max_prompt_length: S, tokens.
+    mesh: where the parameters are learned.
+    layout: how samplers use these devices.
+  """
+
+  policy: Policy
+  max_prompt_length: int
+  mesh: jax.sharding.Mesh
+  layout: MeshConfig = ONE_DEVICE
+
+  @functools.cached_property
+  def program(self) -> SampleProgram:
+    """What runs on the devices."""
+    policy = self.policy
+    return SampleProgram(
+      policy.functions,
+      policy.tokenizer.stop_ids,
+      self.mesh,
+      self.layout,
+      policy.names,
+    )
 
   def encode(self, problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask [P, S]; ValueError for a prompt longer than S."""
-    rows = [self.tokenizer.prompt_ids(self.template, p.question) for p in problems]
-    return pad_left(rows, self.max_prompt_length, self.tokenizer.pad_id)
+    """Returns token ids and mask [P, S]; ValueError for a prompt longer than S."""
+    tokenizer, template = self.policy.tokenizer, self.policy.template
+    rows = [tokenizer.prompt_ids(template, p.question) for p in problems]
+    return pad_left(rows, self.max_prompt_length, tokenizer.pad_id)
 
-  def __call__(
+  def sample(
     self,
     params: Any,
     key: jax.Array,
@@ -146,15 +193,24 @@ class Sampler:
     """Samples `group_size` outputs of each problem, in parts side by side on a CPU.
 
     Each host is given all problems, and encodes and decodes those of its devices.
+
+    Args:
+      params: of the policy.
+      key: problem n draws from its n-th child.
+      problems: to be answered.
+      group_size: G.
+      max_length: T, tokens.
+      draw: how to draw a token.
     """
-    rows, own = _rows(self.mesh, len(problems))
+    began = time.monotonic()
+    rows, own = _local_rows(self.mesh, len(problems))
     mine = [problems[n] for n in rows]
     prompts, prompt_mask = self.encode(mine)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     key_data = np.asarray(jax.random.key_data(keys))
     sample = functools.partial(
-      self._sample,
-      self.take(params),
+      self.program.compiled,
+      self.program.place(params),
       # Another temperature is another number, not another program.
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
@@ -166,40 +222,50 @@ class Sampler:
       arrays = (key_data[rows], prompts[rows], prompt_mask[rows])
       with _COMPILES:  # once, and not once a thread; a call returns before it has run
         placed = feed_rows(self.mesh, arrays)
-        said, lengths = sample(*put_batch(self.where, placed))
-      return fetch_rows(self.mesh, said), np.asarray(lengths)
+        found, lengths = sample(*put_batch(self.program.sampling_mesh, placed))
+      return fetch_rows(self.mesh, found), np.asarray(lengths)
 
-    size = len(mine) // self._parts(len(mine), params)
-    began = time.monotonic()
+    size = len(mine) // self.program.parallel_parts(len(mine), params)
+    started = time.monotonic()
     slices = [slice(start, start + size) for start in range(0, len(mine), size)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
       parts = list(threads.map(part, slices))
-    seconds = time.monotonic() - began
-    said, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    tokens, lengths = said.tokens, all_lengths[rows]
+    device_seconds = time.monotonic() - started
+    completions, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    tokens, lengths = completions.tokens, all_lengths[rows]
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
-    flat = tokens.reshape(-1, max_length)
-    spoken = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
-    # An output begins with what its prompt has opened for it.
-    opened = [parsing.opened(self.prompt(problem)) for problem in mine]
-    texts = [
-      opened[n // group_size] + said
-      for n, said in enumerate(self.tokenizer.decode_batch(spoken))
-    ]
-    groups = range(0, len(texts), group_size)
+    asked = [self.policy.prompt(problem.question) for problem in mine]
     return Rollout(
       rows=rows,
       own=own,
       prompts=prompts,
       prompt_mask=prompt_mask,
       tokens=tokens,
-      logp=said.logp,
+      logp=completions.logp,
       lengths=lengths,
       all_lengths=all_lengths,
-      cut_off=~np.isin(last, self.tokenizer.stop_ids),
-      texts=[texts[start : start + group_size] for start in groups],
-      seconds=seconds,
+      cut_off=~np.isin(last, self.policy.tokenizer.stop_ids),
+      texts=self._texts(asked, tokens, lengths),
+      prompt_texts=asked,
+      device_seconds=device_seconds,
+      seconds=time.monotonic() - began,
     )
+
+  def _texts(
+    self, prompts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray
+  ) -> list[list[str]]:
+    """Returns the outputs' texts, P lists of G."""
+    group_size, max_length = tokens.shape[1:]
+    flat = tokens.reshape(-1, max_length)
+    cut = [row[:n] for row, n in zip(flat, lengths.reshape(-1).tolist(), strict=True)]
+    # An output begins with what its prompt has opened for it.
+    opened = [parsing.opened(prompt) for prompt in prompts]
+    texts = [
+      opened[n // group_size] + text
+      for n, text in enumerate(self.policy.tokenizer.decode_batch(cut))
+    ]
+    groups = range(0, len(texts), group_size)
+    return [texts[start : start + group_size] for start in groups]
 
 
 def of_all_hosts(outputs: Rollout, values: Sequence[Any]) -> list[Any]:
@@ -209,7 +275,9 @@ def of_all_hosts(outputs: Rollout, values: Sequence[Any]) -> list[Any]:
   return [value for _, value in sorted(told, key=lambda pair: pair[0])]
 
 
-def _rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarray]:
+def _local_rows(
+  mesh: jax.sharding.Mesh, problems: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Which of so many problems this host has, and whether it is the first that does."""
   holders = shard_owners(mesh)
   rows = np.arange(problems).reshape(len(holders), -1)

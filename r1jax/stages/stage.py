@@ -1,193 +1,212 @@
-"""A stage at work: what R1's stages do with a model, in a run, on the same problems.
+"""A stage at work: what the stages of R1 do with a model, in one run.
 
-A stage of the recipe starts from the work directory of the one before it (`lineage`),
-makes or takes a set of examples or problems, trains, and measures its row of the stage
-table. Everything that differs between stages is data; it is in `experiments/`.
+What differs between stages is data; it stands in `experiments/`.
 """
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
-from r1jax import grpo, optim, sft
-from r1jax.grpo import GRPOConfig
+from r1jax import grpo, sft
+from r1jax import optim as optimizers
 from r1jax.model import decoder, lora
-from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
-from r1jax.runtime import compilation, hosts
 from r1jax.runtime.keys import named_key
-from r1jax.runtime.run import Run, start
+from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.place import replicate
-from r1jax.stages import (
-  artifact,
-  evaluation_suite,
-  examples,
-  problem_sets,
-  rejection,
-  rl,
-  supervised,
-)
+from r1jax.stages import evaluation_suite, examples, rejection, rl, supervised
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.examples import Epochs, Example
-from r1jax.stages.fit import fit_stage_mesh, stage_devices
 from r1jax.stages.learner import Learner
 from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rewarding import Rewarder
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Sampler, of_all_hosts
-from r1jax.stages.supervised import PretrainConfig, SFTConfig
+from r1jax.stages.rollout import Rollout, Sampler, of_all_hosts
+from r1jax.stages.supervised import PretrainConfig, SFTConfig, StepFunction
 from r1jax.tasks import Problem
 
 STEP_DOCUMENTS = 10_000  # more than a step of base training reads
 
 
-class Reinforced(Protocol):
-  """The part of an experiment's config that RL takes."""
-
-  @property
-  def rl(self) -> RLConfig: ...
-  @property
-  def rl_optim(self) -> OptimConfig: ...
-  @property
-  def grpo(self) -> GRPOConfig: ...
-  @property
-  def evaluate(self) -> EvalConfig: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A model in a run."""
+  """A policy in a run, with the problems of its chain of stages.
+
+  Fields:
+    run: the open work directory.
+    policy: the model, its tokenizer and template.
+    problems: training and held-out problems.
+    mesh: the devices.
+    seed: everything random in the stage follows from it.
+    layout: how samplers use the devices.
+    parents: the finished stages that this one starts from.
+    source: (mesh) -> the parameters of a model that no stage has made.
+  """
 
   run: Run
-  model: Policy
-  where: Problems
+  policy: Policy
+  problems: Problems
   mesh: jax.sharding.Mesh
   seed: int
-  layout: MeshConfig = MeshConfig()  # of samplers on it
-
-  @functools.cached_property
-  def generator(self) -> Sampler:
-    """The model's voice."""
-    return self.model.generator(self.where.max_prompt_length, self.mesh, self.layout)
+  layout: MeshConfig = MeshConfig()
+  parents: tuple[Artifact, ...] = ()
+  source: Callable[[jax.sharding.Mesh], Any] | None = None
 
   @property
-  def sft_step(self) -> Callable[..., Any]:
-    """`sft.step` with the model's functions."""
-    functions = self.model.functions
-    return functools.partial(
-      sft.step, forward=functions.forward, logits=functions.logits
-    )
+  def parent(self) -> Artifact:
+    """The finished stage that this one starts from."""
+    return self.parents[0]
+
+  @functools.cached_property
+  def sampler(self) -> Sampler:
+    """Samples outputs of the policy."""
+    length = self.problems.max_prompt_length
+    return Sampler(self.policy, length, self.mesh, self.layout)
+
+  def params(self, name: str = 'final') -> Any:
+    """Returns the parameters that the stage starts from, on the mesh.
+
+    Those of the parent by this name, or those of the checkpoint that it reads.
+    """
+    if self.source is not None:
+      return self.source(self.mesh)
+    return self.parent.params(self.mesh, name)
 
   def pretrain(
-    self,
-    document: Callable[[int], tuple[str, str]],
-    config: PretrainConfig,
-    optimizer: OptimConfig,
+    self, document: Callable[[int], tuple[str, str]], config: PretrainConfig
   ) -> Any:
     """Returns the parameters of a base model, trained from random numbers.
 
-    `document` gives question and output of document 0, 1, … Raises ValueError for a
-    learning rate that is too small for the parameters to change.
-    """
-    params, matrices = self.model.init(self.mesh, self.seed), self.model.matrices
-    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
+    Args:
+      document: gives question and output of document 0, 1, …
+      config: see `PretrainConfig`.
 
-    def batch(step: int, params: Any) -> sft.Batch:
+    Raises:
+      ValueError: the learning rate is too small for the parameters to change.
+    """
+
+    def batch(step: int, params: Any) -> Batch:
       del params
 
       def ids(index: int) -> list[int]:
         pair = document(step * STEP_DOCUMENTS + index)
-        prompt, output = self.model.example_ids(*pair)
+        prompt, output = self.policy.example_ids(*pair)
         return [*prompt, *output]
 
       return examples.pack(ids, config.rows_per_step, config.row_length)
 
-    return supervised.train(
-      self.run,
-      'base',
-      params,
-      step=self.sft_step,
-      batch=batch,
-      steps=config.steps,
-      config=config,
-      optimizer=optim.make(optimizer, config.steps, matrices, self.seed),
-      mesh=self.mesh,
-    )
+    params = self.policy.init(self.mesh, self.seed)
+    return self.train('base', params, batch, config.steps, config, 'base.optim')
 
-  def passes(self, examples: Sequence[tuple[str, str]], config: SFTConfig) -> Epochs:
-    """Pairs of a question and an output as rows of tokens."""
-    ids = [Example(*self.model.example_ids(*pair)) for pair in examples]
+  def epochs(
+    self, pairs: Sequence[tuple[str, str]], config: SFTConfig
+  ) -> examples.Epochs:
+    """Returns pairs of a question and an output as rows of tokens."""
+    ids = [Example(*self.policy.example_ids(*pair)) for pair in pairs]
     return Epochs(ids, config, self.seed)
 
-  def imitate(
+  def sft(
     self,
     params: Any,
-    examples: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     config: SFTConfig,
-    optimizer: OptimConfig,
     phase: str = 'sft',
   ) -> Any:
     """Returns the parameters after SFT on pairs of a question and an output.
 
-    Raises ValueError for a learning rate that is too small for them to change.
+    Raises:
+      ValueError: the learning rate is too small for the parameters to change.
     """
-    matrices = self.model.matrices
-    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
-    passes = self.passes(examples, config)
+    epochs = self.epochs(pairs, config)
+    return self.train(phase, params, epochs.batch, epochs.steps, config, 'sft.optim')
+
+  def train(
+    self,
+    phase: str,
+    params: Any,
+    batch: Callable[[int, Any], Batch],
+    steps: int,
+    config: supervised.Rows,
+    optim_field: str,
+    *,
+    step: StepFunction | None = None,
+    constants: tuple[Any, ...] = (),
+  ) -> Any:
+    """Returns the parameters after supervised training; see `supervised.train`.
+
+    `step` is by default `sft.step` of the policy.
+
+    Raises:
+      ValueError: the learning rate is too small for the parameters to change.
+    """
+    functions, matrices = self.policy.functions, self.policy.matrices
+    optimizers.check_moves(params, config.optim, optim_field, matrices)
     return supervised.train(
       self.run,
       phase,
       params,
-      step=self.sft_step,
-      batch=passes.batch,
-      steps=passes.steps,
+      step=step
+      or functools.partial(
+        sft.step, forward=functions.forward, logits=functions.logits
+      ),
+      batch=batch,
+      steps=steps,
       config=config,
-      optimizer=optim.make(optimizer, passes.steps, matrices, self.seed),
+      optimizer=optimizers.make(config.optim, steps, matrices, self.seed),
       mesh=self.mesh,
+      optim_field=optim_field,
+      constants=constants,
     )
 
-  def collect(
-    self, params: Any, order: Callable[[int], Problem], config: RejectionConfig
+  def rejection_sample(
+    self, params: Any, problem_at: Callable[[int], Problem], config: RejectionConfig
   ) -> list[rejection.Line]:
-    """Returns what `rejection.rejection_sample` keeps of the model's outputs."""
+    """Returns the outputs of the policy that `rejection.rejection_sample` keeps."""
     return rejection.rejection_sample(
       self.run,
       params,
-      order,
-      generator=self.generator,
+      problem_at,
+      sampler=self.sampler,
       config=config,
       seed=self.seed,
     )
 
   def own_outputs(
     self,
-    order: Callable[[int], Problem],
+    problem_at: Callable[[int], Problem],
     *,
     prompts: int,
     max_length: int,
     config: SFTConfig,
-  ) -> Callable[[int, Any], sft.Batch]:
-    """Returns (step, params) -> rows of what these parameters say to the problems.
+  ) -> Callable[[int, Any], Batch]:
+    """Returns (step, params) -> rows of outputs sampled with these parameters.
 
-    All of it: where it takes more rows than `config.rows_per_step`, there are twice or
-    three times as many. To leave out what does not fit would favour short outputs.
+    Where they take more rows than `config.rows_per_step`, there are twice or three
+    times as many: leaving out what does not fit would favour short outputs.
+
+    Args:
+      problem_at: index -> problem.
+      prompts: problems of a step.
+      max_length: T, tokens.
+      config: rows of a step.
     """
     key = named_key(jax.random.key(self.seed), 'own outputs')
     once = dataclasses.replace(config, epochs=1)
 
-    def batch(step: int, params: Any) -> sft.Batch:
-      chosen = [order(index) for index in range((step - 1) * prompts, step * prompts)]
-      outputs = self.generator(
+    def batch(step: int, params: Any) -> Batch:
+      chosen = [problem_at(n) for n in range((step - 1) * prompts, step * prompts)]
+      rollout = self.sampler.sample(
         params,
         jax.random.fold_in(key, step),
         chosen,
@@ -195,68 +214,72 @@ class Stage:
         max_length=max_length,
         draw=SamplingConfig(),
       )
-      own = [
-        Example(
-          outputs.prompts[n][outputs.prompt_mask[n]].tolist(),
-          outputs.tokens[n, 0, : outputs.lengths[n, 0]].tolist(),
-        )
-        for n in range(len(outputs.rows))
-      ]
-      examples = of_all_hosts(outputs, own)
-      return Epochs(examples, once, self.seed + step).whole()
+      found = of_all_hosts(rollout, _examples(rollout))
+      return Epochs(found, once, self.seed + step).whole()
 
     return batch
 
-  def reinforce(
+  def rl(
     self,
     params: Callable[[], Any],
-    pool: Any,
-    order: Callable[[int], Problem],
-    config: Reinforced,
+    rewarder: Rewarder,
+    problem_at: Callable[[int], Problem],
+    config: RLConfig,
+    evals: EvalConfig,
   ) -> Any:
-    """Returns the policy after RL on the problems of `order`, rewarded by `pool`.
+    """Returns the policy after RL.
 
-    `params` makes the parameters to start from. Of a model with adapters these are
-    returned; `params` are those of the model without them.
+    Args:
+      params: makes the parameters to start from. Of a policy with adapters these are
+        learned and returned; `params` are those of the model without them.
+      rewarder: rewards the outputs.
+      problem_at: index -> problem; see `problem_stream`.
+      config: of the stage.
+      evals: how to evaluate on the validation split meanwhile.
     """
-
-    def quantize(params: Any) -> Any:
-      return decoder.quantize(lora.merged(params), self.model.config)
-
-    trainer = Learner(
-      self.generator,
-      pool,
-      config.rl,
-      config.grpo,
-      config.rl_optim,
-      self.model.matrices,
-      quantize if config.rl.int8_rollout else None,
-      seed=self.seed,
-    )
     note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
     if note:
       self.run.progress.say(f'The algorithm is {note}.')
-    adapted = self.model.lora
-    if adapted.rank:
-      trainer = dataclasses.replace(
-        trainer,
-        matrices=None,
-        frozen=params(),
-        join=functools.partial(lora.attach, scale=adapted.scale),
-      )
-      key = named_key(jax.random.key(self.seed), 'adapters')
-      init = lora.init(self.model.config, adapted, key)
-      params = functools.partial(replicate, self.mesh, init)
+    learner, params = self._learner(config, params)
     return rl.train(
       self.run,
       'rl',
       params,
-      trainer=trainer,
-      order=order,
-      held_out=self.where.reasoning('validation'),
-      evaluate=config.evaluate,
+      actors=rl.Actors(self.sampler, rewarder, learner),
+      problem_at=problem_at,
+      held_out=self.problems.reasoning('validation'),
+      evals=evals,
       seed=self.seed,
     )
+
+  def _learner(
+    self, config: RLConfig, params: Callable[[], Any]
+  ) -> tuple[Learner, Callable[[], Any]]:
+    """Returns what learns, and what makes the parameters that it learns."""
+    policy = self.policy
+
+    def quantize(params: Any) -> Any:
+      return decoder.quantize(lora.merged(params), policy.config)
+
+    learner = Learner(
+      policy.functions,
+      self.mesh,
+      config,
+      policy.matrices,
+      quantize=quantize if config.int8_rollout else None,
+      seed=self.seed,
+    )
+    if not policy.lora.rank:
+      return learner, params
+    learner = dataclasses.replace(
+      learner,
+      matrices=None,
+      frozen=params(),
+      join=functools.partial(lora.attach, scale=policy.lora.scale),
+    )
+    key = named_key(jax.random.key(self.seed), 'adapters')
+    adapters = lora.init(policy.config, policy.lora, key)
+    return learner, functools.partial(replicate, self.mesh, adapters)
 
   def measure(self, params: Mapping[str, Any], config: SuiteConfig) -> None:
     """Measures a row of the stage table for each of these parameters, by name.
@@ -267,31 +290,31 @@ class Stage:
       evaluation_suite.measure(
         self.run,
         tree,
-        self.where.reasoning('test'),
-        self.where.general('test'),
-        generator=self.generator,
+        self.problems.reasoning('test'),
+        self.problems.general('test'),
+        sampler=self.sampler,
         config=config,
         seed=self.seed,
         name=name,
       )
 
-  def finish(
-    self, stage: str, config: Any, params: Any, parents: Sequence[Artifact]
-  ) -> None:
-    """Measures the stage's model and writes its record."""
-    final = {'final': params}
-    self.measure(final, config.scoreboard)
-    artifact.finish(self.run, stage, config, self.model, final, parents)
+
+def _examples(rollout: Rollout) -> list[Example]:
+  """Returns the first output to each problem of this host, with its prompt."""
+  return [
+    Example(
+      rollout.prompts[n][rollout.prompt_mask[n]].tolist(),
+      rollout.tokens[n, 0, : rollout.lengths[n, 0]].tolist(),
+    )
+    for n in range(len(rollout.rows))
+  ]
 
 
-def reward_pool(
-  config: RLConfig, rewards: Sequence[Weighted], preference_weight: float = 0.0
-) -> RewardPool:
-  """The processes that reward RL's outputs.
+def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -> None:
+  """Raises ValueError for rewards that nothing could be measured or learned by.
 
-  `preference_weight` is of a reward that is added to theirs; see `panel`. Raises
-  ValueError without a reward for the accuracy, which evaluations count, and where all
-  weights are 0.
+  Without one named 'accuracy', which evaluations count, or where all weights are 0;
+  `preference_weight` is of a reward that is added to theirs.
   """
   if 'accuracy' not in (names := [reward.name for reward in rewards]):
     raise ValueError(
@@ -303,28 +326,11 @@ def reward_pool(
       'rewards: expected one with a weight other than 0, as equal sums teach nothing, '
       f'got 0 for {", ".join(names)}'
     )
+
+
+def reward_pool(
+  config: RLConfig, rewards: Sequence[Weighted], preference_weight: float = 0.0
+) -> RewardPool:
+  """Returns the processes that reward outputs by rules; see `check_rewards`."""
+  check_rewards(rewards, preference_weight)
   return RewardPool(rewards, config.reward_workers, config.reward_timeout)
-
-
-@contextlib.contextmanager
-def begin(
-  stage: str, config: Any, parent: Artifact, phases: tuple[str, ...]
-) -> Iterator[Stage | None]:
-  """Opens the run of a stage that comes after another; None if it is finished.
-
-  Its seed is made of the config's and the stage's name; see `problem_sets.own_seed`.
-
-  Raises what `hosts.connect`, `Setting.check`, `fitting` and `run.start` raise.
-  """
-  compilation.keep_on_disk()
-  with hosts.connect(config):
-    where = problem_sets.problems_of(parent, config.data_dir)
-    where.check(config)
-    fit_stage_mesh(config, parent.model.names)
-    with start(config, phases=phases, facts=parent.fact) as run:
-      if artifact.finished(run):
-        yield None
-      else:
-        mesh = stage_devices(run, config)
-        seed = problem_sets.own_seed(config.seed, stage)
-        yield Stage(run, parent.model, where, mesh, seed, config.mesh)

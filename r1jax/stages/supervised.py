@@ -1,61 +1,53 @@
-"""Supervised training of a model on documents: base models, and later SFT.
+"""Supervised training: base models, SFT, distillation and the preference model.
 
-The documents of step n are a function of (seed, n); so is everything else, and a run
-that was killed goes on to the same bits.
+What is learned from in step n is a function of (seed, n), so a run that was killed goes
+on to the same bits.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from r1jax import optim, sft
-from r1jax.optim import TrainState
-from r1jax.runtime import hosts
-from r1jax.runtime.run import Run, check_finite
+from r1jax.optim import OptimConfig, TrainState
+from r1jax.runtime.loop import Loop
+from r1jax.runtime.run import Run
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.place import like_params, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """In which portions to train; `Config` and `SFTConfig` say how long."""
-
-  group: ClassVar[str]  # the name that this has in an experiment's config
+  """How many rows a step learns from; `PretrainConfig` and `SFTConfig` say how long."""
 
   rows_per_step: int = 16  # B
   row_length: int = 256  # T
   micro_batches: int = 4  # parts of the rows that a gradient is summed over
   checkpoint_every: int = 100  # steps
   log_every: int = 10  # steps
+  optim: OptimConfig = OptimConfig()
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
-      if getattr(self, field.name) < 1:
-        raise ValueError(
-          f'{self.group}.{field.name}: expected 1 or more, got '
-          f'{getattr(self, field.name)}'
-        )
+      value = getattr(self, field.name)
+      if isinstance(value, int) and value < 1:
+        raise ValueError(f'{field.name}: expected 1 or more, got {value}')
     if self.row_length < 2:
-      raise ValueError(
-        f'{self.group}.row_length: expected 2 or more, got {self.row_length}'
-      )
+      raise ValueError(f'row_length: expected 2 or more, got {self.row_length}')
     if self.rows_per_step % self.micro_batches:
       raise ValueError(
-        f'{self.group}.micro_batches: expected a divisor of rows_per_step='
-        f'{self.rows_per_step}, got {self.micro_batches}'
+        f'micro_batches: expected a divisor of rows_per_step = {self.rows_per_step}, '
+        f'got {self.micro_batches}'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Rows):
   """Rows filled with documents, the last one of a row cut: a base model's training."""
-
-  group: ClassVar[str] = 'base'
 
   steps: int = 1000  # updates
 
@@ -64,12 +56,81 @@ class PretrainConfig(Rows):
 class SFTConfig(Rows):
   """Passes over whole examples: supervised fine-tuning (SFT)."""
 
-  group: ClassVar[str] = 'sft'
-
   rows_per_step: int = 6  # B (R1: 128)
   row_length: int = 352  # T
   micro_batches: int = 3  # parts of the rows that a gradient is summed over
   epochs: int = 2  # passes (R1: 2 to 3)
+
+
+# (state, batch, *constants, optimizer=..., micro_batches=...) -> state, metrics
+StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def fit(
+  run: Run,
+  phase: str,
+  state: TrainState,
+  *,
+  update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+  batch: Callable[[int, Any], Any],
+  steps: int,
+  log_every: int,
+  checkpoint_every: int,
+  optim_field: str,
+  mesh: jax.sharding.Mesh,
+  constants: tuple[Any, ...] = (),
+  tokens: Callable[[Any], int] = lambda batch: 0,
+  measure: Callable[[Any, TrainState, bool], Mapping[str, Any]] | None = None,
+) -> TrainState:
+  """Returns the state after `steps` updates, from the last checkpoint on.
+
+  Args:
+    run: of which `phase` is a part.
+    phase: its name in logs and checkpoints.
+    state: to start from where there is no checkpoint, placed on the mesh. Its memory is
+      used for the next.
+    update: (state, batch, *constants) -> state, metrics; compiled here.
+    batch: (step, from 1 on, and the parameters then) -> what to learn from.
+    steps: updates.
+    log_every: steps between two lines of the log.
+    checkpoint_every: steps between two checkpoints.
+    optim_field: the config's field with the optimizer's settings, for errors.
+    mesh: where the model is trained.
+    constants: arrays that `update` takes too, such as a teacher's parameters.
+    tokens: how many tokens of a batch are learned from.
+    measure: (batch, state, whether a checkpoint is due) -> more to log.
+
+  Raises:
+    TrainingError: the loss is no longer finite. The last checkpoint stays.
+  """
+  state, first = run.checkpoints[phase].resume(state)
+  places = jax.tree.map(lambda leaf: leaf.sharding, state)
+  step_fn = jax.jit(
+    on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, None)
+  )
+  loop = Loop(
+    run,
+    phase,
+    steps,
+    first=first,
+    log_every=log_every,
+    save_every=checkpoint_every,
+    optim=optim_field,
+  )
+  learned = 0
+  for step in loop:
+    rows = batch(step, state.params)
+    learned += tokens(rows)
+    state, metrics = step_fn(state, put_batch(mesh, rows), *constants)
+
+    def more(rows: Any = rows, state: TrainState = state) -> Mapping[str, Any]:
+      return measure(rows, state, loop.saves) if measure else {}
+
+    if loop.log(metrics, tokens=learned, more=more):
+      learned = 0
+    if loop.saves_now():
+      loop.save(state)
+  return state
 
 
 def train(
@@ -77,68 +138,54 @@ def train(
   phase: str,
   params: Any,
   *,
-  step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+  step: StepFunction,
   batch: Callable[[int, Any], sft.Batch],
   steps: int,
   config: Rows,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
+  optim_field: str,
   constants: tuple[Any, ...] = (),
 ) -> Any:
-  """Returns the parameters after `steps` updates, from the last checkpoint on.
+  """Returns the parameters after `steps` updates on rows; see `fit`.
 
   Args:
     run: of which `phase` is a part.
     phase: its name in logs and checkpoints.
-    params: to start from when there is no checkpoint.
-    step: (state, batch, *constants) -> state, metrics: `sft.step` or like it, without
-      optimizer and micro-batches.
-    batch: (step, from 1 on, and the parameters then) -> what to learn from; see `pack`
-      and `Passes`. For some times the rows of `config` it has as many times the
-      micro-batches, and another number of rows compiles once more.
+    params: to start from; they stay as they are.
+    step: `sft.step` or like it, without optimizer and micro-batches.
+    batch: (step, parameters) -> rows. Where it gives a multiple of the config's rows,
+      there are as many times the micro-batches, and this shape compiles once more.
     steps: updates.
     config: see `Rows`.
     optimizer: see `optim.make`.
     mesh: where the model is trained.
-    constants: arrays that `step` takes beside, such as a teacher's parameters.
-
-  Raises:
-    TrainingError: the loss is no longer finite. The last checkpoint stays.
+    optim_field: the config's field with the optimizer's settings, for errors.
+    constants: arrays that `step` takes too.
   """
-  # A copy, as an update takes the memory of the state before it. Placed before the
-  # first step: another layout in the second would compile again.
-  own = jax.tree.map(jnp.copy, params)
-  state = like_params(mesh, optim.init(own, optimizer), params)
-  state, first = run.checkpoints[phase].resume(state)
 
   def update(state: TrainState, batch: sft.Batch, *constants: Any) -> Any:
     times = batch.tokens.shape[0] // config.rows_per_step
     parts = times * config.micro_batches
     return step(state, batch, *constants, optimizer=optimizer, micro_batches=parts)
 
-  places = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step_fn = jax.jit(
-    on_mesh(mesh, update), donate_argnums=0, out_shardings=(places, None)
+  # A copy, as an update takes the memory of the state before it. Placed before the
+  # first step: another layout in the second would compile again.
+  state = optim.init(jax.tree.map(jnp.copy, params), optimizer)
+  state = fit(
+    run,
+    phase,
+    like_params(mesh, state, params),
+    update=update,
+    batch=batch,
+    steps=steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint_every,
+    optim_field=optim_field,
+    mesh=mesh,
+    constants=constants,
+    tokens=lambda rows: int(rows.weights.sum()),
+    # Of this step, prompts included.
+    measure=lambda rows, *_: {'tokens': int((rows.documents > 0).sum())},
   )
-  began, tokens = time.monotonic(), 0
-  for number in range(first + 1, steps + 1):
-    rows = batch(number, state.params)
-    tokens += int(rows.weights.sum())
-    state, metrics = step_fn(state, put_batch(mesh, rows), *constants)
-    due = number % config.checkpoint_every == 0 or number == steps
-    logs = number % config.log_every == 0 or number == steps
-    # With several hosts, whether one was stopped is asked with what is written down.
-    saves = run.saves(due) if logs or due or hosts.count() == 1 else False
-    if logs or saves:
-      values: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-      check_finite(phase, number, values, f'{config.group}_optim')
-      values['tokens'] = int((rows.documents > 0).sum())  # of the step, with prompts
-      seconds = time.monotonic() - began
-      values['time'] = {'seconds': seconds, 'tokens_per_second': tokens / seconds}
-      if logs:
-        run.log.write(phase, number, **values)
-      run.progress.update(phase, number, steps, values)
-      began, tokens = time.monotonic(), 0
-    if saves:
-      run.save(phase, number, state)
   return state.params

@@ -40,6 +40,9 @@ class ArithmeticConfig:
     return f'largest{self.largest}'
 
 
+SETTINGS = ArithmeticConfig  # the class of its settings, under this name in each task
+
+
 def problem(left: int, sign: str, right: int) -> Problem:
   """The calculation of left sign right, the sign one of + - *."""
   identity = f'{left}{sign}{right}'

@@ -46,6 +46,9 @@ class CountdownConfig:
     return f'n{self.numbers}_largest{self.largest}_target{self.highest_target}'
 
 
+SETTINGS = CountdownConfig  # the class of its settings, under this name in each task
+
+
 def question(numbers: tuple[int, ...], target: int) -> str:
   """The problem as text: `make 16 from 3 5 2`."""
   return f'make {target} from {" ".join(map(str, numbers))}'

@@ -46,6 +46,9 @@ class EquationsConfig:
     return f'f{self.largest_factor}_x{self.largest_solution}_t{self.largest_term}'
 
 
+SETTINGS = EquationsConfig  # the class of its settings, under this name in each task
+
+
 def problem(factor: int, term: int, other: int, solution: int) -> Problem:
   """The equation factor·x + term = other·x + …, or without other·x if that is 0."""
   right = factor * solution + term - other * solution

@@ -53,6 +53,9 @@ class GSM8KConfig:
   name: str = 'main'
 
 
+SETTINGS = GSM8KConfig  # the class of its settings, under this name in each task
+
+
 def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[Problem]:
   """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 

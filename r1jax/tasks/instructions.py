@@ -48,6 +48,9 @@ class InstructionsConfig:
     return f'length{self.length}_start{self.largest_start}'
 
 
+SETTINGS = InstructionsConfig  # the class of its settings, under this name in each task
+
+
 def _problem(question: str, kind: str, language: str = 'en', **truth: Any) -> Problem:
   identity = question.replace(' ', '_')
   return Problem(identity, 'instructions', question, {'kind': kind, **truth}, language)

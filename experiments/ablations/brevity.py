@@ -3,10 +3,7 @@
 What the thoughts of a trained model are worth is measured by `experiments.thinking`.
 """
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
-import functools
 from collections.abc import Callable
 
 from experiments import reasoning_rl
@@ -18,7 +15,12 @@ from r1jax.rewards import Weighted, length
 class Brief(reasoning_rl.ReasoningRL):
   """Reasoning RL in which the shorter of two right answers may earn more."""
 
-  brevity_weight: float = 1.0  # of `length.shorter`
+  brevity_weight: float = 1.0  # weight of `length.shorter`
+
+  def rewards(self) -> list[Weighted]:
+    """Returns those of reasoning RL, and the one for short ways."""
+    shorter = Weighted('shorter', length.shorter, self.brevity_weight)
+    return [*super().rewards(), shorter]
 
 
 def brief(weight: float) -> Callable[[reasoning_rl.ReasoningRL], Brief]:
@@ -31,16 +33,9 @@ def brief(weight: float) -> Callable[[reasoning_rl.ReasoningRL], Brief]:
   return change
 
 
-def rewards(config: Brief) -> list[Weighted]:
-  """Those of reasoning RL, and the one for short ways."""
-  shorter = Weighted('shorter', length.shorter, config.brevity_weight)
-  return [*reasoning_rl.rewards(config), shorter]
-
-
 ABLATION = ablation.Ablation(
   question='Does a reward for short ways make thoughts shorter, and at what price?',
   variants={'without': brief(0.0), 'with': brief(1.0)},
-  main=functools.partial(reasoning_rl.main, rewards=rewards),
   figures=(
     results.PASS_AT_1,
     results.Figure(
@@ -52,4 +47,4 @@ ABLATION = ablation.Ablation(
 )
 
 if __name__ == '__main__':
-  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/thinking'))
+  ablation.main(ABLATION, ablation.Command(workdir='runs/ablations/brevity'))

@@ -1,0 +1,197 @@
+"""The bootstrap of every experiment: command line, hosts, lock, resume, record, report.
+
+An experiment is a config and a function (stage, config) -> what was trained. All that a
+run needs around it is here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from r1jax import grpo, report, tasks
+from r1jax.runtime import cli, compilation, hosts
+from r1jax.runtime.run import start, user_errors
+from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import artifact, problem_sets
+from r1jax.stages.artifact import Artifact
+from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.fit import fit_stage_mesh, parts, stage_devices
+from r1jax.stages.policy import Policy
+from r1jax.stages.problem_sets import Problems
+from r1jax.stages.rl_config import MACHINE, RLConfig
+from r1jax.stages.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """What every stage's config has."""
+
+  workdir: str = ''  # all files of the run; it goes on from what is there
+  seed: int = 0  # everything random follows from it
+  # Of tensorflow-datasets; None is its own default.
+  data_dir: str | None = dataclasses.field(default=None, metadata=MACHINE)
+  mesh: MeshConfig = MeshConfig()
+
+  def __post_init__(self) -> None:
+    problem_sets.check_seed(self.seed)
+    problem_sets.check_folders(self.workdir, self.data_dir)
+
+  def task_names(self) -> Sequence[str]:
+    """Returns the tasks whose problems the stage asks."""
+    return problem_sets.TASKS
+
+  def check(self, problems: Problems) -> None:
+    """Raises ValueError for settings that do not go with these problems."""
+    problems.check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What a stage starts from.
+
+  Fields:
+    policy: the model, its tokenizer and template.
+    problems: training and held-out problems.
+    seed: of everything random in the stage.
+    digests: of files that its checkpoints depend on, by name.
+    parents: finished stages.
+    keep: writes what the run needs besides its parameters into its folder.
+    params: (mesh) -> the parameters of a model that no stage has made.
+  """
+
+  policy: Policy
+  problems: Problems
+  seed: int
+  digests: Mapping[str, str]
+  parents: tuple[Artifact, ...] = ()
+  keep: Callable[[Path], None] | None = None
+  params: Callable[[jax.sharding.Mesh], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a stage leaves.
+
+  Fields:
+    params: by name; 'final' is what the next stage starts from. Those of another name
+      for the same parameters are not measured twice.
+    policy: that they belong to, where it is not the one that the stage started from.
+    parents: finished stages that it has taken something from, besides its parent.
+  """
+
+  params: Mapping[str, Any]
+  policy: Policy | None = None
+  parents: tuple[Artifact, ...] = ()
+
+
+def child_of(stage: str, *names: str) -> Callable[[Any], Origin]:
+  """Returns config -> the origin of a stage that follows one of these names.
+
+  The seed is made of the config's and of the stage's own name; see
+  `problem_sets.own_seed`.
+  """
+
+  def origin(config: Any) -> Origin:
+    parent = artifact.load(config.parent, *names)
+    return Origin(
+      parent.policy,
+      problem_sets.problems_of(parent, config.data_dir),
+      problem_sets.own_seed(config.seed, stage),
+      parent.digests,
+      (parent,),
+    )
+
+  return origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A stage that can be launched.
+
+  Fields:
+    name: of the stage, in its record.
+    origin: config -> what it starts from.
+    run: (stage, config) -> what it has trained.
+    phases: parts with checkpoints of their own, in order; or config -> these.
+    report: whether it writes report.html, for which a phase of RL is needed.
+  """
+
+  name: str
+  origin: Callable[[Any], Origin]
+  run: Callable[[Stage, Any], Trained]
+  phases: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
+  report: bool = False
+
+  def main(self, default: Any, presets: cli.Presets | None = None) -> None:
+    """Runs the config that the command line makes of `default`."""
+    algorithms = {
+      f'{name}.grpo': grpo.PRESETS
+      for name, part in parts(default)
+      if isinstance(part, RLConfig)
+    }
+    with user_errors():
+      self.launch(cli.parse(default, presets={**algorithms, **(presets or {})}))
+
+  def launch(self, config: Any) -> None:
+    """Runs the stage to its end, from its last checkpoint on if there is one.
+
+    Raises:
+      MeshError: a batch or the model does not divide over the devices.
+      ValueError: settings do not go together; before anything expensive.
+      WorkdirError: see `run.start`.
+    """
+    compilation.keep_on_disk()
+    with hosts.connect(config):
+      origin = self.origin(config)
+      config.check(origin.problems)
+      fit_stage_mesh(config, config.mesh, origin.policy.names)
+      phases = self.phases if isinstance(self.phases, tuple) else self.phases(config)
+      versions = tasks.versions(config.task_names())
+      with start(config, phases, origin.digests, versions) as run:
+        if not artifact.finished(run):
+          for remark in origin.policy.tokenizer.remarks:
+            run.progress.say(remark)
+          if origin.keep and hosts.is_primary():
+            origin.keep(run.workdir)
+          stage = Stage(
+            run,
+            origin.policy,
+            origin.problems,
+            stage_devices(run, config, config.mesh),
+            origin.seed,
+            config.mesh,
+            origin.parents,
+            origin.params,
+          )
+          self._finish(stage, config, self.run(stage, config), versions)
+    if self.report and hosts.is_primary():
+      print('\n'.join(report.result(config.workdir)))
+
+  def _finish(
+    self, stage: Stage, config: Any, trained: Trained, versions: Mapping[str, str]
+  ) -> None:
+    """Measures what was trained, and writes the report and the record."""
+    policy = trained.policy or stage.policy
+    for name, part in parts(config):
+      if isinstance(part, SuiteConfig):
+        done: list[Any] = []
+        once = {}
+        for label, params in trained.params.items():
+          if not any(params is other for other in done):
+            once[label] = params
+          done.append(params)
+        dataclasses.replace(stage, policy=policy).measure(once, getattr(config, name))
+    if self.report and hosts.is_primary():
+      report.write(stage.run.workdir)
+    artifact.finish(
+      stage.run,
+      self.name,
+      config,
+      policy,
+      trained.params,
+      (*stage.parents, *trained.parents),
+      versions,
+    )
