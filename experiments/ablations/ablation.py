@@ -108,8 +108,7 @@ def finished(run: Any, parent: Artifact) -> bool:
   differing = [
     name
     for name in dict.fromkeys([*now, *before])
-    if before.get(name) != now.get(name)
-    and name not in {*machine_settings(run), 'parent'}
+    if before.get(name) != now.get(name) and name not in free
   ]
   if record.get('data') != tasks.versions(run.task_names()):
     differing.append('version of the problems')

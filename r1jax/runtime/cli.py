@@ -2,8 +2,8 @@
 
 An experiment is a frozen dataclass of plain fields and of groups (`grpo`, `model`),
 which are frozen dataclasses themselves. `parse` takes a default instance of it and
-lets the command line change any field: `--seed 3`, `--grpo.kl-coef 0`, or a whole
-group at once by the name of a preset: `--grpo dapo`. Types and help come from the
+lets the command line change any field: `--seed 3`, `--rl.grpo.kl-coef 0`, or a whole
+group at once by the name of a preset: `--rl.grpo dapo`. Types and help come from the
 dataclass by way of tyro; what is here are presets, suggestions and short errors.
 """
 
@@ -23,7 +23,16 @@ from r1jax.hub import paths
 Config = TypeVar('Config')
 # Fields that hold the path of a folder or a file of this machine.
 PATHS = ('workdir', 'data_dir', 'parent', 'adapter', 'run', 'out')
-Presets = Mapping[str, Mapping[str, Any]]  # group -> name of a preset -> the group
+# Dotted path of a group -> name of a preset -> the group.
+Presets = Mapping[str, Mapping[str, Any]]
+# Fields of version 0.1, as parts of a flag, and what they are called now.
+RENAMED = {
+  r'(base|sft|rl|preference)-optim(?=\.)': r'\1.optim',
+  r'(?<=^--)grpo(?=\.|$)': 'rl.grpo',
+  r'(?<=[a-z]\.)(?<!rl\.)grpo(?=\.|$)': 'rl.grpo',
+  r'(?<=-|\.)evaluate(?=\.)': 'evals',
+  r'(?<=-|\.)scoreboard(?=\.)': 'suite',
+}
 
 
 def parse(
@@ -48,14 +57,26 @@ def parse(
     _check_names(words, [*_field_flags(default), *map(_flag, presets)])
     start = copy.copy(default)
     for group, preset in chosen.items():
-      # Not dataclasses.replace: it would check the preset against fields that the
-      # remaining words are about to change.
-      object.__setattr__(start, group, preset)
+      _set_unchecked(start, group, preset)
     config = _parse_fields(start, words, _description(default, presets))
     _check_paths(config)
     return config
   except ValueError as mistake:
     _fail(str(mistake))
+
+
+def _set_unchecked(config: Any, path: str, value: Any) -> None:
+  """Sets the field at a dotted path in a copy of each group on the way.
+
+  Not by dataclasses.replace: that would check a preset against fields that the
+  remaining words are about to change.
+  """
+  *groups, last = path.split('.')
+  for group in groups:
+    inner = copy.copy(getattr(config, group))
+    object.__setattr__(config, group, inner)
+    config = inner
+  object.__setattr__(config, last, value)
 
 
 def _split_presets(
@@ -108,6 +129,8 @@ def _check_names(words: Iterable[str], known: Sequence[str]) -> None:
     flag = word.partition('=')[0].replace('_', '-')
     if not flag.startswith('--') or flag in known or flag == '--help':
       continue
+    if (renamed := _renamed(flag)) in known:
+      raise ValueError(f'{flag} is called {renamed} now')
     last_part = '.' + flag.removeprefix('--')
     meant = (
       [name for name in known if name.endswith(last_part)]  # the group left out
@@ -118,6 +141,13 @@ def _check_names(words: Iterable[str], known: Sequence[str]) -> None:
       f'{word.partition("=")[0]} is not a field{_suggestion(meant[:3])}; '
       '--help lists them all'
     )
+
+
+def _renamed(flag: str) -> str:
+  """Returns what a flag of version 0.1 is called now."""
+  for before, now in RENAMED.items():
+    flag = re.sub(before, now, flag)
+  return flag
 
 
 def _check_paths(config: Any, prefix: str = '') -> None:

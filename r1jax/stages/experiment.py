@@ -33,7 +33,7 @@ class StageConfig:
   seed: int = 0  # everything random follows from it
   # Of tensorflow-datasets; None is its own default.
   data_dir: str | None = dataclasses.field(default=None, metadata=MACHINE)
-  mesh: MeshConfig = MeshConfig()
+  mesh: MeshConfig = MeshConfig()  # how the devices are arranged
 
   def __post_init__(self) -> None:
     problem_sets.check_seed(self.seed)

@@ -257,7 +257,7 @@ class Sampler:
     """Returns the outputs' texts, P lists of G."""
     group_size, max_length = tokens.shape[1:]
     flat = tokens.reshape(-1, max_length)
-    cut = [row[:n] for row, n in zip(flat, lengths.reshape(-1).tolist(), strict=True)]
+    cut: list[Any] = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
     # An output begins with what its prompt has opened for it.
     opened = [parsing.opened(prompt) for prompt in prompts]
     texts = [
