@@ -194,3 +194,29 @@ CHOICES = (
     0.0,
   ),
 )
+
+INTRODUCTION = """\
+# What the paper leaves open
+
+The paper does not fix every detail of the recipe. This table lists what it leaves open
+and what the presets in [experiments/paper](../experiments/paper) take. [N] is the
+Nature version, [v1] the first version on arXiv.
+
+The miniature differs where its docstrings say so: its mean is over all tokens, and in
+R1-Zero its upper clip range is 0.28.
+
+`python -m experiments.paper.choices > docs/paper_choices.md` writes this page. A test
+binds each choice that is a setting to its value in the presets.
+"""
+
+
+def markdown() -> str:
+  """Returns docs/paper_choices.md: the choices as a table."""
+  rows = [(c.question, c.paper, c.ours, c.why) for c in CHOICES]
+  table = [('question', 'the paper', 'here', 'why'), ('---',) * 4, *rows]
+  lines = [f'| {" | ".join(row)} |' for row in table]
+  return f'{INTRODUCTION}\n' + '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+  print(markdown(), end='')
