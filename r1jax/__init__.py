@@ -1,1 +1,1 @@
-"""The DeepSeek-R1 recipe in JAX; see README.md for the map of the house."""
+"""The DeepSeek-R1 recipe in JAX; docs/architecture.md has the map."""
