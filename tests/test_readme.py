@@ -1,60 +1,61 @@
-"""The code of the README, run."""
+"""The README: short, plain, and its code and tables right."""
 
 import re
-from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from pages import DOCS, README, ROOT, fenced, tables
 
-from experiments.paper.choices import CHOICES
-from r1jax import grpo
-from r1jax.grpo import GRPOConfig
+TEXT = README.read_text()
 
-README = (Path(__file__).parents[1] / 'README.md').read_text()
-EXPERIMENT, NOTEBOOK = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+def test_it_is_short():
+  assert len(TEXT.splitlines()) <= 200
+  assert len(TEXT.split()) <= 1800
 
 
 @pytest.fixture
-def experiment(monkeypatch):
-  monkeypatch.setattr(grpo, 'ADVANTAGES', {**grpo.ADVANTAGES})
-  monkeypatch.setitem(grpo.TABLES, 'advantage', grpo.ADVANTAGES)
-  monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP})
-  names = {'__name__': 'experiments.brief'}
-  exec(EXPERIMENT, names)
+def names():
+  (code,) = fenced(TEXT, 'python')
+  names: dict = {}
+  exec(code, names)
   return names
 
 
-def test_the_experiment_adds_a_reward(experiment):
-  rewards = experiment['rewards'](experiment['Brief'](brevity_weight=0.5))
-  assert [reward.name for reward in rewards] == [
-    'accuracy',
-    'format',
-    'language',
-    'brevity',
-  ]
-  assert rewards[-1].weight == 0.5
-  assert [rewards[-1].function(None, 'x' * n) for n in (200, 201)] == [1, 0]
+def test_its_reward_counts_characters(names):
+  assert [names['brevity'](None, 'x' * n) for n in (200, 201)] == [1, 0]
 
 
-def test_the_experiment_adds_an_advantage(experiment):
+def test_its_advantage_is_a_sign(names):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
-  got = grpo.ADVANTAGES['sign'](reward)
-  with pytest.raises(ValueError, match='needs 2 or more'):
-    grpo.check_group_size(GRPOConfig(advantage='sign'), 1, 4)
+  got = names['sign_advantage'](reward)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 
-def test_the_notebook_computes_a_loss():
-  names: dict = {}
-  exec(NOTEBOOK, names)
-  # On policy the loss is minus the mean of A over the 5 + 3 + 4 + 4 tokens, where A is
-  # 1/2 over std = sqrt(1/3), and over 1e-4 more, with the signs + - - +.
-  expected = -(5 - 3 - 4 + 4) / 16 * 0.5 / (3**-0.5 + 1e-4)
-  np.testing.assert_allclose(names['loss'], expected, rtol=1e-5)
-  assert names['metrics']['ratio'] == 1
+def test_its_stage_table_is_that_of_the_results_without_intervals():
+  (ours,) = (t for t in tables(TEXT) if t[0][:2] == ['%', 'base'])
+  (full, *_) = (
+    t for t in tables((DOCS / 'results.md').read_text()) if t[0][:2] == ['%', 'base']
+  )
+  assert ours == [[re.sub(r' \(.*\)', '', cell) for cell in row] for row in full]
 
 
-def test_the_table_of_choices_is_that_of_the_presets():
-  for choice in CHOICES:
-    assert f'| {choice.question} | {choice.paper} | {choice.ours} |' in README
+def test_its_seconds_are_those_of_the_page_on_performance():
+  (ours,) = (t for t in tables(TEXT) if t[0][1:] == ['r1jax', 'TRL', 'Tunix'])
+  (full,) = (
+    t
+    for t in tables((DOCS / 'performance.md').read_text())
+    if t[0][1:] == ['r1jax', 'TRL', 'Tunix', 'transformers']
+  )
+  measured = [row[1:4] for row in full]
+  assert all(row[1:] in measured for row in ours[2:])
+
+
+def test_its_map_names_every_room_and_every_equation():
+  (map_of_the_code,) = (block for block in fenced(TEXT) if block.startswith('r1jax/'))
+  top = ROOT / 'r1jax'
+  rooms = {f'{path.parent.name}/' for path in top.glob('*/__init__.py')}
+  equations = {path.stem for path in top.glob('*.py')} - {'__init__'}
+  named = re.findall(r'^  ([a-z]+/)', map_of_the_code, re.MULTILINE)
+  assert sorted(named) == sorted(rooms)
+  assert equations <= set(map_of_the_code.split())
