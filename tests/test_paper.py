@@ -38,14 +38,22 @@ ZERO = r1_zero.R1_ZERO
 def test_r1_zero_has_the_papers_hyper_parameters():
   # [N], methods, training of R1-Zero
   assert ZERO.start == BASE
-  assert (ZERO.optim.learning_rate, ZERO.optim.schedule) == (3e-6, 'constant')
-  assert (ZERO.grpo.kl, ZERO.grpo.kl_coef) == ('k3', 0.001)
+  assert (ZERO.rl.optim.learning_rate, ZERO.rl.optim.schedule) == (3e-6, 'constant')
+  assert (ZERO.rl.grpo.kl, ZERO.rl.grpo.kl_coef) == ('k3', 0.001)
   assert (ZERO.rl.group_size, ZERO.rl.epochs) == (16, 1)
   assert value_at(ZERO.rl.temperature, 0) == value_at(ZERO.rl.temperature, 649) == 1.0
   ((_, rewards),) = ZERO.rewards
   assert tuple(rewards) == (1, 1, 0, 0, 0)  # accuracy and format alike, nothing neural
   # [v1], Table 1
   assert templates.render(r1_zero.TEMPLATE, 'Why?').endswith('User: Why?. Assistant:')
+
+
+def test_the_command_runs_what_the_module_says():
+  config = r1_zero.PaperR1Zero()
+  assert config.rl is ZERO.rl
+  assert config.model.template == r1_zero.TEMPLATE
+  weights = {reward.name: reward.weight for reward in config.rewards()}
+  assert weights == {'accuracy': 1, 'format': 1}
 
 
 def test_a_rollout_is_8192_outputs_and_a_step_512():
@@ -93,14 +101,15 @@ def test_each_stage_starts_from_the_base_or_from_the_one_before():
 )
 def test_the_stages_of_examples(config, epochs):
   # [N]: batch 128, context 32,768, 5e-5 -> 5e-6
-  assert config.finetune.epochs in epochs
-  assert (config.finetune.rows_per_step, config.finetune.row_length) == (128, 32_768)
-  assert_cosine(config.optim, 5e-5, 5e-6)
+  assert config.sft.epochs in epochs
+  assert (config.sft.rows_per_step, config.sft.row_length) == (128, 32_768)
+  assert_cosine(config.sft.optim, 5e-5, 5e-6)
 
 
 def test_stage_2_is_r1_zero_with_another_clip_range_and_language():
   config = r1.REASONING
-  assert (config.rl, config.optim, config.data) == (ZERO.rl, ZERO.optim, ZERO.data)
+  assert dataclasses.replace(config.rl, grpo=ZERO.rl.grpo) == ZERO.rl
+  assert config.data == ZERO.data
   ((_, rewards),) = config.rewards
   assert tuple(rewards) == (1, 1, 1, 0, 0)
   # epsilon 10 is 1 - 10 ... 1 + 10 [N]; whatever is below 0 bounds no ratio
@@ -108,9 +117,11 @@ def test_stage_2_is_r1_zero_with_another_clip_range_and_language():
   for sign in (1, -1):
     expected = np.minimum(ratio * sign, np.clip(ratio, -9, 11) * sign)
     given = jnp.asarray(ratio)
-    got = grpo.clipped(given, jnp.float32(sign), given, config.grpo)
+    got = grpo.clipped(given, jnp.float32(sign), given, config.rl.grpo)
     np.testing.assert_array_equal(got, expected)
-  assert dataclasses.replace(config.grpo, clip_low=0.2, clip_high=0.2) == ZERO.grpo
+  assert (
+    dataclasses.replace(config.rl.grpo, clip_low=0.2, clip_high=0.2) == ZERO.rl.grpo
+  )
 
 
 def test_the_miniature_clips_ratios_as_the_paper_does():
@@ -121,9 +132,9 @@ def test_the_miniature_clips_ratios_as_the_paper_does():
     distill_experiment.Distill: r1.REASONING,
   }
   for experiment, config in both.items():
-    ours = experiment().grpo
+    ours = experiment().rl.grpo
     assert (ours.clip_low, ours.clip_high) == (1.0, 10.0)
-    assert (config.grpo.clip_low, config.grpo.clip_high) == (1.0, 10.0)
+    assert (config.rl.grpo.clip_low, config.rl.grpo.clip_high) == (1.0, 10.0)
     # A token of a wrong output keeps its gradient however rare it has become: A = -1
     slope = jax.grad(
       lambda x, ours=ours: grpo.clipped(jnp.exp(x), jnp.float32(-1), x, ours)
@@ -161,7 +172,7 @@ def test_data_of_the_papers_tables():
 
 def test_stage_3_is_as_many_updates_as_it_says():
   # 2 epochs of 804,745 * 5,355 tokens in steps of 128 * 32,768: 2,054.9
-  config = r1.REJECTION.finetune
+  config = r1.REJECTION.sft
   tokens = config.epochs * data.SFT.total * data.SFT_MEAN_TOKENS
   assert -(-tokens // (config.rows_per_step * config.row_length)) == 2_055
 
@@ -194,20 +205,21 @@ def test_the_six_students():
   for name, (start, peak) in STUDENTS.items():
     student = distill.STUDENTS[name]
     assert student.start == start
-    assert_cosine(student.optim, peak, peak / 10)
-    assert student.finetune.epochs in (2, 3)
-    assert (student.finetune.rows_per_step, student.finetune.row_length) == (64, 32_768)
+    assert_cosine(student.sft.optim, peak, peak / 10)
+    assert student.sft.epochs in (2, 3)
+    assert (student.sft.rows_per_step, student.sft.row_length) == (64, 32_768)
     assert round(student.examples, -5) == 800_000
 
 
 def test_rl_on_32b_is_r1_zeros_with_a_lower_rate():
   # [N]: 2e-6
-  assert distill.RL_32B.optim == dataclasses.replace(ZERO.optim, learning_rate=2e-6)
+  assert distill.RL_32B.rl.optim == dataclasses.replace(
+    ZERO.rl.optim, learning_rate=2e-6
+  )
   again = dataclasses.replace(
     distill.RL_32B,
     start=BASE,
-    optim=ZERO.optim,
-    rl=dataclasses.replace(distill.RL_32B.rl, steps=650),
+    rl=dataclasses.replace(distill.RL_32B.rl, steps=650, optim=ZERO.rl.optim),
   )
   assert again == ZERO
 
@@ -363,6 +375,5 @@ def test_a_schedule_that_cannot_be_followed_is_refused(field):
 def test_a_stage_that_has_nothing_to_learn_from_is_refused():
   with pytest.raises(ValueError, match='examples: expected 1 or more, got 0'):
     dataclasses.replace(r1.COLD_START, examples=0)
-  alone = dataclasses.replace(ZERO.rl, group_size=1)
   with pytest.raises(ValueError, match=r'group_size: .* needs 2 or more, got 1'):
-    dataclasses.replace(ZERO, rl=alone)
+    dataclasses.replace(ZERO.rl, group_size=1)

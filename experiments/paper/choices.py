@@ -25,7 +25,7 @@ CHOICES = (
     'per token',
     'Every public implementation does so; the product over thousands of tokens leaves '
     'any clip range at once.',
-    'r1_zero.R1_ZERO.grpo.ratio',
+    'r1_zero.R1_ZERO.rl.grpo.ratio',
     'token',
   ),
   Choice(
@@ -33,7 +33,7 @@ CHOICES = (
     '[N] eq. 1 has one term per output, so there is nothing to average within it.',
     'within each output, then over outputs',
     'With a ratio per token, each output keeps the weight that eq. 1 gives it.',
-    'r1_zero.R1_ZERO.grpo.mean',
+    'r1_zero.R1_ZERO.rl.grpo.mean',
     'outputs',
   ),
   Choice(
@@ -41,7 +41,7 @@ CHOICES = (
     'std(r), nothing more.',
     'the estimate, divided by G − 1',
     'Most public code; with G = 16 advantages are 3 % smaller than with G.',
-    'r1_zero.R1_ZERO.grpo.advantage',
+    'r1_zero.R1_ZERO.rl.grpo.advantage',
     'group_zscore',
   ),
   Choice(
@@ -50,7 +50,7 @@ CHOICES = (
     'in the loss, per token, outside the clip; never in the reward',
     'In the reward it would be divided by the std of the group; per token, since the '
     'ratio is too.',
-    'r1_zero.R1_ZERO.grpo.kl',
+    'r1_zero.R1_ZERO.rl.grpo.kl',
     'k3',
   ),
   Choice(
@@ -99,7 +99,7 @@ CHOICES = (
     'Nothing; ε = 10 is given for stage 2.',
     '0.2',
     "PPO's; most public code.",
-    'r1_zero.R1_ZERO.grpo.clip_high',
+    'r1_zero.R1_ZERO.rl.grpo.clip_high',
     0.2,
   ),
   Choice(
@@ -107,7 +107,7 @@ CHOICES = (
     'The ratio to 1 − ε … 1 + ε, that is −9 … 11.',
     'only above 11: clip_low 1, clip_high 10',
     'A ratio is never negative, so the lower bound does nothing.',
-    'r1.REASONING.grpo.clip_low',
+    'r1.REASONING.rl.grpo.clip_low',
     1.0,
   ),
   Choice(
@@ -145,7 +145,7 @@ CHOICES = (
     'Batch 128 (64), context 32,768.',
     'rows, filled with examples',
     'The mean example of 5,355 tokens fills 16 % of a row.',
-    'r1.REJECTION.finetune.rows_per_step',
+    'r1.REJECTION.sft.rows_per_step',
     128,
   ),
   Choice(
@@ -154,7 +154,7 @@ CHOICES = (
     '5,000; 3',
     'If examples are as long as in stage 3, three passes are only about 20 updates of '
     '128 filled rows.',
-    'r1.COLD_START.finetune.epochs',
+    'r1.COLD_START.sft.epochs',
     3,
   ),
   Choice(
@@ -162,7 +162,7 @@ CHOICES = (
     '2 to 3.',
     '2',
     'As in stage 3, on the same examples.',
-    "distill.STUDENTS['Qwen-32B'].finetune.epochs",
+    "distill.STUDENTS['Qwen-32B'].sft.epochs",
     2,
   ),
   Choice(
@@ -171,7 +171,7 @@ CHOICES = (
     'AdamW: b1 0.9, b2 0.99, no decay, no warm-up',
     'A warm-up would change the rates that the paper gives. b2 is between the 0.95 of '
     "V3's pre-training and the usual 0.999.",
-    'r1_zero.R1_ZERO.optim.warmup_steps',
+    'r1_zero.R1_ZERO.rl.optim.warmup_steps',
     0,
   ),
   Choice(
@@ -181,7 +181,7 @@ CHOICES = (
     'The usual value. With 671B parameters an entry of a gradient of norm 1 is 1.2e-6: '
     'steps are 0.97 of the learning rate (0.83 at norm 0.1); with ε = 1e-6 they would '
     'be 0.43 (0.09).',
-    'r1_zero.R1_ZERO.optim.eps',
+    'r1_zero.R1_ZERO.rl.optim.eps',
     1e-8,
   ),
   Choice(
@@ -190,7 +190,7 @@ CHOICES = (
     'no',
     'A bias follows the load, not a reward, so the policy would change although there '
     'is nothing to learn.',
-    'r1_zero.R1_ZERO.optim.balance_rate',
+    'r1_zero.R1_ZERO.rl.optim.balance_rate',
     0.0,
   ),
 )

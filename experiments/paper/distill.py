@@ -33,6 +33,6 @@ RL_32B = dataclasses.replace(
   rl=dataclasses.replace(
     R1_ZERO.rl,
     steps=rollouts(10_000),  # 625; the paper says over 10K steps [N]
+    optim=OptimConfig(learning_rate=2e-6, warmup_steps=0),  # [N]
   ),
-  optim=OptimConfig(learning_rate=2e-6, warmup_steps=0),  # [N]
 )

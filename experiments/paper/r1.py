@@ -25,12 +25,15 @@ COLD_START = sft(
 REASONING = dataclasses.replace(
   R1_ZERO,
   start='Dev1',
-  grpo=dataclasses.replace(
-    R1_ZERO.grpo,
-    # Epsilon is 10 [N]. Below, 1 - 10 bounds nothing, as no ratio is negative; a lower
-    # bound of 0 says the same.
-    clip_low=1.0,
-    clip_high=10.0,
+  rl=dataclasses.replace(
+    R1_ZERO.rl,
+    grpo=dataclasses.replace(
+      R1_ZERO.rl.grpo,
+      # Epsilon is 10 [N]. Below, 1 - 10 bounds nothing, as no ratio is negative; a
+      # lower bound of 0 says the same.
+      clip_low=1.0,
+      clip_high=10.0,
+    ),
   ),
   rewards=((0, Rewards(language=1.0)),),  # added to the others [N]
 )

@@ -1,13 +1,24 @@
 """R1-Zero: pure RL on DeepSeek-V3-Base, no examples before it, rules as the reward.
 
+  python -m experiments.paper.r1_zero --model.path DeepSeek-V3-Base --mesh.fsdp 64
+  python -m scripts.plan experiments.paper.r1_zero --topology v5p:4x8x8 --mesh.fsdp 4
+
 Paper: [N], the section on R1-Zero and its methods. There AIME 2024 pass@1 went from
-15.6 to 77.9 %; see `results.R1_ZERO`.
+15.6 to 77.9 %; see `results.R1_ZERO`. The command above is this run on a checkpoint of
+yours, on a laptop with a tiny one or on a pod; `experiments.grpo` is the same machinery
+at sizes for one machine. The paper's problems are not published: `--task` chooses some.
 """
 
+import dataclasses
+
+from experiments import grpo as on_hub_models
+from experiments.grpo import GRPO
 from experiments.paper import data
 from experiments.paper.stage import BASE, MINIBATCHES, RL, Rewards, rollouts
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
+from r1jax.stages.experiment import Experiment
+from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
 
 TEMPLATE = 'r1_zero'  # a name in text.TEMPLATES: [v1], Table 1
@@ -24,22 +35,40 @@ R1_ZERO = RL(
     epochs=1,  # one inner epoch [N]
     minibatches=MINIBATCHES,
     reference_every=rollouts(400),  # 25 [N]
-  ),
-  optim=OptimConfig(
-    learning_rate=3e-6,  # [N]
-    warmup_steps=0,  # the paper names none
-    schedule='constant',  # ours: the paper names none
-  ),
-  grpo=GRPOConfig(
-    advantage='group_zscore',  # (r - mean) / std [N]
-    ratio='token',  # see `choices`
-    surrogate='clip',  # [N]
-    kl='k3',  # [N]
-    mean='outputs',  # see `choices`
-    clip_low=0.2,  # ours: PPO's; the paper gives none for R1-Zero
-    clip_high=0.2,
-    kl_coef=0.001,  # beta [N]
+    optim=OptimConfig(
+      learning_rate=3e-6,  # [N]
+      warmup_steps=0,  # the paper names none
+      schedule='constant',  # ours: the paper names none
+    ),
+    grpo=GRPOConfig(
+      advantage='group_zscore',  # (r - mean) / std [N]
+      ratio='token',  # see `choices`
+      surrogate='clip',  # [N]
+      kl='k3',  # [N]
+      mean='outputs',  # see `choices`
+      clip_low=0.2,  # ours: PPO's; the paper gives none for R1-Zero
+      clip_high=0.2,
+      kl_coef=0.001,  # beta [N]
+    ),
   ),
   rewards=((0, Rewards(accuracy=1.0, format=1.0)),),  # equal weight [N]
   data=((0, data.REASONING),),  # [N]
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperR1Zero(GRPO):
+  """The paper's R1-Zero on a checkpoint."""
+
+  workdir: str = 'runs/paper/r1_zero'  # all files of the run
+  task: str = 'gsm8k'  # a module of r1jax.tasks
+  model: HubConfig = HubConfig(template=TEMPLATE)
+  rl: RLConfig = R1_ZERO.rl
+
+
+EXPERIMENT = Experiment(
+  'paper_r1_zero', on_hub_models.origin, on_hub_models.run, phases=('rl',), report=True
+)
+
+if __name__ == '__main__':
+  EXPERIMENT.main(PaperR1Zero())

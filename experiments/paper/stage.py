@@ -1,15 +1,14 @@
 """What a stage of the paper is: reinforcement learning (`RL`) or examples (`SFT`).
 
-Both hold configs of the project's own stages. Fields that no paper can know, such as
-micro-batches and worker processes, wait for a machine.
+Both hold configs of the project's own stages, so that what is said here is what
+`experiments.paper.r1_zero` runs and `scripts.plan` plans. Fields that no paper can
+know, such as micro-batches and worker processes, wait for a machine.
 """
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from experiments.paper import data
-from r1jax import grpo
-from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import SFTConfig
@@ -46,13 +45,10 @@ class RL:
 
   start: str  # the model it starts from, also its first reference
   rl: RLConfig
-  optim: OptimConfig
-  grpo: GRPOConfig
   rewards: tuple[tuple[int, Rewards], ...]
   data: tuple[tuple[int, data.Mix], ...]
 
   def __post_init__(self) -> None:
-    grpo.check_group_size(self.grpo, self.rl.group_size, self.rl.prompts_per_step)
     for field in ('rewards', 'data'):
       self._check_schedule(field, getattr(self, field))
 
@@ -76,8 +72,7 @@ class SFT:
 
   start: str  # the model it starts from
   examples: int
-  finetune: SFTConfig
-  optim: OptimConfig
+  sft: SFTConfig
 
   def __post_init__(self) -> None:
     if self.examples < 1:
@@ -102,11 +97,11 @@ def sft(start: str, *, examples: int, epochs: int, rows: int, peak: float) -> SF
       rows_per_step=rows,
       row_length=CONTEXT,
       micro_batches=rows,  # a row each, until a machine is chosen
-    ),
-    OptimConfig(
-      learning_rate=peak,
-      warmup_steps=0,  # the paper names none
-      schedule='cosine',  # [N]
-      final_share=0.1,  # 5e-5 to 5e-6; of students, a tenth of the peak [N]
+      optim=OptimConfig(
+        learning_rate=peak,
+        warmup_steps=0,  # the paper names none
+        schedule='cosine',  # [N]
+        final_share=0.1,  # 5e-5 to 5e-6; of students, a tenth of the peak [N]
+      ),
     ),
   )
