@@ -103,7 +103,7 @@ def main(config: Grpo, rewards: Callable[[Grpo], list[Weighted]] = rewards) -> N
 def train(config: Grpo, rewards: list[Weighted]) -> None:
   """What every host does."""
   found = from_hub.look_up(config.model, from_hub.began(config.workdir))
-  where = setting(config, families.positions(found.checkpoint.raw))
+  where = setting(config, families.max_positions(found.checkpoint.raw))
   where.check(config)
   where.check_prompts(found.model.tokenizer, found.model.template)
   fit_stage_mesh(config, found.model.names)  # says what does not

@@ -11,7 +11,9 @@ import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
-from r1jax.hub import gguf, storage, tokenizer_files, vocabulary, weights
+from r1jax.hub import checkpoint_files, gguf, tokenizer_files, vocabulary, weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.storage import WeightsError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.rules import named_sharding
 from r1jax.text.tokenizer import Tokenizer
@@ -27,11 +29,11 @@ VARIATIONS = [
 def written(folder, model_type, fields, kind, file, stops=(1,)):
   """A checkpoint of transformers, None if it is there, and our file of it."""
   model = model_type and checkpoint(folder, model_type, fields)
-  found = weights.open_checkpoint(folder)
+  found = open_checkpoint(folder)
   everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
-  roles = tokenizer_files.bos_id(folder), tokenizer_files.template(folder)
+  roles = tokenizer_files.bos_id(folder), checkpoint_files.chat_template(folder)
   text = vocabulary.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
@@ -232,12 +234,12 @@ def changed(tokenizer, name, part):
 )
 def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
   text = vocabulary.Text(tokenizer, 1, 0)
-  with pytest.raises(storage.WeightsError, match=message):
+  with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
 
@@ -267,8 +269,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ):
   fields = {**FAMILIES.get(model_type, {}), **fields}
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
-  found = weights.open_checkpoint(tmp_path / 'm')
-  with pytest.raises(storage.WeightsError, match=message):
+  found = open_checkpoint(tmp_path / 'm')
+  with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
@@ -295,7 +297,7 @@ ROBERTA = {
 )
 def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   text = vocabulary.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
@@ -310,7 +312,7 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
 
 def test_tags_are_shown_though_they_are_special(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
@@ -328,7 +330,7 @@ def test_tags_are_shown_though_they_are_special(tmp_path):
 
 def test_a_template_that_writes_bos_needs_one(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {}, chat='{{ bos_token }}')
-  with pytest.raises(storage.WeightsError, match='expected none that writes bos_token'):
+  with pytest.raises(WeightsError, match='expected none that writes bos_token'):
     written(tmp_path / 'm', None, None, 'f16', tmp_path / 'm.gguf')
   assert not (tmp_path / 'm.gguf').exists()
 
@@ -366,8 +368,8 @@ def test_stops_that_a_file_has_no_field_for_are_said():
 
 def test_a_file_that_is_there_stays(tmp_path):
   checkpoint(tmp_path / 'm')
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
-  with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
+  with pytest.raises(WeightsError, match=r'm.gguf is there already'):
     gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
 from r1jax import tasks
-from r1jax.hub import chat_template, tokenizer_files
+from r1jax.hub import chat_template, checkpoint_files, tokenizer_files
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
 from r1jax.stages.artifact import Policy
@@ -89,10 +89,10 @@ def test_ids_may_have_gaps(folder, tmp_path):
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
-  for name in tokenizer_files.FILES:
+  for name in checkpoint_files.FILES:
     if (folder / name).exists():
       (tmp_path / name).write_bytes((folder / name).read_bytes())
-  (tmp_path / tokenizer_files.TEMPLATE).write_text(
+  (tmp_path / checkpoint_files.TEMPLATE).write_text(
     "{{ messages[0]['content'] }}<think>\n"
   )
   tokenizer = tokenizer_files.open_tokenizer(tmp_path)
@@ -262,7 +262,7 @@ def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_
     assert ours.encode(source) == ours.encode_after(source) == theirs.encode(source)
   assert ours.prompt_ids('plain', 'so') == theirs.encode('User: so\nAssistant:')
   assert tokenizer_files.bos_id(tmp_path / 'm') is None
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
   copied = tokenizers.Tokenizer.from_file(str(tmp_path / 'copy/tokenizer.json'))
   assert copied.truncation is None
   assert copied.padding is None
@@ -275,9 +275,9 @@ def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
   (tmp_path / 'm/additional_chat_templates').mkdir()
   (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
   (tmp_path / 'm/special_tokens_map.json').write_text('{}')
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
-  names = tokenizer_files.files(tmp_path / 'm')
-  assert names == tokenizer_files.files(tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  names = checkpoint_files.files(tmp_path / 'm')
+  assert names == checkpoint_files.files(tmp_path / 'copy')
   assert 'additional_chat_templates/rag.jinja' in names
   assert 'special_tokens_map.json' in names
   for name in names:
@@ -465,7 +465,7 @@ def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
   assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
   tags = 'so <think>so</think>'
   assert ours.encode(tags) == ours.encode_after(tags) == theirs.encode(tags)
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
   assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
@@ -533,10 +533,10 @@ def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_p
   file = tmp_path / 'm/generation_config.json'
   if before is not None:
     file.write_text(json.dumps(before))
-  found = tokenizer_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
+  found = checkpoint_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
   assert found == file if after is None else json.loads(str(found)) == after
   if before is not None:
-    assert tokenizer_files.copies(tmp_path / 'm')['generation_config.json'] == file
+    assert checkpoint_files.copies(tmp_path / 'm')['generation_config.json'] == file
 
 
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):

@@ -20,12 +20,13 @@ from experiments import grpo
 from r1jax import tasks
 from r1jax.hub import (
   chat_template,
+  checkpoint_files,
   peft,
   peft_config,
   storage,
   tokenizer_files,
-  weights,
 )
+from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
@@ -212,7 +213,7 @@ def test_what_cannot_be_started_from_is_said_before_anything_is_read(
 def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   folder, tmp_path
 ):
-  like = weights.open_checkpoint(folder)
+  like = open_checkpoint(folder)
   config = LoraConfig(rank=2, alpha=4.0, targets='query')
   adapters = lora.init(like.config, config, jax.random.key(0))
   adapters = jax.tree.map(lambda x: x + 0.1, adapters)
@@ -237,7 +238,7 @@ def test_more_tokens_than_rows_are_refused(folder, tmp_path):
   shutil.copytree(folder, tmp_path / 'model')
   words = [f'{a}{b}{c}' for a in 'brst' for b in 'aeiou' for c in 'klmnp']
   tokenizer = Tokenizer.train([' '.join(words)] * 9, 360)
-  tokenizer.save(tmp_path / 'model' / tokenizer_files.TOKENIZER)
+  tokenizer.save(tmp_path / 'model' / checkpoint_files.TOKENIZER)
   with pytest.raises(ValueError, match=r'at most 300 tokens, the rows .*, got a'):
     from_hub.look_up(HubConfig(path=str(tmp_path / 'model')))
 

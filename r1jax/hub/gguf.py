@@ -17,7 +17,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.hub import families, storage, vocabulary, weights
+from r1jax.hub import families, tensor_names, vocabulary, weights
+from r1jax.hub.hf_checkpoint import HFCheckpoint
+from r1jax.hub.storage import WeightsError
 from r1jax.hub.vocabulary import Text
 from r1jax.model import rope
 from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
@@ -56,7 +58,7 @@ PATTERNS = {
 def write(
   file: str | os.PathLike[str],
   params: Any,
-  like: weights.Checkpoint,
+  like: HFCheckpoint,
   text: Text,
   kind: str,
 ) -> None:
@@ -75,7 +77,7 @@ def write(
   """
   file = Path(file).expanduser()
   if file.exists():
-    raise storage.WeightsError(f'{file} is there already; choose another file')
+    raise WeightsError(f'{file} is there already; choose another file')
   cut = check(like, text)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
@@ -89,7 +91,7 @@ def write(
     for name, array in _tensors(params, like):
       stored = _stored(name, array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
-        raise storage.WeightsError(
+        raise WeightsError(
           f'{name}: expected numbers that float16 holds, got '
           f'{np.abs(array).max():.3g}; choose f32'
         )
@@ -103,7 +105,7 @@ def write(
     partial.unlink(missing_ok=True)
 
 
-def check(like: weights.Checkpoint, text: Text) -> str:
+def check(like: HFCheckpoint, text: Text) -> str:
   """Returns llama.cpp's name for how texts are cut.
 
   Raises:
@@ -115,10 +117,10 @@ def check(like: weights.Checkpoint, text: Text) -> str:
   return cut
 
 
-def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
+def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
   c = like.config
   writer.add_name(like.folder.name)
-  writer.add_context_length(families.positions(like.raw))
+  writer.add_context_length(families.max_positions(like.raw))
   writer.add_embedding_length(c.d_model)
   writer.add_block_count(c.layers)
   writer.add_feed_forward_length(c.d_ff)
@@ -148,31 +150,31 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
       writer.add_rope_scaling_yarn_log_mul((amplitude - 1) / math.log(c.rope.factor))
 
 
-def _check(like: weights.Checkpoint) -> None:
+def _check(like: HFCheckpoint) -> None:
   """What llama.cpp computes otherwise than the model does can't be written."""
   c, e, kind = like.config, like.config.experts, like.raw['model_type']
   if kind not in ARCHITECTURES:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
     )
   _check_layers(c, kind)
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
   if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
       f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
     )
   if kind == 'qwen3_moe' and not e.normalised:
-    raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
+    raise WeightsError('norm_topk_prob: expected true for GGUF, got false')
   if e.groups > 1 and e.scores == 'softmax':
-    raise storage.WeightsError(
+    raise WeightsError(
       f"topk_method: expected 'greedy' for GGUF, got {like.raw.get('topk_method')!r}"
     )
-  if c.latent.kv_rank and not families.interleaved(like.raw):
-    raise storage.WeightsError('rope_interleave: expected true for GGUF, got false')
+  if c.latent.kv_rank and not tensor_names.interleaved(like.raw):
+    raise WeightsError('rope_interleave: expected true for GGUF, got false')
   if c.latent.kv_rank and not c.latent.q_rank and c.layers != LITE:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
       f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
     )
@@ -182,18 +184,18 @@ def _check_layers(c: ModelConfig, kind: str) -> None:
   """Which layers have experts, biases and norms."""
   e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
   if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
-    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+    raise WeightsError('attention_bias: expected false for GGUF, got true')
   if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
-    raise storage.WeightsError(
+    raise WeightsError(
       'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
     )
   if kind.startswith('deepseek') and not (e.count and e.shared):
-    raise storage.WeightsError(
+    raise WeightsError(
       'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
       'routed and shared experts for GGUF, got none'
     )
   if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
       f'all norms, and those within latent attention have that, got {c.norm_eps}'
     )
@@ -264,7 +266,7 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
 def _cut(tokenizer: Mapping[str, Any]) -> str:
   """llama.cpp's name for how this tokenizer cuts texts."""
   if tokenizer.get('model', {}).get('type') != 'BPE':
-    raise storage.WeightsError(
+    raise WeightsError(
       f'tokenizer.json: expected a BPE model for GGUF, got '
       f'{tokenizer.get("model", {}).get("type")!r}'
     )
@@ -272,7 +274,7 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   parts = given.get('pretokenizers', [given])
   names = [part.get('type') for part in parts]
   if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
-    raise storage.WeightsError(
+    raise WeightsError(
       'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, as '
       'llama.cpp puts no space before texts, got true'
     )
@@ -285,13 +287,13 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
   if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
     return PATTERNS[pattern]
-  raise storage.WeightsError(
+  raise WeightsError(
     'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
     f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
   )
 
 
-def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(params: Any, like: HFCheckpoint) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors by their names there, float32."""
   c, model_type = like.config, like.raw['model_type']
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
@@ -306,7 +308,7 @@ def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.nd
     for part, found in _parts(_EXPERT.sub('.experts.', theirs), array, like):
       name = names.get_name(part, try_suffixes=('.weight', '.bias'))
       if name is None:
-        raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
+        raise WeightsError(f'{theirs}: there is no such tensor in GGUF')
       yield name, np.ascontiguousarray(found, np.float32)
   if c.rope.kind == 'llama3':
     plain, stretched = (
@@ -320,7 +322,7 @@ _EXPERT = re.compile(r'\.experts\.\d+\.')
 
 
 def _parts(
-  theirs: str, array: np.ndarray, like: weights.Checkpoint
+  theirs: str, array: np.ndarray, like: HFCheckpoint
 ) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors that one of the hub is there, by names that the library knows."""
   c = like.config

@@ -15,8 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from r1jax.hub import families, peft_config, peft_experts, storage, weights
+from r1jax.hub import peft_config, peft_experts, storage, tensor_names
+from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.peft_config import CONFIG, FILE, PREFIX
+from r1jax.hub.safetensors_writer import write_folder
+from r1jax.hub.storage import WeightsError
+from r1jax.hub.tensor_names import TensorRow
 from r1jax.model import lora
 from r1jax.model.lora import LoraConfig
 
@@ -24,18 +28,20 @@ Pair = tuple[np.ndarray, np.ndarray]  # a [..., in, r] and b [..., r, out]
 
 
 def _rows(
-  like: weights.Checkpoint, target: lora.Target
-) -> Iterator[tuple[int, str, families.Row]]:
+  like: HFCheckpoint, target: lora.Target
+) -> Iterator[tuple[int, str, TensorRow]]:
   """Each layer of a target's stack: its number there, its name there, its row."""
   layers, sparse = _stack(like, target.stack)
-  for row in families.layer(like.config, sparse, families.interleaved(like.raw)):
+  for row in tensor_names.layer_rows(
+    like.config, sparse, tensor_names.interleaved(like.raw)
+  ):
     if row.ours == (target.name,):
       for n, layer in enumerate(layers):
         module = row.theirs.format(layer=layer, expert=0)
         yield n, module.removesuffix('.weight'), row
 
 
-def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
+def _stack(like: HFCheckpoint, stack: str) -> tuple[range, bool]:
   """The numbers of a stack's layers, and whether they have experts."""
   first = 0
   for name, count, sparse in like.config.stacks:
@@ -49,7 +55,7 @@ def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
 
 
 def tensors(
-  adapters: Mapping[str, Any], config: LoraConfig, like: weights.Checkpoint
+  adapters: Mapping[str, Any], config: LoraConfig, like: HFCheckpoint
 ) -> dict[str, np.ndarray]:
   """Returns the adapters as PEFT's tensors, by name."""
   found = {}
@@ -80,7 +86,7 @@ def write(
   folder: str | os.PathLike[str],
   adapters: Mapping[str, Any],
   config: LoraConfig,
-  like: weights.Checkpoint,
+  like: HFCheckpoint,
 ) -> None:
   """Writes a folder that PEFT opens, whole or not at all.
 
@@ -103,7 +109,7 @@ def write(
     'base_model_name_or_path': str(like.folder.absolute()),
   }
   content = json.dumps(settings, indent=2) + '\n'
-  storage.write(folder, iter(named.items()), {CONFIG: content}, name=FILE)
+  write_folder(folder, iter(named.items()), {CONFIG: content}, name=FILE)
 
 
 # --- Reading --------------------------------------------------------------------------
@@ -115,7 +121,7 @@ class _Stored:
   def __init__(self, folder: Path):
     self.file = folder / FILE
     self.scales = peft_config.read(folder)
-    self.tensors = dict(storage.header(self.file))
+    self.tensors = dict(storage.read_header(self.file))
     self.used: set[str] = set()
 
   def has(self, module: str) -> tuple[int, int] | None:
@@ -141,23 +147,23 @@ class _Stored:
 
   def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in self.tensors:
-      raise storage.WeightsError(f'{self.file}: the tensor {name} is missing')
+      raise WeightsError(f'{self.file}: the tensor {name} is missing')
     found = self.tensors[name]
     if found.shape != shape:
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{self.file}: {name}: expected the shape {shape}, found {found.shape}'
       )
     if found.kind not in storage.KINDS.values():
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{self.file}: {name}: expected one of {", ".join(storage.KINDS.values())}, '
         f'found {found.kind}'
       )
     self.used.add(name)
-    return storage.numbers(self.tensors, name, np.dtype(np.float32))
+    return storage.read_as(self.tensors, name, np.dtype(np.float32))
 
 
 def read(
-  folder: str | os.PathLike[str], like: weights.Checkpoint
+  folder: str | os.PathLike[str], like: HFCheckpoint
 ) -> tuple[LoraConfig, dict[str, Any]]:
   """Returns what PEFT has written for such a checkpoint: config and adapters.
 
@@ -183,25 +189,25 @@ def read(
     if sparse and (experts := _experts(stored, like, stack)):
       tree.setdefault(stack, {}).update(experts)
   if not tree:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
     )
   if rest := sorted(set(stored.tensors) - stored.used):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{folder / FILE}: {rest[0]} belongs to no matrix of {like.folder}'
     )
   names = '|'.join(sorted({name for pairs in tree.values() for name in pairs}))
   return LoraConfig(int(stored.scales.rank), float(stored.scales.alpha), names), tree
 
 
-def _pair(stored: _Stored, target: lora.Target, module: str, row: families.Row) -> Pair:
+def _pair(stored: _Stored, target: lora.Target, module: str, row: TensorRow) -> Pair:
   """A matrix's `a` and `b`, as they lie here."""
   # What is no linear layer in transformers 5 goes by its parameter's name.
   key = f'{module}.weight' if target.name == 'router' else module
   inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
   found = stored.take(module, key, 1, inputs, outputs)
   if found is None:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{stored.file}: the tensor {PREFIX}{module}.lora_A.weight is missing'
     )
   a, b = found
@@ -212,7 +218,7 @@ def _pair(stored: _Stored, target: lora.Target, module: str, row: families.Row) 
 
 
 def _experts(
-  stored: _Stored, like: weights.Checkpoint, stack: str
+  stored: _Stored, like: HFCheckpoint, stack: str
 ) -> dict[str, dict[str, np.ndarray]]:
   """The adapters of a stack's experts, by name."""
   layers, _ = _stack(like, stack)
@@ -222,7 +228,7 @@ def _experts(
   names = {name for pairs in each for name in pairs}
   for layer, pairs in zip(layers, each, strict=True):
     if missing := sorted(names - set(pairs)):
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{stored.file}: expected adapters of experts in all layers, found none of '
         f'{missing[0]} in layer {layer}'
       )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from r1jax.hub import storage
+from r1jax.hub.storage import WeightsError
 from r1jax.model.lora import LoraConfig
 
 CONFIG = 'adapter_config.json'
@@ -80,12 +81,12 @@ def read(folder: Path) -> Scales:
   settings = storage.read_json(file)
   for field, value in EXPECTED.items():
     if (settings.get(field) or value) != value:
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{file}: {field}: expected {value!r}, got {settings[field]!r}'
       )
   init = settings.get('init_lora_weights')
   if init not in INITS:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: init_lora_weights: expected true, false or one of '
       f'{", ".join(str(x) for x in INITS[3:])}, got {init!r}, which changes the base '
       'that the adapter belongs to; save it by save_pretrained with '
@@ -94,13 +95,13 @@ def read(folder: Path) -> Scales:
   computed = {'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora'}
   known = {*IGNORED, *EXPECTED, *computed, 'init_lora_weights'}
   if rest := sorted(name for name, x in settings.items() if x and name not in known):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: {rest[0]}: expected none, got {str(settings[rest[0]])[:80]}; this kind '
       'of LoRA is not computed here'
     )
   rank, alpha = settings.get('r'), settings.get('lora_alpha')
   if not _is_number(rank) or rank != int(rank) or not _is_number(alpha):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: expected numbers r and lora_alpha, got {rank!r}, {alpha!r}'
     )
   ranks, alphas = (
@@ -113,14 +114,14 @@ def _patterns(file: Path, settings: Mapping[str, Any], name: str) -> dict[str, A
   """A field of numbers by the pattern of a name."""
   patterns = settings.get(name) or {}
   if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: {name}: expected numbers above 0 by name, got {patterns!r}'
     )
   for pattern in patterns:
     try:
       re.compile(pattern)
     except re.error as error:
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{file}: {name}: expected patterns, got {pattern!r} ({error})'
       ) from None
   return patterns

@@ -5,13 +5,9 @@ is asked for, and nothing is ever unpickled. Tensors of one file may have severa
 and each is written in its own.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +19,6 @@ import safetensors
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
-SHARD_BYTES = 5 * 10**9  # of a file that is written; a larger tensor has its own
 SCALES = '_scale_inv'  # what DeepSeek's FP8 tensors have beside them
 # Types of weights, by their names in safetensors.
 DTYPES = {
@@ -50,7 +45,7 @@ class WeightsError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
   """A tensor in a file."""
 
   file: Path
@@ -94,7 +89,7 @@ def read_json(file: Path) -> dict[str, Any]:
   return found
 
 
-def find(folder: Path) -> Iterator[tuple[str, Stored]]:
+def find_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
   """The tensors of all files of a checkpoint, by name.
 
   The single file comes first, as in transformers: where there is an index beside it, an
@@ -109,12 +104,12 @@ def find(folder: Path) -> Iterator[tuple[str, Stored]]:
         'transformers does. Delete those that are not meant',
         stacklevel=2,
       )
-    yield from header(folder / SINGLE)
+    yield from read_header(folder / SINGLE)
   elif (folder / INDEX).exists():
     for name in _shards(folder):
       if not (folder / name).is_file():
         raise WeightsError(f'{folder / name} is missing, which {INDEX} names')
-      yield from header(folder / name)
+      yield from read_header(folder / name)
   else:
     others = [path.name for path in folder.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
@@ -138,7 +133,7 @@ def _shards(folder: Path) -> list[str]:
   return sorted(set(placed.values()))
 
 
-def header(file: Path) -> Iterator[tuple[str, Stored]]:
+def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
   """The tensors of a file, by name; WeightsError for one that is not whole."""
   try:
     # The library has looked at every length and offset when it returns.
@@ -159,11 +154,14 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
     if name != '__metadata__':
       first, last = entry['data_offsets']
       shape = tuple(entry['shape'])
-      yield name, Stored(file, entry['dtype'], shape, 8 + size + first, last - first)
+      yield (
+        name,
+        StoredTensor(file, entry['dtype'], shape, 8 + size + first, last - first),
+      )
 
 
-def check(
-  folder: Path, tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...]
+def check_tensor(
+  folder: Path, tensors: Mapping[str, StoredTensor], name: str, shape: tuple[int, ...]
 ) -> None:
   """WeightsError unless there is such a tensor of numbers, with FP8's scales."""
   if name not in tensors:
@@ -191,8 +189,8 @@ def check(
 _BLOCK = (128, 128)  # numbers of an FP8 tensor that share a scale
 
 
-def numbers(
-  tensors: Mapping[str, Stored],
+def read_as(
+  tensors: Mapping[str, StoredTensor],
   name: str,
   dtype: np.dtype,
   rows: range | None = None,
@@ -206,8 +204,10 @@ def numbers(
   """
   stored = tensors[name]
   with np.errstate(over='ignore'):  # said in a sentence
-    found = _numbers(tensors, name, stored.read(rows), rows).astype(dtype, copy=False)
-  if not _finite(found):
+    found = _dequantized(tensors, name, stored.read(rows), rows).astype(
+      dtype, copy=False
+    )
+  if not is_finite(found):
     row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
     raise WeightsError(
       f'{stored.file}: {name}: expected finite numbers, found NaN or infinity in row '
@@ -217,7 +217,7 @@ def numbers(
   return found
 
 
-def _finite(x: np.ndarray) -> bool:
+def is_finite(x: np.ndarray) -> bool:
   """Whether no number is NaN or infinite, by the bits of the exponent.
 
   Reading the memory twice, with no copy, costs a twentieth of `isfinite` for bfloat16.
@@ -231,8 +231,8 @@ def _finite(x: np.ndarray) -> bool:
   return largest < infinity and of_negative < infinity + (1 << (size - 1))
 
 
-def _numbers(
-  tensors: Mapping[str, Stored], name: str, found: np.ndarray, rows: range | None
+def _dequantized(
+  tensors: Mapping[str, StoredTensor], name: str, found: np.ndarray, rows: range | None
 ) -> np.ndarray:
   if tensors[name].kind != 'F8_E4M3':
     return found
@@ -243,142 +243,3 @@ def _numbers(
     scales = np.repeat(scales, size, axis=axis)
   within = scales[first % _BLOCK[0] :][: len(found), : found.shape[1]]
   return found.astype(np.float32) * within
-
-
-def narrowed(name: str, array: np.ndarray, kind: str) -> np.ndarray:
-  """Returns the array in one of KINDS' types.
-
-  Raises:
-    WeightsError: that is float16, and a number is too large for it.
-  """
-  with np.errstate(over='ignore'):  # said in a sentence
-    found = array.astype(DTYPES[kind], copy=False)
-  if kind == 'F16' and not _finite(found):
-    raise WeightsError(
-      f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
-      'choose bfloat16 or float32'
-    )
-  return found
-
-
-def write(
-  folder: str | os.PathLike[str],
-  named: Iterator[tuple[str, np.ndarray]],
-  files: Mapping[str, str | Path] | None = None,
-  shard_bytes: int = SHARD_BYTES,
-  name: str = SINGLE,
-) -> None:
-  """Writes a checkpoint's folder whole or not at all.
-
-  Args:
-    folder: that there is not yet.
-    named: tensors by name, each in the type that it is written in.
-    files: further files, by name: a text, or a path to copy.
-    shard_bytes: of a file; more than one gets an index.
-    name: of the file if it is one.
-
-  Raises:
-    WeightsError: there is something in the folder's place.
-  """
-  folder = Path(folder).expanduser()
-  if folder.exists():
-    raise WeightsError(f'{folder} is there already; choose another folder')
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial', dir=folder.parent))
-  try:
-    _write_shards(partial, named, shard_bytes, name)
-    for other, content in (files or {}).items():
-      (partial / other).parent.mkdir(exist_ok=True)
-      if isinstance(content, Path):
-        shutil.copyfile(content, partial / other)
-      else:
-        (partial / other).write_text(content, encoding='utf-8')
-    partial.chmod(0o755)
-    partial.rename(folder)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      shutil.rmtree(partial)
-
-
-class _Shard:
-  """A file of safetensors that is written a tensor at a time and never held.
-
-  Its header comes first and is known last, and wide numbers come before narrow ones, so
-  that all are aligned. So the numbers of each width go to a file of their own first.
-  """
-
-  def __init__(self, file: Path):
-    self.file, self.size = file, 0
-    self.names: list[str] = []
-    self._bodies: dict[int, Any] = {}  # files by bytes of a number
-    self._places: list[tuple[int, str, tuple[int, ...], int]] = []
-
-  def add(self, name: str, array: np.ndarray) -> None:
-    """Writes a tensor."""
-    kinds = {**DTYPES, **COPIED}
-    kind = next(kind for kind, dtype in kinds.items() if dtype == array.dtype)
-    width = array.dtype.itemsize
-    if width not in self._bodies:
-      body = self.file.with_name(f'{self.file.name}.{width}')
-      self._bodies[width] = body.open('w+b')
-    body = self._bodies[width]
-    self._places.append((width, kind, array.shape, body.tell()))
-    body.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    self.names.append(name)
-    self.size += array.nbytes
-
-  def close(self) -> None:
-    """Writes the file."""
-    widths = sorted(self._bodies, reverse=True)
-    starts, end = {}, 0
-    for width in widths:
-      starts[width] = end
-      end += self._bodies[width].tell()
-    # transformers looks at this entry.
-    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-    for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
-      start = starts[width] + first
-      offsets = start, start + math.prod(shape) * width
-      header[name] = {'dtype': kind, 'shape': shape, 'data_offsets': offsets}
-    content = json.dumps(header).encode()
-    content += b' ' * (-len(content) % 8)  # numbers begin at a multiple of 8 bytes
-    with self.file.open('wb') as file:
-      file.write(len(content).to_bytes(8, 'little') + content)
-      for width in widths:
-        with self._bodies[width] as body:
-          body.seek(0)
-          shutil.copyfileobj(body, file, 2**24)
-        Path(body.name).unlink()
-
-
-def _write_shards(
-  folder: Path,
-  named: Iterator[tuple[str, np.ndarray]],
-  shard_bytes: int,
-  single: str,
-) -> None:
-  shards: list[list[str]] = []
-  shard = _Shard(folder / 'shard-0')
-  total = 0
-
-  def put() -> None:
-    shard.close()
-    shards.append(shard.names)
-
-  for name, array in named:
-    if shard.names and shard.size + array.nbytes > shard_bytes:
-      put()
-      shard = _Shard(folder / f'shard-{len(shards)}')
-    shard.add(name, array)
-    total += array.nbytes
-  put()
-  if len(shards) == 1:
-    (folder / 'shard-0').rename(folder / single)
-    return
-  placed: dict[str, str] = {}
-  for n, names in enumerate(shards):
-    file = f'model-{n + 1:05d}-of-{len(shards):05d}.safetensors'
-    (folder / f'shard-{n}').rename(folder / file)
-    placed |= dict.fromkeys(names, file)
-  index = {'metadata': {'total_size': total}, 'weight_map': placed}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from r1jax.hub import storage
+from r1jax.hub.storage import WeightsError
 from r1jax.text import surroundings
 
 NFC = 'NFC'  # é as one character, however it is typed
@@ -64,7 +64,7 @@ def check(text: Text, cut: str) -> None:
   `cut` is its name for how texts are cut.
   """
   if other := [kind for kind in text.normalizers if kind != NFC]:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'tokenizer.json: normalizer: expected none, or {NFC}, for GGUF, as llama.cpp '
       f'changes no text, got {", ".join(other)}'
     )
@@ -72,20 +72,20 @@ def check(text: Text, cut: str) -> None:
   for token in text.tokenizer.get('added_tokens', []):
     for field in ('lstrip', 'rstrip', 'single_word'):
       if token.get(field):
-        raise storage.WeightsError(
+        raise WeightsError(
           f'tokenizer.json: added_tokens: expected {field} false for GGUF, as '
           'llama.cpp takes such a token alone wherever it is, got true of '
           f'{token["content"]!r}'
         )
   before, behind = text.around
   if len(before) > 1 or behind not in ([], [text.eos_id]):
-    raise storage.WeightsError(
+    raise WeightsError(
       'tokenizer.json: post_processor: expected no more than one token before each '
       f'text and the one that ends outputs ({text.eos_id}) behind it for GGUF, got '
       f'{before} and {behind}'
     )
   if 'bos_token' in (text.chat_template or '') and not before and text.bos_id is None:
-    raise storage.WeightsError(  # it would write its default, token 11
+    raise WeightsError(  # it would write its default, token 11
       'chat_template: expected none that writes bos_token for GGUF, as the tokenizer '
       'has none; name one in tokenizer_config.json, or take it out of the template'
     )
@@ -95,12 +95,12 @@ def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
   model = tokenizer['model']
   for field in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
     if model.get(field):
-      raise storage.WeightsError(
+      raise WeightsError(
         f'tokenizer.json: model.{field}: expected none for GGUF, got {model[field]!r}'
       )
   whole = bool(model.get('ignore_merges'))
   if whole != (cut == WHOLE_WORDS) and (word := _unmerged(tokenizer)):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'tokenizer.json: model.ignore_merges: expected {not whole} for GGUF with a '
       f'pre_tokenizer as {cut} has it, got {whole}: merges do not make {word!r}'
     )
