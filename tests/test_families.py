@@ -193,7 +193,7 @@ CONFIG = {
     ({'attention_bias': 'yes'}, "attention_bias: expected true or false, got 'yes'"),
     (
       {'model_type': 'mistral', 'sliding_window': 32},
-      'sliding_window: expected null, or .* 64 .*, got 32',
+      'sliding_window: expected null or .* 64 .*, got 32',
     ),
     ({'model_type': 'ministral3'}, 'llama_4_scaling_beta: expected a number for'),
     ({'model_type': 'internlm3', 'bias': True}, 'bias: expected False, got True'),

@@ -211,11 +211,14 @@ def changed(tokenizer, name, part):
     ({'pre_tokenizer': [SPLIT, BYTES]}, 'a pre_tokenizer like that of'),
     ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'a pre_tokenizer like'),
     ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'a pre_token'),
-    ({'normalizer': {'type': 'Lowercase'}}, 'normalizer: .*no text, got Lowercase'),
-    ({'normalizer': {'type': 'NFKC'}}, 'normalizer: .*changes no text, got NFKC'),
-    ({'normalizer': {'type': 'NFD'}}, 'normalizer: .*changes no text, got NFD'),
-    ({'normalizer': {'type': 'Prepend', 'prepend': 'x'}}, 'no text, got Prepend'),
-    ({'normalizer': [{'type': 'NFC'}, REPLACE]}, 'changes no text, got Replace$'),
+    (
+      {'normalizer': {'type': 'Lowercase'}},
+      'normalizer: .*not normalize, got Lowercase',
+    ),
+    ({'normalizer': {'type': 'NFKC'}}, 'normalizer: .*not normalize, got NFKC'),
+    ({'normalizer': {'type': 'NFD'}}, 'normalizer: .*not normalize, got NFD'),
+    ({'normalizer': {'type': 'Prepend', 'prepend': 'x'}}, 'not normalize, got Prepend'),
+    ({'normalizer': [{'type': 'NFC'}, REPLACE]}, 'not normalize, got Replace$'),
     ({'model': {'dropout': 0.1}}, 'model.dropout: expected none for GGUF, got 0.1'),
     (
       {'model': {'end_of_word_suffix': '</w>'}},
@@ -224,7 +227,7 @@ def changed(tokenizer, name, part):
     ({'model': {'ignore_merges': True, 'merges': []}}, 'ignore_merges: expected False'),
     (
       {'model': {'merges': []}, 'pre_tokenizer': [SPLIT_3, ONLY_BYTES]},
-      'ignore_merges: expected True for GGUF with .* llama-bpe has it',
+      'ignore_merges: expected True for GGUF with .* llama-bpe, got',
     ),
     ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* of '<.pad.>'"),
     ({'added_tokens': {'single_word': True}}, 'expected single_word false for GGUF'),
@@ -330,7 +333,7 @@ def test_tags_are_shown_though_they_are_special(tmp_path):
 
 def test_a_template_that_writes_bos_needs_one(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {}, chat='{{ bos_token }}')
-  with pytest.raises(WeightsError, match='expected none that writes bos_token'):
+  with pytest.raises(WeightsError, match='expected one without bos_token'):
     written(tmp_path / 'm', None, None, 'f16', tmp_path / 'm.gguf')
   assert not (tmp_path / 'm.gguf').exists()
 
@@ -340,8 +343,8 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
   [
     ({}, 'x', None),
     ({'normalizer': {'type': 'NFC'}}, 'x', 'composes characters first .NFC., and lla'),
-    ({'post_processor': around(behind=1)}, 'x', 'ends each text with an end of seq'),
-    ({'post_processor': around(0)}, 'x', 'puts before conversations too, though the'),
+    ({'post_processor': around(behind=1)}, 'x', 'ends each text with EOS, and llama'),
+    ({'post_processor': around(0)}, 'x', 'it before conversations too, although the'),
     ({'post_processor': around(0)}, '{{ bos_token }}', None),
     ({'post_processor': around(0)}, '<|pad|>{{ messages }}', None),
     ({'post_processor': around(0)}, None, None),
@@ -362,14 +365,14 @@ def test_stops_that_a_file_has_no_field_for_are_said():
   (found,) = vocabulary.remarks(
     vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
   )
-  assert 'ends outputs at 3 tokens' in found
-  assert 'give it 9, 12 as stops' in found
+  assert 'has room for 3 tokens that end outputs' in found
+  assert 'at the tokens 9, 12, pass them as stop sequences' in found
 
 
 def test_a_file_that_is_there_stays(tmp_path):
   checkpoint(tmp_path / 'm')
   found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
-  with pytest.raises(WeightsError, match=r'm.gguf is there already'):
+  with pytest.raises(WeightsError, match=r'm.gguf already exists'):
     gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

@@ -145,18 +145,26 @@ def test_loops_json_and_whitespace_are_those_of_transformers(folder):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('tokenizer.json', None, 'tokenizer.json is not there'),
+    ('tokenizer.json', None, 'tokenizer.json does not exist'),
     ('tokenizer.json', '{}', 'tokenizer.json cannot be read'),
     ('tokenizer_config.json', '[]', 'tokenizer_config.json: expected an object'),
     ('tokenizer_config.json', '{', 'tokenizer_config.json cannot be read'),
-    ('tokenizer_config.json', '{"eos_token": "<|eos|>", "chat_template": 3}', 'a text'),
-    ('tokenizer_config.json', '{"added_tokens_decoder": {"a": 3}}', 'by their number'),
+    (
+      'tokenizer_config.json',
+      '{"eos_token": "<|eos|>", "chat_template": 3}',
+      'a string',
+    ),
+    (
+      'tokenizer_config.json',
+      '{"added_tokens_decoder": {"a": 3}}',
+      'tokens by id, and',
+    ),
     (
       'tokenizer_config.json',
       '{"added_tokens_decoder": {"3": {}}}',
-      "ntent .*'content",
+      "its content .*'content",
     ),
-    ('tokenizer_config.json', '{}', 'expected an eos_token .*nothing would end'),
+    ('tokenizer_config.json', '{}', 'expected an eos_token .*would never end'),
   ],
 )
 def test_files_that_cannot_be_used_are_named(folder, tmp_path, name, content, message):
@@ -598,12 +606,12 @@ def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
   found = tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
   assert found.prompt(templates.CHAT, 'so').startswith('3so2')
   with pytest.raises(
-    chat_template.HubError, match=r'reads \(enable_thinking\), got enable_think$'
+    chat_template.HubError, match=r'uses \(enable_thinking\), got enable_think$'
   ):
     tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_think': 3})
   saved(tmp_path / 'n', made())
   with pytest.raises(
-    chat_template.HubError, match=r'reads \(none\), got enable_thinking'
+    chat_template.HubError, match=r'uses \(none\), got enable_thinking'
   ):
     tokenizer_files.open_tokenizer(tmp_path / 'n', {'enable_thinking': 3})
 

@@ -5,10 +5,11 @@ import threading
 import time
 import urllib.error
 
+import huggingface_hub
 import pytest
 
 from experiments import cold_start, grpo, r1_zero, thinking
-from r1jax.hub import chat_template, network, paths, tokenizer_files
+from r1jax.hub import chat_template, network, paths
 from r1jax.hub.download import download
 from r1jax.runtime import cli, workdir
 from r1jax.sampling.sampler import SamplingConfig
@@ -69,7 +70,7 @@ def test_a_model_may_be_on_the_hub_and_nowhere_else():
 
 def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
   monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
-  constants = tokenizer_files.huggingface_hub.constants
+  constants = huggingface_hub.constants
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
   asked = []
 

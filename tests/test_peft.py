@@ -174,13 +174,16 @@ def plain(bases, tmp_path_factory):
     ({'kasa_config': {'beta': 1}}, 'kasa_config: expected none'),
     ({'monteclora_config': {'num_samples': 1}}, 'monteclora_config: expected none'),
     ({'trainable_token_indices': [1]}, 'trainable_token_indices: expected none'),
-    ({'a_kind_of_later': True}, 'a_kind_of_later: .* kind of LoRA is not computed'),
+    ({'a_kind_of_later': True}, 'a_kind_of_later: .* kind of LoRA is not implemented'),
     ({'use_qalora': True}, 'use_qalora: expected False, got True'),
     ({'lora_bias': True}, 'lora_bias: expected False, got True'),
     ({'bias': 'all'}, "bias: expected 'none', got 'all'"),
     ({'modules_to_save': ['lm_head']}, 'modules_to_save: expected None'),
     ({'layer_replication': [[0, 2]]}, 'layer_replication: expected None'),
-    ({'rank_pattern': {'(': 2}}, r'rank_pattern: expected patterns, got .\('),
+    (
+      {'rank_pattern': {'(': 2}},
+      r'rank_pattern: expected regular expressions, got .\(',
+    ),
     ({'alpha_pattern': {'q_proj': 'x'}}, 'alpha_pattern: expected numbers above 0'),
     ({'lora_alpha': 0}, 'expected numbers r and lora_alpha, got 2, 0'),
   ],
@@ -220,10 +223,10 @@ def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
   (tmp_path / peft_config.CONFIG).write_bytes(
     (folder / peft_config.CONFIG).read_bytes()
   )
-  with pytest.raises(WeightsError, match=rf'{peft_config.FILE} is not there$'):
+  with pytest.raises(WeightsError, match=rf'{peft_config.FILE} does not exist$'):
     peft.read(tmp_path, like)
   (tmp_path / 'adapter_model.bin').touch()
-  with pytest.raises(WeightsError, match=r'there; adapter_model.bin is a pick'):
+  with pytest.raises(WeightsError, match=r'not exist; adapter_model.bin is a pick'):
     peft.read(tmp_path, like)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def folder(tmp_path_factory):
   ('settings', 'message'),
   [
     ({}, 'model.path: expected the folder of a checkpoint, got none'),
-    ({'path': '/nowhere'}, 'model.path: expected a folder .*, which is not there'),
+    ({'path': '/nowhere'}, 'model.path: expected a folder .*, which does not exist'),
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
     ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
     (
@@ -257,7 +258,7 @@ def test_a_name_on_the_hub_is_fetched_without_pickles_or_code(folder, monkeypatc
     asked.append((name, allow_patterns))
     return str(folder)
 
-  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fetch)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
   found = from_hub.look_up(HubConfig(path='hf://owner/name'))
   assert found.checkpoint.folder == folder
   ((name, patterns),) = asked
@@ -269,7 +270,7 @@ def test_a_name_that_cannot_be_fetched_says_so(monkeypatch):
   def fail(*args, **settings):
     raise ConnectionError('no route\nand more')
 
-  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fail)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   message = r'hf://owner/name is not .* .ConnectionError: no route.; give the folder'
   with pytest.raises(chat_template.HubError, match=message):
     from_hub.look_up(HubConfig(path='hf://owner/name'))

@@ -1,4 +1,4 @@
-"""The files beside the weights of a Hugging Face checkpoint: read, listed, copied."""
+"""Reads, lists and copies the files of a Hugging Face checkpoint except its weights."""
 
 import json
 import shutil
@@ -11,14 +11,22 @@ from r1jax.hub.chat_template import HubError
 
 TOKENIZER = 'tokenizer.json'
 TEMPLATE = 'chat_template.jinja'
-OTHERS = 'additional_chat_templates'  # a folder of further ones, by name
+OTHERS = 'additional_chat_templates'  # a folder of further templates, by name
 SETTINGS = (added_tokens.SETTINGS, 'generation_config.json', 'config.json')
-# Beside the weights, what makes up a checkpoint; see `copy`.
+# All files of a checkpoint except its weights; see `copy`.
 FILES = (TOKENIZER, TEMPLATE, *SETTINGS, added_tokens.ROLES, added_tokens.ADDED)
-DEFAULT = 'default'  # of several templates, the one that is used
+DEFAULT = 'default'  # the name of the template that is used
+
+
+Settings = Mapping[str, Mapping[str, Any]]  # the contents of SETTINGS, by name
 
 
 def read_settings(file: Path) -> dict[str, Any]:
+  """Returns the object in a JSON file, {} if there is no file.
+
+  Raises:
+    HubError: the file is damaged.
+  """
   if not file.exists():
     return {}
   try:
@@ -30,11 +38,11 @@ def read_settings(file: Path) -> dict[str, Any]:
   return found
 
 
-def stop_ids(settings: Mapping[str, Mapping[str, Any]]) -> list[int]:
-  """The tokens that end what a model generates, by what is said beside its weights.
+def eos_ids(settings: Settings) -> list[int]:
+  """Returns the tokens that end an output, from generation_config.json or config.json.
 
-  config.json counts where generation_config.json names none, as in transformers: it is
-  the older of the two, and keeps what it had when the other one is changed.
+  As in transformers, config.json counts only where generation_config.json names none:
+  it is older, and is often left unchanged when the other one is edited.
   """
   for name in SETTINGS[1:]:
     given = settings[name].get('eos_token_id')
@@ -43,24 +51,25 @@ def stop_ids(settings: Mapping[str, Mapping[str, Any]]) -> list[int]:
   return []
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: object) -> list[object]:
   return given if isinstance(given, list) else [given]
 
 
 def chat_template(folder: Path) -> str | None:
-  """The chat template of a checkpoint, or None."""
+  """Returns the chat template of a checkpoint, or None."""
   return chat_templates(folder).get(DEFAULT)
 
 
 def reads_clock(folder: Path) -> bool:
-  """Whether a checkpoint's chat template writes the time, or part of it."""
+  """Returns whether a checkpoint's chat template writes a date or time."""
   return 'strftime_now' in (chat_template(folder) or '')
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-  """The chat templates of a checkpoint, by name; most have one, the default.
+  """Returns the chat templates of a checkpoint by name; most have one, the default.
 
-  Those in files of their own come first, and then no others count.
+  If there are templates in files of their own, those in tokenizer_config.json are
+  ignored.
 
   Raises:
     HubError: a file cannot be read.
@@ -79,7 +88,7 @@ def chat_templates(folder: Path) -> dict[str, str]:
   for source in (given or {}).values():
     if not isinstance(source, str):
       raise HubError(
-        f'{folder / SETTINGS[0]}: chat_template: expected a text, got '
+        f'{folder / SETTINGS[0]}: chat_template: expected a string, got '
         f'{type(source).__name__}'
       )
   return given or {}
@@ -93,7 +102,7 @@ def _text(file: Path) -> str:
 
 
 def files(folder: Path) -> list[str]:
-  """The names in a folder of what makes up a checkpoint beside its weights."""
+  """Returns the names of a checkpoint's files except its weights."""
   others = [
     f'{OTHERS}/{file.name}' for file in sorted((folder / OTHERS).glob('*.jinja'))
   ]
@@ -101,12 +110,12 @@ def files(folder: Path) -> list[str]:
 
 
 def copies(folder: Path, eos_id: int | None = None) -> dict[str, str | Path]:
-  """Returns a checkpoint's files but its weights, by name: a file, or another content.
+  """Returns the files to export by name: a path to copy, or a text to write.
 
-  Two things change. A limit of length or a padding that tokenizer.json has kept of
-  somebody's last call is left out, as it would cut and fill the texts of whoever opens
-  the copy. And generation_config.json ends outputs at `eos_id` too, the token with
-  which the model has learned to end its own.
+  All files of the checkpoint but its weights, with two changes. Truncation and padding
+  are removed from tokenizer.json, which keeps them from an earlier call; they would
+  truncate and pad the texts of users of the copy. And generation_config.json also ends
+  outputs at `eos_id`, the token with which the model has learned to end its outputs.
   """
   found: dict[str, str | Path] = {name: folder / name for name in files(folder)}
   content = read_settings(folder / TOKENIZER)
@@ -114,16 +123,16 @@ def copies(folder: Path, eos_id: int | None = None) -> dict[str, str | Path]:
     plain = {**content, 'truncation': None, 'padding': None}
     found[TOKENIZER] = json.dumps(plain, indent=2)
   settings = {name: read_settings(folder / name) for name in SETTINGS}
-  ends = stop_ids(settings)
+  ends = eos_ids(settings)
   if eos_id is not None and eos_id not in ends:
-    ids: Any = [*ends, eos_id] if ends else eos_id
+    ids = [*ends, eos_id] if ends else eos_id
     more = {**settings[SETTINGS[1]], 'eos_token_id': ids}
     found[SETTINGS[1]] = json.dumps(more, indent=2) + '\n'
   return found
 
 
 def copy(folder: Path, to: Path) -> None:
-  """Writes a checkpoint's `copies` to another folder."""
+  """Writes the `copies` of a checkpoint's files to another folder."""
   for name, content in copies(folder).items():
     (to / name).parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Path):

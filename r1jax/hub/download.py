@@ -11,41 +11,41 @@ from r1jax.hub import network, paths
 from r1jax.hub.chat_template import HubError
 
 REMOTE = 'hf://'
-FETCHED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
+DOWNLOADED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
 
 
 def download(path: str, flag: str = 'model.path') -> Path:
-  """Returns the folder that a path names; `hf://owner/name` is fetched there first.
+  """Returns the folder of a checkpoint; downloads `hf://owner/name` first.
 
-  Where the hub does not answer, what has been fetched before is used as it is.
+  If the hub does not answer, an earlier download is used.
 
   Raises:
-    HubError: it could not be fetched.
+    HubError: the download failed.
     ValueError: the path has another scheme.
   """
   if not path.startswith(REMOTE):
     return paths.local(flag, path)
   constants = huggingface_hub.constants
-  offline, silent = constants.HF_HUB_OFFLINE, ''
+  offline, problem = constants.HF_HUB_OFFLINE, ''
   try:
-    if not offline and (silent := _no_answer(constants.ENDPOINT)):
-      constants.HF_HUB_OFFLINE = True  # it would ask again and again
+    if not offline and (problem := _connection_problem(constants.ENDPOINT)):
+      constants.HF_HUB_OFFLINE = True  # or the library would retry
     name = path.removeprefix(REMOTE)
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=FETCHED))
-  except Exception as error:  # of its own, of requests, of the system
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED))
+  except Exception as error:  # from the library, from its HTTP client, from the system
     reason = f'{type(error).__name__}: {network.reason(error)}'
-    if silent and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
-      reason = f'{constants.ENDPOINT}: {silent}'
+    if problem and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
+      reason = f'{constants.ENDPOINT}: {problem}'
     raise HubError(
-      f'{flag}: {path} is not on this machine and could not be fetched ({reason}); '
+      f'{flag}: {path} is not on this machine and could not be downloaded ({reason}); '
       'give the folder of a checkpoint instead'
     ) from error
   finally:
     constants.HF_HUB_OFFLINE = offline
 
 
-def _no_answer(url: str) -> str:
-  """Why a host does not answer, or nothing if it does, be it with a refusal."""
+def _connection_problem(url: str) -> str:
+  """Returns why a host cannot be reached, or '' if it answers, even with an error."""
   try:
     network.check(url)
   except OSError as error:

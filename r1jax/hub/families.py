@@ -117,12 +117,11 @@ def _check_windows(fields: Fields, family: Family) -> None:
     )
   if raw['model_type'] in ('mistral', 'ministral3'):
     window = raw.get('sliding_window', family.window)
-    if window is not None and fields.whole('sliding_window', window) < max_positions(
-      raw
-    ):
+    length = max_positions(raw)
+    if window is not None and fields.whole('sliding_window', window) < length:
       raise FamilyError(
-        f'sliding_window: expected null, or as many as the {max_positions(raw)} positions, '
-        f'got {window}; sliding windows are not computed'
+        f'sliding_window: expected null or at least the {length} positions of the '
+        f'model, got {window}; sliding windows are not implemented'
       )
 
 
@@ -215,9 +214,9 @@ def max_positions(raw: Mapping[str, Any]) -> int:
   """Returns the longest sequence that the model supports, in tokens.
 
   Where a model card tells users to add `rope_scaling` by hand,
-  `max_position_embeddings` is the length before stretching. The supported length is then
-  `factor` times that with linear scaling, and `factor` times the original length with
-  YaRN. vLLM counts positions in the same way.
+  `max_position_embeddings` is the length before stretching. With linear scaling the
+  model then supports `factor` times that length, with YaRN `factor` times the original
+  length. vLLM counts positions in the same way.
   """
   found = Fields(raw).positive('max_position_embeddings')
   given = config_fields.scaling(raw)

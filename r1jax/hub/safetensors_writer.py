@@ -1,6 +1,6 @@
-"""Writes tensors as safetensors files: one, or several shards with an index.
+"""Writes tensors as safetensors files: one file, or several shards with an index.
 
-A tensor is written as it arrives, each in its own type, and never held.
+Tensors are written one by one, each in its own type, and never all held in memory.
 """
 
 import contextlib
@@ -11,26 +11,26 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from r1jax.hub.storage import COPIED, DTYPES, INDEX, SINGLE, WeightsError, is_finite
 
-SHARD_BYTES = 5 * 10**9  # of a file that is written; a larger tensor has its own
+SHARD_BYTES = 5 * 10**9  # of one file; a larger tensor gets a file of its own
 
 
 def cast(name: str, array: np.ndarray, kind: str) -> np.ndarray:
-  """Returns the array in one of KINDS' types.
+  """Returns the array in a type of `storage.DTYPES`.
 
   Raises:
-    WeightsError: that is float16, and a number is too large for it.
+    WeightsError: the type is float16, and a number is too large for it.
   """
-  with np.errstate(over='ignore'):  # said in a sentence
+  with np.errstate(over='ignore'):  # reported below
     found = array.astype(DTYPES[kind], copy=False)
   if kind == 'F16' and not is_finite(found):
     raise WeightsError(
-      f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
+      f'{name}: expected numbers that fit float16, got {np.abs(array).max():.3g}; '
       'choose bfloat16 or float32'
     )
   return found
@@ -43,21 +43,21 @@ def write_folder(
   shard_bytes: int = SHARD_BYTES,
   name: str = SINGLE,
 ) -> None:
-  """Writes a checkpoint's folder whole or not at all.
+  """Writes a checkpoint's folder, completely or not at all.
 
   Args:
-    folder: that there is not yet.
-    named: tensors by name, each in the type that it is written in.
-    files: further files, by name: a text, or a path to copy.
-    shard_bytes: of a file; more than one gets an index.
-    name: of the file if it is one.
+    folder: that does not exist yet.
+    named: tensors by name, each in the type to write.
+    files: further files by name: the text to write, or the path of a file to copy.
+    shard_bytes: the most bytes of one file; several files get an index.
+    name: of the file if there is only one.
 
   Raises:
-    WeightsError: there is something in the folder's place.
+    WeightsError: the folder exists.
   """
   folder = Path(folder).expanduser()
   if folder.exists():
-    raise WeightsError(f'{folder} is there already; choose another folder')
+    raise WeightsError(f'{folder} already exists; choose another folder')
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial', dir=folder.parent))
   try:
@@ -76,26 +76,27 @@ def write_folder(
 
 
 class _Shard:
-  """A file of safetensors that is written a tensor at a time and never held.
+  """A safetensors file that is written tensor by tensor.
 
-  Its header comes first and is known last, and wide numbers come before narrow ones, so
-  that all are aligned. So the numbers of each width go to a file of their own first.
+  The header is at the beginning of the file but known only at the end, and wide types
+  come before narrow ones, which aligns all tensors. So tensors of each width are first
+  written to a file of their own.
   """
 
   def __init__(self, file: Path):
     self.file, self.size = file, 0
     self.names: list[str] = []
-    self._bodies: dict[int, Any] = {}  # files by bytes of a number
+    self._bodies: dict[int, BinaryIO] = {}  # open files, by bytes of an element
     self._places: list[tuple[int, str, tuple[int, ...], int]] = []
 
   def add(self, name: str, array: np.ndarray) -> None:
-    """Writes a tensor."""
+    """Appends a tensor."""
     kinds = {**DTYPES, **COPIED}
     kind = next(kind for kind, dtype in kinds.items() if dtype == array.dtype)
     width = array.dtype.itemsize
     if width not in self._bodies:
-      body = self.file.with_name(f'{self.file.name}.{width}')
-      self._bodies[width] = body.open('w+b')
+      file = self.file.with_name(f'{self.file.name}.{width}')
+      self._bodies[width] = file.open('w+b')
     body = self._bodies[width]
     self._places.append((width, kind, array.shape, body.tell()))
     body.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -103,20 +104,20 @@ class _Shard:
     self.size += array.nbytes
 
   def close(self) -> None:
-    """Writes the file."""
+    """Writes the header and joins the tensors behind it."""
     widths = sorted(self._bodies, reverse=True)
     starts, end = {}, 0
     for width in widths:
       starts[width] = end
       end += self._bodies[width].tell()
-    # transformers looks at this entry.
+    # transformers requires this entry.
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
       start = starts[width] + first
       offsets = start, start + math.prod(shape) * width
       header[name] = {'dtype': kind, 'shape': shape, 'data_offsets': offsets}
     content = json.dumps(header).encode()
-    content += b' ' * (-len(content) % 8)  # numbers begin at a multiple of 8 bytes
+    content += b' ' * (-len(content) % 8)  # tensors begin at a multiple of 8 bytes
     with self.file.open('wb') as file:
       file.write(len(content).to_bytes(8, 'little') + content)
       for width in widths:

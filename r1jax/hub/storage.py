@@ -1,8 +1,7 @@
-"""Tensors in files of safetensors: found, read in part or whole, and written.
+"""Finds and reads tensors in safetensors files.
 
-A checkpoint's folder has one file, or several and an index. Nothing is read before it
-is asked for, and nothing is ever unpickled. Tensors of one file may have several types,
-and each is written in its own.
+A checkpoint's folder has one file, or several shards and an index. Headers are read
+first, and the rows of a tensor only when they are needed. Pickles are never opened.
 """
 
 import dataclasses
@@ -19,8 +18,8 @@ import safetensors
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
-SCALES = '_scale_inv'  # what DeepSeek's FP8 tensors have beside them
-# Types of weights, by their names in safetensors.
+SCALES = '_scale_inv'  # suffix of the scales of an FP8 tensor, as in DeepSeek-V3
+# Types of weights, by name in safetensors.
 DTYPES = {
   'F32': np.dtype(np.float32),
   'F16': np.dtype(np.float16),
@@ -28,7 +27,7 @@ DTYPES = {
   'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
   'F64': np.dtype(np.float64),
 }
-# Further ones, of tensors that no model reads: they are copied.
+# Further types, of tensors that no model reads; they are only copied.
 COPIED = {
   'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
   'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
@@ -41,7 +40,7 @@ KINDS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'float64': 'F64
 
 
 class WeightsError(ValueError):
-  """A checkpoint that can't be read as it is; names tensor, expected, found."""
+  """A checkpoint that cannot be read or written; names tensor, expected, found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,33 +54,45 @@ class StoredTensor:
   size: int  # bytes
 
   def read(self, rows: range | None = None) -> np.ndarray:
-    """Returns the numbers of some or all of its rows, read anew at each call."""
+    """Returns some or all rows of the tensor, read from the file at each call.
+
+    Raises:
+      WeightsError: the file is shorter than its header says.
+    """
     rows = range(self.shape[0]) if rows is None else rows
     dtype, shape = DTYPES[self.kind], (len(rows), *self.shape[1:])
     start = self.start + rows.start * math.prod(shape[1:]) * dtype.itemsize
     found = np.fromfile(self.file, dtype, math.prod(shape), offset=start)
     if found.size != math.prod(shape):
-      raise WeightsError(f'{self.file} was cut off while it was being read')
+      raise WeightsError(f'{self.file} was truncated while it was being read')
     return found.reshape(shape)
 
   def copy(self) -> np.ndarray:
-    """Returns the tensor as it is, of any type that numpy knows."""
+    """Returns the whole tensor in its own type.
+
+    Raises:
+      WeightsError: numpy has no such type.
+    """
     dtype = {**DTYPES, **COPIED}.get(self.kind)
     if dtype is None:
       raise WeightsError(
-        f'{self.file}: expected tensors of types that numpy knows, found {self.kind}; '
-        'leave that tensor, which no model reads, out of the file'
+        f'{self.file}: expected a type that numpy has, found {self.kind}; delete that '
+        'tensor from the file, since the model does not use it'
       )
     found = np.fromfile(self.file, np.uint8, self.size, offset=self.start)
     return found.view(dtype).reshape(self.shape)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-  """Returns the object in a file of JSON; WeightsError says what is wrong with it."""
+  """Returns the object in a JSON file.
+
+  Raises:
+    WeightsError: the file is missing, unreadable or no JSON object.
+  """
   try:
     found = json.loads(file.read_text(encoding='utf-8'))
   except FileNotFoundError:
-    raise WeightsError(f'{file} is not there') from None
+    raise WeightsError(f'{file} does not exist') from None
   except (OSError, ValueError) as error:
     raise WeightsError(f'{file} cannot be read ({error})') from error
   if not isinstance(found, dict):
@@ -90,25 +101,27 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def find_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
-  """The tensors of all files of a checkpoint, by name.
+  """Yields the tensors of all files of a checkpoint, by name.
 
-  The single file comes first, as in transformers: where there is an index beside it, an
-  earlier save in the same folder has left it behind. A warning says so if its shards
-  are there as well.
+  If a folder has both a single file and an index, the single file wins, as in
+  transformers: the index comes from an earlier save. Warns if its shards exist too.
+
+  Raises:
+    WeightsError: a file is missing or damaged.
   """
   if (folder / SINGLE).is_file():
     others = [name for name in _shards(folder) if name != SINGLE]
     if others and all((folder / name).is_file() for name in others):
       warnings.warn(
         f'{folder} has both {SINGLE} and the shards of {INDEX}; {SINGLE} is read, as '
-        'transformers does. Delete those that are not meant',
+        'transformers does. Delete the files that you do not want',
         stacklevel=2,
       )
     yield from read_header(folder / SINGLE)
   elif (folder / INDEX).exists():
     for name in _shards(folder):
       if not (folder / name).is_file():
-        raise WeightsError(f'{folder / name} is missing, which {INDEX} names')
+        raise WeightsError(f'{folder / name}, which {INDEX} names, is missing')
       yield from read_header(folder / name)
   else:
     others = [path.name for path in folder.glob('*.bin')]
@@ -117,7 +130,7 @@ def find_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def _shards(folder: Path) -> list[str]:
-  """The files that an index names; none if there is no index."""
+  """Returns the files that an index names; none if there is no index."""
   if not (folder / INDEX).exists():
     return []
   placed = read_json(folder / INDEX).get('weight_map')
@@ -129,14 +142,18 @@ def _shards(folder: Path) -> list[str]:
     )
   for name in placed.values():
     if Path(name).name != name:
-      raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
+      raise WeightsError(f'{folder / INDEX}: expected file names, got {name!r}')
   return sorted(set(placed.values()))
 
 
 def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
-  """The tensors of a file, by name; WeightsError for one that is not whole."""
+  """Yields the tensors of a file, by name.
+
+  Raises:
+    WeightsError: the file is missing or damaged.
+  """
   try:
-    # The library has looked at every length and offset when it returns.
+    # The library checks every length and offset.
     with safetensors.safe_open(file, 'np'):
       pass
     with file.open('rb') as opened:
@@ -145,10 +162,10 @@ def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
   except FileNotFoundError:
     others = [path.name for path in file.parent.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
-    raise WeightsError(f'{file} is not there{hint}') from None
+    raise WeightsError(f'{file} does not exist{hint}') from None
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise WeightsError(
-      f'{file} is cut off, damaged or no safetensors file ({error})'
+      f'{file} is truncated, damaged or not a safetensors file ({error})'
     ) from error
   for name, entry in header.items():
     if name != '__metadata__':
@@ -163,7 +180,7 @@ def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
 def check_tensor(
   folder: Path, tensors: Mapping[str, StoredTensor], name: str, shape: tuple[int, ...]
 ) -> None:
-  """WeightsError unless there is such a tensor of numbers, with FP8's scales."""
+  """Raises WeightsError unless a tensor has this shape, a float type and FP8 scales."""
   if name not in tensors:
     raise WeightsError(f'{folder}: the tensor {name} is missing, expected {shape}')
   found = tensors[name]
@@ -186,7 +203,7 @@ def check_tensor(
       )
 
 
-_BLOCK = (128, 128)  # numbers of an FP8 tensor that share a scale
+_BLOCK = (128, 128)  # elements of an FP8 tensor that share a scale
 
 
 def read_as(
@@ -195,15 +212,19 @@ def read_as(
   dtype: np.dtype,
   rows: range | None = None,
 ) -> np.ndarray:
-  """Returns a tensor's numbers in another type, FP8 times the scales of its blocks.
+  """Returns a tensor in another type; FP8 is multiplied with the scales of its blocks.
 
-  `rows` is some of its rows, one after the other; None is all.
+  Args:
+    tensors: all tensors of the checkpoint, by name.
+    name: of the tensor.
+    dtype: of the result.
+    rows: contiguous rows to read; None reads all.
 
   Raises:
-    WeightsError: one of them is NaN or infinite, or too large for that type.
+    WeightsError: a number is NaN, infinite or too large for the type.
   """
   stored = tensors[name]
-  with np.errstate(over='ignore'):  # said in a sentence
+  with np.errstate(over='ignore'):  # reported below
     found = _dequantized(tensors, name, stored.read(rows), rows).astype(
       dtype, copy=False
     )
@@ -211,22 +232,22 @@ def read_as(
     row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
     raise WeightsError(
       f'{stored.file}: {name}: expected finite numbers, found NaN or infinity in row '
-      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training had '
+      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training '
       'diverged'
     )
   return found
 
 
 def is_finite(x: np.ndarray) -> bool:
-  """Whether no number is NaN or infinite, by the bits of the exponent.
+  """Returns whether no number is NaN or infinite.
 
-  Reading the memory twice, with no copy, costs a twentieth of `isfinite` for bfloat16.
+  Compares the bits: for bfloat16 that takes a twentieth of the time of `np.isfinite`.
   """
   if not x.size:
     return True
   size = 8 * x.dtype.itemsize
   infinity = int(np.array(np.inf, x.dtype).view(f'u{x.dtype.itemsize}'))
-  largest = x.view(f'i{x.dtype.itemsize}').max()  # of numbers from 0 on, if any is
+  largest = x.view(f'i{x.dtype.itemsize}').max()  # of those without a sign
   of_negative = x.view(f'u{x.dtype.itemsize}').max()
   return largest < infinity and of_negative < infinity + (1 << (size - 1))
 

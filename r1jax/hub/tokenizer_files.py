@@ -1,6 +1,6 @@
-"""Tokenizers and chat templates as they lie on the hub, beside a model's weights.
+"""Opens the tokenizer of a Hugging Face checkpoint, with its chat template.
 
-Both are read as transformers reads them; `chat_template` runs what is read.
+Both are read as transformers reads them. `chat_template` runs the template.
 """
 
 import datetime
@@ -17,20 +17,21 @@ from r1jax.hub.checkpoint_files import (
   DEFAULT,
   SETTINGS,
   TOKENIZER,
+  Settings,
   chat_template,
   chat_templates,
+  eos_ids,
   read_settings,
-  stop_ids,
 )
 from r1jax.text import surroundings
 from r1jax.text.tokenizer import Tokenizer, num_ids
 
-# Whatever has one of these roles is no text; a template may name others as it likes.
+# Tokens with these roles are not text. A template may use names of its own for others.
 CONTROL = added_tokens.CONTROL
 
 
 def now() -> datetime.datetime:
-  """Returns the time by the clock of this machine, in whole seconds."""
+  """Returns the local time, in whole seconds."""
   return datetime.datetime.now().replace(microsecond=0)
 
 
@@ -42,13 +43,13 @@ def open_tokenizer(
   """Returns the tokenizer of a checkpoint, with its chat template if it has one.
 
   Args:
-    folder: the checkpoint's.
-    variables: for the chat template, beside what every one is given.
-    time: that the chat template is told; None is the clock's, each time.
+    folder: of the checkpoint.
+    variables: of the chat template, in addition to those that every template gets.
+    time: for the chat template; None is the current time at each call.
 
   Raises:
     HubError: a file is missing or damaged, no token ends a sequence, or the chat
-      template doesn't read one of the variables.
+      template does not use one of the variables.
   """
   folder = Path(folder).expanduser()
   tokenizer = _read(folder)
@@ -81,10 +82,10 @@ def open_tokenizer(
 def _read(folder: Path) -> tokenizers.Tokenizer:
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-  except Exception as error:  # the library raises no other
-    what = 'cannot be read' if (folder / TOKENIZER).exists() else 'is not there'
+  except Exception as error:  # the library raises no subclass
+    what = 'cannot be read' if (folder / TOKENIZER).exists() else 'does not exist'
     raise HubError(f'{folder / TOKENIZER} {what} ({error})') from error
-  # Of somebody's last call, and kept in the file; transformers resets both each time.
+  # The file may keep both from an earlier call; transformers resets them too.
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
@@ -98,14 +99,14 @@ def _check_variables(
     which = ', '.join(sorted(reads - {*GIVEN})) or 'none'
     raise HubError(
       f'chat_template_kwargs: expected variables that the chat template of {folder} '
-      f'reads ({which}), got {", ".join(unread)}'
+      f'uses ({which}), got {", ".join(unread)}'
     )
 
 
 def _template_ids(
   tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None
 ) -> set[int]:
-  """The tokens that a template writes around messages, in which there is none."""
+  """Returns the tokens that a template writes around messages."""
   if template is None:
     return set()
   for messages in PROBES:
@@ -120,12 +121,12 @@ def _template_ids(
 def _text_stop_remarks(
   folder: Path, tokenizer: tokenizers.Tokenizer, stops: tuple[int, ...]
 ) -> list[str]:
-  """A sentence for each token of ordinary text at which outputs would end."""
+  """Returns a warning for each token of ordinary text that would end outputs."""
   added = tokenizer.get_added_tokens_decoder()
   return [
-    f'{folder} ends outputs at token {n}, {word!r}, which is one of ordinary text: '
-    f'outputs with it are cut off there; correct eos_token_id in {SETTINGS[1]}, or in '
-    f'{SETTINGS[2]} if that names none.'
+    f'{folder} ends outputs at token {n}, {word!r}, which is ordinary text: outputs '
+    f'that contain it are truncated there; fix eos_token_id in {SETTINGS[1]}, or in '
+    f'{SETTINGS[2]} if the first names none.'
     for n in stops
     if n not in added and (word := tokenizer.id_to_token(n)) is not None
   ]
@@ -134,73 +135,73 @@ def _text_stop_remarks(
 def _template_remarks(
   folder: Path, found: Mapping[str, str], template: ChatTemplate | None
 ) -> list[str]:
-  """What a user should know about a checkpoint's chat templates."""
+  """Returns warnings about a checkpoint's chat templates."""
   if found and template is None:
     return [
-      f'{folder} has no chat template named {DEFAULT!r}, which alone is used; it has '
-      f'{", ".join(sorted(found))}.'
+      f'{folder} has no chat template named {DEFAULT!r}, the only one that is used; it '
+      f'has {", ".join(sorted(found))}.'
     ]
   if template is None:
     return []
   roles = {f'{role}_token' for role in CONTROL} & template.reads
   missing = roles - {*template.names, *template.variables}
   return [
-    f'The chat template of {folder} reads {name}, but neither {SETTINGS[0]} nor '
-    f'{added_tokens.ROLES} names one: it writes nothing in its place.'
+    f'The chat template of {folder} uses {name}, but neither {SETTINGS[0]} nor '
+    f'{added_tokens.ROLES} defines it: it writes nothing there.'
     for name in sorted(missing)
   ]
 
 
 def _named_tokens(folder: Path) -> added_tokens.Named:
-  """The tokens that the files beside tokenizer.json name."""
+  """Returns the tokens that files other than tokenizer.json define."""
   files = {name: read_settings(folder / name) for name in added_tokens.FILES}
   try:
     return added_tokens.read(files)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     there = [name for name in added_tokens.FILES if files[name]]
     raise HubError(
-      f'{folder}: {", ".join(there)}: expected added tokens by their number, and each '
-      f'token as a text or with its content ({error!r})'
+      f'{folder}: {", ".join(there)}: expected added tokens by id, and each token as a '
+      f'string or as an object with its content ({error!r})'
     ) from error
 
 
 def _all_stop_ids(
   folder: Path,
-  settings: Mapping[str, Mapping[str, Any]],
+  settings: Settings,
   names: Mapping[str, str],
   tokenizer: tokenizers.Tokenizer,
 ) -> tuple[int, ...]:
-  """The tokens that end a sequence: the tokenizer's own first, then the model's.
+  """Returns the tokens that end a sequence: the tokenizer's EOS, then the model's.
 
-  One of the model's may be a row of its embedding that the tokenizer has no token for.
+  The model may name a row of its embedding for which the tokenizer has no token.
   """
-  own = tokenizer.token_to_id(names.get('eos_token', ''))
+  eos = tokenizer.token_to_id(names.get('eos_token', ''))
   ids_there = range(max(num_ids(tokenizer), _embedding_rows(settings) or 0))
-  ends = stop_ids(settings) if own is None else [own, *stop_ids(settings)]
+  ends = eos_ids(settings) if eos is None else [eos, *eos_ids(settings)]
   found = [n for n in ends if n in ids_there]
   if not found:
     raise HubError(
       f'{folder}: expected an eos_token in {SETTINGS[0]} or {added_tokens.ROLES}, or '
-      f'an eos_token_id in {" or ".join(SETTINGS[1:])}, found none: nothing would end '
-      'an output'
+      f'an eos_token_id in {" or ".join(SETTINGS[1:])}, found none: outputs would '
+      'never end'
     )
   return tuple(dict.fromkeys(found))
 
 
-def _embedding_rows(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
-  """The rows of the embedding, as far as config.json says."""
+def _embedding_rows(settings: Settings) -> int | None:
+  """Returns the rows of the embedding, or None if config.json does not say."""
   rows = settings[SETTINGS[2]].get('vocab_size')
   return rows if type(rows) is int else None
 
 
 def bos_id(folder: Path) -> int | None:
-  """The token that a checkpoint's tokenizer puts before each text, or None."""
+  """Returns the token that the tokenizer puts before each text, or None."""
   before, _ = surroundings.around(_read(folder))
   return before[0] if before else None
 
 
 def named_bos_id(folder: Path) -> int | None:
-  """The token with the role of BOS, whether or not it is put before texts, or None."""
+  """Returns the token with the role of BOS, or None; texts may begin without it."""
   named, tokenizer = _named_tokens(folder), _read(folder)
   named.add_to(
     tokenizer, _embedding_rows({SETTINGS[2]: read_settings(folder / SETTINGS[2])})
@@ -210,10 +211,10 @@ def named_bos_id(folder: Path) -> int | None:
 
 
 def template_for_gguf(folder: Path) -> str | None:
-  """The chat template of a checkpoint, or None.
+  """Returns the chat template of a checkpoint, or None.
 
   Raises:
-    HubError: llama.cpp would write other prompts with it.
+    HubError: llama.cpp would write different prompts with it.
   """
   source = chat_template(folder)
   if source is not None:
