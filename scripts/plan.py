@@ -160,8 +160,8 @@ def compiled(
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
     found.append(measure.measure(phase, chip))
   if not chip.flops:  # a CPU
-    found.append(measure.checkpoint_memory(planned, devices))
-    found = measure.with_process(found, len(devices))
+    found.append(measure.measure_checkpoint(planned, devices))
+    found = measure.add_process_memory(found, len(devices))
   return found
 
 
@@ -171,17 +171,17 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   planned = work(config, own)
   devices, chip = topology.find(config.topology)
   found = compiled(planned, devices, chip)
-  print('\n'.join(report.report(planned, found, chip)))
+  print('\n'.join(report.summary(planned, found, chip)))
   flags: list[str] = []
   fitting = fit.fits(found, chip)
   if not fitting and config.search:
-    for flag, less in fit.changes(planned, devices):
+    for flag, less in fit.smaller_plans(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
       found = compiled(less, devices, chip)
       if fit.fits(found, chip):
         print(f'\nWith {" ".join(flags)}:')
-        print('\n'.join(report.report(less, found, chip)))
+        print('\n'.join(report.summary(less, found, chip)))
         fitting = True
         break
     else:

@@ -229,7 +229,7 @@ def changed(tokenizer, name, part):
       {'model': {'merges': []}, 'pre_tokenizer': [SPLIT_3, ONLY_BYTES]},
       'ignore_merges: expected True for GGUF with .* llama-bpe, got',
     ),
-    ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* of '<.pad.>'"),
+    ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* for '<.pad.>'"),
     ({'added_tokens': {'single_word': True}}, 'expected single_word false for GGUF'),
     ({'post_processor': around(0, 1)}, r'post_processor: .* got \[0, 1\] and \[\]'),
     ({'post_processor': around(behind=0)}, r'post_processor: .* got \[\] and \[0\]'),

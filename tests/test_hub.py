@@ -40,7 +40,7 @@ def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
   expected = theirs.apply_chat_template(
     MESSAGES, add_generation_prompt=True, return_dict=False
   )
-  prompt = ours.converse(MESSAGES)
+  prompt = ours.chat_prompt(MESSAGES)
   assert prompt.endswith('<|user|>\nagain <|eos|><|eos|>\n<|assistant|>\n')
   assert ours.chat_ids(prompt) == expected
   assert ours.prompt_ids(templates.CHAT, MESSAGES[1]['content']) == (
@@ -524,7 +524,7 @@ def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
   file.write_text(json.dumps({'eos_token_id': [1, word, 0]}))
   _, ours = saved(tmp_path / 'm', tokenizer)
   (remark,) = ours.remarks
-  assert f"ends outputs at token {word}, 'so', which is one of ordinary text" in remark
+  assert f"ends outputs at token {word}, 'so', which is ordinary text" in remark
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_p
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
   _, ours = saved(tmp_path / 'm', made(), {'eos_token': '</s>'}, **WRITES)
   (remark,) = ours.remarks
-  assert 'reads bos_token, but neither tokenizer_config.json nor special_' in remark
+  assert 'uses bos_token, but neither tokenizer_config.json nor special_' in remark
   _, ours = saved(tmp_path / 'n', made(), **WRITES)
   assert ours.remarks == ()
 
@@ -595,7 +595,9 @@ def test_without_a_default_none_of_several_templates_is_used(settings, files, tm
   with pytest.raises(ValueError, match='no default specified'):
     theirs.apply_chat_template(QUESTION, tokenize=False)
   (remark,) = ours.remarks
-  assert "no chat template named 'default', which alone is used; it has " in remark
+  assert (
+    "no chat template named 'default', the only one that is used; it has " in remark
+  )
   with pytest.raises(ValueError, match='has no chat template'):
     ours.prompt(templates.CHAT, 'so')
 

@@ -17,6 +17,8 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
+from r1jax.text.templates import Message
+
 GIVEN = ('messages', 'tools', 'documents', 'add_generation_prompt')  # to every template
 _NONE = {'tools': None, 'documents': None}
 _OF_GGUF = ('bos_token', 'eos_token')
@@ -26,8 +28,6 @@ PROBES = [
   [{'role': role, 'content': 'a'} for role in roles]
   for roles in (_TURNS, _TURNS[1:], _TURNS[1:2])
 ]
-
-Message = Mapping[str, str]  # 'role' and 'content'
 
 
 class HubError(ValueError):

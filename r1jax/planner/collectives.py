@@ -1,13 +1,12 @@
-"""What a collective sends to one device, over the links of a slice or the network."""
+"""Bytes that collectives send to one device, over links and over the network."""
 
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from r1jax.planner.costs import Costs
 from r1jax.planner.hlo import Instruction, sizes
 
 COLLECTIVES = (
@@ -20,15 +19,26 @@ COLLECTIVES = (
 _TABLE = r'\[([\d,]+)\](?:T\(([\d,]+)\))?'  # a shape, and the order of its axes
 
 
-def received(
-  found: Costs, one: Instruction, kind: str, times: float, slices: Sequence[int]
-) -> None:
-  """What a device receives of others, as the TPU's compiler has it sent.
+# A kind of collective, the number of devices in a group, and what the bytes travel
+# over: the 'links' within a slice, or the 'network' between slices.
+Exchange = tuple[str, int, str]
 
-  Over several slices a sum is scattered in each, its parts are summed over the network,
-  and gathered in each; what is gathered crosses the network first, as each device's own
-  part. So a slice's devices share what crosses. All-to-alls that leave a slice are
-  handed to the network as a whole.
+
+def received(
+  one: Instruction, kind: str, times: float, slices: Sequence[int]
+) -> Iterator[tuple[Exchange, float]]:
+  """Yields the bytes that one device receives, as the TPU's compiler implements it.
+
+  An all-reduce over several slices is a reduce-scatter in each slice, an all-reduce of
+  the parts over the network, and an all-gather in each slice. An all-gather crosses the
+  network first, with each device's own part. So the devices of a slice share the
+  traffic between slices. An all-to-all across slices uses the network alone.
+
+  Args:
+    one: the instruction.
+    kind: one of COLLECTIVES.
+    times: how often the program runs it.
+    slices: the slice of each device; empty if all devices are in one slice.
   """
   _, size = sizes(one.shape)
   if kind == 'collective-permute':
@@ -37,7 +47,7 @@ def received(
       for source, target in _pairs(one.attributes)
       if source != target
     }:
-      found.sent[kind, 2, way] += times * size  # for one that receives over it
+      yield (kind, 2, way), times * size  # of a device that receives over it
     return
   group, across = 0, 0
   for devices in replica_groups(one):
@@ -46,26 +56,30 @@ def received(
   within = group // across
   if kind == 'all-to-all' and across > 1:
     within, across = 1, group
-  if kind == 'all-reduce':  # scattered, and gathered again
+  if kind == 'all-reduce':  # reduce-scatter, then all-gather
     size *= 2
-  if kind == 'reduce-scatter':  # the result is a part of what is sent
+  if kind == 'reduce-scatter':  # the result is one part of what is sent
     size *= group
   if within > 1:
-    found.sent[kind, group, 'links'] += times * size * (within - 1) / within
+    yield (kind, group, 'links'), times * size * (within - 1) / within
   if across > 1:
-    found.sent[kind, group, 'network'] += times * size / within * (across - 1) / across
+    yield (kind, group, 'network'), times * size / within * (across - 1) / across
 
 
 def _pairs(attributes: str) -> list[list[int]]:
-  """Who sends to whom."""
+  """Returns the pairs of source and target devices of a collective-permute."""
   found = re.search(r'source_target_pairs=\{([\d,{}]*)\}', attributes)
   return _lists(found[1]) if found else []
 
 
 def replica_groups(one: Instruction) -> list[list[int]]:
-  """The devices that exchange with each other, by their place in the program."""
+  """Returns groups of devices that exchange data, by position in the program.
+
+  Raises:
+    ValueError: the groups are written in an unknown notation.
+  """
   text = one.attributes
-  # [groups, devices] of all devices, as they stand in a table
+  # [groups, devices per group]<=[a table of all devices]
   if found := re.search(rf'replica_groups=\[(\d+),\d+\]<={_TABLE}', text):
     groups, *table = found.groups()
     return _table(*table).reshape(int(groups), -1).tolist()
@@ -78,18 +92,18 @@ def replica_groups(one: Instruction) -> list[list[int]]:
   if found := re.search(r'replica_groups=\{([\d,{}]+)\}', text):
     return _lists(found[1])
   raise ValueError(
-    f'{one.name}: expected replica_groups as lists, as a table or by the axes of a '
-    f'mesh, got {text[:200]!r}'
+    f'{one.name}: expected replica_groups as lists, as a table or as axes of a mesh, '
+    f'got {text[:200]!r}'
   )
 
 
 def _lists(text: str) -> list[list[int]]:
-  """{0,1},{2,3} as numbers."""
+  """Returns the numbers of {0,1},{2,3}."""
   return [[int(n) for n in x.split(',')] for x in re.findall(r'\{([\d,]+)\}', text)]
 
 
 def _table(shape: str, order: str | None) -> np.ndarray:
-  """All devices in a table of this shape, with its axes in another order."""
+  """Returns all devices in a table of this shape, with transposed axes."""
   sizes = [int(n) for n in shape.split(',')]
   axes = [int(n) for n in order.split(',')] if order else None
   return np.arange(math.prod(sizes)).reshape(sizes).transpose(axes)
@@ -98,9 +112,9 @@ def _table(shape: str, order: str | None) -> np.ndarray:
 def _along(
   mesh: str, axes: str, shape: str | None, order: str | None
 ) -> list[list[int]]:
-  """Groups along axes of a mesh: whole ones, or a part of one as axis:(before)size.
+  """Returns groups along axes of a mesh, or along a part of one: axis:(before)size.
 
-  The mesh has all devices in their order, or as they stand in a table.
+  The devices of the mesh are in their own order, or in that of a table.
   """
   sizes, inside = [], []
   for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):

@@ -1,9 +1,8 @@
-"""What a compiled program computes and sends, read from the text of its HLO.
+"""FLOPs, memory traffic and communication of a compiled program, from its HLO text.
 
-The text is that of one device, after the compiler has cut the program over a mesh and
-before it fuses anything. XLA's own count takes the body of a loop once; here bodies
-count as often as they run. What devices send each other goes over the links of a slice
-or over the network between slices, told by the devices that take part.
+The text is the program of one device, after partitioning and before fusion. XLA's own
+cost analysis counts the body of a loop once; here it counts as often as it runs.
+Communication is split into links within a slice and the network between slices.
 """
 
 import collections
@@ -13,32 +12,31 @@ import re
 from collections.abc import Sequence
 
 from r1jax.model.kernels import flash_gpu
-from r1jax.planner.collectives import COLLECTIVES, received
+from r1jax.planner.collectives import COLLECTIVES, Exchange, received
 from r1jax.planner.hlo import NAME, Instruction, computations, sizes
 
 _CALLED = re.compile(r'(?:to_apply|body|branch_computations|called_computations)=')
-# The kernels of `model.kernels.flash_tpu`, forward and for the gradients of each side.
+# The kernels of `model.kernels.flash_tpu` and `flash_gpu`, forward and backward.
 _FLASH = re.compile(
   r'(tpu_custom_call|gpu\.triton)".*op_name="[^"]*(?:splash_mha|\bflash)_(fwd|dq|dkv)'
 )
-# And of `r1jax.model.kernels.grouped_matmul`: rows by matrices, and sums over rows.
+# Those of `model.kernels.grouped_matmul`: rows by matrices, and sums over rows.
 _GROUPED = re.compile(r'gpu\.triton".*op_name="[^"]*\bgrouped_(?:rows|sums)')
 
 
 @dataclasses.dataclass
 class Costs:
-  """Of one device."""
+  """Costs of a program on one device."""
 
-  flops: float = 0.0  # of products
-  bytes: float = 0.0  # that products read and write
-  # Bytes that a device receives, by kind of collective, devices that take part, and
-  # what they come over: the 'links' of a slice, or the 'network' between slices.
-  sent: dict[tuple[str, int, str], float] = dataclasses.field(
+  flops: float = 0.0  # of matrix products
+  bytes: float = 0.0  # that matrix products read and write
+  # Bytes that the device receives.
+  sent: dict[Exchange, float] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(float)
   )
 
   def over(self, way: str) -> float:
-    """Bytes that a device receives over 'links', or the 'network'."""
+    """Returns the bytes that the device receives over 'links' or the 'network'."""
     return sum(size for (_, _, taken), size in self.sent.items() if taken == way)
 
 
@@ -48,16 +46,16 @@ def program_costs(
   ragged_share: float = 1.0,
   slices: Sequence[int] = (),
 ) -> Costs:
-  """Returns what a program costs one device.
+  """Returns the costs of a program on one device.
 
   Args:
     text: of the HLO module.
-    unknown_trips: how often a loop runs whose end is a number of the program's.
-    ragged_share: of the rows of a grouped product that belong to some group here.
-    slices: the slice of each device, in the program's order; none where all are of one.
+    unknown_trips: iterations of a loop whose end is a value of the program.
+    ragged_share: share of the rows of a grouped product that belong to a local group.
+    slices: the slice of each device, in the program's order; empty for one slice.
 
   Raises:
-    ValueError: devices that exchange with each other are written in an unknown way.
+    ValueError: a collective's groups are written in an unknown notation.
   """
   bodies, entry = computations(text)
   shapes = {
@@ -72,7 +70,8 @@ def program_costs(
         share = ragged_share if kind == 'ragged-dot' else 1.0
         _product(found, one, shapes, times, share)
       elif kind in COLLECTIVES:
-        received(found, one, kind, times, slices)
+        for exchange, size in received(one, kind, times, slices):
+          found.sent[exchange] += size
       elif kernel := _FLASH.search(one.attributes):
         _flash(found, one, shapes, times, *kernel.groups())
       elif _GROUPED.search(one.attributes):
@@ -94,7 +93,7 @@ def program_costs(
 
 
 def _trips(condition: list[Instruction], body: list[Instruction]) -> float | None:
-  """How often a loop runs whose counter, from 0 on, is compared with a constant."""
+  """Returns the iterations of a loop that counts from 0 to a constant, else None."""
   known = {one.name: one for one in condition}
   last = next(one for one in reversed(condition) if one.kind == 'compare')
   counter, end = (known.get(name) for name in last.operands)
@@ -104,7 +103,7 @@ def _trips(condition: list[Instruction], body: list[Instruction]) -> float | Non
 
 
 def _step(body: list[Instruction], index: str) -> int:
-  """What is added to a counter in one run; the compiler may write a body twice."""
+  """Returns the increment of a loop counter; the compiler may unroll the body."""
   known = {one.name: one for one in body}
   place = re.search(r'index=(\d+)', index)
   if not place:
@@ -127,13 +126,14 @@ def _product(
   times: float,
   share: float,
 ) -> None:
+  """Adds the costs of a matrix product."""
   out, out_bytes = sizes(one.shape)
   left, left_bytes = sizes(shapes[one.operands[0]])
   _, right_bytes = sizes(shapes[one.operands[1]])
   inner = _axes('lhs_contracting_dims', one.attributes)
   size = 2 * math.prod(out) * math.prod(left[n] for n in inner)
   if set(inner) & set(_axes('lhs_ragged_dims', one.attributes)):
-    size //= out[0]  # a row is summed in the product of its own group alone
+    size //= out[0]  # a row is a term of its own group's product only
   found.flops += times * share * size
   found.bytes += times * (share * (out_bytes + left_bytes) + right_bytes)
 
@@ -146,13 +146,13 @@ def _flash(
   machine: str,
   kernel: str,
 ) -> None:
-  """What a kernel computes of a row's queries, the last ones of its keys.
+  """Adds the costs of an attention kernel; queries are the last positions of the keys.
 
-  As that of the last device where a row is cut over several.
+  If rows are sharded over devices, these are the costs of the last device.
   """
   operands = [sizes(shapes[name]) for name in one.operands]
   if machine == 'tpu_custom_call':
-    (*_, blocks, key_blocks), _ = operands[0]  # of queries and of keys
+    (*_, blocks, key_blocks), _ = operands[0]  # of queries, and of keys
     (*rows, length, channels), q_bytes = operands[2]
     (*_, keys, _), _ = operands[3]
     (*_, value_channels), _ = operands[4]
@@ -168,12 +168,12 @@ def _flash(
   used = sum(
     min(-(-(before + (n + 1) * size) // key_size), key_blocks) for n in range(blocks)
   )
-  of_keys = {'fwd': 1, 'dq': 2, 'dkv': 2}[kernel]  # products of C channels a pair
+  of_keys = {'fwd': 1, 'dq': 2, 'dkv': 2}[kernel]  # products over C channels, per pair
   of_values = {'fwd': 1, 'dq': 1, 'dkv': 2}[kernel]
   pairs = math.prod(rows) * used * size * key_size
   inner = of_keys * channels + of_values * value_channels
   found.flops += times * 2 * pairs * inner
-  # And for each block of one side the blocks of the other are read.
+  # For every block of one side, the blocks of the other side are read.
   width = q_bytes // math.prod((*rows, length, channels))
   streamed = pairs // (key_size if kernel == 'dkv' else size)
   streamed *= width * (channels + value_channels)
@@ -188,9 +188,9 @@ def _grouped(
   times: float,
   share: float,
 ) -> None:
-  """What a kernel computes with the rows that are some group's."""
+  """Adds the costs of a grouped product, for the rows that belong to a group."""
   parts = [sizes(shapes[name]) for name in one.operands[-2:]] + [sizes(one.shape)]
-  # One of the three is a matrix for each group.
+  # One of the three arrays has a matrix for each group.
   matrices, whole = next(part for part in parts if len(part[0]) == 3)
   (rows, _), _ = parts[0]
   found.flops += times * share * 2 * rows * math.prod(matrices[1:])

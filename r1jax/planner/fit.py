@@ -1,4 +1,4 @@
-"""Whether a plan fits the chip, and which settings need less memory."""
+"""Checks that a plan fits the chip, and proposes settings that need less memory."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,58 +14,58 @@ from r1jax.sharding.mesh import (
 
 
 def fits(found: Sequence[Measurement], chip: Chip) -> bool:
-  """Whether each phase has room on the chip."""
-  return all(not one.refused and one.total <= chip.memory for one in found)
+  """Returns whether every phase fits the chip's memory."""
+  return all(not one.error and one.total <= chip.memory for one in found)
 
 
-def changes(
-  work: PlannedRun, devices: Sequence[Any]
+def smaller_plans(
+  plan: PlannedRun, devices: Sequence[Any]
 ) -> Iterator[tuple[str, PlannedRun]]:
-  """What needs less memory, from what costs least: flags, and the work with them.
+  """Yields plans that need less memory, the cheapest change first, each with its flag.
 
-  Each is on top of those before it.
+  Each plan keeps the changes of those before it.
   """
-  rows, parts = work.rl.micro_batch_rows, work.mesh.fsdp * work.mesh.expert
-  parts *= work.mesh.data or max(1, len(devices) // work.mesh.parts)
+  rows, parts = plan.rl.micro_batch_rows, plan.mesh.fsdp * plan.mesh.expert
+  parts *= plan.mesh.data or max(1, len(devices) // plan.mesh.parts)
   while rows % 2 == 0 and rows // 2 % parts == 0:
     rows //= 2
-    work = dataclasses.replace(
-      work, rl=dataclasses.replace(work.rl, micro_batch_rows=rows)
+    plan = dataclasses.replace(
+      plan, rl=dataclasses.replace(plan.rl, micro_batch_rows=rows)
     )
-    yield f'--rl.micro-batch-rows {rows}', work
-  for kept in ('dots', 'full'):
-    if work.model.remat == {'dots': 'none', 'full': 'dots'}[kept]:
-      work = dataclasses.replace(
-        work, model=dataclasses.replace(work.model, remat=kept)
+    yield f'--rl.micro-batch-rows {rows}', plan
+  for remat in ('dots', 'full'):
+    if plan.model.remat == {'dots': 'none', 'full': 'dots'}[remat]:
+      plan = dataclasses.replace(
+        plan, model=dataclasses.replace(plan.model, remat=remat)
       )
-      yield f'--remat {kept}', work
-  copies = work.mesh.data or max(1, len(devices) // work.mesh.parts)
-  fewest = len(set(map(slice_of, devices)))  # a copy is cut within a slice
-  if copies > fewest:
-    fsdp = work.mesh.fsdp * copies // fewest
-    layout = dataclasses.replace(work.mesh, data=fewest, fsdp=fsdp)
-    work = dataclasses.replace(work, mesh=layout)
-    yield f'--mesh.data {fewest} --mesh.fsdp {fsdp}', work
-  if not work.rl.offload:
-    work = dataclasses.replace(work, rl=dataclasses.replace(work.rl, offload=True))
-    yield '--rl.offload True', work
+      yield f'--remat {remat}', plan
+  replicas = plan.mesh.data or max(1, len(devices) // plan.mesh.parts)
+  fewest = len(set(map(slice_of, devices)))  # a replica is sharded within a slice
+  if replicas > fewest:
+    fsdp = plan.mesh.fsdp * replicas // fewest
+    mesh = dataclasses.replace(plan.mesh, data=fewest, fsdp=fsdp)
+    plan = dataclasses.replace(plan, mesh=mesh)
+    yield f'--mesh.data {fewest} --mesh.fsdp {fsdp}', plan
+  if not plan.rl.offload:
+    plan = dataclasses.replace(plan, rl=dataclasses.replace(plan.rl, offload=True))
+    yield '--rl.offload True', plan
   if (
-    not work.mesh.sampler_gathers and (work.mesh.sampler_expert or work.mesh.expert) > 1
+    not plan.mesh.sampler_gathers and (plan.mesh.sampler_expert or plan.mesh.expert) > 1
   ):
-    layout = dataclasses.replace(work.mesh, sampler_gathers=True)
-    work = dataclasses.replace(work, mesh=layout)
-    yield '--mesh.sampler-gathers True', work
-  decays = work.optim.b1, work.optim.b2
-  if work.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
-    halved = dataclasses.replace(work.optim, moments='bfloat16')
-    work = dataclasses.replace(work, optim=halved)
-    yield '--rl-optim.moments bfloat16', work
-  if work.optim.masters == 'none':  # in bfloat16 a small step would change nothing
+    mesh = dataclasses.replace(plan.mesh, sampler_gathers=True)
+    plan = dataclasses.replace(plan, mesh=mesh)
+    yield '--mesh.sampler-gathers True', plan
+  decays = plan.optim.b1, plan.optim.b2
+  if plan.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
+    half = dataclasses.replace(plan.optim, moments='bfloat16')
+    plan = dataclasses.replace(plan, optim=half)
+    yield '--rl-optim.moments bfloat16', plan
+  if plan.optim.masters == 'none':  # a small step would change nothing in bfloat16
     return
-  if work.param_dtype == 'float32':
-    work = dataclasses.replace(work, param_dtype='bfloat16')
-    yield '--param-dtype bfloat16', work
-  if work.optim.masters == 'float32':
-    without = dataclasses.replace(work.optim, masters='stochastic')
-    work = dataclasses.replace(work, optim=without)
-    yield '--rl-optim.masters stochastic', work
+  if plan.param_dtype == 'float32':
+    plan = dataclasses.replace(plan, param_dtype='bfloat16')
+    yield '--param-dtype bfloat16', plan
+  if plan.optim.masters == 'float32':
+    without = dataclasses.replace(plan.optim, masters='stochastic')
+    plan = dataclasses.replace(plan, optim=without)
+    yield '--rl-optim.masters stochastic', plan

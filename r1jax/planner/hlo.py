@@ -1,4 +1,4 @@
-"""Parses the text of an HLO module into instructions by computation."""
+"""Parses the text of an HLO module into instructions, by computation."""
 
 import dataclasses
 import math
@@ -15,15 +15,17 @@ NAME = re.compile(r'%([\w.\-]+)')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+  """One line of a computation."""
+
   name: str
   shape: str
   kind: str
-  inside: str  # of the parentheses: operands, or a constant's value
+  inside: str  # text in parentheses: operands, or the value of a constant
   attributes: str
 
   @property
   def operands(self) -> list[str]:
-    """Names of other instructions."""
+    """The names of the instructions whose results this one reads."""
     return NAME.findall(self.inside)
 
 
@@ -32,7 +34,7 @@ def _instructions(lines: list[str]) -> Iterator[Instruction]:
   for line in lines:
     if _INSTRUCTION.match(line) or not joined:
       joined.append(line)
-    else:  # attributes of a kernel that are written over several lines
+    else:  # the attributes of a kernel can span several lines
       joined[-1] += line
   for line in joined:
     found = _INSTRUCTION.match(line)
@@ -49,7 +51,7 @@ def _instructions(lines: list[str]) -> Iterator[Instruction]:
 
 
 def _split_tuple(rest: str) -> tuple[str, str]:
-  """A tuple's shape, which ends where its parenthesis closes, and what follows."""
+  """Returns a tuple's shape, up to its closing parenthesis, and the rest."""
   depth = 0
   for end, letter in enumerate(rest):
     depth += (letter == '(') - (letter == ')')
@@ -59,7 +61,7 @@ def _split_tuple(rest: str) -> tuple[str, str]:
 
 
 def sizes(shape: str) -> tuple[list[int], int]:
-  """The axes of an array, or of a tuple's first, and the bytes of all in it."""
+  """Returns the axes of an array, or of a tuple's first array, and the bytes of all."""
   arrays = [
     (kind, [int(n) for n in axes.split(',') if n])
     for kind, axes in _ARRAY.findall(shape)
@@ -70,6 +72,7 @@ def sizes(shape: str) -> tuple[list[int], int]:
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+  """Returns the instructions of each computation by its name, and the entry's name."""
   bodies: dict[str, list[Instruction]] = {}
   lines: list[str] = []
   entry, name = '', ''
@@ -78,7 +81,7 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     if begun:
       name, lines = begun[2], []
       entry = name if begun[1] else entry
-    elif line.startswith('}') and not line.startswith('}}'):  # ends attributes
+    elif line.startswith('}') and not line.startswith('}}'):  # '}}' ends attributes
       bodies[name] = list(_instructions(lines))
     else:
       lines.append(line)

@@ -1,4 +1,4 @@
-"""A plan as text: memory, communication and the least time of each program."""
+"""A plan as text: memory, communication and lower bounds of time by program."""
 
 from collections.abc import Sequence
 
@@ -9,37 +9,37 @@ from r1jax.planner.topology import Chip
 
 
 def lower_bounds(found: Measurement, chip: Chip) -> dict[str, float]:
-  """Seconds that a phase takes at least in a step, by what bounds it.
+  """Returns the least seconds that a phase takes in a step, by limiting resource.
 
-  Links and network are counted apart, as if each worked while the other does. What a
-  program is given it reads, if only once.
+  Assumes that links and network work at the same time, and that a program reads each of
+  its arguments at least once.
   """
-  read = max(found.costs.bytes, found.given)
+  read = max(found.costs.bytes, found.argument_bytes)
   one = {
     'compute': found.costs.flops / chip.flops,
     'memory': read / chip.bandwidth,
     'links': found.costs.over('links') / chip.links,
     'network': found.costs.over('network') / chip.network,
   }
-  return {name: seconds * found.times for name, seconds in one.items()}
+  return {name: seconds * found.runs for name, seconds in one.items()}
 
 
-def report(work: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[str]:
-  """The plan in lines of text."""
+def summary(plan: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[str]:
+  """Returns the plan as lines of text."""
   lines = []
   for one in found:
     named = sorted(one.memory.items(), key=lambda item: -item[1])
     parts = ', '.join(f'{name} {_size(x)}' for name, x in named if x)
     lines.append(f'{one.name:8} {_size(one.total)} a chip: {parts}')
-    if one.aside and chip.flops:  # of a CPU it is among the rest
-      lines.append(f"{'':8} {_size(one.aside)} a chip wait in the host's memory")
-    if one.refused:
-      lines.append(f'{"":8} refused: {one.refused}')
-    if not one.costs.flops:  # no products, or a program that was refused
+    if one.offloaded and chip.flops:  # on a CPU it is part of the memory above
+      lines.append(f'{"":8} {_size(one.offloaded)} a chip in host memory')
+    if one.error:
+      lines.append(f'{"":8} refused: {one.error}')
+    if not one.costs.flops:  # no matrix products, or the program did not compile
       continue
     lines.append(
       f'{"":8} {one.costs.flops:.3g} FLOPs, {_size(one.costs.bytes)} read or written a '
-      f'chip, {one.times} times a step; compiled in {one.seconds:.0f} s'
+      f'chip, {one.runs} times a step; compiled in {one.compile_seconds:.0f} s'
     )
     for way in ('links', 'network'):
       sent = sorted(
@@ -55,12 +55,12 @@ def report(work: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[s
   lines.append(
     f'{peak.name} needs the most, {_size(peak.total)} of {_size(chip.memory)}: {says}'
   )
-  if chip.flops and not any(one.refused for one in found):
-    lines += _speed(work, found, chip)
+  if chip.flops and not any(one.error for one in found):
+    lines += _speed(plan, found, chip)
   return lines
 
 
-def _speed(work: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[str]:
+def _speed(plan: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[str]:
   lines, total = [], 0.0
   for one in found:
     times = lower_bounds(one, chip)
@@ -71,12 +71,12 @@ def _speed(work: PlannedRun, found: Sequence[Measurement], chip: Chip) -> list[s
       f'{one.name:8} at least {times[bound]:.3g} s a step, by {bound} ({rest})'
     )
   lines.append(
-    f'A step takes at least {total:.3g} s: at most {work.tokens / total:,.0f} '
-    f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {work.length} '
+    f'A step takes at least {total:.3g} s: at most {plan.tokens / total:,.0f} '
+    f'tokens/s, {86_400 / total:,.1f} steps a day, if every output is {plan.length} '
     'tokens long and nothing but products, memory, links and network takes time'
   )
-  if any(one.aside for one in found):
-    lines.append("Moving what waits in the host's memory is not counted")
+  if any(one.offloaded for one in found):
+    lines.append('Transfers from and to host memory are not counted')
   return lines
 
 

@@ -112,7 +112,7 @@ class Policy:
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    output = parsing.going_on(self.tokenizer.prompt(self.template, question), output)
+    output = parsing.remainder(self.tokenizer.prompt(self.template, question), output)
     if not templates.is_chat(self.template):
       output = f' {output}'
     return (

@@ -82,7 +82,7 @@ class ChatSession:
     """
     tokenizer, template = self.model.tokenizer, self.model.template
     if template in templates.CHATS:
-      prompt = tokenizer.converse(templates.asked(template, messages))
+      prompt = tokenizer.chat_prompt(templates.with_example(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
