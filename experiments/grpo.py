@@ -84,7 +84,7 @@ def problems_of(config: GRPO, longest: int) -> Problems:
 def origin(config: GRPO) -> Origin:
   """Returns the checkpoint's model, all but its parameters."""
   found = from_hub.look_up(config.model, from_hub.began(config.workdir))
-  problems = problems_of(config, families.positions(found.checkpoint.raw))
+  problems = problems_of(config, families.max_positions(found.checkpoint.raw))
   problems.check_prompts(found.policy.tokenizer, found.policy.template)
   return Origin(
     found.policy,

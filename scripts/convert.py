@@ -19,6 +19,7 @@ from typing import Any, Literal
 import tyro
 
 from r1jax.hub import (
+  checkpoint_files,
   families,
   gguf,
   paths,
@@ -28,6 +29,8 @@ from r1jax.hub import (
   vocabulary,
   weights,
 )
+from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
+from r1jax.hub.safetensors_writer import write_folder
 from r1jax.model import decoder
 from r1jax.runtime import cli
 from r1jax.runtime.run import user_errors
@@ -63,7 +66,7 @@ class Convert:
 class _Source:
   """A model to be written."""
 
-  like: weights.Checkpoint  # what its checkpoint looks like
+  like: HFCheckpoint  # what its checkpoint looks like
   folder: Path | None  # with the files beside the weights; None for a model made here
   tokenizer: Tokenizer
   params: Callable[[], Any]  # reads them
@@ -104,13 +107,13 @@ def convert(config: Convert) -> Path:
     source = _of_stage(config, stage)
   if config.to == 'gguf':
     return _gguf(config, out, source)
-  raw = families.rewritten(source.like.raw, source.like.config)
+  raw = families.update_config(source.like.raw, source.like.config)
   if config.dtype:
     names = [name for name in ('dtype', 'torch_dtype') if name in raw] or ['dtype']
     raw |= dict.fromkeys(names, config.dtype)
   files = {**source.files, 'config.json': json.dumps(raw, indent=2) + '\n'}
   named = weights.tensors(source.params(), source.like, config.dtype)
-  storage.write(out, named, files)
+  write_folder(out, named, files)
   return out
 
 
@@ -119,7 +122,7 @@ def _of_stage(config: Convert, stage: Artifact) -> _Source:
   folder = stage.path / artifact.HUB if like else None
   read = functools.partial(stage.params, make_mesh(), config.params)
   tokenizer = stage.policy.tokenizer
-  files = tokenizer_files.copies(folder, tokenizer.eos_id) if folder else _files(stage)
+  files = checkpoint_files.copies(folder, tokenizer.eos_id) if folder else _files(stage)
   return _Source(like or _made_here(stage), folder, tokenizer, read, files)
 
 
@@ -147,7 +150,7 @@ def _of_folder(config: Convert, folder: Path) -> _Source:
       f'{flag}: expected the work directory of a run for {given}, got the checkpoint '
       f'{folder}'
     )
-  like = weights.open_checkpoint(folder)
+  like = open_checkpoint(folder)
   names = decoder.names(like.config, like.vocab_size)
   places = param_shardings(make_mesh(), names)
   read = functools.partial(weights.read, like, places)
@@ -156,7 +159,7 @@ def _of_folder(config: Convert, folder: Path) -> _Source:
     folder,
     tokenizer_files.open_tokenizer(folder),
     read,
-    tokenizer_files.copies(folder),
+    checkpoint_files.copies(folder),
   )
 
 
@@ -189,13 +192,13 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   return out
 
 
-def _made_here(stage: Artifact) -> weights.Checkpoint:
+def _made_here(stage: Artifact) -> HFCheckpoint:
   """What a checkpoint of a model that was made here is like."""
   model = stage.policy
   longest = from_hub.positions(stage)
   raw = families.write_config(model.config, model.vocab_size, longest)
   ids = {'eos_token_id': model.tokenizer.eos_id, 'pad_token_id': model.tokenizer.pad_id}
-  return weights.Checkpoint(stage.path, {**raw, **ids}, model.config, {})
+  return HFCheckpoint(stage.path, {**raw, **ids}, model.config, {})
 
 
 def _files(stage: Artifact) -> dict[str, str | Path]:
@@ -216,7 +219,7 @@ def _files(stage: Artifact) -> dict[str, str | Path]:
     'max_new_tokens': 320,
   }
   return {
-    tokenizer_files.TOKENIZER: stage.path / artifact.TOKENIZER,
+    checkpoint_files.TOKENIZER: stage.path / artifact.TOKENIZER,
     'tokenizer_config.json': json.dumps(settings, indent=2) + '\n',
     'generation_config.json': json.dumps(generation, indent=2) + '\n',
   }

@@ -38,7 +38,8 @@ from r1jax.hub import families, storage
 from r1jax.model import presets
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
-from r1jax.planner import programs, topology
+from r1jax.planner import fit, measure, programs, report, topology
+from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
 from r1jax.runtime import cli
 from r1jax.runtime.run import user_errors
@@ -152,15 +153,15 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> PlannedRun:
 
 def compiled(
   planned: PlannedRun, devices: Sequence[Any], chip: topology.Chip
-) -> list[programs.Found]:
+) -> list[Measurement]:
   """Compiles every phase, and says so as it goes."""
   found = []
   for phase in programs.phases(planned, devices):
     print(f'Compiling {phase.name} ...', file=sys.stderr, flush=True)
-    found.append(programs.measure(phase, chip))
+    found.append(measure.measure(phase, chip))
   if not chip.flops:  # a CPU
-    found.append(programs.checkpoint_memory(planned, devices))
-    found = programs.with_process(found, len(devices))
+    found.append(measure.measure_checkpoint(planned, devices))
+    found = measure.add_process_memory(found, len(devices))
   return found
 
 
@@ -170,17 +171,17 @@ def main(config: Plan, own: tuple[ModelConfig, int] | None) -> None:
   planned = work(config, own)
   devices, chip = topology.find(config.topology)
   found = compiled(planned, devices, chip)
-  print('\n'.join(programs.report(planned, found, chip)))
+  print('\n'.join(report.summary(planned, found, chip)))
   flags: list[str] = []
-  fitting = programs.fits(found, chip)
+  fitting = fit.fits(found, chip)
   if not fitting and config.search:
-    for flag, less in programs.changes(planned, devices):
+    for flag, less in fit.smaller_plans(planned, devices):
       flags.append(flag)
       print(f'Trying {" ".join(flags)}', file=sys.stderr, flush=True)
       found = compiled(less, devices, chip)
-      if programs.fits(found, chip):
+      if fit.fits(found, chip):
         print(f'\nWith {" ".join(flags)}:')
-        print('\n'.join(programs.report(less, found, chip)))
+        print('\n'.join(report.summary(less, found, chip)))
         fitting = True
         break
     else:

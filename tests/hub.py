@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from r1jax.hub import weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import decoder
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
@@ -104,7 +105,7 @@ def ours(model, folder):
 
 def read(folder):
   """The decoder's functions and the parameters of a checkpoint."""
-  checkpoint = weights.open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder)
   everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(checkpoint, everywhere)
   return DecoderFns(*decoder.functions(checkpoint.config, VOCAB)), params

@@ -14,6 +14,7 @@ import transformers
 from hub import FAMILIES, checkpoint, ours, theirs
 
 from r1jax.hub import weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import decode, decoder
 from r1jax.sampling import generate, streaming
 from r1jax.sampling.decoder_api import DecoderFns
@@ -157,7 +158,7 @@ def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   checkpoint(tmp_path / 'm', family)
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params = weights.read(found, place, dtype)
   model = DecoderFns(*decoder.functions(found.config, found.vocab_size))

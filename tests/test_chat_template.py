@@ -169,7 +169,7 @@ def test_the_time_is_the_one_that_is_told():
   [
     ('enable_thinking=False', 'expected an object in JSON, .*, got .enable_thinking='),
     ('[1]', r"expected an object in JSON, .*, got '\[1\]'"),
-    ('{"tools": []}', 'every chat template is given, got tools; leave that out'),
+    ('{"tools": []}', 'every chat template gets, got tools; remove them'),
     ('{"messages": [], "documents": 1}', 'got documents, messages'),
   ],
 )
@@ -192,7 +192,10 @@ def test_published_templates_are_written_to_gguf(source):
     ('{{ think_token }}', 'special tokens other than BOS and EOS for GGUF'),
     ('{{ bos_token + think_token }}', 'other than BOS and EOS for GGUF'),
     ('{{ messages | tojson(sort_keys=true) }}', 'tojson without sort_keys for GGUF'),
-    ('{% for m in messages %}', 'writes conversations for GGUF, but .* correct it, or'),
+    (
+      '{% for m in messages %}',
+      'writes conversations for GGUF, but .* fix or delete it',
+    ),
     ('{{ raise_exception("no") }}', 'but the chat template cannot write this: no'),
   ],
 )

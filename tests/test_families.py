@@ -193,7 +193,7 @@ CONFIG = {
     ({'attention_bias': 'yes'}, "attention_bias: expected true or false, got 'yes'"),
     (
       {'model_type': 'mistral', 'sliding_window': 32},
-      'sliding_window: expected null, or .* 64 .*, got 32',
+      'sliding_window: expected null or .* 64 .*, got 32',
     ),
     ({'model_type': 'ministral3'}, 'llama_4_scaling_beta: expected a number for'),
     ({'model_type': 'internlm3', 'bias': True}, 'bias: expected False, got True'),
@@ -212,9 +212,9 @@ CONFIG = {
     ({'vocab_size': 0}, 'vocab_size: expected 1 or more, .*, got 0'),
     ({'max_position_embeddings': None}, 'max_position_embeddings: .* number, got None'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor: expected 1.0, got 0.5'),
-    ({'rope_parameters': 'yarn'}, 'a field is not of the kind expected: '),
-    ({'rope_theta': 'x'}, 'a field is not of the kind expected: .*x'),
-    ({'layer_types': 3}, 'a field is not of the kind expected: '),
+    ({'rope_parameters': 'yarn'}, 'a field has the wrong type: '),
+    ({'rope_theta': 'x'}, 'a field has the wrong type: .*x'),
+    ({'layer_types': 3}, 'a field has the wrong type: '),
     ({'rope_scaling': {'type': 'yarn'}}, 'factor: expected a number, got None'),
   ],
 )
@@ -245,7 +245,7 @@ def test_rope_scaling_comes_before_rope_parameters(scaling, where, tmp_path):
   file = tmp_path / 'm' / 'config.json'
   raw = json.loads(file.read_text())
   if where == 'in what we write':
-    raw = families.rewritten(raw, families.read_config(raw))
+    raw = families.update_config(raw, families.read_config(raw))
   # As model cards say to: transformers has no theta then, but for one that is at the
   # top or in `rope_scaling` itself.
   theta = {'rope_theta': 500.0}
@@ -282,7 +282,7 @@ def test_a_model_keeps_its_own_theta_beside_rope_scaling():
   ],
 )
 def test_stretching_makes_more_positions_of_the_length_before(scaling, positions):
-  assert families.positions({**CONFIG, 'rope_scaling': scaling}) == positions
+  assert families.max_positions({**CONFIG, 'rope_scaling': scaling}) == positions
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
-from r1jax.hub import gguf, storage, tokenizer_files, vocabulary, weights
+from r1jax.hub import checkpoint_files, gguf, tokenizer_files, vocabulary, weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.storage import WeightsError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.rules import named_sharding
 from r1jax.text.tokenizer import Tokenizer
@@ -27,11 +29,11 @@ VARIATIONS = [
 def written(folder, model_type, fields, kind, file, stops=(1,)):
   """A checkpoint of transformers, None if it is there, and our file of it."""
   model = model_type and checkpoint(folder, model_type, fields)
-  found = weights.open_checkpoint(folder)
+  found = open_checkpoint(folder)
   everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
-  roles = tokenizer_files.bos_id(folder), tokenizer_files.template(folder)
+  roles = tokenizer_files.bos_id(folder), checkpoint_files.chat_template(folder)
   text = vocabulary.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
@@ -209,11 +211,14 @@ def changed(tokenizer, name, part):
     ({'pre_tokenizer': [SPLIT, BYTES]}, 'a pre_tokenizer like that of'),
     ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'a pre_tokenizer like'),
     ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'a pre_token'),
-    ({'normalizer': {'type': 'Lowercase'}}, 'normalizer: .*no text, got Lowercase'),
-    ({'normalizer': {'type': 'NFKC'}}, 'normalizer: .*changes no text, got NFKC'),
-    ({'normalizer': {'type': 'NFD'}}, 'normalizer: .*changes no text, got NFD'),
-    ({'normalizer': {'type': 'Prepend', 'prepend': 'x'}}, 'no text, got Prepend'),
-    ({'normalizer': [{'type': 'NFC'}, REPLACE]}, 'changes no text, got Replace$'),
+    (
+      {'normalizer': {'type': 'Lowercase'}},
+      'normalizer: .*not normalize, got Lowercase',
+    ),
+    ({'normalizer': {'type': 'NFKC'}}, 'normalizer: .*not normalize, got NFKC'),
+    ({'normalizer': {'type': 'NFD'}}, 'normalizer: .*not normalize, got NFD'),
+    ({'normalizer': {'type': 'Prepend', 'prepend': 'x'}}, 'not normalize, got Prepend'),
+    ({'normalizer': [{'type': 'NFC'}, REPLACE]}, 'not normalize, got Replace$'),
     ({'model': {'dropout': 0.1}}, 'model.dropout: expected none for GGUF, got 0.1'),
     (
       {'model': {'end_of_word_suffix': '</w>'}},
@@ -222,9 +227,9 @@ def changed(tokenizer, name, part):
     ({'model': {'ignore_merges': True, 'merges': []}}, 'ignore_merges: expected False'),
     (
       {'model': {'merges': []}, 'pre_tokenizer': [SPLIT_3, ONLY_BYTES]},
-      'ignore_merges: expected True for GGUF with .* llama-bpe has it',
+      'ignore_merges: expected True for GGUF with .* llama-bpe, got',
     ),
-    ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* of '<.pad.>'"),
+    ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* for '<.pad.>'"),
     ({'added_tokens': {'single_word': True}}, 'expected single_word false for GGUF'),
     ({'post_processor': around(0, 1)}, r'post_processor: .* got \[0, 1\] and \[\]'),
     ({'post_processor': around(behind=0)}, r'post_processor: .* got \[\] and \[0\]'),
@@ -232,12 +237,12 @@ def changed(tokenizer, name, part):
 )
 def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
   text = vocabulary.Text(tokenizer, 1, 0)
-  with pytest.raises(storage.WeightsError, match=message):
+  with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
 
@@ -267,8 +272,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ):
   fields = {**FAMILIES.get(model_type, {}), **fields}
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
-  found = weights.open_checkpoint(tmp_path / 'm')
-  with pytest.raises(storage.WeightsError, match=message):
+  found = open_checkpoint(tmp_path / 'm')
+  with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
@@ -295,7 +300,7 @@ ROBERTA = {
 )
 def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   text = vocabulary.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
@@ -310,7 +315,7 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
 
 def test_tags_are_shown_though_they_are_special(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
@@ -328,7 +333,7 @@ def test_tags_are_shown_though_they_are_special(tmp_path):
 
 def test_a_template_that_writes_bos_needs_one(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {}, chat='{{ bos_token }}')
-  with pytest.raises(storage.WeightsError, match='expected none that writes bos_token'):
+  with pytest.raises(WeightsError, match='expected one without bos_token'):
     written(tmp_path / 'm', None, None, 'f16', tmp_path / 'm.gguf')
   assert not (tmp_path / 'm.gguf').exists()
 
@@ -338,8 +343,8 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
   [
     ({}, 'x', None),
     ({'normalizer': {'type': 'NFC'}}, 'x', 'composes characters first .NFC., and lla'),
-    ({'post_processor': around(behind=1)}, 'x', 'ends each text with an end of seq'),
-    ({'post_processor': around(0)}, 'x', 'puts before conversations too, though the'),
+    ({'post_processor': around(behind=1)}, 'x', 'ends each text with EOS, and llama'),
+    ({'post_processor': around(0)}, 'x', 'it before conversations too, although the'),
     ({'post_processor': around(0)}, '{{ bos_token }}', None),
     ({'post_processor': around(0)}, '<|pad|>{{ messages }}', None),
     ({'post_processor': around(0)}, None, None),
@@ -360,14 +365,14 @@ def test_stops_that_a_file_has_no_field_for_are_said():
   (found,) = vocabulary.remarks(
     vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
   )
-  assert 'ends outputs at 3 tokens' in found
-  assert 'give it 9, 12 as stops' in found
+  assert 'has room for 3 tokens that end outputs' in found
+  assert 'at the tokens 9, 12, pass them as stop sequences' in found
 
 
 def test_a_file_that_is_there_stays(tmp_path):
   checkpoint(tmp_path / 'm')
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
-  with pytest.raises(storage.WeightsError, match=r'm.gguf is there already'):
+  with pytest.raises(WeightsError, match=r'm.gguf already exists'):
     gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax.planner import hlo
+from r1jax.planner import costs
 from r1jax.sharding.constrain import constrain, on_mesh
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
@@ -36,7 +36,7 @@ def test_a_loop_costs_as_often_as_it_runs(tmp_path):
     return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
 
   args = shape(64, 32, names=('prompt', None)), shape(5, 32, 32)
-  found = hlo.costs(text_of(function, tmp_path, *args))
+  found = costs.program_costs(text_of(function, tmp_path, *args))
   assert found.flops == 5 * 2 * 8 * 32 * 32  # 8 rows a device
   assert found.bytes == 5 * 4 * (2 * 8 * 32 + 32 * 32)
   assert not sum(found.sent.values())
@@ -48,7 +48,7 @@ def test_a_loop_whose_end_is_a_number_of_the_program_runs_as_often_as_is_said(tm
 
   args = shape(64, 32, names=('prompt', None)), shape(32, 32), shape(dtype=jnp.int32)
   text = text_of(function, tmp_path, *args)
-  assert hlo.costs(text, unknown_trips=7).flops == 7 * 2 * 8 * 32 * 32
+  assert costs.program_costs(text, unknown_trips=7).flops == 7 * 2 * 8 * 32 * 32
 
 
 def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
@@ -56,7 +56,7 @@ def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
     return constrain(x.T @ w)
 
   args = shape(64, 32, names=('prompt', None)), shape(64, 16, names=('prompt', None))
-  found = hlo.costs(text_of(on_mesh(PLACE, function), tmp_path, *args))
+  found = costs.program_costs(text_of(on_mesh(PLACE, function), tmp_path, *args))
   assert found.flops == 2 * 32 * 8 * 16
   assert found.sent == {
     ('all-reduce', 8, 'links'): pytest.approx(2 * 7 / 8 * 32 * 16 * 4)
@@ -68,7 +68,7 @@ def test_what_is_gathered_comes_from_the_others(tmp_path):
     return constrain(x * 2)
 
   args = shape(64, 32, names=('prompt', None))
-  found = hlo.costs(text_of(on_mesh(PLACE, function), tmp_path, args))
+  found = costs.program_costs(text_of(on_mesh(PLACE, function), tmp_path, args))
   assert found.sent == {('all-gather', 8, 'links'): pytest.approx(7 / 8 * 64 * 32 * 4)}
 
 
@@ -86,7 +86,7 @@ ENTRY %main (x: f32[40,8], w: f32[5,8,6], n: s32[5]) -> f32[40,6] {
 
 @pytest.mark.parametrize('share', [1.0, 0.25])
 def test_a_row_of_a_grouped_product_meets_one_matrix(share):
-  found = hlo.costs(RAGGED, ragged_share=share)
+  found = costs.program_costs(RAGGED, ragged_share=share)
   assert found.flops == share * 2 * (2 * 40 * 8 * 6)
 
 
@@ -104,7 +104,7 @@ ENTRY %main (x: bf16[40,8], w: bf16[5,8,6], n: s32[5]) -> bf16[40,6] {
 
 @pytest.mark.parametrize('share', [1.0, 0.25])
 def test_kernels_of_gpus_compute_the_rows_of_groups(share):
-  found = hlo.costs(GPU_GROUPED, ragged_share=share)
+  found = costs.program_costs(GPU_GROUPED, ragged_share=share)
   assert found.flops == share * 2 * (2 * 40 * 8 * 6)
   assert found.bytes == 2 * 2 * (share * 40 * (8 + 6) + 5 * 8 * 6)
 
@@ -133,7 +133,7 @@ ENTRY %main (q: bf16[6,256,16], k: bf16[2,384,16], v: bf16[2,384,8]) -> bf16[6,2
   [('fwd', 16 + 8), ('dq', 16 + 8 + 16), ('dkv', 16 + 8 + 8 + 16)],
 )
 def test_a_kernel_computes_the_blocks_up_to_the_diagonal(kind, products):
-  found = hlo.costs(KERNEL.replace('KIND', kind))
+  found = costs.program_costs(KERNEL.replace('KIND', kind))
   blocks = 2 + 3  # of keys, for the first and for the second block of queries
   assert found.flops == 2 * 6 * blocks * 128 * 128 * products
   # All once, and the other side's block again for each.
@@ -167,7 +167,7 @@ ENTRY %main (q: bf16[1,256,6,16], k: bf16[1,384,2,16], v: bf16[1,384,2,8]) -> bf
 def test_a_kernel_of_gpus_computes_the_blocks_up_to_the_diagonal(
   kind, queries, blocks, products
 ):
-  found = hlo.costs(GPU_KERNEL.replace('KIND', kind))
+  found = costs.program_costs(GPU_KERNEL.replace('KIND', kind))
   assert found.flops == 2 * 6 * blocks * queries * 64 * products
   once = 2 * (256 * 6 + 384 * 2) * (16 + 8)
   assert found.bytes == once + 2 * 6 * blocks * 64 * (16 + 8)
@@ -202,7 +202,7 @@ ENTRY %main (c: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
 
 
 def test_a_body_that_the_compiler_wrote_twice_runs_half_as_often():
-  assert hlo.costs(TWICE).flops == 6 * 2 * 4 * 4 * 4
+  assert costs.program_costs(TWICE).flops == 6 * 2 * 4 * 4 * 4
 
 
 def collective(kind, shape, groups):
@@ -238,9 +238,9 @@ def collective(kind, shape, groups):
 )
 def test_a_group_of_devices_is_on_one_slice_or_on_several(groups, expected):
   text = collective('all-gather', 'f32[8,3]', groups)
-  ((_, size, way),) = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1]).sent
+  ((_, size, way),) = costs.program_costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1]).sent
   assert way == expected
-  assert list(hlo.costs(text).sent) == [('all-gather', size, 'links')]
+  assert list(costs.program_costs(text).sent) == [('all-gather', size, 'links')]
 
 
 @pytest.mark.parametrize(
@@ -255,14 +255,14 @@ def test_a_group_of_devices_is_on_one_slice_or_on_several(groups, expected):
   ],
 )
 def test_the_devices_of_a_group_are_counted(groups, size):
-  sent = hlo.costs(collective('all-gather', f'f32[{size},3]', groups)).sent
+  sent = costs.program_costs(collective('all-gather', f'f32[{size},3]', groups)).sent
   expected = (size - 1) / size * size * 3 * 4
   assert sent == {('all-gather', size, 'links'): pytest.approx(expected)}
 
 
 def test_groups_that_cannot_be_read_are_refused():
   with pytest.raises(ValueError, match=r'a: expected replica_groups as lists, .* got'):
-    hlo.costs(collective('all-gather', 'f32[8,3]', 'replica_groups=<all>'))
+    costs.program_costs(collective('all-gather', 'f32[8,3]', 'replica_groups=<all>'))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_the_devices_of_a_slice_share_what_crosses_the_network(
   kind, shape, links, network
 ):
   text = collective(kind, shape, 'replica_groups=[1,8]<=[8]')
-  found = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
+  found = costs.program_costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
   assert found.over('links') == pytest.approx(links)
   assert found.over('network') == pytest.approx(network)
 
@@ -301,5 +301,5 @@ def test_the_devices_of_a_slice_share_what_crosses_the_network(
 def test_what_is_passed_on_takes_the_way_from_its_source(pairs, links, network):
   groups = f'source_target_pairs={{{pairs}}}'
   text = collective('collective-permute', 'f32[96]', groups)
-  found = hlo.costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
+  found = costs.program_costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
   assert (found.over('links'), found.over('network')) == (links, network)

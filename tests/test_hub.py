@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
 from r1jax import tasks
-from r1jax.hub import chat_template, tokenizer_files
+from r1jax.hub import chat_template, checkpoint_files, tokenizer_files
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
 from r1jax.stages.from_hub import HubConfig
@@ -40,7 +40,7 @@ def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
   expected = theirs.apply_chat_template(
     MESSAGES, add_generation_prompt=True, return_dict=False
   )
-  prompt = ours.converse(MESSAGES)
+  prompt = ours.chat_prompt(MESSAGES)
   assert prompt.endswith('<|user|>\nagain <|eos|><|eos|>\n<|assistant|>\n')
   assert ours.chat_ids(prompt) == expected
   assert ours.prompt_ids(templates.CHAT, MESSAGES[1]['content']) == (
@@ -89,10 +89,10 @@ def test_ids_may_have_gaps(folder, tmp_path):
 
 
 def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
-  for name in tokenizer_files.FILES:
+  for name in checkpoint_files.FILES:
     if (folder / name).exists():
       (tmp_path / name).write_bytes((folder / name).read_bytes())
-  (tmp_path / tokenizer_files.TEMPLATE).write_text(
+  (tmp_path / checkpoint_files.TEMPLATE).write_text(
     "{{ messages[0]['content'] }}<think>\n"
   )
   tokenizer = tokenizer_files.open_tokenizer(tmp_path)
@@ -145,18 +145,26 @@ def test_loops_json_and_whitespace_are_those_of_transformers(folder):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('tokenizer.json', None, 'tokenizer.json is not there'),
+    ('tokenizer.json', None, 'tokenizer.json does not exist'),
     ('tokenizer.json', '{}', 'tokenizer.json cannot be read'),
     ('tokenizer_config.json', '[]', 'tokenizer_config.json: expected an object'),
     ('tokenizer_config.json', '{', 'tokenizer_config.json cannot be read'),
-    ('tokenizer_config.json', '{"eos_token": "<|eos|>", "chat_template": 3}', 'a text'),
-    ('tokenizer_config.json', '{"added_tokens_decoder": {"a": 3}}', 'by their number'),
+    (
+      'tokenizer_config.json',
+      '{"eos_token": "<|eos|>", "chat_template": 3}',
+      'a string',
+    ),
+    (
+      'tokenizer_config.json',
+      '{"added_tokens_decoder": {"a": 3}}',
+      'tokens by id, and',
+    ),
     (
       'tokenizer_config.json',
       '{"added_tokens_decoder": {"3": {}}}',
-      "ntent .*'content",
+      "its content .*'content",
     ),
-    ('tokenizer_config.json', '{}', 'expected an eos_token .*nothing would end'),
+    ('tokenizer_config.json', '{}', 'expected an eos_token .*would never end'),
   ],
 )
 def test_files_that_cannot_be_used_are_named(folder, tmp_path, name, content, message):
@@ -262,7 +270,7 @@ def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_
     assert ours.encode(source) == ours.encode_after(source) == theirs.encode(source)
   assert ours.prompt_ids('plain', 'so') == theirs.encode('User: so\nAssistant:')
   assert tokenizer_files.bos_id(tmp_path / 'm') is None
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
   copied = tokenizers.Tokenizer.from_file(str(tmp_path / 'copy/tokenizer.json'))
   assert copied.truncation is None
   assert copied.padding is None
@@ -275,9 +283,9 @@ def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
   (tmp_path / 'm/additional_chat_templates').mkdir()
   (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
   (tmp_path / 'm/special_tokens_map.json').write_text('{}')
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
-  names = tokenizer_files.files(tmp_path / 'm')
-  assert names == tokenizer_files.files(tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  names = checkpoint_files.files(tmp_path / 'm')
+  assert names == checkpoint_files.files(tmp_path / 'copy')
   assert 'additional_chat_templates/rag.jinja' in names
   assert 'special_tokens_map.json' in names
   for name in names:
@@ -465,7 +473,7 @@ def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
   assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
   tags = 'so <think>so</think>'
   assert ours.encode(tags) == ours.encode_after(tags) == theirs.encode(tags)
-  tokenizer_files.copy(tmp_path / 'm', tmp_path / 'copy')
+  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
   assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
@@ -516,7 +524,7 @@ def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
   file.write_text(json.dumps({'eos_token_id': [1, word, 0]}))
   _, ours = saved(tmp_path / 'm', tokenizer)
   (remark,) = ours.remarks
-  assert f"ends outputs at token {word}, 'so', which is one of ordinary text" in remark
+  assert f"ends outputs at token {word}, 'so', which is ordinary text" in remark
 
 
 @pytest.mark.parametrize(
@@ -533,16 +541,16 @@ def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_p
   file = tmp_path / 'm/generation_config.json'
   if before is not None:
     file.write_text(json.dumps(before))
-  found = tokenizer_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
+  found = checkpoint_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
   assert found == file if after is None else json.loads(str(found)) == after
   if before is not None:
-    assert tokenizer_files.copies(tmp_path / 'm')['generation_config.json'] == file
+    assert checkpoint_files.copies(tmp_path / 'm')['generation_config.json'] == file
 
 
 def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
   _, ours = saved(tmp_path / 'm', made(), {'eos_token': '</s>'}, **WRITES)
   (remark,) = ours.remarks
-  assert 'reads bos_token, but neither tokenizer_config.json nor special_' in remark
+  assert 'uses bos_token, but neither tokenizer_config.json nor special_' in remark
   _, ours = saved(tmp_path / 'n', made(), **WRITES)
   assert ours.remarks == ()
 
@@ -587,7 +595,9 @@ def test_without_a_default_none_of_several_templates_is_used(settings, files, tm
   with pytest.raises(ValueError, match='no default specified'):
     theirs.apply_chat_template(QUESTION, tokenize=False)
   (remark,) = ours.remarks
-  assert "no chat template named 'default', which alone is used; it has " in remark
+  assert (
+    "no chat template named 'default', the only one that is used; it has " in remark
+  )
   with pytest.raises(ValueError, match='has no chat template'):
     ours.prompt(templates.CHAT, 'so')
 
@@ -598,12 +608,12 @@ def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
   found = tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
   assert found.prompt(templates.CHAT, 'so').startswith('3so2')
   with pytest.raises(
-    chat_template.HubError, match=r'reads \(enable_thinking\), got enable_think$'
+    chat_template.HubError, match=r'uses \(enable_thinking\), got enable_think$'
   ):
     tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_think': 3})
   saved(tmp_path / 'n', made())
   with pytest.raises(
-    chat_template.HubError, match=r'reads \(none\), got enable_thinking'
+    chat_template.HubError, match=r'uses \(none\), got enable_thinking'
   ):
     tokenizer_files.open_tokenizer(tmp_path / 'n', {'enable_thinking': 3})
 

@@ -13,7 +13,10 @@ import torch
 from hub import FAMILIES, VOCAB, checkpoint, theirs
 
 from r1jax.grpo import GRPOConfig
-from r1jax.hub import peft, peft_config, storage, weights
+from r1jax.hub import peft, peft_config, weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.safetensors_writer import write_folder
+from r1jax.hub.storage import WeightsError
 from r1jax.model import decode, decoder, lora, mlp
 from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
@@ -39,7 +42,7 @@ def opened(model_type, folder):
   """A checkpoint of transformers, and what we read of it."""
   reference = theirs(model_type, FAMILIES[model_type])
   reference.save_pretrained(folder)
-  found = weights.open_checkpoint(folder)
+  found = open_checkpoint(folder)
   everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   return reference, found, weights.read(found, everywhere)
 
@@ -216,23 +219,23 @@ def test_adapters_that_the_library_has_written_are_read(kind, tmp_path):
 def test_adapters_that_cannot_be_read_are_refused(tmp_path, fields, message):
   folder = tmp_path / 'model'
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(folder)
-  found = weights.open_checkpoint(folder)
+  found = open_checkpoint(folder)
   config = dataclasses.replace(ALL, targets='query')
   peft.write(tmp_path / 'a', random_adapters(found.config, config), config, found)
   file = tmp_path / 'a' / peft_config.CONFIG
   file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-  with pytest.raises(storage.WeightsError, match=message):
+  with pytest.raises(WeightsError, match=message):
     peft.read(tmp_path / 'a', found)
 
 
 def test_an_adapter_without_any_tensor_is_refused(tmp_path):
   theirs('qwen3', FAMILIES['qwen3']).save_pretrained(tmp_path / 'm')
-  found = weights.open_checkpoint(tmp_path / 'm')
+  found = open_checkpoint(tmp_path / 'm')
   settings = json.dumps({'r': 2, 'lora_alpha': 4})
-  storage.write(
+  write_folder(
     tmp_path / 'a', iter(()), {peft_config.CONFIG: settings}, name=peft_config.FILE
   )
-  with pytest.raises(storage.WeightsError, match=r'expected adapters .*, found none'):
+  with pytest.raises(WeightsError, match=r'expected adapters .*, found none'):
     peft.read(tmp_path / 'a', found)
 
 

@@ -13,7 +13,7 @@ from r1jax.model.config import Experts
 from r1jax.model.decoder import Int8
 from r1jax.model.mlp import experts, route
 from r1jax.optim import OptimConfig
-from r1jax.planner import hlo
+from r1jax.planner import costs
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
@@ -227,7 +227,7 @@ def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
   )
   text = program.as_text()
   assert text is not None
-  sent = hlo.costs(text).sent
+  sent = costs.program_costs(text).sent
   # Backward, the gradients of 5 tokens of 4 channels and of their 3 experts' weights;
   # a device sends half of each and the sum of that.
   assert sent['all-reduce', 2, 'links'] == 4 * (5 * 4 + 5 * 3)

@@ -5,10 +5,12 @@ import threading
 import time
 import urllib.error
 
+import huggingface_hub
 import pytest
 
 from experiments import cold_start, grpo, r1_zero, thinking
-from r1jax.hub import chat_template, network, paths, tokenizer_files
+from r1jax.hub import chat_template, network, paths
+from r1jax.hub.download import download
 from r1jax.runtime import cli, workdir
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import artifact, chat
@@ -61,14 +63,14 @@ def test_a_model_may_be_on_the_hub_and_nowhere_else():
   with pytest.raises(
     ValueError, match=r'^model\.path: expected a path on this machine'
   ):
-    tokenizer_files.fetched('gs://bucket/model')
+    download('gs://bucket/model')
   with pytest.raises(ValueError, match=r'^path: expected a path on this machine'):
     chat.open_session('s3://bucket/model', None, SamplingConfig())
 
 
 def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
   monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
-  constants = tokenizer_files.huggingface_hub.constants
+  constants = huggingface_hub.constants
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
   asked = []
 
@@ -81,7 +83,7 @@ def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
     chat_template.HubError,
     match=r'fetched .https://.*: Name or service not known.; give the folder',
   ):
-    tokenizer_files.fetched('hf://owner/a-name-that-nobody-has')
+    download('hf://owner/a-name-that-nobody-has')
   assert asked == [constants.ENDPOINT]
   assert not constants.HF_HUB_OFFLINE
 

@@ -12,6 +12,9 @@ from hub import DEEPSEEK, FAMILIES, GROUPS, VOCAB, theirs
 from test_lora import logits, random_adapters
 
 from r1jax.hub import peft, peft_config, storage, weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.safetensors_writer import write_folder
+from r1jax.hub.storage import WeightsError
 from r1jax.model import lora
 from r1jax.model.lora import LoraConfig
 from r1jax.sharding.mesh import make_mesh
@@ -32,7 +35,7 @@ def bases(tmp_path_factory):
   for model_type, fields in FIELDS.items():
     folder = tmp_path_factory.mktemp('peft') / model_type
     theirs(model_type, fields).save_pretrained(folder)
-    like = weights.open_checkpoint(folder)
+    like = open_checkpoint(folder)
     found[model_type] = like, weights.read(like, named_sharding(make_mesh()))
   return found
 
@@ -139,7 +142,7 @@ def test_each_expert_may_have_an_adapter_of_its_own(bases, tmp_path):
   arrays = ((name, x.astype(np.float32)) for name, x in named.items())
   settings = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 3}
   content = json.dumps({**settings, 'target_modules': PROJECTIONS})
-  storage.write(
+  write_folder(
     tmp_path / 'a', arrays, {peft_config.CONFIG: content}, name=peft_config.FILE
   )
   expected = said(their_peft.PeftModel.from_pretrained(opened(like), tmp_path / 'a'))
@@ -171,13 +174,16 @@ def plain(bases, tmp_path_factory):
     ({'kasa_config': {'beta': 1}}, 'kasa_config: expected none'),
     ({'monteclora_config': {'num_samples': 1}}, 'monteclora_config: expected none'),
     ({'trainable_token_indices': [1]}, 'trainable_token_indices: expected none'),
-    ({'a_kind_of_later': True}, 'a_kind_of_later: .* kind of LoRA is not computed'),
+    ({'a_kind_of_later': True}, 'a_kind_of_later: .* kind of LoRA is not implemented'),
     ({'use_qalora': True}, 'use_qalora: expected False, got True'),
     ({'lora_bias': True}, 'lora_bias: expected False, got True'),
     ({'bias': 'all'}, "bias: expected 'none', got 'all'"),
     ({'modules_to_save': ['lm_head']}, 'modules_to_save: expected None'),
     ({'layer_replication': [[0, 2]]}, 'layer_replication: expected None'),
-    ({'rank_pattern': {'(': 2}}, r'rank_pattern: expected patterns, got .\('),
+    (
+      {'rank_pattern': {'(': 2}},
+      r'rank_pattern: expected regular expressions, got .\(',
+    ),
     ({'alpha_pattern': {'q_proj': 'x'}}, 'alpha_pattern: expected numbers above 0'),
     ({'lora_alpha': 0}, 'expected numbers r and lora_alpha, got 2, 0'),
   ],
@@ -189,7 +195,7 @@ def test_kinds_of_lora_that_are_not_computed_are_named(
   settings = json.loads((folder / peft_config.CONFIG).read_text())
   (tmp_path / peft_config.FILE).write_bytes((folder / peft_config.FILE).read_bytes())
   (tmp_path / peft_config.CONFIG).write_text(json.dumps({**settings, **fields}))
-  with pytest.raises(storage.WeightsError, match=message):
+  with pytest.raises(WeightsError, match=message):
     peft.read(tmp_path, like)
 
 
@@ -208,7 +214,7 @@ def test_every_field_of_peft_is_known_or_refused_when_it_is_set(plain, tmp_path)
   for name in fields - known.IGNORED - computed:
     changed = {**content, name: 'something'}
     (tmp_path / peft_config.CONFIG).write_text(json.dumps(changed, default=list))
-    with pytest.raises(storage.WeightsError, match=name):
+    with pytest.raises(WeightsError, match=name):
       peft.read(tmp_path, like)
 
 
@@ -217,21 +223,22 @@ def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
   (tmp_path / peft_config.CONFIG).write_bytes(
     (folder / peft_config.CONFIG).read_bytes()
   )
-  with pytest.raises(storage.WeightsError, match=rf'{peft_config.FILE} is not there$'):
+  with pytest.raises(WeightsError, match=rf'{peft_config.FILE} does not exist$'):
     peft.read(tmp_path, like)
   (tmp_path / 'adapter_model.bin').touch()
-  with pytest.raises(storage.WeightsError, match=r'there; adapter_model.bin is a pick'):
+  with pytest.raises(WeightsError, match=r'not exist; adapter_model.bin is a pick'):
     peft.read(tmp_path, like)
 
 
 def test_an_adapter_that_is_not_finite_is_named(plain, tmp_path):
   folder, like = plain
   named = {
-    name: tensor.copy() for name, tensor in storage.header(folder / peft_config.FILE)
+    name: tensor.copy()
+    for name, tensor in storage.read_header(folder / peft_config.FILE)
   }
   name = f'{peft_config.PREFIX}model.layers.1.self_attn.q_proj.lora_B.weight'
   named[name][3, 0] = np.nan
   files = {peft_config.CONFIG: folder / peft_config.CONFIG}
-  storage.write(tmp_path / 'b', iter(named.items()), files, name=peft_config.FILE)
-  with pytest.raises(storage.WeightsError, match=rf'{name}: .* infinity in row 3'):
+  write_folder(tmp_path / 'b', iter(named.items()), files, name=peft_config.FILE)
+  with pytest.raises(WeightsError, match=rf'{name}: .* infinity in row 3'):
     peft.read(tmp_path / 'b', like)

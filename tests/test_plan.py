@@ -16,7 +16,9 @@ from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
-from r1jax.planner import hlo, programs, topology
+from r1jax.planner import fit, measure, programs, report, topology
+from r1jax.planner.costs import Costs
+from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
 from r1jax.sharding.mesh import MeshConfig, make_mesh, slice_of
 from r1jax.sharding.rules import MeshError, named_sharding
@@ -48,13 +50,11 @@ def found():
   devices, chip = topology.find('cpu:8')
   (total,) = re.findall(r'MemTotal: *(\d+) kB', Path('/proc/meminfo').read_text())
   assert chip.memory * 8 == pytest.approx(int(total) * 1024, rel=1e-3)
-  return {
-    one.name: one for one in map(programs.measure, programs.phases(WORK, devices))
-  }
+  return {one.name: one for one in map(measure.measure, programs.phases(WORK, devices))}
 
 
 def test_every_phase_is_compiled_and_runs_as_often_as_in_a_step(found):
-  times = {name: one.times for name, one in found.items()}
+  times = {name: one.runs for name, one in found.items()}
   assert times == {'prefill': 1, 'decode': 32, 'score': 2, 'update': 2}
   without = dataclasses.replace(WORK, grpo=GRPOConfig(kl_coef=0.0))
   devices, _ = topology.find('cpu:8')
@@ -82,7 +82,7 @@ def test_memory_is_what_the_sizes_come_to(found):
   assert decode['sampler'] == pytest.approx(4 * PARAMETERS / 2, rel=0.05)
   assert decode['cache'] == pytest.approx(cache, rel=0.05)
   for one in found.values():  # what has no name is padding
-    assert abs(one.memory['padding']) < 0.05 * one.given
+    assert abs(one.memory['padding']) < 0.05 * one.argument_bytes
 
 
 def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
@@ -90,7 +90,7 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   work = dataclasses.replace(WORK, rl=settings)
   devices, _ = topology.find('cpu:8')
   compiled = {
-    one.name: one for one in map(programs.measure, programs.phases(work, devices))
+    one.name: one for one in map(measure.measure, programs.phases(work, devices))
   }
   names = ['prefill', 'decode', 'score', 'gradient', 'update']
   assert list(compiled) == names
@@ -103,12 +103,12 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   assert held.pop('score') == pytest.approx([0, 1], rel=0.05)
   assert held.pop('update') == pytest.approx([2, 0], rel=0.05)
   assert set(map(tuple, held.values())) == {(0, 0)}
-  aside = {name: one.aside / share for name, one in compiled.items()}
+  aside = {name: one.offloaded / share for name, one in compiled.items()}
   expected = {'prefill': 3, 'decode': 3, 'score': 2, 'gradient': 3, 'update': 1}
   assert aside == pytest.approx(expected, rel=0.05)
   # On a CPU it is all the same memory, and the run's process is in it too.
-  on_cpu = programs.with_process([compiled['gradient']], 8)[0]
-  assert on_cpu.memory['put aside'] == compiled['gradient'].aside
+  on_cpu = measure.add_process_memory([compiled['gradient']], 8)[0]
+  assert on_cpu.memory['offloaded'] == compiled['gradient'].offloaded
   gradient, update = compiled['gradient'].memory, compiled['update'].memory
   for memory in (gradient, update):
     assert memory['policy'] == pytest.approx(share, rel=0.05)
@@ -132,7 +132,7 @@ def test_copies_send_their_gradients_once_however_many_micro_batches():
   )
   *_, update = programs.phases(work, topology.find('2xv5e:2x2')[0])
   assert update.args[2].tokens.shape[0] == 4
-  sent = programs.measure(update).costs.sent
+  sent = measure.measure(update).costs.sent
   # A quarter of them: a half goes out to be summed, and the sum of the other comes.
   summed = sent['all-reduce', 2, 'network']
   assert summed == pytest.approx(4 * PARAMETERS / 4, rel=0.05)
@@ -144,26 +144,26 @@ def test_a_phase_is_bound_by_what_takes_longest():
     ('all-reduce', 8, 'links'): 1e9,
     ('all-reduce', 8, 'network'): 5e8,
   }
-  costs = hlo.Costs(flops=6e12, bytes=1e9, sent=sent)
-  found = programs.Found('update', 1.0, {'temporary': 3e9}, costs, times=2)
+  costs = Costs(flops=6e12, bytes=1e9, sent=sent)
+  found = Measurement('update', 1.0, {'temporary': 3e9}, costs, runs=2)
   chip = topology.Chip(memory=4e9, flops=1e12, bandwidth=1e9, links=1e9, network=1e8)
-  assert programs.limits(found, chip) == {
+  assert report.lower_bounds(found, chip) == {
     'compute': 12.0,
     'memory': 2.0,
     'links': 8.0,
     'network': 10.0,
   }
-  given = dataclasses.replace(found, given=3e9, costs=hlo.Costs())
-  assert programs.limits(given, chip)['memory'] == 6.0  # read once each time
-  assert programs.fits([found], chip)
-  assert not programs.fits([found], chip._replace(memory=2.9e9))
-  text = '\n'.join(programs.report(WORK, [found], chip))
+  given = dataclasses.replace(found, argument_bytes=3e9, costs=Costs())
+  assert report.lower_bounds(given, chip)['memory'] == 6.0  # read once each time
+  assert fit.fits([found], chip)
+  assert not fit.fits([found], chip._replace(memory=2.9e9))
+  text = '\n'.join(report.summary(WORK, [found], chip))
   assert 'update needs the most, 3.00 GB of 4.00 GB: fits' in text
   assert 'by compute' in text
   gathered = 'all-gather over 4 chips 3.00 GB, all-reduce over 8 chips 1.00 GB'
   assert f' 4.00 GB by links: {gathered}\n' in text
   assert ' 0.50 GB by network: all-reduce over 8 chips 0.50 GB\n' in text
-  slow = programs.report(WORK, [found], chip._replace(network=5e7))
+  slow = report.summary(WORK, [found], chip._replace(network=5e7))
   assert 'update   at least 20 s a step, by network' in '\n'.join(slow)
   assert f'at most {8 * 4 * 32 / 12:,.0f} tokens/s, 7,200.0 steps a day' in text
 
@@ -189,15 +189,15 @@ class Refused:
 )
 def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
   words = f'RESOURCE_EXHAUSTED: Ran out of memory. {how}\nmore'
-  found = programs.measure(programs.Phase('update', Refused(words), (), {}, BESIDE, 1))
+  found = measure.measure(programs.Phase('update', Refused(words), (), {}, BESIDE, 1))
   assert found.memory == {'reference': 3e9, 'the program': 120.5 * 2**30}
-  assert not programs.fits([found], topology.CHIPS['v5p'])
-  text = '\n'.join(programs.report(WORK, [found], topology.CHIPS['v5p']))
+  assert not fit.fits([found], topology.CHIPS['v5p'])
+  text = '\n'.join(report.summary(WORK, [found], topology.CHIPS['v5p']))
   assert f'refused: RESOURCE_EXHAUSTED: Ran out of memory. {how}' in text
   assert 'does NOT fit' in text
   assert 'steps a day' not in text
   with pytest.raises(RuntimeError, match='INTERNAL'):
-    programs.measure(
+    measure.measure(
       programs.Phase('update', Refused('INTERNAL: else'), (), {}, BESIDE, 1)
     )
 
@@ -210,7 +210,7 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
     rl=dataclasses.replace(WORK.rl, micro_batch_rows=32),
     mesh=MeshConfig(tensor=2),
   )
-  tried = dict(programs.changes(work, topology.find(machine)[0]))
+  tried = dict(fit.smaller_plans(work, topology.find(machine)[0]))
   assert list(tried) == [
     '--rl.micro-batch-rows 16',
     '--rl.micro-batch-rows 8',
@@ -227,7 +227,7 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
   assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
   # Nothing that would not learn.
   still = dataclasses.replace(work, optim=OptimConfig(masters='none', b2=0.999))
-  found = dict(programs.changes(still, topology.find(machine)[0]))
+  found = dict(fit.smaller_plans(still, topology.find(machine)[0]))
   assert list(found)[-1] == '--rl.offload True'
 
 
@@ -355,9 +355,7 @@ def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
 
   args = shape(64, 48, names=('embed', None)), shape(32, 64, names=('prompt', None))
   program = jax.jit(slope, out_shardings=args[0].sharding)
-  costs = programs.measure(
-    programs.Phase('slope', program, args, {}, {}, 1), chip
-  ).costs
+  costs = measure.measure(programs.Phase('slope', program, args, {}, {}, 1), chip).costs
   # Of 64 x 48 gradients a device has a quarter, and exchanges halves of it twice.
   assert costs.over('network') == pytest.approx(4 * 64 * 48 / 4)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -20,12 +21,13 @@ from experiments import grpo
 from r1jax import tasks
 from r1jax.hub import (
   chat_template,
+  checkpoint_files,
   peft,
   peft_config,
   storage,
   tokenizer_files,
-  weights,
 )
+from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
@@ -183,7 +185,7 @@ def folder(tmp_path_factory):
   ('settings', 'message'),
   [
     ({}, 'model.path: expected the folder of a checkpoint, got none'),
-    ({'path': '/nowhere'}, 'model.path: expected a folder .*, which is not there'),
+    ({'path': '/nowhere'}, 'model.path: expected a folder .*, which does not exist'),
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
     ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
     (
@@ -213,7 +215,7 @@ def test_what_cannot_be_started_from_is_said_before_anything_is_read(
 def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   folder, tmp_path
 ):
-  like = weights.open_checkpoint(folder)
+  like = open_checkpoint(folder)
   config = LoraConfig(rank=2, alpha=4.0, targets='query')
   adapters = lora.init(like.config, config, jax.random.key(0))
   adapters = jax.tree.map(lambda x: x + 0.1, adapters)
@@ -238,7 +240,7 @@ def test_more_tokens_than_rows_are_refused(folder, tmp_path):
   shutil.copytree(folder, tmp_path / 'model')
   words = [f'{a}{b}{c}' for a in 'brst' for b in 'aeiou' for c in 'klmnp']
   tokenizer = Tokenizer.train([' '.join(words)] * 9, 360)
-  tokenizer.save(tmp_path / 'model' / tokenizer_files.TOKENIZER)
+  tokenizer.save(tmp_path / 'model' / checkpoint_files.TOKENIZER)
   with pytest.raises(ValueError, match=r'at most 300 tokens, the rows .*, got a'):
     from_hub.look_up(HubConfig(path=str(tmp_path / 'model')))
 
@@ -257,7 +259,7 @@ def test_a_name_on_the_hub_is_fetched_without_pickles_or_code(folder, monkeypatc
     asked.append((name, allow_patterns))
     return str(folder)
 
-  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fetch)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
   found = from_hub.look_up(HubConfig(path='hf://owner/name'))
   assert found.checkpoint.folder == folder
   ((name, patterns),) = asked
@@ -269,7 +271,7 @@ def test_a_name_that_cannot_be_fetched_says_so(monkeypatch):
   def fail(*args, **settings):
     raise ConnectionError('no route\nand more')
 
-  monkeypatch.setattr(tokenizer_files.huggingface_hub, 'snapshot_download', fail)
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
   message = r'hf://owner/name is not .* .ConnectionError: no route.; give the folder'
   with pytest.raises(chat_template.HubError, match=message):
     from_hub.look_up(HubConfig(path='hf://owner/name'))

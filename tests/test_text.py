@@ -145,8 +145,8 @@ REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
 )
 def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, left):
   assert parsing.opened(prompt) == opening
-  assert parsing.going_on(prompt, OWN) == left
-  assert parsing.going_on(prompt, left) == left
+  assert parsing.remainder(prompt, OWN) == left
+  assert parsing.remainder(prompt, left) == left
 
 
 @pytest.mark.parametrize(
@@ -349,9 +349,9 @@ def test_a_chat_may_begin_with_an_example_of_the_form():
   assert parsed is not None  # what is shown is what a reward asks for
   assert parsed.answer == '10'
   system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
-  assert templates.asked('chat', [system, user]) == [system, user]
-  assert templates.asked('chat_tags', [user]) == [*templates.EXAMPLE, user]
-  assert templates.asked('chat_tags', [system, user]) == [
+  assert templates.with_example('chat', [system, user]) == [system, user]
+  assert templates.with_example('chat_tags', [user]) == [*templates.EXAMPLE, user]
+  assert templates.with_example('chat_tags', [system, user]) == [
     system,
     *templates.EXAMPLE,
     user,

@@ -22,6 +22,7 @@ from torch_updates import LENGTH, LONGEST, MINIBATCHES, TEMPERATURE, UPDATES, VO
 
 from r1jax import grpo, optim, packing, update
 from r1jax.hub import weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import config as config_lib
 from r1jax.model import decoder
 from r1jax.optim import OptimConfig
@@ -98,7 +99,7 @@ def models(tmp_path_factory):
       for parameter in theirs.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
     reference, references = stored(theirs, folder / 'reference')
-    checkpoint = weights.open_checkpoint(folder / 'start')
+    checkpoint = open_checkpoint(folder / 'start')
     with pytest.MonkeyPatch.context() as patch:
       # Not for users, whose jax computes in float32 unless it is told otherwise.
       patch.setattr(config_lib, 'DTYPES', ('float64',))
@@ -125,7 +126,7 @@ def stored(theirs, folder):
   """The tensors of a model in float64, by name, and what r1jax reads of its files."""
   theirs.save_pretrained(folder)
   everywhere = named_sharding(make_mesh(jax.devices()[:1]))
-  params = weights.read(weights.open_checkpoint(folder), everywhere)
+  params = weights.read(open_checkpoint(folder), everywhere)
   tensors = {name: x.detach().double() for name, x in theirs.named_parameters()}
   with jax.enable_x64(True):
     return tensors, jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)

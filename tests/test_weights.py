@@ -13,7 +13,10 @@ import torch
 import transformers
 from hub import BASE, FAMILIES, ours, theirs
 
-from r1jax.hub import families, storage, weights
+from r1jax.hub import families, hf_checkpoint, safetensors_writer, storage, weights
+from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.safetensors_writer import write_folder
+from r1jax.hub.storage import WeightsError
 from r1jax.model import decoder
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.rules import named_sharding
@@ -31,10 +34,10 @@ everywhere = named_sharding(make_mesh(jax.devices()[:1]))
 
 
 def round_trip(source, target, dtype=None, **settings):
-  checkpoint = weights.open_checkpoint(source)
+  checkpoint = open_checkpoint(source)
   params = weights.read(checkpoint, everywhere, dtype)
   named = weights.tensors(params, checkpoint)
-  storage.write(target, named, **settings)
+  write_folder(target, named, **settings)
   return params
 
 
@@ -87,7 +90,7 @@ def test_transformers_opens_what_was_written(tmp_path):
 )
 def test_leaves_lie_where_they_are_asked_to(model_type, shape, tmp_path):
   theirs(model_type, FAMILIES[model_type]).save_pretrained(tmp_path / 'a')
-  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  checkpoint = open_checkpoint(tmp_path / 'a')
   whole = weights.read(checkpoint, everywhere)
   auto = (jax.sharding.AxisType.Auto,)
   devices = jax.make_mesh((4,), ('x',), axis_types=auto, devices=jax.devices()[:4])
@@ -111,14 +114,16 @@ def test_fp8_blocks_are_read_times_their_scales(tmp_path):
   scales = rng.uniform(0.5, 2, (2, 3)).astype(np.float32)
   named = {'w': values, 'w_scale_inv': scales}
   safetensors.numpy.save_file(named, tmp_path / storage.SINGLE)
-  found = storage.numbers(dict(storage.find(tmp_path)), 'w', np.dtype(np.float32))
+  found = storage.read_as(
+    dict(storage.find_tensors(tmp_path)), 'w', np.dtype(np.float32)
+  )
   for row, column in [(0, 0), (127, 128), (128, 127), (159, 299), (130, 260)]:
     scale = scales[row // 128, column // 128]
     assert found[row, column] == np.float32(values[row, column]) * scale
   # Rows that begin and end within a block.
   for rows in (range(100, 140), range(130, 160), range(5, 6)):
-    some = storage.numbers(
-      dict(storage.find(tmp_path)), 'w', np.dtype(np.float32), rows
+    some = storage.read_as(
+      dict(storage.find_tensors(tmp_path)), 'w', np.dtype(np.float32), rows
     )
     np.testing.assert_array_equal(some, found[rows.start : rows.stop])
 
@@ -143,64 +148,64 @@ K = 'model.layers.1.self_attn.k_proj.weight'
 def test_a_missing_shard_is_named(folder):
   file = sorted(folder.glob('*.safetensors'))[1]
   file.unlink()
-  with pytest.raises(storage.WeightsError, match=rf'{file.name} is missing, which'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=rf'{file.name}, which .* is missing'):
+    open_checkpoint(folder)
 
 
 @pytest.mark.parametrize('left', [0, 7, 100, -1])
 def test_a_shard_that_is_cut_off_is_named_before_anything_is_read(folder, left):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(file.read_bytes()[:left])
-  with pytest.raises(storage.WeightsError, match=rf'{file.name} is cut off, damaged'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=rf'{file.name} is truncated, damaged'):
+    open_checkpoint(folder)
 
 
 def test_a_header_that_lies_about_its_length_is_refused(folder):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(struct.pack('<Q', 2**60) + file.read_bytes()[8:])
-  with pytest.raises(storage.WeightsError, match=rf'{file.name} is cut off, damaged'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=rf'{file.name} is truncated, damaged'):
+    open_checkpoint(folder)
 
 
 def test_a_tensor_of_another_shape_is_named(folder):
   changed(folder, K, lambda x: x[:, :-1].copy())
   message = r'k_proj.weight: expected the shape \(16, 32\) .*, found \(16, 31\)'
-  with pytest.raises(storage.WeightsError, match=message):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=message):
+    open_checkpoint(folder)
 
 
 def test_a_tensor_of_another_type_is_named(folder):
   changed(folder, K, lambda x: x.astype(np.int32))
-  with pytest.raises(storage.WeightsError, match=r'k_proj.*expected one of F32.*I32'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=r'k_proj.*expected one of F32.*I32'):
+    open_checkpoint(folder)
 
 
 def test_fp8_without_its_scales_is_refused(folder):
   changed(folder, K, lambda x: x.astype(ml_dtypes.float8_e4m3fn))
-  with pytest.raises(storage.WeightsError, match=r'scales .*_scale_inv .*found none'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=r'scales .*_scale_inv .*found none'):
+    open_checkpoint(folder)
 
 
 def test_a_missing_tensor_is_named(folder):
   config = json.loads((folder / 'config.json').read_text())
   config['num_hidden_layers'] = 3
   (folder / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(storage.WeightsError, match=r'model\.layers\.2\..* is missing'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=r'model\.layers\.2\..* is missing'):
+    open_checkpoint(folder)
 
 
 def test_an_index_cannot_lead_out_of_the_folder(folder):
   index = json.loads((folder / storage.INDEX).read_text())
   index['weight_map'][K] = '../elsewhere.safetensors'
   (folder / storage.INDEX).write_text(json.dumps(index))
-  with pytest.raises(storage.WeightsError, match='expected names of files'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match='expected file names'):
+    open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (None, 'config.json is not there'),
+    (None, 'config.json does not exist'),
     ('{', 'config.json cannot be read'),
     ('[1]', 'config.json: expected an object, got a list'),
     ('int8', "config.json: dtype: expected one of float32, .*, got 'int8'"),
@@ -213,23 +218,23 @@ def test_a_bad_config_is_named(folder, content, message):
   (folder / 'config.json').unlink()
   if content is not None:
     (folder / 'config.json').write_text(content)
-  with pytest.raises(storage.WeightsError, match=message):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=message):
+    open_checkpoint(folder)
 
 
 def test_pickles_are_never_opened(tmp_path):
   config = transformers.LlamaConfig(**BASE).to_dict()
   (tmp_path / 'config.json').write_text(json.dumps(config, default=str))
   (tmp_path / 'pytorch_model.bin').write_bytes(b'cos\nsystem\n')
-  with pytest.raises(storage.WeightsError, match=r'_model.bin is a pickle, which is'):
-    weights.open_checkpoint(tmp_path)
+  with pytest.raises(WeightsError, match=r'_model.bin is a pickle, which is'):
+    open_checkpoint(tmp_path)
 
 
 def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
   (tmp_path / 'file').touch()
-  for name, what in (('nothing', 'not there'), ('file', 'a file')):
-    with pytest.raises(storage.WeightsError, match=f'which is {what}'):
-      weights.open_checkpoint(tmp_path / name)
+  for name, what in (('nothing', 'does not exist'), ('file', 'is a file')):
+    with pytest.raises(WeightsError, match=f'which {what}'):
+      open_checkpoint(tmp_path / name)
 
 
 def test_nothing_is_half_written(tmp_path):
@@ -238,16 +243,16 @@ def test_nothing_is_half_written(tmp_path):
     raise RuntimeError('no more')
 
   with pytest.raises(RuntimeError, match='no more'):
-    storage.write(tmp_path / 'out', broken())
+    write_folder(tmp_path / 'out', broken())
   assert not list(tmp_path.iterdir())
-  storage.write(tmp_path / 'out', iter([('a', np.zeros(3))]))
-  with pytest.raises(storage.WeightsError, match='out is there already'):
-    storage.write(tmp_path / 'out', iter([]))
+  write_folder(tmp_path / 'out', iter([('a', np.zeros(3))]))
+  with pytest.raises(WeightsError, match='out already exists'):
+    write_folder(tmp_path / 'out', iter([]))
 
 
 def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
   _, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'a')
-  config = weights.open_checkpoint(tmp_path / 'a').config
+  config = open_checkpoint(tmp_path / 'a').config
   expected = decoder.shapes(config, BASE['vocab_size'])
   assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)
 
@@ -255,14 +260,14 @@ def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
 def test_a_head_that_is_stored_beside_a_tied_embedding_follows_it(tmp_path):
   theirs('llama', {'tie_word_embeddings': True}).save_pretrained(tmp_path / 'a')
   named = tensors(tmp_path / 'a')
-  named[weights.HEAD] = named['model.embed_tokens.weight'].copy()
+  named[hf_checkpoint.HEAD] = named['model.embed_tokens.weight'].copy()
   safetensors.numpy.save_file(named, tmp_path / 'a' / storage.SINGLE)
-  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  checkpoint = open_checkpoint(tmp_path / 'a')
   params = weights.read(checkpoint, everywhere)
   params = {**params, 'embedding': params['embedding'] + 1}
   written = dict(weights.tensors(params, checkpoint))
   np.testing.assert_array_equal(
-    written[weights.HEAD], named['model.embed_tokens.weight'] + 1
+    written[hf_checkpoint.HEAD], named['model.embed_tokens.weight'] + 1
   )
 
 
@@ -271,36 +276,36 @@ def test_a_tensor_of_a_layer_that_would_be_left_out_is_named(folder):
   file = min(folder.glob('*.safetensors'))
   named = {**safetensors.numpy.load_file(file), name: np.zeros(32, np.float32)}
   safetensors.numpy.save_file(named, file)
-  with pytest.raises(storage.WeightsError, match=rf'{name}: expected no such tensor'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match=rf'{name}: expected no such tensor'):
+    open_checkpoint(folder)
 
 
 def test_numbers_that_float16_does_not_hold_are_refused(folder, tmp_path):
   changed(folder, K, lambda x: np.where(x == x.max(), np.float32(-1e5), x))
-  checkpoint = weights.open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder)
   params = weights.read(checkpoint, everywhere)
   named = weights.tensors(params, checkpoint, 'float16')
-  with pytest.raises(storage.WeightsError, match=rf'{K}: .* float16 holds, got 1e\+05'):
-    storage.write(tmp_path / 'out', named)
+  with pytest.raises(WeightsError, match=rf'{K}: .* fit float16, got 1e\+05'):
+    write_folder(tmp_path / 'out', named)
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
 def test_what_is_written_may_be_read_by_others(tmp_path):
-  storage.write(tmp_path / 'out', iter([('a', np.zeros(3))]))
+  write_folder(tmp_path / 'out', iter([('a', np.zeros(3))]))
   assert (tmp_path / 'out' / storage.SINGLE).stat().st_mode & 0o444 == 0o444
 
 
 def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
-  before = weights.open_checkpoint(folder).digest
-  assert weights.open_checkpoint(folder).digest == before
+  before = open_checkpoint(folder).digest
+  assert open_checkpoint(folder).digest == before
   changed(folder, K, lambda x: x + 1)
-  assert weights.open_checkpoint(folder).digest != before
+  assert open_checkpoint(folder).digest != before
 
 
 def test_an_index_that_is_none_is_named(folder):
   (folder / storage.INDEX).write_text('{"weight_map": {"a": 5}}')
-  with pytest.raises(storage.WeightsError, match='expected a weight_map from tensors'):
-    weights.open_checkpoint(folder)
+  with pytest.raises(WeightsError, match='expected a weight_map from tensors'):
+    open_checkpoint(folder)
 
 
 def put(folder, named, **fields):
@@ -348,7 +353,7 @@ def test_each_tensor_is_written_in_the_type_that_it_has(model_type, tmp_path):
 def test_routers_stay_float32_whatever_the_others_are(model_type, tmp_path):
   model = theirs(model_type, FAMILIES[model_type])
   model.save_pretrained(tmp_path / 'a')
-  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  checkpoint = open_checkpoint(tmp_path / 'a')
   params = weights.read(checkpoint, everywhere, 'bfloat16')
   shapes = decoder.shapes(checkpoint.config, BASE['vocab_size'])
   assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
@@ -358,7 +363,7 @@ def test_routers_stay_float32_whatever_the_others_are(model_type, tmp_path):
           if x.dtype == np.float32}  # fmt: skip
   assert kept == {'router'} | ({'balance'} if model_type == 'deepseek_v3' else set())
   # Also where another type is asked for.
-  storage.write(tmp_path / 'b', weights.tensors(params, checkpoint, 'bfloat16'))
+  write_folder(tmp_path / 'b', weights.tensors(params, checkpoint, 'bfloat16'))
   before = tensors(tmp_path / 'a')
   for name, x in tensors(tmp_path / 'b').items():
     routes = 'mlp.gate.' in name
@@ -369,7 +374,7 @@ def test_routers_stay_float32_whatever_the_others_are(model_type, tmp_path):
 
 def test_int8_weights_of_a_model_with_experts_leave_its_router(tmp_path):
   model, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'a')
-  config = weights.open_checkpoint(tmp_path / 'a').config
+  config = open_checkpoint(tmp_path / 'a').config
   tokens = np.arange(20)[None]
   rest = (np.arange(20)[None], np.zeros((1, 20), int))
   whole, _ = model.forward(params, tokens, *rest)
@@ -387,17 +392,17 @@ def test_tensors_that_nothing_uses_may_be_of_any_type(folder, tmp_path):
     'masks.packed': np.arange(4, dtype=np.uint8),
     'masks.scales': np.ones(2, ml_dtypes.float8_e5m2),
   }
-  storage.write(tmp_path / 'x', iter(beside.items()))
+  write_folder(tmp_path / 'x', iter(beside.items()))
   file = (tmp_path / 'x' / storage.SINGLE).rename(folder / 'more.safetensors')
   index = json.loads((folder / storage.INDEX).read_text())
   index['weight_map'] |= dict.fromkeys(beside, file.name)
   (folder / storage.INDEX).write_text(json.dumps(index))
   round_trip(folder, tmp_path / 'b')
-  after = dict(storage.find(tmp_path / 'b'))
+  after = dict(storage.find_tensors(tmp_path / 'b'))
   for name, x in beside.items():
     assert after[name].copy().tobytes() == x.tobytes()
     assert after[name].shape == x.shape
-  assert weights.open_checkpoint(folder).digest
+  assert open_checkpoint(folder).digest
 
 
 @pytest.mark.parametrize(
@@ -424,9 +429,9 @@ def test_numbers_that_are_not_finite_are_named(folder, dtype, value, held):
     named = safetensors.torch.load_file(file)
     named[K + storage.SCALES] = torch.ones(1, 1)
     safetensors.torch.save_file(named, file)
-  checkpoint = weights.open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder)
   message = rf'{file.name}: {K}: expected finite .*, found NaN or infinity in row 5'
-  with pytest.raises(storage.WeightsError, match=message):
+  with pytest.raises(WeightsError, match=message):
     weights.read(checkpoint, everywhere, held)
 
 
@@ -437,12 +442,12 @@ def test_a_base_model_is_read_by_the_names_that_it_has(tied, tmp_path):
   named = tensors(tmp_path / 'a')
   assert 'norm.weight' in named
   if not tied:
-    with pytest.raises(storage.WeightsError, match=r'lm_head\.weight is missing'):
-      weights.open_checkpoint(tmp_path / 'a')
+    with pytest.raises(WeightsError, match=r'lm_head\.weight is missing'):
+      open_checkpoint(tmp_path / 'a')
     named['output.weight'] = reference.lm_head.weight.detach().numpy()
     put(tmp_path / 'a', named)
-    with pytest.raises(storage.WeightsError, match=r'output.weight has that shape'):
-      weights.open_checkpoint(tmp_path / 'a')
+    with pytest.raises(WeightsError, match=r'output.weight has that shape'):
+      open_checkpoint(tmp_path / 'a')
     return
   params = round_trip(tmp_path / 'a', tmp_path / 'b')
   same(named, tensors(tmp_path / 'b'))
@@ -453,7 +458,7 @@ def test_a_base_model_is_read_by_the_names_that_it_has(tied, tmp_path):
 def test_of_a_tied_matrix_the_heads_name_may_be_left(tmp_path):
   _, expected = ours(theirs('llama', {'tie_word_embeddings': True}), tmp_path / 'a')
   named = tensors(tmp_path / 'a')
-  named[weights.HEAD] = named.pop(weights.EMBEDDING)
+  named[hf_checkpoint.HEAD] = named.pop(hf_checkpoint.EMBEDDING)
   put(tmp_path / 'a', named)
   params = round_trip(tmp_path / 'a', tmp_path / 'b')
   jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -467,11 +472,11 @@ def test_a_head_of_its_own_counts_though_the_config_says_tied(tmp_path):
   opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'a')
   head = opened.lm_head.weight.detach().numpy()
   assert not np.array_equal(head, opened.model.embed_tokens.weight.detach().numpy())
-  checkpoint = weights.open_checkpoint(tmp_path / 'a')
+  checkpoint = open_checkpoint(tmp_path / 'a')
   params = round_trip(tmp_path / 'a', tmp_path / 'b')
   np.testing.assert_array_equal(params['head'], head)
   same(tensors(tmp_path / 'a'), tensors(tmp_path / 'b'))
-  written = families.rewritten(checkpoint.raw, checkpoint.config)
+  written = families.update_config(checkpoint.raw, checkpoint.config)
   assert written['tie_word_embeddings'] is False
 
 
@@ -523,9 +528,9 @@ def test_a_single_file_comes_before_an_index_that_was_left_behind(folder, shards
     file.write_bytes(content)
   if shards == 'there':
     with pytest.warns(UserWarning, match='has both model.safetensors and the shards'):
-      checkpoint = weights.open_checkpoint(folder)
+      checkpoint = open_checkpoint(folder)
   else:
-    checkpoint = weights.open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
   opened = transformers.AutoModelForCausalLM.from_pretrained(folder)
   expected = opened.model.embed_tokens.weight.detach().numpy()
   params = weights.read(checkpoint, everywhere)
@@ -539,7 +544,7 @@ def test_a_file_is_written_a_tensor_at_a_time_and_aligned(tmp_path):
     'c': np.array(7, np.float32),
     'd': np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3).T,
   }
-  shard = storage._Shard(tmp_path / 'x.safetensors')
+  shard = safetensors_writer._Shard(tmp_path / 'x.safetensors')
   for name, array in given.items():
     shard.add(name, array)
   shard.close()
@@ -549,5 +554,5 @@ def test_a_file_is_written_a_tensor_at_a_time_and_aligned(tmp_path):
   for name, array in given.items():
     assert tuple(found[name].shape) == array.shape
     np.testing.assert_array_equal(found[name].float(), array.astype(np.float32))
-  for _, stored in storage.header(tmp_path / 'x.safetensors'):
+  for _, stored in storage.read_header(tmp_path / 'x.safetensors'):
     assert stored.start % storage.DTYPES[stored.kind].itemsize == 0

@@ -1,1 +1,1 @@
-"""Files as other libraries write them: Hugging Face checkpoints, PEFT, GGUF."""
+"""Reads and writes the files of other libraries: Hugging Face, PEFT, GGUF."""

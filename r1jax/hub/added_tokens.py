@@ -1,9 +1,9 @@
-"""Tokens that files beside tokenizer.json name, as transformers finds them.
+"""Tokens that other files than tokenizer.json define, read as transformers reads them.
 
-tokenizer_config.json names them: those with a role, further special ones, and all that
-have been added to the vocabulary (`added_tokens_decoder`). A checkpoint from before
-that field has the first two in special_tokens_map.json and the third in
-added_tokens.json, which are read only where the field is missing.
+tokenizer_config.json has tokens with a role, further special tokens, and all tokens
+that were added to the vocabulary (`added_tokens_decoder`). Older checkpoints without
+that field have the first two in special_tokens_map.json and the third in
+added_tokens.json. These files are read only if the field is missing.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ FILES = (SETTINGS, ROLES, ADDED)
 CONTROL = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')  # in this order
 _ROLES = [f'{role}_token' for role in CONTROL]
 _LISTED = 'added_tokens_decoder'
-_EXTRA = 'extra_special_tokens', 'additional_special_tokens'  # by age
+_EXTRA = 'extra_special_tokens', 'additional_special_tokens'  # the new name, the old
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """The tokens that these files name."""
+  """The tokens that these files define."""
 
   roles: Mapping[str, tokenizers.AddedToken]  # by role: 'eos_token', …
-  extra: list[tokenizers.AddedToken]  # special, without a role
-  listed: Mapping[int, tokenizers.AddedToken]  # by number
-  flags_first: bool  # flags of listed ones go before those of tokenizer.json
+  extra: list[tokenizers.AddedToken]  # special tokens without a role
+  listed: Mapping[int, tokenizers.AddedToken]  # by id
+  flags_first: bool  # flags of `listed` override those of tokenizer.json
 
   def add_to(self, tokenizer: tokenizers.Tokenizer, rows: int | None = None) -> None:
-    """Adds them to what tokenizer.json has.
+    """Adds the tokens to those of tokenizer.json.
 
-    A special token that the vocabulary lacks gets the next number, or none where the
-    embedding has no more `rows`: it can't be read then.
+    A special token that the vocabulary lacks gets the next id, unless the embedding has
+    no more `rows`: the model could not read it.
     """
     known = tokenizer.get_added_tokens_decoder()
     kept = set() if self.flags_first else set(known)
@@ -55,22 +55,21 @@ def _size(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def read(files: Mapping[str, Mapping[str, Any]]) -> Named:
-  """Returns the tokens that FILES name, given what each of them holds.
+  """Returns the tokens that FILES define, given the content of each file.
 
   Raises:
-    AttributeError, KeyError, TypeError, ValueError: a token is not of the kind
-      expected.
+    AttributeError, KeyError, TypeError, ValueError: a token is malformed.
   """
   settings, mapped, numbered = (files[name] for name in FILES)
   new = _LISTED in settings
-  told = dict(settings) if new else {**settings, **mapped}
+  fields = dict(settings) if new else {**settings, **mapped}
   extra, more = _extra(settings, {} if new else mapped)
-  names = [*_ROLES, *(x for x in told if x.endswith('_token')), *more]
-  told |= more
+  names = [*_ROLES, *(x for x in fields if x.endswith('_token')), *more]
+  fields |= more
   roles = {
-    name: _token(told[name], special=True)
+    name: _token(fields[name], special=True)
     for name in dict.fromkeys(names)
-    if isinstance(_content(told.get(name)), str)
+    if isinstance(_content(fields.get(name)), str)
   }
   if new:
     listed = {int(n): _token(x) for n, x in (settings[_LISTED] or {}).items()}
@@ -83,7 +82,7 @@ def read(files: Mapping[str, Mapping[str, Any]]) -> Named:
 def _extra(
   settings: Mapping[str, Any], mapped: Mapping[str, Any]
 ) -> tuple[list[tokenizers.AddedToken], dict[str, Any]]:
-  """Special tokens without a role, and those with a role of the model's own."""
+  """Returns special tokens without a role, and those with a role of their own."""
   new, old = _EXTRA
   found = [settings.get(new) or settings.get(old), mapped.get(new)]
   if not {*_EXTRA} & {*settings} and new not in mapped:
@@ -93,12 +92,12 @@ def _extra(
   return [_token(token, special=True) for token in tokens], roles
 
 
-def _content(token: Any) -> Any:
+def _content(token: Any) -> object:
   return token.get('content') if isinstance(token, dict) else token
 
 
 def _token(given: Any, special: bool | None = None) -> tokenizers.AddedToken:
-  """A token from its text, or from an object with its flags."""
+  """Returns a token from its text, or from an object with its flags."""
   flags = given if isinstance(given, dict) else {'content': given}
   names = ('single_word', 'lstrip', 'rstrip', 'normalized')
   how = {flag: bool(flags[flag]) for flag in names if flag in flags}
@@ -107,5 +106,5 @@ def _token(given: Any, special: bool | None = None) -> tokenizers.AddedToken:
 
 
 def _old(text: str, special: bool) -> tokenizers.AddedToken:
-  """A token of added_tokens.json, which says no more than its text and number."""
+  """Returns a token of added_tokens.json, which has only text and id."""
   return tokenizers.AddedToken(text, special=special, normalized=not special)

@@ -1,8 +1,8 @@
-"""Chat templates: small programs in jinja2 that write messages as a model reads them.
+"""Chat templates: jinja2 programs that turn messages into a prompt.
 
-One comes with its checkpoint, so it runs in a sandbox: it sees the messages, a few
-names of tokens and what the user sets, and reaches neither files nor Python's objects.
-It is given what `apply_chat_template` of transformers gives it.
+A template comes with its checkpoint, so it runs in a sandbox: it can read the messages,
+the names of special tokens and the user's variables, but neither files nor Python
+objects. It gets the variables that `apply_chat_template` of transformers passes.
 """
 
 import dataclasses
@@ -17,37 +17,37 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
-GIVEN = ('messages', 'tools', 'documents', 'add_generation_prompt')  # to each template
+from r1jax.text.templates import Message
+
+GIVEN = ('messages', 'tools', 'documents', 'add_generation_prompt')  # to every template
 _NONE = {'tools': None, 'documents': None}
 _OF_GGUF = ('bos_token', 'eos_token')
 _TURNS = ('system', 'user', 'assistant', 'user')
-# Conversations by which a template is looked at; some refuse a message of the system.
+# Conversations that probe a template; some templates refuse a system message.
 PROBES = [
   [{'role': role, 'content': 'a'} for role in roles]
   for roles in (_TURNS, _TURNS[1:], _TURNS[1:2])
 ]
 
-Message = Mapping[str, str]  # 'role' and 'content'
-
 
 class HubError(ValueError):
-  """Files of a tokenizer that can't be used; the message names the file."""
+  """Tokenizer files or a download that cannot be used; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-  """A chat template with all that it may read, as transformers gives it to one."""
+  """A chat template with the variables that transformers passes to it."""
 
   source: str
   names: Mapping[str, str]  # 'bos_token', 'eos_token', …
-  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a user's
-  time: datetime.datetime | None = None  # what strftime_now tells; None is the clock's
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the user
+  time: datetime.datetime | None = None  # for strftime_now; None is the current time
 
   def render(self, messages: Sequence[Message]) -> str:
-    """Returns the conversation as the model reads it, up to where its turn begins.
+    """Returns the prompt: the conversation up to the beginning of the model's turn.
 
     Raises:
-      HubError: the template is no template, or refuses these messages.
+      HubError: the template is invalid or refuses these messages.
     """
     return self._write(messages, {**self.names, **self.variables, **_NONE})
 
@@ -56,19 +56,19 @@ class ChatTemplate:
       return self._template.render(
         **given, messages=list(messages), add_generation_prompt=True
       )
-    except Exception as error:  # a template is a program, and may do anything wrong
+    except Exception as error:  # a template is a program and may fail in any way
       raise HubError(f'the chat template cannot write this: {error}') from error
 
   def check_for_gguf(self) -> None:
-    """Raises HubError where llama.cpp would write other prompts, or open no such file.
+    """Raises HubError if llama.cpp would write other prompts or refuse the file.
 
-    Of the special tokens it gives a template BOS and EOS alone, and `tools` and
-    `documents` are undefined there, not none; its `tojson` knows no `sort_keys`.
+    llama.cpp passes only BOS and EOS of the special tokens to a template, and `tools`
+    and `documents` are undefined instead of none; its `tojson` has no `sort_keys`.
     """
     if 'sort_keys' in self.source:
       raise HubError(
-        'chat_template: expected tojson without sort_keys for GGUF, as llama.cpp opens '
-        'no file with it; leave it out'
+        'chat_template: expected tojson without sort_keys for GGUF, since llama.cpp '
+        'refuses the file; remove sort_keys'
       )
     fewer = {name: self.names[name] for name in _OF_GGUF if name in self.names}
     written, reason = False, ''
@@ -86,18 +86,18 @@ class ChatTemplate:
       if not same:
         raise HubError(
           'chat_template: expected one that writes the same without tools, documents '
-          'and special tokens other than BOS and EOS for GGUF, as llama.cpp gives it '
-          'none of these; write such tokens as text, and ask for tools by their truth'
+          'and special tokens other than BOS and EOS for GGUF, since llama.cpp passes '
+          'none of these; write such tokens as text, and test for tools by truth value'
         )
     if not written:
       raise HubError(
         f'chat_template: expected one that writes conversations for GGUF, but {reason};'
-        ' correct it, or delete it'
+        ' fix or delete it'
       )
 
   @property
   def reads(self) -> frozenset[str]:
-    """The variables that the template may be given; none if it is no template."""
+    """The variables that the template uses; none if the template is invalid."""
     try:
       parsed = _ENVIRONMENT.parse(self.source)
     except jinja2.TemplateError:
@@ -106,9 +106,9 @@ class ChatTemplate:
 
   @functools.cached_property
   def _template(self) -> jinja2.Template:
-    return _ENVIRONMENT.from_string(self.source, {'strftime_now': self._told})
+    return _ENVIRONMENT.from_string(self.source, {'strftime_now': self._strftime})
 
-  def _told(self, format: str) -> str:
+  def _strftime(self, format: str) -> str:
     return (self.time or datetime.datetime.now()).strftime(format)
 
 
@@ -116,9 +116,9 @@ _TAGS = {'generation'}
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} … {% endgeneration %}, around what the model says: no change.
+  """{% generation %} … {% endgeneration %} around the model's turns: writes its body.
 
-  Like a macro that is called where it stands: what is set inside ends with it.
+  It has the scope of a macro call: variables that are set inside end with the block.
   """
 
   tags = _TAGS
@@ -130,7 +130,7 @@ class _Generation(jinja2.ext.Extension):
     return block.set_lineno(line)
 
   def inside(self, caller: Callable[[], str]) -> str:
-    """What the block says."""
+    """Returns the body of the block."""
     return caller()
 
 
@@ -139,7 +139,7 @@ def _refuse(message: str) -> None:
 
 
 def _json(
-  value: Any,
+  value: object,
   ensure_ascii: bool = False,
   indent: int | str | None = None,
   separators: tuple[str, str] | None = None,
@@ -169,10 +169,10 @@ _ENVIRONMENT = _environment()
 
 
 def read_variables(given: str) -> dict[str, Any]:
-  """Returns the variables for a chat template that a text of JSON names; '' names none.
+  """Returns the variables of a chat template from a JSON object; '' has none.
 
   Raises:
-    HubError: it is no object, or names what each template is given anyhow.
+    HubError: the text is no JSON object, or has a variable of GIVEN.
   """
   try:
     found = json.loads(given) if given else {}
@@ -186,6 +186,6 @@ def read_variables(given: str) -> dict[str, Any]:
   if taken := sorted(found.keys() & {*GIVEN, 'strftime_now', 'raise_exception'}):
     raise HubError(
       f'chat_template_kwargs: expected none of the variables that every chat template '
-      f'is given, got {", ".join(taken)}; leave that out'
+      f'gets, got {", ".join(taken)}; remove them'
     )
   return found

@@ -1,8 +1,8 @@
-"""The fields of a config.json, checked as they are read, and those of RoPE.
+"""Reads fields of a config.json with type checks, and the settings of RoPE.
 
-The scaling of RoPE has been written in three ways: `rope_scaling` beside `rope_theta`
-(transformers 4), `rope_parameters` with both (5), or `rope_scaling` added by hand to
-the latter, as model cards say for longer texts.
+Checkpoints describe the scaling of RoPE in three ways: `rope_scaling` and `rope_theta`
+(transformers 4), `rope_parameters` with both (transformers 5), or `rope_parameters` and
+a `rope_scaling` that was added by hand, as model cards recommend for longer texts.
 """
 
 import math
@@ -13,32 +13,32 @@ from r1jax.model.config import Rope
 
 
 class FamilyError(ValueError):
-  """A config.json that this decoder can't follow; the message names the field."""
+  """A config.json that this decoder does not support; the message names the field."""
 
 
 class Fields:
-  """A config.json whose missing and wrong fields are named."""
+  """Typed access to a config.json; errors name the missing or wrong field."""
 
   def __init__(self, raw: Mapping[str, Any]):
     self.raw = raw
 
   def expect(self, name: str, value: Any) -> None:
-    """FamilyError unless the field is missing or has this value."""
+    """Raises FamilyError unless the field is missing or has this value."""
     if self.raw.get(name, value) != value:
       raise FamilyError(
-        f'{name}: expected {value!r}, got {self.raw[name]!r}; anything else is not '
-        'computed here'
+        f'{name}: expected {value!r}, got {self.raw[name]!r}; other values are not '
+        'implemented'
       )
 
   def positive(self, name: str) -> int:
-    """A whole number of 1 or more."""
+    """Returns a positive integer."""
     value = self.whole(name)
     if not 0 < value < 2**31:
-      raise FamilyError(f'{name}: expected 1 or more, less than 2^31, got {value}')
+      raise FamilyError(f'{name}: expected 1 or more and less than 2^31, got {value}')
     return value
 
   def whole(self, name: str, default: int | None = None) -> int:
-    """A whole number; null is the default as well."""
+    """Returns an integer; null means the default."""
     value = self.raw.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool):
@@ -46,14 +46,14 @@ class Fields:
     return value
 
   def number(self, name: str, default: float) -> float:
-    """A number."""
+    """Returns a number."""
     value = self.raw.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool):
       raise FamilyError(f'{name}: expected a number, got {value!r}')
     return float(value)
 
   def flag(self, name: str, default: bool) -> bool:
-    """True or false; null is the default as well."""
+    """Returns a boolean; null means the default."""
     value = self.raw.get(name)
     value = default if value is None else value
     if not isinstance(value, bool):
@@ -62,30 +62,34 @@ class Fields:
 
 
 def scaling(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The parameters of RoPE; `rope_scaling` comes first, as in transformers 5."""
+  """Returns the parameters of RoPE; `rope_scaling` wins, as in transformers 5."""
   return raw.get('rope_scaling') or raw.get('rope_parameters') or {}
 
 
 def theta(raw: Mapping[str, Any]) -> float:
-  """RoPE's base.
+  """Returns the base of RoPE.
 
-  Where `rope_scaling` without one stands beside `rope_parameters` and there is none at
-  the top, transformers 5.24 drops what `rope_parameters` says and takes 10,000, with
-  which the model was not trained. Here the model keeps its own.
+  If a config has both `rope_parameters` and a `rope_scaling` without `rope_theta`, and
+  no `rope_theta` at the top level, transformers 5.24 ignores `rope_parameters` and uses
+  10,000, which the model was not trained with. This function returns the model's own.
   """
   places = (scaling(raw), raw, raw.get('rope_parameters') or {})
   return float(next(filter(None, (x.get('rope_theta') for x in places)), 10_000.0))
 
 
 def original_length(raw: Mapping[str, Any]) -> int:
-  """The positions that RoPE is stretched from, in tokens."""
+  """Returns the context length before RoPE is stretched, in tokens."""
   name = 'original_max_position_embeddings'
   given = raw.get(name) or scaling(raw).get(name) or raw['max_position_embeddings']
   return int(given)
 
 
 def rope(raw: Mapping[str, Any]) -> Rope:
-  """Returns how the frequencies of RoPE are stretched."""
+  """Returns how the frequencies of RoPE are stretched.
+
+  Raises:
+    FamilyError: the kind of scaling is unknown, or a parameter is missing.
+  """
   given = scaling(raw)
   kind = given.get('rope_type') or given.get('type') or 'default'
   known = ('default', 'linear', 'llama3', 'yarn')
@@ -95,8 +99,8 @@ def rope(raw: Mapping[str, Any]) -> Rope:
     )
   if nested := [name for name, x in given.items() if isinstance(x, Mapping)]:
     raise FamilyError(
-      f'rope_parameters.{nested[0]}: expected the parameters of all layers in one '
-      'object, got some for a kind of layers alone'
+      f'rope_parameters.{nested[0]}: expected one set of parameters for all layers, '
+      'got a set for one type of layer'
     )
   fields = Fields(given)
   fields.expect('partial_rotary_factor', 1.0)
@@ -116,7 +120,7 @@ def rope(raw: Mapping[str, Any]) -> Rope:
 
 
 def _yarn(raw: Mapping[str, Any], fields: Fields) -> Rope:
-  """YaRN's; `attn_factor`, which some files have, is read by nobody in transformers."""
+  """Returns the settings of YaRN; transformers ignores `attn_factor`, so does this."""
   given, length = fields.raw, original_length(raw)
   fields.expect('truncate', True)
   if not given.get('factor') and not given.get('original_max_position_embeddings'):

@@ -1,15 +1,12 @@
-"""The families of models on the Hugging Face hub: their configs, and their names.
+"""Model families of the Hugging Face hub: config.json to `ModelConfig` and back.
 
-A family's config.json is read into a `ModelConfig`, or refused with the field that this
-decoder does not compute. Its tensors are named by one table, which serves both ways: a
-row says where a tensor of the hub lies in our tree, and how it is turned.
+A config.json that asks for something this decoder does not compute is refused with the
+name of the field. For the names of a family's tensors see `tensor_names`.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from r1jax.hub import config_fields
 from r1jax.hub.config_fields import FamilyError, Fields
@@ -17,12 +14,12 @@ from r1jax.model.config import Experts, Latent, ModelConfig
 
 
 class Family(NamedTuple):
-  """What transformers assumes of a family where config.json is silent."""
+  """The defaults of transformers for fields that a config.json leaves out."""
 
   architecture: str
-  head_dim: int | None = None  # None is width / heads
+  head_dim: int | None = None  # None: d_model / heads
   norm_eps: float = 1e-6
-  window: int | None = None  # tokens that a layer looks back
+  window: int | None = None  # of sliding-window attention, in tokens
 
 
 FAMILIES = {
@@ -39,22 +36,19 @@ FAMILIES = {
 }
 
 
-# --- config.json -> ModelConfig -------------------------------------------------------
-
-
 def read_config(raw: Mapping[str, Any]) -> ModelConfig:
-  """Returns what a config.json describes.
+  """Returns the `ModelConfig` that a config.json describes.
 
   Raises:
-    FamilyError: an unknown model, a missing field, or one that asks for what isn't
-      computed here.
+    FamilyError: the model type is unknown, or a field is missing, malformed or asks for
+      something that is not implemented.
   """
   try:
     return _read_config(raw)
   except FamilyError:
     raise
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-    raise FamilyError(f'a field is not of the kind expected: {error}') from error
+    raise FamilyError(f'a field has the wrong type: {error}') from error
 
 
 def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -65,7 +59,7 @@ def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
     )
   family, fields = FAMILIES[kind], Fields(raw)
   vocab_size(raw)
-  positions(raw)
+  max_positions(raw)
   fields.expect('hidden_act', 'silu')
   fields.expect('mlp_bias', False)
   fields.expect('partial_rotary_factor', 1.0)
@@ -113,26 +107,27 @@ def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
 
 
 def _check_windows(fields: Fields, family: Family) -> None:
-  """FamilyError if a layer looks back less far than the model's positions."""
+  """Raises FamilyError for a sliding window shorter than the model's positions."""
   raw = fields.raw
   fields.expect('use_sliding_window', False)
   if any(layer != 'full_attention' for layer in raw.get('layer_types') or ()):
     raise FamilyError(
       'layer_types: expected full_attention in all layers, got '
-      f'{sorted(set(raw["layer_types"]))}; sliding windows are not computed'
+      f'{sorted(set(raw["layer_types"]))}; sliding windows are not implemented'
     )
   if raw['model_type'] in ('mistral', 'ministral3'):
     window = raw.get('sliding_window', family.window)
-    if window is not None and fields.whole('sliding_window', window) < positions(raw):
+    length = max_positions(raw)
+    if window is not None and fields.whole('sliding_window', window) < length:
       raise FamilyError(
-        f'sliding_window: expected null, or as many as the {positions(raw)} positions, '
-        f'got {window}; sliding windows are not computed'
+        f'sliding_window: expected null or at least the {length} positions of the '
+        f'model, got {window}; sliding windows are not implemented'
       )
 
 
 def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
-  """Whether the products before attention have biases, and the one behind it."""
-  if kind == 'qwen2':  # without saying so
+  """Returns whether query, key and value have biases, and whether the output has."""
+  if kind == 'qwen2':  # always, without a field for it
     return True, False
   if kind in ('mistral', 'ministral3'):
     fields.expect('attention_bias', False)
@@ -141,7 +136,7 @@ def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
     before = fields.flag('attention_bias', True)
     return before, fields.flag('attention_out_bias', False)
   name = 'attention_bias'
-  if kind == 'internlm3':  # whose own names these are
+  if kind == 'internlm3':  # it has its own names for both
     fields.expect('bias', False)
     name = name if name in fields.raw else 'qkv_bias'
   both = fields.flag(name, False)
@@ -151,23 +146,24 @@ def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
 def write_config(
   config: ModelConfig, vocab_size: int, max_length: int
 ) -> dict[str, Any]:
-  """Returns the config.json of a model that was made here.
+  """Returns the config.json of a model that was trained from random weights here.
 
   Raises:
-    FamilyError: it has what only checkpoints of the hub have.
+    FamilyError: transformers has no family for this model, or the model has latent
+      attention, experts or stretched RoPE.
   """
   kind = 'qwen3' if config.qk_norm else 'qwen2' if config.qkv_bias else 'llama'
   if config.out_bias and not config.qk_norm:
     kind = 'llama'
   if config.latent.kv_rank or config.experts.count or config.rope.kind != 'plain':
     raise FamilyError(
-      'expected a model with grouped-query attention, a SwiGLU and plain RoPE, as '
-      'others can be written only where they came from a checkpoint'
+      'expected a model with grouped-query attention, a SwiGLU and plain RoPE; other '
+      'models can be exported only if they were loaded from a checkpoint'
     )
   if config.d_model % config.heads:
     raise FamilyError(
-      f'model.d_model: expected a multiple of heads={config.heads}, as transformers '
-      f'opens no other, got {config.d_model}'
+      f'model.d_model: expected a multiple of heads={config.heads}, since '
+      f'transformers opens no other, got {config.d_model}'
     )
   raw = {
     'architectures': [FAMILIES[kind].architecture],
@@ -190,15 +186,16 @@ def write_config(
   }
   read = dataclasses.replace(read_config(raw), remat=config.remat, dtype=config.dtype)
   if read != config:
-    raise FamilyError(f'config.json: {config} cannot be said in the words of {kind}')
+    raise FamilyError(f'this model has no equivalent {kind} config.json: {config}')
   return raw
 
 
-def rewritten(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-  """Returns a checkpoint's config.json for the weights that are written here.
+def update_config(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+  """Returns a checkpoint's config.json, changed to describe the exported weights.
 
-  They are not quantized, and tied only if they are so in the files. `rope_theta` is at
-  the top too, where transformers looks for it when `rope_scaling` is added by hand.
+  Exported weights are not quantized, and embeddings are tied only if they are tied in
+  the files. `rope_theta` is repeated at the top level, where transformers looks for it
+  when a user adds `rope_scaling` by hand.
   """
   found = {name: x for name, x in raw.items() if name != 'quantization_config'}
   if not raw.get('rope_theta'):
@@ -209,16 +206,17 @@ def rewritten(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 
 def vocab_size(raw: Mapping[str, Any]) -> int:
-  """Returns the rows of the embedding."""
+  """Returns the number of rows of the embedding."""
   return Fields(raw).positive('vocab_size')
 
 
-def positions(raw: Mapping[str, Any]) -> int:
-  """Returns how many positions the model knows.
+def max_positions(raw: Mapping[str, Any]) -> int:
+  """Returns the longest sequence that the model supports, in tokens.
 
-  `max_position_embeddings` is still the length before RoPE is stretched where model
-  cards have that added by hand: `factor` times as many are meant with linear scaling,
-  and with YaRN `factor` times the original length. vLLM counts them in the same way.
+  Where a model card tells users to add `rope_scaling` by hand,
+  `max_position_embeddings` is the length before stretching. With linear scaling the
+  model then supports `factor` times that length, with YaRN `factor` times the original
+  length. vLLM counts positions in the same way.
   """
   found = Fields(raw).positive('max_position_embeddings')
   given = config_fields.scaling(raw)
@@ -239,7 +237,7 @@ def _latent(fields: Fields) -> Latent:
   )
 
 
-_NEW_NAME = 'num_local_experts'  # what transformers 5 calls num_experts
+_NEW_NAME = 'num_local_experts'  # transformers 5's name for num_experts
 
 
 def _experts(fields: Fields, kind: str) -> Experts:
@@ -252,13 +250,13 @@ def _experts(fields: Fields, kind: str) -> Experts:
     return Experts()
   fields.expect('moe_layer_freq', 1)
   second = kind == 'deepseek_v2'
-  # V2's norm_topk_prob is not read: transformers 5.24 doesn't, and the published models
-  # have it false.
+  # norm_topk_prob of V2 is not read: transformers 5.24 ignores it as well, and it is
+  # false in the published models.
   if not second:
     fields.expect('topk_method', 'noaux_tc')
   fields.expect('scoring_func', 'softmax' if second else 'sigmoid')
   grouped = not second or fields.raw.get('topk_method') == 'group_limited_greedy'
-  groups, active_groups = (1, 1) if second else (8, 4)  # where none are named
+  groups, active_groups = (1, 1) if second else (8, 4)  # the defaults
   return Experts(
     count=fields.whole('n_routed_experts'),
     active=fields.whole('num_experts_per_tok'),
@@ -274,7 +272,7 @@ def _experts(fields: Fields, kind: str) -> Experts:
 
 
 def _qwen_experts(fields: Fields) -> Experts:
-  """Qwen3-MoE's: in every so manieth layer, but for some."""
+  """Returns the experts of Qwen3-MoE: in every `decoder_sparse_step`-th layer."""
   count = fields.whole('num_experts' if 'num_experts' in fields.raw else _NEW_NAME)
   layers = range(fields.whole('num_hidden_layers'))
   step = fields.whole('decoder_sparse_step', 1)
@@ -294,113 +292,3 @@ def _qwen_experts(fields: Fields) -> Experts:
 
 
 # --- Tensors: one table, both ways ----------------------------------------------------
-
-
-class Row(NamedTuple):
-  """A tensor of the hub, and where it lies here."""
-
-  ours: tuple[str, ...]  # path in a stack of layers, or in the tree
-  theirs: str  # name, with {layer} and {expert}
-  linear: bool = False  # [out, in] there, (in, out) here
-  pairs: int = 0  # last channels, which RoPE turns as (2i, 2i + 1) there
-
-  @property
-  def inputs(self) -> int:
-    """How many of our axes, the first ones, are inputs of a product: columns there."""
-    return 0 if not self.linear else 2 if self.ours[-1] == 'out' else 1
-
-  def turn(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns their tensor, or some of its rows, as ours; a view where it can be."""
-    x = (x.T if self.linear else x).reshape(shape)
-    if not self.pairs:
-      return x
-    rest, pairs = np.split(x, [shape[-1] - self.pairs], axis=-1)
-    halves = pairs.reshape(*shape[:-1], -1, 2).swapaxes(-1, -2)
-    return np.concatenate([rest, halves.reshape(pairs.shape)], axis=-1)
-
-  def turn_back(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns our array as theirs."""
-    if self.pairs:
-      rest, halves = np.split(x, [x.shape[-1] - self.pairs], axis=-1)
-      pairs = halves.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2)
-      x = np.concatenate([rest, pairs.reshape(halves.shape)], axis=-1)
-    return transposed(x.reshape(shape[::-1])) if self.linear else x.reshape(shape)
-
-
-STRIP = 64  # rows that are transposed at a time: twice as fast as all at once
-
-
-def transposed(x: np.ndarray) -> np.ndarray:
-  """Returns a matrix as another one whose rows are its columns."""
-  out = np.empty(x.shape[::-1], x.dtype)
-  for first in range(0, len(x), STRIP):
-    out[:, first : first + STRIP] = x[first : first + STRIP].T
-  return out
-
-
-def outside(config: ModelConfig) -> Iterator[Row]:
-  """The tensors that belong to no layer."""
-  yield Row(('embedding',), 'model.embed_tokens.weight')
-  yield Row(('norm', 'gain'), 'model.norm.weight')
-  if not config.tied:
-    yield Row(('head',), 'lm_head.weight')
-
-
-def layer(config: ModelConfig, sparse: bool, interleaved: bool) -> Iterator[Row]:
-  """The tensors of a layer; `interleaved` says how RoPE's pairs lie there."""
-  name = 'model.layers.{layer}.'
-  yield Row(('attention_norm', 'gain'), f'{name}input_layernorm.weight')
-  yield Row(('mlp_norm', 'gain'), f'{name}post_attention_layernorm.weight')
-  attention = f'{name}self_attn.'
-  yield Row(('out',), f'{attention}o_proj.weight', linear=True)
-  if config.out_bias:
-    yield Row(('out_bias',), f'{attention}o_proj.bias')
-  pairs = config.rope_dim if interleaved else 0
-  if config.latent.kv_rank:
-    yield from _latent_rows(config, attention, pairs)
-  else:
-    for ours, theirs in (('query', 'q'), ('key', 'k'), ('value', 'v')):
-      yield Row((ours,), f'{attention}{theirs}_proj.weight', linear=True)
-      if config.qkv_bias:
-        yield Row((f'{ours}_bias',), f'{attention}{theirs}_proj.bias')
-      if config.qk_norm and ours != 'value':
-        yield Row((f'{ours}_norm', 'gain'), f'{attention}{theirs}_norm.weight')
-  mlp = f'{name}mlp.'
-  if not sparse:
-    yield from _swiglu_rows('', mlp)
-    return
-  yield Row(('router',), f'{mlp}gate.weight', linear=True)
-  if config.experts.scores == 'sigmoid':
-    yield Row(('balance',), f'{mlp}gate.e_score_correction_bias')
-  yield from _swiglu_rows('expert_', f'{mlp}experts.{{expert}}.')
-  if config.experts.shared:
-    yield from _swiglu_rows('shared_', f'{mlp}shared_experts.')
-
-
-def _latent_rows(config: ModelConfig, name: str, pairs: int) -> Iterator[Row]:
-  if config.latent.q_rank:
-    yield Row(('query_down',), f'{name}q_a_proj.weight', linear=True)
-    if config.qkv_bias:
-      yield Row(('query_down_bias',), f'{name}q_a_proj.bias')
-    yield Row(('query_down_norm', 'gain'), f'{name}q_a_layernorm.weight')
-    yield Row(('query',), f'{name}q_b_proj.weight', linear=True, pairs=pairs)
-  else:
-    yield Row(('query',), f'{name}q_proj.weight', linear=True, pairs=pairs)
-  down = f'{name}kv_a_proj_with_mqa'
-  yield Row(('latent_down',), f'{down}.weight', linear=True, pairs=pairs)
-  if config.qkv_bias:
-    yield Row(('latent_down_bias',), f'{down}.bias', pairs=pairs)
-  yield Row(('latent_norm', 'gain'), f'{name}kv_a_layernorm.weight')
-  yield Row(('latent_up',), f'{name}kv_b_proj.weight', linear=True)
-
-
-def _swiglu_rows(prefix: str, name: str) -> Iterator[Row]:
-  for part in ('gate', 'up', 'down'):
-    yield Row((f'{prefix}{part}',), f'{name}{part}_proj.weight', linear=True)
-
-
-def interleaved(raw: Mapping[str, Any]) -> bool:
-  """Whether RoPE turns neighbouring channels there, as in DeepSeek's models."""
-  return raw['model_type'] == 'deepseek_v2' or (
-    raw['model_type'] == 'deepseek_v3' and bool(raw.get('rope_interleave', True))
-  )

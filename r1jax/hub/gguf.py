@@ -1,8 +1,9 @@
-"""Models as one GGUF file, which llama.cpp and Ollama run on a laptop.
+"""Writes a model as a GGUF file, which llama.cpp and Ollama run.
 
-The tensors are those of the hub by other names. Llama's queries and keys lie there with
-the channels of a pair side by side, the experts of a layer in one tensor, and what
-latent attention reads keys and values with in two.
+The tensors are those of the Hugging Face layout under other names, with three
+differences: queries and keys of Llama have the two channels of a RoPE pair next to each
+other, all experts of a layer are one tensor, and the matrix that computes keys and
+values in latent attention is two.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from r1jax.hub import families, storage, vocabulary, weights
+from r1jax.hub import families, tensor_names, vocabulary, weights
+from r1jax.hub.hf_checkpoint import HFCheckpoint
+from r1jax.hub.storage import WeightsError
 from r1jax.hub.vocabulary import Text
 from r1jax.model import rope
 from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
@@ -43,10 +46,10 @@ FILE_TYPES = {
   'q8_0': gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 LITE = 27  # layers of DeepSeek-V2-Lite
-BLOCK = 32  # numbers of a row that share a scale in q8_0
+BLOCK = 32  # elements of a row that share a scale in q8_0
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# How a text is cut before pairs are merged: pattern in tokenizer.json -> name there.
+# Pre-tokenizers: pattern in tokenizer.json -> name in llama.cpp.
 PATTERNS = {
   _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST: 'qwen2',
   _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST: 'llama-bpe',
@@ -55,27 +58,27 @@ PATTERNS = {
 
 def write(
   file: str | os.PathLike[str],
-  params: Any,
-  like: weights.Checkpoint,
+  params: weights.Params,
+  like: HFCheckpoint,
   text: Text,
   kind: str,
 ) -> None:
-  """Writes a file whole or not at all.
+  """Writes a file, completely or not at all.
 
   Args:
-    file: that there is not yet.
-    params: the model's.
-    like: the checkpoint that they would make up on the hub.
-    text: of its texts; see `vocabulary.Text`.
-    kind: one of TYPES; what has no rows of whole blocks is f16, and vectors are f32.
+    file: that does not exist yet.
+    params: of the model.
+    like: the checkpoint of the same model in the Hugging Face layout.
+    text: see `vocabulary.Text`.
+    kind: one of TYPES. Vectors are always f32, and tensors whose rows are no multiple
+      of BLOCK become f16 instead of q8_0.
 
   Raises:
-    WeightsError: there is something in the file's place, or the model or its tokenizer
-      is of a kind that isn't written.
+    WeightsError: the file exists, or GGUF cannot express the model or its tokenizer.
   """
   file = Path(file).expanduser()
   if file.exists():
-    raise storage.WeightsError(f'{file} is there already; choose another file')
+    raise WeightsError(f'{file} already exists; choose another file')
   cut = check(like, text)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
@@ -89,8 +92,8 @@ def write(
     for name, array in _tensors(params, like):
       stored = _stored(name, array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
-        raise storage.WeightsError(
-          f'{name}: expected numbers that float16 holds, got '
+        raise WeightsError(
+          f'{name}: expected numbers that fit float16, got '
           f'{np.abs(array).max():.3g}; choose f32'
         )
       writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
@@ -103,22 +106,22 @@ def write(
     partial.unlink(missing_ok=True)
 
 
-def check(like: weights.Checkpoint, text: Text) -> str:
-  """Returns llama.cpp's name for how texts are cut.
+def check(like: HFCheckpoint, text: Text) -> str:
+  """Returns llama.cpp's name of the pre-tokenizer.
 
   Raises:
-    WeightsError: the model or its tokenizer is of a kind that isn't written.
+    WeightsError: GGUF cannot express the model or its tokenizer.
   """
   _check(like)
-  cut = _cut(text.tokenizer)
+  cut = _pre_tokenizer(text.tokenizer)
   vocabulary.check(text, cut)
   return cut
 
 
-def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> None:
+def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
   c = like.config
   writer.add_name(like.folder.name)
-  writer.add_context_length(families.positions(like.raw))
+  writer.add_context_length(families.max_positions(like.raw))
   writer.add_embedding_length(c.d_model)
   writer.add_block_count(c.layers)
   writer.add_feed_forward_length(c.d_ff)
@@ -143,64 +146,64 @@ def _describe(writer: gguf.GGUFWriter, like: weights.Checkpoint, kind: str) -> N
     writer.add_rope_scaling_orig_ctx_len(c.rope.original_length)
     writer.add_rope_scaling_yarn_beta_fast(c.rope.beta_fast)
     writer.add_rope_scaling_yarn_beta_slow(c.rope.beta_slow)
-    if c.rope.score_factor != 1:  # 0.1 mscale_all_dim, which it was made of
+    if c.rope.score_factor != 1:  # 0.1 * mscale_all_dim
       amplitude = math.sqrt(c.rope.score_factor)
       writer.add_rope_scaling_yarn_log_mul((amplitude - 1) / math.log(c.rope.factor))
 
 
-def _check(like: weights.Checkpoint) -> None:
-  """What llama.cpp computes otherwise than the model does can't be written."""
+def _check(like: HFCheckpoint) -> None:
+  """Raises WeightsError if llama.cpp would compute something else than the model."""
   c, e, kind = like.config, like.config.experts, like.raw['model_type']
   if kind not in ARCHITECTURES:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
     )
   _check_layers(c, kind)
   plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
   expected = 1.0 if c.rope.score_factor != 1 else plain
   if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
       f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
     )
   if kind == 'qwen3_moe' and not e.normalised:
-    raise storage.WeightsError('norm_topk_prob: expected true for GGUF, got false')
+    raise WeightsError('norm_topk_prob: expected true for GGUF, got false')
   if e.groups > 1 and e.scores == 'softmax':
-    raise storage.WeightsError(
+    raise WeightsError(
       f"topk_method: expected 'greedy' for GGUF, got {like.raw.get('topk_method')!r}"
     )
-  if c.latent.kv_rank and not families.interleaved(like.raw):
-    raise storage.WeightsError('rope_interleave: expected true for GGUF, got false')
+  if c.latent.kv_rank and not tensor_names.interleaved(like.raw):
+    raise WeightsError('rope_interleave: expected true for GGUF, got false')
   if c.latent.kv_rank and not c.latent.q_rank and c.layers != LITE:
-    raise storage.WeightsError(
-      f'q_lora_rank: expected one for GGUF, as llama.cpp knows queries without it by '
-      f'the {LITE} layers of DeepSeek-V2-Lite alone, got none and {c.layers} layers'
+    raise WeightsError(
+      f'q_lora_rank: expected one for GGUF, since llama.cpp omits it only for the '
+      f'{LITE} layers of DeepSeek-V2-Lite, got none and {c.layers} layers'
     )
 
 
 def _check_layers(c: ModelConfig, kind: str) -> None:
-  """Which layers have experts, biases and norms."""
+  """Raises WeightsError for layers with experts, biases or norms that GGUF lacks."""
   e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
   if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
-    raise storage.WeightsError('attention_bias: expected false for GGUF, got true')
+    raise WeightsError('attention_bias: expected false for GGUF, got true')
   if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
-    raise storage.WeightsError(
+    raise WeightsError(
       'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
     )
   if kind.startswith('deepseek') and not (e.count and e.shared):
-    raise storage.WeightsError(
+    raise WeightsError(
       'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
       'routed and shared experts for GGUF, got none'
     )
   if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
-      f'all norms, and those within latent attention have that, got {c.norm_eps}'
+      f'all norms, and latent attention uses that one, got {c.norm_eps}'
     )
 
 
 def _describe_latent(writer: gguf.GGUFWriter, c: ModelConfig) -> None:
-  writer.add_head_count_kv(1)  # that all heads read
+  writer.add_head_count_kv(1)  # shared by all heads
   writer.add_kv_lora_rank(c.latent.kv_rank)
   if c.latent.q_rank:
     writer.add_q_lora_rank(c.latent.q_rank)
@@ -238,7 +241,7 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
     elif n in by_id:
       tokens.append(by_id[n])
       kinds.append(gguf.TokenType.NORMAL)
-    else:  # a row of the embedding that no token has
+    else:  # a row of the embedding without a token
       tokens.append(f'[PAD{n}]')
       kinds.append(gguf.TokenType.UNUSED)
   merges = [x if isinstance(x, str) else ' '.join(x) for x in model['merges']]
@@ -252,19 +255,19 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
   for add, stop in zip(ends, text.stop_ids, strict=False):
     add(stop)
   writer.add_pad_token_id(text.pad_id)
-  before, behind = text.around
+  before, after = text.around
   if (bos := before[0] if before else text.bos_id) is not None:
     writer.add_bos_token_id(bos)
   writer.add_add_bos_token(bool(before))
-  writer.add_add_eos_token(bool(behind))
+  writer.add_add_eos_token(bool(after))
   if text.chat_template is not None:
     writer.add_chat_template(text.chat_template)
 
 
-def _cut(tokenizer: Mapping[str, Any]) -> str:
-  """llama.cpp's name for how this tokenizer cuts texts."""
+def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+  """Returns llama.cpp's name of this tokenizer's pre-tokenizer."""
   if tokenizer.get('model', {}).get('type') != 'BPE':
-    raise storage.WeightsError(
+    raise WeightsError(
       f'tokenizer.json: expected a BPE model for GGUF, got '
       f'{tokenizer.get("model", {}).get("type")!r}'
     )
@@ -272,11 +275,11 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   parts = given.get('pretokenizers', [given])
   names = [part.get('type') for part in parts]
   if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
-    raise storage.WeightsError(
-      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, as '
+    raise WeightsError(
+      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, since '
       'llama.cpp puts no space before texts, got true'
     )
-  cuts = parts[-1].get('use_regex', True)  # ByteLevel as GPT-2 does
+  cuts = parts[-1].get('use_regex', True)  # ByteLevel splits as GPT-2 does
   if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
     return 'smollm'
   if names == ['ByteLevel'] and cuts:
@@ -285,28 +288,32 @@ def _cut(tokenizer: Mapping[str, Any]) -> str:
   keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
   if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
     return PATTERNS[pattern]
-  raise storage.WeightsError(
+  raise WeightsError(
     'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
     f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
   )
 
 
-def _tensors(params: Any, like: weights.Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors by their names there, float32."""
+def _tensors(
+  params: weights.Params, like: HFCheckpoint
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the tensors in float32, by their names in GGUF."""
   c, model_type = like.config, like.raw['model_type']
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
   experts: list[np.ndarray] = []
-  # Without what its files have beside the model's own, which llama.cpp doesn't compute.
-  for _, theirs, array in weights.arrays(params, dataclasses.replace(like, tensors={})):
-    if _EXPERT.search(theirs):
+  # Without further tensors of the files, which llama.cpp does not use.
+  for _, hub_name, array in weights.arrays(
+    params, dataclasses.replace(like, tensors={})
+  ):
+    if _EXPERT.search(hub_name):
       experts.append(array)
       if len(experts) < c.experts.count:
         continue
       array, experts = np.stack(experts), []
-    for part, found in _parts(_EXPERT.sub('.experts.', theirs), array, like):
+    for part, found in _parts(_EXPERT.sub('.experts.', hub_name), array, like):
       name = names.get_name(part, try_suffixes=('.weight', '.bias'))
       if name is None:
-        raise storage.WeightsError(f'{theirs}: there is no such tensor in GGUF')
+        raise WeightsError(f'{hub_name}: GGUF has no such tensor')
       yield name, np.ascontiguousarray(found, np.float32)
   if c.rope.kind == 'llama3':
     plain, stretched = (
@@ -320,25 +327,25 @@ _EXPERT = re.compile(r'\.experts\.\d+\.')
 
 
 def _parts(
-  theirs: str, array: np.ndarray, like: weights.Checkpoint
+  hub_name: str, array: np.ndarray, like: HFCheckpoint
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors that one of the hub is there, by names that the library knows."""
+  """Yields the tensors of GGUF that a tensor of the hub becomes, by hub names."""
   c = like.config
-  heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(theirs.split('.')[-2])
+  heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(hub_name.split('.')[-2])
   if heads and ARCHITECTURES[like.raw['model_type']] == gguf.MODEL_ARCH.LLAMA:
     halves = array.reshape(heads, 2, c.head_dim // 2, -1)
-    yield theirs, halves.swapaxes(1, 2).reshape(array.shape)
-  elif theirs.endswith('.kv_b_proj.weight'):
+    yield hub_name, halves.swapaxes(1, 2).reshape(array.shape)
+  elif hub_name.endswith('.kv_b_proj.weight'):
     both = array.reshape(c.heads, -1, c.latent.kv_rank)
     key, value = np.split(both, [c.head_dim - c.latent.rope_dim], axis=1)
-    yield theirs.replace('kv_b_proj', 'k_b_proj'), key.swapaxes(1, 2)
-    yield theirs.replace('kv_b_proj', 'v_b_proj'), value
+    yield hub_name.replace('kv_b_proj', 'k_b_proj'), key.swapaxes(1, 2)
+    yield hub_name.replace('kv_b_proj', 'v_b_proj'), value
   else:
-    yield theirs.replace('e_score_correction_bias', 'e_score_correction.bias'), array
+    yield hub_name.replace('e_score_correction_bias', 'e_score_correction.bias'), array
 
 
 def _stored(name: str, array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
-  # Routers and the biases that balance them as well, as llama.cpp's own files have it.
+  # Routers and the biases that balance them too, as in llama.cpp's own files.
   if array.ndim == 1 or 'ffn_gate_inp' in name:
     return gguf.GGMLQuantizationType.F32
   if kind == 'q8_0' and array.shape[-1] % BLOCK:

@@ -1,4 +1,4 @@
-"""Whether a host answers, asked once before a library that would ask for minutes."""
+"""Checks that a host answers, before a library retries for minutes."""
 
 import ssl
 import urllib.error
@@ -8,23 +8,23 @@ SECONDS = 5.0  # to connect, and to answer
 
 
 def check(url: str) -> None:
-  """Asks for a page's headers once, through the proxies that the environment names.
+  """Requests the headers of a page once, through the proxies of the environment.
 
   Raises:
-    OSError: no connection in time; urllib.error.HTTPError, which is one: the host has
-      answered that there is no such page, or not for everybody.
+    OSError: no connection within `SECONDS`. Its subclass urllib.error.HTTPError: the
+      host answered, but the page does not exist or is not public.
   """
   try:
     request = urllib.request.Request(url, method='HEAD')
     urllib.request.urlopen(request, timeout=SECONDS).close()
   except urllib.error.URLError as error:
-    # The host answers. Whoever fetches from it brings certificates of its own.
+    # The host answers, and the library that downloads has certificates of its own.
     if not isinstance(error.reason, ssl.SSLError):
       raise
 
 
 def reason(error: BaseException) -> str:
-  """What an error of a connection says, on one line."""
+  """Returns the message of a connection error, on one line."""
   inner = getattr(error, 'reason', None)  # of a URLError
   if isinstance(error, urllib.error.HTTPError) or not isinstance(inner, OSError):
     inner = error

@@ -1,9 +1,10 @@
-"""Adapters in the layout of the library PEFT: adapter_config.json and safetensors.
+"""Reads and writes LoRA adapters in the layout of the library PEFT.
 
-The table of `families` names the matrices; an adapter's `a` is transposed as the
-matrix's inputs are, its `b` turned as its outputs. For experts see `peft_experts`. In a
-model that has some, PEFT takes a projection among `target_modules` for the experts', so
-that other SwiGLUs there are written as parameters, by the names of their weights.
+A folder has adapter_config.json and a safetensors file. The table `tensor_names` names
+the matrices: an adapter's `a` is converted like the matrix's inputs, its `b` like the
+outputs. For experts see `peft_experts`. In a model with experts, PEFT applies the name
+of a projection in `target_modules` to the experts, so the other SwiGLUs are written to
+`target_parameters`, by the names of their weights.
 """
 
 import json
@@ -13,30 +14,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from r1jax.hub import families, peft_config, peft_experts, storage, weights
+from r1jax.hub import peft_config, peft_experts, storage, tensor_names
+from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.peft_config import CONFIG, FILE, PREFIX
+from r1jax.hub.safetensors_writer import write_folder
+from r1jax.hub.storage import WeightsError
+from r1jax.hub.tensor_names import TensorRow
 from r1jax.model import lora
 from r1jax.model.lora import LoraConfig
 
 Pair = tuple[np.ndarray, np.ndarray]  # a [..., in, r] and b [..., r, out]
+# By stack of layers, name of the matrix, and 'a' or 'b'.
+Adapters = Mapping[str, Mapping[str, Mapping[str, jax.Array | np.ndarray]]]
 
 
 def _rows(
-  like: weights.Checkpoint, target: lora.Target
-) -> Iterator[tuple[int, str, families.Row]]:
-  """Each layer of a target's stack: its number there, its name there, its row."""
+  like: HFCheckpoint, target: lora.Target
+) -> Iterator[tuple[int, str, TensorRow]]:
+  """Yields position, module name and row of a target in each layer of its stack."""
   layers, sparse = _stack(like, target.stack)
-  for row in families.layer(like.config, sparse, families.interleaved(like.raw)):
-    if row.ours == (target.name,):
+  for row in tensor_names.layer_rows(
+    like.config, sparse, tensor_names.interleaved(like.raw)
+  ):
+    if row.path == (target.name,):
       for n, layer in enumerate(layers):
-        module = row.theirs.format(layer=layer, expert=0)
+        module = row.name.format(layer=layer, expert=0)
         yield n, module.removesuffix('.weight'), row
 
 
-def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
-  """The numbers of a stack's layers, and whether they have experts."""
+def _stack(like: HFCheckpoint, stack: str) -> tuple[range, bool]:
+  """Returns the indices of a stack's layers, and whether they have experts."""
   first = 0
   for name, count, sparse in like.config.stacks:
     if name == stack:
@@ -45,13 +55,10 @@ def _stack(like: weights.Checkpoint, stack: str) -> tuple[range, bool]:
   raise KeyError(stack)
 
 
-# --- Writing --------------------------------------------------------------------------
-
-
 def tensors(
-  adapters: Mapping[str, Any], config: LoraConfig, like: weights.Checkpoint
+  adapters: Adapters, config: LoraConfig, like: HFCheckpoint
 ) -> dict[str, np.ndarray]:
-  """Returns the adapters as PEFT's tensors, by name."""
+  """Returns the tensors of PEFT, by name."""
   found = {}
   for target in lora.targets(like.config, config):
     if target.name in peft_experts.NAMES:
@@ -60,11 +67,11 @@ def tensors(
     inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
     for n, module, row in _rows(like, target):
       a, b = (np.asarray(pair[name][n], np.float32) for name in 'ab')
-      there = row.turn_back(b, (outputs, config.rank))
+      b = row.to_hub(b, (outputs, config.rank))
       found[f'{PREFIX}{module}.lora_A.weight'] = np.ascontiguousarray(
         a.reshape(inputs, config.rank).T
       )
-      found[f'{PREFIX}{module}.lora_B.weight'] = np.ascontiguousarray(there)
+      found[f'{PREFIX}{module}.lora_B.weight'] = np.ascontiguousarray(b)
   for stack, named in adapters.items():
     experts = {name: x for name, x in named.items() if name in peft_experts.NAMES}
     for n, layer in enumerate(_stack(like, stack)[0]):
@@ -78,14 +85,14 @@ def tensors(
 
 def write(
   folder: str | os.PathLike[str],
-  adapters: Mapping[str, Any],
+  adapters: Adapters,
   config: LoraConfig,
-  like: weights.Checkpoint,
+  like: HFCheckpoint,
 ) -> None:
-  """Writes a folder that PEFT opens, whole or not at all.
+  """Writes a folder that PEFT opens, completely or not at all.
 
   Raises:
-    WeightsError: there is something in the folder's place.
+    WeightsError: the folder exists.
   """
   named = tensors(adapters, config, like)
   names = {name for pairs in adapters.values() for name in pairs}
@@ -103,23 +110,20 @@ def write(
     'base_model_name_or_path': str(like.folder.absolute()),
   }
   content = json.dumps(settings, indent=2) + '\n'
-  storage.write(folder, iter(named.items()), {CONFIG: content}, name=FILE)
-
-
-# --- Reading --------------------------------------------------------------------------
+  write_folder(folder, iter(named.items()), {CONFIG: content}, name=FILE)
 
 
 class _Stored:
-  """The tensors of an adapter's file, and which of them have been read."""
+  """The tensors of an adapter's file, and the names of those that have been read."""
 
   def __init__(self, folder: Path):
     self.file = folder / FILE
     self.scales = peft_config.read(folder)
-    self.tensors = dict(storage.header(self.file))
+    self.tensors = dict(storage.read_header(self.file))
     self.used: set[str] = set()
 
   def has(self, module: str) -> tuple[int, int] | None:
-    """Inputs of A and outputs of B, or None if the module has no adapter."""
+    """Returns inputs of A and outputs of B, or None if the module has no adapter."""
     names = [f'{PREFIX}{module}.lora_{x}.weight' for x in 'AB']
     a, b = (self.tensors[name].shape if name in self.tensors else () for name in names)
     return ((*a, 0)[1], (*b, 0)[0]) if a or b else None
@@ -127,10 +131,13 @@ class _Stored:
   def take(
     self, module: str, key: str, copies: int, inputs: int, outputs: int
   ) -> Pair | None:
-    """A [copies r, in] and B [out, copies r] of a module, or None if it has none.
+    """Returns A [copies r, in] and B [out, copies r] of a module, or None.
 
-    Its rank r and its scale go by `key`. What it is scaled by more than alpha / r of
-    the config, B is.
+    `key` is the name that `rank_pattern` and `alpha_pattern` match. If they give the
+    module another scale than the config's alpha / r, B is multiplied by the quotient.
+
+    Raises:
+      WeightsError: a tensor is missing or has the wrong shape or type.
     """
     if not self.has(module):
       return None
@@ -141,31 +148,32 @@ class _Stored:
 
   def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name not in self.tensors:
-      raise storage.WeightsError(f'{self.file}: the tensor {name} is missing')
+      raise WeightsError(f'{self.file}: the tensor {name} is missing')
     found = self.tensors[name]
     if found.shape != shape:
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{self.file}: {name}: expected the shape {shape}, found {found.shape}'
       )
     if found.kind not in storage.KINDS.values():
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{self.file}: {name}: expected one of {", ".join(storage.KINDS.values())}, '
         f'found {found.kind}'
       )
     self.used.add(name)
-    return storage.numbers(self.tensors, name, np.dtype(np.float32))
+    return storage.read_as(self.tensors, name, np.dtype(np.float32))
 
 
 def read(
-  folder: str | os.PathLike[str], like: weights.Checkpoint
-) -> tuple[LoraConfig, dict[str, Any]]:
-  """Returns what PEFT has written for such a checkpoint: config and adapters.
+  folder: str | os.PathLike[str], like: HFCheckpoint
+) -> tuple[LoraConfig, Adapters]:
+  """Returns config and adapters that PEFT has written for this model.
 
-  The config's scale is right for all of them: of a matrix that PEFT scales otherwise
-  (`rank_pattern`, `alpha_pattern`, rsLoRA) the difference is in its `b`.
+  The config's scale holds for all adapters: where PEFT scales a matrix differently
+  (`rank_pattern`, `alpha_pattern`, rsLoRA), its `b` is multiplied by the quotient.
 
   Raises:
-    WeightsError: a file is missing or damaged, or asks for what isn't computed here.
+    WeightsError: a file is missing or damaged, or asks for something that is not
+      implemented.
   """
   folder = Path(folder).expanduser()
   stored = _Stored(folder)
@@ -183,38 +191,38 @@ def read(
     if sparse and (experts := _experts(stored, like, stack)):
       tree.setdefault(stack, {}).update(experts)
   if not tree:
-    raise storage.WeightsError(
-      f'{folder / FILE}: expected adapters of matrices of {like.folder}, found none'
+    raise WeightsError(
+      f'{folder / FILE}: expected adapters for matrices of {like.folder}, found none'
     )
   if rest := sorted(set(stored.tensors) - stored.used):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{folder / FILE}: {rest[0]} belongs to no matrix of {like.folder}'
     )
   names = '|'.join(sorted({name for pairs in tree.values() for name in pairs}))
   return LoraConfig(int(stored.scales.rank), float(stored.scales.alpha), names), tree
 
 
-def _pair(stored: _Stored, target: lora.Target, module: str, row: families.Row) -> Pair:
-  """A matrix's `a` and `b`, as they lie here."""
-  # What is no linear layer in transformers 5 goes by its parameter's name.
+def _pair(stored: _Stored, target: lora.Target, module: str, row: TensorRow) -> Pair:
+  """Returns a matrix's `a` and `b` in our layout."""
+  # The router is no linear layer in transformers 5; PEFT uses its parameter's name.
   key = f'{module}.weight' if target.name == 'router' else module
   inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
   found = stored.take(module, key, 1, inputs, outputs)
   if found is None:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{stored.file}: the tensor {PREFIX}{module}.lora_A.weight is missing'
     )
   a, b = found
   return (
     a.T.reshape(*target.inputs, len(a)),
-    row.turn(b, (len(a), *target.outputs)),
+    row.from_hub(b, (len(a), *target.outputs)),
   )
 
 
 def _experts(
-  stored: _Stored, like: weights.Checkpoint, stack: str
+  stored: _Stored, like: HFCheckpoint, stack: str
 ) -> dict[str, dict[str, np.ndarray]]:
-  """The adapters of a stack's experts, by name."""
+  """Returns the adapters of a stack's experts, by name."""
   layers, _ = _stack(like, stack)
   each = [
     peft_experts.pairs(stored.take, stored.has, like.config, layer) for layer in layers
@@ -222,7 +230,7 @@ def _experts(
   names = {name for pairs in each for name in pairs}
   for layer, pairs in zip(layers, each, strict=True):
     if missing := sorted(names - set(pairs)):
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{stored.file}: expected adapters of experts in all layers, found none of '
         f'{missing[0]} in layer {layer}'
       )
@@ -230,9 +238,9 @@ def _experts(
 
 
 def _stacked(pairs: list[Pair], axis: int) -> dict[str, np.ndarray]:
-  """The layers of a stack as one adapter; lower ranks are filled up with zeros.
+  """Returns the layers of a stack as one adapter; lower ranks are padded with zeros.
 
-  `axis` is that of the rank in `b`; in `a` it is the last.
+  `axis` is the axis of the rank in `b`; in `a` it is the last.
   """
   rank = max(a.shape[-1] for a, _ in pairs)
 

@@ -1,7 +1,7 @@
-"""adapter_config.json of the library PEFT: what is computed of it, and what is refused.
+"""Reads and writes adapter_config.json of the library PEFT.
 
-A field that is not known here refuses the adapter if it is set, since PEFT's kinds of
-LoRA announce themselves so.
+An adapter with an unknown field that is set is refused, since PEFT adds a field for
+every new kind of LoRA.
 """
 
 import dataclasses
@@ -9,18 +9,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from r1jax.hub import storage
+from r1jax.hub.storage import WeightsError
 from r1jax.model.lora import LoraConfig
+
+T = TypeVar('T')
 
 CONFIG = 'adapter_config.json'
 FILE = 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
-# Beginnings of an adapter that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and
-# LoRA-GA take them out of the base, so that these adapters belong to another one.
+# Initializations that leave the base model unchanged. PiSSA, OLoRA, CorDA, LoftQ and
+# LoRA-GA subtract the initial adapter from the base, so they need another base.
 INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal', 'mica')
-# What says nothing of the computation, or is said by the tensors as well.
+# Fields without effect on the computation, or which the tensors imply.
 IGNORED = {
   *('task_type', 'auto_mapping', 'peft_version', 'base_model_name_or_path', 'revision'),
   *('inference_mode', 'target_modules', 'exclude_modules', 'target_parameters'),
@@ -42,28 +45,28 @@ EXPECTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-  """Ranks of an adapter's matrices, and what their products are scaled by."""
+  """Ranks and scales of an adapter's matrices."""
 
   rank: int
   alpha: float
-  ranks: Mapping[str, int]  # by pattern, for a name's end
+  ranks: Mapping[str, int]  # by regular expression that matches the end of a name
   alphas: Mapping[str, float]
   stabilised: bool  # rsLoRA (2312.03732): alpha / sqrt(r)
 
   def rank_of(self, key: str) -> int:
-    """The rank of a matrix by its name in the model."""
+    """Returns the rank of a matrix, given its name in the model."""
     return _matching(self.ranks, key, self.rank)
 
   def excess(self, key: str) -> float:
-    """How many times alpha / r of the config a matrix's product is scaled by."""
+    """Returns a matrix's scale divided by the config's alpha / r."""
     rank = self.rank_of(key)
     scale = _matching(self.alphas, key, self.alpha)
     scale /= math.sqrt(rank) if self.stabilised else rank
     return scale / (self.alpha / self.rank)
 
 
-def _matching(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
-  """What the first pattern gives that matches the end of a name, as in PEFT."""
+def _matching(patterns: Mapping[str, T], key: str, default: T) -> T:
+  """Returns the value of the first pattern that matches the end of a name, as PEFT."""
   for pattern, value in patterns.items():
     if re.match(rf'(.*\.)?({pattern})$', key):
       return value
@@ -71,36 +74,37 @@ def _matching(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def read(folder: Path) -> Scales:
-  """Returns what adapter_config.json says of ranks and scales.
+  """Returns the ranks and scales of adapter_config.json.
 
   Raises:
-    WeightsError: it is missing or damaged, or asks for what isn't computed here.
+    WeightsError: the file is missing or damaged, or asks for something that is not
+      implemented.
   """
   file = folder / CONFIG
   settings = storage.read_json(file)
   for field, value in EXPECTED.items():
     if (settings.get(field) or value) != value:
-      raise storage.WeightsError(
+      raise WeightsError(
         f'{file}: {field}: expected {value!r}, got {settings[field]!r}'
       )
   init = settings.get('init_lora_weights')
   if init not in INITS:
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: init_lora_weights: expected true, false or one of '
       f'{", ".join(str(x) for x in INITS[3:])}, got {init!r}, which changes the base '
-      'that the adapter belongs to; save it by save_pretrained with '
-      'path_initial_model_for_weight_conversion, which turns it into a plain one'
+      'model; save the adapter by save_pretrained with '
+      'path_initial_model_for_weight_conversion, which turns it into plain LoRA'
     )
   computed = {'r', 'lora_alpha', 'rank_pattern', 'alpha_pattern', 'use_rslora'}
   known = {*IGNORED, *EXPECTED, *computed, 'init_lora_weights'}
   if rest := sorted(name for name, x in settings.items() if x and name not in known):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: {rest[0]}: expected none, got {str(settings[rest[0]])[:80]}; this kind '
-      'of LoRA is not computed here'
+      'of LoRA is not implemented'
     )
   rank, alpha = settings.get('r'), settings.get('lora_alpha')
   if not _is_number(rank) or rank != int(rank) or not _is_number(alpha):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: expected numbers r and lora_alpha, got {rank!r}, {alpha!r}'
     )
   ranks, alphas = (
@@ -110,30 +114,30 @@ def read(folder: Path) -> Scales:
 
 
 def _patterns(file: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """A field of numbers by the pattern of a name."""
+  """Returns a field that maps patterns of names to numbers."""
   patterns = settings.get(name) or {}
   if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
-    raise storage.WeightsError(
+    raise WeightsError(
       f'{file}: {name}: expected numbers above 0 by name, got {patterns!r}'
     )
   for pattern in patterns:
     try:
       re.compile(pattern)
     except re.error as error:
-      raise storage.WeightsError(
-        f'{file}: {name}: expected patterns, got {pattern!r} ({error})'
+      raise WeightsError(
+        f'{file}: {name}: expected regular expressions, got {pattern!r} ({error})'
       ) from None
   return patterns
 
 
-def _is_number(x: Any) -> TypeGuard[float]:
+def _is_number(x: object) -> TypeGuard[float]:
   return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
 
 
 def settings(
   config: LoraConfig, modules: Sequence[str], parameters: Sequence[str]
 ) -> dict[str, Any]:
-  """Returns the config of an adapter of these modules, and of these parameters."""
+  """Returns the adapter_config.json of an adapter of these modules and parameters."""
   return {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',

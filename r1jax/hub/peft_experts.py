@@ -1,10 +1,10 @@
-"""Adapters of experts in PEFT's files: all experts of a layer are one there.
+"""Adapters of experts in PEFT's files, where all experts of a layer are one tensor.
 
 transformers 5 has a layer's experts as two parameters, `gate_up_proj` [E, 2F, D] and
-`down_proj` [E, D, F], and PEFT adapts these: A is [E r, in], with the experts' one
-after the other, and B [out, r E], with the experts' numbers side by side. One wraps the
-other, so that where both are adapted `base_layer` stands in the name of `gate_up_proj`,
-and if it is alone it has the name that `down_proj` has else.
+`down_proj` [E, D, F], and PEFT adapts these: A is [E r, in], expert after expert, and B
+is [out, r E], with the experts interleaved. One adapter wraps the other: if both exist,
+the name of `gate_up_proj` contains `base_layer`; if `gate_up_proj` is alone, it has the
+name that `down_proj` has otherwise.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,15 +20,15 @@ Pair = tuple[np.ndarray, np.ndarray]  # a [E, in, r] and b [E, r, out]
 GATE, UP, DOWN = 'expert_gate', 'expert_up', 'expert_down'
 NAMES = (GATE, UP, DOWN)
 INTO, OUT_OF = 'mlp.experts.gate_up_proj', 'mlp.experts.down_proj'
-# A module's A and B, by its name, the name that its rank goes by, their inner axis,
-# inputs and outputs; or None.
+# (module, name for the rank, number of experts, inputs, outputs) -> A and B, or None
 Take = Callable[[str, str, int, int, int], Pair | None]
+Has = Callable[[str], tuple[int, int] | None]  # module -> inputs and outputs, or None
 
 
 def tensors(pairs: Mapping[str, Pair], layer: int) -> dict[str, np.ndarray]:
   """Returns the adapters of a layer's experts, by name in the file.
 
-  Those of gate and up are side by side in one of twice the rank.
+  Those of gate and up become one adapter of twice the rank.
   """
   module = f'{PREFIX}model.layers.{layer}.mlp.experts'
   found: dict[str, np.ndarray] = {}
@@ -56,7 +56,7 @@ def _flat(module: str, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def settings(config: LoraConfig, names: set[str]) -> dict[str, Any]:
-  """Returns what PEFT's config says of such adapters, beside `target_parameters`."""
+  """Returns the fields of such adapters in adapter_config.json, but for the targets."""
   if not {GATE, UP} <= names:
     return {}
   pattern = r'.*\.experts\.gate_up_proj'
@@ -67,19 +67,19 @@ def settings(config: LoraConfig, names: set[str]) -> dict[str, Any]:
 
 
 def parameters(names: set[str]) -> list[str]:
-  """Returns what of the experts is adapted, as PEFT names it."""
+  """Returns the adapted parameters of the experts, for `target_parameters`."""
   return [INTO] * bool({GATE, UP} & names) + [OUT_OF] * (DOWN in names)
 
 
-def pairs(take: Take, has: Any, model: ModelConfig, layer: int) -> dict[str, Pair]:
-  """Returns the adapters of a layer's experts, by name here.
+def pairs(take: Take, has: Has, model: ModelConfig, layer: int) -> dict[str, Pair]:
+  """Returns the adapters of a layer's experts, by our names.
 
-  Of a file that transformers 4 was used for, in which each expert has its own, too.
+  Also reads files written with transformers 4, in which every expert has its own.
   """
   module = f'model.layers.{layer}.mlp.experts'
   count, width, inner = model.experts.count, model.d_model, model.experts.d_ff
   if any(has(f'{module}.0.{part}_proj') for part in ('gate', 'up', 'down')):
-    return _apart(take, module, model)
+    return _separate(take, module, model)
   found: dict[str, Pair] = {}
   outer_into = has(module) == (width, 2 * inner)
   into = module if outer_into else f'{module}.base_layer'
@@ -92,7 +92,7 @@ def pairs(take: Take, has: Any, model: ModelConfig, layer: int) -> dict[str, Pai
   return found
 
 
-def _apart(take: Take, module: str, model: ModelConfig) -> dict[str, Pair]:
+def _separate(take: Take, module: str, model: ModelConfig) -> dict[str, Pair]:
   found: dict[str, Pair] = {}
   for name, inputs, outputs in (
     (GATE, model.d_model, model.experts.d_ff),
@@ -119,7 +119,7 @@ def _unflat(a: np.ndarray, b: np.ndarray, experts: int) -> Pair:
 
 
 def _halves(a: np.ndarray, b: np.ndarray) -> dict[str, Pair]:
-  """Gate's and up's: each its own part of the rank, if they have no other in common."""
+  """Returns the adapters of gate and up, of half the rank each if they share none."""
   rank, width = a.shape[-1] // 2, b.shape[-1] // 2
   if a.shape[-1] % 2 or b[:, :rank, width:].any() or b[:, rank:, :width].any():
     return {GATE: (a, b[..., :width]), UP: (a, b[..., width:])}

@@ -1,17 +1,12 @@
-"""Tensors in files of safetensors: found, read in part or whole, and written.
+"""Finds and reads tensors in safetensors files.
 
-A checkpoint's folder has one file, or several and an index. Nothing is read before it
-is asked for, and nothing is ever unpickled. Tensors of one file may have several types,
-and each is written in its own.
+A checkpoint's folder has one file, or several shards and an index. Headers are read
+first, and the rows of a tensor only when they are needed. Pickles are never opened.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +18,8 @@ import safetensors
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
-SHARD_BYTES = 5 * 10**9  # of a file that is written; a larger tensor has its own
-SCALES = '_scale_inv'  # what DeepSeek's FP8 tensors have beside them
-# Types of weights, by their names in safetensors.
+SCALES = '_scale_inv'  # suffix of the scales of an FP8 tensor, as in DeepSeek-V3
+# Types of weights, by name in safetensors.
 DTYPES = {
   'F32': np.dtype(np.float32),
   'F16': np.dtype(np.float16),
@@ -33,7 +27,7 @@ DTYPES = {
   'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
   'F64': np.dtype(np.float64),
 }
-# Further ones, of tensors that no model reads: they are copied.
+# Further types, of tensors that no model reads; they are only copied.
 COPIED = {
   'F8_E5M2': np.dtype(ml_dtypes.float8_e5m2),
   'F8_E8M0': np.dtype(ml_dtypes.float8_e8m0fnu),
@@ -46,11 +40,11 @@ KINDS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'float64': 'F64
 
 
 class WeightsError(ValueError):
-  """A checkpoint that can't be read as it is; names tensor, expected, found."""
+  """A checkpoint that cannot be read or written; names tensor, expected, found."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
   """A tensor in a file."""
 
   file: Path
@@ -60,33 +54,45 @@ class Stored:
   size: int  # bytes
 
   def read(self, rows: range | None = None) -> np.ndarray:
-    """Returns the numbers of some or all of its rows, read anew at each call."""
+    """Returns some or all rows of the tensor, read from the file at each call.
+
+    Raises:
+      WeightsError: the file is shorter than its header says.
+    """
     rows = range(self.shape[0]) if rows is None else rows
     dtype, shape = DTYPES[self.kind], (len(rows), *self.shape[1:])
     start = self.start + rows.start * math.prod(shape[1:]) * dtype.itemsize
     found = np.fromfile(self.file, dtype, math.prod(shape), offset=start)
     if found.size != math.prod(shape):
-      raise WeightsError(f'{self.file} was cut off while it was being read')
+      raise WeightsError(f'{self.file} was truncated while it was being read')
     return found.reshape(shape)
 
   def copy(self) -> np.ndarray:
-    """Returns the tensor as it is, of any type that numpy knows."""
+    """Returns the whole tensor in its own type.
+
+    Raises:
+      WeightsError: numpy has no such type.
+    """
     dtype = {**DTYPES, **COPIED}.get(self.kind)
     if dtype is None:
       raise WeightsError(
-        f'{self.file}: expected tensors of types that numpy knows, found {self.kind}; '
-        'leave that tensor, which no model reads, out of the file'
+        f'{self.file}: expected a type that numpy has, found {self.kind}; delete that '
+        'tensor from the file, since the model does not use it'
       )
     found = np.fromfile(self.file, np.uint8, self.size, offset=self.start)
     return found.view(dtype).reshape(self.shape)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-  """Returns the object in a file of JSON; WeightsError says what is wrong with it."""
+  """Returns the object in a JSON file.
+
+  Raises:
+    WeightsError: the file is missing, unreadable or no JSON object.
+  """
   try:
     found = json.loads(file.read_text(encoding='utf-8'))
   except FileNotFoundError:
-    raise WeightsError(f'{file} is not there') from None
+    raise WeightsError(f'{file} does not exist') from None
   except (OSError, ValueError) as error:
     raise WeightsError(f'{file} cannot be read ({error})') from error
   if not isinstance(found, dict):
@@ -94,27 +100,29 @@ def read_json(file: Path) -> dict[str, Any]:
   return found
 
 
-def find(folder: Path) -> Iterator[tuple[str, Stored]]:
-  """The tensors of all files of a checkpoint, by name.
+def find_tensors(folder: Path) -> Iterator[tuple[str, StoredTensor]]:
+  """Yields the tensors of all files of a checkpoint, by name.
 
-  The single file comes first, as in transformers: where there is an index beside it, an
-  earlier save in the same folder has left it behind. A warning says so if its shards
-  are there as well.
+  If a folder has both a single file and an index, the single file wins, as in
+  transformers: the index comes from an earlier save. Warns if its shards exist too.
+
+  Raises:
+    WeightsError: a file is missing or damaged.
   """
   if (folder / SINGLE).is_file():
     others = [name for name in _shards(folder) if name != SINGLE]
     if others and all((folder / name).is_file() for name in others):
       warnings.warn(
         f'{folder} has both {SINGLE} and the shards of {INDEX}; {SINGLE} is read, as '
-        'transformers does. Delete those that are not meant',
+        'transformers does. Delete the files that you do not want',
         stacklevel=2,
       )
-    yield from header(folder / SINGLE)
+    yield from read_header(folder / SINGLE)
   elif (folder / INDEX).exists():
     for name in _shards(folder):
       if not (folder / name).is_file():
-        raise WeightsError(f'{folder / name} is missing, which {INDEX} names')
-      yield from header(folder / name)
+        raise WeightsError(f'{folder / name}, which {INDEX} names, is missing')
+      yield from read_header(folder / name)
   else:
     others = [path.name for path in folder.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
@@ -122,7 +130,7 @@ def find(folder: Path) -> Iterator[tuple[str, Stored]]:
 
 
 def _shards(folder: Path) -> list[str]:
-  """The files that an index names; none if there is no index."""
+  """Returns the files that an index names; none if there is no index."""
   if not (folder / INDEX).exists():
     return []
   placed = read_json(folder / INDEX).get('weight_map')
@@ -134,14 +142,18 @@ def _shards(folder: Path) -> list[str]:
     )
   for name in placed.values():
     if Path(name).name != name:
-      raise WeightsError(f'{folder / INDEX}: expected names of files, got {name!r}')
+      raise WeightsError(f'{folder / INDEX}: expected file names, got {name!r}')
   return sorted(set(placed.values()))
 
 
-def header(file: Path) -> Iterator[tuple[str, Stored]]:
-  """The tensors of a file, by name; WeightsError for one that is not whole."""
+def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+  """Yields the tensors of a file, by name.
+
+  Raises:
+    WeightsError: the file is missing or damaged.
+  """
   try:
-    # The library has looked at every length and offset when it returns.
+    # The library checks every length and offset.
     with safetensors.safe_open(file, 'np'):
       pass
     with file.open('rb') as opened:
@@ -150,22 +162,25 @@ def header(file: Path) -> Iterator[tuple[str, Stored]]:
   except FileNotFoundError:
     others = [path.name for path in file.parent.glob('*.bin')]
     hint = f'; {others[0]} is a pickle, which is never opened' if others else ''
-    raise WeightsError(f'{file} is not there{hint}') from None
+    raise WeightsError(f'{file} does not exist{hint}') from None
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise WeightsError(
-      f'{file} is cut off, damaged or no safetensors file ({error})'
+      f'{file} is truncated, damaged or not a safetensors file ({error})'
     ) from error
   for name, entry in header.items():
     if name != '__metadata__':
       first, last = entry['data_offsets']
       shape = tuple(entry['shape'])
-      yield name, Stored(file, entry['dtype'], shape, 8 + size + first, last - first)
+      yield (
+        name,
+        StoredTensor(file, entry['dtype'], shape, 8 + size + first, last - first),
+      )
 
 
-def check(
-  folder: Path, tensors: Mapping[str, Stored], name: str, shape: tuple[int, ...]
+def check_tensor(
+  folder: Path, tensors: Mapping[str, StoredTensor], name: str, shape: tuple[int, ...]
 ) -> None:
-  """WeightsError unless there is such a tensor of numbers, with FP8's scales."""
+  """Raises WeightsError unless a tensor has this shape, a float type and FP8 scales."""
   if name not in tensors:
     raise WeightsError(f'{folder}: the tensor {name} is missing, expected {shape}')
   found = tensors[name]
@@ -188,51 +203,57 @@ def check(
       )
 
 
-_BLOCK = (128, 128)  # numbers of an FP8 tensor that share a scale
+_BLOCK = (128, 128)  # elements of an FP8 tensor that share a scale
 
 
-def numbers(
-  tensors: Mapping[str, Stored],
+def read_as(
+  tensors: Mapping[str, StoredTensor],
   name: str,
   dtype: np.dtype,
   rows: range | None = None,
 ) -> np.ndarray:
-  """Returns a tensor's numbers in another type, FP8 times the scales of its blocks.
+  """Returns a tensor in another type; FP8 is multiplied with the scales of its blocks.
 
-  `rows` is some of its rows, one after the other; None is all.
+  Args:
+    tensors: all tensors of the checkpoint, by name.
+    name: of the tensor.
+    dtype: of the result.
+    rows: contiguous rows to read; None reads all.
 
   Raises:
-    WeightsError: one of them is NaN or infinite, or too large for that type.
+    WeightsError: a number is NaN, infinite or too large for the type.
   """
   stored = tensors[name]
-  with np.errstate(over='ignore'):  # said in a sentence
-    found = _numbers(tensors, name, stored.read(rows), rows).astype(dtype, copy=False)
-  if not _finite(found):
+  with np.errstate(over='ignore'):  # reported below
+    found = _dequantized(tensors, name, stored.read(rows), rows).astype(
+      dtype, copy=False
+    )
+  if not is_finite(found):
     row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
     raise WeightsError(
       f'{stored.file}: {name}: expected finite numbers, found NaN or infinity in row '
-      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training had '
+      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training '
       'diverged'
     )
   return found
 
 
-def _finite(x: np.ndarray) -> bool:
-  """Whether no number is NaN or infinite, by the bits of the exponent.
+def is_finite(x: np.ndarray) -> bool:
+  """Returns whether no number is NaN or infinite.
 
-  Reading the memory twice, with no copy, costs a twentieth of `isfinite` for bfloat16.
+  Compares the bits: for bfloat16 that takes a twentieth of the time of `np.isfinite`.
   """
   if not x.size:
     return True
   size = 8 * x.dtype.itemsize
   infinity = int(np.array(np.inf, x.dtype).view(f'u{x.dtype.itemsize}'))
-  largest = x.view(f'i{x.dtype.itemsize}').max()  # of numbers from 0 on, if any is
+  largest = x.view(f'i{x.dtype.itemsize}').max()  # of those without a sign
   of_negative = x.view(f'u{x.dtype.itemsize}').max()
   return largest < infinity and of_negative < infinity + (1 << (size - 1))
 
 
-def _numbers(
-  tensors: Mapping[str, Stored], name: str, found: np.ndarray, rows: range | None
+def _dequantized(
+  tensors: Mapping[str, StoredTensor], name: str, found: np.ndarray, rows: range | None
 ) -> np.ndarray:
   if tensors[name].kind != 'F8_E4M3':
     return found
@@ -243,142 +264,3 @@ def _numbers(
     scales = np.repeat(scales, size, axis=axis)
   within = scales[first % _BLOCK[0] :][: len(found), : found.shape[1]]
   return found.astype(np.float32) * within
-
-
-def narrowed(name: str, array: np.ndarray, kind: str) -> np.ndarray:
-  """Returns the array in one of KINDS' types.
-
-  Raises:
-    WeightsError: that is float16, and a number is too large for it.
-  """
-  with np.errstate(over='ignore'):  # said in a sentence
-    found = array.astype(DTYPES[kind], copy=False)
-  if kind == 'F16' and not _finite(found):
-    raise WeightsError(
-      f'{name}: expected numbers that float16 holds, got {np.abs(array).max():.3g}; '
-      'choose bfloat16 or float32'
-    )
-  return found
-
-
-def write(
-  folder: str | os.PathLike[str],
-  named: Iterator[tuple[str, np.ndarray]],
-  files: Mapping[str, str | Path] | None = None,
-  shard_bytes: int = SHARD_BYTES,
-  name: str = SINGLE,
-) -> None:
-  """Writes a checkpoint's folder whole or not at all.
-
-  Args:
-    folder: that there is not yet.
-    named: tensors by name, each in the type that it is written in.
-    files: further files, by name: a text, or a path to copy.
-    shard_bytes: of a file; more than one gets an index.
-    name: of the file if it is one.
-
-  Raises:
-    WeightsError: there is something in the folder's place.
-  """
-  folder = Path(folder).expanduser()
-  if folder.exists():
-    raise WeightsError(f'{folder} is there already; choose another folder')
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = Path(tempfile.mkdtemp(prefix=f'{folder.name}.partial', dir=folder.parent))
-  try:
-    _write_shards(partial, named, shard_bytes, name)
-    for other, content in (files or {}).items():
-      (partial / other).parent.mkdir(exist_ok=True)
-      if isinstance(content, Path):
-        shutil.copyfile(content, partial / other)
-      else:
-        (partial / other).write_text(content, encoding='utf-8')
-    partial.chmod(0o755)
-    partial.rename(folder)
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      shutil.rmtree(partial)
-
-
-class _Shard:
-  """A file of safetensors that is written a tensor at a time and never held.
-
-  Its header comes first and is known last, and wide numbers come before narrow ones, so
-  that all are aligned. So the numbers of each width go to a file of their own first.
-  """
-
-  def __init__(self, file: Path):
-    self.file, self.size = file, 0
-    self.names: list[str] = []
-    self._bodies: dict[int, Any] = {}  # files by bytes of a number
-    self._places: list[tuple[int, str, tuple[int, ...], int]] = []
-
-  def add(self, name: str, array: np.ndarray) -> None:
-    """Writes a tensor."""
-    kinds = {**DTYPES, **COPIED}
-    kind = next(kind for kind, dtype in kinds.items() if dtype == array.dtype)
-    width = array.dtype.itemsize
-    if width not in self._bodies:
-      body = self.file.with_name(f'{self.file.name}.{width}')
-      self._bodies[width] = body.open('w+b')
-    body = self._bodies[width]
-    self._places.append((width, kind, array.shape, body.tell()))
-    body.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    self.names.append(name)
-    self.size += array.nbytes
-
-  def close(self) -> None:
-    """Writes the file."""
-    widths = sorted(self._bodies, reverse=True)
-    starts, end = {}, 0
-    for width in widths:
-      starts[width] = end
-      end += self._bodies[width].tell()
-    # transformers looks at this entry.
-    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-    for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
-      start = starts[width] + first
-      offsets = start, start + math.prod(shape) * width
-      header[name] = {'dtype': kind, 'shape': shape, 'data_offsets': offsets}
-    content = json.dumps(header).encode()
-    content += b' ' * (-len(content) % 8)  # numbers begin at a multiple of 8 bytes
-    with self.file.open('wb') as file:
-      file.write(len(content).to_bytes(8, 'little') + content)
-      for width in widths:
-        with self._bodies[width] as body:
-          body.seek(0)
-          shutil.copyfileobj(body, file, 2**24)
-        Path(body.name).unlink()
-
-
-def _write_shards(
-  folder: Path,
-  named: Iterator[tuple[str, np.ndarray]],
-  shard_bytes: int,
-  single: str,
-) -> None:
-  shards: list[list[str]] = []
-  shard = _Shard(folder / 'shard-0')
-  total = 0
-
-  def put() -> None:
-    shard.close()
-    shards.append(shard.names)
-
-  for name, array in named:
-    if shard.names and shard.size + array.nbytes > shard_bytes:
-      put()
-      shard = _Shard(folder / f'shard-{len(shards)}')
-    shard.add(name, array)
-    total += array.nbytes
-  put()
-  if len(shards) == 1:
-    (folder / 'shard-0').rename(folder / single)
-    return
-  placed: dict[str, str] = {}
-  for n, names in enumerate(shards):
-    file = f'model-{n + 1:05d}-of-{len(shards):05d}.safetensors'
-    (folder / f'shard-{n}').rename(folder / file)
-    placed |= dict.fromkeys(names, file)
-  index = {'metadata': {'total_size': total}, 'weight_map': placed}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')

@@ -1,8 +1,7 @@
-"""What a GGUF file says of texts, and what of a tokenizer.json it can't say.
+"""The vocabulary of a GGUF file, and the tokenizers that GGUF cannot express.
 
-llama.cpp's byte-level BPE knows by name how texts are cut (see `gguf.PATTERNS`),
-merges, added tokens, and one token before and behind each text. It cuts texts as they
-are: nothing changes them before.
+llama.cpp's byte-level BPE has pre-tokenizers by name (see `gguf.PATTERNS`), merges,
+added tokens, and one token before and after each text. It does not normalize texts.
 """
 
 import dataclasses
@@ -12,25 +11,25 @@ from typing import Any
 
 import tokenizers
 
-from r1jax.hub import storage
+from r1jax.hub.storage import WeightsError
 from r1jax.text import surroundings
 
-NFC = 'NFC'  # é as one character, however it is typed
-STOPS = 3  # tokens that end an output: those of a text, of a turn, of a message
-WHOLE_WORDS = 'llama-bpe'  # of these names, where words that are tokens aren't merged
+NFC = 'NFC'  # composes characters: e and ´ become é
+STOPS = 3  # tokens that can end an output: EOS, end of turn, end of message
+WHOLE_WORDS = 'llama-bpe'  # the pre-tokenizer that looks words up before it merges
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """What a file says of a model's texts."""
+  """Tokenizer, special tokens and chat template of a model, as GGUF needs them."""
 
   tokenizer: Mapping[str, Any]  # tokenizer.json
-  eos_id: int  # ends what a model learns from
+  eos_id: int  # ends the texts that the model was trained on
   pad_id: int
-  bos_id: int | None = None  # of bos_token, whether or not it is put before each text
+  bos_id: int | None = None  # of bos_token, even if texts begin without it
   chat_template: str | None = None
-  shown: tuple[str, ...] = ()  # tokens that readers are to see, special or not
-  other_stop_ids: tuple[int, ...] = ()  # that end an output beside EOS
+  shown: tuple[str, ...] = ()  # tokens to show to users, special or not
+  other_stop_ids: tuple[int, ...] = ()  # other tokens than EOS that end an output
 
   @property
   def stop_ids(self) -> tuple[int, ...]:
@@ -39,7 +38,7 @@ class Text:
 
   @property
   def around(self) -> tuple[list[int], list[int]]:
-    """The tokens that are put before each text, and those behind it."""
+    """The tokens that are put before each text, and those after it."""
     if not self.tokenizer.get('post_processor'):
       return [], []
     plain = {**self.tokenizer, 'truncation': None, 'padding': None}
@@ -47,7 +46,7 @@ class Text:
 
   @property
   def normalizers(self) -> list[str]:
-    """How texts are changed before they are cut, by kind and in order."""
+    """The types of the normalizers, in order."""
 
     def kinds(part: Mapping[str, Any]) -> list[str]:
       if part.get('type') != 'Sequence':
@@ -59,35 +58,34 @@ class Text:
 
 
 def check(text: Text, cut: str) -> None:
-  """Raises WeightsError for a field by which llama.cpp would read other tokens.
+  """Raises WeightsError if llama.cpp would read texts as different tokens.
 
-  `cut` is its name for how texts are cut.
+  `cut` is llama.cpp's name of the pre-tokenizer.
   """
   if other := [kind for kind in text.normalizers if kind != NFC]:
-    raise storage.WeightsError(
-      f'tokenizer.json: normalizer: expected none, or {NFC}, for GGUF, as llama.cpp '
-      f'changes no text, got {", ".join(other)}'
+    raise WeightsError(
+      f'tokenizer.json: normalizer: expected none or {NFC} for GGUF, since llama.cpp '
+      f'does not normalize, got {", ".join(other)}'
     )
   _check_model(text.tokenizer, cut)
   for token in text.tokenizer.get('added_tokens', []):
     for field in ('lstrip', 'rstrip', 'single_word'):
       if token.get(field):
-        raise storage.WeightsError(
-          f'tokenizer.json: added_tokens: expected {field} false for GGUF, as '
-          'llama.cpp takes such a token alone wherever it is, got true of '
+        raise WeightsError(
+          f'tokenizer.json: added_tokens: expected {field} false for GGUF, since '
+          'llama.cpp ignores that flag, got true for '
           f'{token["content"]!r}'
         )
-  before, behind = text.around
-  if len(before) > 1 or behind not in ([], [text.eos_id]):
-    raise storage.WeightsError(
-      'tokenizer.json: post_processor: expected no more than one token before each '
-      f'text and the one that ends outputs ({text.eos_id}) behind it for GGUF, got '
-      f'{before} and {behind}'
+  before, after = text.around
+  if len(before) > 1 or after not in ([], [text.eos_id]):
+    raise WeightsError(
+      'tokenizer.json: post_processor: expected at most one token before each text '
+      f'and at most EOS ({text.eos_id}) after it for GGUF, got {before} and {after}'
     )
   if 'bos_token' in (text.chat_template or '') and not before and text.bos_id is None:
-    raise storage.WeightsError(  # it would write its default, token 11
-      'chat_template: expected none that writes bos_token for GGUF, as the tokenizer '
-      'has none; name one in tokenizer_config.json, or take it out of the template'
+    raise WeightsError(  # llama.cpp would write its default, token 11
+      'chat_template: expected one without bos_token for GGUF, since the tokenizer '
+      'has none; define it in tokenizer_config.json, or remove it from the template'
     )
 
 
@@ -95,19 +93,19 @@ def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
   model = tokenizer['model']
   for field in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
     if model.get(field):
-      raise storage.WeightsError(
+      raise WeightsError(
         f'tokenizer.json: model.{field}: expected none for GGUF, got {model[field]!r}'
       )
   whole = bool(model.get('ignore_merges'))
   if whole != (cut == WHOLE_WORDS) and (word := _unmerged(tokenizer)):
-    raise storage.WeightsError(
-      f'tokenizer.json: model.ignore_merges: expected {not whole} for GGUF with a '
-      f'pre_tokenizer as {cut} has it, got {whole}: merges do not make {word!r}'
+    raise WeightsError(
+      f'tokenizer.json: model.ignore_merges: expected {not whole} for GGUF with the '
+      f'pre_tokenizer {cut}, got {whole}: merges do not produce {word!r}'
     )
 
 
 def _unmerged(tokenizer: Mapping[str, Any]) -> str | None:
-  """A token that is not what its own text is merged to, or None."""
+  """Returns a token that the merges do not produce from its own text, or None."""
   added = {token['content'] for token in tokenizer.get('added_tokens', [])}
   model = {**tokenizer['model'], 'ignore_merges': False}
   bare: dict[str, Any] = {'version': '1.0', 'added_tokens': [], 'model': model}
@@ -119,28 +117,28 @@ def _unmerged(tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def remarks(text: Text) -> list[str]:
-  """Sentences about texts that llama.cpp reads otherwise than the checkpoint does."""
-  before, behind = text.around
+  """Returns warnings about texts that llama.cpp reads as different tokens."""
+  before, after = text.around
   found = []
   if more := text.stop_ids[STOPS:]:
     found.append(
-      f'llama.cpp ends outputs at {STOPS} tokens and at those that it knows by name: '
-      f'give it {", ".join(map(str, more))} as stops too if they are others.'
+      f'GGUF has room for {STOPS} tokens that end outputs. If llama.cpp does not stop '
+      f'at the tokens {", ".join(map(str, more))}, pass them as stop sequences.'
     )
   if text.normalizers:
     found.append(
       f'The tokenizer composes characters first ({NFC}), and llama.cpp does not: it '
-      'reads text with accents as characters of their own as other tokens.'
+      'reads text with decomposed accents as different tokens.'
     )
-  if behind:
+  if after:
     found.append(
-      'The tokenizer ends each text with an end of sequence, which llama.cpp puts '
-      'behind prompts and conversations too: to go on from them, give it tokens.'
+      'The tokenizer ends each text with EOS, and llama.cpp appends it to prompts and '
+      'conversations too: to continue them, pass token ids instead of text.'
     )
   if before and text.chat_template and not _writes(text, text.chat_template, before[0]):
     found.append(
-      'The tokenizer begins each text with BOS, which llama.cpp puts before '
-      'conversations too, though the chat template writes none.'
+      'The tokenizer begins each text with BOS, and llama.cpp puts it before '
+      'conversations too, although the chat template writes none.'
     )
   return found
 

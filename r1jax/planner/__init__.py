@@ -1,1 +1,1 @@
-"""Compiles a stage for machines that are not there and reports what it needs."""
+"""Compiles a stage of RL for hardware you do not have and reports what it needs."""

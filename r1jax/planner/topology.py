@@ -1,37 +1,39 @@
-"""Machines that need not be there: their devices, to compile for, and what these can.
+"""Devices and data sheets of hardware that you do not have, to compile for.
 
-The TPU's compiler comes with `libtpu` and that of GPUs with JAX's plugin for CUDA. Both
-work where there is no such device.
+The TPU compiler comes with `libtpu`, the GPU compiler with JAX's CUDA plugin. Both work
+without such a device.
 """
 
 import importlib.metadata
 import importlib.util
 import os
 import re
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 
 class TopologyError(ValueError):
-  """A topology that there is not, or whose compiler there is not."""
+  """A topology that does not exist, or whose compiler is not installed."""
 
 
 class Chip(NamedTuple):
-  """What a data sheet says of one chip; of a CPU its memory alone is known."""
+  """The data sheet of one chip; of a CPU only the memory is known."""
 
   memory: float  # bytes
-  flops: float  # a second, bfloat16
-  bandwidth: float  # bytes a second, of its memory
-  links: float  # bytes a second, all its links within a slice, one way
-  network: float  # bytes a second, to other slices, one way
-  joined: int = 0  # how many in a row links join; 0: as many as a slice has
+  flops: float  # per second, bfloat16
+  bandwidth: float  # of the memory, bytes per second
+  links: float  # bytes per second over all links within a slice, one way
+  network: float  # bytes per second to other slices, one way
+  joined: int = 0  # chips that links connect; 0 is all chips of a slice
 
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose network is 50 Gb/s a chip of
-# v5p, and of a pod's 256 chips 6.4 Tb/s (v5e) and 25.6 (v6e). GPUs: NVIDIA's data
-# sheets; of a DGX, whose 8 GPUs have a port each, InfiniBand of 200 (A100), 400 Gb/s.
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. The network has 50 Gb/s per chip
+# of v5p, and per pod of 256 chips 6.4 Tb/s (v5e) or 25.6 Tb/s (v6e). GPUs: NVIDIA's
+# data sheets; each of the 8 GPUs of a DGX has an InfiniBand port of 200 (A100) or 400
+# Gb/s.
 CHIPS = {
   'v5e': Chip(16e9, 197e12, 819e9, 200e9, 3.125e9),
   'v5p': Chip(95e9, 459e12, 2765e9, 600e9, 6.25e9),
@@ -41,11 +43,12 @@ CHIPS = {
   'h200': Chip(141e9, 989e12, 4800e9, 450e9, 50e9, joined=8),
 }
 FLAT = '1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16'  # slices of v5e and v6e
-SLICES = {'v5e': FLAT, 'v5p': '', 'v6e': FLAT}  # of v5p: of three sides, up to 16
+SLICES = {'v5e': FLAT, 'v5p': '', 'v6e': FLAT}  # v5p has three sides, up to 16
 
-# What XLA's compiler is told of a GPU, as it tells of those that are there: the CUDA
-# driver's attributes of A100 and H100 (SXM, 80 GB), and H200.
-_AMPERE = {
+# XLA's description of a GPU: the attributes that the CUDA driver reports for A100 and
+# H100 (SXM, 80 GB), and H200.
+Attributes = Mapping[str, int | float | Mapping[str, int]]
+_AMPERE: Attributes = {
   'core_count': 108,
   'fpus_per_core': 64,
   'l2_cache_size': 41943040,
@@ -54,7 +57,7 @@ _AMPERE = {
   'shared_memory_per_block_optin': 166912,
   'cuda_compute_capability': {'major': 8},
 }
-_HOPPER = {
+_HOPPER: Attributes = {
   'core_count': 132,
   'fpus_per_core': 128,
   'l2_cache_size': 52428800,
@@ -63,7 +66,7 @@ _HOPPER = {
   'shared_memory_per_block_optin': 232448,
   'cuda_compute_capability': {'major': 9},
 }
-_EVERY = {
+_EVERY: Attributes = {
   'threads_per_warp': 32,
   'threads_per_block_limit': 1024,
   'threads_per_core_limit': 2048,
@@ -74,23 +77,23 @@ _EVERY = {
   'registers_per_block_limit': 65536,
   'shared_memory_per_block': 49152,
 }
-GPUS: dict[str, dict[str, Any]] = {
-  'a100': _EVERY | _AMPERE | {'device_memory_size': 85100068864},
-  'h100': _EVERY | _HOPPER | {'device_memory_size': 84942979072},
-  'h200': _EVERY | _HOPPER | {'device_memory_size': 151397597184},
+GPUS: dict[str, Attributes] = {
+  'a100': {**_EVERY, **_AMPERE, 'device_memory_size': 85100068864},
+  'h100': {**_EVERY, **_HOPPER, 'device_memory_size': 84942979072},
+  'h200': {**_EVERY, **_HOPPER, 'device_memory_size': 151397597184},
 }
-NODE = 8  # GPUs
+NODE = 8  # GPUs of a node
 
 
-def find(name: str) -> tuple[list[Any], Chip]:
-  """Returns the devices of a topology, and what one of them can.
+def find(name: str) -> tuple[list[jax.Device], Chip]:
+  """Returns the devices of a topology, and the data sheet of one of them.
 
   Args:
-    name: a TPU slice such as 'v5p:4x4x4', or several as '2xv5p:4x4x4'; or a kind of
-      device and a number: 'h100:8', 'cpu:8'.
+    name: a TPU slice such as 'v5p:4x4x4', several slices such as '2xv5p:4x4x4', or a
+      kind and number of devices: 'h100:8', 'cpu:8'.
 
   Raises:
-    TopologyError: there is no such topology, or its compiler is not installed.
+    TopologyError: the topology does not exist, or its compiler is not installed.
   """
   several = re.fullmatch(r'(\d+)x(.*)', name)
   one, slices = (several[2], int(several[1])) if several else (name, 1)
@@ -112,54 +115,54 @@ def find(name: str) -> tuple[list[Any], Chip]:
   devices = jax.devices('cpu')
   if len(devices) < int(shape):
     raise TopologyError(
-      f'topology: expected at most the {len(devices)} devices that XLA was told to '
-      f'make, got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
+      f'topology: expected at most the {len(devices)} devices that XLA created, '
+      f'got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
     )
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return devices[: int(shape)], Chip(memory / int(shape), 0.0, 0.0, 0.0, 0.0)
 
 
-def _slices(name: str, count: int) -> list[Any]:
+def _slices(name: str, count: int) -> list[jax.Device]:
   kind, _, shape = name.partition(':')
   flat = SLICES[kind].split(', ') if SLICES[kind] else []
   unknown = TopologyError(
-    f'topology: there is no {name!r}; for v5e and v6e there are {FLAT}, for v5p 2x2x1, '
+    f'topology: {name!r} does not exist; v5e and v6e have {FLAT}, v5p has 2x2x1, '
     '2x2x2, 2x2x4, 2x4x4, 4x4x4, 4x4x8, 4x8x8, 8x8x8, 8x8x16, 8x16x16, 16x16x16 and '
     'other multiples of 4'
   )
-  # Of some that there are not the compiler makes devices, and of others it dies.
+  # For some sizes that do not exist the compiler makes devices, for others it crashes.
   if not (shape in flat if flat else re.fullmatch(r'(?:[1-9]\d*x){2}[1-9]\d*', shape)):
     raise unknown
   if importlib.util.find_spec('libtpu') is None:
     raise TopologyError(
-      "topology: the TPU's compiler is not installed; it comes with: pip install libtpu"
+      'topology: the TPU compiler is not installed; run: pip install libtpu'
     )
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to ask
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor to be held alone
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU to query
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nor one to lock
   try:
     return topologies.get_topology_desc(name, platform='tpu', num_slices=count).devices
-  except Exception as error:  # of several kinds, by what is wrong
+  except Exception as error:  # of several types
     if 'opology' in str(error):
       raise unknown from error
     raise TopologyError(
-      f"topology: the TPU's compiler did not start ({str(error).splitlines()[0]})"
+      f'topology: the TPU compiler did not start ({str(error).splitlines()[0]})'
     ) from error
 
 
-def _gpus(kind: str, count: int) -> list[Any]:
-  """GPUs in nodes of eight, as far as their number allows."""
+def _gpus(kind: str, count: int) -> list[jax.Device]:
+  """Returns GPUs in nodes of eight, or in one smaller node."""
   if count > NODE and count % NODE:
     raise TopologyError(
-      f'topology: expected at most {NODE} GPUs or a multiple of {NODE}, a node each, '
+      f'topology: expected at most {NODE} GPUs or full nodes of {NODE}, '
       f'got {kind}:{count}'
     )
   plugins = importlib.metadata.entry_points(group='jax_plugins')
   if not any(plugin.name.startswith('xla_cuda') for plugin in plugins):
     raise TopologyError(
-      "topology: the GPU's compiler is not installed; it comes with: pip install "
+      'topology: the GPU compiler is not installed; run: pip install '
       f'jax-cuda12-plugin=={jax.__version__}'
     )
-  known = GPUS[kind] | {'memory_bandwidth': int(CHIPS[kind].bandwidth)}
+  known = {**GPUS[kind], 'memory_bandwidth': int(CHIPS[kind].bandwidth)}
   target = f"""
     gpu_device_info {{ {_text(known)} }} platform_name: "CUDA"
     dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 8 }}
@@ -172,14 +175,14 @@ def _gpus(kind: str, count: int) -> list[Any]:
     )
   except Exception as error:
     raise TopologyError(
-      f"topology: the GPU's compiler did not start ({str(error).splitlines()[0]})"
+      f'topology: the GPU compiler did not start ({str(error).splitlines()[0]})'
     ) from error
   return found.devices
 
 
-def _text(fields: dict[str, Any]) -> str:
-  """Fields as a protocol buffer's text."""
+def _text(fields: Attributes) -> str:
+  """Returns fields in the text format of protocol buffers."""
   return ' '.join(
-    f'{name} {{ {_text(x)} }}' if isinstance(x, dict) else f'{name}: {x}'
+    f'{name} {{ {_text(x)} }}' if isinstance(x, Mapping) else f'{name}: {x}'
     for name, x in fields.items()
   )

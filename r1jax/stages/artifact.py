@@ -22,6 +22,7 @@ import jax
 
 from r1jax import __version__
 from r1jax.hub import chat_template, paths, tokenizer_files, weights
+from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
@@ -123,7 +124,7 @@ class Artifact:
       # What to do about a checkpoint that a run goes on from is no help here.
       raise wrong(f' ({str(error).split(";")[0]})') from error
 
-  def source(self) -> weights.Checkpoint:
+  def source(self) -> HFCheckpoint:
     """The checkpoint of the hub that the model comes from.
 
     Raises:
@@ -134,7 +135,7 @@ class Artifact:
       raise ArtifactError(f'{self.path}: its model does not come from a checkpoint')
     kept = read_source(self.path)
     try:
-      found = weights.open_checkpoint(kept.path)
+      found = open_checkpoint(kept.path)
     except ValueError as error:
       raise ArtifactError(
         f'{self.path}: the checkpoint that its model comes from is needed: {error}'

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax.hub import chat_template, families, tokenizer_files, weights
+from r1jax.hub.download import download
 from r1jax.model import decode
 from r1jax.runtime import compilation
 from r1jax.runtime.workdir import RECORD
@@ -82,7 +83,7 @@ class ChatSession:
     """
     tokenizer, template = self.model.tokenizer, self.model.template
     if template in templates.CHATS:
-      prompt = tokenizer.converse(templates.asked(template, messages))
+      prompt = tokenizer.chat_prompt(templates.with_example(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -169,7 +170,7 @@ def open_session(
     ValueError: there is neither; see `artifact.load`, `from_hub.look_up`.
   """
   mesh = make_mesh(jax.devices()[:1])
-  folder = tokenizer_files.fetched(path, 'path')
+  folder = download(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
     raise ValueError(
       f'path: expected the work directory of a finished stage or the folder of a '
@@ -189,7 +190,7 @@ def open_session(
     chat_template_kwargs=chat_template_kwargs or '',
   )
   found = from_hub.look_up(config)
-  longest = families.positions(found.checkpoint.raw)
+  longest = families.max_positions(found.checkpoint.raw)
   # In the file's own type: float32 would double what a folder in bfloat16 takes.
   params = weights.read(found.checkpoint, param_shardings(mesh, found.policy.names))
   return ChatSession(found.policy, params, longest, draw)

@@ -18,12 +18,15 @@ import jax
 
 from r1jax.hub import (
   chat_template,
+  checkpoint_files,
   families,
   peft,
   peft_config,
   tokenizer_files,
   weights,
 )
+from r1jax.hub.download import download
+from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import DTYPES, REMAT
 from r1jax.model.lora import LoraConfig
@@ -81,7 +84,7 @@ class HubConfig:
 class Pretrained:
   """A checkpoint that has been looked up: everything but its parameters."""
 
-  checkpoint: weights.Checkpoint
+  checkpoint: HFCheckpoint
   policy: Policy
   config: HubConfig
   adapter: tuple[LoraConfig, Any] | None
@@ -91,12 +94,12 @@ class Pretrained:
   def digests(self) -> dict[str, str]:
     """The files that the run's checkpoints depend on; see `run.start`."""
     folder = self.checkpoint.folder.absolute()
-    files = [folder / name for name in tokenizer_files.files(folder)]
+    files = [folder / name for name in checkpoint_files.files(folder)]
     if self.config.adapter:
       adapter = Path(self.config.adapter).expanduser().absolute()
       files += [adapter / name for name in (peft_config.CONFIG, peft_config.FILE)]
     told = {}
-    if self.config.template in templates.CHATS and tokenizer_files.reads_clock(folder):
+    if self.config.template in templates.CHATS and checkpoint_files.reads_clock(folder):
       told[f'{artifact.HUB}/{artifact.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,
@@ -120,7 +123,7 @@ class Pretrained:
     folder = workdir / artifact.HUB
     if (folder / artifact.SOURCE).exists():
       return
-    tokenizer_files.copy(self.checkpoint.folder, folder)
+    checkpoint_files.copy(self.checkpoint.folder, folder)
     source = {
       'path': str(self.checkpoint.folder.absolute()),
       'digest': self.checkpoint.digest,
@@ -157,7 +160,7 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   """
   if not config.path:
     raise ValueError('model.path: expected the folder of a checkpoint, got none')
-  checkpoint = weights.open_checkpoint(tokenizer_files.fetched(config.path))
+  checkpoint = open_checkpoint(download(config.path))
   time = time or tokenizer_files.now()
   variables = chat_template.read_variables(config.chat_template_kwargs)
   tokenizer = tokenizer_files.open_tokenizer(checkpoint.folder, variables, time)
@@ -179,7 +182,7 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   return Pretrained(checkpoint, policy, config, adapter, time)
 
 
-def kept(stage: Artifact) -> weights.Checkpoint | None:
+def kept(stage: Artifact) -> HFCheckpoint | None:
   """The checkpoint that a stage's model comes from, or None if it was made here.
 
   If that one has gone, what the run has kept of it, which is all but its weights.
@@ -191,14 +194,14 @@ def kept(stage: Artifact) -> weights.Checkpoint | None:
     return stage.source()
   except ArtifactError:
     raw = json.loads((folder / 'config.json').read_bytes())
-    return weights.Checkpoint(folder, raw, stage.policy.config, {})
+    return HFCheckpoint(folder, raw, stage.policy.config, {})
 
 
 def positions(stage: Artifact) -> int:
   """How many positions a stage's model knows, or has seen if it was made here."""
   like = kept(stage)
   if like is not None:
-    return families.positions(like.raw)
+    return families.max_positions(like.raw)
   config = stage.record['config']
   base = config if 'base' in config else stage.ancestor('r1_zero').record['config']
   return base['base']['row_length']

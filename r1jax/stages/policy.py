@@ -65,7 +65,7 @@ class Policy:
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
     """The tokens of a rendered question, and of an output with its end."""
-    output = parsing.going_on(self.prompt(question), output)
+    output = parsing.remainder(self.prompt(question), output)
     if not templates.is_chat(self.template):
       output = f' {output}'
     return (

@@ -1,1 +1,1 @@
-"""Text into the model and out of it: templates, tokenizer, parsing, languages."""
+"""Prompt templates, tokenizer, parsing of outputs, and languages."""

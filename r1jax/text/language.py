@@ -1,15 +1,15 @@
-"""Which language a text is in, word by word; the words of the miniature's writers.
+"""Language of a text, word by word, and the phrases of the miniature's two languages.
 
 The paper's language-consistency reward is the share of words in the target language
-(Nature version, section on R1's second stage). What a word's language is, is decided
-by a list of words for the miniature's two languages, and by Unicode script for others.
+(Nature version, section on R1's second stage). For the miniature's English and Polish a
+word list decides which language a word belongs to, for all others its Unicode script.
 """
 
 import functools
 import re
 import unicodedata
 
-# By role; every writer of a language draws from the same phrases.
+# By role. All writers of a language use the same phrases.
 ENGLISH = {
   'open': ('let me try', 'I will search', 'we try', 'so'),
   'orderly': ('one by one', 'in turn'),
@@ -51,7 +51,7 @@ NUMBERS = {
 }
 NOUNS = ('cat', 'dog', 'sun', 'tree', 'fish', 'bird', 'moon', 'hand', 'star')
 
-# Unicode's names of letters begin with the script.
+# The Unicode name of a letter begins with its script.
 SCRIPTS: dict[str, str | tuple[str, ...]] = {
   'zh': 'CJK', 'ja': ('CJK', 'HIRAGANA', 'KATAKANA'), 'ko': 'HANGUL',
            'ru': 'CYRILLIC', 'el': 'GREEK', 'ar': 'ARABIC', 'he': 'HEBREW',
@@ -62,10 +62,10 @@ _TAG = re.compile(r'</?\w+>')
 
 
 def words(text: str) -> list[str]:
-  """The words of `text` in lower case, without tags, numbers and single letters.
+  """Returns the words of `text` in lower case, without tags, numbers, single letters.
 
-  One letter is the unknown of an equation. Marks are parts of a word: Hindi and Thai
-  write vowels with them.
+  A single letter is the unknown of an equation. Combining marks are part of a word:
+  Hindi and Thai write vowels with them.
   """
   plain = unicodedata.normalize('NFC', _TAG.sub(' ', text)).lower()
   spaced = ''.join(
@@ -76,13 +76,17 @@ def words(text: str) -> list[str]:
 
 @functools.cache
 def _list(language: str) -> frozenset[str]:
-  said = [phrase for phrases in PHRASES[language].values() for phrase in phrases]
+  phrases = [phrase for group in PHRASES[language].values() for phrase in group]
   nouns = NOUNS if language == 'en' else ()
-  return frozenset(words(' '.join([*said, *NUMBERS[language], *nouns])))
+  return frozenset(words(' '.join([*phrases, *NUMBERS[language], *nouns])))
 
 
 def is_of(word: str, language: str) -> bool:
-  """Whether `word` (in lower case) belongs to `language`, one of `LANGUAGES`."""
+  """Returns whether `word`, in lower case, belongs to `language`.
+
+  Raises:
+    ValueError: `language` is not one of `LANGUAGES`.
+  """
   if language in PHRASES:
     return word in _list(language)
   if language not in SCRIPTS:
@@ -93,10 +97,10 @@ def is_of(word: str, language: str) -> bool:
 
 
 def share(text: str, language: str) -> float:
-  """The share of the words of `text` that are of `language`; 0.0 without any words.
+  """Returns the share of the words of `text` in `language`; 0.0 for no words.
 
-  A text without words is no text in any language: a reward for it would teach the
-  model to fall silent.
+  A text without words counts as no language: rewarding it would teach the model to
+  write no words.
   """
   found = words(text)
   return sum(is_of(word, language) for word in found) / len(found) if found else 0.0

@@ -1,4 +1,4 @@
-"""Takes outputs apart: thoughts, summary, answer, reflective words."""
+"""Parses outputs: thoughts, summary, answer, reflective words."""
 
 import re
 from typing import NamedTuple
@@ -16,11 +16,11 @@ class Parsed(NamedTuple):
 
 
 def parse(text: str) -> Parsed | None:
-  """The parts of `<think>…</think> … <answer>…</answer>`, or None for anything else.
+  """Returns the parts of `<think>…</think> … <answer>…</answer>`, or None.
 
   Strict: each tag exactly once, in this order, and nothing but whitespace before and
-  after. What stands between thoughts and answer is the summary, which R1 learns to
-  write in its first stage; any part may be empty. Takes linear time on any text.
+  after. The text between thoughts and answer is the summary, which R1 learns to write
+  in its first stage. Any part may be empty. Takes linear time on any text.
   """
   text = text.strip()
   if any(text.count(tag) != 1 for tag in TAGS):
@@ -39,17 +39,17 @@ _OPENED = re.compile(r'<think>\s*(</think>\s*)?')
 
 
 def opened(prompt: str) -> str:
-  """What of an output a prompt has written already, or ''.
+  """Returns the beginning of the output that a prompt already contains, or ''.
 
-  '<think>' with its end: R1's chat template ends so, and its model goes on inside the
-  thoughts. Or thoughts that are empty: so ends the one of a model that is not to think.
+  R1's chat template ends with '<think>', and the model continues inside the thoughts.
+  The template of a model that should not think ends with empty thoughts.
   """
   opening = prompt[prompt.rfind('<think>') :] if '<think>' in prompt else ''
   return opening if _OPENED.fullmatch(opening) else ''
 
 
-def going_on(prompt: str, output: str) -> str:
-  """The part of an output that is left to say after a prompt that has opened it."""
+def remainder(prompt: str, output: str) -> str:
+  """Returns the part of an output that the prompt does not contain yet."""
   opening = opened(prompt)
   if '</think>' in opening:
     thoughts, tag, rest = output.partition('</think>')
@@ -58,18 +58,18 @@ def going_on(prompt: str, output: str) -> str:
 
 
 def visible(output: str) -> str:
-  """What a user is shown of an output: all that follows the thoughts, without tags.
+  """Returns what a user sees of an output: the text after the thoughts, without tags.
 
-  An output that never stops thinking shows nothing.
+  That is '' for an output that never stops thinking.
   """
   _, _, rest = output.partition('</think>')
-  apart = TAG_PATTERN.sub(' ', rest)  # words on both sides of a tag are two
-  return '\n'.join(' '.join(line.split()) for line in apart.strip().splitlines())
+  plain = TAG_PATTERN.sub(' ', rest)  # words on both sides of a tag are two
+  return '\n'.join(' '.join(line.split()) for line in plain.strip().splitlines())
 
 
-# The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), then
-# one more that means another attempt, then their Polish counterparts. Not 'no' and
-# 'nie': they end every attempt that failed, so they say nothing about looking back.
+# The ten terms that the R1 paper counts (Nature version, Extended Data Fig. 1a), one
+# more that announces another attempt, and their Polish translations. 'no' and 'nie' are
+# left out: they end every failed attempt, so they do not show reflection.
 REFLECTIVE: frozenset[str] = frozenset(
   (
     *('wait', 'mistake', 'however', 'but', 'retry', 'error', 'verify', 'wrong'),
@@ -84,5 +84,5 @@ _WORD = re.compile(r'[^\W\d_]+')
 
 
 def is_reflective(text: str) -> bool:
-  """Whether `text` holds one of REFLECTIVE as a whole word, in any case."""
+  """Returns whether `text` has one of REFLECTIVE as a whole word, in any case."""
   return not REFLECTIVE.isdisjoint(_WORD.findall(text.lower()))

@@ -1,13 +1,13 @@
-"""What a tokenizer puts around each text that it is asked to encode."""
+"""Tokens that a tokenizer puts before and after each text, such as BOS and EOS."""
 
 import tokenizers
 
 
 def around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-  """Returns the tokens that a tokenizer puts before each text, and those behind it.
+  """Returns the tokens that a tokenizer puts before each text, and those after it.
 
-  Whichever post-processor it has: those mark what they add. `tokenizer` neither cuts
-  texts nor pads them.
+  Works with any post-processor, since each marks the tokens that it adds. `tokenizer`
+  must neither truncate nor pad.
   """
   encoding = tokenizer.encode('a')
   added = encoding.special_tokens_mask

@@ -1,4 +1,4 @@
-"""Prompt templates: what is written around a question."""
+"""Prompt templates: the text around a question."""
 
 import difflib
 import re
@@ -15,15 +15,16 @@ TEMPLATES: dict[str, str] = {
     ' <answer> answer here </answer>. User: {question}. Assistant:'
   ),
   'plain': 'User: {question}\nAssistant:',
-  # That of DeepSeek-R1, which ends inside the thoughts.
+  # The template of DeepSeek-R1, which ends inside the thoughts.
   'r1_chat': ('<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜><think>\n'),
 }
 
 
 def render(template_name: str, question: str) -> str:
-  """The prompt: a template with `question` in its place, whatever the question holds.
+  """Returns the prompt: the template with `question` inserted.
 
-  Raises ValueError for a name that is not in TEMPLATES.
+  Raises:
+    ValueError: the name is not in TEMPLATES.
   """
   if template_name not in TEMPLATES:
     close = difflib.get_close_matches(template_name, TEMPLATES, n=1)
@@ -39,16 +40,16 @@ SPECIAL = re.compile('<｜[^｜]*｜>')
 
 
 def is_chat(template: str) -> bool:
-  """Whether outputs follow the prompt of this template without a space."""
+  """Returns whether outputs follow the prompt of this template without a space."""
   return template not in ('r1_zero', 'plain')
 
 
-Chatted = Mapping[str, str]  # a message: 'role' and 'content'
-Chat = Callable[[Sequence[Chatted]], str]  # messages -> a prompt
-CHAT = 'chat'  # the template that a tokenizer brings
-CHAT_TAGS = 'chat_tags'  # the same, behind messages that show the form with the tags
+Message = Mapping[str, str]  # 'role' and 'content'
+Chat = Callable[[Sequence[Message]], str]  # messages -> a prompt
+CHAT = 'chat'  # the tokenizer's own template
+CHAT_TAGS = 'chat_tags'  # the same, after an example of the format with tags
 CHATS = (CHAT, CHAT_TAGS)
-EXAMPLE: tuple[Mapping[str, str], ...] = (
+EXAMPLE: tuple[Message, ...] = (
   {
     'role': 'user',
     'content': (
@@ -68,8 +69,8 @@ EXAMPLE: tuple[Mapping[str, str], ...] = (
 )
 
 
-def asked(template: str, messages: Sequence[Chatted]) -> list[Chatted]:
-  """A conversation with what one of CHATS puts in front, behind a system message."""
+def with_example(template: str, messages: Sequence[Message]) -> list[Message]:
+  """Returns the messages; for CHAT_TAGS with EXAMPLE, after any system message."""
   if template != CHAT_TAGS:
     return list(messages)
   first = 1 if messages[0]['role'] == 'system' else 0
