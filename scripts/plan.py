@@ -33,11 +33,9 @@ if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
   os.environ['XLA_FLAGS'] = f'{flags} {count}'.strip()
 
 from r1jax import grpo
-from r1jax.grpo import GRPOConfig
 from r1jax.hub import families, storage
 from r1jax.model import presets
 from r1jax.model.config import ModelConfig
-from r1jax.optim import OptimConfig
 from r1jax.planner import fit, measure, programs, report, topology
 from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
@@ -61,8 +59,6 @@ class Plan:
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   search: bool = True  # for settings that fit, if these don't
   rl: RLConfig = RLConfig()
-  rl_optim: OptimConfig = OptimConfig()
-  grpo: GRPOConfig = GRPOConfig()
   mesh: MeshConfig = MeshConfig()
 
 
@@ -106,7 +102,7 @@ def defaults(name: str) -> tuple[Plan, tuple[ModelConfig, int] | None]:
   for value in own:
     if isinstance(value, type) and value.__module__ == name:
       fields = getattr(value, '__dataclass_fields__', {})
-      if {'rl', 'rl_optim', 'grpo'} <= fields.keys():
+      if 'rl' in fields:
         value = value()
     if isinstance(getattr(value, 'rl', None), RLConfig):
       return _of(value)
@@ -119,8 +115,6 @@ def _of(config: Any) -> tuple[Plan, tuple[ModelConfig, int] | None]:
   chosen = Plan(
     model=getattr(config, 'start', ''),
     rl=config.rl,
-    rl_optim=getattr(config, 'rl_optim', None) or config.optim,
-    grpo=config.grpo,
     mesh=getattr(config, 'mesh', MeshConfig()),
   )
   if own:
@@ -147,8 +141,7 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> PlannedRun:
       f'config.json, got {config.model!r}'
     )
   model = dataclasses.replace(model, remat=config.remat, dtype=config.dtype)
-  stage = (config.rl, config.rl_optim, config.grpo, config.mesh)
-  return PlannedRun(model, rows, *stage, config.param_dtype)
+  return PlannedRun(model, rows, config.rl, config.mesh, config.param_dtype)
 
 
 def compiled(
@@ -195,10 +188,10 @@ if __name__ == '__main__':
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
     if experiment in ('-h', '--help'):
       print(__doc__.strip(), end='\n\n')
-      cli.parse(Plan(), ['--help'], presets={'grpo': grpo.PRESETS})
+      cli.parse(Plan(), ['--help'], presets={'rl.grpo': grpo.PRESETS})
     if not experiment or experiment.startswith('-'):
       raise programs.PlanError('expected an experiment first, such as experiments.grpo')
     check_words(sys.argv[2:])
     start, model_of_its_own = defaults(experiment)
-    chosen = cli.parse(start, sys.argv[2:], presets={'grpo': grpo.PRESETS})
+    chosen = cli.parse(start, sys.argv[2:], presets={'rl.grpo': grpo.PRESETS})
     main(chosen, model_of_its_own)

@@ -10,6 +10,7 @@ at sizes for one machine. The paper's problems are not published: `--task` choos
 """
 
 import dataclasses
+from typing import ClassVar
 
 from experiments import grpo as on_hub_models
 from experiments.grpo import GRPO
@@ -59,6 +60,8 @@ R1_ZERO = RL(
 @dataclasses.dataclass(frozen=True)
 class PaperR1Zero(GRPO):
   """The paper's R1-Zero on a checkpoint."""
+
+  start: ClassVar[str] = R1_ZERO.start  # what `scripts.plan` plans
 
   workdir: str = 'runs/paper/r1_zero'  # all files of the run
   task: str = 'gsm8k'  # a module of r1jax.tasks

@@ -55,17 +55,21 @@ def smaller_plans(
     mesh = dataclasses.replace(plan.mesh, sampler_gathers=True)
     plan = dataclasses.replace(plan, mesh=mesh)
     yield '--mesh.sampler-gathers True', plan
-  decays = plan.optim.b1, plan.optim.b2
-  if plan.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
-    half = dataclasses.replace(plan.optim, moments='bfloat16')
-    plan = dataclasses.replace(plan, optim=half)
-    yield '--rl-optim.moments bfloat16', plan
-  if plan.optim.masters == 'none':  # a small step would change nothing in bfloat16
+  rates = plan.rl.optim
+  if rates.moments == 'float32' and max(rates.b1, rates.b2) <= optim.MOST_DECAY:
+    plan = _with_optim(plan, moments='bfloat16')
+    yield '--rl.optim.moments bfloat16', plan
+  if rates.masters == 'none':  # a small step would change nothing in bfloat16
     return
   if plan.param_dtype == 'float32':
     plan = dataclasses.replace(plan, param_dtype='bfloat16')
     yield '--param-dtype bfloat16', plan
-  if plan.optim.masters == 'float32':
-    without = dataclasses.replace(plan.optim, masters='stochastic')
-    plan = dataclasses.replace(plan, optim=without)
-    yield '--rl-optim.masters stochastic', plan
+  if rates.masters == 'float32':
+    plan = _with_optim(plan, masters='stochastic')
+    yield '--rl.optim.masters stochastic', plan
+
+
+def _with_optim(plan: PlannedRun, **changes: Any) -> PlannedRun:
+  """Returns the plan with other settings of the optimizer."""
+  changed = dataclasses.replace(plan.rl.optim, **changes)
+  return dataclasses.replace(plan, rl=dataclasses.replace(plan.rl, optim=changed))

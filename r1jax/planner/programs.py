@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from r1jax import packing
-from r1jax.grpo import GRPOConfig
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.optim import OptimConfig, TrainState
+from r1jax.optim import TrainState
 from r1jax.runtime import compilation
 from r1jax.sampling import streaming
 from r1jax.sampling.decoder_api import DecoderFns
@@ -33,7 +32,7 @@ from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Sampler
+from r1jax.stages.rollout import SampleProgram
 from r1jax.update import PackedRows
 
 Shapes = Any  # a tree of jax.ShapeDtypeStruct, each with a sharding
@@ -50,8 +49,6 @@ class PlannedRun:
   model: ModelConfig
   vocab_size: int
   rl: RLConfig
-  optim: OptimConfig
-  grpo: GRPOConfig
   mesh: MeshConfig
   param_dtype: str  # of parameters, reference and sampler; see `OptimConfig.masters`
 
@@ -110,15 +107,16 @@ def phases(plan: PlannedRun, devices: Sequence[jax.Device]) -> Iterator[Phase]:
     mesh,
     {'rl.max_prompt_length': plan.rl.max_prompt_length, 'rl.max_length': plan.length},
   )
-  learner = learner_of(plan, mesh)
-  sampler = learner.generator
+  learner, sampler = learner_of(plan, mesh), sampler_of(plan, mesh)
   state, params = state_of(plan, learner)
   policy = {'policy': bytes_per_device(params)}
   waiting = {  # on the devices, or in host memory
     'optimizer': bytes_per_device(state.opt_state),
     'reference': bytes_per_device(params),
   }
-  sampled = param_shardings(sampler.where, sampler.sampled, 'mesh.sampler_')
+  sampled = param_shardings(
+    sampler.sampling_mesh, sampler.sampling_names, 'mesh.sampler_'
+  )
   shared = sampled == param_shardings(
     mesh, sampler.names
   )  # the policy's own parameters
@@ -148,7 +146,7 @@ def _learning(
   def offloaded(arrays: dict[str, float]) -> float:
     return sum(arrays.values()) if offload else 0.0
 
-  if plan.grpo.kl_coef:
+  if plan.rl.grpo.kl_coef:
     rows = (
       rollout.prompts,
       rollout.prompt_mask,
@@ -185,20 +183,21 @@ def _learning(
 
 
 def learner_of(plan: PlannedRun, mesh: jax.sharding.Mesh) -> Learner:
-  """Returns the learner of a stage, without tokenizer and rewards."""
-  names = decoder.names(plan.model, plan.vocab_size)
+  """Returns what learns in the stage."""
   model = DecoderFns(*decoder.functions(plan.model, plan.vocab_size))
-  nothing: Any = None
-  sampler = Sampler(
-    model, nothing, '', plan.rl.max_prompt_length, mesh, plan.mesh, names
-  )
-  matrices = decoder.matrices(plan.model)
-  return Learner(sampler, nothing, plan.rl, plan.grpo, plan.optim, matrices)
+  return Learner(model, mesh, plan.rl, decoder.matrices(plan.model))
+
+
+def sampler_of(plan: PlannedRun, mesh: jax.sharding.Mesh) -> SampleProgram:
+  """Returns what samples in the stage; no token ends an output."""
+  model = DecoderFns(*decoder.functions(plan.model, plan.vocab_size))
+  names = decoder.names(plan.model, plan.vocab_size)
+  return SampleProgram(model, (), mesh, plan.mesh, names)
 
 
 def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
   """Returns the shapes of the policy's state, and of the reference."""
-  mesh, names = learner.generator.mesh, learner.generator.names
+  mesh, names = learner.mesh, decoder.names(plan.model, plan.vocab_size)
   shardings = param_shardings(mesh, names)
   params = _with_shardings(decoder.held(unbox(names), plan.param_dtype), shardings)
   saved = learner.like(params)
@@ -206,14 +205,14 @@ def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
 
 
 def _sampling(
-  plan: PlannedRun, sampler: Sampler, resident: dict[str, float], offloaded: float
+  plan: PlannedRun, sampler: SampleProgram, resident: dict[str, float], offloaded: float
 ) -> Iterator[Phase]:
   """Yields prefill and the last decoding step, which attends to the most tokens."""
-  mesh, names, model = sampler.where, sampler.names, sampler.model
+  mesh, names, model = sampler.sampling_mesh, sampler.names, sampler.model
   share = 1 / mesh.shape['expert']
   asked = {'rl.prompts_per_step': plan.rl.prompts_per_step}
   check_rows(mesh, asked, 'samplers cut prompts')
-  shardings = param_shardings(mesh, sampler.sampled)
+  shardings = param_shardings(mesh, sampler.sampling_names)
   params = _with_shardings(decoder.held(unbox(names), plan.param_dtype), shardings)
   options = compilation.options(mesh)
   on_rows = named_sharding(mesh, 'prompt')
@@ -302,7 +301,7 @@ def packed(plan: PlannedRun, mesh: jax.sharding.Mesh) -> PackedRows:
     offsets=token(dtype=jnp.int32),
     documents=token(dtype=jnp.int32),
     old_logp=token(dtype=jnp.float32),
-    ref_logp=token(dtype=jnp.float32) if plan.grpo.kl_coef else None,
+    ref_logp=token(dtype=jnp.float32) if plan.rl.grpo.kl_coef else None,
     sampler_logp=None,
     advantage=output(dtype=jnp.float32),
     starts=output(dtype=jnp.int32),
