@@ -1,5 +1,6 @@
 """The pages of docs/ and the README: code runs, links lead somewhere, words are few."""
 
+import dataclasses
 import importlib.util
 import re
 
@@ -100,3 +101,32 @@ def test_prose_is_wrapped_and_paragraphs_are_short(page):
   text = page.read_text()
   assert [line for line in prose(text).splitlines() if len(line) > 100] == []
   assert [p for p in paragraphs(text) if len(p.split()) > 70] == []
+
+
+def _fields(config, prefix=''):
+  for field in dataclasses.fields(config):
+    yield prefix + field.name
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _fields(value, f'{prefix}{field.name}.')
+
+
+@every_page
+def test_flags_of_experiments_are_fields_of_their_configs(page):
+  for module, *words in commands(page.read_text()):
+    if not module.startswith('experiments.'):
+      continue
+    own = [
+      value
+      for value in vars(importlib.import_module(module)).values()
+      if dataclasses.is_dataclass(value)
+      and isinstance(value, type)
+      and value.__module__ == module
+      and 'workdir' in value.__dataclass_fields__
+    ]
+    # A module of ablations has none of its own.
+    if not own:
+      continue
+    known = {name for config in own for name in _fields(config())}
+    flags = {w[2:].replace('-', '_') for w in words if w.startswith('--')}
+    assert flags <= known | {'help'}, f'{page.name}: {sorted(flags - known)}'
