@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from r1jax import report
-from r1jax.report.chart import Curve, line_chart, ticks
-from r1jax.report.figures import running_mean
+from r1jax.report.chart import Curve, line_chart, running_mean, ticks
 from r1jax.text.templates import render
 
 

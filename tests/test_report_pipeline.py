@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1jax.report import evidence, findings, folders, paper, pipeline
-from r1jax.report.folders import read_pipeline
+from r1jax.report import evidence, findings, paper, pipeline, reader
+from r1jax.report.evidence import SingleRunEvidence
+from r1jax.report.reader import read_pipeline
 from r1jax.statistics import Interval
 
 STAGES = ('r1_zero', 'cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl')
@@ -273,8 +274,8 @@ def test_checks_share_the_level(tmp_path):
 
 def test_intervals_of_other_quantities_are_widened(tmp_path):
   write_pipeline(tmp_path)
-  run = evidence.OfRun(read_pipeline(tmp_path), 0.99)
-  found = run.level(folders.LANGUAGE, folders.DEV1)
+  run = SingleRunEvidence(read_pipeline(tmp_path), 0.99)
+  found = run.level(reader.LANGUAGE, reader.DEV1)
   assert found is not None
   # 0.01 either way at 95 %: 2.576 / 1.960 as much at 99 %
   assert found.interval == pytest.approx(

@@ -10,7 +10,8 @@ import functools
 from collections.abc import Callable
 
 from experiments import reasoning_rl
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_evaluations
 from r1jax.rewards import Weighted, length
 
 
@@ -42,11 +43,11 @@ ABLATION = ablation.Ablation(
   variants={'without': brief(0.0), 'with': brief(1.0)},
   main=functools.partial(reasoning_rl.main, rewards=rewards),
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'Mean length over RL steps',
       'Tokens of an output to a reasoning problem of the validation split.',
-      results.evaluated('length'),
+      over_evaluations('length'),
     ),
   ),
 )

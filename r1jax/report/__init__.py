@@ -5,7 +5,7 @@ while a run goes on or after it was killed; what is not there yet is said in wor
 `run` reads those files, `words` finds the sentences, `sections` and `figures` (drawn by
 `chart`) make the page's parts, `template` holds the page around them.
 
-`python -m r1jax.stages.report WORKDIR` writes the page anew. `pipeline` makes
+`python -m r1jax.report WORKDIR` writes the page anew. `pipeline` makes
 the page of the whole recipe from the folders of its stages.
 """
 
@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 
 from r1jax.report import figures, sections, words
-from r1jax.report.run import read
-from r1jax.report.template import PAGE
+from r1jax.report.page import PAGE
+from r1jax.report.reader import read_run
 from r1jax.runtime.workdir import write_whole
 
 
@@ -24,9 +24,9 @@ def write(workdir: Path | str) -> Path:
   Raises FileNotFoundError if `workdir` does not exist or holds no run.
   """
   workdir = Path(workdir)
-  run = read(workdir)
+  run = read_run(workdir)
   body = [
-    sections.summary(words.summary(run), [*run.damages, *words.warnings(run)]),
+    sections.summary(words.summary(run), [*run.unreadable, *words.warnings(run)]),
     sections.result_table(run),
     figures.figures(run),
     sections.sample_outputs(run),
@@ -46,5 +46,5 @@ def result(workdir: Path | str) -> list[str]:
   """Where the page is, and the result in three lines: base -> trained."""
   return [
     f'Report: {Path(workdir) / "report.html"}',
-    *words.result(read(Path(workdir))),
+    *words.result(read_run(Path(workdir))),
   ]

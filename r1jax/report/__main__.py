@@ -9,9 +9,7 @@ from r1jax.report import pipeline, seeds
 from r1jax.runtime.workdir import PIPELINE
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m r1jax.stages.report', description=__doc__
-  )
+  parser = argparse.ArgumentParser(prog='python -m r1jax.report', description=__doc__)
   parser.add_argument(
     'workdir', nargs='+', help='the --workdir of a run; of several that differ in seed'
   )

@@ -193,3 +193,29 @@ def _names(frame: _Frame, curves: Sequence[Curve]) -> str:
     f'{escape(curve.name)}</text>'
     for row, (_, curve) in zip(rows, ends, strict=True)
   )
+
+
+class CurveFigure(NamedTuple):
+  """A chart to be drawn; `highest` is what its vertical axis reaches at least."""
+
+  title: str
+  caption: str
+  curves: Sequence[Curve]
+  share: bool = False
+  highest: float = 0.0
+
+  @property
+  def is_measured(self) -> bool:
+    """Whether there is a line to draw: two values of something but the base model."""
+    lines = [curve.points for curve in self.curves if curve.role != 'base']
+    return any(sum(y is not None for _, y in points) > 1 for points in lines)
+
+
+def running_mean(values: Sequence[float | None], window: int) -> list[float | None]:
+  """Mean of the up to `window` (odd) values around each one; None where it is None."""
+  means: list[float | None] = []
+  for i, value in enumerate(values):
+    start = max(i - window // 2, 0)
+    near = [x for x in values[start : i + window // 2 + 1] if x is not None]
+    means.append(None if value is None else sum(near) / len(near))
+  return means

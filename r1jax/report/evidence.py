@@ -1,9 +1,9 @@
-"""What the numbers of one run, or of several seeds, say about a pair of models.
+"""Intervals of levels and differences of models, from one run or from several seeds.
 
-The claims in `findings` ask an `Evidence` for differences and levels, each with an
-interval, and do not know which it is. The intervals of `OfRun` are over problems: they
-say what these very models do, and nothing of another seed. Those of `OverSeeds` are
-over runs, with the run as the unit: they say what the recipe does.
+`findings` asks an `Evidence` and does not know which of the two it is. The intervals of
+`SingleRunEvidence` are over problems: they are about the models of that run and say
+nothing about another seed. Those of `SeedEvidence` are over runs: they are about the
+recipe.
 """
 
 import math
@@ -12,12 +12,11 @@ from typing import NamedTuple, Protocol
 
 from r1jax import statistics
 from r1jax.report import words
-from r1jax.report.folders import Measure, Model, Pipeline
-from r1jax.report.run import Measured, number
+from r1jax.report.reader import Estimate, Metric, ModelColumn, PipelineFiles, number
 from r1jax.statistics import Interval
 
 
-class Found(NamedTuple):
+class WordedInterval(NamedTuple):
   """An interval, and in words how it was found."""
 
   interval: Interval
@@ -35,17 +34,19 @@ class Evidence(Protocol):
   def students(self) -> Sequence[tuple[str, str]]:
     """Title and stage of each student."""
 
-  def mean(self, measure: Measure, model: Model) -> float | None:
+  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
     """The quantity of a model."""
 
-  def level(self, measure: Measure, model: Model) -> Found | None:
+  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
     """The quantity with its interval."""
 
-  def difference(self, measure: Measure, before: Model, after: Model) -> Found | None:
+  def difference(
+    self, measure: Metric, before: ModelColumn, after: ModelColumn
+  ) -> WordedInterval | None:
     """`after - before` with its interval."""
 
 
-class OfRun:
+class SingleRunEvidence:
   """One run: models compared by problem.
 
   What was solved is compared problem by problem. Of other quantities only 95 %
@@ -54,28 +55,30 @@ class OfRun:
   has no ends, and decides nothing.
   """
 
-  def __init__(self, pipeline: Pipeline, confidence: float) -> None:
+  def __init__(self, pipeline: PipelineFiles, confidence: float) -> None:
     self.pipeline, self.confidence = pipeline, confidence
     self.students = [(f.title, f.name) for f in pipeline.students]
 
-  def mean(self, measure: Measure, model: Model) -> float | None:
+  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
     """See `Evidence`."""
-    value = measure.of(self.pipeline.row(model))
+    value = measure.of(self.pipeline.evaluation(model))
     return None if value is None else value.mean
 
-  def level(self, measure: Measure, model: Model) -> Found | None:
+  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
     """See `Evidence`."""
-    interval = self._widened(measure.of(self.pipeline.row(model)))
+    interval = self._widened(measure.of(self.pipeline.evaluation(model)))
     if interval is None:
       return None
     if few := self._too_few(measure, model):
       endless = Interval(interval.mean, -math.inf, math.inf)
-      return Found(endless, f'{words.percent(interval.mean)}, {few}')
-    return Found(interval, words.with_interval(interval))
+      return WordedInterval(endless, f'{words.percent(interval.mean)}, {few}')
+    return WordedInterval(interval, words.with_interval(interval))
 
-  def difference(self, measure: Measure, before: Model, after: Model) -> Found | None:
+  def difference(
+    self, measure: Metric, before: ModelColumn, after: ModelColumn
+  ) -> WordedInterval | None:
     """See `Evidence`."""
-    rows = self.pipeline.row(before), self.pipeline.row(after)
+    rows = self.pipeline.evaluation(before), self.pipeline.evaluation(after)
     values = [measure.of(row) for row in rows]
     if values[0] is None or values[1] is None:
       return None
@@ -84,15 +87,15 @@ class OfRun:
     if few := self._too_few(measure, before) or self._too_few(measure, after):
       mean = values[1].mean - values[0].mean
       endless = Interval(mean, -math.inf, math.inf)
-      return Found(endless, f'{ends}, {words.signed(mean)} points, {few}')
+      return WordedInterval(endless, f'{ends}, {words.signed(mean)} points, {few}')
     if keys == ['pass_at_1']:
       paired = words.compared(rows[0][kind], rows[1][kind], self.confidence)
       if paired is not None:
-        return Found(paired.difference, f'{ends}, {words.points(paired)}')
+        return WordedInterval(paired.difference, f'{ends}, {words.points(paired)}')
     found = apart(*map(self._widened, values))
-    return None if found is None else Found(found, f'{ends}, {_points(found)}')
+    return None if found is None else WordedInterval(found, f'{ends}, {_points(found)}')
 
-  def _too_few(self, measure: Measure, model: Model) -> str:
+  def _too_few(self, measure: Metric, model: ModelColumn) -> str:
     """In words that a model was asked too few problems; empty if it was not.
 
     By chance n of them, or n groups that are alike, all differ to one side with
@@ -100,42 +103,46 @@ class OfRun:
     can be enough; drawn anew they give an interval that is too narrow all the same, and
     of no width where they do not differ.
     """
-    half = self.pipeline.row(model).get(measure.path[0]) or {}
+    half = self.pipeline.evaluation(model).get(measure.path[0]) or {}
     names = half.get('groups') or range(int(number(half, 'problems') or 0))
     count = len(set(names))
     if 2.0 ** (1 - count) <= 1 - self.confidence:
       return ''
     return f'too few problems to tell ({count})'
 
-  def _widened(self, value: Measured | None) -> Interval | None:
+  def _widened(self, value: Estimate | None) -> Interval | None:
     if value is None or value.low is None or value.high is None:
       return None
     interval = Interval(value.mean, value.low, value.high)
     return statistics.widened(interval, self.confidence)
 
 
-class OverSeeds:
+class SeedEvidence:
   """Several runs that differ in their seed: models compared seed by seed."""
 
-  def __init__(self, pipelines: Sequence[Pipeline], confidence: float) -> None:
-    self.runs = [OfRun(pipeline, confidence) for pipeline in pipelines]
+  def __init__(self, pipelines: Sequence[PipelineFiles], confidence: float) -> None:
+    self.runs = [SingleRunEvidence(pipeline, confidence) for pipeline in pipelines]
     self.confidence, self.students = confidence, self.runs[0].students
 
-  def mean(self, measure: Measure, model: Model) -> float | None:
+  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
     """See `Evidence`."""
     values = self._values(measure, model)
     return None if values is None else sum(values) / len(values)
 
-  def level(self, measure: Measure, model: Model) -> Found | None:
+  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
     """See `Evidence`."""
     values = self._values(measure, model)
     if values is None:
       return None
     interval = statistics.seeds_interval(values, self.confidence, bounds=(0, 1))
     singles = ', '.join(words.percent(value) for value in values)
-    return Found(interval, f'{words.with_interval(interval)}; by seed {singles}')
+    return WordedInterval(
+      interval, f'{words.with_interval(interval)}; by seed {singles}'
+    )
 
-  def difference(self, measure: Measure, before: Model, after: Model) -> Found | None:
+  def difference(
+    self, measure: Metric, before: ModelColumn, after: ModelColumn
+  ) -> WordedInterval | None:
     """See `Evidence`."""
     values = self._values(measure, before), self._values(measure, after)
     if values[0] is None or values[1] is None:
@@ -145,9 +152,11 @@ class OverSeeds:
     singles = (words.signed(b - a) for a, b in zip(values[0], values[1], strict=True))
     ends = _ends((before, after), means)
     points = _points(paired.difference)
-    return Found(paired.difference, f'{ends}, {points}; by seed {", ".join(singles)}')
+    return WordedInterval(
+      paired.difference, f'{ends}, {points}; by seed {", ".join(singles)}'
+    )
 
-  def _values(self, measure: Measure, model: Model) -> list[float] | None:
+  def _values(self, measure: Metric, model: ModelColumn) -> list[float] | None:
     means = [run.mean(measure, model) for run in self.runs]
     values = [mean for mean in means if mean is not None]
     return values if len(values) == len(means) else None
@@ -167,7 +176,7 @@ def apart(before: Interval | None, after: Interval | None) -> Interval | None:
   return Interval(difference, difference - down, difference + up)
 
 
-def _ends(models: tuple[Model, Model], means: tuple[float, float]) -> str:
+def _ends(models: tuple[ModelColumn, ModelColumn], means: tuple[float, float]) -> str:
   """Where a difference begins and ends."""
   return ' → '.join(
     f'{model.title} {words.percent(mean)}'

@@ -10,8 +10,9 @@ are of, one run or several seeds, `evidence` knows.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from r1jax.report.evidence import Evidence, OfRun, OverSeeds
-from r1jax.report.folders import (
+from r1jax.report.evidence import Evidence, SeedEvidence, SingleRunEvidence
+from r1jax.report.paper import Paper, stages_sentence, students_sentence, zero_sentence
+from r1jax.report.reader import (
   BASE,
   DEV1,
   DEV2,
@@ -24,11 +25,10 @@ from r1jax.report.folders import (
   READABLE,
   SOLVED,
   ZERO,
-  Measure,
-  Model,
-  Pipeline,
+  Metric,
+  ModelColumn,
+  PipelineFiles,
 )
-from r1jax.report.paper import Paper, said_of_stages, said_of_students, said_of_zero
 from r1jax.statistics import Interval
 
 LEVEL = 0.05  # the chance that any check of a page is wrong, at most
@@ -70,17 +70,17 @@ class Finding(NamedTuple):
     return CAME if all(check.holds for check in checks) else UNCLEAR
 
 
-def findings(pipeline: Pipeline, paper: Paper | None) -> list[Finding]:
+def findings(pipeline: PipelineFiles, paper: Paper | None) -> list[Finding]:
   """The findings of one run: they say what its models do, not what other seeds do."""
-  return _claims(OfRun(pipeline, confidence(pipeline)), paper)
+  return _claims(SingleRunEvidence(pipeline, confidence(pipeline)), paper)
 
 
-def over_seeds(pipelines: Sequence[Pipeline]) -> list[Finding]:
+def over_seeds(pipelines: Sequence[PipelineFiles]) -> list[Finding]:
   """The findings over runs that differ in their seed alone; the run is the unit."""
-  return _claims(OverSeeds(pipelines, confidence(pipelines[0])), None)
+  return _claims(SeedEvidence(pipelines, confidence(pipelines[0])), None)
 
 
-def confidence(pipeline: Pipeline) -> float:
+def confidence(pipeline: PipelineFiles) -> float:
   """That of each interval, so that all checks of a page share its level."""
   checks = 12 + 2 * len(pipeline.students)  # as `_claims` makes them
   return 1 - LEVEL / checks
@@ -89,17 +89,19 @@ def confidence(pipeline: Pipeline) -> float:
 def _claims(evidence: Evidence, paper: Paper | None) -> list[Finding]:
   """The findings in the order of the recipe, beside the paper's numbers."""
 
-  def moved(measure: Measure, before: Model, after: Model, holds: Side) -> Check | None:
+  def moved(
+    measure: Metric, before: ModelColumn, after: ModelColumn, holds: Side
+  ) -> Check | None:
     return _compare(evidence, measure, before, after, holds)
 
-  def said(benchmark: str, before: Model, after: Model) -> str:
-    return said_of_stages(paper, benchmark, before, after)
+  def said(benchmark: str, before: ModelColumn, after: ModelColumn) -> str:
+    return stages_sentence(paper, benchmark, before, after)
 
   return [
     Finding(
       'RL alone lifts reasoning far above the base model',
       [moved(SOLVED, BASE, ZERO, _far)],
-      said_of_zero(paper),
+      zero_sentence(paper),
     ),
     Finding(
       'R1-Zero mixes languages and is hard to read',
@@ -143,7 +145,7 @@ def _claims(evidence: Evidence, paper: Paper | None) -> list[Finding]:
     Finding(
       'Distilling beats RL straight on the same student',
       _students(evidence, 'rl'),
-      said_of_students(paper),
+      students_sentence(paper),
     ),
     Finding(
       'Distilling thoughts beats distilling answers alone',
@@ -164,7 +166,11 @@ def count(found: Sequence[Finding]) -> str:
 
 
 def _compare(
-  evidence: Evidence, measure: Measure, before: Model, after: Model, holds: Side
+  evidence: Evidence,
+  measure: Metric,
+  before: ModelColumn,
+  after: ModelColumn,
+  holds: Side,
 ) -> Check | None:
   """The check of a difference between two models; None if one lacks numbers."""
   found = evidence.difference(measure, before, after)
@@ -174,7 +180,7 @@ def _compare(
 
 
 def _level(
-  evidence: Evidence, measure: Measure, model: Model, bar: float, *, above: bool
+  evidence: Evidence, measure: Metric, model: ModelColumn, bar: float, *, above: bool
 ) -> Check | None:
   """The check that a quantity lies above a bar, or below it."""
   found = evidence.level(measure, model)
@@ -212,7 +218,7 @@ def _keeps(found: Interval) -> bool | None:
   return _side(found, -MARGIN)
 
 
-def _best(evidence: Evidence, measure: Measure) -> Model:
+def _best(evidence: Evidence, measure: Metric) -> ModelColumn:
   """The model that did best of those between the base and R1.
 
   It is chosen by the numbers it is then compared by, which flatters it: R1 has it
@@ -229,7 +235,9 @@ def _students(evidence: Evidence, other: str) -> list[Check | None]:
   """SFT on R1's outputs against another method, for each student that has both."""
   checks: list[Check | None] = []
   for title, stage in evidence.students:
-    before, after = (Model(METHODS[name], '', stage, name) for name in (other, 'sft'))
+    before, after = (
+      ModelColumn(METHODS[name], '', stage, name) for name in (other, 'sft')
+    )
     check = _compare(evidence, SOLVED, before, after, _rises)
     if check is not None:
       checks.append(check._replace(text=f'{title}, {check.text}'))

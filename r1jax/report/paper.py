@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from r1jax.report.folders import BASE, MODELS, ZERO, Model
+from r1jax.report.reader import BASE, MODELS, ZERO, ModelColumn
 
 
 class Paper(NamedTuple):
@@ -28,40 +28,40 @@ class Paper(NamedTuple):
   data_tokens: float
 
 
-def figure(value: float | None) -> str:
+def number_text(value: float | None) -> str:
   """A result of the paper as text; ratings are the ones above 100."""
   if value is None:
     return '–'
   return f'{value:,.0f}' if value > 100 else f'{value:.1f}'
 
 
-def said_of_zero(paper: Paper | None) -> str:
+def zero_sentence(paper: Paper | None) -> str:
   """What the paper reports of R1-Zero beside its base; empty without a paper."""
   if paper is None:
     return ''
-  return _said('AIME 2024', (BASE.title, ZERO.title), paper.zero)
+  return _sentence('AIME 2024', (BASE.title, ZERO.title), paper.zero)
 
 
-def said_of_stages(
-  paper: Paper | None, benchmark: str, before: Model, after: Model
+def stages_sentence(
+  paper: Paper | None, benchmark: str, before: ModelColumn, after: ModelColumn
 ) -> str:
   """What the paper reports of two of its stages; empty if it does not."""
   if paper is None or benchmark not in paper.stages:
     return ''
   of = dict(zip(MODELS[1:], paper.stages[benchmark], strict=True))
-  return _said(benchmark, (before.title, after.title), (of[before], of[after]))
+  return _sentence(benchmark, (before.title, after.title), (of[before], of[after]))
 
 
-def said_of_students(paper: Paper | None) -> str:
+def students_sentence(paper: Paper | None) -> str:
   """What the paper reports of Qwen-32B under RL and distilled; empty if it does not."""
   if paper is None or 'Qwen-32B' not in paper.students:
     return ''
   numbers = paper.rl_32b[0], paper.students['Qwen-32B'][0]
-  return _said(f'{paper.benchmarks[0]}, Qwen-32B', ('RL', 'distilled'), numbers)
+  return _sentence(f'{paper.benchmarks[0]}, Qwen-32B', ('RL', 'distilled'), numbers)
 
 
-def _said(
+def _sentence(
   benchmark: str, names: tuple[str, str], values: tuple[float | None, float | None]
 ) -> str:
-  ends = (f'{name} {figure(x)}' for name, x in zip(names, values, strict=True))
+  ends = (f'{name} {number_text(x)}' for name, x in zip(names, values, strict=True))
   return f'The paper, {benchmark}: {" → ".join(ends)}'

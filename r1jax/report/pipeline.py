@@ -11,35 +11,27 @@ from html import escape
 from pathlib import Path
 
 from r1jax import statistics
-from r1jax.report import (
-  findings,
-  sections,
-  sets,
-  stage_sections,
-  stage_table,
-  students,
-  words,
-)
-from r1jax.report.folders import (
+from r1jax.report import curves, findings, sections, tables, words
+from r1jax.report.page import PAGE
+from r1jax.report.paper import Paper
+from r1jax.report.reader import (
   BASE,
   FOLLOWED,
   LANGUAGE,
-  MEASURES,
   METHODS,
+  METRICS,
   MODELS,
   PREFERRED,
   R1,
   READABLE,
   SOLVED,
   ZERO,
-  Measure,
-  Pipeline,
+  JsonObject,
+  Metric,
+  PipelineFiles,
   read_pipeline,
 )
-from r1jax.report.paper import Paper
-from r1jax.report.run import Line
 from r1jax.report.seeds import check_alike
-from r1jax.report.template import PAGE
 from r1jax.runtime.workdir import write_whole
 
 
@@ -55,15 +47,15 @@ def write(root: Path | str, paper: Paper | None = None) -> Path:
   found = findings.findings(pipeline, paper)
   body = [
     sections.summary(
-      _lead(pipeline, found), [*pipeline.damages, *_unfinished(pipeline)]
+      _lead(pipeline, found), [*pipeline.unreadable, *_unfinished(pipeline)]
     ),
-    stage_table.stage_table(pipeline, paper),
-    stage_table.finding_list(found, findings.confidence(pipeline)),
-    stage_sections.curves(pipeline),
-    sets.example_sets(pipeline, paper),
-    students.distillation(pipeline, paper),
-    stage_sections.side_by_side(pipeline),
-    stage_sections.made(pipeline),
+    tables.stage_table(pipeline, paper),
+    tables.finding_list(found, findings.confidence(pipeline)),
+    curves.curves(pipeline),
+    tables.example_sets(pipeline, paper),
+    tables.distillation(pipeline, paper),
+    sections.side_by_side(pipeline),
+    tables.made(pipeline),
   ]
   page = PAGE.substitute(
     title=escape(f'R1 · {root.resolve().name}'),
@@ -79,8 +71,8 @@ def result(root: Path | str) -> list[str]:
   """Where the page is, and the stage table in plain text, means only."""
   pipeline = read_pipeline(Path(root))
   rows = [['', *(model.title for model in MODELS)]]
-  for measure in MEASURES:
-    values = [measure.of(pipeline.row(model)) for model in MODELS]
+  for measure in METRICS:
+    values = [measure.of(pipeline.evaluation(model)) for model in MODELS]
     means = ['–' if value is None else f'{value.mean:.1%}' for value in values]
     rows.append([measure.name, *means])
   return [f'Report: {Path(root) / "report.html"}', *_aligned(rows)]
@@ -101,11 +93,11 @@ def over_seeds(roots: Sequence[Path | str]) -> list[str]:
   pipelines = [read_pipeline(Path(root)) for root in roots]
   names = _check_comparable(pipelines)
   lines = _seeds_table(
-    {model.title: [p.row(model) for p in pipelines] for model in MODELS}
+    {model.title: [p.evaluation(model) for p in pipelines] for model in MODELS}
   )
   for name in (name for name in names if name.startswith('distill')):
-    rows = [pipeline.folders[name].rows for pipeline in pipelines]
-    title = pipelines[0].folders[name].title
+    rows = [pipeline.stages[name].evaluations for pipeline in pipelines]
+    title = pipelines[0].stages[name].title
     methods = {
       METHODS[method]: [found[method] for found in rows]
       for method in METHODS
@@ -115,7 +107,7 @@ def over_seeds(roots: Sequence[Path | str]) -> list[str]:
   return [*lines, '', *_seeds_findings(pipelines)]
 
 
-def _seeds_findings(pipelines: Sequence[Pipeline]) -> list[str]:
+def _seeds_findings(pipelines: Sequence[PipelineFiles]) -> list[str]:
   """The findings with their checks, a line each, with the run as the unit."""
   confidence = findings.confidence(pipelines[0])
   lines = [
@@ -128,27 +120,27 @@ def _seeds_findings(pipelines: Sequence[Pipeline]) -> list[str]:
   return lines
 
 
-def _check_comparable(pipelines: Sequence[Pipeline]) -> list[str]:
+def _check_comparable(pipelines: Sequence[PipelineFiles]) -> list[str]:
   """The names of the stages, if all pipelines have them and differ in seed alone."""
   roots = [pipeline.root for pipeline in pipelines]
-  names = list(pipelines[0].folders)
+  names = list(pipelines[0].stages)
   for pipeline in pipelines:
-    done = [name for name, folder in pipeline.folders.items() if folder.record]
+    done = [name for name, folder in pipeline.stages.items() if folder.manifest]
     if done != names:
       raise ValueError(
         f'{pipeline.root} is not finished: expected the stages {", ".join(names)}, got '
         f'{", ".join(done) or "none"}; start its command again'
       )
   for name in names:
-    runs = [pipeline.folders[name].run for pipeline in pipelines]
+    runs = [pipeline.stages[name].run for pipeline in pipelines]
     check_alike([{} if run is None else run.config for run in runs], roots)
   return names
 
 
-def _seeds_table(columns: Mapping[str, Sequence[Line]]) -> list[str]:
+def _seeds_table(columns: Mapping[str, Sequence[JsonObject]]) -> list[str]:
   """Measures by column, each column the evaluations of one model over the seeds."""
   table = [['', *columns]]
-  for measure in MEASURES:
+  for measure in METRICS:
     texts = []
     for rows in columns.values():
       values = [measure.of(row) for row in rows]
@@ -175,18 +167,18 @@ def _aligned(rows: Sequence[Sequence[str]], between: str = '  ') -> list[str]:
   ]
 
 
-def _facts(pipeline: Pipeline) -> str:
-  done = sum(bool(folder.record) for folder in pipeline.folders.values())
-  facts = [f'{done} of {len(pipeline.folders)} stages finished']
-  seeds = {f.run.config.get('seed') for f in pipeline.folders.values() if f.run}
+def _facts(pipeline: PipelineFiles) -> str:
+  done = sum(bool(folder.manifest) for folder in pipeline.stages.values())
+  facts = [f'{done} of {len(pipeline.stages)} stages finished']
+  seeds = {f.run.config.get('seed') for f in pipeline.stages.values() if f.run}
   if len(seeds) == 1 and None not in seeds:
     facts.append(f'seed {seeds.pop()}')
   return ' · '.join(facts)
 
 
-def _unfinished(pipeline: Pipeline) -> list[str]:
+def _unfinished(pipeline: PipelineFiles) -> list[str]:
   """Which stages are not at their end, in a sentence."""
-  folders = [folder for folder in pipeline.folders.values() if not folder.record]
+  folders = [folder for folder in pipeline.stages.values() if not folder.manifest]
   begun = ', '.join(folder.title for folder in folders if folder.run)
   waiting = ', '.join(folder.title for folder in folders if not folder.run)
   return [f'Not finished yet: {begun}.'] * bool(begun) + [
@@ -194,9 +186,9 @@ def _unfinished(pipeline: Pipeline) -> list[str]:
   ] * bool(waiting)
 
 
-def _lead(pipeline: Pipeline, found: Sequence[findings.Finding]) -> list[str]:
+def _lead(pipeline: PipelineFiles, found: Sequence[findings.Finding]) -> list[str]:
   """What happened, in sentences that the numbers carry."""
-  base, zero, last = map(pipeline.row, (BASE, ZERO, R1))
+  base, zero, last = map(pipeline.evaluation, (BASE, ZERO, R1))
   sentences = []
   if (value := SOLVED.of(base)) is not None:
     sentences.append(
@@ -219,9 +211,9 @@ def _lead(pipeline: Pipeline, found: Sequence[findings.Finding]) -> list[str]:
   ]
 
 
-def _writing(zero: Line, last: Line) -> list[str]:
+def _writing(zero: JsonObject, last: JsonObject) -> list[str]:
   """How R1 writes, beside R1-Zero."""
-  phrases: dict[Measure, Callable[[str], str]] = {
+  phrases: dict[Metric, Callable[[str], str]] = {
     READABLE: lambda share: f'{share} of its reasoning is readable',
     LANGUAGE: lambda share: f'{share} of its words are in the language asked for',
     FOLLOWED: lambda share: f'{share} of the instructions are followed',

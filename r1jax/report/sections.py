@@ -4,11 +4,20 @@ A section with nothing to show says so. All text of a run is escaped here.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from r1jax.report.run import Line, Measured, Run, measured
+from r1jax.report.reader import (
+  MODELS,
+  Estimate,
+  JsonObject,
+  ModelColumn,
+  PipelineFiles,
+  RunFiles,
+  estimate,
+)
 from r1jax.report.words import percent
 from r1jax.text.parsing import REFLECTIVE
 from r1jax.text.templates import TEMPLATES
@@ -43,7 +52,7 @@ def summary(sentences: Sequence[str], notes: Sequence[str]) -> str:
   return f'{lead}<div class="notes">{paragraphs}</div>' if notes else lead
 
 
-def result_table(run: Run) -> str:
+def result_table(run: RunFiles) -> str:
   """The first evaluation, beside it the last one and how far they are apart."""
   head = '<h2>Result</h2>'
   if not run.evaluations:
@@ -71,14 +80,14 @@ def result_table(run: Run) -> str:
   )
 
 
-def _evaluation_name(line: Line) -> str:
+def _evaluation_name(line: JsonObject) -> str:
   return 'base' if line['step'] == 0 else f'step {line["step"]:,}'
 
 
-def _result_row(row: _Row, base: Line, last: Line) -> str:
+def _result_row(row: _Row, base: JsonObject, last: JsonObject) -> str:
   k = last.get('k', 'k')
   name, meaning = (escape(text.format(k=k)) for text in (row.name, row.meaning))
-  before, after = measured(base, row.key), measured(last, row.key)
+  before, after = estimate(base, row.key), estimate(last, row.key)
   cells = f'<td class="number">{cell(before, row.share)}</td>'
   if last is not base:
     change = strip = ''
@@ -94,7 +103,7 @@ def _result_row(row: _Row, base: Line, last: Line) -> str:
   return f'<tr><th>{name}<small>{meaning}</small></th>{cells}</tr>'
 
 
-def cell(value: Measured | None, share: bool = True) -> str:
+def cell(value: Estimate | None, share: bool = True) -> str:
   """A mean with its interval under it, as the content of a table's cell."""
   if value is None:
     return '<span class="soft">not measured</span>'
@@ -105,7 +114,7 @@ def cell(value: Measured | None, share: bool = True) -> str:
   return f'{mean}<small>{value.low * scale:.1f}–{value.high * scale:.1f}</small>'
 
 
-def _strip(before: Measured, after: Measured) -> str:
+def _strip(before: Estimate, after: Estimate) -> str:
   """Both values on a line from 0 to 100 %, their intervals as bars."""
   parts = ['<line class="rule" x1="4" x2="204" y1="9" y2="9"/>']
   for role, value in ('base', before), ('one', after):
@@ -120,7 +129,7 @@ def _strip(before: Measured, after: Measured) -> str:
   return f'<svg viewBox="0 0 208 18" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def sample_outputs(run: Run) -> str:
+def sample_outputs(run: RunFiles) -> str:
   """Outputs to the same problems at the first and at the last evaluation."""
   head = '<h2>What it writes</h2>'
   if not run.samples:
@@ -157,7 +166,7 @@ def question(prompt: str) -> str:
   return prompt
 
 
-def output(sample: Line, name: str) -> str:
+def output(sample: JsonObject, name: str) -> str:
   """An output under `name`, with a verdict, its thinking in grey."""
   if sample.get('correct'):
     verdict = '<b class="verdict-right">✓ right</b>'
@@ -184,7 +193,7 @@ def _marked(text: str) -> str:
   return re.sub(r'[^\W\d_]+', mark, escape(text))
 
 
-def settings(run: Run) -> str:
+def settings(run: RunFiles) -> str:
   """The command that goes on with the run or repeats it, and all its settings."""
   other = ('experiment', 'command', 'data')
   fields = {name: x for name, x in run.config.items() if name not in other}
@@ -225,3 +234,46 @@ def _words(value: Any) -> list[str]:
   if isinstance(value, list):
     return [word for item in value for word in _words(item)]
   return [str(value)]
+
+
+SHOWN = {'reasoning': 3, 'general': 2}  # problems, the first ones: never the best
+
+
+def side_by_side(pipeline: PipelineFiles) -> str:
+  """The same problems answered by every model that was measured."""
+  head = '<h2>What it writes</h2>'
+  parts = []
+  for kind, count in SHOWN.items():
+    shown = {
+      model: {str(line.get('problem')): line for line in _shown(pipeline, model, kind)}
+      for model in MODELS
+    }
+    for problem in _most_answered(list(shown.values()))[:count]:
+      lines = {m: found[problem] for m, found in shown.items() if problem in found}
+      asked = question(str(next(iter(lines.values())).get('prompt', problem)))
+      outputs = ''.join(
+        output(line, f'{model.title}: {model.meaning}') for model, line in lines.items()
+      )
+      parts.append(
+        f'<article class="sample"><h3>{escape(asked)}</h3>'
+        f'<div class="outputs three">{outputs}</div></article>'
+      )
+  if not parts:
+    return f'{head}<p class="soft">No outputs have been kept yet.</p>'
+  return (
+    f'{head}<p>The first test problems of each kind, and the first output of every '
+    f'model. Thinking is grey, words of self-checking are underlined.</p>'
+    f'{"".join(parts)}'
+  )
+
+
+def _most_answered(shown: Sequence[Mapping[str, JsonObject]]) -> list[str]:
+  """Problems in their order, those that more models have answered first."""
+  counts = Counter(problem for lines in shown for problem in lines)
+  return sorted(counts, key=lambda problem: -counts[problem])
+
+
+def _shown(
+  pipeline: PipelineFiles, model: ModelColumn, kind: str
+) -> Sequence[JsonObject]:
+  return (pipeline.evaluation(model).get(kind) or {}).get('shown') or []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import statistics
-from r1jax.report.run import Run, measured, read
+from r1jax.report.reader import RunFiles, estimate, read_run
 from r1jax.runtime.workdir import MAY_CHANGE, leaves
 
 _ROWS = {'pass@1': 'pass_at_1', 'consensus': 'consensus', 'length': 'length'}
@@ -22,7 +22,7 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
     ValueError: a run is not finished, two runs have the same seed, or they differ in
       more than seed and place.
   """
-  runs = [read(Path(workdir)) for workdir in workdirs]
+  runs = [read_run(Path(workdir)) for workdir in workdirs]
   check_alike([run.config for run in runs], workdirs)
   _check_finished(runs, workdirs)
   names = ', '.join(str(run.config['seed']) for run in runs)
@@ -30,7 +30,7 @@ def over_seeds(workdirs: Sequence[Path | str]) -> list[str]:
   for name, key in _ROWS.items():
     texts = []
     for index in (0, -1):
-      values = [measured(run.evaluations[index], key) for run in runs]
+      values = [estimate(run.evaluations[index], key) for run in runs]
       means = [value.mean for value in values if value is not None]
       unit, most = (1, math.inf) if key == 'length' else (100, 1)
       mean, low, high = statistics.seeds_interval(means, bounds=(0, most))
@@ -59,7 +59,7 @@ def check_alike(
       )
 
 
-def _check_finished(runs: Sequence[Run], workdirs: Sequence[Path | str]) -> None:
+def _check_finished(runs: Sequence[RunFiles], workdirs: Sequence[Path | str]) -> None:
   for run, workdir in zip(runs, workdirs, strict=True):
     last, steps = run.evaluations[-1:], run.config['rl']['steps']
     if not last or last[0]['step'] != steps:

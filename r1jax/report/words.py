@@ -1,7 +1,7 @@
 """The sentences of a report: what the run shows, as far as its numbers carry it."""
 
 from r1jax import statistics
-from r1jax.report.run import Line, Measured, Run, measured, number
+from r1jax.report.reader import Estimate, JsonObject, RunFiles, estimate, number
 from r1jax.runtime.progress import diagnose
 
 
@@ -10,7 +10,7 @@ def percent(share: float) -> str:
   return f'{share * 100:.1f}\u202f%'
 
 
-def facts(run: Run) -> list[str]:
+def facts(run: RunFiles) -> list[str]:
   """How much was done: steps, minutes, problems."""
   found = []
   if run.base:
@@ -29,7 +29,7 @@ def facts(run: Run) -> list[str]:
   return found
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: RunFiles) -> list[str]:
   """What the last RL step says about why little is learned."""
   if not run.rl:
     return []
@@ -37,12 +37,12 @@ def warnings(run: Run) -> list[str]:
   return [f'At step {last["step"]}: {sentence}' for sentence in diagnose(last)]
 
 
-def summary(run: Run) -> list[str]:
+def summary(run: RunFiles) -> list[str]:
   """What the run shows, in a few sentences."""
   if not run.evaluations:
     return [_reached(run), 'Nothing has been evaluated yet.']
   base, last = run.evaluations[0], run.evaluations[-1]
-  before, after = measured(base, 'pass_at_1'), measured(last, 'pass_at_1')
+  before, after = estimate(base, 'pass_at_1'), estimate(last, 'pass_at_1')
   if before is None or after is None:
     return ['The evaluations of this run hold no pass@1.']
   if base is last:
@@ -53,7 +53,7 @@ def summary(run: Run) -> list[str]:
   return [*_solving(base, last, before, after), *_writing(base, last)]
 
 
-def result(run: Run) -> list[str]:
+def result(run: RunFiles) -> list[str]:
   """Three lines, base -> trained, with intervals; fewer if less was measured."""
   if not run.evaluations:
     return []
@@ -64,7 +64,7 @@ def result(run: Run) -> list[str]:
     ('consensus', f'cons@{last.get("k", "k")}'),
     ('length', 'length'),
   ):
-    before, after = measured(base, key), measured(last, key)
+    before, after = estimate(base, key), estimate(last, key)
     if before is not None and after is not None:
       texts = (
         f'{value.mean:.1f} tokens' if key == 'length' else with_interval(value)
@@ -74,7 +74,7 @@ def result(run: Run) -> list[str]:
   return lines
 
 
-def _reached(run: Run) -> str:
+def _reached(run: RunFiles) -> str:
   for name, lines in ('Reinforcement learning', run.rl), ('Base training', run.base):
     if lines:
       loss = number(lines[-1], 'loss')
@@ -83,12 +83,14 @@ def _reached(run: Run) -> str:
   return 'Nothing has been measured yet: metrics.jsonl is missing or empty.'
 
 
-def _model(evaluation: Line) -> str:
+def _model(evaluation: JsonObject) -> str:
   step = evaluation['step']
   return 'The base model' if step == 0 else f'At step {step:,} the model'
 
 
-def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[str]:
+def _solving(
+  base: JsonObject, last: JsonObject, before: Estimate, after: Estimate
+) -> list[str]:
   """How often the problems are solved, and whether that can be luck."""
   sentences = [
     f'{_model(base)} solves {with_interval(before)} of the validation problems with '
@@ -101,7 +103,7 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
       'Of these two models, compared problem by problem, that is '
       f'{points(difference)}; how much another seed would differ, one run cannot say.'
     )
-  votes = measured(base, 'consensus'), measured(last, 'consensus')
+  votes = estimate(base, 'consensus'), estimate(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
     sentences.append(
       f'The most frequent answer among {last.get("k", "several")} outputs is right for '
@@ -123,7 +125,7 @@ def signed(share: float) -> str:
 
 
 def compared(
-  base: Line, last: Line, confidence: float = 0.95
+  base: JsonObject, last: JsonObject, confidence: float = 0.95
 ) -> statistics.Paired | None:
   """pass@1 of the last evaluation against the first, on the problems both hold."""
   shares, groups = [], base.get('groups')
@@ -138,16 +140,16 @@ def compared(
   return statistics.paired(shares[0][:both], shares[1][:both], 0, confidence, groups)
 
 
-def _writing(base: Line, last: Line) -> list[str]:
+def _writing(base: JsonObject, last: JsonObject) -> list[str]:
   """How the outputs themselves have changed."""
   sentences = []
-  short, long = measured(base, 'length'), measured(last, 'length')
+  short, long = estimate(base, 'length'), estimate(last, 'length')
   if short is not None and long is not None:
     verb = _verb(short, long, 'grow', 'shrink', 'stay about as long')
     sentences.append(
       f'Outputs {verb}, from {short.mean:.0f} to {long.mean:.0f} tokens on average.'
     )
-  few, many = measured(base, 'reflective'), measured(last, 'reflective')
+  few, many = estimate(base, 'reflective'), estimate(last, 'reflective')
   if few is not None and many is not None:
     verb = _verb(few, many, 'rises', 'falls', 'stays about the same')
     sentences.append(
@@ -157,7 +159,7 @@ def _writing(base: Line, last: Line) -> list[str]:
   return sentences
 
 
-def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> str:
+def _verb(before: Estimate, after: Estimate, up: str, down: str, level: str) -> str:
   """The verb for a change; it is not called one where the intervals overlap.
 
   That is stricter than a test at 5 %, as the problems are the same.
@@ -168,13 +170,13 @@ def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> 
   return down if after_high < before_low else level
 
 
-def _ends(value: Measured) -> tuple[float, float]:
+def _ends(value: Estimate) -> tuple[float, float]:
   if value.low is None or value.high is None:
     return value.mean, value.mean
   return value.low, value.high
 
 
-def with_interval(value: Measured | statistics.Interval) -> str:
+def with_interval(value: Estimate | statistics.Interval) -> str:
   """A share, and in brackets its interval if there is one."""
   if value.low is None or value.high is None:
     return percent(value.mean)

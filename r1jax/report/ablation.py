@@ -1,20 +1,18 @@
 """What the finished runs of an ablation say: table, statements, figures."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.ablations import page
 from r1jax import statistics
-from r1jax.report import chart
-from r1jax.report.run import Line, measured, read
-from r1jax.stages import evaluation_suite
+from r1jax.report import comparison
+from r1jax.report.chart import Curve, line_chart
+from r1jax.report.comparison import LEVEL, Comparison
+from r1jax.report.reader import JsonObject, estimate, read_run
 
 Paths = Mapping[str, Sequence[Path]]  # variant -> its runs, a seed each
 Points = Callable[[Path], list[tuple[int, float]]]  # of a run: step and value
@@ -38,7 +36,7 @@ QUANTITIES = {
 }
 
 
-class Figure(NamedTuple):
+class VariantFigure(NamedTuple):
   """A chart with a line for each variant, the mean over its seeds."""
 
   title: str
@@ -47,40 +45,40 @@ class Figure(NamedTuple):
   share: bool = False  # written in per cent
 
 
-def _of(line: Line, place: str) -> float | None:
+def _of(line: JsonObject, place: str) -> float | None:
   *outer, name = place.split('.')
   for part in outer:
     line = line.get(part) or {}
-  value = measured(line, name)
+  value = estimate(line, name)
   return None if value is None else value.mean
 
 
-def _points(lines: Sequence[Line], place: str) -> list[tuple[int, float]]:
+def _points(lines: Sequence[JsonObject], place: str) -> list[tuple[int, float]]:
   found = ((line['step'], _of(line, place)) for line in lines)
   return [(step, value) for step, value in found if value is not None]
 
 
-def evaluated(place: str) -> Points:
+def over_evaluations(place: str) -> Points:
   """A quantity over the evaluations of a run; a dot leads into a group."""
-  return lambda path: _points(read(path).evaluations, place)
+  return lambda path: _points(read_run(path).evaluations, place)
 
 
-def trained(place: str) -> Points:
+def over_rl_steps(place: str) -> Points:
   """A quantity over the steps of RL of a run."""
-  return lambda path: _points(read(path).rl, place)
+  return lambda path: _points(read_run(path).rl, place)
 
 
-PASS_AT_1 = Figure(
+PASS_AT_1 = VariantFigure(
   'Pass@1 over RL steps',
   'On validation problems, the mean over seeds, without an interval.',
-  evaluated('pass_at_1'),
+  over_evaluations('pass_at_1'),
   share=True,
 )
 
 
 def row(path: Path) -> dict[str, Any]:
   """A finished run's row of the stage table."""
-  return json.loads(evaluation_suite.file(path, 'final').read_bytes())
+  return json.loads((path / 'evaluation-final.json').read_bytes())
 
 
 def _number(row: Mapping[str, Any], quantity: Quantity) -> float:
@@ -136,9 +134,9 @@ def statements(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
   if len(base) < 2:
     return _of_two_models(first, base[0], {name: mine[0] for name, mine in others})
   count = len(others) * len(QUANTITIES)
-  level = page.LEVEL / count
+  level = LEVEL / count
   given = f'by seed ({len(base)} of each variant), given this parent and these problems'
-  found = [page.shared(count, given)]
+  found = [comparison.shared(count, given)]
   for variant, mine in others:
     for name, quantity in QUANTITIES.items():
       before, after = ([_number(row, quantity) for row in x] for x in (base, mine))
@@ -152,9 +150,9 @@ def _of_two_models(
   first: str, base: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
   """How models of one seed differ in reasoning, problem by problem."""
-  level = page.LEVEL / len(others)
+  level = LEVEL / len(others)
   kind = 'of single models, by problem, which say nothing of other seeds'
-  found = [page.shared(len(others), kind)]
+  found = [comparison.shared(len(others), kind)]
   for variant, mine in others.items():
     before, after = (
       np.array(row['reasoning']['right']) / row['reasoning']['k']
@@ -179,7 +177,7 @@ def _sentence(
   unit: str,
 ) -> str:
   mean, low, high = test.difference
-  word = page.verdict(mean, told_apart)
+  word = comparison.verdict(mean, told_apart)
   than = 'from' if word == 'not told apart' else 'than'
   return (
     f'{name}: {variant} is {word} {than} {first}, {mean:+z.1f} {unit} '
@@ -187,20 +185,20 @@ def _sentence(
   )
 
 
-def charts(figures: Sequence[Figure], paths: Paths) -> list[str]:
+def charts(figures: Sequence[VariantFigure], paths: Paths) -> list[str]:
   """Each figure as HTML; one without any points is left out."""
   found = []
   for figure in figures:
     curves = [
-      chart.Curve(name, role, points, marked=True)
-      for role, (name, runs) in zip(page.ROLES, paths.items(), strict=False)
+      Curve(name, role, points, marked=True)
+      for role, (name, runs) in zip(comparison.ROLES, paths.items(), strict=False)
       if (points := _over_seeds(figure.points, runs))
     ]
     if curves:
-      svg = chart.line_chart(
+      svg = line_chart(
         curves, label=figure.title, share=figure.share, width=880, height=320
       )
-      found.append(page.figure(figure.title, figure.caption, svg))
+      found.append(comparison.figure(figure.title, figure.caption, svg))
   return found
 
 
@@ -213,26 +211,15 @@ def _over_seeds(points: Points, runs: Sequence[Path]) -> list[tuple[int, float]]
   ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """What an ablation says: lines for a terminal, a page for a browser or a notebook."""
-
-  lines: list[str]
-  html: str
-
-  def _repr_html_(self) -> str:
-    # In a frame of its own, as the page has its own style.
-    source = escape(self.html)
-    return f'<iframe srcdoc="{source}" width="100%" height="900"></iframe>'
-
-
-def summarise(question: str, paths: Paths, figures: Sequence[Figure]) -> Result:
+def summarise(
+  question: str, paths: Paths, figures: Sequence[VariantFigure]
+) -> Comparison:
   """The result of finished runs."""
   rows = {variant: [row(path) for path in runs] for variant, runs in paths.items()}
   lines, said = table(rows), statements(rows)
   seeds = len(next(iter(paths.values())))
   facts = f'{len(paths)} variants · {seeds} {"seed" if seeds == 1 else "seeds"} of each'
-  parts = [page.table(lines), *charts(figures, paths)]
+  parts = [comparison.table(lines), *charts(figures, paths)]
   source = 'evaluation-final.json and metrics.jsonl of the runs'
-  html = page.page(question, facts, said, parts, source)
-  return Result([question, *page.columns(lines), *said], html)
+  html = comparison.page(question, facts, said, parts, source)
+  return Comparison([question, *comparison.columns(lines), *said], html)

@@ -1,9 +1,10 @@
 """What a comparison says, in words and as a page of its own."""
 
+import dataclasses
 from collections.abc import Sequence
 from html import escape
 
-from r1jax.report.template import PAGE
+from r1jax.report.page import PAGE
 
 LEVEL = 0.05  # of a test; divided by the number of tests in a family
 ROLES = ('one', 'two', 'three', 'four', 'five')  # of curves, in order
@@ -84,3 +85,16 @@ def page(
     body='\n'.join([_STYLE, lead, *parts]),
     source=escape(source),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What an ablation says: lines for a terminal, a page for a browser or a notebook."""
+
+  lines: list[str]
+  html: str
+
+  def _repr_html_(self) -> str:
+    # In a frame of its own, as the page has its own style.
+    source = escape(self.html)
+    return f'<iframe srcdoc="{source}" width="100%" height="900"></iframe>'
