@@ -13,8 +13,8 @@ import json
 
 import jax
 
-from r1jax.report import budget, comparison
-from r1jax.report.comparison import LEVEL
+from r1jax.report import budget
+from r1jax.report.words import LEVEL
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import cli, compilation
@@ -98,12 +98,10 @@ def main(config: Thinking) -> None:
       confidence=1 - LEVEL / len(config.budgets),
     )
   write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
-  lines, said = budget.table(rows), budget.statements(rows)
   facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
-  parts = [comparison.table(lines), budget.figure(rows)]
-  html = comparison.page(QUESTION, facts, said, parts, 'thinking.json')
-  write_whole(workdir / 'thinking.html', html)
-  print('\n'.join([*comparison.columns(lines), *said, str(workdir / 'thinking.html')]))
+  result = budget.summarise(QUESTION, facts, rows)
+  write_whole(workdir / 'thinking.html', result.html)
+  print('\n'.join([*result.lines, str(workdir / 'thinking.html')]))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Tests of r1jax.stages.report: the words follow from the numbers, the page holds."""
 
+import html
 import json
 import re
 import subprocess
@@ -70,10 +71,12 @@ def write_run(workdir: Path, metrics: list[dict], samples: list[dict] | None = N
 class Page(HTMLParser):
   """The text of a page; fails where tags are not closed in order."""
 
-  def __init__(self, html: str) -> None:
+  def __init__(self, source: str) -> None:
     super().__init__()
-    self.html, self.texts, self._open = html, [], []  # type: ignore[var-annotated]
-    self.feed(html)
+    self.html = source
+    self.texts: list[str] = []
+    self._open: list[str] = []
+    self.feed(source)
     assert self._open == []
 
   def handle_starttag(self, tag, attrs):
@@ -144,9 +147,9 @@ def test_shrinking_outputs_are_said_to_shrink(tmp_path):
 def test_table_sets_base_beside_trained(tmp_path):
   metrics = [evaluation(0, 0.125), evaluation(20, 0.9), evaluation(40, 0.0625, 0.0125)]
   write_run(tmp_path, metrics)
-  html = page_of(tmp_path).html
-  rows = [re.sub(r'<[^>]+>', '|', row) for row in re.findall(r'<tr>.*?</tr>', html)]
-  cells = [[cell for cell in row.split('|') if cell] for row in rows]
+  rows = re.findall('<tr>.*?</tr>', page_of(tmp_path).html, re.DOTALL)
+  texts = [re.split('<[^>]+>', html.unescape(row)) for row in rows]
+  cells = [[text.strip() for text in row if text.strip(' \n')] for row in texts]
   percent = '\u202f%'
   assert cells[0] == ['base', 'step 40', 'change', '0 to 100' + percent]
   assert cells[1] == [
@@ -193,10 +196,10 @@ def test_outputs_are_escaped_judged_and_marked(tmp_path):
 def test_page_needs_nothing_from_elsewhere(tmp_path):
   metrics = [evaluation(0, 0.1), *map(rl, range(1, 100)), evaluation(99, 0.5)]
   write_run(tmp_path, metrics, [sample(0, 'x')])
-  html = page_of(tmp_path).html
+  page = page_of(tmp_path).html
   for foreign in 'http', 'src=', '<link', '<script', '@import', 'url(':
-    assert foreign not in html
-  assert 'prefers-color-scheme: dark' in html
+    assert foreign not in page
+  assert 'prefers-color-scheme: dark' in page
 
 
 def test_settings_are_named_as_on_the_command_line(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1jax.report import ablation, comparison
+from r1jax.report import ablation, comparison, words
 from r1jax.report.ablation import VariantFigure
 
 
@@ -158,20 +158,21 @@ def test_curves_are_means_over_seeds_at_steps_that_all_have():
   by_run = {'a': [(0, 0.2), (2, 0.4), (4, 0.9)], 'b': [(0, 0.4), (2, 0.8)]}
   figure = VariantFigure('T', 'C', lambda path: by_run.get(path.name, []), share=True)
   paths = {'on': [Path('a'), Path('b')], 'off': [Path('nothing')]}
-  (drawn,) = ablation.charts([figure], paths)
-  assert '<title>on at step 0: 30.0 %</title>' in drawn
-  assert '<title>on at step 2: 60.0 %</title>' in drawn
-  assert 'step 4:' not in drawn
-  assert '>off<' not in drawn
-  assert ablation.charts([figure], {'off': [Path('nothing')]}) == []
+  (drawn,) = ablation.curve_figures([figure], paths)
+  svg = drawn.svg(880, 320)
+  assert '<title>on at step 0: 30.0 %</title>' in svg
+  assert '<title>on at step 2: 60.0 %</title>' in svg
+  assert 'step 4:' not in svg
+  assert '>off<' not in svg
+  assert ablation.curve_figures([figure], {'off': [Path('nothing')]}) == []
 
 
 def test_text_is_escaped_and_tables_are_aligned():
-  html = comparison.page(
-    'a<b', 'x & y', ['1 < 2'], [comparison.table([['<', 'n'], ['v', '1']])], ''
-  )
-  assert 'a&lt;b' in html
-  assert 'x &amp; y' in html
-  assert '1 &lt; 2' in html
-  assert '<th>&lt;</th>' in html
-  assert comparison.columns([['a', 'bb'], ['ccc', 'd']]) == ['a    bb', 'ccc   d']
+  table = [['<', 'n'], ['v', '1']]
+  found = comparison.compare('a<b', 'x & y', table, ['1 < 2'], [], '')
+  assert 'a&lt;b' in found.html
+  assert 'x &amp; y' in found.html
+  assert '1 &lt; 2' in found.html
+  assert '<th>&lt;</th>' in found.html
+  assert found.lines == ['<  n', 'v  1', '1 < 2']
+  assert words.aligned([['a', 'bb'], ['ccc', 'd']]) == ['a    bb', 'ccc   d']

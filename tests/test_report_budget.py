@@ -52,6 +52,6 @@ def test_the_table_and_the_figure_show_the_numbers():
   assert head[-1] == 'equations, %'
   assert first == ['0 tokens', '0.0', '25.0', *['40.0 (30.0 to 50.0)'] * 2]
   assert last[:2] == ['free', '1234.4']
-  html = budget.figure(rows)
+  html = budget.curve_figure(rows).svg(880, 360)
   assert '<title>all at 1,234 tokens: 60.0 %</title>' in html
   assert 'step' not in html

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1jax.report import evidence, findings, paper, pipeline, reader
+from r1jax.report import evidence, findings, paper, pipeline, reader, seeds
 from r1jax.report.evidence import SingleRunEvidence
 from r1jax.report.reader import read_pipeline
 from r1jax.statistics import Interval
@@ -161,10 +161,10 @@ class Page(HTMLParser):
 
   def cells(self, name):
     """The texts of the first row of a table that begins with `name`."""
-    rows = re.findall(r'<tr[^>]*>.*?</tr>', self.html)
-    texts = [[t for t in re.split(r'<[^>]+>', row) if t] for row in rows]
-    found = next(text for text in texts if text[:1] == [name])
-    return [text.replace('\u202f', ' ') for text in found]
+    source = self.html.replace('&#8239;', ' ').replace('\u202f', ' ')
+    rows = re.findall('<tr[^>]*>.*?</tr>', source, re.DOTALL)
+    texts = [[t.strip() for t in re.split('<[^>]+>', row) if t.strip()] for row in rows]
+    return next(text for text in texts if text[:1] == [name])
 
 
 def page_of(root, paper=PAPER):
@@ -445,7 +445,8 @@ def test_curves_of_the_rl_stages_have_one_scale(tmp_path):
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     (tmp_path / name / 'metrics.jsonl').write_text(text)
   html = page_of(tmp_path).html
-  charts = dict(re.findall(r'<figure><h3>([^<]*)</h3>(<svg.*?</svg>)', html))
+  pattern = r'<figure><h3>([^<]*)</h3>\s*(<svg.*?</svg>)'
+  charts = dict(re.findall(pattern, html, re.DOTALL))
   assert list(charts) == [
     f'{stage}: {quantity}'
     for stage in ('R1-Zero', 'Reasoning RL')
@@ -474,7 +475,7 @@ def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
     root = write_pipeline(tmp_path / str(seed), seed, students, **changes)
     write_student(root, 'distill_small', base=2, sft=solved)
     roots.append(root)
-  lines = pipeline.over_seeds(roots)
+  lines = seeds.compare_pipelines(roots)
   table = [[x.strip() for x in line.strip('|').split('|')] for line in lines if line]
   assert table[0] == ['', 'base', 'Zero', 'Dev1', 'Dev2', 'Dev3', 'R1']
   assert {character for cell in table[1] for character in cell} == {'-'}
@@ -510,7 +511,7 @@ def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
   assert far.verdict == UNCLEAR  # though each run alone is far
   assert verdicts(tmp_path / '0')[0] == CAME
   assert costs.verdict == CAME  # by 25 points with every seed
-  lines = pipeline.over_seeds([p.root for p in pipelines])
+  lines = seeds.compare_pipelines([p.root for p in pipelines])
   assert (
     'Findings over 3 seeds, by t-intervals of 99.6 %, so that all share'
     in '\n'.join(lines)
@@ -522,14 +523,14 @@ def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
 def test_pipelines_that_are_no_repetitions_are_refused(tmp_path):
   first = write_pipeline(tmp_path / 'a', 0)
   with pytest.raises(ValueError, match='a different seed for every run'):
-    pipeline.over_seeds([first, write_pipeline(tmp_path / 'b', 0)])
+    seeds.compare_pipelines([first, write_pipeline(tmp_path / 'b', 0)])
   other = write_pipeline(tmp_path / 'c', 1)
   write_stage(other, 'cold_start', seed=1, epochs=9)
   with pytest.raises(ValueError, match='other settings'):
-    pipeline.over_seeds([first, other])
+    seeds.compare_pipelines([first, other])
   (other / 'final_rl' / 'stage.json').unlink()
   with pytest.raises(ValueError, match='not finished: expected the stages r1_zero'):
-    pipeline.over_seeds([first, other])
+    seeds.compare_pipelines([first, other])
 
 
 def test_the_command_knows_a_pipeline_and_refuses_what_is_none(tmp_path):

@@ -131,5 +131,5 @@ def main(ablation: Ablation, default: Command) -> None:
   """The command of an ablation."""
   with user_errors():
     config = cli.parse(default)
-    print('\n'.join(run(ablation, config).lines))
+    print('\n'.join([ablation.question, *run(ablation, config).lines]))
     print(Path(config.workdir) / 'ablation.html')

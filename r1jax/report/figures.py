@@ -1,65 +1,75 @@
-"""The figures of the report: which curves, in which charts, with which captions.
+"""The figures of the reports: which curves in which charts, with which captions.
 
-Accuracy, length and self-checks are the curves of the DeepSeek-R1 paper; the small ones
-below them are for finding out why a run went the way it did.
+Accuracy, length and self-checks are the curves of the DeepSeek-R1 paper; the smaller
+charts help to find out why a run learned well or badly.
 """
 
-from collections.abc import Sequence
-from html import escape
+from typing import NamedTuple
 
-from r1jax.report.chart import Curve, CurveFigure, line_chart, running_mean
-from r1jax.report.reader import JsonObject, RunFiles, estimate, number
+from r1jax.report.chart import CurveFigure
+from r1jax.report.curves import base_line, evaluated, steps
+from r1jax.report.reader import TITLES, PipelineFiles, RunFiles, number
 
-SMOOTH_FROM = 50  # values; a curve of fewer is readable as it is
+RL_STAGES = ('r1_zero', 'reasoning_rl', 'final_rl')
 
 
-def figures(run: RunFiles) -> str:
-  """The section with the curves, as HTML; names those the run has no numbers for."""
-  accuracy, outputs, training = _accuracy(run), _outputs(run), _training(run)
-  parts = [
-    '<h2>How it learned</h2><p>Over the steps of training. Where there are many, a '
-    'thin line shows every step and a bold one their running mean.</p>'
+class FigureGroup(NamedTuple):
+  """Figures of one size; `kind` is a class of the style sheet."""
+
+  kind: str
+  width: int
+  height: int
+  figures: list[CurveFigure]
+
+
+def run_figures(run: RunFiles) -> list[FigureGroup]:
+  """Returns the figures of one run, in groups from large to small."""
+  return [
+    FigureGroup('wide', 860, 340, [_accuracy(run)]),
+    FigureGroup('pair', 400, 250, _outputs(run)),
+    FigureGroup('small', 300, 190, _training(run)),
   ]
-  if accuracy.is_measured:
-    wide = chart(accuracy, 860, 340)
-    narrow = chart(accuracy, 380, 300)  # the same chart, its type legible on a phone
-    picture = (
-      f'<div class="wide-chart">{wide}</div><div class="narrow-chart">{narrow}</div>'
-    )
-    parts.append(f'<div class="wide">{framed(accuracy, picture)}</div>')
-  for name, group, width, height in (
-    ('pair', outputs, 400, 250),
-    ('small', training, 300, 190),
-  ):
-    drawn = [framed(f, chart(f, width, height)) for f in group if f.is_measured]
-    parts.append(f'<div class="{name}">{"".join(drawn)}</div>' if drawn else '')
-  missing = [f.title for f in (accuracy, *outputs, *training) if not f.is_measured]
-  if missing:
-    names = ', '.join(missing)
-    parts.append(
-      f'<p class="missing">Too few values for a curve so far: {escape(names)}.</p>'
-    )
-  return ''.join(parts)
 
 
-def framed(figure: CurveFigure, picture: str) -> str:
-  """The figure as HTML: title, picture, and the caption if there is one."""
-  caption = figure.caption and f'<figcaption>{escape(figure.caption)}</figcaption>'
-  return f'<figure><h3>{escape(figure.title)}</h3>{picture}{caption}</figure>'
+def pipeline_figures(pipeline: PipelineFiles) -> list[CurveFigure]:
+  """Returns accuracy, length and language of each RL stage that has started.
+
+  The charts of one quantity have the same scale.
+  """
+  runs = {name: run for name in RL_STAGES if (run := _rl_run(pipeline, name))}
+  lengths = [number(line, 'length') or 0.0 for run in runs.values() for line in run.rl]
+  return [
+    figure
+    for name, run in runs.items()
+    for figure in _stage_figures(TITLES[name], run, max(lengths))
+  ]
 
 
-def chart(figure: CurveFigure, width: int, height: int) -> str:
-  """The picture of a figure as SVG."""
-  curves = [c for c in figure.curves if any(y is not None for _, y in c.points)]
-  label = f'{figure.title}. {figure.caption}'
-  return line_chart(
-    curves,
-    label=label,
-    share=figure.share,
-    width=width,
-    height=height,
-    highest=figure.highest,
-  )
+def missing_stages(pipeline: PipelineFiles) -> list[str]:
+  """Returns the titles of the RL stages without any RL step so far."""
+  return [TITLES[name] for name in RL_STAGES if not _rl_run(pipeline, name)]
+
+
+def _rl_run(pipeline: PipelineFiles, name: str) -> RunFiles | None:
+  stage = pipeline.stages.get(name)
+  return stage.run if stage and stage.run and stage.run.rl else None
+
+
+def _stage_figures(title: str, run: RunFiles, longest: float) -> list[CurveFigure]:
+  k = run.evaluations[-1].get('k', 'k') if run.evaluations else 'k'
+  accuracy = [
+    base_line(run.evaluations, 'pass_at_1')._replace(name='start'),
+    evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
+    evaluated(run.evaluations, 'pass_at_1', 'pass@1', 'one'),
+  ]
+  language = [{**line, **(line.get('rewards') or {})} for line in run.rl]
+  return [
+    CurveFigure(f'{title}: accuracy', '', accuracy, share=True, highest=1.0),
+    CurveFigure(f'{title}: tokens', '', steps(run.rl, 'length'), highest=longest),
+    CurveFigure(
+      f'{title}: language', '', steps(language, 'language'), share=True, highest=1.0
+    ),
+  ]
 
 
 def _accuracy(run: RunFiles) -> CurveFigure:
@@ -140,38 +150,3 @@ def _training(run: RunFiles) -> list[CurveFigure]:
       steps(run.base, 'loss'),
     ),
   ]
-
-
-def evaluated(lines: Sequence[JsonObject], key: str, name: str, role: str) -> Curve:
-  """The quantity `key` of evaluations, with its intervals."""
-  found = [(line['step'], estimate(line, key)) for line in lines]
-  band = [
-    (step, value.low, value.high)
-    for step, value in found
-    if value is not None and value.low is not None and value.high is not None
-  ]
-  points = [(step, None if value is None else value.mean) for step, value in found]
-  return Curve(name, role, points, band, marked=True)
-
-
-def base_line(lines: Sequence[JsonObject], key: str) -> Curve:
-  """The first evaluation, drawn as a level up to the last one."""
-  value = estimate(lines[0], key) if lines else None
-  mean = None if value is None else value.mean
-  return Curve('base', 'base', [(line['step'], mean) for line in lines])
-
-
-def steps(
-  lines: Sequence[JsonObject], key: str, name: str = '', role: str = 'one'
-) -> list[Curve]:
-  """Value by step: as it is if there are few, else with its running mean on top."""
-  points = [(line['step'], number(line, key)) for line in lines]
-  if len(points) < SMOOTH_FROM:
-    return [Curve(name, role, points)]
-  smooth = running_mean([value for _, value in points], _window(len(points)))
-  mean = [(step, value) for (step, _), value in zip(points, smooth, strict=True)]
-  return [Curve('', f'raw {role}', points), Curve(name, role, mean)]
-
-
-def _window(count: int) -> int:
-  return count // 30 * 2 + 1

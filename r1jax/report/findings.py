@@ -29,9 +29,9 @@ from r1jax.report.reader import (
   ModelColumn,
   PipelineFiles,
 )
+from r1jax.report.words import LEVEL
 from r1jax.statistics import Interval
 
-LEVEL = 0.05  # the chance that any check of a page is wrong, at most
 FAR = 0.10  # points of pass@1 that we call far; the paper's RL gained 62
 # Points of pass@1 that the last stage may lose and still reason as well as the best: a
 # half of what we call far, and what two seeds of one recipe commonly differ by.
@@ -60,14 +60,24 @@ class Finding(NamedTuple):
   paper: str = ''
 
   @property
+  def is_complete(self) -> bool:
+    """Whether all its numbers were measured."""
+    return bool(self.checks) and None not in self.checks
+
+  @property
   def verdict(self) -> str:
     """One of `CAME`, `FAILED`, `UNCLEAR`, `MISSING`."""
-    checks = [check for check in self.checks if check is not None]
-    if len(checks) < max(len(self.checks), 1):
+    if not self.is_complete:
       return MISSING
+    checks = [check for check in self.checks if check is not None]
     if any(check.holds is False for check in checks):
       return FAILED
     return CAME if all(check.holds for check in checks) else UNCLEAR
+
+  @property
+  def mark(self) -> str:
+    """How the page shows the verdict: 'right', 'wrong' or 'open'."""
+    return {CAME: 'right', FAILED: 'wrong'}.get(self.verdict, 'open')
 
 
 def findings(pipeline: PipelineFiles, paper: Paper | None) -> list[Finding]:

@@ -1,8 +1,12 @@
 """The sentences of a report: what the run shows, as far as its numbers carry it."""
 
+from collections.abc import Sequence
+
 from r1jax import statistics
 from r1jax.report.reader import Estimate, JsonObject, RunFiles, estimate, number
 from r1jax.runtime.progress import diagnose
+
+LEVEL = 0.05  # of all tests of a page together: the chance that any of them is wrong
 
 
 def percent(share: float) -> str:
@@ -181,3 +185,13 @@ def with_interval(value: Estimate | statistics.Interval) -> str:
   if value.low is None or value.high is None:
     return percent(value.mean)
   return f'{percent(value.mean)} ({value.low * 100:.1f}–{value.high * 100:.1f})'
+
+
+def aligned(rows: Sequence[Sequence[str]], between: str = '  ') -> list[str]:
+  """Returns the rows of a table as lines: the first column left, the others right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for first, *others in rows:
+    cells = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+    lines.append(between.join([first.ljust(widths[0]), *cells]))
+  return lines
