@@ -129,7 +129,7 @@ def write_student(root, name, **solved):
 
 
 def verdicts(root):
-  found = findings.findings(read_pipeline(root), PAPER)
+  found = findings.of_run(read_pipeline(root), PAPER)
   return [finding.verdict for finding in found]
 
 
@@ -263,7 +263,7 @@ def test_checks_share_the_level(tmp_path):
   for name in ('distill_small', 'distill_tiny'):
     write_student(tmp_path, name, base=2, rl=4, answers=3, sft=9)
   whole = read_pipeline(tmp_path)
-  checks = [c for f in findings.findings(whole, PAPER) for c in f.checks]
+  checks = [c for f in findings.of_run(whole, PAPER) for c in f.checks]
   assert len(checks) == 16
   assert findings.confidence(whole) == 1 - 0.05 / 16
   text = page_of(tmp_path).text
@@ -326,9 +326,9 @@ def test_distilling_is_judged_over_the_students(tmp_path, small, tiny, verdict):
 def test_intervals_are_set_apart_as_of_independent_samples():
   before, after = Interval(0.5, 0.47, 0.54), Interval(0.7, 0.67, 0.76)
   # Down: 0.03 of the one and 0.04 of the other, 0.05; up: sqrt(0.06^2 + 0.03^2).
-  found = evidence.apart(before, after)
+  found = evidence.independent_difference(before, after)
   assert found == pytest.approx((0.2, 0.15, 0.2 + 0.0045**0.5))
-  assert evidence.apart(None, after) is None
+  assert evidence.independent_difference(None, after) is None
 
 
 def test_cells_are_the_numbers_given(tmp_path):
@@ -499,7 +499,7 @@ def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
     pipelines.append(
       read_pipeline(write_pipeline(tmp_path / str(seed), seed, **changes))
     )
-  far, _, costs, *_ = findings.over_seeds(pipelines)
+  far, _, costs, *_ = findings.of_seeds(pipelines)
   # Of 16: 9, 10 and 11 more, so 62.5 points with a deviation of 6.25. With 12 checks
   # t(1 - 0.05 / 24, 2 degrees) = 15.44, and 15.44 * 6.25 / sqrt(3) = 55.7.
   (check,) = far.checks

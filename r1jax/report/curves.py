@@ -9,7 +9,7 @@ SMOOTH_FROM = 50  # values; with fewer a curve is readable without smoothing
 
 
 def evaluated(lines: Sequence[JsonObject], key: str, name: str, role: str) -> Curve:
-  """The quantity `key` of evaluations, with its intervals."""
+  """Returns the quantity `key` of evaluations, with its intervals."""
   found = [(line['step'], estimate(line, key)) for line in lines]
   band = [
     (step, value.low, value.high)
@@ -21,7 +21,7 @@ def evaluated(lines: Sequence[JsonObject], key: str, name: str, role: str) -> Cu
 
 
 def base_line(lines: Sequence[JsonObject], key: str) -> Curve:
-  """The first evaluation, drawn as a level up to the last one."""
+  """Returns the first evaluation as a constant up to the last one."""
   value = estimate(lines[0], key) if lines else None
   mean = None if value is None else value.mean
   return Curve('base', 'base', [(line['step'], mean) for line in lines])
@@ -30,7 +30,7 @@ def base_line(lines: Sequence[JsonObject], key: str) -> Curve:
 def steps(
   lines: Sequence[JsonObject], key: str, name: str = '', role: str = 'one'
 ) -> list[Curve]:
-  """Value by step: as it is if there are few, else with its running mean on top."""
+  """Returns the quantity `key` by step; from 50 steps on also its running mean."""
   points = [(line['step'], number(line, key)) for line in lines]
   if len(points) < SMOOTH_FROM:
     return [Curve(name, role, points)]

@@ -17,93 +17,88 @@ from r1jax.statistics import Interval
 
 
 class WordedInterval(NamedTuple):
-  """An interval, and in words how it was found."""
+  """An interval, and a text that says how it was computed."""
 
   interval: Interval
   text: str
 
 
 class Evidence(Protocol):
-  """Differences and levels, at one confidence; None where numbers are missing."""
-
-  @property
-  def confidence(self) -> float:
-    """Of all intervals."""
+  """Metrics of models with intervals of one confidence; None if not measured."""
 
   @property
   def students(self) -> Sequence[tuple[str, str]]:
-    """Title and stage of each student."""
+    """Title and stage of each student of distillation."""
 
-  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
-    """The quantity of a model."""
+  def mean(self, metric: Metric, model: ModelColumn) -> float | None:
+    """Returns a metric of a model."""
 
-  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
-    """The quantity with its interval."""
+  def level(self, metric: Metric, model: ModelColumn) -> WordedInterval | None:
+    """Returns a metric of a model with its interval."""
 
   def difference(
-    self, measure: Metric, before: ModelColumn, after: ModelColumn
+    self, metric: Metric, before: ModelColumn, after: ModelColumn
   ) -> WordedInterval | None:
-    """`after - before` with its interval."""
+    """Returns the metric of `after` minus that of `before`, with its interval."""
 
 
 class SingleRunEvidence:
-  """One run: models compared by problem.
+  """Evidence of one run; the intervals are over problems.
 
-  What was solved is compared problem by problem. Of other quantities only 95 %
-  intervals are kept; they are widened to the confidence, and set apart as if
-  independent. Where there are too few problems for an interval of that confidence, it
-  has no ends, and decides nothing.
+  pass@1 is compared problem by problem. Of other metrics the files have only 95 %
+  intervals; these are widened to `confidence` and compared as if they were independent.
+  With too few problems for an interval of that confidence, the interval is infinite.
   """
 
   def __init__(self, pipeline: PipelineFiles, confidence: float) -> None:
     self.pipeline, self.confidence = pipeline, confidence
     self.students = [(f.title, f.name) for f in pipeline.students]
 
-  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
+  def mean(self, metric: Metric, model: ModelColumn) -> float | None:
     """See `Evidence`."""
-    value = measure.of(self.pipeline.evaluation(model))
+    value = metric.of(self.pipeline.evaluation(model))
     return None if value is None else value.mean
 
-  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
+  def level(self, metric: Metric, model: ModelColumn) -> WordedInterval | None:
     """See `Evidence`."""
-    interval = self._widened(measure.of(self.pipeline.evaluation(model)))
+    interval = self._widened(metric.of(self.pipeline.evaluation(model)))
     if interval is None:
       return None
-    if few := self._too_few(measure, model):
-      endless = Interval(interval.mean, -math.inf, math.inf)
-      return WordedInterval(endless, f'{words.percent(interval.mean)}, {few}')
+    if few := self._too_few(metric, model):
+      infinite = Interval(interval.mean, -math.inf, math.inf)
+      return WordedInterval(infinite, f'{words.percent(interval.mean)}, {few}')
     return WordedInterval(interval, words.with_interval(interval))
 
   def difference(
-    self, measure: Metric, before: ModelColumn, after: ModelColumn
+    self, metric: Metric, before: ModelColumn, after: ModelColumn
   ) -> WordedInterval | None:
     """See `Evidence`."""
     rows = self.pipeline.evaluation(before), self.pipeline.evaluation(after)
-    values = [measure.of(row) for row in rows]
+    values = [metric.of(row) for row in rows]
     if values[0] is None or values[1] is None:
       return None
     ends = _ends((before, after), (values[0].mean, values[1].mean))
-    kind, *keys = measure.path
-    if few := self._too_few(measure, before) or self._too_few(measure, after):
+    kind, *keys = metric.path
+    if few := self._too_few(metric, before) or self._too_few(metric, after):
       mean = values[1].mean - values[0].mean
-      endless = Interval(mean, -math.inf, math.inf)
-      return WordedInterval(endless, f'{ends}, {words.signed(mean)} points, {few}')
+      infinite = Interval(mean, -math.inf, math.inf)
+      return WordedInterval(infinite, f'{ends}, {words.signed(mean)} points, {few}')
     if keys == ['pass_at_1']:
       paired = words.compared(rows[0][kind], rows[1][kind], self.confidence)
       if paired is not None:
         return WordedInterval(paired.difference, f'{ends}, {words.points(paired)}')
-    found = apart(*map(self._widened, values))
+    found = independent_difference(*map(self._widened, values))
     return None if found is None else WordedInterval(found, f'{ends}, {_points(found)}')
 
-  def _too_few(self, measure: Metric, model: ModelColumn) -> str:
-    """In words that a model was asked too few problems; empty if it was not.
+  def _too_few(self, metric: Metric, model: ModelColumn) -> str:
+    """Returns a text if a model was tested on too few problems, else an empty one.
 
-    By chance n of them, or n groups that are alike, all differ to one side with
-    probability 2^(1 - n). While that is more than an interval may err, no n problems
-    can be enough; drawn anew they give an interval that is too narrow all the same, and
-    of no width where they do not differ.
+    If two models are equally good, all of n problems (or of n groups of similar ones)
+    favour the same model with probability 2^(1 - n). If that is more than
+    `1 - confidence`, n problems cannot be enough, but resampling them would still give
+    a narrow interval, or one of no width if the differences are equal.
     """
-    half = self.pipeline.evaluation(model).get(measure.path[0]) or {}
+    half = self.pipeline.evaluation(model).get(metric.path[0]) or {}
     names = half.get('groups') or range(int(number(half, 'problems') or 0))
     count = len(set(names))
     if 2.0 ** (1 - count) <= 1 - self.confidence:
@@ -118,20 +113,20 @@ class SingleRunEvidence:
 
 
 class SeedEvidence:
-  """Several runs that differ in their seed: models compared seed by seed."""
+  """Evidence of several runs that differ in their seed; the intervals are over runs."""
 
   def __init__(self, pipelines: Sequence[PipelineFiles], confidence: float) -> None:
     self.runs = [SingleRunEvidence(pipeline, confidence) for pipeline in pipelines]
     self.confidence, self.students = confidence, self.runs[0].students
 
-  def mean(self, measure: Metric, model: ModelColumn) -> float | None:
+  def mean(self, metric: Metric, model: ModelColumn) -> float | None:
     """See `Evidence`."""
-    values = self._values(measure, model)
+    values = self._values(metric, model)
     return None if values is None else sum(values) / len(values)
 
-  def level(self, measure: Metric, model: ModelColumn) -> WordedInterval | None:
+  def level(self, metric: Metric, model: ModelColumn) -> WordedInterval | None:
     """See `Evidence`."""
-    values = self._values(measure, model)
+    values = self._values(metric, model)
     if values is None:
       return None
     interval = statistics.seeds_interval(values, self.confidence, bounds=(0, 1))
@@ -141,10 +136,10 @@ class SeedEvidence:
     )
 
   def difference(
-    self, measure: Metric, before: ModelColumn, after: ModelColumn
+    self, metric: Metric, before: ModelColumn, after: ModelColumn
   ) -> WordedInterval | None:
     """See `Evidence`."""
-    values = self._values(measure, before), self._values(measure, after)
+    values = self._values(metric, before), self._values(metric, after)
     if values[0] is None or values[1] is None:
       return None
     paired = statistics.seeds_paired(values[0], values[1], self.confidence)
@@ -156,17 +151,20 @@ class SeedEvidence:
       paired.difference, f'{ends}, {points}; by seed {", ".join(singles)}'
     )
 
-  def _values(self, measure: Metric, model: ModelColumn) -> list[float] | None:
-    means = [run.mean(measure, model) for run in self.runs]
+  def _values(self, metric: Metric, model: ModelColumn) -> list[float] | None:
+    means = [run.mean(metric, model) for run in self.runs]
     values = [mean for mean in means if mean is not None]
     return values if len(values) == len(means) else None
 
 
-def apart(before: Interval | None, after: Interval | None) -> Interval | None:
-  """The interval of `after - before` from theirs, as if they were independent.
+def independent_difference(
+  before: Interval | None, after: Interval | None
+) -> Interval | None:
+  """Returns the interval of `after - before`, as if the two were independent.
 
-  The distances from means to limits add up as squares (Zou and Donner 2008, MOVER);
-  since the problems are the same, that is wider than need be. None without intervals.
+  The squared distances from mean to bound are added (MOVER, Zou and Donner 2008). Both
+  models answer the same problems, so the interval is wider than necessary. None if one
+  of the intervals is missing.
   """
   if before is None or after is None:
     return None
@@ -177,7 +175,7 @@ def apart(before: Interval | None, after: Interval | None) -> Interval | None:
 
 
 def _ends(models: tuple[ModelColumn, ModelColumn], means: tuple[float, float]) -> str:
-  """Where a difference begins and ends."""
+  """Returns the two levels of a difference as text."""
   return ' → '.join(
     f'{model.title} {words.percent(mean)}'
     for model, mean in zip(models, means, strict=True)

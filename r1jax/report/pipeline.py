@@ -35,7 +35,7 @@ def write(root: Path | str, paper: Paper | None = None) -> Path:
   """
   root = Path(root)
   pipeline = read_pipeline(root)
-  found = findings.findings(pipeline, paper)
+  found = findings.of_run(pipeline, paper)
   html = page.render(
     'pipeline.html',
     title=f'R1 · {root.resolve().name}',

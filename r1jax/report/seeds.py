@@ -113,7 +113,7 @@ def _findings(pipelines: Sequence[PipelineFiles]) -> list[str]:
     f'Findings over {len(pipelines)} seeds, by t-intervals of '
     f'{100 * confidence:.1f} %, so that all share a level of 5 % (Bonferroni):'
   ]
-  for finding in findings.over_seeds(pipelines):
+  for finding in findings.of_seeds(pipelines):
     lines.append(f'- {finding.verdict}: {finding.claim}')
     lines += [f'  - {check.text}' for check in finding.checks if check is not None]
   return lines

@@ -1,4 +1,4 @@
-"""The sentences of a report: what the run shows, as far as its numbers carry it."""
+"""Sentences of a report, and how its numbers are written."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ LEVEL = 0.05  # of all tests of a page together: the chance that any of them is 
 
 
 def percent(share: float) -> str:
-  """A share as it is written everywhere in the report, with one decimal."""
+  """Returns a share in per cent, with one decimal."""
   return f'{share * 100:.1f}\u202f%'
 
 
 def facts(run: RunFiles) -> list[str]:
-  """How much was done: steps, minutes, problems."""
+  """Returns phrases on the size of a run: steps, minutes, problems."""
   found = []
   if run.base:
     found.append(f'{run.base[-1]["step"]:,} steps of base training')
@@ -34,7 +34,7 @@ def facts(run: RunFiles) -> list[str]:
 
 
 def warnings(run: RunFiles) -> list[str]:
-  """What the last RL step says about why little is learned."""
+  """Returns sentences on why the last RL step may learn little."""
   if not run.rl:
     return []
   last = run.rl[-1]
@@ -42,7 +42,7 @@ def warnings(run: RunFiles) -> list[str]:
 
 
 def summary(run: RunFiles) -> list[str]:
-  """What the run shows, in a few sentences."""
+  """Returns sentences on the result of a run."""
   if not run.evaluations:
     return [_reached(run), 'Nothing has been evaluated yet.']
   base, last = run.evaluations[0], run.evaluations[-1]
@@ -58,7 +58,7 @@ def summary(run: RunFiles) -> list[str]:
 
 
 def result(run: RunFiles) -> list[str]:
-  """Three lines, base -> trained, with intervals; fewer if less was measured."""
+  """Returns up to three lines for a terminal: base -> trained, with intervals."""
   if not run.evaluations:
     return []
   base, last = run.evaluations[0], run.evaluations[-1]
@@ -95,7 +95,7 @@ def _model(evaluation: JsonObject) -> str:
 def _solving(
   base: JsonObject, last: JsonObject, before: Estimate, after: Estimate
 ) -> list[str]:
-  """How often the problems are solved, and whether that can be luck."""
+  """Returns sentences on accuracy before and after, with the test of the change."""
   sentences = [
     f'{_model(base)} solves {with_interval(before)} of the validation problems with '
     f'one output; after {last["step"]:,} steps of reinforcement learning it solves '
@@ -117,35 +117,38 @@ def _solving(
 
 
 def points(found: statistics.Paired) -> str:
-  """A difference with its interval and its test, in words."""
+  """Returns a difference in points with its interval and its p-value."""
   mean, low, high = (signed(x) for x in found.difference)
   p = f'p\u00a0=\u00a0{found.p:.3f}' if found.p >= 0.001 else 'p\u00a0<\u00a00.001'
   return f'{mean} points ({low} to {high}; sign-flip test, {p})'
 
 
 def signed(share: float) -> str:
-  """A difference of shares in points, with its sign."""
+  """Returns a difference of shares in points, with its sign."""
   return f'{100 * share:+.1f}'.replace('-', '−')
 
 
 def compared(
   base: JsonObject, last: JsonObject, confidence: float = 0.95
 ) -> statistics.Paired | None:
-  """pass@1 of the last evaluation against the first, on the problems both hold."""
+  """Returns the paired test of pass@1, `last` minus `base`, on their common problems.
+
+  None if one of them has no results by problem.
+  """
   shares, groups = [], base.get('groups')
   for line in (base, last):
     right, k = line.get('right'), number(line, 'k')
     if not right or not k or not isinstance(right, list):
       return None
     shares.append([count / k for count in right])
-  both = min(map(len, shares))  # a shorter evaluation takes the first problems
+  both = min(map(len, shares))  # a shorter evaluation has the first problems
   if groups is not None:
     groups = groups[:both]
   return statistics.paired(shares[0][:both], shares[1][:both], 0, confidence, groups)
 
 
 def _writing(base: JsonObject, last: JsonObject) -> list[str]:
-  """How the outputs themselves have changed."""
+  """Returns sentences on the length of outputs and on self-checks."""
   sentences = []
   short, long = estimate(base, 'length'), estimate(last, 'length')
   if short is not None and long is not None:
@@ -164,9 +167,9 @@ def _writing(base: JsonObject, last: JsonObject) -> list[str]:
 
 
 def _verb(before: Estimate, after: Estimate, up: str, down: str, level: str) -> str:
-  """The verb for a change; it is not called one where the intervals overlap.
+  """Returns `up` or `down` if the intervals do not overlap, else `level`.
 
-  That is stricter than a test at 5 %, as the problems are the same.
+  That is stricter than a test at 5 %, because the problems are the same.
   """
   (before_low, before_high), (after_low, after_high) = map(_ends, (before, after))
   if after_low > before_high:
@@ -181,7 +184,7 @@ def _ends(value: Estimate) -> tuple[float, float]:
 
 
 def with_interval(value: Estimate | statistics.Interval) -> str:
-  """A share, and in brackets its interval if there is one."""
+  """Returns a share, with its interval in brackets if there is one."""
   if value.low is None or value.high is None:
     return percent(value.mean)
   return f'{percent(value.mean)} ({value.low * 100:.1f}–{value.high * 100:.1f})'
