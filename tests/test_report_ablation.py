@@ -48,7 +48,11 @@ def test_cells_hold_the_mean_over_seeds_and_its_t_interval():
     # p = 1 - t / sqrt(t^2 + 2) with t = 50 / (2.083 / sqrt(3)) = 41.6.
     (12, (35, 36, 37), 'higher than on, +50.0 points (+38.1 to +61.9), p = 0.00058.'),
     (36, (11, 12, 13), 'lower than on, -50.0 points (-61.9 to -38.1), p = 0.00058.'),
-    (12, (11, 13, 12), 'not told apart from on, +0.0 points (-11.9 to +11.9), p = 1.'),
+    (
+      12,
+      (11, 13, 12),
+      'not significantly different from on, +0.0 points (-11.9 to +11.9), p = 1.',
+    ),
   ],
 )
 def test_words_about_reasoning_follow_from_the_seeds(before, after, word):
@@ -67,10 +71,12 @@ def test_many_problems_do_not_make_up_for_few_seeds():
   base = [evaluation([40] * 96, k=100)] * 3
   mine = [evaluation([count] * 96, k=100) for count in (30, 60, 70)]
   _, reasoning, *_ = ablation.statements({'on': base, 'off': mine})
-  assert 'reasoning: off is not told apart from on, +13.3 points' in reasoning
+  assert (
+    'reasoning: off is not significantly different from on, +13.3 points' in reasoning
+  )
 
 
-def test_without_an_effect_few_pages_tell_variants_apart():
+def test_without_an_effect_few_pages_find_a_difference():
   # Three runs of each of two variants that are the same, with a deviation of 5.3 points
   # over seeds, as R1-Zero has: a verdict is wrong in 1 % of the cases, any of five on a
   # page in 1 - 0.99^5 = 4.9 %. Comparing means over seeds by problem was wrong in 72 %.
@@ -85,10 +91,12 @@ def test_without_an_effect_few_pages_tell_variants_apart():
       ]
       for name in ('on', 'off')
     }
-    told = ['not told apart' not in x for x in ablation.statements(rows)[1:]]
-    assert len(told) == 5
-    reasoning += told[0]
-    anything += any(told)
+    significant = [
+      'not significantly different' not in x for x in ablation.statements(rows)[1:]
+    ]
+    assert len(significant) == 5
+    reasoning += significant[0]
+    anything += any(significant)
   # Four standard errors above
   assert reasoning / pages < 0.01 + 4 * (0.01 * 0.99 / pages) ** 0.5
   assert anything / pages < 0.049 + 4 * (0.049 * 0.951 / pages) ** 0.5
@@ -111,7 +119,10 @@ def run_of(general, length, lang, preference, solved):
     ((99, 110, 121), 'higher than on, +10.0 tokens (+4.3 to +15.7)'),
     ((81, 90, 99), 'lower than on, -10.0 tokens (-15.7 to -4.3)'),
     # Differences -10, 0, 10: 0 +- 9.925 * 10 / sqrt(3)
-    ((80, 100, 120), 'not told apart from on, +0.0 tokens (-57.3 to +57.3)'),
+    (
+      (80, 100, 120),
+      'not significantly different from on, +0.0 tokens (-57.3 to +57.3)',
+    ),
   ],
 )
 def test_words_about_length_follow_from_the_seeds(lengths, word):
@@ -126,28 +137,30 @@ def test_variants_share_the_level():
   # below 0.05 / 5 and 0.05 / 15, and above 0.05 / 20 = 0.0025.
   base = [evaluation([2], length=length) for length in (90, 100, 110)]
   mine = [evaluation([2], length=length) for length in (99, 110, 121)]
-  for others, told in ((1, True), (3, True), (4, False)):
+  for others, significant in ((1, True), (3, True), (4, False)):
     rows = {'on': base, **{f'x{n}': mine for n in range(others)}}
     sentences = [x for x in ablation.statements(rows) if x.startswith('length')]
     assert len(sentences) == others
-    assert all(('higher' in x) == told for x in sentences)
+    assert all(('higher' in x) == significant for x in sentences)
 
 
-def test_models_of_one_seed_are_compared_by_problem_and_named_so():
+def test_models_of_one_seed_are_compared_by_problem():
   # Five problems, all better: 2 of 32 patterns of signs, p = 0.0625; six: 0.03125.
   base, mine = evaluation([2] * 6), evaluation([4] * 6, length=1.0)
   shared, alone = ablation.statements({'on': [base], 'off': [mine]})
   assert shared == (
-    '1 comparison of single models, by problem, which say nothing of other seeds, at a '
-    'level of 5 % in all.'
+    '1 comparison of single models, by problem, which say nothing about other seeds, at '
+    'a level of 5 % in all.'
   )
   assert alone == (
     'reasoning: the model of off is higher than the model of on, +50.0 points '
     '(+50.0 to +50.0), p = 0.031.'
   )
   _, first, second = ablation.statements({'on': [base], 'off': [mine], 'x': [mine]})
-  assert 'the model of off is not told apart' in first  # 0.03125 is above 0.025
-  assert 'the model of x is not told apart' in second
+  assert (
+    'the model of off is not significantly different' in first
+  )  # 0.03125 is above 0.025
+  assert 'the model of x is not significantly different' in second
 
 
 def test_one_variant_is_compared_with_nothing():

@@ -30,7 +30,7 @@ def row(budget, thoughts, right, difference, p):
   [
     (-0.2, 0.001, 'lower than'),
     (0.2, 0.001, 'higher than'),
-    (-0.2, 0.04, 'not told apart from'),  # two budgets share the 5 %
+    (-0.2, 0.04, 'not significantly different from'),  # two budgets share the 5 %
     (-0.2, 0.02, 'lower than'),
   ],
 )
@@ -41,9 +41,9 @@ def test_words_follow_from_the_numbers(difference, p, word):
     '2 comparisons of this one model, by problem, at a level of 5 % in all, so each at '
     '2.5 % with a 97.5 % interval (Bonferroni).'
   )
-  assert f'pass@1 with 0 tokens of thoughts is {word} with as many' in first
+  assert f'pass@1 with 0 tokens of thinking is {word} without a budget' in first
   assert f'{100 * difference:+.1f} points' in first
-  assert 'not told apart' in second
+  assert 'not significantly different' in second
 
 
 def test_the_table_and_the_figure_show_the_numbers():
@@ -51,7 +51,7 @@ def test_the_table_and_the_figure_show_the_numbers():
   head, first, last = budget.table(rows)
   assert head[-1] == 'equations, %'
   assert first == ['0 tokens', '0.0', '25.0', *['40.0 (30.0 to 50.0)'] * 2]
-  assert last[:2] == ['free', '1234.4']
+  assert last[:2] == ['unlimited', '1234.4']
   html = budget.curve_figure(rows).svg(880, 360)
   assert '<title>all at 1,234 tokens: 60.0 %</title>' in html
   assert 'step' not in html

@@ -39,7 +39,7 @@ def test_interval_is_student_t_compare_runs(tmp_path):
   ]
 
 
-def test_runs_that_are_no_repetitions_are_refused(tmp_path):
+def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path):
   first = write_run(tmp_path / 'a', 0, 0.7)
   with pytest.raises(ValueError, match='a different seed for every run'):
     compare_runs([first, write_run(tmp_path / 'b', 0, 0.7)])
@@ -49,6 +49,6 @@ def test_runs_that_are_no_repetitions_are_refused(tmp_path):
   with pytest.raises(ValueError, match='other settings'):
     compare_runs([first, other])
   with pytest.raises(
-    ValueError, match='expected an evaluation of step 40, the last one is of 0'
+    ValueError, match='expected an evaluation at step 40, the last one is at 0'
   ):
     compare_runs([first, write_run(tmp_path / 'd', 1, 0.7, evaluations=1)])

@@ -168,7 +168,7 @@ def _of_two_models(
 ) -> list[str]:
   """Returns how models of one seed differ in reasoning, problem by problem."""
   level = LEVEL / len(others)
-  kind = 'of single models, by problem, which say nothing of other seeds'
+  kind = 'of single models, by problem, which say nothing about other seeds'
   found = [level_sentence(len(others), kind)]
   for variant, row in others.items():
     before, after = (

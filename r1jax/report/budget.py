@@ -33,7 +33,7 @@ def table(rows: Sequence[BudgetRow]) -> list[list[str]]:
   tasks = list(rows[0]['tasks'])
   head = [
     'budget',
-    'tokens thought',
+    'thinking tokens',
     'cut, %',
     'pass@1, %',
     *(f'{x}, %' for x in tasks),
@@ -52,7 +52,7 @@ def table(rows: Sequence[BudgetRow]) -> list[list[str]]:
 
 
 def _name(row: BudgetRow) -> str:
-  return 'free' if row['budget'] is None else f'{row["budget"]} tokens'
+  return 'unlimited' if row['budget'] is None else f'{row["budget"]} tokens'
 
 
 def _percent(interval: Mapping[str, float]) -> str:
@@ -71,8 +71,8 @@ def statements(rows: Sequence[BudgetRow]) -> list[str]:
   for row in rows[:-1]:
     versus = row['versus_free']
     sentence = difference_sentence(
-      f'pass@1 with {_name(row)} of thoughts',
-      'with as many as the model likes',
+      f'pass@1 with {_name(row)} of thinking',
+      'without a budget',
       Interval(*(100 * versus[x] for x in ('mean', 'low', 'high'))),
       'points',
       versus['p'],
@@ -83,7 +83,7 @@ def statements(rows: Sequence[BudgetRow]) -> list[str]:
 
 
 def curve_figure(rows: Sequence[BudgetRow]) -> CurveFigure:
-  """Returns the chart of accuracy over the tokens of thoughts."""
+  """Returns the chart of accuracy over thinking tokens."""
   ordered = sorted(rows, key=lambda row: row['thoughts']['mean'])
   steps = [round(row['thoughts']['mean']) for row in ordered]
   overall = [row['pass_at_1'] for row in ordered]
@@ -95,10 +95,10 @@ def curve_figure(rows: Sequence[BudgetRow]) -> CurveFigure:
     points = list(zip(steps, by_task, strict=True))
     curves.append(Curve(task, role, points, marked=True))
   return CurveFigure(
-    'Pass@1 over the tokens of thoughts',
-    'A point for each budget, at its mean tokens over all problems, the last one for '
-    'thoughts as the model likes; the band is the 95 % interval over problems, of this '
-    'one model. Where a line rises, thoughts pay.',
+    'Pass@1 over thinking tokens',
+    'One point for each budget, at its mean number of thinking tokens; the last one is '
+    'without a budget. The band is the 95 % interval over problems, for this one '
+    'model. Where a line rises, thinking pays.',
     curves,
     share=True,
     at='{} tokens',

@@ -62,7 +62,7 @@ def difference_sentence(
   """Returns a sentence on `after - before`, which is significant if `p < level`."""
   mean, low, high = difference
   if p >= level or not mean:
-    relation = 'not told apart from'
+    relation = 'not significantly different from'
   else:
     relation = 'higher than' if mean > 0 else 'lower than'
   return (

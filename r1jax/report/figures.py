@@ -78,8 +78,8 @@ def _accuracy(run: RunFiles) -> CurveFigure:
     'Accuracy on validation problems',
     f'Share of problems solved by one output (pass@1) and by the most frequent answer '
     f'of {k} (cons@{k}); bands are 95\u202f% intervals over problems. The '
-    'dashed line is pass@1 of the base model, which stays as it is. Look for the '
-    'distance to that line, and whether the vote stays ahead of the single output.',
+    'dashed line is pass@1 of the base model. Look at the distance to that line, and '
+    'whether the vote stays ahead of the single output.',
     [
       base_line(run.evaluations, 'pass_at_1'),
       evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
@@ -93,15 +93,15 @@ def _outputs(run: RunFiles) -> list[CurveFigure]:
   return [
     CurveFigure(
       'Mean length of an output',
-      'Tokens, over the outputs the model is trained on; dashed, the base model on '
-      'validation problems. Where no reward asks for length, a rise means that longer '
-      'thinking pays.',
+      'Tokens, over the outputs that the model is trained on; the dashed line is the '
+      'base model on validation problems. If no reward asks for length, a rise means '
+      'that longer thinking pays.',
       [*steps(run.rl, 'length'), base_line(run.evaluations, 'length')],
     ),
     CurveFigure(
       'Outputs with a self-check',
-      'Share of outputs with a reflective word (“wait”, “check”, …); dashed, the base '
-      'model. Look for whether it moves together with the length.',
+      'Share of outputs with a reflective word (“wait”, “check”, …); the dashed line '
+      'is the base model. Look whether it moves together with the length.',
       [*steps(run.rl, 'reflective'), base_line(run.evaluations, 'reflective')],
       share=True,
     ),
@@ -118,21 +118,21 @@ def _training(run: RunFiles) -> list[CurveFigure]:
     ),
     CurveFigure(
       'KL to the reference',
-      'Nats a token, of both models at the temperature of the rollout. It grows slowly '
-      'from 0 and drops where the reference is replaced; a jump means that the policy '
-      'has come apart.',
+      'Nats per token, of both models at the temperature of the rollout. It grows '
+      'slowly from 0 and drops where the reference is replaced; a jump means that the '
+      'policy has diverged.',
       steps(run.rl, 'kl'),
     ),
     CurveFigure(
       'Entropy',
-      'Nats a token, of the policy at the temperature of the rollout. A fall to 0 ends '
-      'exploration: all outputs of a group become the same.',
+      'Nats per token, of the policy at the temperature of the rollout. A fall to 0 '
+      'ends exploration: all outputs of a group become the same.',
       steps(run.rl, 'entropy'),
     ),
     CurveFigure(
       'Clipped tokens',
-      'Share whose gradient the clip range stops, above and below. Some percent are '
-      'fine; more means steps that are too large.',
+      'Share of tokens whose gradient the clip range stops, above and below. A few per '
+      'cent are fine; more means that steps are too large.',
       [
         *steps(run.rl, 'clip_up', 'up'),
         *steps(run.rl, 'clip_down', 'down', 'two'),
@@ -141,12 +141,12 @@ def _training(run: RunFiles) -> list[CurveFigure]:
     ),
     CurveFigure(
       'Gradient norm',
-      'Before clipping. Spikes announce trouble a few steps ahead of the reward.',
+      'Before clipping. Spikes announce trouble a few steps before the reward does.',
       steps(run.rl, 'grad_norm'),
     ),
     CurveFigure(
       'Loss of base training',
-      'Nats a token, before reinforcement learning. At its end it should be flat.',
+      'Nats per token, before reinforcement learning. It should be flat at the end.',
       steps(run.base, 'loss'),
     ),
   ]

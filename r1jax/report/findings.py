@@ -1,11 +1,11 @@
 """The paper's findings, and whether they are reproduced.
 
-A verdict follows from the numbers alone. A finding has one or more checks: it came back
-if all hold, and did not if one fails. A check asks on which side of a threshold an
-interval lies; it is undecided if the interval contains the threshold. All checks of a
-page share a level of 5 % (Bonferroni): with 16 checks the intervals are of 99.7 %, and
-the chance that any check is wrong is at most 5 %. `evidence` computes the intervals,
-from one run or from several seeds.
+A verdict follows from the numbers alone. A finding has one or more checks: it is
+reproduced if all hold, and not if one fails. A check asks on which side of a threshold
+an interval lies; it is undecided if the interval contains the threshold. All checks of
+a page share a level of 5 % (Bonferroni): with 16 checks the intervals are of 99.7 %,
+and the chance that any check is wrong is at most 5 %. `evidence` computes the
+intervals, from one run or from several seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,8 +40,12 @@ MARGIN = 0.05
 PURE = 0.95  # below this share of words in the language asked for, languages are mixed
 HALF = 0.50  # below this share of readable outputs, readability is low
 
-CAME, FAILED, UNCLEAR = 'came back', 'did not come back', 'not clear'
-MISSING = 'not measured'
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = (
+  'reproduced',
+  'not reproduced',
+  'inconclusive',
+)
+NOT_MEASURED = 'not measured'
 
 Side = Callable[[Interval], bool | None]  # whether a difference is as the claim says
 
@@ -67,18 +71,18 @@ class Finding(NamedTuple):
 
   @property
   def verdict(self) -> str:
-    """One of `CAME`, `FAILED`, `UNCLEAR`, `MISSING`."""
+    """One of `REPRODUCED`, `NOT_REPRODUCED`, `INCONCLUSIVE`, `NOT_MEASURED`."""
     if not self.is_complete:
-      return MISSING
+      return NOT_MEASURED
     checks = [check for check in self.checks if check is not None]
     if any(check.holds is False for check in checks):
-      return FAILED
-    return CAME if all(check.holds for check in checks) else UNCLEAR
+      return NOT_REPRODUCED
+    return REPRODUCED if all(check.holds for check in checks) else INCONCLUSIVE
 
   @property
   def mark(self) -> str:
     """How the page shows the verdict: 'right', 'wrong' or 'open'."""
-    return {CAME: 'right', FAILED: 'wrong'}.get(self.verdict, 'open')
+    return {REPRODUCED: 'right', NOT_REPRODUCED: 'wrong'}.get(self.verdict, 'open')
 
 
 def of_run(pipeline: PipelineFiles, paper: Paper | None) -> list[Finding]:
@@ -132,7 +136,7 @@ def _findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
       reported('IF-Eval', ZERO, DEV1),
     ),
     Finding(
-      'Reasoning RL wins reasoning back and keeps to one language',
+      'Reasoning RL recovers reasoning and keeps to one language',
       [
         change(SOLVED, DEV1, DEV2, _rises),
         _level(evidence, LANGUAGE, DEV2, PURE, above=True),
@@ -154,7 +158,7 @@ def _findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
       reported('ArenaHard', DEV3, R1),
     ),
     Finding(
-      'Distilling beats RL straight on the same student',
+      'Distilling beats RL on the same student',
       _students(evidence, 'rl'),
       students_sentence(paper),
     ),
@@ -170,10 +174,10 @@ def count(found: Sequence[Finding]) -> str:
   verdicts = [finding.verdict for finding in found]
   parts = [
     f'{verdicts.count(verdict)} {verdict}'
-    for verdict in (CAME, FAILED, UNCLEAR, MISSING)
+    for verdict in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED)
     if verdict in verdicts
   ]
-  return f'of {len(found)} findings {", ".join(parts)}.'
+  return f'{", ".join(parts)}'
 
 
 def _compare(

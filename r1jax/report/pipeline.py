@@ -92,7 +92,7 @@ def _unfinished(pipeline: PipelineFiles) -> list[str]:
   begun = ', '.join(stage.title for stage in stages if stage.run)
   waiting = ', '.join(stage.title for stage in stages if not stage.run)
   sentences = [f'Not finished yet: {begun}.'] if begun else []
-  return sentences + ([f'Not begun yet: {waiting}.'] if waiting else [])
+  return sentences + ([f'Not started yet: {waiting}.'] if waiting else [])
 
 
 def _instructions_from(pipeline: PipelineFiles) -> str:
@@ -130,7 +130,7 @@ def _lead(pipeline: PipelineFiles, found: Sequence[findings.Finding]) -> list[st
   sentences += _writing(zero, last)
   return [
     *(sentences or ['No model has been measured yet.']),
-    f'In this run: {findings.count(found)}',
+    f'Of {len(found)} findings in this run: {findings.count(found)}.',
   ]
 
 
@@ -139,7 +139,7 @@ def _writing(zero: JsonObject, last: JsonObject) -> list[str]:
   parts = []
   for metric, phrase in (
     (READABLE, 'of its reasoning is readable'),
-    (LANGUAGE, 'of its words are in the language asked for'),
+    (LANGUAGE, 'of its words are in the requested language'),
     (FOLLOWED, 'of the instructions are followed'),
     (PREFERRED, 'of its answers win against fixed ones'),
   ):
@@ -149,4 +149,4 @@ def _writing(zero: JsonObject, last: JsonObject) -> list[str]:
       parts.append(f'{share} {phrase} ({was})')
   if not parts:
     return []
-  return [f'Of what R1 writes (in brackets, R1-Zero), {", ".join(parts)}.']
+  return [f'What R1 writes, with R1-Zero in brackets: {", ".join(parts)}.']

@@ -89,11 +89,11 @@ class Metric(NamedTuple):
 
 SOLVED = Metric('Reasoning', 'solved by one output', ('reasoning', 'pass_at_1'))
 LANGUAGE = Metric(
-  'Language', 'words in the language asked for', ('reasoning', 'rewards', 'language')
+  'Language', 'words in the requested language', ('reasoning', 'rewards', 'language')
 )
 READABLE = Metric(
   'Readable',
-  'one language, no repetition, right form',
+  'one language, no repetition, valid form',
   ('reasoning', 'rewards', 'readable'),
 )
 FOLLOWED = Metric('Instructions', 'followed by one output', ('general', 'pass_at_1'))
@@ -114,7 +114,7 @@ TITLES = {
 }
 METHODS = {  # of distillation, in the order of the table; see `experiments.distill`
   'base': 'base model',
-  'rl': 'RL straight on it',
+  'rl': 'RL on the student',
   'answers': 'SFT on answers alone',
   'sft': 'SFT on R1’s outputs',
   'forward_kl': 'forward KL to R1',

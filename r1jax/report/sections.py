@@ -24,11 +24,11 @@ SHOWN = {'reasoning': 3, 'general': 2}  # the first problems, not the best ones
 _METRICS = (  # name, meaning, key, whether it is a share; {k} is the number of outputs
   ('pass@1', 'solved by one output', 'pass_at_1', True),
   ('pass@{k}', 'solved by at least one of {k} outputs', 'pass_at_k', True),
-  ('cons@{k}', 'solved by the vote of {k} outputs', 'consensus', True),
+  ('cons@{k}', 'solved by majority vote of {k} outputs', 'consensus', True),
   ('Length', 'tokens of an output, on average', 'length', False),
   ('Self-checks', 'outputs with a word such as “wait” or “check”', 'reflective', True),
   ('Cut off', 'outputs that reach the length limit', 'cut_off', True),
-  ('Unparsable', 'outputs without an answer in the right form', 'unparsable', True),
+  ('Unparsable', 'outputs without an answer in valid form', 'unparsable', True),
 )
 
 

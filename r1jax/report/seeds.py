@@ -73,8 +73,8 @@ def _check_finished(runs: Sequence[RunFiles], workdirs: Sequence[Path | str]) ->
     if not last or last[0]['step'] != steps:
       reached = last[0]['step'] if last else 'none'
       raise ValueError(
-        f'{workdir} is not finished: expected an evaluation of step {steps}, the last '
-        f'one is of {reached}; start its command again'
+        f'{workdir} is not finished: expected an evaluation at step {steps}, the last '
+        f'one is at {reached}; run its command again'
       )
 
 
@@ -131,7 +131,7 @@ def _check_comparable(pipelines: Sequence[PipelineFiles]) -> list[str]:
     if done != names:
       raise ValueError(
         f'{pipeline.root} is not finished: expected the stages {", ".join(names)}, got '
-        f'{", ".join(done) or "none"}; start its command again'
+        f'{", ".join(done) or "none"}; run its command again'
       )
   for name in names:
     runs = [pipeline.stages[name].run for pipeline in pipelines]

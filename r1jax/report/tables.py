@@ -196,7 +196,7 @@ def _metrics(evaluation: JsonObject) -> Values:
 
 def _paper_students(paper: Paper) -> list[TextRow]:
   results: Mapping[str, Sequence[float | None]] = {
-    'Qwen-32B, RL straight on it': paper.rl_32b,
+    'Qwen-32B, RL only': paper.rl_32b,
     **paper.students,
   }
   return [
@@ -223,7 +223,7 @@ def _provenance_row(stage: StageFiles) -> TextRow:
     _count(number(stage.manifest, 'parameters')),
     steps or DASH,
     f'{sum(seconds) / 60:.1f}' if any(seconds) else DASH,
-    stage.digest[:8] or ('not finished' if stage.run else 'not begun'),
+    stage.digest[:8] or ('not finished' if stage.run else 'not started'),
     parents or DASH,
   ]
   return TextRow(stage.name, texts, note=stage.path.name)

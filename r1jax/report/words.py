@@ -104,8 +104,8 @@ def _solving(
   difference = compared(base, last)
   if difference is not None:
     sentences.append(
-      'Of these two models, compared problem by problem, that is '
-      f'{points(difference)}; how much another seed would differ, one run cannot say.'
+      f'Compared problem by problem, these two models differ by {points(difference)}; '
+      'one run cannot say how much another seed would differ.'
     )
   votes = estimate(base, 'consensus'), estimate(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
