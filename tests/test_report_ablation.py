@@ -149,8 +149,8 @@ def test_models_of_one_seed_are_compared_by_problem():
   base, mine = evaluation([2] * 6), evaluation([4] * 6, length=1.0)
   shared, alone = ablation.statements({'on': [base], 'off': [mine]})
   assert shared == (
-    '1 comparison of single models, by problem, which say nothing about other seeds, at '
-    'a level of 5 % in all.'
+    '1 comparison of single models, by problem, which say nothing about other seeds, '
+    'at a level of 5 % in all.'
   )
   assert alone == (
     'reasoning: the model of off is higher than the model of on, +50.0 points '

@@ -103,6 +103,22 @@ def confidence(pipeline: PipelineFiles) -> float:
 
 def _findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
   """Returns the findings in the order of the recipe."""
+  return [
+    *_stage_findings(evidence, paper),
+    Finding(
+      'Distilling beats RL on the same student',
+      _students(evidence, 'rl'),
+      students_sentence(paper),
+    ),
+    Finding(
+      'Distilling thoughts beats distilling answers alone',
+      _students(evidence, 'answers'),
+    ),
+  ]
+
+
+def _stage_findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
+  """Returns the findings on the stages of R1."""
 
   def change(
     metric: Metric, before: ModelColumn, after: ModelColumn, holds: Side
@@ -132,7 +148,7 @@ def _findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
     ),
     Finding(
       'The cold start buys readability, one language and instruction following',
-      [change(bought, ZERO, DEV1, _rises) for bought in (READABLE, LANGUAGE, FOLLOWED)],
+      [change(gain, ZERO, DEV1, _rises) for gain in (READABLE, LANGUAGE, FOLLOWED)],
       reported('IF-Eval', ZERO, DEV1),
     ),
     Finding(
@@ -156,15 +172,6 @@ def _findings(evidence: Evidence, paper: Paper | None) -> list[Finding]:
         change(SOLVED, _best(evidence, SOLVED), R1, _keeps),
       ],
       reported('ArenaHard', DEV3, R1),
-    ),
-    Finding(
-      'Distilling beats RL on the same student',
-      _students(evidence, 'rl'),
-      students_sentence(paper),
-    ),
-    Finding(
-      'Distilling thoughts beats distilling answers alone',
-      _students(evidence, 'answers'),
     ),
   ]
 
