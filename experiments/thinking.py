@@ -10,13 +10,11 @@ from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
-from experiments.ablations import page
-from r1jax.report import chart
+from r1jax.report import budget
+from r1jax.report.words import LEVEL
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import cli, compilation
@@ -65,86 +63,6 @@ class Thinking:
       )
 
 
-def name(row: Mapping[str, Any]) -> str:
-  """A row's budget in words."""
-  return 'free' if row['budget'] is None else f'{row["budget"]} tokens'
-
-
-def _percent(interval: Mapping[str, float]) -> str:
-  mean, low, high = (100 * interval[x] for x in ('mean', 'low', 'high'))
-  return f'{mean:.1f} ({low:.1f} to {high:.1f})'
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """A line a budget under a head."""
-  tasks = list(rows[0]['tasks'])
-  return [
-    ['budget', 'tokens thought', 'cut, %', 'pass@1, %', *(f'{x}, %' for x in tasks)],
-    *(
-      [
-        name(row),
-        f'{row["thoughts"]["mean"]:.1f}',
-        f'{100 * row["cut"]:.1f}',
-        _percent(row['pass_at_1']),
-        *(_percent(row['tasks'][task]) for task in tasks),
-      ]
-      for row in rows
-    ),
-  ]
-
-
-def statements(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """How each budget differs from thoughts as the model likes, in words.
-
-  Of this one model, problem by problem, at a level of 5 % that the budgets share
-  (Bonferroni); the rows' intervals of the differences have that confidence.
-  """
-  level = page.LEVEL / (len(rows) - 1)
-  found = [page.shared(len(rows) - 1, 'of this one model, by problem')]
-  for row in rows[:-1]:
-    versus = row['versus_free']
-    told = versus['p'] < level
-    word = page.verdict(versus['mean'], told)
-    than = 'from' if word == 'not told apart' else 'than'
-    mean, low, high = (100 * versus[x] for x in ('mean', 'low', 'high'))
-    found.append(
-      f'pass@1 with {name(row)} of thoughts is {word} {than} with as many as the model '
-      f'likes, {mean:+.1f} points ({low:+.1f} to {high:+.1f}), p = {versus["p"]:.2g}.'
-    )
-  return found
-
-
-def figure(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Accuracy over the tokens of thoughts, as HTML."""
-  ordered = sorted(rows, key=lambda row: row['thoughts']['mean'])
-  steps = [round(row['thoughts']['mean']) for row in ordered]
-  overall = [row['pass_at_1'] for row in ordered]
-  curves = [
-    chart.Curve(
-      'all',
-      page.ROLES[0],
-      [(x, value['mean']) for x, value in zip(steps, overall, strict=True)],
-      [(x, v['low'], v['high']) for x, v in zip(steps, overall, strict=True)],
-      marked=True,
-    )
-  ]
-  for role, task in zip(page.ROLES[1:], ordered[0]['tasks'], strict=False):
-    means = [row['tasks'][task]['mean'] for row in ordered]
-    curves.append(
-      chart.Curve(task, role, list(zip(steps, means, strict=True)), marked=True)
-    )
-  title = 'Pass@1 over the tokens of thoughts'
-  svg = chart.line_chart(
-    curves, label=title, share=True, width=880, height=360, at='{} tokens'
-  )
-  caption = (
-    'A point for each budget, at its mean tokens over all problems, the last one for '
-    'thoughts as the model likes; the band is the 95 % interval over problems, of this '
-    'one model. Where a line rises, thoughts pay.'
-  )
-  return page.figure(title, caption, svg)
-
-
 def main(config: Thinking) -> None:
   """Measures every budget and writes down what comes out."""
   compilation.keep_on_disk()
@@ -178,15 +96,13 @@ def main(config: Thinking) -> None:
       pool=pool,
       config=config.evals,
       max_length=config.max_length,
-      confidence=1 - page.LEVEL / len(config.budgets),
+      confidence=1 - LEVEL / len(config.budgets),
     )
   write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
-  lines, said = table(rows), statements(rows)
   facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
-  parts = [page.table(lines), figure(rows)]
-  html = page.page(QUESTION, facts, said, parts, 'thinking.json')
-  write_whole(workdir / 'thinking.html', html)
-  print('\n'.join([*page.columns(lines), *said, str(workdir / 'thinking.html')]))
+  result = budget.summarise(QUESTION, facts, rows)
+  write_whole(workdir / 'thinking.html', result.html)
+  print('\n'.join([*result.lines, str(workdir / 'thinking.html')]))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
-"""Tests of r1jax.stages.report: the words follow from the numbers, the page holds."""
+"""Tests of the report of a run: sentences follow from numbers, the page is valid."""
 
+import html
 import json
 import re
 import subprocess
@@ -11,8 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from r1jax import report
-from r1jax.report.chart import Curve, line_chart, ticks
-from r1jax.report.figures import running_mean
+from r1jax.report.chart import Curve, line_chart, running_mean, ticks
 from r1jax.text.templates import render
 
 
@@ -71,10 +71,12 @@ def write_run(workdir: Path, metrics: list[dict], samples: list[dict] | None = N
 class Page(HTMLParser):
   """The text of a page; fails where tags are not closed in order."""
 
-  def __init__(self, html: str) -> None:
+  def __init__(self, source: str) -> None:
     super().__init__()
-    self.html, self.texts, self._open = html, [], []  # type: ignore[var-annotated]
-    self.feed(html)
+    self.html = source
+    self.texts: list[str] = []
+    self._open: list[str] = []
+    self.feed(source)
     assert self._open == []
 
   def handle_starttag(self, tag, attrs):
@@ -102,7 +104,7 @@ def page_of(workdir: Path) -> Page:
   return Page(path.read_text(encoding='utf-8'))
 
 
-def test_a_clear_rise_is_called_one(tmp_path):
+def test_a_clear_rise_is_called_a_rise(tmp_path):
   metrics = [
     evaluation(0, 0.125, right=[2] * 8),
     rl(1),
@@ -114,14 +116,14 @@ def test_a_clear_rise_is_called_one(tmp_path):
   assert 'The base model solves 12.5 % (9.5–15.5) of the validation problems' in text
   assert 'after 40 steps of reinforcement learning it solves 70.0 % (67.0–73.0)' in text
   # 8 of 16 more on each of 8 problems: of the 2^8 patterns of signs, 2 are as extreme.
-  assert 'that is +50.0 points (+50.0 to +50.0; sign-flip test, p = 0.008);' in text
+  assert 'differ by +50.0 points (+50.0 to +50.0; sign-flip test, p = 0.008);' in text
   assert 'right for 80.0 % of the problems (22.5 % before)' in text
   assert 'Outputs grow, from 40 to 80 tokens on average.' in text
   assert 'checks itself stays about the same, from 25.0 % to 25.0 %' in text
   assert '40 steps of reinforcement learning in 6 s' in text  # 2 lines of 3 s
 
 
-def test_a_difference_that_may_be_luck_is_given_with_its_p_value(tmp_path):
+def test_a_difference_that_may_be_chance_has_its_p_value(tmp_path):
   # The problems that both evaluations hold: 4 of 16 more on one, 4 fewer on the other.
   first, last = (
     evaluation(0, 0.4, right=[4, 8, 16, 0]),
@@ -129,7 +131,7 @@ def test_a_difference_that_may_be_luck_is_given_with_its_p_value(tmp_path):
   )
   write_run(tmp_path, [first, last])
   text = page_of(tmp_path).text
-  assert 'that is +0.0 points (−25.0 to +25.0; sign-flip test, p = 1.000);' in text
+  assert 'differ by +0.0 points (−25.0 to +25.0; sign-flip test, p = 1.000);' in text
 
 
 def test_evaluations_without_results_by_problem_are_not_compared(tmp_path):
@@ -137,17 +139,17 @@ def test_evaluations_without_results_by_problem_are_not_compared(tmp_path):
   assert 'sign-flip' not in page_of(tmp_path).text
 
 
-def test_shrinking_outputs_are_said_to_shrink(tmp_path):
+def test_shrinking_outputs_are_named(tmp_path):
   write_run(tmp_path, [evaluation(0, 0.3), evaluation(9, 0.5, length=20.0)])
   assert 'Outputs shrink, from 40 to 20 tokens' in page_of(tmp_path).text
 
 
-def test_table_sets_base_beside_trained(tmp_path):
+def test_the_table_compares_base_and_trained(tmp_path):
   metrics = [evaluation(0, 0.125), evaluation(20, 0.9), evaluation(40, 0.0625, 0.0125)]
   write_run(tmp_path, metrics)
-  html = page_of(tmp_path).html
-  rows = [re.sub(r'<[^>]+>', '|', row) for row in re.findall(r'<tr>.*?</tr>', html)]
-  cells = [[cell for cell in row.split('|') if cell] for row in rows]
+  rows = re.findall('<tr>.*?</tr>', page_of(tmp_path).html, re.DOTALL)
+  texts = [re.split('<[^>]+>', html.unescape(row)) for row in rows]
+  cells = [[text.strip() for text in row if text.strip(' \n')] for row in texts]
   percent = '\u202f%'
   assert cells[0] == ['base', 'step 40', 'change', '0 to 100' + percent]
   assert cells[1] == [
@@ -191,13 +193,13 @@ def test_outputs_are_escaped_judged_and_marked(tmp_path):
   assert 'seen in training' not in page.text
 
 
-def test_page_needs_nothing_from_elsewhere(tmp_path):
+def test_the_page_loads_nothing(tmp_path):
   metrics = [evaluation(0, 0.1), *map(rl, range(1, 100)), evaluation(99, 0.5)]
   write_run(tmp_path, metrics, [sample(0, 'x')])
-  html = page_of(tmp_path).html
+  page = page_of(tmp_path).html
   for foreign in 'http', 'src=', '<link', '<script', '@import', 'url(':
-    assert foreign not in html
-  assert 'prefers-color-scheme: dark' in html
+    assert foreign not in page
+  assert 'prefers-color-scheme: dark' in page
 
 
 def test_settings_are_named_as_on_the_command_line(tmp_path):
@@ -229,19 +231,19 @@ def test_settings_are_named_as_on_the_command_line(tmp_path):
     ),
   ],
 )
-def test_what_is_not_there_yet_is_said_in_words(tmp_path, metrics, sentence):
+def test_the_page_names_what_is_missing(tmp_path, metrics, sentence):
   write_run(tmp_path, metrics)
   assert sentence in page_of(tmp_path).text
 
 
-def test_a_curve_is_drawn_from_two_values_on_and_not_for_the_base_alone(tmp_path):
+def test_a_curve_needs_two_values_of_something_but_the_base(tmp_path):
   write_run(tmp_path, [evaluation(0, 0.1), rl(1), evaluation(1, 0.2)])
   page = page_of(tmp_path)
   assert '<h3>Accuracy on validation problems</h3>' in page.html
   assert 'Too few values for a curve so far: Mean length of an output' in page.text
 
 
-def test_half_written_line_and_damaged_config_are_said_in_words(tmp_path):
+def test_the_page_names_half_written_lines_and_a_damaged_config(tmp_path):
   write_run(tmp_path, [evaluation(0, 0.1)])
   (tmp_path / 'config.json').write_text('{"experiment"')
   with (tmp_path / 'metrics.jsonl').open('a') as file:
@@ -253,7 +255,7 @@ def test_half_written_line_and_damaged_config_are_said_in_words(tmp_path):
   assert 'No sample outputs have been written yet.' in text
 
 
-def test_a_directory_without_a_run_is_refused_and_left_alone(tmp_path):
+def test_a_directory_without_a_run_is_refused_and_unchanged(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds neither config'):
     report.write(tmp_path)
   assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Tests of the pipeline's report: verdicts follow from numbers, gaps are said."""
+"""Tests of the pipeline's report: verdicts follow from numbers, gaps are named."""
 
 import json
 import re
@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from r1jax.report import evidence, findings, folders, paper, pipeline
-from r1jax.report.folders import read_pipeline
+from r1jax.report import evidence, findings, paper, pipeline, reader, seeds
+from r1jax.report.evidence import SingleRunEvidence
+from r1jax.report.reader import read_pipeline
 from r1jax.statistics import Interval
 
 STAGES = ('r1_zero', 'cold_start', 'reasoning_rl', 'rejection_sft', 'final_rl')
@@ -128,7 +129,7 @@ def write_student(root, name, **solved):
 
 
 def verdicts(root):
-  found = findings.findings(read_pipeline(root), PAPER)
+  found = findings.of_run(read_pipeline(root), PAPER)
   return [finding.verdict for finding in found]
 
 
@@ -160,10 +161,10 @@ class Page(HTMLParser):
 
   def cells(self, name):
     """The texts of the first row of a table that begins with `name`."""
-    rows = re.findall(r'<tr[^>]*>.*?</tr>', self.html)
-    texts = [[t for t in re.split(r'<[^>]+>', row) if t] for row in rows]
-    found = next(text for text in texts if text[:1] == [name])
-    return [text.replace('\u202f', ' ') for text in found]
+    source = self.html.replace('&#8239;', ' ').replace('\u202f', ' ')
+    rows = re.findall('<tr[^>]*>.*?</tr>', source, re.DOTALL)
+    texts = [[t.strip() for t in re.split('<[^>]+>', row) if t.strip()] for row in rows]
+    return next(text for text in texts if text[:1] == [name])
 
 
 def page_of(root, paper=PAPER):
@@ -172,20 +173,20 @@ def page_of(root, paper=PAPER):
   return Page(path.read_text(encoding='utf-8'))
 
 
-CAME, FAILED, UNCLEAR, MISSING = (
-  'came back',
-  'did not come back',
-  'not clear',
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_MEASURED = (
+  'reproduced',
+  'not reproduced',
+  'inconclusive',
   'not measured',
 )
 
 
-def test_the_papers_story_comes_back(tmp_path):
+def test_all_findings_of_the_paper_can_be_reproduced(tmp_path):
   write_pipeline(tmp_path, students=('distill_small',))
   write_student(tmp_path, 'distill_small', base=2, rl=4, answers=3, sft=9)
-  assert verdicts(tmp_path) == [CAME] * 9
+  assert verdicts(tmp_path) == [REPRODUCED] * 9
   text = page_of(tmp_path).text
-  assert 'In this run: of 9 findings 9 came back.' in text
+  assert 'Of 9 findings in this run: 9 reproduced.' in text
   # 12 of 16 against 2 of 16 on each of 16 problems.
   assert (
     'Reasoning: base 12.5 % → Zero 75.0 %, +62.5 points (+62.5 to +62.5; sign-flip '
@@ -207,32 +208,44 @@ TORN = [SOLVED['dev1'] + 4] * 4 + [SOLVED['dev1'] - 4] * 4
 @pytest.mark.parametrize(
   ('finding', 'changes', 'verdict'),
   [
-    (0, {'base': {'solved': 11}}, FAILED),  # 6 points are not far
-    (0, {'base': {'solved': 13}}, FAILED),
-    (0, {'base': {'solved': [12, 8] * 4}}, UNCLEAR),  # 12.5 points, 3 to 22
-    (1, {'zero': {'language': 0.99}}, FAILED),
-    (1, {'zero': {'language': 0.945}}, UNCLEAR),  # 93.5 to 95.5 around 95
-    (1, {'zero': {'readable': 0.7}}, FAILED),
-    (2, {'dev1': {'solved': 13}}, FAILED),
-    (2, {'dev1': {'solved': 12}}, UNCLEAR),
-    (3, {'dev1': {'readable': 0.2}}, FAILED),
-    (3, {'dev1': {'language': 0.61}}, UNCLEAR),  # +1 point, each interval 1 either way
-    (3, {'dev1': {'followed': 3}}, FAILED),
-    (4, {'dev2': {'solved': 7}}, FAILED),
-    (4, {'dev2': {'solved': TORN}}, UNCLEAR),
-    (4, {'dev2': {'language': 0.9}}, FAILED),
-    (5, {'dev3': {'followed': 7}}, FAILED),
-    (5, {'dev3': {'followed': 8}}, UNCLEAR),
-    (6, {'dev1': {'preferred': 0.8}}, FAILED),  # whichever of the others is best
-    (6, {'dev2': {'preferred': 0.7}}, UNCLEAR),
-    (6, {'dev3': {'solved': 15}}, FAILED),
-    (6, {'dev3': {'solved': 14}}, CAME),  # as good is enough
-    (6, {'r1': {'solved': [13] * 6 + [12] * 2}}, CAME),  # 1.6 less, 4.7 at the most
-    (6, {'r1': {'solved': [13] * 4 + [10] * 4}}, UNCLEAR),  # 9 less, or none
+    (0, {'base': {'solved': 11}}, NOT_REPRODUCED),  # 6 points are not far
+    (0, {'base': {'solved': 13}}, NOT_REPRODUCED),
+    (0, {'base': {'solved': [12, 8] * 4}}, INCONCLUSIVE),  # 12.5 points, 3 to 22
+    (1, {'zero': {'language': 0.99}}, NOT_REPRODUCED),
+    (1, {'zero': {'language': 0.945}}, INCONCLUSIVE),  # 93.5 to 95.5 around 95
+    (1, {'zero': {'readable': 0.7}}, NOT_REPRODUCED),
+    (2, {'dev1': {'solved': 13}}, NOT_REPRODUCED),
+    (2, {'dev1': {'solved': 12}}, INCONCLUSIVE),
+    (3, {'dev1': {'readable': 0.2}}, NOT_REPRODUCED),
+    (
+      3,
+      {'dev1': {'language': 0.61}},
+      INCONCLUSIVE,
+    ),  # +1 point, each interval 1 either way
+    (3, {'dev1': {'followed': 3}}, NOT_REPRODUCED),
+    (4, {'dev2': {'solved': 7}}, NOT_REPRODUCED),
+    (4, {'dev2': {'solved': TORN}}, INCONCLUSIVE),
+    (4, {'dev2': {'language': 0.9}}, NOT_REPRODUCED),
+    (5, {'dev3': {'followed': 7}}, NOT_REPRODUCED),
+    (5, {'dev3': {'followed': 8}}, INCONCLUSIVE),
+    (
+      6,
+      {'dev1': {'preferred': 0.8}},
+      NOT_REPRODUCED,
+    ),  # whichever of the others is best
+    (6, {'dev2': {'preferred': 0.7}}, INCONCLUSIVE),
+    (6, {'dev3': {'solved': 15}}, NOT_REPRODUCED),
+    (6, {'dev3': {'solved': 14}}, REPRODUCED),  # as good is enough
+    (
+      6,
+      {'r1': {'solved': [13] * 6 + [12] * 2}},
+      REPRODUCED,
+    ),  # 1.6 less, 4.7 at the most
+    (6, {'r1': {'solved': [13] * 4 + [10] * 4}}, INCONCLUSIVE),  # 9 less, or none
     (
       6,
       {'r1': {'solved': [16] * 4 + [6] * 4}},
-      UNCLEAR,
+      INCONCLUSIVE,
     ),  # wide: 12 less, up to 19 more
   ],
 )
@@ -251,7 +264,7 @@ def test_a_verdict_follows_its_numbers(tmp_path, finding, changes, verdict):
     (Interval(-0.10, -0.15, -0.051), False),
   ],
 )
-def test_reasoning_is_kept_where_it_is_no_worse_than_by_the_margin(found, holds):
+def test_reasoning_is_kept_if_it_is_at_most_the_margin_worse(found, holds):
   assert findings.MARGIN == 0.05
   assert findings._keeps(found) is holds
 
@@ -262,19 +275,19 @@ def test_checks_share_the_level(tmp_path):
   for name in ('distill_small', 'distill_tiny'):
     write_student(tmp_path, name, base=2, rl=4, answers=3, sft=9)
   whole = read_pipeline(tmp_path)
-  checks = [c for f in findings.findings(whole, PAPER) for c in f.checks]
+  checks = [c for f in findings.of_run(whole, PAPER) for c in f.checks]
   assert len(checks) == 16
   assert findings.confidence(whole) == 1 - 0.05 / 16
   text = page_of(tmp_path).text
-  assert 'What came back in this run' in text
-  assert 'follows from intervals of 99.7 %' in text
+  assert 'Findings reproduced in this run' in text
+  assert 'follow from intervals of 99.7 %' in text
   assert 'another seed' in text
 
 
 def test_intervals_of_other_quantities_are_widened(tmp_path):
   write_pipeline(tmp_path)
-  run = evidence.OfRun(read_pipeline(tmp_path), 0.99)
-  found = run.level(folders.LANGUAGE, folders.DEV1)
+  run = SingleRunEvidence(read_pipeline(tmp_path), 0.99)
+  found = run.level(reader.LANGUAGE, reader.DEV1)
   assert found is not None
   # 0.01 either way at 95 %: 2.576 / 1.960 as much at 99 %
   assert found.interval == pytest.approx(
@@ -287,12 +300,12 @@ def test_intervals_of_other_quantities_are_widened(tmp_path):
   [
     # By chance all of 9 groups differ to the same side in 2 / 2^9 = 0.39 % of the
     # cases, all of 10 in 0.20 %; with 14 checks one may err in 0.36 %.
-    (1, UNCLEAR),
-    (9, UNCLEAR),
-    (10, CAME),
+    (1, INCONCLUSIVE),
+    (9, INCONCLUSIVE),
+    (10, REPRODUCED),
   ],
 )
-def test_few_problems_decide_nothing(tmp_path, groups, verdict):
+def test_too_few_problems_are_inconclusive(tmp_path, groups, verdict):
   write_pipeline(tmp_path, students=('distill_small',))
   write_student(tmp_path, 'distill_small', base=2, rl=4, answers=3, sft=9)
   for path in tmp_path.glob('*/evaluation-*.json'):
@@ -302,32 +315,32 @@ def test_few_problems_decide_nothing(tmp_path, groups, verdict):
     path.write_text(json.dumps(row))
   assert verdicts(tmp_path) == [verdict] * 9
   said = f'+62.5 points, too few problems to tell ({groups})'
-  assert (said in page_of(tmp_path).text) == (verdict == UNCLEAR)
+  assert (said in page_of(tmp_path).text) == (verdict == INCONCLUSIVE)
 
 
 @pytest.mark.parametrize(
   ('small', 'tiny', 'verdict'),
   [
-    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 9}, CAME),
-    ({'rl': 4, 'sft': 9}, {'rl': 4}, CAME),  # the other student is not there yet
-    ({'rl': 4, 'sft': 9}, {'rl': 9, 'sft': 4}, FAILED),
-    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 4}, UNCLEAR),
-    ({'sft': 9}, {}, MISSING),
+    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 9}, REPRODUCED),
+    ({'rl': 4, 'sft': 9}, {'rl': 4}, REPRODUCED),  # the other student is not there yet
+    ({'rl': 4, 'sft': 9}, {'rl': 9, 'sft': 4}, NOT_REPRODUCED),
+    ({'rl': 4, 'sft': 9}, {'rl': 4, 'sft': 4}, INCONCLUSIVE),
+    ({'sft': 9}, {}, NOT_MEASURED),
   ],
 )
-def test_distilling_is_judged_over_the_students(tmp_path, small, tiny, verdict):
+def test_distillation_is_judged_over_all_students(tmp_path, small, tiny, verdict):
   write_pipeline(tmp_path, students=('distill_small', 'distill_tiny'))
   write_student(tmp_path, 'distill_small', **small)
   write_student(tmp_path, 'distill_tiny', **tiny)
-  assert verdicts(tmp_path)[7:] == [verdict, MISSING]
+  assert verdicts(tmp_path)[7:] == [verdict, NOT_MEASURED]
 
 
-def test_intervals_are_set_apart_as_of_independent_samples():
+def test_differences_treat_intervals_as_independent():
   before, after = Interval(0.5, 0.47, 0.54), Interval(0.7, 0.67, 0.76)
   # Down: 0.03 of the one and 0.04 of the other, 0.05; up: sqrt(0.06^2 + 0.03^2).
-  found = evidence.apart(before, after)
+  found = evidence.independent_difference(before, after)
   assert found == pytest.approx((0.2, 0.15, 0.2 + 0.0045**0.5))
-  assert evidence.apart(None, after) is None
+  assert evidence.independent_difference(None, after) is None
 
 
 def test_cells_are_the_numbers_given(tmp_path):
@@ -351,7 +364,7 @@ def test_cells_are_the_numbers_given(tmp_path):
   assert page.cells('SFT on R1’s outputs')[-1] == '1.0 ×'
   assert page.cells('base model')[-1] == '–'
   assert 'Student small: 100,000 parameters, 25% of the teacher’s' in page.text
-  assert page.cells('Qwen-32B, RL straight on it')[1:] == ['47.0', '–', '–']
+  assert page.cells('Qwen-32B, RL only')[1:] == ['47.0', '–', '–']
   assert page.cells('Llama &lt;8B&gt;')[1:] == ['50.0', '–', '–']
   assert '<th class="number">S &amp; T</th>' in page.html
   assert page.cells('R &amp; D')[1:] == ['–', '1.0', '2.0', '3.0', '4.0', '5.0']
@@ -377,7 +390,7 @@ def test_sets_are_counted_by_task(tmp_path):
   assert cells[1:] == ['50', '2,000', '300', '15%', '80', '1,500 wrong · 200 surplus']
   # (300 · 80 + 100 · 40) / 400
   assert 'Cold start: 400 examples of 70 tokens on average' in page.text
-  assert 'compared 60 pairs of outputs, of which 20 were kept: 30 were too' in page.text
+  assert 'compared 60 pairs of outputs and kept 20: 30 were too close' in page.text
   assert page.cells('math') == ['math', '300', '75.0%']
 
 
@@ -394,27 +407,27 @@ def test_stages_answer_the_same_problems_side_by_side(tmp_path):
   assert page.text.count('R1: final RL') == 1
 
 
-def test_page_needs_nothing_from_elsewhere(tmp_path):
+def test_the_page_loads_nothing(tmp_path):
   html = page_of(write_pipeline(tmp_path)).html
   for foreign in 'http', 'src=', '<link', '<script', '@import', 'url(':
     assert foreign not in html
 
 
-def test_a_pipeline_that_has_hardly_begun_is_a_page_too(tmp_path):
+def test_an_empty_pipeline_has_a_page(tmp_path):
   dump(tmp_path / 'pipeline.json', {name: name for name in (*STAGES, 'distill_tiny')})
-  assert verdicts(tmp_path) == [MISSING] * 9
+  assert verdicts(tmp_path) == [NOT_MEASURED] * 9
   text = page_of(tmp_path).text
   assert '0 of 6 stages finished' in text
   assert 'No model has been measured yet.' in text
-  assert 'Not begun yet: R1-Zero, Cold start,' in text
-  assert 'No stage of RL has begun yet.' in text
-  assert 'No outputs have been sampled for a set yet.' in text
+  assert 'Not started yet: R1-Zero, Cold start,' in text
+  assert 'No RL stage has started yet.' in text
+  assert 'No training set has been sampled yet.' in text
   assert 'No preference pairs have been judged yet.' in text
   assert 'No student has been measured yet.' in text
   assert 'No outputs have been kept yet.' in text
 
 
-def test_what_a_half_done_pipeline_lacks_is_said(tmp_path):
+def test_the_page_names_what_a_half_done_pipeline_lacks(tmp_path):
   write_pipeline(tmp_path)
   for name in 'final_rl', 'rejection_sft':
     (tmp_path / name / 'stage.json').unlink()
@@ -428,9 +441,9 @@ def test_what_a_half_done_pipeline_lacks_is_said(tmp_path):
     *('12.5 %', '11.5–13.5', '75.0 %', '74.0–76.0', '–', '75.0 %', '74.0–76.0'),
     *('–', '–'),
   ]
-  assert 'Some of the numbers it needs are not there yet.' in page.text
+  assert 'Some of its numbers have not been measured yet.' in page.text
   assert 'The paper,' not in page.text
-  assert verdicts(tmp_path) == [CAME, CAME, *[MISSING] * 7]
+  assert verdicts(tmp_path) == [REPRODUCED, REPRODUCED, *[NOT_MEASURED] * 7]
 
 
 def test_curves_of_the_rl_stages_have_one_scale(tmp_path):
@@ -444,7 +457,8 @@ def test_curves_of_the_rl_stages_have_one_scale(tmp_path):
     text = ''.join(json.dumps(line) + '\n' for line in lines)
     (tmp_path / name / 'metrics.jsonl').write_text(text)
   html = page_of(tmp_path).html
-  charts = dict(re.findall(r'<figure><h3>([^<]*)</h3>(<svg.*?</svg>)', html))
+  pattern = r'<figure><h3>([^<]*)</h3>\s*(<svg.*?</svg>)'
+  charts = dict(re.findall(pattern, html, re.DOTALL))
   assert list(charts) == [
     f'{stage}: {quantity}'
     for stage in ('R1-Zero', 'Reasoning RL')
@@ -473,7 +487,7 @@ def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
     root = write_pipeline(tmp_path / str(seed), seed, students, **changes)
     write_student(root, 'distill_small', base=2, sft=solved)
     roots.append(root)
-  lines = pipeline.over_seeds(roots)
+  lines = seeds.compare_pipelines(roots)
   table = [[x.strip() for x in line.strip('|').split('|')] for line in lines if line]
   assert table[0] == ['', 'base', 'Zero', 'Dev1', 'Dev2', 'Dev3', 'R1']
   assert {character for cell in table[1] for character in cell} == {'-'}
@@ -490,14 +504,14 @@ def test_over_seeds_is_a_markdown_table_with_t_intervals(tmp_path):
   assert '50.0 % (0.0–100.0)' in lines[at + 4]
 
 
-def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
+def test_findings_over_seeds_are_intervals_over_runs(tmp_path):
   pipelines = []
   for seed, zero in enumerate((11, 12, 13)):
     changes = {'zero': {'solved': zero}, 'dev1': {'solved': zero - 4}}
     pipelines.append(
       read_pipeline(write_pipeline(tmp_path / str(seed), seed, **changes))
     )
-  far, _, costs, *_ = findings.over_seeds(pipelines)
+  far, _, costs, *_ = findings.of_seeds(pipelines)
   # Of 16: 9, 10 and 11 more, so 62.5 points with a deviation of 6.25. With 12 checks
   # t(1 - 0.05 / 24, 2 degrees) = 15.44, and 15.44 * 6.25 / sqrt(3) = 55.7.
   (check,) = far.checks
@@ -506,32 +520,32 @@ def test_findings_over_seeds_take_a_run_as_the_unit(tmp_path):
     'Reasoning: base 12.5\u202f% → Zero 75.0\u202f%, +62.5 points (+6.8 to +118.2); by '
     'seed +56.2, +62.5, +68.8'
   )
-  assert far.verdict == UNCLEAR  # though each run alone is far
-  assert verdicts(tmp_path / '0')[0] == CAME
-  assert costs.verdict == CAME  # by 25 points with every seed
-  lines = pipeline.over_seeds([p.root for p in pipelines])
+  assert far.verdict == INCONCLUSIVE  # though each run alone is far
+  assert verdicts(tmp_path / '0')[0] == REPRODUCED
+  assert costs.verdict == REPRODUCED  # by 25 points with every seed
+  lines = seeds.compare_pipelines([p.root for p in pipelines])
   assert (
     'Findings over 3 seeds, by t-intervals of 99.6 %, so that all share'
     in '\n'.join(lines)
   )
-  assert f'- not clear: {far.claim}' in lines
+  assert f'- inconclusive: {far.claim}' in lines
   assert f'  - {check.text}' in lines
 
 
-def test_pipelines_that_are_no_repetitions_are_refused(tmp_path):
+def test_pipelines_that_differ_in_more_than_the_seed_are_refused(tmp_path):
   first = write_pipeline(tmp_path / 'a', 0)
   with pytest.raises(ValueError, match='a different seed for every run'):
-    pipeline.over_seeds([first, write_pipeline(tmp_path / 'b', 0)])
+    seeds.compare_pipelines([first, write_pipeline(tmp_path / 'b', 0)])
   other = write_pipeline(tmp_path / 'c', 1)
   write_stage(other, 'cold_start', seed=1, epochs=9)
   with pytest.raises(ValueError, match='other settings'):
-    pipeline.over_seeds([first, other])
+    seeds.compare_pipelines([first, other])
   (other / 'final_rl' / 'stage.json').unlink()
   with pytest.raises(ValueError, match='not finished: expected the stages r1_zero'):
-    pipeline.over_seeds([first, other])
+    seeds.compare_pipelines([first, other])
 
 
-def test_the_command_knows_a_pipeline_and_refuses_what_is_none(tmp_path):
+def test_the_command_recognises_a_pipeline_and_refuses_other_folders(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'has no pipeline\.json'):
     pipeline.write(tmp_path)
   assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from r1jax.report.seeds import over_seeds
+from r1jax.report.seeds import compare_runs
 
 
 def write_run(folder, seed, trained, evaluations=2, **settings):
@@ -27,11 +27,11 @@ def write_run(folder, seed, trained, evaluations=2, **settings):
   return folder
 
 
-def test_interval_is_student_t_over_seeds(tmp_path):
+def test_interval_is_student_t_compare_runs(tmp_path):
   runs = [write_run(tmp_path / str(n), n, v) for n, v in enumerate((0.7, 0.8, 0.9))]
   # Mean 80 %, deviation 10 %, t(0.975, 2 degrees) = 4.303: 80 +- 4.303 * 10 / sqrt(3),
   # and no rate is above 100 %.
-  assert over_seeds(runs) == [
+  assert compare_runs(runs) == [
     '3 seeds (0, 1, 2), on validation problems:',
     'pass@1    base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 100.0) %',
     'consensus base 20.0 (20.0 to 20.0) % -> trained 80.0 (55.2 to 100.0) %',
@@ -39,16 +39,16 @@ def test_interval_is_student_t_over_seeds(tmp_path):
   ]
 
 
-def test_runs_that_are_no_repetitions_are_refused(tmp_path):
+def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path):
   first = write_run(tmp_path / 'a', 0, 0.7)
   with pytest.raises(ValueError, match='a different seed for every run'):
-    over_seeds([first, write_run(tmp_path / 'b', 0, 0.7)])
+    compare_runs([first, write_run(tmp_path / 'b', 0, 0.7)])
   with pytest.raises(ValueError, match='other settings'):
-    over_seeds([first, write_run(tmp_path / 'c', 1, 0.7, vocab_size=9)])
+    compare_runs([first, write_run(tmp_path / 'c', 1, 0.7, vocab_size=9)])
   other = write_run(tmp_path / 'e', 1, 0.7, data={'countdown': '1.1.0'})
   with pytest.raises(ValueError, match='other settings'):
-    over_seeds([first, other])
+    compare_runs([first, other])
   with pytest.raises(
-    ValueError, match='expected an evaluation of step 40, the last one is of 0'
+    ValueError, match='expected an evaluation at step 40, the last one is at 0'
   ):
-    over_seeds([first, write_run(tmp_path / 'd', 1, 0.7, evaluations=1)])
+    compare_runs([first, write_run(tmp_path / 'd', 1, 0.7, evaluations=1)])

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import final_rl, reasoning_rl
-from experiments.ablations import results
 from r1jax import tasks
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, summarise
+from r1jax.report.comparison import Comparison
 from r1jax.runtime import cli, workdir
 from r1jax.runtime.run import user_errors
 from r1jax.runtime.workdir import (
@@ -39,7 +40,7 @@ class Ablation:
   variants: Mapping[str, Callable[[Any], Any]]  # the first is compared with the others
   launch: Callable[[Any], None] = reasoning_rl.REASONING_RL.launch  # runs one
   parent: str = 'cold_start'  # stage that all runs start from
-  figures: tuple[results.Figure, ...] = (results.PASS_AT_1,)
+  figures: tuple[VariantFigure, ...] = (PASS_AT_1,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def finished(run: Any, parent: Artifact) -> bool:
   return True
 
 
-def run(ablation: Ablation, config: Command) -> results.Result:
+def run(ablation: Ablation, config: Command) -> Comparison:
   """Runs what is not finished, a seed of every variant after the other; the result."""
   runs = plan(ablation, config)
   parent = artifact.load(config.parent, ablation.parent)
@@ -137,7 +138,7 @@ def run(ablation: Ablation, config: Command) -> results.Result:
     variant: [Path(stage.workdir) for stage in stages]
     for variant, stages in runs.items()
   }
-  result = results.summarise(ablation.question, paths, ablation.figures)
+  result = summarise(ablation.question, paths, ablation.figures)
   write_whole(Path(config.workdir) / 'ablation.html', result.html)
   return result
 
@@ -146,5 +147,5 @@ def main(ablation: Ablation, default: Command) -> None:
   """The command of an ablation."""
   with user_errors():
     config = cli.parse(default)
-    print('\n'.join(run(ablation, config).lines))
+    print('\n'.join([ablation.question, *run(ablation, config).lines]))
     print(Path(config.workdir) / 'ablation.html')

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
 from r1jax import grpo
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 NAMES = ('grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo')
 
@@ -33,11 +34,11 @@ ABLATION = ablation.Ablation(
   question='Which objective learns most from as many outputs?',
   variants={name: algorithm(name) for name in NAMES},
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'Mean length over RL steps',
       'Tokens of an output; how tokens are averaged decides what long ones are worth.',
-      results.trained('length'),
+      over_rl_steps('length'),
     ),
   ),
 )

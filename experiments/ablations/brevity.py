@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Callable
 
 from experiments import reasoning_rl
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_evaluations
 from r1jax.rewards import Weighted, length
 
 
@@ -37,11 +38,11 @@ ABLATION = ablation.Ablation(
   question='Does a reward for short ways make thoughts shorter, and at what price?',
   variants={'without': brief(0.0), 'with': brief(1.0)},
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'Mean length over RL steps',
       'Tokens of an output to a reasoning problem of the validation split.',
-      results.evaluated('length'),
+      over_evaluations('length'),
     ),
   ),
 )

@@ -8,7 +8,8 @@ on both sides. With few updates a rollout, few ratios come near either.
 from collections.abc import Callable
 from typing import Any
 
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 
 def clip(epsilon: float) -> Callable[[Any], Any]:
@@ -21,12 +22,12 @@ ABLATION = ablation.Ablation(
   question='Does a clip range of 10 do better than one of 0.2?',
   variants={'clip10': clip(10.0), 'clip0.2': clip(0.2)},
   figures=(
-    results.PASS_AT_1,
+    PASS_AT_1,
     *(
-      results.Figure(
+      VariantFigure(
         f'Tokens clipped {side}, over RL steps',
         'The share whose gradient the bound stops.',
-        results.trained(name),
+        over_rl_steps(name),
         share=True,
       )
       for side, name in (('above', 'clip_up'), ('below', 'clip_down'))

@@ -7,7 +7,8 @@ penalty out, which also saves the reference's pass.
 from collections.abc import Callable
 from typing import Any
 
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 
 def penalty(coefficient: float) -> Callable[[Any], Any]:
@@ -19,11 +20,11 @@ ABLATION = ablation.Ablation(
   question='How much of a KL penalty does RL need?',
   variants={'kl0.001': penalty(0.001), 'kl0': penalty(0.0), 'kl0.04': penalty(0.04)},
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'KL to the reference over RL steps',
       'Nats a token. Without a penalty it is not computed.',
-      results.trained('kl'),
+      over_rl_steps('kl'),
     ),
   ),
 )

@@ -6,7 +6,8 @@ accuracy and makes thoughts readable (Nature version).
 
 import dataclasses
 
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_evaluations
 
 ABLATION = ablation.Ablation(
   question='What does the language reward cost and buy?',
@@ -15,11 +16,11 @@ ABLATION = ablation.Ablation(
     'without': lambda base: dataclasses.replace(base, language_weight=0.0),
   },
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'Language of the thoughts over RL steps',
       'The share of words in the language asked for, on validation problems.',
-      results.evaluated('rewards.language'),
+      over_evaluations('rewards.language'),
       share=True,
     ),
   ),

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import final_rl
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
 from r1jax.miniature import baseline
-from r1jax.report.figures import running_mean
+from r1jax.report.ablation import PASS_AT_1, VariantFigure
+from r1jax.report.chart import running_mean
 from r1jax.runtime.log import parse_line
 from r1jax.stages import artifact, problem_sets
 from r1jax.tasks import REASONING, Problem
@@ -67,20 +68,20 @@ ABLATION = ablation.Ablation(
   launch=final_rl.FINAL_RL.launch,
   parent='rejection_sft',
   figures=(
-    results.Figure(
+    VariantFigure(
       'The preference model’s reward over RL steps',
       'Of outputs to instructions, from -1 to 1, the running mean over '
       f'{WINDOW} steps of some eight outputs each. If it goes on rising where the '
       'judge below does not, that is a sign of hacking; the curves are not tested.',
       modelled,
     ),
-    results.Figure(
+    VariantFigure(
       'The judge’s preference over RL steps',
       'The share of the same outputs that the judge prefers to fixed answers.',
       judged,
       share=True,
     ),
-    results.PASS_AT_1,
+    PASS_AT_1,
   ),
 )
 

@@ -8,7 +8,8 @@ few steps, whatever the reference is.
 
 from typing import Any
 
-from experiments.ablations import ablation, results
+from experiments.ablations import ablation
+from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 PENALTY = 0.04
 REPLACED = 6  # times in a run
@@ -29,11 +30,11 @@ ABLATION = ablation.Ablation(
   question='Does it pay to replace the reference?',
   variants={'replaced': replaced, 'fixed': fixed},
   figures=(
-    results.PASS_AT_1,
-    results.Figure(
+    PASS_AT_1,
+    VariantFigure(
       'KL to the reference over RL steps',
       'Nats a token; it drops where the reference is replaced.',
-      results.trained('kl'),
+      over_rl_steps('kl'),
     ),
   ),
 )

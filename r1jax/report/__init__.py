@@ -1,50 +1,53 @@
-"""The report of a run: report.html, one page that needs no server and no network.
+"""HTML reports: one page for each run and each pipeline, without server or network.
 
-Written from config.json, metrics.jsonl and samples.jsonl alone, so it can be written
-while a run goes on or after it was killed; what is not there yet is said in words.
-`run` reads those files, `words` finds the sentences, `sections` and `figures` (drawn by
-`chart`) make the page's parts, `template` holds the page around them.
+A page is made from the files of a run alone, so it can be written while the run
+continues or after it was killed; the page says what is not there yet.
 
-`python -m r1jax.stages.report WORKDIR` writes the page anew. `pipeline` makes
-the page of the whole recipe from the folders of its stages.
+  python -m r1jax.report WORKDIR              # writes WORKDIR/report.html again
+  python -m r1jax.report WORKDIR WORKDIR …    # and compares runs that differ in seed
+
+`reader` reads the files. `words` writes the sentences, `sections` and `tables` the data
+of a page's parts, `figures` says which curves `chart` draws. `page` fills in
+`templates/`. This module makes the page of a run, `pipeline` that of the whole recipe,
+`ablation` and `budget` those of comparisons.
 """
 
-from html import escape
 from pathlib import Path
 
-from r1jax.report import figures, sections, words
-from r1jax.report.run import read
-from r1jax.report.template import PAGE
+from r1jax.report import figures, page, sections, words
+from r1jax.report.reader import read_run
 from r1jax.runtime.workdir import write_whole
 
 
 def write(workdir: Path | str) -> Path:
-  """The path of report.html, which now shows the run in `workdir` as it stands.
+  """Writes report.html for the run in `workdir`; returns its path.
 
-  Raises FileNotFoundError if `workdir` does not exist or holds no run.
+  Raises:
+    FileNotFoundError: `workdir` does not exist or holds no run.
   """
   workdir = Path(workdir)
-  run = read(workdir)
-  body = [
-    sections.summary(words.summary(run), [*run.damages, *words.warnings(run)]),
-    sections.result_table(run),
-    figures.figures(run),
-    sections.sample_outputs(run),
-    sections.settings(run),
-  ]
-  page = PAGE.substitute(
-    title=escape(f'{run.experiment} · {workdir.resolve().name}'),
+  run = read_run(workdir)
+  html = page.render(
+    'run.html',
+    title=f'{run.experiment} · {workdir.resolve().name}',
     facts=' · '.join(words.facts(run)),
-    body='\n'.join(body),
     source='config.json, metrics.jsonl and samples.jsonl of the run',
+    sentences=words.summary(run),
+    notes=[*run.unreadable, *words.warnings(run)],
+    columns=sections.result_columns(run),
+    rows=sections.result_rows(run),
+    figures=figures.run_figures(run),
+    samples=sections.samples(run),
+    command=sections.command(run),
+    settings=sections.settings(run),
   )
-  write_whole(workdir / 'report.html', page)
+  write_whole(workdir / 'report.html', html)
   return workdir / 'report.html'
 
 
 def result(workdir: Path | str) -> list[str]:
-  """Where the page is, and the result in three lines: base -> trained."""
+  """Returns lines for a terminal: the page's path, and three of base -> trained."""
   return [
     f'Report: {Path(workdir) / "report.html"}',
-    *words.result(read(Path(workdir))),
+    *words.result(read_run(Path(workdir))),
   ]

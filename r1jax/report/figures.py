@@ -1,92 +1,85 @@
-"""The figures of the report: which curves, in which charts, with which captions.
+"""The figures of the reports: which curves in which charts, with which captions.
 
-Accuracy, length and self-checks are the curves of the DeepSeek-R1 paper; the small ones
-below them are for finding out why a run went the way it did.
+Accuracy, length and self-checks are the curves of the DeepSeek-R1 paper; the smaller
+charts help to find out why a run learned well or badly.
 """
 
-from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
-from r1jax.report.chart import Curve, line_chart
-from r1jax.report.run import Line, Run, measured, number
+from r1jax.report.chart import CurveFigure
+from r1jax.report.curves import base_line, evaluated, steps
+from r1jax.report.reader import TITLES, PipelineFiles, RunFiles, number
 
-SMOOTH_FROM = 50  # values; a curve of fewer is readable as it is
-
-
-class Figure(NamedTuple):
-  """A chart to be drawn; `highest` is what its vertical axis reaches at least."""
-
-  title: str
-  caption: str
-  curves: Sequence[Curve]
-  share: bool = False
-  highest: float = 0.0
-
-  @property
-  def is_measured(self) -> bool:
-    """Whether there is a line to draw: two values of something but the base model."""
-    lines = [curve.points for curve in self.curves if curve.role != 'base']
-    return any(sum(y is not None for _, y in points) > 1 for points in lines)
+RL_STAGES = ('r1_zero', 'reasoning_rl', 'final_rl')
 
 
-def figures(run: Run) -> str:
-  """The section with the curves, as HTML; names those the run has no numbers for."""
-  accuracy, outputs, training = _accuracy(run), _outputs(run), _training(run)
-  parts = [
-    '<h2>How it learned</h2><p>Over the steps of training. Where there are many, a '
-    'thin line shows every step and a bold one their running mean.</p>'
+class FigureGroup(NamedTuple):
+  """Figures of one size; `kind` is a class of the style sheet."""
+
+  kind: str
+  width: int
+  height: int
+  figures: list[CurveFigure]
+
+
+def run_figures(run: RunFiles) -> list[FigureGroup]:
+  """Returns the figures of one run, in groups from large to small."""
+  return [
+    FigureGroup('wide', 860, 340, [_accuracy(run)]),
+    FigureGroup('pair', 400, 250, _outputs(run)),
+    FigureGroup('small', 300, 190, _training(run)),
   ]
-  if accuracy.is_measured:
-    wide = chart(accuracy, 860, 340)
-    narrow = chart(accuracy, 380, 300)  # the same chart, its type legible on a phone
-    picture = (
-      f'<div class="wide-chart">{wide}</div><div class="narrow-chart">{narrow}</div>'
-    )
-    parts.append(f'<div class="wide">{framed(accuracy, picture)}</div>')
-  for name, group, width, height in (
-    ('pair', outputs, 400, 250),
-    ('small', training, 300, 190),
-  ):
-    drawn = [framed(f, chart(f, width, height)) for f in group if f.is_measured]
-    parts.append(f'<div class="{name}">{"".join(drawn)}</div>' if drawn else '')
-  missing = [f.title for f in (accuracy, *outputs, *training) if not f.is_measured]
-  if missing:
-    names = ', '.join(missing)
-    parts.append(
-      f'<p class="missing">Too few values for a curve so far: {escape(names)}.</p>'
-    )
-  return ''.join(parts)
 
 
-def framed(figure: Figure, picture: str) -> str:
-  """The figure as HTML: title, picture, and the caption if there is one."""
-  caption = figure.caption and f'<figcaption>{escape(figure.caption)}</figcaption>'
-  return f'<figure><h3>{escape(figure.title)}</h3>{picture}{caption}</figure>'
+def pipeline_figures(pipeline: PipelineFiles) -> list[CurveFigure]:
+  """Returns accuracy, length and language of each RL stage that has started.
+
+  The charts of one quantity have the same scale.
+  """
+  runs = {name: run for name in RL_STAGES if (run := _rl_run(pipeline, name))}
+  lengths = [number(line, 'length') or 0.0 for run in runs.values() for line in run.rl]
+  return [
+    figure
+    for name, run in runs.items()
+    for figure in _stage_figures(TITLES[name], run, max(lengths))
+  ]
 
 
-def chart(figure: Figure, width: int, height: int) -> str:
-  """The picture of a figure as SVG."""
-  curves = [c for c in figure.curves if any(y is not None for _, y in c.points)]
-  label = f'{figure.title}. {figure.caption}'
-  return line_chart(
-    curves,
-    label=label,
-    share=figure.share,
-    width=width,
-    height=height,
-    highest=figure.highest,
-  )
+def missing_stages(pipeline: PipelineFiles) -> list[str]:
+  """Returns the titles of the RL stages without any RL step so far."""
+  return [TITLES[name] for name in RL_STAGES if not _rl_run(pipeline, name)]
 
 
-def _accuracy(run: Run) -> Figure:
+def _rl_run(pipeline: PipelineFiles, name: str) -> RunFiles | None:
+  stage = pipeline.stages.get(name)
+  return stage.run if stage and stage.run and stage.run.rl else None
+
+
+def _stage_figures(title: str, run: RunFiles, longest: float) -> list[CurveFigure]:
   k = run.evaluations[-1].get('k', 'k') if run.evaluations else 'k'
-  return Figure(
+  accuracy = [
+    base_line(run.evaluations, 'pass_at_1')._replace(name='start'),
+    evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
+    evaluated(run.evaluations, 'pass_at_1', 'pass@1', 'one'),
+  ]
+  language = [{**line, **(line.get('rewards') or {})} for line in run.rl]
+  return [
+    CurveFigure(f'{title}: accuracy', '', accuracy, share=True, highest=1.0),
+    CurveFigure(f'{title}: tokens', '', steps(run.rl, 'length'), highest=longest),
+    CurveFigure(
+      f'{title}: language', '', steps(language, 'language'), share=True, highest=1.0
+    ),
+  ]
+
+
+def _accuracy(run: RunFiles) -> CurveFigure:
+  k = run.evaluations[-1].get('k', 'k') if run.evaluations else 'k'
+  return CurveFigure(
     'Accuracy on validation problems',
     f'Share of problems solved by one output (pass@1) and by the most frequent answer '
     f'of {k} (cons@{k}); bands are 95\u202f% intervals over problems. The '
-    'dashed line is pass@1 of the base model, which stays as it is. Look for the '
-    'distance to that line, and whether the vote stays ahead of the single output.',
+    'dashed line is pass@1 of the base model. Look at the distance to that line, and '
+    'whether the vote stays ahead of the single output.',
     [
       base_line(run.evaluations, 'pass_at_1'),
       evaluated(run.evaluations, 'consensus', f'cons@{k}', 'two'),
@@ -96,109 +89,64 @@ def _accuracy(run: Run) -> Figure:
   )
 
 
-def _outputs(run: Run) -> list[Figure]:
+def _outputs(run: RunFiles) -> list[CurveFigure]:
   return [
-    Figure(
+    CurveFigure(
       'Mean length of an output',
-      'Tokens, over the outputs the model is trained on; dashed, the base model on '
-      'validation problems. Where no reward asks for length, a rise means that longer '
-      'thinking pays.',
+      'Tokens, over the outputs that the model is trained on; the dashed line is the '
+      'base model on validation problems. If no reward asks for length, a rise means '
+      'that longer thinking pays.',
       [*steps(run.rl, 'length'), base_line(run.evaluations, 'length')],
     ),
-    Figure(
+    CurveFigure(
       'Outputs with a self-check',
-      'Share of outputs with a reflective word (“wait”, “check”, …); dashed, the base '
-      'model. Look for whether it moves together with the length.',
+      'Share of outputs with a reflective word (“wait”, “check”, …); the dashed line '
+      'is the base model. Look whether it moves together with the length.',
       [*steps(run.rl, 'reflective'), base_line(run.evaluations, 'reflective')],
       share=True,
     ),
   ]
 
 
-def _training(run: Run) -> list[Figure]:
+def _training(run: RunFiles) -> list[CurveFigure]:
   return [
-    Figure(
+    CurveFigure(
       'Reward',
       'Mean over the outputs of a step. It should rise; if it rises while accuracy '
       'does not, the reward is being gamed.',
       steps(run.rl, 'reward'),
     ),
-    Figure(
+    CurveFigure(
       'KL to the reference',
-      'Nats a token, of both models at the temperature of the rollout. It grows slowly '
-      'from 0 and drops where the reference is replaced; a jump means that the policy '
-      'has come apart.',
+      'Nats per token, of both models at the temperature of the rollout. It grows '
+      'slowly from 0 and drops where the reference is replaced; a jump means that the '
+      'policy has diverged.',
       steps(run.rl, 'kl'),
     ),
-    Figure(
+    CurveFigure(
       'Entropy',
-      'Nats a token, of the policy at the temperature of the rollout. A fall to 0 ends '
-      'exploration: all outputs of a group become the same.',
+      'Nats per token, of the policy at the temperature of the rollout. A fall to 0 '
+      'ends exploration: all outputs of a group become the same.',
       steps(run.rl, 'entropy'),
     ),
-    Figure(
+    CurveFigure(
       'Clipped tokens',
-      'Share whose gradient the clip range stops, above and below. Some percent are '
-      'fine; more means steps that are too large.',
+      'Share of tokens whose gradient the clip range stops, above and below. A few per '
+      'cent are fine; more means that steps are too large.',
       [
         *steps(run.rl, 'clip_up', 'up'),
         *steps(run.rl, 'clip_down', 'down', 'two'),
       ],
       share=True,
     ),
-    Figure(
+    CurveFigure(
       'Gradient norm',
-      'Before clipping. Spikes announce trouble a few steps ahead of the reward.',
+      'Before clipping. Spikes announce trouble a few steps before the reward does.',
       steps(run.rl, 'grad_norm'),
     ),
-    Figure(
+    CurveFigure(
       'Loss of base training',
-      'Nats a token, before reinforcement learning. At its end it should be flat.',
+      'Nats per token, before reinforcement learning. It should be flat at the end.',
       steps(run.base, 'loss'),
     ),
   ]
-
-
-def evaluated(lines: Sequence[Line], key: str, name: str, role: str) -> Curve:
-  """The quantity `key` of evaluations, with its intervals."""
-  found = [(line['step'], measured(line, key)) for line in lines]
-  band = [
-    (step, value.low, value.high)
-    for step, value in found
-    if value is not None and value.low is not None and value.high is not None
-  ]
-  points = [(step, None if value is None else value.mean) for step, value in found]
-  return Curve(name, role, points, band, marked=True)
-
-
-def base_line(lines: Sequence[Line], key: str) -> Curve:
-  """The first evaluation, drawn as a level up to the last one."""
-  value = measured(lines[0], key) if lines else None
-  mean = None if value is None else value.mean
-  return Curve('base', 'base', [(line['step'], mean) for line in lines])
-
-
-def steps(
-  lines: Sequence[Line], key: str, name: str = '', role: str = 'one'
-) -> list[Curve]:
-  """Value by step: as it is if there are few, else with its running mean on top."""
-  points = [(line['step'], number(line, key)) for line in lines]
-  if len(points) < SMOOTH_FROM:
-    return [Curve(name, role, points)]
-  smooth = running_mean([value for _, value in points], _window(len(points)))
-  mean = [(step, value) for (step, _), value in zip(points, smooth, strict=True)]
-  return [Curve('', f'raw {role}', points), Curve(name, role, mean)]
-
-
-def running_mean(values: Sequence[float | None], window: int) -> list[float | None]:
-  """Mean of the up to `window` (odd) values around each one; None where it is None."""
-  means: list[float | None] = []
-  for i, value in enumerate(values):
-    start = max(i - window // 2, 0)
-    near = [x for x in values[start : i + window // 2 + 1] if x is not None]
-    means.append(None if value is None else sum(near) / len(near))
-  return means
-
-
-def _window(count: int) -> int:
-  return count // 30 * 2 + 1

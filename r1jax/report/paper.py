@@ -1,20 +1,20 @@
-"""What the report sets beside its own numbers: the tables of the paper, as given."""
+"""The paper's numbers, which the report shows next to its own."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from r1jax.report.folders import BASE, MODELS, ZERO, Model
+from r1jax.report.reader import BASE, MODELS, ZERO, ModelColumn
 
 
 class Paper(NamedTuple):
-  """Results in per cent, but for ratings; None where the paper gives none.
+  """Results in per cent, apart from ratings; None if the paper does not give one.
 
   Fields:
     zero: AIME 2024 pass@1 of the base model and of R1-Zero.
     stages: by benchmark, R1-Zero, Dev1, Dev2, Dev3 and R1.
     benchmarks: the columns of `students` and `rl_32b`, AIME 2024 pass@1 first.
     students: by name; 'Qwen-32B' is compared with `rl_32b`.
-    rl_32b: RL straight on the base of Qwen-32B.
+    rl_32b: RL on the base of Qwen-32B.
     data: examples of the third stage's set, by domain.
     data_tokens: mean length of such an example.
   """
@@ -28,40 +28,40 @@ class Paper(NamedTuple):
   data_tokens: float
 
 
-def figure(value: float | None) -> str:
-  """A result of the paper as text; ratings are the ones above 100."""
+def number_text(value: float | None) -> str:
+  """Returns a result as text; a number above 100 is a rating."""
   if value is None:
     return '–'
   return f'{value:,.0f}' if value > 100 else f'{value:.1f}'
 
 
-def said_of_zero(paper: Paper | None) -> str:
-  """What the paper reports of R1-Zero beside its base; empty without a paper."""
+def zero_sentence(paper: Paper | None) -> str:
+  """Returns the paper's base and R1-Zero as a sentence; empty without a paper."""
   if paper is None:
     return ''
-  return _said('AIME 2024', (BASE.title, ZERO.title), paper.zero)
+  return _sentence('AIME 2024', (BASE.title, ZERO.title), paper.zero)
 
 
-def said_of_stages(
-  paper: Paper | None, benchmark: str, before: Model, after: Model
+def stages_sentence(
+  paper: Paper | None, benchmark: str, before: ModelColumn, after: ModelColumn
 ) -> str:
-  """What the paper reports of two of its stages; empty if it does not."""
+  """Returns the paper's numbers of two stages; empty if it does not give them."""
   if paper is None or benchmark not in paper.stages:
     return ''
   of = dict(zip(MODELS[1:], paper.stages[benchmark], strict=True))
-  return _said(benchmark, (before.title, after.title), (of[before], of[after]))
+  return _sentence(benchmark, (before.title, after.title), (of[before], of[after]))
 
 
-def said_of_students(paper: Paper | None) -> str:
-  """What the paper reports of Qwen-32B under RL and distilled; empty if it does not."""
+def students_sentence(paper: Paper | None) -> str:
+  """Returns the paper's Qwen-32B after RL and distilled; empty without them."""
   if paper is None or 'Qwen-32B' not in paper.students:
     return ''
   numbers = paper.rl_32b[0], paper.students['Qwen-32B'][0]
-  return _said(f'{paper.benchmarks[0]}, Qwen-32B', ('RL', 'distilled'), numbers)
+  return _sentence(f'{paper.benchmarks[0]}, Qwen-32B', ('RL', 'distilled'), numbers)
 
 
-def _said(
+def _sentence(
   benchmark: str, names: tuple[str, str], values: tuple[float | None, float | None]
 ) -> str:
-  ends = (f'{name} {figure(x)}' for name, x in zip(names, values, strict=True))
+  ends = (f'{name} {number_text(x)}' for name, x in zip(names, values, strict=True))
   return f'The paper, {benchmark}: {" → ".join(ends)}'

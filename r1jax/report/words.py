@@ -1,17 +1,21 @@
-"""The sentences of a report: what the run shows, as far as its numbers carry it."""
+"""Sentences of a report, and how its numbers are written."""
+
+from collections.abc import Sequence
 
 from r1jax import statistics
-from r1jax.report.run import Line, Measured, Run, measured, number
+from r1jax.report.reader import Estimate, JsonObject, RunFiles, estimate, number
 from r1jax.runtime.progress import diagnose
+
+LEVEL = 0.05  # of all tests of a page together: the chance that any of them is wrong
 
 
 def percent(share: float) -> str:
-  """A share as it is written everywhere in the report, with one decimal."""
+  """Returns a share in per cent, with one decimal."""
   return f'{share * 100:.1f}\u202f%'
 
 
-def facts(run: Run) -> list[str]:
-  """How much was done: steps, minutes, problems."""
+def facts(run: RunFiles) -> list[str]:
+  """Returns phrases on the size of a run: steps, minutes, problems."""
   found = []
   if run.base:
     found.append(f'{run.base[-1]["step"]:,} steps of base training')
@@ -29,20 +33,20 @@ def facts(run: Run) -> list[str]:
   return found
 
 
-def warnings(run: Run) -> list[str]:
-  """What the last RL step says about why little is learned."""
+def warnings(run: RunFiles) -> list[str]:
+  """Returns sentences on why the last RL step may learn little."""
   if not run.rl:
     return []
   last = run.rl[-1]
   return [f'At step {last["step"]}: {sentence}' for sentence in diagnose(last)]
 
 
-def summary(run: Run) -> list[str]:
-  """What the run shows, in a few sentences."""
+def summary(run: RunFiles) -> list[str]:
+  """Returns sentences on the result of a run."""
   if not run.evaluations:
     return [_reached(run), 'Nothing has been evaluated yet.']
   base, last = run.evaluations[0], run.evaluations[-1]
-  before, after = measured(base, 'pass_at_1'), measured(last, 'pass_at_1')
+  before, after = estimate(base, 'pass_at_1'), estimate(last, 'pass_at_1')
   if before is None or after is None:
     return ['The evaluations of this run hold no pass@1.']
   if base is last:
@@ -53,8 +57,8 @@ def summary(run: Run) -> list[str]:
   return [*_solving(base, last, before, after), *_writing(base, last)]
 
 
-def result(run: Run) -> list[str]:
-  """Three lines, base -> trained, with intervals; fewer if less was measured."""
+def result(run: RunFiles) -> list[str]:
+  """Returns up to three lines for a terminal: base -> trained, with intervals."""
   if not run.evaluations:
     return []
   base, last = run.evaluations[0], run.evaluations[-1]
@@ -64,7 +68,7 @@ def result(run: Run) -> list[str]:
     ('consensus', f'cons@{last.get("k", "k")}'),
     ('length', 'length'),
   ):
-    before, after = measured(base, key), measured(last, key)
+    before, after = estimate(base, key), estimate(last, key)
     if before is not None and after is not None:
       texts = (
         f'{value.mean:.1f} tokens' if key == 'length' else with_interval(value)
@@ -74,7 +78,7 @@ def result(run: Run) -> list[str]:
   return lines
 
 
-def _reached(run: Run) -> str:
+def _reached(run: RunFiles) -> str:
   for name, lines in ('Reinforcement learning', run.rl), ('Base training', run.base):
     if lines:
       loss = number(lines[-1], 'loss')
@@ -83,13 +87,15 @@ def _reached(run: Run) -> str:
   return 'Nothing has been measured yet: metrics.jsonl is missing or empty.'
 
 
-def _model(evaluation: Line) -> str:
+def _model(evaluation: JsonObject) -> str:
   step = evaluation['step']
   return 'The base model' if step == 0 else f'At step {step:,} the model'
 
 
-def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[str]:
-  """How often the problems are solved, and whether that can be luck."""
+def _solving(
+  base: JsonObject, last: JsonObject, before: Estimate, after: Estimate
+) -> list[str]:
+  """Returns sentences on accuracy before and after, with the test of the change."""
   sentences = [
     f'{_model(base)} solves {with_interval(before)} of the validation problems with '
     f'one output; after {last["step"]:,} steps of reinforcement learning it solves '
@@ -98,10 +104,10 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
   difference = compared(base, last)
   if difference is not None:
     sentences.append(
-      'Of these two models, compared problem by problem, that is '
-      f'{points(difference)}; how much another seed would differ, one run cannot say.'
+      f'Compared problem by problem, these two models differ by {points(difference)}; '
+      'one run cannot say how much another seed would differ.'
     )
-  votes = measured(base, 'consensus'), measured(last, 'consensus')
+  votes = estimate(base, 'consensus'), estimate(last, 'consensus')
   if votes[0] is not None and votes[1] is not None:
     sentences.append(
       f'The most frequent answer among {last.get("k", "several")} outputs is right for '
@@ -111,43 +117,46 @@ def _solving(base: Line, last: Line, before: Measured, after: Measured) -> list[
 
 
 def points(found: statistics.Paired) -> str:
-  """A difference with its interval and its test, in words."""
+  """Returns a difference in points with its interval and its p-value."""
   mean, low, high = (signed(x) for x in found.difference)
   p = f'p\u00a0=\u00a0{found.p:.3f}' if found.p >= 0.001 else 'p\u00a0<\u00a00.001'
   return f'{mean} points ({low} to {high}; sign-flip test, {p})'
 
 
 def signed(share: float) -> str:
-  """A difference of shares in points, with its sign."""
+  """Returns a difference of shares in points, with its sign."""
   return f'{100 * share:+.1f}'.replace('-', '−')
 
 
 def compared(
-  base: Line, last: Line, confidence: float = 0.95
+  base: JsonObject, last: JsonObject, confidence: float = 0.95
 ) -> statistics.Paired | None:
-  """pass@1 of the last evaluation against the first, on the problems both hold."""
+  """Returns the paired test of pass@1, `last` minus `base`, on their common problems.
+
+  None if one of them has no results by problem.
+  """
   shares, groups = [], base.get('groups')
   for line in (base, last):
     right, k = line.get('right'), number(line, 'k')
     if not right or not k or not isinstance(right, list):
       return None
     shares.append([count / k for count in right])
-  both = min(map(len, shares))  # a shorter evaluation takes the first problems
+  both = min(map(len, shares))  # a shorter evaluation has the first problems
   if groups is not None:
     groups = groups[:both]
   return statistics.paired(shares[0][:both], shares[1][:both], 0, confidence, groups)
 
 
-def _writing(base: Line, last: Line) -> list[str]:
-  """How the outputs themselves have changed."""
+def _writing(base: JsonObject, last: JsonObject) -> list[str]:
+  """Returns sentences on the length of outputs and on self-checks."""
   sentences = []
-  short, long = measured(base, 'length'), measured(last, 'length')
+  short, long = estimate(base, 'length'), estimate(last, 'length')
   if short is not None and long is not None:
     verb = _verb(short, long, 'grow', 'shrink', 'stay about as long')
     sentences.append(
       f'Outputs {verb}, from {short.mean:.0f} to {long.mean:.0f} tokens on average.'
     )
-  few, many = measured(base, 'reflective'), measured(last, 'reflective')
+  few, many = estimate(base, 'reflective'), estimate(last, 'reflective')
   if few is not None and many is not None:
     verb = _verb(few, many, 'rises', 'falls', 'stays about the same')
     sentences.append(
@@ -157,10 +166,10 @@ def _writing(base: Line, last: Line) -> list[str]:
   return sentences
 
 
-def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> str:
-  """The verb for a change; it is not called one where the intervals overlap.
+def _verb(before: Estimate, after: Estimate, up: str, down: str, level: str) -> str:
+  """Returns `up` or `down` if the intervals do not overlap, else `level`.
 
-  That is stricter than a test at 5 %, as the problems are the same.
+  That is stricter than a test at 5 %, because the problems are the same.
   """
   (before_low, before_high), (after_low, after_high) = map(_ends, (before, after))
   if after_low > before_high:
@@ -168,14 +177,24 @@ def _verb(before: Measured, after: Measured, up: str, down: str, level: str) -> 
   return down if after_high < before_low else level
 
 
-def _ends(value: Measured) -> tuple[float, float]:
+def _ends(value: Estimate) -> tuple[float, float]:
   if value.low is None or value.high is None:
     return value.mean, value.mean
   return value.low, value.high
 
 
-def with_interval(value: Measured | statistics.Interval) -> str:
-  """A share, and in brackets its interval if there is one."""
+def with_interval(value: Estimate | statistics.Interval) -> str:
+  """Returns a share, with its interval in brackets if there is one."""
   if value.low is None or value.high is None:
     return percent(value.mean)
   return f'{percent(value.mean)} ({value.low * 100:.1f}–{value.high * 100:.1f})'
+
+
+def aligned(rows: Sequence[Sequence[str]], between: str = '  ') -> list[str]:
+  """Returns the rows of a table as lines: the first column left, the others right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for first, *others in rows:
+    cells = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+    lines.append(between.join([first.ljust(widths[0]), *cells]))
+  return lines
