@@ -206,7 +206,7 @@ def _token_level(lesson: _Lesson, base: Any, phase: str) -> Any:
   """Token by token from the teacher, on its outputs or on the student's own."""
   job, config, teacher = lesson.job, lesson.config, lesson.teacher
   matrices = job.model.matrices
-  optim.check_moves(base, config.sft_optim, 'sft_optim', matrices)
+  optim.check_learning_rate(base, config.sft_optim, 'sft_optim', matrices)
   passes = job.passes(lesson.examples, config.sft)
   batch: Callable[[int, Any], Any] = passes.batch
   if phase == 'on_policy':

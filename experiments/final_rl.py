@@ -121,7 +121,7 @@ def order(config: FinalRL, where: Problems, seed: int) -> Callable[[int], Proble
 
 def preference_model(job: Stage, config: FinalRL, params: Any) -> Scorer:
   """Trained on what the judge says of the parent's outputs to instructions."""
-  optim.check_moves(params, config.preference_optim, 'preference_optim')
+  optim.check_learning_rate(params, config.preference_optim, 'preference_optim')
   *_, instructions = job.where.train
   problems = instructions[: config.judged]
   size, key = config.rl.prompts_per_step, jax.random.key(job.seed)

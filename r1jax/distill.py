@@ -169,5 +169,5 @@ def step(
     divergence=divergence,
     total=jnp.maximum(batch.weights[:, 1:].sum(), 1.0),
   )
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=part_loss, optimizer=optimizer)

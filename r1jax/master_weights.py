@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 KINDS = ('float32', 'stochastic', 'none')  # see `optim.Config.masters`
 
@@ -97,7 +98,8 @@ def in_float32(
     if kind == 'stochastic':
       return Stochastic(jnp.uint32(seed), state)
     remainders = jax.tree_util.tree_map_with_path(
-      lambda path, x: _begin(seed, path, x) if is_rounded(x) else None, params
+      lambda path, x: _initial_remainder(seed, path, x) if is_rounded(x) else None,
+      params,
     )
     return Masters(remainders, state)
 
@@ -112,7 +114,7 @@ def in_float32(
   return optax.GradientTransformation(init, update)
 
 
-def _begin(seed: int, path: Any, x: jax.Array) -> jax.Array:
+def _initial_remainder(seed: int, path: Any, x: jax.Array) -> jax.Array:
   """The remainder of one of the float32 that round to a parameter, each as likely."""
 
   def drawn(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -230,3 +232,36 @@ def mean(x: jax.Array) -> jax.Array:
   for _ in range(x.ndim):
     x = x.mean(-1)
   return x
+
+
+def mean_change(updates: Any) -> jax.Array:
+  """The mean of |change| over the weights that have one; 0 if none has."""
+  leaves = jax.tree.leaves(updates)
+  means = [_sum_and_count(x.astype(jnp.float32)) for x in leaves]
+
+  def summed(n: int) -> jax.Array:
+    return jnp.stack(
+      [
+        mean(found[n]) * float(x.size)  # may not fit an int32
+        for found, x in zip(means, leaves, strict=True)
+      ]
+    ).sum()
+
+  return summed(0) / jnp.maximum(summed(1), 1)
+
+
+def _sum_and_count(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The means of |x| and of x != 0 over the last axis.
+
+  Both in one reduction, which XLA on a CPU computes x within. For two it would write
+  down |x| and x != 0 of all weights first.
+  """
+  x = jnp.atleast_1d(x)
+  zero = jnp.float32(0)
+  sums = jax.lax.reduce(
+    (jnp.abs(x), (x != 0).astype(jnp.float32)),
+    (zero, zero),
+    lambda one, other: (one[0] + other[0], one[1] + other[1]),
+    (x.ndim - 1,),
+  )
+  return sums[0] / x.shape[-1], sums[1] / x.shape[-1]

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from r1jax import master_weights
+from r1jax import balance, master_weights
 from r1jax.sharding.constrain import sum_over_replicas
 
 # With more, a mean in bfloat16 may stand still for ever: without a gradient it is to
 # shrink by 1 - b of itself, and half the distance to the next number is up to 2^-8.
-MOST_DECAY = 1 - 2**-8
-LEAST_MOVING = 0.5  # of the weights: with fewer that a step can change, no run begins
+MAX_BFLOAT16_DECAY = 1 - 2**-8
+MIN_MOVING_SHARE = (
+  0.5  # of the weights: with fewer that a step can change, no run begins
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,11 @@ class OptimConfig:
           f'{name}: expected at least 0, less than 1, got {getattr(self, name)}'
         )
     for name in ('b1', 'b2') if self.moments == 'bfloat16' else ():
-      if getattr(self, name) > MOST_DECAY:
+      if getattr(self, name) > MAX_BFLOAT16_DECAY:
         raise ValueError(
-          f'{name}: expected at most {MOST_DECAY} with moments bfloat16, which rounds '
-          f'smaller changes of a mean away, got {getattr(self, name)}; lower it, or '
-          'set moments to float32'
+          f'{name}: expected at most {MAX_BFLOAT16_DECAY} with moments bfloat16, which '
+          f'rounds smaller changes of a mean away, got {getattr(self, name)}; lower '
+          'it, or set moments to float32'
         )
     if self.masters not in master_weights.KINDS:
       raise ValueError(
@@ -107,10 +109,10 @@ def make(
     matrices: what Muon (Jordan et al. 2024) orthogonalises the updates of, and what
       decays: a tree like the parameters' with (input axes, output axes) for each weight
       matrix and None for the rest. Without it all of 2 or more axes decay but what is
-      named as a gain, bias or embedding; see `_decaying`.
+      named as a gain, bias or embedding; see `_decay_mask`.
     seed: of what is random about bfloat16 parameters; see `master_weights`.
   """
-  decaying = functools.partial(_decaying, matrices)
+  decaying = functools.partial(_decay_mask, matrices)
   rule = optax.adamw(
     schedule(config, config.learning_rate, total_steps),
     config.b1,
@@ -141,16 +143,16 @@ def make(
       muon_weight_dimension_numbers=numbers,
     )
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
-  balanced = _balanced(chain, config.balance_rate)
+  chain = balance.balanced(chain, config.balance_rate)
   moments = jnp.bfloat16 if config.moments == 'bfloat16' else jnp.float32
-  return master_weights.in_float32(balanced, config.masters, moments, seed)
+  return master_weights.in_float32(chain, config.masters, moments, seed)
 
 
 def _is_axes(leaf: Any) -> bool:
   return leaf is None or isinstance(leaf, tuple)
 
 
-def _decaying(matrices: Any, params: Any) -> Any:
+def _decay_mask(matrices: Any, params: Any) -> Any:
   """Which parameters decay: weight matrices, and not gains, biases and embeddings.
 
   A decay pulls to 0, where a gain or a bias does not belong; and a row of an embedding
@@ -167,80 +169,6 @@ def _decaying(matrices: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def _balanced(
-  rule: optax.GradientTransformation, rate: float
-) -> optax.GradientTransformation:
-  """Returns `rule`, but for the biases that keep the load of experts even.
-
-  What stands in the place of their gradient is the load (see `model.mlp.route`): those
-  with more than the mean are lowered by `rate`, the others raised (DeepSeek-V3,
-  2412.19437, section 2.1.2).
-  """
-
-  def update(grads: Any, state: Any, params: Any = None) -> Any:
-    updates, state = rule.update(_without_loads(grads), state, params)
-
-    def one(path: Any, change: jax.Array, load: jax.Array) -> jax.Array:
-      if not _is_balance(path):
-        return change
-      return rate * jnp.sign(load.mean(-1, keepdims=True) - load)
-
-    return jax.tree_util.tree_map_with_path(one, updates, grads), state
-
-  return optax.GradientTransformation(rule.init, update)
-
-
-def _is_balance(path: Any) -> bool:
-  return getattr(path[-1], 'key', None) == 'balance'
-
-
-def _without_loads(grads: Any) -> Any:
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.zeros_like(x) if _is_balance(path) else x, grads
-  )
-
-
-def _fullest(grads: Any) -> jax.Array | None:
-  """How many times its share the fullest expert of any layer has; None without any."""
-  leaves = jax.tree_util.tree_leaves_with_path(grads)
-  loads = [load for path, load in leaves if _is_balance(path)]
-  shares = [jnp.max(x / jnp.maximum(x.mean(-1, keepdims=True), 1e-9)) for x in loads]
-  return jnp.max(jnp.stack(shares)) if shares else None
-
-
-def _mean_size(updates: Any) -> jax.Array:
-  """The mean of |change| over the weights that have one; 0 if none has."""
-  leaves = jax.tree.leaves(updates)
-  means = [_sizes(x.astype(jnp.float32)) for x in leaves]
-
-  def summed(n: int) -> jax.Array:
-    return jnp.stack(
-      [
-        master_weights.mean(found[n]) * float(x.size)  # may not fit an int32
-        for found, x in zip(means, leaves, strict=True)
-      ]
-    ).sum()
-
-  return summed(0) / jnp.maximum(summed(1), 1)
-
-
-def _sizes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The means of |x| and of x != 0 over the last axis.
-
-  Both in one reduction, which XLA on a CPU computes x within. For two it would write
-  down |x| and x != 0 of all weights first.
-  """
-  x = jnp.atleast_1d(x)
-  zero = jnp.float32(0)
-  sums = jax.lax.reduce(
-    (jnp.abs(x), (x != 0).astype(jnp.float32)),
-    (zero, zero),
-    lambda one, other: (one[0] + other[0], one[1] + other[1]),
-    (x.ndim - 1,),
-  )
-  return sums[0] / x.shape[-1], sums[1] / x.shape[-1]
-
-
 def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedule:
   """Returns the rate of an update, counted from 0, with this peak."""
   warmup = config.warmup_steps
@@ -255,7 +183,7 @@ def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedu
   )
 
 
-def check_moves(
+def check_learning_rate(
   params: Any, config: OptimConfig, field: str, matrices: Any = None
 ) -> None:
   """Refuses a learning rate that the weights' precision rounds away.
@@ -271,7 +199,7 @@ def check_moves(
   """
   rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
   kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
-  steps = jax.tree.leaves(_steps(params, config, matrices))
+  steps = jax.tree.leaves(_step_sizes(params, config, matrices))
   moving = [n for n, step in enumerate(steps) if step]  # a rate of 0 is a choice
   sizes = [steps[n] for n in moving]
   # In float32 a step of 1e-7 changes all weights below 2.
@@ -284,20 +212,20 @@ def check_moves(
     return master_weights.movable([leaves[n] for n in moving], sizes)
 
   found = float(jax.jit(share)(params))
-  if found < LEAST_MOVING:
+  if found < MIN_MOVING_SHARE:
     remedy = f'set {field}.masters to float32 or stochastic, or raise the rate'
     rate = f'{config.learning_rate:g}'
     if config.muon_learning_rate:
       rate += f' and {field}.muon_learning_rate {config.muon_learning_rate:g}'
     raise ValueError(
       f'{field}.learning_rate: expected a step that changes at least '
-      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate}, which changes '
+      f'{MIN_MOVING_SHARE:.0%} of the weights in {kind}, got {rate}, which changes '
       f'{found:.1%} and is rounded away by the others; '
       + (remedy if kind == 'bfloat16' else 'raise it')
     )
 
 
-def _steps(params: Any, config: OptimConfig, matrices: Any) -> Any:
+def _step_sizes(params: Any, config: OptimConfig, matrices: Any) -> Any:
   """How far an update at its peak rate moves a weight, a number a parameter.
 
   Adam moves each by about the rate. Muon's update of a matrix has singular values of
@@ -320,7 +248,7 @@ def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
   return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def cut(batch: Any, parts: int) -> Any:
+def split_micro_batches(batch: Any, parts: int) -> Any:
   """Returns the tree's arrays [N, ...] as [parts, N / parts, ...].
 
   Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
@@ -391,10 +319,10 @@ def apply(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params, opt_state = master_weights.add(state.params, updates, opt_state, state.step)
   metrics = {
-    'grad_norm': optax.tree.norm(_without_loads(grads)),
-    'update_size': _mean_size(_without_loads(updates)),
+    'grad_norm': optax.tree.norm(balance.without_loads(grads)),
+    'update_size': master_weights.mean_change(balance.without_loads(updates)),
   }
-  if (fullest := _fullest(grads)) is not None:
+  if (fullest := balance.largest_load(grads)) is not None:
     metrics['expert_load'] = fullest
   return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -139,5 +139,5 @@ def step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update on a batch; pure. B must divide by `micro_batches`."""
   part_loss = functools.partial(loss, forward=forward, total=float(len(batch.tokens)))
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=part_loss, optimizer=optimizer)

@@ -70,5 +70,5 @@ def step(
   """One update on a batch; pure. B must divide by `micro_batches`."""
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=loss, optimizer=optimizer)

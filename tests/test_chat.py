@@ -14,7 +14,8 @@ import transformers
 from hub import FAMILIES, checkpoint, ours, theirs
 
 from r1jax.hub import weights
-from r1jax.model import decode, decoder
+from r1jax.model import decoder
+from r1jax.model.decode import decode_params
 from r1jax.sampling import generate, streaming
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
@@ -140,13 +141,13 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
 def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
   speaker = chat.open_session(str(folder), None, GREEDY)
   prepared = []
-  turned = chat.decode.turned
+  prepare = chat.decode.decode_params
 
   def counted(config, params):
     prepared.append(config)
-    return turned(config, params)
+    return prepare(config, params)
 
-  monkeypatch.setattr(chat.decode, 'turned', counted)
+  monkeypatch.setattr(chat.decode, 'decode_params', counted)
   said = [list(speaker.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]
   assert said[0] == said[1]
   assert len(said[0]) > 3
@@ -164,7 +165,7 @@ def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   row = jnp.asarray([[3, 5, 2]])
   prompt = (params, row, jnp.ones((1, 3), bool))
   _, spoken = streaming.prefill(*prompt, model=model, room=4)
-  once = decode.turned(found.config, params)
+  once = decode_params(found.config, params)
   expected, _ = streaming.decode_step(params, spoken, jnp.asarray([7]), model=model)
   logits, _ = streaming.decode_step(once, spoken, jnp.asarray([7]), model=model)
   np.testing.assert_array_equal(logits, expected)

@@ -12,8 +12,9 @@ import pytest
 from flax.core import meta
 from jax.test_util import check_grads
 
-from r1jax.model import attention, decoder
+from r1jax.model import attention, block, decoder
 from r1jax.model.config import Experts, Latent, ModelConfig, Rope, from_dict
+from r1jax.model.linear import Int8, dense
 from r1jax.sharding.rules import RULES
 
 SMALL = ModelConfig(
@@ -229,7 +230,7 @@ def test_remat_and_query_blocks_change_nothing(monkeypatch):
 
   plain = gradient(SMALL)(params)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 3)
-  monkeypatch.setattr(decoder, 'SHORT', 4)  # products over fewer are computed again
+  monkeypatch.setattr(block, 'SHORT', 4)  # products over fewer are computed again
   variants = [
     gradient(dataclasses.replace(SMALL, remat=name))
     for name in ('none', 'dots', 'full')
@@ -291,7 +292,7 @@ def test_int8_weights_compute_what_their_values_times_scales_do():
     wide,
     small,
     decoder.matrices(SMALL),
-    is_leaf=lambda leaf: isinstance(leaf, decoder.Int8),
+    is_leaf=lambda leaf: isinstance(leaf, Int8),
   )
   tokens = np.random.default_rng(11).integers(VOCAB, size=(2, 9))
   expected, _ = forward(SMALL, restored, tokens)
@@ -353,7 +354,7 @@ def test_gradients_of_a_product_are_those_of_finite_differences():
   rng = np.random.default_rng(9)
   with jax.enable_x64(True):
     x_BTD, w_DF = jnp.asarray(rng.normal(size=(3, 4, 5))), rng.normal(size=(5, 2))
-    check_grads(decoder.dense, (x_BTD, jnp.asarray(w_DF)), order=1, modes=['rev'])
+    check_grads(dense, (x_BTD, jnp.asarray(w_DF)), order=1, modes=['rev'])
 
 
 def test_every_axis_of_every_parameter_is_in_the_mesh_table():

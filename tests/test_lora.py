@@ -14,7 +14,9 @@ from hub import FAMILIES, VOCAB, checkpoint, theirs
 
 from r1jax.grpo import GRPOConfig
 from r1jax.hub import peft, peft_config, storage, weights
-from r1jax.model import decode, decoder, lora, mlp
+from r1jax.model import decode, decoder, lora
+from r1jax.model.decode import layer_weights
+from r1jax.model.linear import dense
 from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
 from r1jax.sampling import generate
@@ -142,8 +144,8 @@ def test_products_in_bfloat16_keep_adapters_apart(kind, name):
   inputs = matrix.a.size // matrix.a.shape[-1]
   x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 5, inputs)), jnp.float32)
   config = dataclasses.replace(found.config, dtype='bfloat16')
-  layer = decode._Layer(config, decode._turned(config, attached['blocks'], 1))
-  expected = mlp.dense(x, matrix, 'bfloat16')[0].T  # the learner's
+  layer = decode.Layer(config, layer_weights(config, attached['blocks'], 1))
+  expected = dense(x, matrix, 'bfloat16')[0].T  # the learner's
   np.testing.assert_array_equal(layer.times(name, x[0].T), expected)
 
 

@@ -243,7 +243,7 @@ def learned(dtype, masters, rate):
   state = optim.init(before, rule)
   first = master_weights.masters(before, state.opt_state)
   for _ in range(20):
-    state, _ = step(state, optim.cut(batch, 4))
+    state, _ = step(state, optim.split_micro_batches(batch, 4))
   last = master_weights.masters(state.params, state.opt_state)
 
   def change(after, before):

@@ -10,8 +10,8 @@ import pytest
 
 from r1jax import optim
 from r1jax.model.config import Experts
-from r1jax.model.decoder import Int8
-from r1jax.model.mlp import experts, route
+from r1jax.model.linear import Int8
+from r1jax.model.moe import mixture_of_experts, route
 from r1jax.optim import OptimConfig
 from r1jax.planner import hlo
 from r1jax.sharding.constrain import on_mesh
@@ -83,7 +83,7 @@ def dense(x, w, c):
 def ours(x, weights, config):
   if config.scores == 'softmax':
     weights = {name: w for name, w in weights.items() if name != 'balance'}
-  return experts(jnp.asarray(x), weights, config, 'float32')
+  return mixture_of_experts(jnp.asarray(x), weights, config, 'float32')
 
 
 @pytest.mark.parametrize('config', CONFIGS)
@@ -187,7 +187,9 @@ def test_tokens_that_do_not_count_are_not_in_the_load():
   counted = jnp.asarray(np.random.default_rng(7).random((2, 7)) < 0.5)
 
   def loss(balance):
-    found = experts(x, {**weights, 'balance': balance}, V3, 'float32', counted)
+    found = mixture_of_experts(
+      x, {**weights, 'balance': balance}, V3, 'float32', counted
+    )
     return jnp.sum(found**2)
 
   chosen, _ = route(x, weights['router'], weights['balance'], V3)
@@ -214,7 +216,7 @@ def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
   place = make_mesh(config=MeshConfig(expert=4, tensor=2))
 
   def total(x_BTD):
-    return experts(x_BTD, weights, config, 'float32').sum()
+    return mixture_of_experts(x_BTD, weights, config, 'float32').sum()
 
   rows = jax.ShapeDtypeStruct((4, 5, 4), jnp.float32)
   program = (

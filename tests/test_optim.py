@@ -25,7 +25,7 @@ def follow(config, gradients, start, total_steps=10):
   update = jax.jit(
     lambda state, gradient: optim.update(
       state,
-      optim.cut(gradient, 1),
+      optim.split_micro_batches(gradient, 1),
       # a loss that is linear in the parameters has the gradient it is given
       loss=lambda params, part: (
         sum((jnp.sum(params[k][None] * part[k]) for k in params), jnp.float32(0)),
@@ -181,7 +181,7 @@ def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
     assert state.params['x'].dtype == jnp.float32
 
 
-@pytest.mark.parametrize('b2', [0.95, optim.MOST_DECAY])
+@pytest.mark.parametrize('b2', [0.95, optim.MAX_BFLOAT16_DECAY])
 def test_means_in_bfloat16_shrink_without_a_gradient(b2):
   # Every number of a bfloat16's 128 between two powers of 2, times b2, is rounded to a
   # lower one; with a larger b2 the lowest of them would stand still.
@@ -218,10 +218,10 @@ def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
   params = {'w': weights.astype(dtype), 'gain': jnp.ones(4)}
   config = OptimConfig(learning_rate=rate, masters=masters)
   if message is None:
-    optim.check_moves(params, config, 'rl_optim')
+    optim.check_learning_rate(params, config, 'rl_optim')
     return
   with pytest.raises(ValueError, match=message):
-    optim.check_moves(params, config, 'rl_optim')
+    optim.check_learning_rate(params, config, 'rl_optim')
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
   size = float(jnp.sqrt(jnp.mean(jnp.square(updates['w']))))
   assert 0.7 < size / (muon / 20) < 1.2
   if moves:
-    optim.check_moves(params, config, 'rl_optim', matrices)
+    optim.check_learning_rate(params, config, 'rl_optim', matrices)
     return
   with pytest.raises(ValueError, match=r'got 1e-06 and rl_optim.muon_learning_rate'):
-    optim.check_moves(params, config, 'rl_optim', matrices)
+    optim.check_learning_rate(params, config, 'rl_optim', matrices)
 
 
 def test_learning_rate_0_leaves_the_parameters():
@@ -269,7 +269,7 @@ def squares(params, part):
 
 
 def update(state, batch, micro_batches, count=None):
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   grads, metrics = optim.gradients(state.params, parts, loss=squares, count=count)
   state, more = optim.apply(state, grads, optimizer=SGD)
   return state, metrics | more

@@ -357,7 +357,7 @@ def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
 @pytest.mark.parametrize('kv_heads', [1, 2])
 def test_moving_rows_together_changes_no_completion(monkeypatch, kv_heads):
   monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
-  monkeypatch.setattr(generate, 'FEWEST_ROWS', 1)
+  monkeypatch.setattr(generate, 'MIN_ROWS', 1)
   config = dataclasses.replace(SMALL, kv_heads=kv_heads)
   model = DecoderFns(*decoder.functions(config, VOCAB))
   plain, moved = (

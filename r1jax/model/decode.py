@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.mlp import Int8, Lora, experts
+from r1jax.model.linear import Int8, Lora
+from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import turn, turn_queries
 from r1jax.sharding.constrain import constrain
 
@@ -25,17 +26,17 @@ def score_scale(config: ModelConfig) -> float:
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
-class Turned(NamedTuple):
+class DecodeParams(NamedTuple):
   """Parameters as steps of decoding read them, prepared once for many calls."""
 
   outside: dict[str, Any]  # of the layers: embedding, norm, head
-  layers: list[dict[str, Any]]  # weights by name, see `_turned`
+  layers: list[dict[str, Any]]  # weights by name, see `layer_weights`
 
 
-def turned(config: ModelConfig, params: Any) -> Turned:
-  """Returns the parameters prepared for `decoding` and for the logits.
+def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
+  """Returns the parameters prepared for `make_decode` and for the logits.
 
-  A call of `decoding` with parameters prepares the layers itself, which a loop over
+  A call of `make_decode` with parameters prepares the layers itself, which a loop over
   tokens within one program does once. Where each token is a program, as in a chat, this
   is a program of its own before them.
   """
@@ -46,24 +47,26 @@ def turned(config: ModelConfig, params: Any) -> Turned:
   wide = jnp.promote_types(outside[head].dtype, config.dtype)
   outside[head] = outside[head].astype(wide if config.tied else config.dtype)
   layers = [
-    _turned(config, params[name], n)
+    layer_weights(config, params[name], n)
     for name, count, _ in config.stacks
     for n in range(count)
   ]
-  return Turned(outside, layers)
+  return DecodeParams(outside, layers)
 
 
-def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
+def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
   """Returns `decode(tokens, positions, context, column)` for one token a row.
 
-  Of parameters, or of what `turned` has made of them.
+  Of parameters, or of what `decode_params` has made of them.
   It gives hidden states [B, D] and the last segment of the context with the rows' keys
   and values written to `column`, which its mask must let them see. A segment is a list
   here, of a `KV` for each layer: a scan over layers would copy all of the cache at each
   step.
   """
-  outside, weights = params if isinstance(params, Turned) else turned(config, params)
-  layers = [_Layer(config, w) for w in weights]
+  outside, weights = (
+    params if isinstance(params, DecodeParams) else decode_params(config, params)
+  )
+  layers = [Layer(config, w) for w in weights]
 
   def decode(
     token_B: jax.Array,
@@ -84,13 +87,13 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   return decode
 
 
-_AS_IT_IS = (
+_UNCHANGED = (
   *('latent_up', 'router', 'balance'),
   *('expert_gate', 'expert_up', 'expert_down'),
 )
 
 
-def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
+def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   """A layer's weights as they stand on the left: matrices [out, in], the rest [D, 1].
 
   But for those of experts and of the latent, which are no such products. An adapter is
@@ -112,7 +115,7 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
     if isinstance(w, Lora) and (config.dtype == 'float32' or name == 'latent_up'):
       w = w.merged()  # once, and not at each token
-    if name in _AS_IT_IS:
+    if name in _UNCHANGED:
       return w
     if name.endswith('_norm'):
       return w['gain'][:, None]
@@ -129,8 +132,8 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   return {name: turn(name) for name in blocks}
 
 
-class _Layer:
-  """`decoder.Block` for one position a row."""
+class Layer:
+  """`Block` for one position a row."""
 
   def __init__(self, config: ModelConfig, weights: dict[str, Any]):
     self.config, self.weights = config, weights
@@ -209,7 +212,7 @@ class _Layer:
     if 'router' not in self.weights:
       return self._swiglu('', h_DB)
     c = dataclasses.replace(self.config.experts, shared=0)
-    out_DB = experts(h_DB.T, self.weights, c, self.config.dtype).T
+    out_DB = mixture_of_experts(h_DB.T, self.weights, c, self.config.dtype).T
     if self.config.experts.shared:
       out_DB += self._swiglu('shared_', h_DB)
     return out_DB
@@ -236,7 +239,7 @@ class _Layer:
       # Written first and then read: the other way round it would have to be copied.
       *others, (last, mask) = segments
       last = write(last, own, column)
-      last = jax.tree.map(_lay_cache, last)
+      last = jax.tree.map(_constrain_cache, last)
     with jax.named_scope('attend'):
       scale = score_scale(self.config)
       attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
@@ -249,7 +252,7 @@ class _Layer:
       return x_DB + self.mlp(h_DB), last
 
 
-def _lay_cache(x: jax.Array) -> jax.Array:
+def _constrain_cache(x: jax.Array) -> jax.Array:
   """Keys or values over devices by rows, and by kv heads where there are several."""
   return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 

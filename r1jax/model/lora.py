@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.model.mlp import Lora
+from r1jax.model.linear import Lora
 
 Pair = dict[str, jax.Array]  # 'a' [..., in, r] and 'b' [..., r, out]
 

@@ -203,7 +203,7 @@ def _learner(work: PlannedRun, trainer: Learner) -> tuple[Any, Any]:
   """The shapes of a policy's state, and of the reference."""
   where, names = trainer.generator.mesh, trainer.generator.names
   places = param_shardings(where, names)
-  params = _shaped(decoder.held(unbox(names), work.param_dtype), places)
+  params = _shaped(decoder.with_dtype(unbox(names), work.param_dtype), places)
   saved = trainer.like(params)
   return saved['policy'], saved['reference']
 
@@ -217,7 +217,7 @@ def _sampling(
   asked = {'rl.prompts_per_step': work.rl.prompts_per_step}
   check_rows(where, asked, 'samplers cut prompts')
   places = param_shardings(where, generator.sampled)
-  params = _shaped(decoder.held(unbox(names), work.param_dtype), places)
+  params = _shaped(decoder.with_dtype(unbox(names), work.param_dtype), places)
   options = compilation.options(where)
   on_rows = named_sharding(where, 'prompt')
 
@@ -461,7 +461,7 @@ def changes(
     work = dataclasses.replace(work, mesh=layout)
     yield '--mesh.sampler-gathers True', work
   decays = work.optim.b1, work.optim.b2
-  if work.optim.moments == 'float32' and max(decays) <= optim.MOST_DECAY:
+  if work.optim.moments == 'float32' and max(decays) <= optim.MAX_BFLOAT16_DECAY:
     halved = dataclasses.replace(work.optim, moments='bfloat16')
     work = dataclasses.replace(work, optim=halved)
     yield '--rl-optim.moments bfloat16', work

@@ -27,8 +27,8 @@ from r1jax.sampling.sampler import SamplingConfig, sample_token
 
 # Rows that are not done are moved together when they are a third of all. Thirds were as
 # fast as halves, on lengths with a long tail, with half as many loops to compile.
-FEWER = 3
-FEWEST_ROWS = 8  # a step of fewer takes about as long
+COMPACTION = 3
+MIN_ROWS = 8  # a step of fewer takes about as long
 
 
 @functools.partial(
@@ -147,16 +147,16 @@ def sample(
     prompt = (by_layer(prompt_kv), prompt_mask)
     state, past = _decode_in_blocks(state, prompt, step, compact)
     segment = functools.partial(_with_prompt, prompt, row_B // group_size, past)
-    state = _decode_the_rest(state, segment, step, compact)
+    state = _decode_compacted(state, segment, step, compact)
   shape = (prompts.shape[0], group_size, max_length)
   said = (state.tokens, state.mask, state.logp)
   return Completions(*(x.reshape(shape) for x in said))
 
 
-def _fewer(rows: int, compact: bool) -> int:
+def _compacted_rows(rows: int, compact: bool) -> int:
   """How many rows not done are few enough to be moved together; 0 for never."""
-  fewer = rows // FEWER
-  return fewer if compact and fewer >= FEWEST_ROWS else 0
+  fewer = rows // COMPACTION
+  return fewer if compact and fewer >= MIN_ROWS else 0
 
 
 def _decode_in_blocks(
@@ -172,7 +172,7 @@ def _decode_in_blocks(
 
     def unfinished(carry, end=start + width):
       state, _ = carry
-      return (state.t < end) & state.going_on(more_than=_fewer(rows, compact))
+      return (state.t < end) & state.going_on(more_than=_compacted_rows(rows, compact))
 
     def body(carry, start=start, width=width, full=full):
       state, block = carry
@@ -187,7 +187,7 @@ def _decode_in_blocks(
   return state, [join_blocks(*kvs) for kvs in zip(*blocks, strict=True)]
 
 
-def _decode_the_rest(
+def _decode_compacted(
   state: _State, segment: Callable[..., Any], step: Callable[..., Any], compact: bool
 ) -> _State:
   """Moves the rows that are not done together, a third as many, and goes on with them.
@@ -195,7 +195,7 @@ def _decode_the_rest(
   `segment(rows)` gives, by layer, the keys and values of prompts and outputs of these
   rows as one segment, with room for those to come, and their mask.
   """
-  fewer = _fewer(len(state.done), compact)
+  fewer = _compacted_rows(len(state.done), compact)
   if not fewer:
     return state
 
@@ -203,12 +203,12 @@ def _decode_the_rest(
     kept = jnp.argsort(state.done)[:fewer]  # stable: those not done come first
     few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
     past, mask = segment(kept)
-    few, past = _decode_in_columns(few, past, mask, step, compact)
+    few, past = _decode_in_segment(few, past, mask, step, compact)
 
     def own_segment(rows: jax.Array) -> Any:
       return jax.tree.map(lambda x: x[rows], (past, mask))
 
-    few = _decode_the_rest(few, own_segment, step, compact)
+    few = _decode_compacted(few, own_segment, step, compact)
     return jax.tree.map(
       lambda all_rows, x: all_rows.at[kept].set(x) if x.ndim else x, state, few
     )
@@ -216,7 +216,7 @@ def _decode_the_rest(
   return jax.lax.cond(state.going_on(more_than=0), rest, lambda state: state, state)
 
 
-def _decode_in_columns(
+def _decode_in_segment(
   state: _State,
   past: list[Any],
   mask: jax.Array,
@@ -226,7 +226,7 @@ def _decode_in_columns(
   """Decodes with one segment, first with the first half of its columns alone."""
   columns = mask.shape[1]
   first = columns - (state.tokens.shape[1] - 1)  # column of the outputs' first token
-  fewer = _fewer(len(state.done), compact)
+  fewer = _compacted_rows(len(state.done), compact)
   halves = [columns // 2] if columns // 2 > first + CACHE_BLOCK else []
   for width in [*halves, columns]:
 

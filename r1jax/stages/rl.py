@@ -451,7 +451,7 @@ def train(
   """
   config = trainer.config
   checkpoints, before = run.checkpoints[phase], params()
-  optim.check_moves(before, trainer.optimizer, 'rl_optim', trainer.matrices)
+  optim.check_learning_rate(before, trainer.optimizer, 'rl_optim', trainer.matrices)
   first, like = checkpoints.step or 0, trainer.like(before)
   saved = {} if first else trainer.start(before)
   del before  # of a large model there is no room for one more

@@ -96,7 +96,7 @@ class Stage:
     learning rate that is too small for the parameters to change.
     """
     params, matrices = self.model.init(self.mesh, self.seed), self.model.matrices
-    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
+    optim.check_learning_rate(params, optimizer, f'{config.group}_optim', matrices)
 
     def batch(step: int, params: Any) -> sft.Batch:
       del params
@@ -138,7 +138,7 @@ class Stage:
     Raises ValueError for a learning rate that is too small for them to change.
     """
     matrices = self.model.matrices
-    optim.check_moves(params, optimizer, f'{config.group}_optim', matrices)
+    optim.check_learning_rate(params, optimizer, f'{config.group}_optim', matrices)
     passes = self.passes(examples, config)
     return supervised.train(
       self.run,

@@ -5,7 +5,7 @@ dropped, and no expert sees a token that is not its own.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,75 +13,14 @@ import jax.numpy as jnp
 
 from r1jax.model.config import Experts
 from r1jax.model.kernels import grouped_matmul
+from r1jax.model.linear import Int8, Lora, swiglu
 from r1jax.sharding.constrain import (
   AxisNames,
   as_varying,
-  constrain,
   current_mesh,
   num_shards,
   shard_mapped,
 )
-
-
-class Int8(NamedTuple):
-  """A weight matrix in a byte a number: values times the scale of their output."""
-
-  values: jax.Array  # int8, the matrix's shape
-  scale: jax.Array  # float32, its output axes
-
-
-class Lora(NamedTuple):
-  """A weight matrix and the two thin ones whose product is added; see `lora`."""
-
-  w: jax.Array
-  a: jax.Array  # the matrix's input axes, then r
-  b: jax.Array  # r, then the matrix's output axes; scaled
-
-  def merged(self) -> jax.Array:
-    """Returns the sum as one matrix, in the type of the adapters, float32.
-
-    In a bfloat16 what an adapter has learned in dozens of updates would round away.
-    """
-    lead = self.w.shape[: self.a.ndim + self.b.ndim - 2 - self.w.ndim]
-    rank = self.a.shape[-1]
-    added = self.a.reshape(*lead, -1, rank) @ self.b.reshape(*lead, rank, -1)
-    return self.w.astype(added.dtype) + added.reshape(self.w.shape)
-
-
-def dense(x_BTD: jax.Array, w: Any, dtype: str = 'float32') -> jax.Array:
-  """Returns x @ w, [B, T, F], as one product over the positions of all rows.
-
-  Its gradients are such products too. Of one that keeps the rows apart, the weights'
-  gradient is transposed or summed row by row, which took a CPU 8 times as long.
-
-  Args:
-    x_BTD: activations.
-    w: an array, `Int8` or `Lora` whose first axes make up D, and its last ones F.
-    dtype: to compute in, and of the result.
-  """
-  if isinstance(w, Lora):
-    added = dense(dense(x_BTD, w.a, dtype), w.b, dtype)
-    return dense(x_BTD, w.w, dtype) + added
-  values, scale = w if isinstance(w, Int8) else (w, None)
-  inputs = x_BTD.shape[-1]
-  if num_shards('length') > 1:  # positions of a row lie apart, so they stay an axis
-    assert scale is None, 'int8 is for rollouts, which do not cut rows'
-    return x_BTD.astype(dtype) @ values.reshape(inputs, -1).astype(dtype)
-  x_ND = x_BTD.reshape(-1, inputs).astype(dtype)
-  out_NF = x_ND @ values.reshape(inputs, -1).astype(dtype)
-  if scale is not None:
-    out_NF *= scale.reshape(-1)[None].astype(dtype)
-  return out_NF.reshape(*x_BTD.shape[:-1], -1)
-
-
-def swiglu(
-  x_BTD: jax.Array, gate: Any, up: Any, down: Any, dtype: str = 'float32'
-) -> jax.Array:
-  """Returns (silu(x gate) * x up) down, [B, T, D] (Shazeer 2020, eq. 6)."""
-  hidden_BTF = nn.silu(dense(x_BTD, gate, dtype)) * dense(x_BTD, up, dtype)
-  if hidden_BTF.ndim == 3:
-    hidden_BTF = constrain(hidden_BTF, 'prompt', 'length', 'mlp')
-  return dense(hidden_BTF, down, dtype)
 
 
 def route(
@@ -115,12 +54,12 @@ def route(
       once *= counted_N[..., None].astype(jnp.float32)
     expert_M = chosen_NA.reshape(-1)
     load_E = jnp.bincount(expert_M, once.reshape(-1), length=config.count)
-    weight_NA = _counted(weight_NA, balance_E, load_E)
+    weight_NA = _with_load(weight_NA, balance_E, load_E)
   return chosen_NA, weight_NA * config.scale
 
 
 @jax.custom_vjp
-def _counted(
+def _with_load(
   weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
 ) -> jax.Array:
   """Returns the weights; backward, the bias gets the load as if it were its gradient.
@@ -132,16 +71,18 @@ def _counted(
   return weight_NA
 
 
-def _keep_load(weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array) -> Any:
+def _with_load_forward(
+  weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
+) -> Any:
   del balance_E
   return weight_NA, load_E
 
 
-def _give_load(load_E: jax.Array, slope_NA: jax.Array) -> Any:
+def _with_load_backward(load_E: jax.Array, slope_NA: jax.Array) -> Any:
   return slope_NA, load_E, jnp.zeros_like(load_E)
 
 
-_counted.defvjp(_keep_load, _give_load)
+_with_load.defvjp(_with_load_forward, _with_load_backward)
 
 
 def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
@@ -159,7 +100,7 @@ def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
   return jnp.where(open_NG[..., None], grouped, -jnp.inf).reshape(wanted_NE.shape)
 
 
-def experts(
+def mixture_of_experts(
   x_BTD: jax.Array,
   weights: Mapping[str, Any],
   config: Experts,
@@ -179,7 +120,7 @@ def experts(
     counted = counted.reshape(-1)
   routed = route(x, weights['router'], weights.get('balance'), config, counted)
   matrices = {name: weights[f'expert_{name}'] for name in ('gate', 'up', 'down')}
-  out = (_routed if alone else _exchanged)(x, *routed, matrices, dtype)
+  out = (_sum_of_experts if alone else _sum_over_devices)(x, *routed, matrices, dtype)
   out_BTD = out.reshape(x_BTD.shape)
   if config.shared:
     gate, up, down = (weights[f'shared_{name}'] for name in ('gate', 'up', 'down'))
@@ -187,7 +128,7 @@ def experts(
   return out_BTD
 
 
-def _routed(
+def _sum_of_experts(
   x_ND: jax.Array,
   chosen_NA: jax.Array,
   weight_NA: jax.Array,
@@ -228,17 +169,17 @@ def _routed(
 
 
 # Rows of a product, a token times its experts, that a device has at a time.
-EXCHANGED_ROWS = 2**17
+CHUNK_ROWS = 2**17
 
 
-def _exchanged(
+def _sum_over_devices(
   x_BTD: jax.Array,
   chosen_BTA: jax.Array,
   weight_BTA: jax.Array,
   matrices: Mapping[str, Any],
   dtype: str,
 ) -> jax.Array:
-  """`_routed` where devices have some experts and some tokens each.
+  """`_sum_of_experts` where devices have some experts and some tokens each.
 
   The devices along `expert` gather their tokens, each computes what its own experts
   add, and the sums are scattered back. No capacity is needed and none is dropped; what
@@ -247,7 +188,7 @@ def _exchanged(
   """
   lead = ('prompt', 'length', None) if x_BTD.ndim == 3 else ('prompt', None)
   tokens = AxisNames(*lead)
-  names = {name: _names(name, w) for name, w in matrices.items()}
+  names = {name: _axis_names(name, w) for name, w in matrices.items()}
   cut = num_shards('expert') > 1
 
   def local(x, chosen, weight, matrices):
@@ -263,8 +204,10 @@ def _exchanged(
       first = jax.lax.axis_index('expert') * len(jax.tree.leaves(matrices['gate'])[0])
     gathered = x.shape
     flat = [part.reshape(-1, part.shape[-1]) for part in (x, chosen, weight)]
-    out = _some_at_a_time(
-      lambda x, chosen, weight: _routed(x, chosen, weight, matrices, dtype, first),
+    out = _in_chunks(
+      lambda x, chosen, weight: _sum_of_experts(
+        x, chosen, weight, matrices, dtype, first
+      ),
       flat,
     ).reshape(gathered)
     if cut:
@@ -278,22 +221,22 @@ def _exchanged(
   return shard_mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
 
 
-def _names(name: str, w: Any) -> Any:
+def _axis_names(name: str, w: Any) -> Any:
   """The axes of an expert's matrices, as they lie while they are computed with."""
   into, out = (None, 'mlp') if name != 'down' else ('mlp', None)
   whole: Any = AxisNames('expert', into, out)
   if isinstance(w, Lora):
     a: Any = AxisNames('expert', into, None)
     b: Any = AxisNames('expert', None, out)
-    return Lora(_names(name, w.w), a, b)
+    return Lora(_axis_names(name, w.w), a, b)
   scale: Any = AxisNames('expert', out)
   return Int8(whole, scale) if isinstance(w, Int8) else whole
 
 
-def _some_at_a_time(function: Any, arrays: list[jax.Array]) -> jax.Array:
+def _in_chunks(function: Any, arrays: list[jax.Array]) -> jax.Array:
   """Applies `function` to some tokens at a time, which are computed again backward."""
   count, active = arrays[1].shape
-  parts = -(-count * active // EXCHANGED_ROWS)
+  parts = -(-count * active // CHUNK_ROWS)
   while count % parts:
     parts += 1
   if parts == 1:
