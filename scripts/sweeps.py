@@ -109,8 +109,8 @@ def uneven() -> None:
   params, stop = saved['policy'].params, 0
   plain = trainer.generator.model
 
-  def decoding(params: Any) -> Callable[..., Any]:
-    decode = plain.decoding(params)
+  def make_decode(params: Any) -> Callable[..., Any]:
+    decode = plain.make_decode(params)
 
     def also_where(token_B, position_B, context, column):
       hidden, written = decode(token_B, position_B, context, column)
@@ -157,7 +157,7 @@ def uneven() -> None:
         lengths.append(outputs.lengths)
     return statistics.median(times), float(np.mean(lengths)), int(np.max(lengths))
 
-  drawn = plain._replace(logits=logits, decoding=decoding)
+  drawn = plain._replace(logits=logits, make_decode=make_decode)
   skewed, mean, longest = measure(drawn, stop, shape.length)
   equal, *_ = measure(plain, shape.vocabulary, round(mean))
   print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs a token')

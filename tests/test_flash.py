@@ -86,7 +86,7 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
   q, own, document, context = example()
   args = q, own, document, context
   expected = values_and_gradients(plain, *args)
-  monkeypatch.setattr(attention, '_attend_cut', None)  # nothing else may serve
+  monkeypatch.setattr(attention, '_attend_sharded', None)
   # Queries of 150 positions a device, padded to two blocks; one kv head each.
   where = make_mesh(config=MeshConfig(data=2, context=2, tensor=2))
   found = values_and_gradients(attention.attend, *args, where=where)
@@ -124,12 +124,14 @@ def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, s
 
 COMPILES = """
 import jax, jax.numpy as jnp
-from r1jax import mesh
 from r1jax.model import attention
-from r1jax.stages import topology
+from r1jax.planner import topology
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
 
-where = mesh.make(topology.find('a100:1')[0])
-place = mesh.sharding(where)
+where = make_mesh(topology.find('a100:1')[0])
+place = named_sharding(where)
 
 def shape(*sizes, dtype):
   return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
@@ -146,7 +148,7 @@ for wide, value, dtype in ((128, 128, jnp.bfloat16), (192, 128, jnp.bfloat16),
           shape(2, 1024, dtype=jnp.int32), attention.KV(kv[1], v[1]),
           shape(2, 128, dtype=bool))
   gradients = jax.grad(total, argnums=(0, 1, 2))
-  compiled = jax.jit(mesh.bound(where, gradients)).lower(*args).compile()
+  compiled = jax.jit(on_mesh(where, gradients)).lower(*args).compile()
   print(compiled.as_text().count('xla.gpu.triton"'))
 """
 

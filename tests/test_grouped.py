@@ -61,17 +61,19 @@ def test_copies_compute_one_after_the_other():
 
 COMPILES = """
 import jax, jax.numpy as jnp
-from r1jax import mesh
-from r1jax.model import mlp
+from r1jax.model import moe
 from r1jax.model.config import Experts
-from r1jax.stages import topology
+from r1jax.planner import topology
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
 
 config = Experts(count=32, active=4, d_ff=768)
-where = mesh.make(topology.find('a100:8')[0], mesh.Config(data=2, expert=2, tensor=2))
+where = make_mesh(topology.find('a100:8')[0], MeshConfig(data=2, expert=2, tensor=2))
 
 def shape(*sizes, names=()):
-  lying = mesh.sharding(where, *names)
-  return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=lying)
+  place = named_sharding(where, *names)
+  return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=place)
 
 weights = {
   'router': shape(2048, 32),
@@ -81,9 +83,10 @@ weights = {
 }
 
 def total(weights, x):
-  return mlp.experts(x, weights, config, 'bfloat16').astype(jnp.float32).sum()
+  out = moe.mixture_of_experts(x, weights, config, 'bfloat16')
+  return out.astype(jnp.float32).sum()
 
-program = jax.jit(mesh.bound(where, jax.grad(total, argnums=(0, 1))))
+program = jax.jit(on_mesh(where, jax.grad(total, argnums=(0, 1))))
 compiled = program.lower(weights, shape(8, 512, 2048, names=('prompt',))).compile()
 print(compiled.as_text().count('xla.gpu.triton"'), end=' ')
 print(compiled.memory_analysis().temp_size_in_bytes)

@@ -131,7 +131,7 @@ def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
   )
   matrix = attached['blocks']['query']
   assert matrix.merged().dtype == jnp.float32
-  assert lora.merged_as_kept(attached)['blocks']['query'].dtype == jnp.bfloat16
+  assert lora.merged_in_dtype(attached)['blocks']['query'].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('name', ['query', 'down', 'out'])

@@ -396,7 +396,7 @@ def counting_model(seen):
   def logits(params, hidden):
     return 100.0 * jax.nn.one_hot((hidden + 1) % 10, 10)
 
-  def decoding(params):
+  def make_decode(params):
     def decode(token_B, position_B, context, column):
       hidden, _ = forward(params, token_B[:, None], None, None)
       return hidden[:, 0], context[-1][0]
@@ -404,7 +404,7 @@ def counting_model(seen):
     return decode
 
   nothing: Any = None  # unused here
-  return DecoderFns(forward, logits, decoding, nothing)
+  return DecoderFns(forward, logits, make_decode, nothing)
 
 
 def test_the_loop_ends_with_the_last_completion():

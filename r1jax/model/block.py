@@ -1,7 +1,7 @@
 """A layer of the decoder: attention, then a SwiGLU or experts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,17 +13,19 @@ from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.decode import score_scale
 from r1jax.model.linear import dense, swiglu
 from r1jax.model.moe import mixture_of_experts
-from r1jax.model.rope import turn, turn_queries
+from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain
 
-SHORT = 32  # channels; an adapter's rank is seldom more
+SHORT = 32  # channels; LoRA ranks are rarely larger
+# Maps a compressed cache to keys and values; the identity for grouped-query attention.
+Expand = Callable[[KV], KV]
 
 
 class RMSNorm(nn.Module):
-  """Scales x to unit mean square, then by a learned gain (Zhang & Sennrich 2019)."""
+  """x / rms(x), times a learned gain, in float32 or more (Zhang & Sennrich 2019)."""
 
   eps: float
-  axis: str = 'gain'  # logical name of the axis that is scaled
+  axis: str = 'gain'  # logical name of the normalised axis
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -31,18 +33,18 @@ class RMSNorm(nn.Module):
     gain = self.param('gain', ones, (x.shape[-1],))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    wide = jnp.expand_dims(gain, range(x.ndim - 1))
-    return x * jax.lax.rsqrt(mean_square + self.eps) * wide
+    gain = jnp.expand_dims(gain, range(x.ndim - 1))
+    return x * jax.lax.rsqrt(mean_square + self.eps) * gain
 
 
 class Block(nn.Module):
-  """Attention and SwiGLU or experts, each on a normalised copy, added to the stream."""
+  """A pre-norm layer: attention, then a SwiGLU or experts, with residual sums."""
 
   config: ModelConfig
-  sparse: bool  # experts in place of the SwiGLU
+  sparse: bool  # experts instead of the SwiGLU
 
   def _weights(self, name: str, axes: Sequence[str], *shape: int, fan_in: int) -> Any:
-    """A parameter, normal with variance 1 / fan-in, tagged with logical axis names."""
+    """Returns a parameter with logical axis names, normal with variance 1 / fan-in."""
     init: Any = nn.initializers.normal(fan_in**-0.5)
     return self.param(name, nn.with_logical_partitioning(init, tuple(axes)), shape)
 
@@ -59,20 +61,20 @@ class Block(nn.Module):
     context_masks: Sequence[jax.Array],
     seen: Sequence[jax.Array],
   ) -> tuple[tuple[jax.Array, ...], tuple[KV, ...]]:
-    """Returns the streams of one segment or more, and their rows' own `KV`.
+    """Returns the residual streams of the segments, and the `KV` of each.
 
-    A segment sees the context and all segments before it, each through its mask in
-    `seen`.
+    A segment attends to the context, to all segments before it (through their masks in
+    `seen`) and causally to itself.
     """
-    moved: list[jax.Array] = []
+    outputs: list[jax.Array] = []
     owns: list[KV] = []
     segments = zip(streams, positions, documents, strict=True)
     for n, (x_BTD, positions_BT, document_BT) in enumerate(segments):
       before, masks = (*context, *owns), (*context_masks, *seen[:n])
       x_BTD, own = self._layer(x_BTD, positions_BT, document_BT, before, masks)
-      moved.append(x_BTD)
+      outputs.append(x_BTD)
       owns.append(own)
-    return tuple(moved), tuple(owns)
+    return tuple(outputs), tuple(owns)
 
   @nn.compact
   def _layer(
@@ -83,22 +85,21 @@ class Block(nn.Module):
     context: Sequence[KV],
     context_masks: Sequence[jax.Array],
   ) -> tuple[jax.Array, KV]:
-    """Returns the stream and the rows' own `KV`."""
+    """Returns the residual stream, and the `KV` of these positions."""
     c = self.config
     x_BTD = constrain(x_BTD, 'prompt', 'length', None)
     h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
     project = self._latent if c.latent.kv_rank else self._grouped
     with jax.named_scope('project'):
-      q_BTHC, own, whole = project(h_BTD, positions_BT)
-    masked = [(whole(kv), m) for kv, m in zip(context, context_masks, strict=True)]
+      q_BTHC, own, expand = project(h_BTD, positions_BT)
+    masked = [(expand(kv), m) for kv, m in zip(context, context_masks, strict=True)]
     with jax.named_scope('attend'):
       scale = score_scale(c)
-      attended = attend(q_BTHC, whole(own), document_BT, masked, scale)
-    out_axes, added = ('heads', 'channel', 'embed'), 2 * c.layers
-    inputs = c.heads * c.value_dim
-    out = self._weights(
-      'out', out_axes, c.heads, c.value_dim, c.d_model, fan_in=inputs * added
-    )
+      attended = attend(q_BTHC, expand(own), document_BT, masked, scale)
+    out_axes, shape = ('heads', 'channel', 'embed'), (c.heads, c.value_dim, c.d_model)
+    # The stream is a sum of 2 L outputs; see GPT-2's initialisation.
+    fan_in = c.heads * c.value_dim * 2 * c.layers
+    out = self._weights('out', out_axes, *shape, fan_in=fan_in)
     with jax.named_scope('project'):
       added_BTD = dense(attended.reshape(*attended.shape[:2], -1), out, c.dtype)
       if c.out_bias:
@@ -116,8 +117,10 @@ class Block(nn.Module):
         ), own
       return x_BTD + swiglu(h_BTD, *self._swiglu('', c.d_ff), c.dtype), own
 
-  def _grouped(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
-    """Queries, keys and values of grouped-query attention; the cache is whole."""
+  def _grouped(
+    self, h_BTD: jax.Array, positions_BT: jax.Array
+  ) -> tuple[jax.Array, KV, Expand]:
+    """Returns queries, keys and values of grouped-query attention."""
     c = self.config
 
     def head(name: str, axis: str, heads: int) -> jax.Array:
@@ -132,21 +135,23 @@ class Block(nn.Module):
         x = norm(x).astype(c.dtype)
       return x
 
-    q = turn_queries(c, head('query', 'heads', c.heads), positions_BT)
-    k = turn(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
+    q = rotate_queries(c, head('query', 'heads', c.heads), positions_BT)
+    k = rotate(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
     v = head('value', 'kv_heads', c.kv_heads)
     q = constrain(q, 'prompt', 'length', 'heads', None)
     k, v = (constrain(x, 'prompt', 'length', 'kv_heads', None) for x in (k, v))
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), lambda kv: kv
 
-  def _latent(self, h_BTD: jax.Array, positions_BT: jax.Array) -> Any:
-    """Queries, the compressed cache, and how a cache is opened to keys and values.
+  def _latent(
+    self, h_BTD: jax.Array, positions_BT: jax.Array
+  ) -> tuple[jax.Array, KV, Expand]:
+    """Returns queries, the compressed cache, and its expansion to keys and values.
 
-    The cache is the normalised latent and the shared key after RoPE, side by side, as
+    The cache is the normalised latent concatenated with the shared RoPE key, stored as
     the keys of one head.
     """
     c, latent = self.config, self.config.latent
-    plain = c.head_dim - latent.rope_dim
+    plain = c.head_dim - latent.rope_dim  # channels without RoPE
     q_BTD, inputs, axis = h_BTD, c.d_model, 'embed'
     if latent.q_rank:
       axes = ('embed', 'rank')
@@ -157,7 +162,7 @@ class Block(nn.Module):
     shape = (inputs, c.heads, c.head_dim)
     w = self._weights('query', (axis, 'heads', 'channel'), *shape, fan_in=inputs)
     q = dense(q_BTD, w, c.dtype).reshape(*h_BTD.shape[:2], *shape[1:])
-    q = jnp.concatenate([q[..., :plain], turn(c, q[..., plain:], positions_BT)], -1)
+    q = jnp.concatenate([q[..., :plain], rotate(c, q[..., plain:], positions_BT)], -1)
     q = constrain(q, 'prompt', 'length', 'heads', None)
 
     width = latent.kv_rank + latent.rope_dim
@@ -166,7 +171,7 @@ class Block(nn.Module):
     )
     found = self._biased('latent_down', 'rank', dense(h_BTD, down, c.dtype))
     norm = RMSNorm(LATENT_NORM_EPS, name='latent_norm')
-    shared = turn(c, found[..., None, latent.kv_rank :], positions_BT)[..., 0, :]
+    shared = rotate(c, found[..., None, latent.kv_rank :], positions_BT)[..., 0, :]
     kept = jnp.concatenate(
       [norm(found[..., : latent.kv_rank]).astype(c.dtype), shared], axis=-1
     )
@@ -174,21 +179,21 @@ class Block(nn.Module):
     up_axes = ('rank', 'heads', 'channel')
     up = self._weights('latent_up', up_axes, *up_shape, fan_in=latent.kv_rank)
 
-    def whole(kv: KV) -> KV:
+    def expand(kv: KV) -> KV:
       read_BSR = jnp.swapaxes(kv.k[:, 0, : latent.kv_rank], 1, 2)
       heads = dense(read_BSR, up, c.dtype).reshape(*read_BSR.shape[:2], *up_shape[1:])
       k_BHCS = jnp.moveaxis(heads[..., :plain], 1, 3)
       shape = (*k_BHCS.shape[:2], latent.rope_dim, k_BHCS.shape[-1])
-      turned = jnp.broadcast_to(kv.k[:, :, latent.kv_rank :], shape)
-      k_BHCS = jnp.concatenate([k_BHCS, turned], axis=2)
+      shared = jnp.broadcast_to(kv.k[:, :, latent.kv_rank :], shape)
+      k_BHCS = jnp.concatenate([k_BHCS, shared], axis=2)
       v_BHSC = jnp.moveaxis(heads[..., plain:], 1, 2)
-      lying = ('prompt', 'heads', None, None)
-      return KV(constrain(k_BHCS, *lying), constrain(v_BHSC, *lying))
+      axes = ('prompt', 'heads', None, None)
+      return KV(constrain(k_BHCS, *axes), constrain(v_BHSC, *axes))
 
-    return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), whole
+    return q, KV(jnp.swapaxes(kept, 1, 2)[:, None], None), expand
 
   def _biased(self, name: str, axis: str, x_BTF: jax.Array) -> jax.Array:
-    """A product of latent attention with its bias, if it has one."""
+    """Returns x plus its bias, if the config has biases."""
     if not self.config.qkv_bias:
       return x_BTF
     bias_F = self._zeros(f'{name}_bias', (axis,), x_BTF.shape[-1])
@@ -229,15 +234,15 @@ class Block(nn.Module):
 
 
 def remat_block(kept: str) -> Any:
-  """`Block` that computes activations again in the backward pass; see the config."""
+  """Returns `Block` with rematerialization; `kept` is the config's `remat`."""
   policy = _is_long_product if kept == 'dots' else None
   return nn.remat(Block, prevent_cse=False, policy=policy)
 
 
 def _is_long_product(primitive: Any, *operands: Any, **params: Any) -> bool:
-  """Whether activations are kept: those of products over more than `SHORT` channels.
+  """Whether to keep an activation: a product with more than `SHORT` input channels.
 
-  The others, of adapters, cost less to compute again than they take.
+  Those of LoRA adapters have fewer; recomputing them is cheaper than keeping them.
   """
   kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   if not kept(primitive, *operands, **params):

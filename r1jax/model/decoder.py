@@ -1,7 +1,8 @@
 """The decoder: embeddings, layers under one scan, logits.
 
 It sees rows [B, T] and segments (see `attention`), and knows nothing of prompts,
-groups, caches or losses. Parameters carry logical axis names for `r1jax.sharding.mesh`.
+groups, caches or losses. Parameters carry logical axis names, those of
+`r1jax.sharding.rules`.
 """
 
 import functools
@@ -19,13 +20,13 @@ from r1jax.model.decode import DecodeParams, make_decode
 from r1jax.model.linear import Int8
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
 
-# Parameters that stay float32, whatever the type of the others: near 7, where trained
-# routing biases are, bfloat16 has steps of 0.03, and an update is 0.001.
+# Parameters that stay float32 in a bfloat16 model: trained routing biases are near 7,
+# where bfloat16 has steps of 0.03, and an update is 0.001.
 FLOAT32 = ('router', 'balance')
 
 
 class Decoder(nn.Module):
-  """Token ids in, hidden states and the keys and values that they leave out."""
+  """A transformer decoder: token ids to hidden states, keys and values."""
 
   config: ModelConfig
   vocab_size: int
@@ -33,7 +34,7 @@ class Decoder(nn.Module):
   def setup(self) -> None:
     c = self.config
     shape, axes = (self.vocab_size, c.d_model), ('vocab', 'embed')
-    # 1/sqrt(D) also for the input side: the first RMSNorm brings rows to unit scale.
+    # 1/sqrt(D) for the input embedding too: the first RMSNorm rescales its rows.
     normal: Any = nn.initializers.normal(c.d_model**-0.5)
     init: Any = nn.with_logical_partitioning(normal, axes)
     self.embedding_VD = self.param('embedding', init, shape)
@@ -59,21 +60,21 @@ class Decoder(nn.Module):
     document_BT: jax.Array,
     context: Sequence[tuple[KV, jax.Array]] = (),
   ) -> tuple[jax.Array, KV]:
-    """Returns normalised hidden states [B, T, D] and the rows' own `KV`, stacked on L.
+    """Returns normalised hidden states [B, T, D], and the `KV` of the rows, [L, ...].
 
     Args:
-      tokens_BT: token ids.
-      positions_BT: positions for RoPE.
-      document_BT: a position sees itself and earlier ones of the same document id.
-        Those with an id above 0 count in the load of experts.
-      context: earlier segments, each a `KV` stacked on L and the mask of its keys; see
-        `attention.attend`.
+      tokens_BT: int32, token ids.
+      positions_BT: int32, positions for RoPE.
+      document_BT: int32; a position attends to itself and to earlier ones of the same
+        document id. Positions with an id above 0 count in the experts' load.
+      context: earlier segments: pairs of a `KV` stacked over layers and the mask of its
+        keys; see `attention.attend`.
     """
     segment = tokens_BT, positions_BT, document_BT
     (hidden_BTD,), (own,) = self._read([segment], context)
     return hidden_BTD, own
 
-  def both(
+  def with_prompts(
     self,
     prompts: Sequence[jax.Array],
     outputs: Sequence[jax.Array],
@@ -81,14 +82,14 @@ class Decoder(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the hidden states of prompts [P, S, D] and of their outputs [B, T, D].
 
-    Those of two calls, the second with the first one's `KV` as context. But a layer
-    reads both while its weights are there, and the gradient is one of the layer: of two
-    calls each would make one of all layers, to be added up at the end.
+    Equal to two calls, the second with the first one's `KV` as context. Here each layer
+    computes both at once, so its weights are gathered once and their gradient is one
+    array; two calls would each make a gradient of all layers.
 
     Args:
-      prompts: tokens, positions and documents as in a call, each [P, S].
-      outputs: likewise, [B, T].
-      prompt_mask: bool [P, S], which tokens of a prompt its outputs see.
+      prompts: tokens, positions and documents as in `__call__`, each [P, S].
+      outputs: likewise, [B, T]; B is a multiple of P.
+      prompt_mask: bool [P, S], the tokens of a prompt that its outputs attend to.
     """
     hidden, _ = self._read([prompts, outputs], seen=[prompt_mask])
     return hidden[0], hidden[1]
@@ -99,12 +100,11 @@ class Decoder(nn.Module):
     context: Sequence[tuple[KV, jax.Array]] = (),
     seen: Sequence[jax.Array] = (),
   ) -> tuple[tuple[jax.Array, ...], tuple[KV, ...]]:
-    """Hidden states and the stacked `KV` of segments; see `Block`."""
+    """Returns hidden states and the stacked `KV` of the segments; see `Block`."""
     tokens, positions, documents = zip(*segments, strict=True)
-    # float32 or more: sums over the layers are kept in it, whatever the parameters'
-    # type.
-    wide = jnp.promote_types(self.embedding_VD.dtype, jnp.float32)
-    streams = tuple(self.embedding_VD[tokens_BT].astype(wide) for tokens_BT in tokens)
+    # The residual stream is float32 or more, whatever the type of the parameters.
+    dtype = jnp.promote_types(self.embedding_VD.dtype, jnp.float32)
+    streams = tuple(self.embedding_VD[tokens_BT].astype(dtype) for tokens_BT in tokens)
     kvs = tuple(kv for kv, _ in context)
     masks = tuple(mask for _, mask in context)
     found, first = [], 0
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     return tuple(map(self.norm, streams)), joined
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Unnormalised log-probabilities of the next token, [..., V]."""
+    """Returns the logits of the next token, [..., V], float32 or more."""
     dtype = self.config.dtype
     return jnp.einsum(
       '...d,vd->...v',
@@ -130,20 +130,20 @@ class Decoder(nn.Module):
 
 
 def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
-  """Returns fresh parameters, boxed with their logical axes (`r1jax.sharding`)."""
+  """Returns random parameters, boxed with their logical axes (`r1jax.sharding`)."""
   tokens = jnp.zeros((1, 2), jnp.int32)
-  # There is nothing to cut in two tokens.
+  # Two tokens can't be sharded.
   fresh = on_mesh(None, Decoder(config, vocab_size).init)
   return fresh(key, tokens, tokens, tokens)['params']
 
 
 def shapes(config: ModelConfig, vocab_size: int) -> Any:
-  """Returns the tree of parameters as shapes, nothing allocated."""
+  """Returns the parameters as `jax.ShapeDtypeStruct`s; allocates nothing."""
   return nn.meta.unbox(names(config, vocab_size))
 
 
 def with_dtype(shapes: Any, dtype: str) -> Any:
-  """Returns the tree of shapes with the types of parameters that are held in one."""
+  """Returns the shapes with this dtype, but for the parameters that stay float32."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x.update(dtype=x.dtype if path[-1].key in FLOAT32 else dtype),
     shapes,
@@ -151,21 +151,22 @@ def with_dtype(shapes: Any, dtype: str) -> Any:
 
 
 def names(config: ModelConfig, vocab_size: int) -> Any:
-  """Returns the tree of parameters as shapes with their axes' names, boxed."""
+  """Returns the parameters as shapes, boxed with their logical axis names."""
   fresh = functools.partial(init, config, vocab_size)
   return jax.eval_shape(fresh, jax.random.key(0))
 
 
 def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]:
-  """Returns the pure functions `forward`, `logits`, `make_decode` and `both`.
+  """Returns the pure functions `forward`, `logits`, `make_decode` and `with_prompts`.
 
-  `forward(params, …)`, `logits(params, hidden)` and `both(params, …)` are `Decoder`'s;
-  `decoding(params)` gives a function for one token a row, see `decode.make_decode`.
-  `logits` and `make_decode` also take what `decode_params` has made of the parameters.
+  `forward(params, …)`, `logits(params, hidden)` and `with_prompts(params, …)` call the
+  `Decoder`; `make_decode(params)` returns a function that decodes one token per row,
+  see `decode.make_decode`. `logits` and `make_decode` also take the `DecodeParams` of
+  `decode.decode_params`.
   """
   apply: Any = Decoder(config, vocab_size).apply
 
-  def read(method: str, params: Any, *args: Any) -> Any:
+  def call(method: str, params: Any, *args: Any) -> Any:
     if current_mesh() is not None:
       params = constrain_params(params, names(config, vocab_size))
     return apply({'params': params}, *args, method=method)
@@ -174,15 +175,16 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]
     outside = params.outside if isinstance(params, DecodeParams) else params
     return apply({'params': outside}, hidden, method='logits')
 
-  forward, both = (functools.partial(read, method) for method in ('__call__', 'both'))
-  return forward, logits, functools.partial(make_decode, config), both
+  methods = ('__call__', 'with_prompts')
+  forward, with_prompts = (functools.partial(call, method) for method in methods)
+  return forward, logits, functools.partial(make_decode, config), with_prompts
 
 
 def matrices(config: ModelConfig) -> Any:
   """Returns (input axes, output axes) of each weight matrix, None for the rest.
 
-  A tree like the parameters'; axis 0 counts layers, and axis 1 of experts' matrices
-  counts those. Embeddings, gains and biases are no matrices in the sense of Muon.
+  A tree like the parameters'. Axis 0 counts layers; axis 1 of expert matrices counts
+  experts. Embeddings, gains and biases are not matrices in the sense of Muon.
   """
   plain, heads, expert = ((1,), (2,)), ((1,), (2, 3)), ((2,), (3,))
   known = {
@@ -202,13 +204,12 @@ def matrices(config: ModelConfig) -> Any:
 def quantize(params: Any, config: ModelConfig) -> Any:
   """Returns the parameters with each layer's weight matrices as `Int8`.
 
-  For the rollout alone: half or a quarter of the bytes that a step of decoding reads
-  for the layers' weights. A weight is rounded to 1/127 of the largest one that leads to
-  the same output.
-  Embedding, head and routers stay as they are.
+  For the rollout only: a decode step then reads half or a quarter of the bytes of the
+  layers' weights. A weight is rounded to a multiple of 1/127 of the largest weight of
+  the same output. Embedding, head and routers stay as they are.
   """
 
-  def one(path: Any, axes: Any, w: jax.Array) -> Any:
+  def one(path: Any, axes: Any, w: jax.Array) -> jax.Array | Int8:
     if axes is None or path[-1].key in FLOAT32:
       return w
     inputs, _ = axes

@@ -1,10 +1,10 @@
-"""What follows attention in a layer: a SwiGLU, or a mixture of experts.
+"""Mixture of experts: routing, the experts' products, and their exchange over devices.
 
-Experts are computed as one grouped product over tokens sorted by expert: none is
-dropped, and no expert sees a token that is not its own.
+Tokens are sorted by expert, and each weight matrix is applied as one grouped product.
+There is no capacity limit: no token is dropped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from r1jax.model.config import Experts
 from r1jax.model.kernels import grouped_matmul
-from r1jax.model.linear import Int8, Lora, swiglu
+from r1jax.model.linear import Int8, Lora, Weight, swiglu
 from r1jax.sharding.constrain import (
   AxisNames,
   as_varying,
@@ -32,9 +32,15 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the experts of each token, int32 [N, A], and their weights, [N, A].
 
-  N may be several axes. Scores and weights are float32. `balance_E`, for 'sigmoid'
-  alone, is added to scores where experts are chosen, and not to their weights
-  (DeepSeek-V3, eq. 16). `counted_N` says which tokens count in the load; None is all.
+  N may be several axes. Scores and weights are float32.
+
+  Args:
+    x_ND: activations.
+    router_DE: the router's weights.
+    balance_E: a bias that is added to the scores to choose experts, but not to weight
+      them (DeepSeek-V3, eq. 16); only with 'sigmoid' scores.
+    config: of the experts.
+    counted_N: bool, which tokens count in the experts' load; None is all.
   """
   logits_NE = x_ND.astype(jnp.float32) @ router_DE.astype(jnp.float32)
   if config.scores == 'softmax':
@@ -62,10 +68,10 @@ def route(
 def _with_load(
   weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
 ) -> jax.Array:
-  """Returns the weights; backward, the bias gets the load as if it were its gradient.
+  """Returns the weights unchanged; the gradient of the bias is the load.
 
-  The bias has none of its own. So loads are summed over layers' stacks, micro-batches
-  and devices as gradients are, and `optim` finds them where it looks.
+  The bias has no gradient of its own. Loads are thereby summed over micro-batches and
+  devices like gradients, and reach the optimizer; see `r1jax.balance`.
   """
   del balance_E, load_E
   return weight_NA
@@ -86,9 +92,10 @@ _with_load.defvjp(_with_load_forward, _with_load_backward)
 
 
 def _within_groups(wanted_NE: jax.Array, config: Experts) -> jax.Array:
-  """The scores, with those of experts outside of a token's groups at the bottom.
+  """Returns the scores, with -inf for experts outside of the token's best groups.
 
-  A group stands by its best expert (DeepSeek-V2) or by the sum of its best two (V3).
+  A group's score is that of its best expert (DeepSeek-V2) or the sum of its best two
+  (DeepSeek-V3).
   """
   if config.active_groups == config.groups:
     return wanted_NE
@@ -107,20 +114,26 @@ def mixture_of_experts(
   dtype: str,
   counted_BT: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns the weighted sum of each token's experts, and the shared ones, [B, T, D].
+  """Returns the weighted sum of each token's experts and the shared ones, [B, T, D].
 
-  `weights` are a layer's: `router` [D, E], `balance` [E], `expert_gate` and `expert_up`
-  [E, D, F], `expert_down` [E, F, D], and the SwiGLU of the shared ones side by side.
-  Activations may also be [B, D]. For `counted_BT` see `route`.
+  Args:
+    x_BTD: activations; [B, D] in decoding.
+    weights: of a layer: `router` [D, E], `balance` [E], `expert_gate` and `expert_up`
+      [E, D, F], `expert_down` [E, F, D], and `shared_gate`, `shared_up`, `shared_down`,
+      the shared experts concatenated to one SwiGLU.
+    config: of the experts.
+    dtype: of the products and of the result.
+    counted_BT: see `route`.
   """
-  alone = current_mesh() is None
-  x = x_BTD.reshape(-1, x_BTD.shape[-1]) if alone else x_BTD
+  one_device = current_mesh() is None
+  x = x_BTD.reshape(-1, x_BTD.shape[-1]) if one_device else x_BTD
   counted = counted_BT
-  if counted is not None and alone:
+  if counted is not None and one_device:
     counted = counted.reshape(-1)
   routed = route(x, weights['router'], weights.get('balance'), config, counted)
   matrices = {name: weights[f'expert_{name}'] for name in ('gate', 'up', 'down')}
-  out = (_sum_of_experts if alone else _sum_over_devices)(x, *routed, matrices, dtype)
+  combine = _sum_of_experts if one_device else _sum_over_devices
+  out = combine(x, *routed, matrices, dtype)
   out_BTD = out.reshape(x_BTD.shape)
   if config.shared:
     gate, up, down = (weights[f'shared_{name}'] for name in ('gate', 'up', 'down'))
@@ -132,25 +145,27 @@ def _sum_of_experts(
   x_ND: jax.Array,
   chosen_NA: jax.Array,
   weight_NA: jax.Array,
-  matrices: Mapping[str, Any],
+  matrices: Mapping[str, Weight],
   dtype: str,
   first: jax.Array | None = None,
 ) -> jax.Array:
-  """The weighted sum of each token's experts, [N, D].
+  """Returns the weighted sum of each token's experts, [N, D].
 
-  Where `matrices` are those of some experts alone, they count from number `first` on.
+  `matrices` may hold only some of the experts, those from number `first` on; the others
+  add 0.
   """
   count = jax.tree.leaves(matrices['gate'])[0].shape[0]
   active, expert_M = chosen_NA.shape[-1], chosen_NA.reshape(-1)
   if first is not None:
     here_M = (expert_M >= first) & (expert_M < first + count)
-    expert_M = jnp.where(here_M, expert_M - first, count)  # last, in no product
-  order_M = jnp.argsort(expert_M)  # stable, so tokens of an expert keep their order
+    # Other devices' experts get the number `count`: sorted last, in no product.
+    expert_M = jnp.where(here_M, expert_M - first, count)
+  order_M = jnp.argsort(expert_M)  # stable
   sizes_E = jnp.bincount(expert_M, length=count)
   x_MD = x_ND[order_M // active].astype(dtype)
   sorted_M = expert_M[order_M]
 
-  def product(x: jax.Array, w: Any) -> jax.Array:
+  def product(x: jax.Array, w: Weight) -> jax.Array:
     if isinstance(w, Lora):
       return product(x, w.w) + product(product(x, w.a), w.b)
     values, scale = w if isinstance(w, Int8) else (w, None)
@@ -160,7 +175,7 @@ def _sum_of_experts(
   gate_MF = product(x_MD, matrices['gate'])
   up_MF = product(x_MD, matrices['up'])
   out_MD = product(nn.silu(gate_MF) * up_MF, matrices['down'])
-  # Back in the order of tokens, in which their experts are added.
+  # Back to the order of tokens.
   out_MD = out_MD[jnp.argsort(order_M)]
   if first is not None:
     out_MD = jnp.where(here_M[:, None], out_MD, 0)
@@ -168,7 +183,7 @@ def _sum_of_experts(
   return jnp.sum(out_NAD * weight_NA[..., None].astype(dtype), axis=1)
 
 
-# Rows of a product, a token times its experts, that a device has at a time.
+# Rows (tokens times active experts) that a device computes at a time.
 CHUNK_ROWS = 2**17
 
 
@@ -176,27 +191,26 @@ def _sum_over_devices(
   x_BTD: jax.Array,
   chosen_BTA: jax.Array,
   weight_BTA: jax.Array,
-  matrices: Mapping[str, Any],
+  matrices: Mapping[str, Weight],
   dtype: str,
 ) -> jax.Array:
-  """`_sum_of_experts` where devices have some experts and some tokens each.
+  """`_sum_of_experts` with experts and tokens sharded over devices.
 
-  The devices along `expert` gather their tokens, each computes what its own experts
-  add, and the sums are scattered back. No capacity is needed and none is dropped; what
-  is sent is no more than an exchange of each token's copies while there are at most as
-  many devices as active experts.
+  The devices along `expert` all-gather their tokens, each applies its own experts, and
+  the sums are reduce-scattered. No token is dropped. With at most as many devices as
+  active experts this sends no more bytes than an all-to-all of each token's copies.
   """
   lead = ('prompt', 'length', None) if x_BTD.ndim == 3 else ('prompt', None)
   tokens = AxisNames(*lead)
   names = {name: _axis_names(name, w) for name, w in matrices.items()}
-  cut = num_shards('expert') > 1
+  experts_sharded = num_shards('expert') > 1
 
   def local(x, chosen, weight, matrices):
     shape, first = x.shape, None
     matrices = as_varying(matrices, names, 'piece')
-    # Backward, what each part of the channels adds is summed after the scatter.
+    # So that the gradients of the `mlp` shards are summed once, after the scatter.
     x, weight = as_varying((x, weight), (tokens, tokens), 'mlp')
-    if cut:
+    if experts_sharded:
       x, chosen, weight = (
         jax.lax.all_gather(part, 'expert', axis=0, tiled=True)
         for part in (x, chosen, weight)
@@ -210,9 +224,9 @@ def _sum_over_devices(
       ),
       flat,
     ).reshape(gathered)
-    if cut:
+    if experts_sharded:
       out = jax.lax.psum_scatter(out, 'expert', scatter_dimension=0, tiled=True)
-    if num_shards('mlp') > 1:  # of each device's own tokens alone
+    if num_shards('mlp') > 1:  # after the scatter, so of fewer tokens
       out = jax.lax.psum(out, 'tensor')
     return out.reshape(shape)
 
@@ -221,8 +235,8 @@ def _sum_over_devices(
   return shard_mapped(local, inputs, tokens)(x_BTD, chosen_BTA, weight_BTA, matrices)
 
 
-def _axis_names(name: str, w: Any) -> Any:
-  """The axes of an expert's matrices, as they lie while they are computed with."""
+def _axis_names(name: str, w: Weight) -> Any:
+  """Returns the logical axes of an expert matrix, gathered over 'embed'."""
   into, out = (None, 'mlp') if name != 'down' else ('mlp', None)
   whole: Any = AxisNames('expert', into, out)
   if isinstance(w, Lora):
@@ -233,8 +247,10 @@ def _axis_names(name: str, w: Any) -> Any:
   return Int8(whole, scale) if isinstance(w, Int8) else whole
 
 
-def _in_chunks(function: Any, arrays: list[jax.Array]) -> jax.Array:
-  """Applies `function` to some tokens at a time, which are computed again backward."""
+def _in_chunks(
+  function: Callable[..., jax.Array], arrays: list[jax.Array]
+) -> jax.Array:
+  """Applies `function` to a chunk of tokens at a time, with rematerialization."""
   count, active = arrays[1].shape
   parts = -(-count * active // CHUNK_ROWS)
   while count % parts:
