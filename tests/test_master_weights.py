@@ -191,17 +191,17 @@ def test_a_parameter_may_have_more_weights_than_an_int32_counts(masters):
   )
   assert after.params['w'].shape == params['w'].shape
   assert metrics['update_size'].shape == ()
-  share = jax.eval_shape(lambda x: master_weights.movable(x, {'w': 1e-6}), params)
+  share = jax.eval_shape(lambda x: master_weights.moving_share(x, {'w': 1e-6}), params)
   assert share.dtype == jnp.float32
 
 
-def test_movable_counts_what_nearest_rounding_does_not_undo():
+def test_moving_share_counts_weights_that_change_when_rounded_to_nearest():
   # Below 2^-11 = 4.9e-4 the next bfloat16 is 2^-19 = 1.9e-6 away or less, so a step of
   # 1e-6 is more than half of that: erf(0.0244 / sqrt 2) = 2 % of N(0, 0.02).
   params = {'w': weights((512, 512))}
   for kind, share in ((jnp.bfloat16, 0.0195), (jnp.float32, 1.0)):
     tree = jax.tree.map(lambda x, kind=kind: x.astype(kind), params)
-    found = jax.jit(master_weights.movable)(tree, {'w': 1e-6})
+    found = jax.jit(master_weights.moving_share)(tree, {'w': 1e-6})
     assert abs(found - share) < 0.002, kind
 
 

@@ -34,11 +34,7 @@ COMPACTION = 3
 MIN_ROWS = 8  # a step of fewer takes about as long
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['tokens', 'mask', 'logp'],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Completions:
   """Sampled completions, each field [P, G, T]; after the stop token all are 0."""
@@ -170,9 +166,7 @@ def _decode_in_blocks(
 
     def unfinished(carry, end=start + width):
       state, _ = carry
-      return (state.t < end) & state.unfinished(
-        more_than=_compacted_rows(rows, compact)
-      )
+      return (state.t < end) & state.unfinished(more_than=compacted)
 
     def body(carry, start=start, width=width, full=full):
       state, block = carry
