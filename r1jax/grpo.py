@@ -340,7 +340,7 @@ def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
   """Raises ValueError if the rollout is too small for the advantage to compare."""
   if group_size < 2 and config.advantage in WITHIN_GROUP:
     raise ValueError(
-      f'rl.group_size: the advantage {_label(config.advantage)} compares the samples '
+      f'rl.group_size: the advantage {label(config.advantage)} compares the samples '
       f'of a prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
       "grpo.advantage to 'batch_whitened'"
     )
@@ -358,13 +358,14 @@ def group_advantage(reward: jax.Array, *, config: GRPOConfig) -> jax.Array:
   advantage = choose(ADVANTAGES, config.advantage)(reward)
   if advantage.shape != reward.shape:
     raise ValueError(
-      f'grpo.advantage: expected {_label(config.advantage)} to return one number per '
+      f'grpo.advantage: expected {label(config.advantage)} to return one number per '
       f'output, {reward.shape}, got {advantage.shape}; fix the function'
     )
   return advantage
 
 
-def _label(value: Choice) -> str:
+def label(value: Choice) -> str:
+  """Returns a choice as an error names it: 'name' or function."""
   return repr(value) if isinstance(value, str) else value.__qualname__
 
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from r1jax import optim
 from r1jax.grpo import GRPOConfig, Totals, objective
 from r1jax.optim import TrainState
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax.Array, or numpy's on the host
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ without a copy. Prefill, decoding, scoring and training differ only in segments.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def attend_all(
   )
 
 
-def _merge(parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+def _merge(parts: Sequence[tuple[Any, jax.Array, Any]]) -> jax.Array:
   """Returns one softmax from partial ones, rescaled as in flash attention."""
   if len(parts) == 1:
     ((out, _, total),) = parts

@@ -177,7 +177,7 @@ def _name_or_function(info: Any) -> Any:
   None for other types. A function can only be set in Python, such as by a default.
   """
   kinds = typing.get_args(info.type)
-  if str not in kinds or Callable not in map(typing.get_origin, kinds):
+  if str not in kinds or not any(typing.get_origin(x) is Callable for x in kinds):
     return None
   import tyro
 

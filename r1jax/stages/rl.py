@@ -705,13 +705,13 @@ def _check_rewards(step: int, seen: _Seen, names: Sequence[str]) -> None:
     )
 
 
-def _check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
+def _check_advantages(step: int, advantage_PG: np.ndarray, choice: grpo.Choice) -> None:
   """Raises TrainingError for advantages that are no numbers."""
   wrong = advantage_PG[~np.isfinite(advantage_PG)]
   if wrong.size:
     raise TrainingError(
-      f'the advantage {name!r} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
-      f'outputs of step {step}, whose rewards are all finite; correct the function, or '
+      f'the advantage {grpo.label(choice)} is {wrong[0]} for {wrong.size} of '
+      f'{advantage_PG.size} outputs of step {step}, whose rewards are all finite; correct the function, or '
       'choose another grpo.advantage, in another --workdir'
     )
 

@@ -166,7 +166,7 @@ def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:
   queries = jnp.maximum(block, jnp.argmax(counts, axis=0)[None])
   sizes = (size, key_size, key_size)  # the last: keys that are computed at once
 
-  def kernel(function: _Visible, visible: jax.Array) -> Any:
+  def kernel(function: _Visible, visible: Any) -> Any:
     def info(blocks: jax.Array) -> Any:
       used = counts[None].astype(jnp.int32)
       return mask_info.MaskInfo(blocks[None], None, used, None, visible)
