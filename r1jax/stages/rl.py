@@ -711,8 +711,8 @@ def _check_advantages(step: int, advantage_PG: np.ndarray, choice: grpo.Choice) 
   if wrong.size:
     raise TrainingError(
       f'the advantage {grpo.label(choice)} is {wrong[0]} for {wrong.size} of '
-      f'{advantage_PG.size} outputs of step {step}, whose rewards are all finite; correct the function, or '
-      'choose another grpo.advantage, in another --workdir'
+      f'{advantage_PG.size} outputs of step {step}, whose rewards are all finite; '
+      'correct the function, or choose another grpo.advantage, in another --workdir'
     )
 
 
