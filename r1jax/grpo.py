@@ -12,16 +12,14 @@ REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.
 """
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# A name in the choice's table, or a function of the same signature as those in it.
-Choice = str | Callable[..., jax.Array]
+from r1jax.choice import Choice, checked, choose, label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +47,8 @@ class GRPOConfig:
 
   def __post_init__(self) -> None:
     for field, table in TABLES.items():
-      # A function of the table becomes its name, so that equal algorithms are equal.
-      names = {function: name for name, function in table.items()}
-      value = getattr(self, field)
-      value = value if isinstance(value, str) else names.get(value, value)
+      value = checked(f'grpo.{field}', getattr(self, field), table)
       object.__setattr__(self, field, value)
-      _check_choice(field, value, table)
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
     for field in ('clip_high', 'kl_coef'):
@@ -77,28 +71,6 @@ class GRPOConfig:
       raise ValueError(
         f'grpo.constant_length: expected 1 or more, got {self.constant_length}'
       )
-
-
-def choose(
-  table: Mapping[str, Callable[..., jax.Array]], value: Choice
-) -> Callable[..., jax.Array]:
-  """Returns the function that a choice names or is."""
-  return table[value] if isinstance(value, str) else value
-
-
-def _check_choice(field: str, value: Choice, table: Iterable[str]) -> None:
-  if not isinstance(value, str):
-    if not hasattr(value, '__qualname__'):  # a run's config.json records it
-      raise ValueError(
-        f'grpo.{field}: expected a name or a function with a name, got {value!r}; '
-        'define the function with def'
-      )
-  elif value not in table:
-    near = difflib.get_close_matches(value, table, 1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise ValueError(
-      f'grpo.{field}: expected one of {", ".join(table)}, got {value!r}{hint}'
-    )
 
 
 # --- Advantage: rewards [P, G] -> one number an output [P, G] ------------------------
@@ -362,11 +334,6 @@ def group_advantage(reward: jax.Array, *, config: GRPOConfig) -> jax.Array:
       f'output, {reward.shape}, got {advantage.shape}; fix the function'
     )
   return advantage
-
-
-def label(value: Choice) -> str:
-  """Returns a choice as an error names it: 'name' or function."""
-  return repr(value) if isinstance(value, str) else value.__qualname__
 
 
 @jax.named_scope('objective')

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import grpo, optim, packing, update
+from r1jax.choice import Choice, label
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import RewardPool
@@ -705,12 +706,12 @@ def _check_rewards(step: int, seen: _Seen, names: Sequence[str]) -> None:
     )
 
 
-def _check_advantages(step: int, advantage_PG: np.ndarray, choice: grpo.Choice) -> None:
+def _check_advantages(step: int, advantage_PG: np.ndarray, choice: Choice) -> None:
   """Raises TrainingError for advantages that are no numbers."""
   wrong = advantage_PG[~np.isfinite(advantage_PG)]
   if wrong.size:
     raise TrainingError(
-      f'the advantage {grpo.label(choice)} is {wrong[0]} for {wrong.size} of '
+      f'the advantage {label(choice)} is {wrong[0]} for {wrong.size} of '
       f'{advantage_PG.size} outputs of step {step}, whose rewards are all finite; '
       'correct the function, or choose another grpo.advantage, in another --workdir'
     )
