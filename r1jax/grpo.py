@@ -3,8 +3,7 @@
 An algorithm is five choices, each a small pure function: advantage, ratio, surrogate,
 KL estimate, mean. A choice is a name in a table below or any function of the same
 signature. `PRESETS` names the published combinations. Arrays are [P, G, T] (prompts,
-samples of a prompt, positions) or [P, G]; the group is an axis. Knows neither models
-nor text.
+samples of a prompt, positions) or [P, G]; the group is an axis.
 
 Sources: GRPO DeepSeekMath (arXiv 2402.03300) and DeepSeek-R1; Dr. GRPO 2503.20783;
 DAPO 2503.14476; GSPO 2507.18071; CISPO (MiniMax-M1) 2506.13585; RLOO 2402.14740;
@@ -24,15 +23,7 @@ from r1jax.choice import Choice, checked, choose, label
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-  """One algorithm: five choices and their numbers. The default is R1's GRPO.
-
-  A preset is the objective of a published algorithm, without its other parts, such as
-  DAPO's dynamic sampling and overlong reward shaping; see `PUBLISHED`. A KL penalty is
-  always part of the loss, never of the reward (as in RLOO and REINFORCE++).
-
-  Raises:
-    ValueError: for an unknown name or an impossible number.
-  """
+  """One algorithm: five choices and their numbers. The default is R1's GRPO."""
 
   advantage: Choice = 'group_zscore'  # A; a name in grpo.ADVANTAGES
   ratio: Choice = 'token'  # pi / pi_old per token or output; a name in grpo.RATIOS
@@ -260,6 +251,8 @@ TABLES: dict[str, dict[str, Any]] = {
   'mean': MEANS,
 }
 
+# The objectives of published algorithms, without their other parts, such as DAPO's
+# dynamic sampling. A KL penalty is always part of the loss, never of the reward.
 PRESETS = {
   'grpo': GRPOConfig(),
   'dr_grpo': GRPOConfig(
