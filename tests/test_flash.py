@@ -82,7 +82,7 @@ def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
 
 
 @pytest.mark.usefixtures('kernel')
-def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
+def test_the_kernel_attends_on_sharded_rows(monkeypatch):
   q, own, document, context = example()
   args = q, own, document, context
   expected = values_and_gradients(plain, *args)
@@ -94,7 +94,7 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
 
 
 @pytest.mark.usefixtures('kernel')
-def test_what_the_kernel_does_not_serve():
+def test_cases_without_a_kernel():
   q, own, _, context = example()
   assert flash_tpu.serves(q, own, context)
   assert not flash_tpu.serves(q[:, :100], own, context)  # less than a block
@@ -115,7 +115,9 @@ def test_what_the_kernel_does_not_serve():
     (256, 256, jnp.bfloat16, False),
   ],
 )
-def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, served):
+def test_head_sizes_that_fit_on_a_gpu(
+  monkeypatch, channels, value_channels, dtype, served
+):
   monkeypatch.setattr(flash_tpu, 'KERNELS', {'cpu': flash_gpu.attend})
   q = jnp.zeros((1, 128, 2, channels), dtype)
   own = KV(jnp.zeros((1, 2, channels, 128)), jnp.zeros((1, 2, 128, value_channels)))
@@ -153,7 +155,7 @@ for wide, value, dtype in ((128, 128, jnp.bfloat16), (192, 128, jnp.bfloat16),
 """
 
 
-def test_the_widest_heads_find_room_on_an_a100():
+def test_the_widest_heads_fit_on_an_a100():
   done = machines.with_gpu_compiler('-c', COMPILES)
   assert done.returncode == 0, done.stderr
   # Forward, and for the gradients of queries and of keys.

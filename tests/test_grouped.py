@@ -26,7 +26,7 @@ def one_by_one(x_MD, w_EDF, sizes):
 
 # More rows than a block and fewer, none, and rows that are of no group.
 @pytest.mark.parametrize('sizes', [(70, 0, 3, 200), (273, 0, 0, 0), (0, 1, 64, 128)])
-def test_rows_meet_the_matrices_of_their_groups(sizes):
+def test_rows_are_multiplied_with_the_matrices_of_their_groups(sizes):
   rng = np.random.default_rng(0)
   x_MD, slope_MF = (rng.normal(size=(273, n)).astype(np.float32) for n in (48, 160))
   w_EDF = rng.normal(size=(4, 48, 160)).astype(np.float32)
@@ -42,7 +42,7 @@ def test_rows_meet_the_matrices_of_their_groups(sizes):
     close(found, x_MD[end - size : end].T @ slope_MF[end - size : end])
 
 
-def test_copies_compute_one_after_the_other():
+def test_replicas_compute_one_after_the_other():
   rng = np.random.default_rng(0)
   x_CMD, w_EDF = rng.normal(size=(2, 130, 16)), rng.normal(size=(3, 16, 32))
   sizes_CE = np.array([(100, 10, 20), (0, 129, 1)])
@@ -93,7 +93,7 @@ print(compiled.memory_analysis().temp_size_in_bytes)
 """
 
 
-def test_devices_compute_with_their_experts_by_the_kernels():
+def test_the_kernels_run_on_sharded_experts():
   done = machines.with_gpu_compiler('-c', COMPILES)
   assert done.returncode == 0, done.stderr
   kernels, temporaries = map(int, done.stdout.split())

@@ -68,7 +68,7 @@ def test_equal_rewards_give_zero_advantage(name, reward):
     np.testing.assert_array_equal(got, np.zeros((2, group_size)))
 
 
-def test_group_advantage_uses_the_configured_one():
+def test_group_advantage_uses_the_configured_function():
   reward = jnp.array([[0.0, 1], [2, 5]])
   for name, function in grpo.ADVANTAGES.items():
     got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
@@ -579,7 +579,7 @@ def test_a_function_without_a_name_is_refused():
     GRPOConfig(kl=functools.partial(kl_k1))
 
 
-def test_a_preset_is_known_whatever_constant_it_has():
+def test_a_preset_is_recognised_with_any_constant():
   for name, preset in grpo.PRESETS.items():
     longer = dataclasses.replace(preset, constant_length=7)
     assert grpo.preset_of(preset) == grpo.preset_of(longer) == name
@@ -686,7 +686,7 @@ def test_importance_makes_the_samplers_gradient_that_of_the_policy():
   np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
-def test_beyond_an_outputs_end_importance_counts_for_nothing():
+def test_importance_after_an_outputs_end_is_ignored():
   mask = jnp.array([[[True, False]]])
   strange = jnp.array([[[-1.0, -jnp.inf]]])
   (loss, metrics), slope = gradient(

@@ -185,7 +185,7 @@ def test_entropy_is_the_mean_over_tokens():
   assert 'kl' not in metrics
 
 
-def test_garbage_beyond_the_mask_changes_no_update():
+def test_garbage_after_the_mask_changes_no_update():
   outputs = outputs_of(prompts=2, group_size=2, length=4)
   state, step = optim.init(table(), SGD), make_step(GRPOConfig(kl_coef=0.3))
   clean = step(state, *outputs.packed(), jnp.float32(1))
@@ -202,7 +202,7 @@ def test_garbage_beyond_the_mask_changes_no_update():
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
-def test_learning_rate_0_leaves_the_policy_where_it_is():
+def test_learning_rate_0_leaves_the_policy_unchanged():
   optimizer = optim.make(OptimConfig(learning_rate=0.0), total_steps=2)
   outputs = outputs_of(prompts=2, group_size=2, length=4)
   temperature = jnp.float32(0.7)

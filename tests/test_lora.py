@@ -80,7 +80,7 @@ def greedy(found, params):
   ).tokens
 
 
-def test_merged_is_applied(kind):
+def test_merged_equals_applied(kind):
   _, found, base = kind
   attached = lora.attach(base, random_adapters(found.config), ALL.scale)
   applied = logits(found, attached)
@@ -135,7 +135,7 @@ def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
 
 
 @pytest.mark.parametrize('name', ['query', 'down', 'out'])
-def test_products_in_bfloat16_keep_adapters_apart(kind, name):
+def test_bfloat16_products_keep_adapters_separate(kind, name):
   _, found, base = kind
   if found.config.latent.kv_rank:
     return  # the same products
@@ -150,7 +150,7 @@ def test_products_in_bfloat16_keep_adapters_apart(kind, name):
 
 
 @pytest.mark.parametrize('how', ['fresh', 'scale 0'])
-def test_an_adapter_that_adds_nothing_is_the_base(kind, how):
+def test_a_zero_adapter_equals_the_base(kind, how):
   _, found, base = kind
   if how == 'fresh':
     attached = lora.attach(base, lora.init(found.config, ALL, jax.random.key(0)), 2.0)
@@ -162,7 +162,7 @@ def test_an_adapter_that_adds_nothing_is_the_base(kind, how):
   jax.tree.map(np.testing.assert_array_equal, lora.merged(attached), base)
 
 
-def test_pefts_library_opens_what_is_written(kind, tmp_path):
+def test_peft_reads_written_adapters(kind, tmp_path):
   reference, found, base = kind
   config = dataclasses.replace(ALL, targets='query|value|down')
   if found.config.latent.kv_rank:
@@ -184,7 +184,7 @@ def test_pefts_library_opens_what_is_written(kind, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, read, adapters)
 
 
-def test_adapters_that_the_library_has_written_are_read(kind, tmp_path):
+def test_adapters_of_peft_are_read(kind, tmp_path):
   reference, found, base = kind
   names = ['q_proj', 'o_proj'] if not found.config.latent.kv_rank else ['q_b_proj']
   clone = type(reference)(reference.config)
@@ -238,7 +238,7 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
     peft.read(tmp_path / 'a', found)
 
 
-def test_a_pattern_without_a_match_names_what_there_is(kind):
+def test_a_pattern_without_a_match_names_the_matrices(kind):
   _, found, _ = kind
   with pytest.raises(
     ValueError, match=r'lora.targets: expected .* down.*, got .q_proj'

@@ -16,7 +16,7 @@ from r1jax.sharding.rules import named_sharding
 PATTERNS = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x3F808000, 0x3F818000, 0x7F7FFFFF]
 
 
-def test_a_master_is_its_rounded_half_and_the_rest():
+def test_split_and_join_are_inverse():
   rng = np.random.default_rng(0)
   bits = rng.integers(0, 0x7F800000, 10_000, dtype=np.uint32)  # every finite size
   bits = np.concatenate([bits, np.array(PATTERNS, np.uint32)])
@@ -106,7 +106,7 @@ def test_stochastic_rounding_is_right_on_average():
 
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
-def test_what_is_random_comes_from_the_seed(masters):
+def test_random_bits_depend_on_the_seed(masters):
   config = OptimConfig(1e-5, warmup_steps=0, masters=masters)
   (grads,) = random_gradients(1)
 
@@ -123,7 +123,7 @@ def test_what_is_random_comes_from_the_seed(masters):
 
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
-def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
+def test_sharded_parameters_are_rounded_as_on_one_device(masters):
   rule = chain(masters)
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
   cut = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
@@ -146,7 +146,7 @@ def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
   assert (np.asarray(start()['w']) != np.asarray(ends[0].params['w'])).mean() > 0.01
 
 
-def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path):
+def test_a_checkpoint_resumes_to_the_same_bits(tmp_path):
   rule = chain()
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
   state = optim.init(start(), rule)

@@ -105,7 +105,7 @@ def test_loss_and_metrics_by_hand():
   np.testing.assert_allclose(metrics['margin'], (3 - 2 + 0) / 3, rtol=1e-6)
 
 
-def test_a_fresh_model_finds_all_texts_equal():
+def test_an_initial_model_scores_all_texts_equally():
   params = reward_model.init({'table': jnp.ones((VOCAB, WIDTH))}, WIDTH)
   batch = random_batch(4, 5)
   loss, metrics = reward_model.loss(params, batch, forward=forward, total=4.0)

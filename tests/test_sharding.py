@@ -119,7 +119,7 @@ def iteration(model_name, mesh_name):
     ('deepseek', 'expert 2 context 2 tensor 2'),
   ],
 )
-def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
+def test_an_iteration_equals_that_of_one_device(model_name, mesh_name):
   expected, expected_passes, numbers, after, _ = iteration(model_name, 'one')
   found, passes, metrics, state, _ = iteration(model_name, mesh_name)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -138,7 +138,7 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
-def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_path):
+def test_a_checkpoint_resumes_on_other_devices_to_the_same_bits(devices, tmp_path):
   def state(devices, layout):
     place = make_mesh(jax.devices()[:devices], layout)
     trainer = Learner(
