@@ -194,7 +194,7 @@ def test_bfloat16_moments_decay_without_a_gradient(b2):
 
 RATE = (
   r'rl_optim.learning_rate: expected a step that changes at least 50% of the weights '
-  r'in {}, got {}, which changes {}% and is rounded away by the others; {}'
+  r'in {}, got {}, which changes {}% and is rounded away in the others; {}'
 )
 
 
