@@ -128,14 +128,7 @@ def sample(
   row_B = jnp.arange(rows)
   logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
   token_B, logp_B = choose(jnp.int32(0), logits_BV, row_B)
-  state = _State(
-    t=jnp.int32(0),
-    tokens=jnp.zeros((rows, max_length), jnp.int32).at[:, 0].set(token_B),
-    mask=jnp.zeros((rows, max_length), bool).at[:, 0].set(True),
-    logp=jnp.zeros((rows, max_length)).at[:, 0].set(logp_B),
-    done=jnp.isin(token_B, stops),
-    row=row_B,
-  )
+  state = _first_state(token_B, logp_B, jnp.isin(token_B, stops), max_length)
   if max_length > 1:
     prompt = (by_layer(prompt_kv), prompt_mask)
     state, past = _decode_in_blocks(state, prompt, step, compact)
@@ -144,6 +137,20 @@ def sample(
   shape = (prompts.shape[0], group_size, max_length)
   completed = (state.tokens, state.mask, state.logp)
   return Completions(*(x.reshape(shape) for x in completed))
+
+
+def _first_state(
+  token_B: jax.Array, logp_B: jax.Array, done_B: jax.Array, max_length: int
+) -> _State:
+  shape = (len(token_B), max_length)
+  return _State(
+    t=jnp.int32(0),
+    tokens=jnp.zeros(shape, jnp.int32).at[:, 0].set(token_B),
+    mask=jnp.zeros(shape, bool).at[:, 0].set(True),
+    logp=jnp.zeros(shape).at[:, 0].set(logp_B),
+    done=done_B,
+    row=jnp.arange(len(token_B)),
+  )
 
 
 def _compacted_rows(rows: int, compact: bool) -> int:
