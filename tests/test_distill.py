@@ -485,7 +485,7 @@ def test_packed_documents_are_distilled_like_separate_ones(decoders):
     documents=jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], 8 * [0]]),
     weights=jnp.array([[0.0, 1, 1, 1, 0, 1, 1, 0], 8 * [0]]),
   )
-  apart = sft.Batch(
+  separate = sft.Batch(
     tokens=jnp.array([first + 4 * [0], second + 5 * [0]]),
     positions=jnp.array([[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0]]),
     documents=jnp.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
@@ -495,7 +495,7 @@ def test_packed_documents_are_distilled_like_separate_ones(decoders):
   # float32 through two layers
   close(
     step(state, packed, teacher_params=teacher),
-    step(state, apart, teacher_params=teacher),
+    step(state, separate, teacher_params=teacher),
     rtol=1e-5,
     atol=TOLERANCE,
   )

@@ -1,4 +1,4 @@
-"""The kernels of flash attention, interpreted on a CPU, beside the plain attention."""
+"""The flash attention kernels, interpreted on a CPU, against plain attention."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Kernels of grouped products, interpreted on a CPU, beside a product a group."""
+"""The grouped matmul kernels, interpreted on a CPU, against one product per group."""
 
 import functools
 

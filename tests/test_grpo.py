@@ -588,7 +588,7 @@ def test_a_preset_is_recognised_with_any_constant():
 
 
 def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
-  # What their papers have beside the objective, or in it in another place.
+  # Parts of the papers that are not in the objective, or are elsewhere in it.
   expected = {
     'dr_grpo': ('constant_length', 'max_length'),
     'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
@@ -640,7 +640,7 @@ def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
 
 
 def test_importance_weights_the_gain_of_each_token_up_to_its_cap():
-  # pi_old / pi_sampler is 1/2, 1 and 4, of which 2 is left; the ratio is 1 throughout.
+  # pi_old / pi_sampler is 1/2, 1 and 4, capped at 2; the ratio is 1 throughout.
   logp = jnp.log(jnp.array([[[0.2, 0.5, 0.4]]]))
   sampler_logp = jnp.log(jnp.array([[[0.4, 0.5, 0.1]]]))
   ref_logp = logp - LN2  # k3 is 1/2 + ln 2 - 1

@@ -60,7 +60,7 @@ class Outputs(NamedTuple):
     return np.arange(self.tokens.shape[-1]) < self.lengths[..., None]
 
   def packed(self, rows=4):
-    """The rollout in micro-batches of so many rows, and how many of them are filled."""
+    """Returns the rollout in micro-batches, and the number of micro-batches in use."""
     layout = packing.plan(self.lengths, self.tokens.shape[-1], rows, 2)
     fields = self._asdict()
     del fields['lengths']
@@ -220,7 +220,7 @@ def test_learning_rate_0_leaves_the_policy_unchanged():
   for _ in range(2):
     state, metrics = step(state, rollout, count, temperature)
     np.testing.assert_array_equal(state.params['table'], before['table'])
-    # 1e-6: the same log-probs, compiled apart and together with the loss
+    # 1e-6: the same log-probs, compiled separately and together with the loss
     np.testing.assert_allclose(metrics['ratio'], 1, atol=1e-6)
     np.testing.assert_allclose(metrics['drift'], 0, atol=1e-6)
     np.testing.assert_allclose(metrics['kl'], 0, atol=1e-6)

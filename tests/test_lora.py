@@ -1,4 +1,4 @@
-"""Adapters: applied as merged, nothing at first, alone learned, and in PEFT's files."""
+"""LoRA: merged equals applied, zero at first, trained alone, in PEFT's files."""
 
 import dataclasses
 import functools
@@ -312,7 +312,7 @@ def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
   assert np.mean(rewards[:2]) < 0.75
   assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.15
   if rank:
-    # The base is what it was, and the reference is nothing beside it.
+    # The base is unchanged, and the reference needs no further parameters.
     jax.tree.map(np.testing.assert_array_equal, before, trainer.frozen)
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     assert {path[-1].key for path, _ in leaves} == {'a', 'b'}

@@ -126,18 +126,20 @@ def test_random_bits_depend_on_the_seed(masters):
 def test_sharded_parameters_are_rounded_as_on_one_device(masters):
   rule = chain(masters)
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
-  cut = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
+  sharded = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
   ends = []
-  for place in (make_mesh(jax.devices()[:1]), cut):
+  for place in (make_mesh(jax.devices()[:1]), sharded):
     where = {'w': ('embed', 'mlp'), 'zero': (None,), 'gain': (None,)}
-    lying = {name: named_sharding(place, *axes) for name, axes in where.items()}
-    params = {name: jax.device_put(x, lying[name]) for name, x in start().items()}
+    shardings = {name: named_sharding(place, *axes) for name, axes in where.items()}
+    params = {name: jax.device_put(x, shardings[name]) for name, x in start().items()}
     state = like_params(place, optim.init(params, rule), params)
     for x in jax.tree.leaves(state):
       if x.shape == (64, 96):
-        assert x.sharding == lying['w']
+        assert x.sharding == shardings['w']
     for grads in random_gradients(3):
-      state = update(state, {n: jax.device_put(g, lying[n]) for n, g in grads.items()})
+      state = update(
+        state, {n: jax.device_put(g, shardings[n]) for n, g in grads.items()}
+      )
     ends.append(jax.device_get(state))
   # The norm that gradients are clipped by is summed in another order, so a step may
   # differ in its last bit, and where rounding stands on an edge a number with it.

@@ -88,13 +88,13 @@ def test_samplers_shard_experts_and_gather_nothing():
   )
   names = decoder.names(config, 8)
 
-  def lying(names):
+  def found(names):
     blocks = param_shardings(place, names)['blocks']
     return [blocks[name].spec[1:] for name in ('query', 'expert_up')]
 
-  apart = ('expert', None, 'tensor')
-  assert lying(names) == [('expert', 'tensor', None), apart]
-  assert lying(without_gathers(names)) == [(None, 'tensor', None), apart]
+  separate = ('expert', None, 'tensor')
+  assert found(names) == [('expert', 'tensor', None), separate]
+  assert found(without_gathers(names)) == [(None, 'tensor', None), separate]
 
 
 def test_samplers_replicate_the_model_except_along_their_axes():

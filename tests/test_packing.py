@@ -1,4 +1,4 @@
-"""Outputs side by side: everything is there once, and nothing else."""
+"""Packed outputs: every token has exactly one position."""
 
 import hypothesis
 import jax.numpy as jnp

@@ -168,7 +168,7 @@ def test_packed_documents_train_like_separate_ones(tiny):
     documents=jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], 8 * [0]]),
     weights=jnp.array([[0.0, 1, 1, 1, 0, 1, 1, 0], 8 * [0]]),
   )
-  apart = sft.Batch(
+  separate = sft.Batch(
     tokens=jnp.array([first + 4 * [0], second + 5 * [0]]),
     positions=jnp.array([[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0]]),
     documents=jnp.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
@@ -176,7 +176,7 @@ def test_packed_documents_train_like_separate_ones(tiny):
   )
   state, step = optim.init(params, SGD), make_step(forward, logits)
   # float32 through two layers
-  close(step(state, packed), step(state, apart), rtol=1e-5, atol=1e-6)
+  close(step(state, packed), step(state, separate), rtol=1e-5, atol=1e-6)
 
 
 def test_sharded_step_matches_single_device(tiny):
