@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 from r1jax.sampling.logprob import in_chunks, token_logp
 
 
@@ -88,7 +88,7 @@ def loss(
   teacher_logits: Callable[..., jax.Array],
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   total: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
   """Returns the weighted sum of divergences divided by `total`, and metrics.
 
   Args:
@@ -155,7 +155,7 @@ def step(
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
   """Returns the student's state after one update on a batch, and metrics. Pure.
 
   B must be a multiple of `micro_batches`.

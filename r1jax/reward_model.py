@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +100,7 @@ def loss(
   *,
   forward: Callable[..., Any],
   total: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
   """Returns the sum of Bradley-Terry losses divided by `total`, and metrics.
 
   Args:
@@ -134,7 +134,7 @@ def step(
   forward: Callable[..., Any],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a batch, and metrics. Pure.
 
   B must be a multiple of `micro_batches`.

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 from r1jax.sampling.logprob import hidden_logp
 
 Array = jax.Array | np.ndarray
@@ -36,7 +36,7 @@ def cross_entropy(
   forward: Callable[..., Any],
   logits: Callable[..., jax.Array],
   total: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
   """Returns the sum of weight * -log p(token | before), divided by `total`; no metrics.
 
   Args:
@@ -63,7 +63,7 @@ def step(
   logits: Callable[..., jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a batch, and metrics. Pure.
 
   B must be a multiple of `micro_batches`.

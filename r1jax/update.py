@@ -10,7 +10,7 @@ import optax
 
 from r1jax import optim
 from r1jax.grpo import GRPOConfig, Totals, objective
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 
 Array = Any  # jax.Array, or numpy's on the host
 
@@ -61,7 +61,7 @@ def gradients(
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   config: GRPOConfig,
-) -> tuple[Any, dict[str, jax.Array]]:
+) -> tuple[Any, Metrics]:
   """Returns the gradient of a rollout's loss, and metrics. Pure.
 
   Args:
@@ -126,7 +126,7 @@ def step(
   score: Callable[..., tuple[jax.Array, jax.Array]],
   optimizer: optax.GradientTransformation,
   config: GRPOConfig,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a rollout, and metrics. Pure.
 
   It is `gradients` followed by `optim.apply`; the metrics are those of both.
