@@ -120,7 +120,7 @@ def problem_order(
 
 def preference_model(stage: Stage, config: FinalRL, params: Any) -> Scorer:
   """Trains on what the judge says of the parent's outputs to instructions."""
-  optim.check_moves(params, config.preference.optim, 'preference.optim')
+  optim.check_learning_rate(params, config.preference.optim, 'preference.optim')
   pairs = preference.judged_pairs(
     stage.run,
     stage.sampler,

@@ -1,12 +1,11 @@
-"""Distillation of a teacher's distributions into a student, token by token.
+"""Distillation of a teacher's token distributions into a student.
 
-A divergence is one small pure function of both models' logits; the loss is its weighted
-mean over packed rows, and the step one update on it. What the rows hold makes the
-method: the teacher's outputs with `forward_kl` are the classical way, the student's own
-outputs with `reverse_kl` on-policy distillation (GKD with lambda = 1): the student
-samples, the teacher judges each of its tokens, and no gradient flows through the
-sampling. Temperature is 1. Knows no model and no text; both models must read the same
-token ids, which the caller sees to.
+A divergence is a small pure function of both models' logits. The loss is its weighted
+mean over packed rows. Rows of the teacher's outputs with `forward_kl` are classical
+distillation. Rows of the student's own outputs with `reverse_kl` are on-policy
+distillation (GKD with lambda = 1): the student samples, the teacher scores each token,
+and no gradient flows through the sampling. Temperature is 1. Both models must use the
+same token ids.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531); MiniLLM, Gu et al. 2023 (2306.08543);
 GKD, Agarwal et al. 2023 (2306.13649).
@@ -22,12 +21,12 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 from r1jax.sampling.logprob import in_chunks, token_logp
 
 
 class Rows(Protocol):
-  """Packed documents, each field [B, T]; `r1jax.sft.Batch` says what they are."""
+  """Packed documents, each field [B, T]; see `r1jax.sft.Batch`."""
 
   tokens: jax.Array | np.ndarray
   positions: jax.Array | np.ndarray
@@ -41,7 +40,7 @@ class Rows(Protocol):
 def forward_kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
   """KL(teacher || student) = sum_v p_v log(p_v / q_v), p the teacher (Hinton et al.).
 
-  The student covers all that the teacher may say. Its gradient is q - p.
+  Mode-covering. Its gradient in the student's logits is q - p.
   """
   return _kl(jax.lax.stop_gradient(teacher_logits), student_logits)
 
@@ -49,8 +48,7 @@ def forward_kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Arra
 def reverse_kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
   """KL(student || teacher) = sum_v q_v log(q_v / p_v), p the teacher (MiniLLM, GKD).
 
-  The student leaves out what the teacher finds unlikely. Its gradient is
-  q (log(q / p) - KL).
+  Mode-seeking. Its gradient in the student's logits is q (log(q / p) - KL).
   """
   return _kl(student_logits, jax.lax.stop_gradient(teacher_logits))
 
@@ -60,7 +58,7 @@ def _kl(logits: jax.Array, other_logits: jax.Array) -> jax.Array:
   logp = jax.nn.log_softmax(logits.astype(kind))
   other_logp = jax.nn.log_softmax(other_logits.astype(kind))
   probability = jnp.exp(logp)
-  # 0 log 0 is 0, also where both logits are -inf and their difference is NaN.
+  # 0 log 0 is 0, even where both logits are -inf and their difference is NaN.
   log_ratio = jnp.where(probability > 0, logp - other_logp, 0.0)
   return jnp.sum(probability * log_ratio, axis=-1)
 
@@ -72,8 +70,8 @@ DIVERGENCES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def agreement(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
-  """Returns whether both models' likeliest token is the same one, [...]."""
-  # They add 5 % to the time of loss and gradient, argmaxes 17 (V 4096, on a CPU).
+  """Returns whether both models have the same most likely token, bool [...]."""
+  # This adds 5 % to the time of loss and gradient; argmax adds 17 % (V 4096, on a CPU).
   teacher_first = teacher_logits == teacher_logits.max(-1, keepdims=True)
   student_first = student_logits == student_logits.max(-1, keepdims=True)
   return jnp.any(teacher_first & student_first, axis=-1)
@@ -90,26 +88,26 @@ def loss(
   teacher_logits: Callable[..., jax.Array],
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   total: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the weighted sum of divergences over `total`, and metrics likewise.
+) -> tuple[jax.Array, Metrics]:
+  """Returns the weighted sum of divergences divided by `total`, and metrics.
 
   Args:
     params: of the student.
-    batch: see `Rows`; a position counts with the weight of the token it predicts.
-    teacher_params: of the teacher, which learns nothing.
+    batch: see `Rows`; a position has the weight of the token it predicts.
+    teacher_params: of the teacher; they get no gradient.
     forward: the student's (params, tokens, positions, documents) -> hidden states
       [B, T, D], _.
     logits: the student's (params, hidden) -> [B, T, V].
     teacher_forward: the teacher's.
-    teacher_logits: the teacher's, of the same V.
+    teacher_logits: the teacher's, with the same V.
     divergence: one of `DIVERGENCES`.
-    total: the sum of weights to divide by: the whole batch's for a micro-batch.
+    total: the sum of the weights of the whole batch, also for a micro-batch of it.
 
   Returns:
-    The loss, and of the student `cross_entropy` on the tokens (nats) and `agreement`.
+    The loss, and the means of the student's `cross_entropy` (nats) and `agreement`.
 
   Raises:
-    ValueError: the vocabularies differ in size.
+    ValueError: if the vocabularies differ in size.
   """
   inputs = batch.tokens[:, :-1], batch.positions[:, :-1], batch.documents[:, :-1]
   hidden_BTD, _ = forward(params, *inputs)
@@ -117,11 +115,11 @@ def loss(
   student = functools.partial(logits, params)
   teacher = functools.partial(teacher_logits, teacher_params)
   vocabulary = jax.eval_shape(student, hidden_BTD).shape[-1]
-  teachers = jax.eval_shape(teacher, teacher_hidden_BTD).shape[-1]
-  if teachers != vocabulary:
+  teacher_vocabulary = jax.eval_shape(teacher, teacher_hidden_BTD).shape[-1]
+  if teacher_vocabulary != vocabulary:
     raise ValueError(
       f"teacher_logits: expected the student's vocabulary of {vocabulary} tokens, got "
-      f'{teachers}; choose a teacher and a student of the same tokenizer'
+      f'{teacher_vocabulary}; use a teacher and a student with the same tokenizer'
     )
 
   def compare(
@@ -157,8 +155,11 @@ def step(
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the student on a batch; pure. B must divide by `micro_batches`."""
+) -> tuple[TrainState, Metrics]:
+  """Returns the student's state after one update on a batch, and metrics. Pure.
+
+  B must be a multiple of `micro_batches`.
+  """
   part_loss = functools.partial(
     loss,
     teacher_params=teacher_params,
@@ -169,5 +170,5 @@ def step(
     divergence=divergence,
     total=jnp.maximum(batch.weights[:, 1:].sum(), 1.0),
   )
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=part_loss, optimizer=optimizer)

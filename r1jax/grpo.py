@@ -1,9 +1,9 @@
-"""Group Relative Policy Optimization: the paper's equations in order, then the step.
+"""Group Relative Policy Optimization: the paper's equations in order, then the loss.
 
-An algorithm is five choices, each a small pure function in a table below: advantage,
-ratio, surrogate, KL estimate, mean. `PRESETS` names the published combinations. A new
-idea is one new function and one name. Arrays are [P, G, T] (prompts, samples of a
-prompt, positions) or [P, G]; the group is an axis. Knows neither models nor text.
+An algorithm is five choices, each a small pure function: advantage, ratio, surrogate,
+KL estimate, mean. A choice is a name in a table below or any function of the same
+signature. `PRESETS` names the published combinations. Arrays are [P, G, T] (prompts,
+samples of a prompt, positions) or [P, G]; the group is an axis.
 
 Sources: GRPO DeepSeekMath (arXiv 2402.03300) and DeepSeek-R1; Dr. GRPO 2503.20783;
 DAPO 2503.14476; GSPO 2507.18071; CISPO (MiniMax-M1) 2506.13585; RLOO 2402.14740;
@@ -11,7 +11,6 @@ REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,22 +18,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from r1jax.choice import Choice, checked, choose, label
+
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-  """One algorithm: five named choices and their numbers. The default is R1's GRPO.
+  """One algorithm: five choices and their numbers. The default is R1's GRPO."""
 
-  A preset is the objective of a published algorithm. What else belongs to it, such as
-  DAPO's dynamic sampling and its shaping of the rewards of overlong outputs, is left
-  out, and a KL penalty is always a part of the loss, never of the reward (as RLOO and
-  REINFORCE++ have it). A run says what its preset leaves out.
-  """
-
-  advantage: str = 'group_zscore'  # A; a name in grpo.ADVANTAGES
-  ratio: str = 'token'  # pi / pi_old per token or output; a name in grpo.RATIOS
-  surrogate: str = 'clip'  # a name in grpo.SURROGATES
-  kl: str = 'k3'  # estimate of KL(pi || pi_ref); a name in grpo.KLS
-  mean: str = 'outputs'  # how tokens are averaged; a name in grpo.MEANS
+  advantage: Choice = 'group_zscore'  # A; a name in grpo.ADVANTAGES
+  ratio: Choice = 'token'  # pi / pi_old per token or output; a name in grpo.RATIOS
+  surrogate: Choice = 'clip'  # a name in grpo.SURROGATES
+  kl: Choice = 'k3'  # estimate of KL(pi || pi_ref); a name in grpo.KLS
+  mean: Choice = 'outputs'  # how tokens are averaged; a name in grpo.MEANS
   clip_low: float = 0.2  # epsilon below 1
   clip_high: float = 0.2  # epsilon above 1
   kl_coef: float = 0.001  # beta (R1: 0.001), at rl.temperature; 0: no reference pass
@@ -43,13 +38,8 @@ class GRPOConfig:
 
   def __post_init__(self) -> None:
     for field, table in TABLES.items():
-      name = getattr(self, field)
-      if name not in table:
-        near = difflib.get_close_matches(name, table, 1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(
-          f'grpo.{field}: expected one of {", ".join(table)}, got {name!r}{hint}'
-        )
+      value = checked(f'grpo.{field}', getattr(self, field), table)
+      object.__setattr__(self, field, value)
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
     for field in ('clip_high', 'kl_coef'):
@@ -196,14 +186,14 @@ def kl_k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
 
 
 class Totals(NamedTuple):
-  """Counts of the whole batch, of which a micro-batch sees a part."""
+  """Counts of the whole batch, also when a micro-batch of it is computed."""
 
   outputs: int | jax.Array  # P G
   tokens: int | jax.Array  # not masked
 
 
 def totals(mask: jax.Array) -> Totals:
-  """Counts the outputs and tokens of a batch; mask is [P, G, T]."""
+  """Returns the numbers of outputs and tokens of a batch; mask is [P, G, T]."""
   return Totals(mask.shape[0] * mask.shape[1], jnp.maximum(mask.sum(), 1))
 
 
@@ -250,9 +240,9 @@ MEANS: dict[str, Callable[[jax.Array, Totals, GRPOConfig], jax.Array]] = {
   'tokens': mean_tokens,
   'constant': mean_constant,
 }
-# Advantages that compare the outputs of one prompt, and so need two or more of them.
-# A new one that does adds its name; for all others one output a prompt is enough.
-WITHIN_GROUP = {'group_zscore', 'group_centred', 'leave_one_out'}
+# Advantages that compare the outputs of a prompt, and so need two or more of them. Add
+# new ones, by name or function; for all others one output per prompt is enough.
+WITHIN_GROUP: set[Choice] = {'group_zscore', 'group_centred', 'leave_one_out'}
 TABLES: dict[str, dict[str, Any]] = {
   'advantage': ADVANTAGES,
   'ratio': RATIOS,
@@ -261,6 +251,8 @@ TABLES: dict[str, dict[str, Any]] = {
   'mean': MEANS,
 }
 
+# The objectives of published algorithms, without their other parts, such as DAPO's
+# dynamic sampling. A KL penalty is always part of the loss, never of the reward.
 PRESETS = {
   'grpo': GRPOConfig(),
   'dr_grpo': GRPOConfig(
@@ -283,27 +275,26 @@ PRESETS = {
   'reinforce_pp': GRPOConfig(advantage='batch_whitened', kl='k2', mean='tokens'),
 }
 
-# What a preset has of the algorithm that it is named after, where not all of it.
+# How a preset differs from the algorithm that it is named after.
 PUBLISHED = {
-  'dr_grpo': 'Dr. GRPO (2503.20783), which divides by the most tokens that an output '
-  'may have: grpo.constant_length should be the largest rl.max_length',
+  'dr_grpo': 'Dr. GRPO (2503.20783), which divides by the maximum length of an output: '
+  'set grpo.constant_length to the largest rl.max_length',
   'dapo': 'two of the four parts of DAPO (2503.14476), the higher clip above and the '
   'mean over tokens; without its dynamic sampling (groups of equal rewards are kept, '
-  'and teach nothing) and its shaping of the rewards of overlong outputs',
-  'cispo': 'the objective of CISPO (2506.13585), without the dynamic sampling and the '
-  "penalty of length that go with it there; the bound above is DAPO's 0.28, since the "
-  'paper gives none',
-  'rloo': 'RLOO (2402.14740) without its KL penalty, which the paper takes from the '
-  'reward; here a penalty is part of the loss, see grpo.kl',
+  'and give no gradient) and its overlong reward shaping',
+  'cispo': 'the objective of CISPO (2506.13585), without its dynamic sampling and '
+  "length penalty; the upper bound is DAPO's 0.28, since the paper gives none",
+  'rloo': 'RLOO (2402.14740) without its KL penalty, which the paper subtracts from '
+  'the reward; here a penalty is part of the loss, see grpo.kl',
   'reinforce_pp': 'REINFORCE++ (2501.03262) with advantages whitened over the batch, '
-  'one an output, and the KL as k2 in the loss, as its variant with a group baseline '
-  'has it; without a baseline the paper takes k1 from the reward, a token at a time, '
-  'and whitens what comes out',
+  'one per output, and the KL as k2 in the loss, as in its variant with a group '
+  'baseline; without a baseline the paper subtracts k1 from the reward of each token, '
+  'and whitens the result',
 }
 
 
 def preset_of(config: GRPOConfig) -> str | None:
-  """The name of the preset that a config is, but for the constant length."""
+  """Returns the name of the preset that a config equals, ignoring `constant_length`."""
   for name, preset in PRESETS.items():
     if config == dataclasses.replace(preset, constant_length=config.constant_length):
       return name
@@ -311,11 +302,11 @@ def preset_of(config: GRPOConfig) -> str | None:
 
 
 def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
-  """Raises ValueError where a rollout of so many prompts leaves nothing to compare."""
+  """Raises ValueError if the rollout is too small for the advantage to compare."""
   if group_size < 2 and config.advantage in WITHIN_GROUP:
     raise ValueError(
-      f'rl.group_size: the advantage {config.advantage!r} compares the samples of a '
-      f'prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
+      f'rl.group_size: the advantage {label(config.advantage)} compares the samples '
+      f'of a prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
       "grpo.advantage to 'batch_whitened'"
     )
   if group_size * prompts < 2 and config.advantage == 'batch_whitened':
@@ -326,14 +317,14 @@ def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
 
 
 def group_advantage(reward: jax.Array, *, config: GRPOConfig) -> jax.Array:
-  """Returns one advantage an output, [P, G], from rewards [P, G]."""
+  """Returns one advantage per output, [P, G], from rewards [P, G]."""
   prompts, group_size = reward.shape
   check_group_size(config, group_size, prompts)
-  advantage = ADVANTAGES[config.advantage](reward)
+  advantage = choose(ADVANTAGES, config.advantage)(reward)
   if advantage.shape != reward.shape:
     raise ValueError(
-      f'grpo.advantage: expected one number an output of {config.advantage!r}, '
-      f'{reward.shape}, got {advantage.shape}; correct the function'
+      f'grpo.advantage: expected {label(config.advantage)} to return one number per '
+      f'output, {reward.shape}, got {advantage.shape}; fix the function'
     )
   return advantage
 
@@ -353,34 +344,33 @@ def objective(
   """Returns the loss to minimise, -E[surrogate - beta KL], and its metrics.
 
   Args:
-    logp: of the tokens under the policy that learns, [P, G, T], nats.
+    logp: of the tokens under the current policy, [P, G, T], nats.
     advantage: [P, G].
     mask: true on the outputs' tokens, [P, G, T].
     old_logp: under the policy before its updates, [P, G, T].
-    ref_logp: under the reference, [P, G, T]; None leaves out the penalty and `kl`.
-    sampler_logp: under what sampled, [P, G, T], where that was not the policy but, say,
-      its weights in int8: each token's gain is weighted by min(pi_old / pi_sampler,
+    ref_logp: under the reference, [P, G, T]; None: no penalty and no metric `kl`.
+    sampler_logp: under the sampler, [P, G, T], if it differs from the policy, e.g. int8
+      weights: each token's gain is multiplied by min(pi_old / pi_sampler,
       importance_cap) (truncated importance sampling; Ionides 2008, Yao et al. 2025).
     config: the algorithm.
     total: counts of the whole batch if these P prompts are a part of it; losses and
       metrics of the parts then add up to the batch's.
 
   Returns:
-    The loss, and means over tokens: `ratio`, `drift` (|logp - logp of what sampled|),
-    `kl` (k3, of the models at the temperature that the log-probs are of), with the
-    surrogate 'clip' the shares `clip_up` and `clip_down` whose gradient it stops, above
-    and below, and with `sampler_logp` the weight `importance` and the share
-    `importance_capped`.
+    The loss, and means over tokens: `ratio`, `drift` (|logp - sampler's logp|) and `kl`
+    (k3, at the temperature of the log-probs). With the surrogate 'clip' also the shares
+    of tokens clipped above and below, `clip_up` and `clip_down`; with `sampler_logp`
+    the weight `importance` and the share `importance_capped`.
   """
   if total is None:
     total = totals(mask)
-  # Whatever stands beyond an output's end must not reach exp: 0 * inf is NaN, and so
-  # is its gradient.
+  # Values after an output's end must not reach exp: 0 * inf is NaN, and so is its
+  # gradient.
   logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
   log_ratio = logp - old_logp
   advantage = advantage[..., None]
-  ratio = RATIOS[config.ratio](log_ratio, mask)
-  gain = SURROGATES[config.surrogate](ratio, advantage, logp, config)
+  ratio = choose(RATIOS, config.ratio)(log_ratio, mask)
+  gain = choose(SURROGATES, config.surrogate)(ratio, advantage, logp, config)
   counted = mask.astype(logp.dtype)
   share = counted / total.tokens
   drift = log_ratio
@@ -401,7 +391,7 @@ def objective(
     metrics |= {'clip_up': jnp.sum(share * up), 'clip_down': jnp.sum(share * down)}
   if ref_logp is not None:
     ref_logp = jnp.where(mask, ref_logp, 0.0)
-    gain -= config.kl_coef * KLS[config.kl](logp, ref_logp)
+    gain -= config.kl_coef * choose(KLS, config.kl)(logp, ref_logp)
     metrics['kl'] = jnp.sum(share * kl_k3(logp, ref_logp))
-  weight = MEANS[config.mean](counted, total, config)
+  weight = choose(MEANS, config.mean)(counted, total, config)
   return -jnp.sum(weight * gain), metrics

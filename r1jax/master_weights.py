@@ -1,21 +1,20 @@
-"""Master weights: how an update far below a bfloat16's precision is not lost.
+"""Master weights: keeps updates that are smaller than the precision of bfloat16.
 
-A bfloat16 has 8 significant bits: beside a weight of 0.02 a step of 1e-6 is a sixtieth
-of the distance to the next number and rounds away, at each update. Two ways keep it:
+A bfloat16 has 8 significant bits. For a weight of 0.02, a step of 1e-6 is a sixtieth of
+the distance to the next number, so every update would be rounded away. Two remedies:
 
-- float32 masters. The parameter is its master's upper half, rounded; the state of the
-  optimizer keeps what the master has beyond it, in 16 bits. Both together are a
-  float32, so an update is that of float32 parameters to the bit, for 4 bytes a
-  parameter in place of 6. It is the split of Split SGD (Intel Extension for PyTorch),
-  which cuts the lower half off where this rounds to the nearest. A parameter begins
-  anywhere among the float32 that round to it, at random, as if it were itself a rounded
-  master. Began it in their midst, no model of bfloat16 would change until a weight has
-  gone half the way to the next number; so about as many step over as should, and the
-  model that samples, which sees parameters alone, moves as far as the masters do.
-- stochastic rounding, which needs no more bytes: a sum between two numbers becomes the
-  upper one as often as it is near to it, so that it is right on average.
+- float32 masters. The parameter is its master rounded to bfloat16; the optimizer's
+  state keeps the remaining 16 bits. Together they are a float32, so an update equals
+  that of float32 parameters to the bit, for 4 bytes per parameter instead of 6. This is
+  the split of Split SGD (Intel Extension for PyTorch), but it rounds to nearest where
+  that truncates. The initial master is random among the float32 numbers that round to
+  the parameter. If it were the parameter itself, no parameter would change until its
+  master has moved half the distance to the next number. This way the expected change of
+  a parameter equals that of its master from the first update on.
+- stochastic rounding, which needs no more memory: a sum between two numbers is rounded
+  up with a probability equal to its position between them, so it is right on average.
 
-Parameters that are float32 already are left alone.
+float32 parameters are unaffected.
 """
 
 import functools
@@ -25,28 +24,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 KINDS = ('float32', 'stochastic', 'none')  # see `OptimConfig.masters`
 
 
 class Masters(NamedTuple):
-  """An optimizer's state with what float32 masters have beyond bfloat16 parameters."""
+  """An optimizer's state, and the lower 16 bits of the float32 masters."""
 
-  remainders: Any  # a tree like the parameters': int16, None of a float32
-  rule: Any  # the state of what makes the updates
+  remainders: Any  # a tree like the parameters': int16; None for float32 parameters
+  rule: Any  # the wrapped optimizer's state
 
 
 class Stochastic(NamedTuple):
-  """An optimizer's state, where parameters are to be rounded stochastically."""
+  """An optimizer's state, and the seed of stochastic rounding."""
 
   seed: jax.Array  # uint32 [], of the random bits
   rule: Any
 
 
 def split(master: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns a float32 rounded to bfloat16, halves away from 0, and the rest, int16.
+  """Returns a float32 rounded to bfloat16, and the remainder, int16.
 
-  The rest is the difference of the bits, counted in those of the float32.
+  Ties round away from 0. The remainder is the difference of the bits, in units of the
+  float32's last bit.
   """
   bits = jax.lax.bitcast_convert_type(master, jnp.uint32)
   upper = (bits + jnp.uint32(0x8000)) >> 16
@@ -56,14 +57,14 @@ def split(master: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def join(rounded: jax.Array, remainder: jax.Array) -> jax.Array:
-  """Returns the float32 that `split` has split."""
+  """Returns the float32 from the two results of `split`."""
   upper = jax.lax.bitcast_convert_type(rounded, jnp.uint16).astype(jnp.uint32) << 16
   rest = jax.lax.bitcast_convert_type(remainder.astype(jnp.int32), jnp.uint32)
   return jax.lax.bitcast_convert_type(upper + rest, jnp.float32)
 
 
 def round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
-  """Returns a float32 as one of the two bfloat16 around it, on average as itself."""
+  """Returns float32 rounded up or down to bfloat16 at random, unbiased."""
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   upper = ((bits + noise) >> 16).astype(jnp.uint16)
@@ -72,22 +73,22 @@ def round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def is_rounded(x: jax.Array) -> bool:
-  """Whether a parameter is kept in less than float32."""
+  """Whether a parameter is bfloat16."""
   return x.dtype == jnp.bfloat16
 
 
 def in_float32(
   rule: optax.GradientTransformation, kind: str, moments: Any, seed: int = 0
 ) -> optax.GradientTransformation:
-  """Returns `rule` computed in float32, of parameters of any type.
+  """Returns `rule` computed in float32, for parameters of any type.
 
-  Its updates are float32, of the masters if there are any, and for `add` to add up.
+  Its updates are float32, those of the masters if there are any; apply them with `add`.
 
   Args:
-    rule: what makes the updates.
-    kind: what becomes of bfloat16 parameters; see `OptimConfig.masters`.
-    moments: the type that the arrays of the rule's state are kept in.
-    seed: of where masters begin, and of stochastic rounding.
+    rule: the optimizer.
+    kind: of `KINDS`, for bfloat16 parameters; see `OptimConfig.masters`.
+    moments: the type of the arrays in the optimizer's state.
+    seed: of the initial masters and of stochastic rounding.
   """
 
   def init(params: Any) -> Any:
@@ -97,7 +98,8 @@ def in_float32(
     if kind == 'stochastic':
       return Stochastic(jnp.uint32(seed), state)
     remainders = jax.tree_util.tree_map_with_path(
-      lambda path, x: _begin(seed, path, x) if is_rounded(x) else None, params
+      lambda path, x: _initial_remainder(seed, path, x) if is_rounded(x) else None,
+      params,
     )
     return Masters(remainders, state)
 
@@ -112,12 +114,12 @@ def in_float32(
   return optax.GradientTransformation(init, update)
 
 
-def _begin(seed: int, path: Any, x: jax.Array) -> jax.Array:
-  """The remainder of one of the float32 that round to a parameter, each as likely."""
+def _initial_remainder(seed: int, path: Any, x: jax.Array) -> jax.Array:
+  """Returns the remainder of a random float32 that rounds to the parameter."""
 
   def drawn(key: jax.Array, x: jax.Array) -> jax.Array:
     bits = jax.random.bits(key, x.shape, jnp.uint16)
-    # The bits of a 0 or an infinity end there: none is below, or above.
+    # 0 and infinity have no float32 neighbours on both sides.
     inside = (x != 0) & jnp.isfinite(x)
     return jnp.where(inside, jax.lax.bitcast_convert_type(bits, jnp.int16), 0)
 
@@ -128,19 +130,19 @@ def _begin(seed: int, path: Any, x: jax.Array) -> jax.Array:
 
 
 def _key(seed: int | jax.Array, path: Any, purpose: str) -> jax.Array:
-  """The key of a parameter's random bits, by what they are for and its name."""
+  """Returns the key of a parameter's random bits, from purpose and name."""
   name = zlib.crc32(f'{purpose} {jax.tree_util.keystr(path)}'.encode())
   root = jax.random.key(seed, impl='threefry2x32')
   return jax.random.fold_in(root, name)
 
 
 def as_float32(tree: Any) -> Any:
-  """Returns the tree's arrays as float32, or as they are if that is more."""
+  """Returns the tree's arrays as float32, or wider if they are wider."""
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def masters(params: Any, state: Any) -> Any:
-  """Returns the float32 weights that an optimizer's state and parameters stand for."""
+  """Returns the float32 weights: the masters, or the parameters if there are none."""
   if not isinstance(state, Masters):
     return as_float32(params)
   return jax.tree.map(
@@ -153,15 +155,14 @@ def masters(params: Any, state: Any) -> Any:
 def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, Any]:
   """Returns the parameters after an update, and the optimizer's state.
 
-  Where neither masters nor stochastic rounding are asked for, the sum is rounded to the
-  nearest number of the parameter's type.
+  Without masters and stochastic rounding, the sum is rounded to nearest.
 
   Args:
-    params: before it.
-    updates: of a transformation that `in_float32` has made, or of any other.
-    state: which that one has returned.
-    step: int32 [], updates before this one: what is random follows from it, from the
-      name of the parameter and from the seed in the state.
+    params: before the update.
+    updates: from an optimizer, wrapped by `in_float32` or not.
+    state: the optimizer's state, returned together with the updates.
+    step: int32 [], the number of updates before this one. The random bits depend on
+      it, on the parameter's name and on the seed in the state.
   """
   if isinstance(state, Masters):
     moved = jax.tree.map(jnp.add, masters(params, state), updates)
@@ -186,9 +187,9 @@ def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, An
 
 
 def _cast_moments(state: Any, dtype: Any) -> Any:
-  """Casts an optimizer's state, but for counts and for the coefficients of Muon.
+  """Casts an optimizer's state to bfloat16, or to float32 or wider.
 
-  To float32 or more, or to bfloat16.
+  Leaves counts and the coefficients of Muon unchanged.
   """
 
   def one(path: Any, x: jax.Array) -> jax.Array:
@@ -200,14 +201,12 @@ def _cast_moments(state: Any, dtype: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, state)
 
 
-def movable(params: Any, steps: Any) -> jax.Array:
-  """Returns the share of weights that a step of this size changes, nearest rounded.
-
-  That is those whose next number in their type is less than two steps away.
+def moving_share(params: Any, steps: Any) -> jax.Array:
+  """Returns the share of weights that a step of this size changes, rounded to nearest.
 
   Args:
     params: the weights.
-    steps: a tree like theirs of floats: how far an update moves one.
+    steps: a tree like theirs: the size of an update of each.
   """
 
   def share(x: jax.Array, step: float) -> jax.Array:
@@ -225,8 +224,41 @@ def movable(params: Any, steps: Any) -> jax.Array:
 
 
 def mean(x: jax.Array) -> jax.Array:
-  """Returns the mean in float32, an axis at a time: it counts no further than 2^24."""
+  """Returns the mean in float32, one axis at a time: float32 counts only to 2^24."""
   x = x.astype(jnp.float32)
   for _ in range(x.ndim):
     x = x.mean(-1)
   return x
+
+
+def mean_change(updates: Any) -> jax.Array:
+  """Returns the mean |change| over the weights that change; 0 if none does."""
+  leaves = jax.tree.leaves(updates)
+  means = [_mean_and_share(x.astype(jnp.float32)) for x in leaves]
+
+  def summed(n: int) -> jax.Array:
+    return jnp.stack(
+      [
+        mean(found[n]) * float(x.size)  # may not fit an int32
+        for found, x in zip(means, leaves, strict=True)
+      ]
+    ).sum()
+
+  return summed(0) / jnp.maximum(summed(1), 1)
+
+
+def _mean_and_share(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the means of |x| and of x != 0 over the last axis.
+
+  In a single reduction, which XLA fuses with the computation of x on a CPU. With two it
+  would first store |x| and x != 0 of all weights.
+  """
+  x = jnp.atleast_1d(x)
+  zero = jnp.float32(0)
+  sums = jax.lax.reduce(
+    (jnp.abs(x), (x != 0).astype(jnp.float32)),
+    (zero, zero),
+    lambda one, other: (one[0] + other[0], one[1] + other[1]),
+    (x.ndim - 1,),
+  )
+  return sums[0] / x.shape[-1], sums[1] / x.shape[-1]

@@ -1,4 +1,4 @@
-"""Train state, optimizers, and gradients summed over micro-batches."""
+"""Train state, optimizers, and gradients accumulated over micro-batches."""
 
 import dataclasses
 import functools
@@ -11,39 +11,42 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from r1jax import master_weights
+from r1jax import balance, master_weights
 from r1jax.sharding.constrain import sum_over_replicas
 
-# With more, a mean in bfloat16 may stand still for ever: without a gradient it is to
-# shrink by 1 - b of itself, and half the distance to the next number is up to 2^-8.
-MOST_DECAY = 1 - 2**-8
-LEAST_MOVING = 0.5  # of the weights: with fewer that a step can change, no run begins
+# With a larger b1 or b2 a bfloat16 mean may never decay: without a gradient it should
+# shrink by 1 - b of itself, but a relative change below 2^-8 may be rounded away.
+MAX_BFLOAT16_DECAY = 1 - 2**-8
+# A run starts only if a step at the peak rate changes this share of the weights.
+MIN_MOVING_SHARE = 0.5
+
+Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """AdamW, or Muon for weight matrices, with global-norm clipping and a warm-up."""
+  """AdamW, or Muon for weight matrices, with global-norm clipping and warm-up."""
 
   learning_rate: float = 3e-4  # peak
-  muon_learning_rate: float = 0.0  # peak, of weight matrices; 0: AdamW for them too
-  warmup_steps: int = 10  # updates of linear rise from 0
+  muon_learning_rate: float = 0.0  # peak, for weight matrices; 0: AdamW for them too
+  warmup_steps: int = 10  # updates of linear warm-up from 0
   schedule: Literal['constant', 'cosine'] = 'constant'  # after the warm-up
-  final_share: float = 0.1  # of the peak, where the cosine ends
-  weight_decay: float = 0.0  # decoupled (AdamW), of weight matrices alone
+  final_share: float = 0.1  # end of the cosine, as a share of the peak
+  weight_decay: float = 0.0  # decoupled (AdamW), only of weight matrices
   b1: float = 0.9  # decay of the mean gradient
   b2: float = 0.99  # decay of the mean squared gradient; 0.999 lags in short runs
-  # Beside the root of that mean. Where it is the larger one, steps are shorter than the
-  # learning rate: an entry of a gradient of norm g is about g / sqrt(parameters).
+  # Added to the root of that mean. Where eps is the larger one, steps are shorter than
+  # the learning rate: a gradient of norm g has entries of about g / sqrt(parameters).
   eps: float = 1e-8
-  max_grad_norm: float = 1.0  # longer gradients are scaled down to this
-  # What becomes of bfloat16 parameters, which a small step does not change: float32
-  # master weights (2 more bytes each), stochastic rounding, or nothing.
+  max_grad_norm: float = 1.0  # larger gradients are scaled down to this
+  # For bfloat16 parameters, which small steps would not change: float32 master weights
+  # (2 more bytes each), stochastic rounding, or neither.
   masters: Literal['float32', 'stochastic', 'none'] = 'float32'
-  # What both means are kept in: DeepSeek-V3 (section 3.3.3) has bfloat16, with b2 0.95.
-  # It needs b1 and b2 of at most MOST_DECAY.
+  # The type of both means: DeepSeek-V3 (section 3.3.3) uses bfloat16, with b2 0.95. It
+  # needs b1 and b2 of at most MAX_BFLOAT16_DECAY.
   moments: Literal['float32', 'bfloat16'] = 'float32'
-  # What an update moves an expert's routing bias. DeepSeek-V3 (section 4.2) has 0.001
-  # in most of its pre-training and 0 at its end; later training leaves biases alone.
+  # Change of an expert's routing bias per update. DeepSeek-V3 (section 4.2) uses 0.001
+  # in most of its pre-training and 0 at the end; later training keeps the biases.
   balance_rate: float = 0.0
 
   def __post_init__(self) -> None:
@@ -63,11 +66,11 @@ class OptimConfig:
           f'{name}: expected at least 0, less than 1, got {getattr(self, name)}'
         )
     for name in ('b1', 'b2') if self.moments == 'bfloat16' else ():
-      if getattr(self, name) > MOST_DECAY:
+      if getattr(self, name) > MAX_BFLOAT16_DECAY:
         raise ValueError(
-          f'{name}: expected at most {MOST_DECAY} with moments bfloat16, which rounds '
-          f'smaller changes of a mean away, got {getattr(self, name)}; lower it, or '
-          'set moments to float32'
+          f'{name}: expected at most {MAX_BFLOAT16_DECAY} with moments bfloat16, which '
+          f'rounds smaller changes of a mean away, got {getattr(self, name)}; lower '
+          'it, or set moments to float32'
         )
     if self.masters not in master_weights.KINDS:
       raise ValueError(
@@ -80,14 +83,10 @@ class OptimConfig:
       raise ValueError(f'warmup_steps: expected 0 or more, got {self.warmup_steps}')
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['params', 'opt_state', 'step'],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-  """What an update changes: parameters, the optimizer's state, updates made so far."""
+  """Parameters, the optimizer's state, and the number of updates so far."""
 
   params: Any
   opt_state: Any
@@ -97,64 +96,74 @@ class TrainState:
 def make(
   config: OptimConfig, total_steps: int, matrices: Any = None, seed: int = 0
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of `config`; `apply` makes its updates.
+  """Returns the optimizer of `config`; `apply` applies its updates.
 
-  All is computed in float32, whatever the type of parameters and gradients.
+  It computes in float32, whatever the type of parameters and gradients.
 
   Args:
-    config: see `Config`.
-    total_steps: updates, after which a cosine ends.
-    matrices: what Muon (Jordan et al. 2024) orthogonalises the updates of, and what
-      decays: a tree like the parameters' with (input axes, output axes) for each weight
-      matrix and None for the rest. Without it all of 2 or more axes decay but what is
-      named as a gain, bias or embedding; see `_decaying`.
-    seed: of what is random about bfloat16 parameters; see `master_weights`.
+    config: of the optimizer.
+    total_steps: number of updates; the cosine ends there.
+    matrices: the weight matrices, which decay and whose updates Muon orthogonalises: a
+      tree like the parameters' with (input axes, output axes) for each weight matrix
+      and None for the rest. If None, all parameters of 2 or more axes decay that are
+      not named as a gain, bias or embedding; see `_decay_mask`.
+    seed: of the random bits for bfloat16 parameters; see `master_weights`.
+
+  Raises:
+    ValueError: for Muon without `matrices`.
   """
-  decaying = functools.partial(_decaying, matrices)
-  rule = optax.adamw(
-    schedule(config, config.learning_rate, total_steps),
-    config.b1,
-    config.b2,
-    config.eps,
-    weight_decay=config.weight_decay,
-    mask=decaying,
-  )
   if config.muon_learning_rate:
-    if matrices is None:
-      raise ValueError(
-        'muon_learning_rate: expected 0 where the weight matrices are not known, got '
-        f'{config.muon_learning_rate}'
-      )
-    numbers = jax.tree.map(
-      lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
-      matrices,
-      is_leaf=_is_axes,
-    )
-    rule = optax.contrib.muon(
-      schedule(config, config.muon_learning_rate, total_steps),
-      adam_b1=config.b1,
-      adam_b2=config.b2,
-      eps=config.eps,
+    rule = _muon(config, total_steps, matrices)
+  else:
+    rule = optax.adamw(
+      schedule(config, config.learning_rate, total_steps),
+      config.b1,
+      config.b2,
+      config.eps,
       weight_decay=config.weight_decay,
-      adam_weight_decay=0.0,  # of what is no matrix
-      adam_learning_rate=schedule(config, config.learning_rate, total_steps),
-      muon_weight_dimension_numbers=numbers,
+      mask=functools.partial(_decay_mask, matrices),
     )
   chain = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rule)
-  balanced = _balanced(chain, config.balance_rate)
+  chain = balance.balanced(chain, config.balance_rate)
   moments = jnp.bfloat16 if config.moments == 'bfloat16' else jnp.float32
-  return master_weights.in_float32(balanced, config.masters, moments, seed)
+  return master_weights.in_float32(chain, config.masters, moments, seed)
+
+
+def _muon(
+  config: OptimConfig, total_steps: int, matrices: Any
+) -> optax.GradientTransformation:
+  """Returns Muon (Jordan et al. 2024) for weight matrices and Adam for the rest."""
+  if matrices is None:
+    raise ValueError(
+      'muon_learning_rate: expected 0 where the weight matrices are not known, got '
+      f'{config.muon_learning_rate}'
+    )
+  numbers = jax.tree.map(
+    lambda axes: axes and optax.contrib.MuonDimensionNumbers(*axes),
+    matrices,
+    is_leaf=_is_axes,
+  )
+  return optax.contrib.muon(
+    schedule(config, config.muon_learning_rate, total_steps),
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    eps=config.eps,
+    weight_decay=config.weight_decay,
+    adam_weight_decay=0.0,
+    adam_learning_rate=schedule(config, config.learning_rate, total_steps),
+    muon_weight_dimension_numbers=numbers,
+  )
 
 
 def _is_axes(leaf: Any) -> bool:
   return leaf is None or isinstance(leaf, tuple)
 
 
-def _decaying(matrices: Any, params: Any) -> Any:
-  """Which parameters decay: weight matrices, and not gains, biases and embeddings.
+def _decay_mask(matrices: Any, params: Any) -> Any:
+  """Returns which parameters decay: weight matrices, not gains, biases or embeddings.
 
-  A decay pulls to 0, where a gain or a bias does not belong; and a row of an embedding
-  whose token does not occur has no gradient that would hold against it.
+  Decay pulls to 0, which is no good value for a gain or a bias. The embedding of a
+  token that does not occur has no gradient that would counter the decay.
   """
   if matrices is not None:
     return jax.tree.map(lambda axes: axes is not None, matrices, is_leaf=_is_axes)
@@ -167,82 +176,8 @@ def _decaying(matrices: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def _balanced(
-  rule: optax.GradientTransformation, rate: float
-) -> optax.GradientTransformation:
-  """Returns `rule`, but for the biases that keep the load of experts even.
-
-  What stands in the place of their gradient is the load (see `model.mlp.route`): those
-  with more than the mean are lowered by `rate`, the others raised (DeepSeek-V3,
-  2412.19437, section 2.1.2).
-  """
-
-  def update(grads: Any, state: Any, params: Any = None) -> Any:
-    updates, state = rule.update(_without_loads(grads), state, params)
-
-    def one(path: Any, change: jax.Array, load: jax.Array) -> jax.Array:
-      if not _is_balance(path):
-        return change
-      return rate * jnp.sign(load.mean(-1, keepdims=True) - load)
-
-    return jax.tree_util.tree_map_with_path(one, updates, grads), state
-
-  return optax.GradientTransformation(rule.init, update)
-
-
-def _is_balance(path: Any) -> bool:
-  return getattr(path[-1], 'key', None) == 'balance'
-
-
-def _without_loads(grads: Any) -> Any:
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.zeros_like(x) if _is_balance(path) else x, grads
-  )
-
-
-def _fullest(grads: Any) -> jax.Array | None:
-  """How many times its share the fullest expert of any layer has; None without any."""
-  leaves = jax.tree_util.tree_leaves_with_path(grads)
-  loads = [load for path, load in leaves if _is_balance(path)]
-  shares = [jnp.max(x / jnp.maximum(x.mean(-1, keepdims=True), 1e-9)) for x in loads]
-  return jnp.max(jnp.stack(shares)) if shares else None
-
-
-def _mean_size(updates: Any) -> jax.Array:
-  """The mean of |change| over the weights that have one; 0 if none has."""
-  leaves = jax.tree.leaves(updates)
-  means = [_sizes(x.astype(jnp.float32)) for x in leaves]
-
-  def summed(n: int) -> jax.Array:
-    return jnp.stack(
-      [
-        master_weights.mean(found[n]) * float(x.size)  # may not fit an int32
-        for found, x in zip(means, leaves, strict=True)
-      ]
-    ).sum()
-
-  return summed(0) / jnp.maximum(summed(1), 1)
-
-
-def _sizes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The means of |x| and of x != 0 over the last axis.
-
-  Both in one reduction, which XLA on a CPU computes x within. For two it would write
-  down |x| and x != 0 of all weights first.
-  """
-  x = jnp.atleast_1d(x)
-  zero = jnp.float32(0)
-  sums = jax.lax.reduce(
-    (jnp.abs(x), (x != 0).astype(jnp.float32)),
-    (zero, zero),
-    lambda one, other: (one[0] + other[0], one[1] + other[1]),
-    (x.ndim - 1,),
-  )
-  return sums[0] / x.shape[-1], sums[1] / x.shape[-1]
-
-
 def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedule:
-  """Returns the rate of an update, counted from 0, with this peak."""
+  """Returns the learning rate as a function of the update, counted from 0."""
   warmup = config.warmup_steps
   if config.schedule == 'cosine':
     after = optax.cosine_decay_schedule(
@@ -255,53 +190,54 @@ def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedu
   )
 
 
-def check_moves(
+def check_learning_rate(
   params: Any, config: OptimConfig, field: str, matrices: Any = None
 ) -> None:
-  """Refuses a learning rate that the weights' precision rounds away.
+  """Checks that the weights' precision does not round the learning rate away.
 
   Args:
-    params: what is to learn; all of it is looked at, once.
+    params: the trained parameters; each is read once.
     config: of the optimizer.
-    field: the name that it has in an experiment's config.
+    field: the name of `config` in the experiment's config.
     matrices: see `make`.
 
   Raises:
-    ValueError: a step of that size changes fewer than LEAST_MOVING of the weights.
+    ValueError: if a step at the peak rate changes less than `MIN_MOVING_SHARE` of the
+      weights.
   """
   rounded = any(map(master_weights.is_rounded, jax.tree.leaves(params)))
   kind = 'bfloat16' if rounded and config.masters == 'none' else 'float32'
-  steps = jax.tree.leaves(_steps(params, config, matrices))
-  moving = [n for n, step in enumerate(steps) if step]  # a rate of 0 is a choice
+  steps = jax.tree.leaves(_step_sizes(params, config, matrices))
+  moving = [n for n, step in enumerate(steps) if step]  # a rate of 0 is intended
   sizes = [steps[n] for n in moving]
   # In float32 a step of 1e-7 changes all weights below 2.
   if not moving or (kind == 'float32' and min(sizes) >= 1e-7):
     return
 
   def share(params: Any) -> jax.Array:
-    kept = params if kind == 'bfloat16' else master_weights.as_float32(params)
-    leaves = jax.tree.leaves(kept)
-    return master_weights.movable([leaves[n] for n in moving], sizes)
+    weights = params if kind == 'bfloat16' else master_weights.as_float32(params)
+    leaves = jax.tree.leaves(weights)
+    return master_weights.moving_share([leaves[n] for n in moving], sizes)
 
   found = float(jax.jit(share)(params))
-  if found < LEAST_MOVING:
-    remedy = f'set {field}.masters to float32 or stochastic, or raise the rate'
+  if found < MIN_MOVING_SHARE:
+    fix = f'set {field}.masters to float32 or stochastic, or raise the rate'
     rate = f'{config.learning_rate:g}'
     if config.muon_learning_rate:
       rate += f' and {field}.muon_learning_rate {config.muon_learning_rate:g}'
     raise ValueError(
       f'{field}.learning_rate: expected a step that changes at least '
-      f'{LEAST_MOVING:.0%} of the weights in {kind}, got {rate}, which changes '
-      f'{found:.1%} and is rounded away by the others; '
-      + (remedy if kind == 'bfloat16' else 'raise it')
+      f'{MIN_MOVING_SHARE:.0%} of the weights in {kind}, got {rate}, which changes '
+      f'{found:.1%} and is rounded away in the others; '
+      + (fix if kind == 'bfloat16' else 'raise it')
     )
 
 
-def _steps(params: Any, config: OptimConfig, matrices: Any) -> Any:
-  """How far an update at its peak rate moves a weight, a number a parameter.
+def _step_sizes(params: Any, config: OptimConfig, matrices: Any) -> Any:
+  """Returns the size of an update at the peak rate, one number per parameter.
 
-  Adam moves each by about the rate. Muon's update of a matrix has singular values of
-  about 1 times sqrt(max(1, outputs / inputs)), so its root mean square is
+  Adam moves each weight by about the rate. Muon's update of a matrix has singular
+  values of about sqrt(max(1, outputs / inputs)), so its root mean square is
   1 / sqrt(inputs).
   """
   if matrices is None or not config.muon_learning_rate:
@@ -320,13 +256,14 @@ def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
   return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def cut(batch: Any, parts: int) -> Any:
+def split_micro_batches(batch: Any, parts: int) -> Any:
   """Returns the tree's arrays [N, ...] as [parts, N / parts, ...].
 
-  Strided, so that a cut of an axis sharded in runs needs no exchange of rows.
+  Part n has the rows n, n + parts, …, so that splitting a sharded axis moves no rows
+  between devices.
 
   Raises:
-    ValueError: `parts` does not divide the first axis.
+    ValueError: if `parts` does not divide N.
   """
   size = len(jax.tree.leaves(batch)[0])
   if size % parts:
@@ -342,20 +279,20 @@ def gradients(
   params: Any,
   parts: Any,
   *,
-  loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+  loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
   count: int | jax.Array | None = None,
-) -> tuple[Any, dict[str, jax.Array]]:
-  """Returns the gradient summed over micro-batches, and the metrics with `loss`.
+) -> tuple[Any, Metrics]:
+  """Returns the gradient summed over micro-batches, and the summed metrics and `loss`.
 
-  The sum is float32 whatever the parameters are: in bfloat16 what a micro-batch adds
-  would be lost beside the sum of many.
+  The sum is float32 for any type of parameters: in bfloat16 the contribution of one
+  micro-batch to the sum of many would be rounded away.
 
   Args:
-    params: that the gradient is of.
+    params: of the model.
     parts: a tree of arrays [N, B, ...]: N micro-batches of B rows.
-    loss: gives a part's share of the batch's loss and of its metrics: shares add up
-      to the whole, so the cut changes nothing but memory and speed.
-    count: of the micro-batches only the first so many are computed; None is all.
+    loss: (params, part) -> the part's share of the batch's loss and metrics. Shares add
+      up, so the number of micro-batches changes only memory and speed.
+    count: compute only the first `count` micro-batches; None is all.
   """
   gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -378,24 +315,22 @@ def gradients(
 @jax.named_scope('optimizer')
 def apply(
   state: TrainState, grads: Any, *, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update along a gradient.
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one update along a gradient, and its metrics.
 
-  Returns:
-    The new state, and as metrics `grad_norm` (before clipping), `update_size` (the mean
-    of |change| over the weights that have one, of float32 masters if there are any) and
-    of a model whose experts have biases `expert_load`: how many times its share the
-    fullest one has.
+  Metrics are `grad_norm` (before clipping), `update_size` (the mean |change| of weights
+  that change; of the float32 masters if there are any) and, for experts with routing
+  biases, `expert_load` (see `balance.largest_load`).
   """
   grads = master_weights.as_float32(grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params, opt_state = master_weights.add(state.params, updates, opt_state, state.step)
   metrics = {
-    'grad_norm': optax.tree.norm(_without_loads(grads)),
-    'update_size': _mean_size(_without_loads(updates)),
+    'grad_norm': optax.tree.norm(balance.without_loads(grads)),
+    'update_size': master_weights.mean_change(balance.without_loads(updates)),
   }
-  if (fullest := _fullest(grads)) is not None:
-    metrics['expert_load'] = fullest
+  if (load := balance.largest_load(grads)) is not None:
+    metrics['expert_load'] = load
   return TrainState(params, opt_state, state.step + 1), metrics
 
 
@@ -403,10 +338,10 @@ def update(
   state: TrainState,
   parts: Any,
   *,
-  loss: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+  loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
   optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """`gradients` and `apply`: the new state, and the metrics of both."""
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after `gradients` and `apply`, and the metrics of both."""
   grads, metrics = gradients(state.params, parts, loss=loss)
   state, more = apply(state, grads, optimizer=optimizer)
   return state, metrics | more

@@ -1,10 +1,11 @@
-"""Outputs of a prompt laid side by side in rows, so that padding costs little.
+"""Packs the outputs of a rollout into rows, to reduce padding.
 
-Outputs [P, G, T] differ widely in length, and most of a padded batch is padding. Here
-the outputs of a prompt are packed into as few rows of T positions as first fit finds; a
-few rows at a time share one computed prompt, and a micro-batch takes as many of those
-as the memory of a step allows. How many micro-batches come out depends on the lengths,
-their shape does not: a program is compiled once.
+Outputs [P, G, T] differ widely in length, so most of a padded batch is padding. Here
+the outputs of a prompt are packed by first fit into rows of T positions. A few rows
+share one computed prompt, and a micro-batch has a fixed number of rows. Only the number
+of micro-batches depends on the lengths, not their shape, so the update compiles once.
+
+This is host code, in numpy; `r1jax.update` has the device's part.
 """
 
 import dataclasses
@@ -15,25 +16,25 @@ import numpy as np
 
 from r1jax.update import PackedRows
 
-ROW_OUTPUTS = 4  # at most, in a row; `unpack` goes through B times as many places
+ROW_OUTPUTS = 4  # outputs per row, at most; `unpack` makes B times as many rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where each token of [P, G, T] lies in N micro-batches of [P', B, T].
+  """The position of each token of [P, G, T] in N micro-batches of [P', B, T].
 
-  P' is how many prompts a micro-batch computes, B the rows of each, and O is
-  B * `ROW_OUTPUTS`, the places for outputs that belong to one such prompt.
+  A micro-batch computes P' prompts with B rows each. O = B * `ROW_OUTPUTS` is the
+  number of slots for the outputs of one such prompt.
 
   Fields:
-    count: micro-batches that hold something; the arrays have room for the worst case.
-    prompts: int [N, P'], which prompt; 0 where nothing is.
-    tokens: int [N, P', B, T], index into the P * G * T tokens; -1 is padding.
+    count: micro-batches in use; the arrays have space for the worst case.
+    prompts: int [N, P'], index of the prompt; 0 if unused.
+    tokens: int [N, P', B, T], index into the P * G * T tokens; -1 for padding.
     offsets: int32 [N, P', B, T], position within the output.
-    documents: int32 [N, P', B, T], 1 + the output's place in 0 … O - 1; 0 is padding.
-    outputs: int [N, P', O], index into the P * G outputs; -1 is an empty place.
-    starts: int32 [N, P', O], where an output begins in the B * T positions.
-    lengths: int32 [N, P', O], tokens of an output; 0 for an empty place.
+    documents: int32 [N, P', B, T], 1 + the output's slot in 0 … O - 1; 0 for padding.
+    outputs: int [N, P', O], index into the P * G outputs; -1 for an empty slot.
+    starts: int32 [N, P', O], first position of an output in the B * T positions.
+    lengths: int32 [N, P', O], tokens of an output; 0 for an empty slot.
   """
 
   count: int
@@ -54,11 +55,11 @@ class Layout:
     return _take(x_PGT, self.tokens)
 
   def by_output(self, x_PG: np.ndarray) -> np.ndarray:
-    """Returns the outputs' array as [N, P', O], 0 at empty places."""
+    """Returns the outputs' array as [N, P', O], 0 in empty slots."""
     return _take(x_PG, self.outputs)
 
   def undo(self, x_NPBT: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Returns what `by_token` made as [P, G, T], 0 beyond the outputs' ends."""
+    """Returns an array of `by_token` as [P, G, T], 0 after the outputs' ends."""
     x_PGT = np.zeros(shape, x_NPBT.dtype)
     real = self.tokens >= 0
     x_PGT.reshape(-1)[self.tokens[real]] = x_NPBT[real]
@@ -76,15 +77,15 @@ def rows_of_a_prompt(
   micro_batch_rows: int,
   devices: int = 1,
 ) -> int:
-  """Returns how many rows should share one computed prompt, B.
+  """Returns the number of rows that share one computed prompt, B.
 
-  Fewer compute prompts again, which costs S / (B T) of the work; more leave rows empty,
-  (B - 1) / 2 a group on average, of at most G. The sum is least at sqrt(2 G S / T);
-  taken is the nearest number up to G, on a logarithmic scale, that divides the rows of
-  a micro-batch and leaves a multiple of `stage_devices` prompts to be cut over them.
+  A small B recomputes prompts, which costs S / (B T) of the work. A large B leaves rows
+  empty, (B - 1) / 2 per group on average, of at most G. The sum is minimal at
+  sqrt(2 G S / T). This returns the nearest number up to G, on a logarithmic scale, that
+  divides the rows of a micro-batch into a multiple of `devices` prompts.
 
   Raises:
-    ValueError: `micro_batch_rows` is no multiple of `stage_devices`.
+    ValueError: if `micro_batch_rows` is not a multiple of `devices`.
   """
   if micro_batch_rows % devices:
     raise ValueError(
@@ -114,9 +115,9 @@ def plan(
     length_PG: tokens of each output, 1 to `length`.
     length: T, positions of a row.
     micro_batch_rows: P' * B.
-    prompt_rows: B, a divisor of that; see `rows_of_a_prompt`.
-    parts: the prompts of each part that P' is cut into; None is one part of all.
-    room: prompts of a part that there is to be room for, if more than there are.
+    prompt_rows: B, a divisor of `micro_batch_rows`; see `rows_of_a_prompt`.
+    parts: indices of the prompts in each shard of P'; None is one shard of all prompts.
+    room: prompts per shard to reserve space for, if larger than the largest shard.
   """
   prompts, group_size = length_PG.shape
   if parts is None:
@@ -150,7 +151,7 @@ def plan(
 
 
 def slots(length_PG: np.ndarray, length: int, prompt_rows: int) -> int:
-  """Returns how many computed prompts `plan` needs for outputs of these lengths."""
+  """Returns the number of prompts that `plan` computes for outputs of these lengths."""
   rows = (len(first_fit(length_G, length, ROW_OUTPUTS)) for length_G in length_PG)
   return sum(-(-n // prompt_rows) for n in rows)
 
@@ -162,7 +163,7 @@ def _fill(
   rows: Sequence[Sequence[int]],
   length_PG: np.ndarray,
 ) -> None:
-  """Writes rows of a prompt's outputs to one place of the layout."""
+  """Writes rows of a prompt's outputs to the layout at index `here`."""
   length = layout.tokens.shape[-1]
   layout.prompts[here] = prompt
   place = 0
@@ -183,7 +184,7 @@ def _fill(
 def first_fit(
   lengths: np.ndarray, row_length: int, row_outputs: int
 ) -> list[list[int]]:
-  """Returns rows of indices: each, longest first, in the first row with room for it."""
+  """Returns rows of indices: longest first, each in the first row with space for it."""
   rows: list[list[int]] = []
   room: list[int] = []
   for index in np.argsort(-lengths, kind='stable').tolist():
@@ -211,7 +212,7 @@ def pack(
   advantage: np.ndarray,
   sampler_logp: np.ndarray | None = None,
 ) -> PackedRows:
-  """Returns the rollout of host arrays [P, S], [P, G, T] and [P, G] in this layout."""
+  """Returns host arrays [P, S], [P, G, T] and [P, G] in this layout."""
 
   def by_token(x_PGT: np.ndarray | None) -> np.ndarray | None:
     return None if x_PGT is None else layout.by_token(x_PGT)

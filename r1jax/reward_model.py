@@ -1,8 +1,8 @@
-"""The preference model: one number a text, learned from pairs of better and worse.
+"""The preference model: a score per text, learned from chosen and rejected texts.
 
-A decoder whose last hidden state is read by a vector instead of the vocabulary, trained
-to score what was chosen above what was rejected. Rows are padded on the right, so that
-what a token sees is the same with and without padding. Knows no model and no text.
+A decoder with a linear head on the last token's hidden state, trained to score chosen
+texts above rejected ones. Rows are padded on the right, so that padding does not change
+what a token attends to.
 
 Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1.
 """
@@ -18,27 +18,25 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=['tokens', 'mask'], meta_fields=[]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Batch:
-  """B pairs of texts, each field [B, 2, T]; of the 2 the chosen one is first."""
+  """B pairs of texts (chosen, rejected), each field [B, 2, T]."""
 
   tokens: jax.Array | np.ndarray  # int32
-  mask: jax.Array | np.ndarray  # bool, true on the tokens of a text, then false
+  mask: jax.Array | np.ndarray  # bool, true on the text's tokens, false on padding
 
 
 def init(decoder_params: Any, width: int) -> dict[str, Any]:
-  """Returns the parameters of a model that scores every text 0.
+  """Returns initial parameters, which score every text 0.
 
-  They are the `decoder`'s, a `head` [D] and a `bias` [].
+  They are those of the `decoder`, a `head` [D] and a `bias` [].
 
   Args:
-    decoder_params: to start from; copied, since a training step donates what it gets.
+    decoder_params: copied, since a training step donates its parameters.
     width: D, of the decoder's hidden states.
   """
   return {
@@ -55,12 +53,12 @@ def score(
   *,
   forward: Callable[..., Any],
 ) -> jax.Array:
-  """Returns a score a row, float32 [B], read where the row's last token stands.
+  """Returns a score per row, float32 [B], from the row's last token.
 
   Args:
     params: see `init`.
     tokens_BT: padded on the right.
-    mask_BT: true on tokens. A row without any gets a number without a meaning.
+    mask_BT: true on tokens. The score of a row without tokens is undefined.
     forward: the decoder's (params, tokens, positions, documents) -> hidden states
       [B, T, D], _.
   """
@@ -70,23 +68,23 @@ def score(
   last_B = jnp.maximum(documents_BT.sum(-1) - 1, 0)
   last_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
   score_B = jnp.einsum('bd,d->b', last_BD.astype(jnp.float32), params['head'])
-  # No pair says anything about it: see `standardised`.
+  # Differences of scores don't depend on the bias; `standardised` sets it.
   return score_B + jax.lax.stop_gradient(params['bias'])
 
 
 def bradley_terry(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-  """-log sigmoid(chosen - rejected), nats: -log P(the first one is preferred)."""
+  """-log sigmoid(chosen - rejected) = -log P(chosen is preferred), nats."""
   return -jax.nn.log_sigmoid(chosen - rejected)
 
 
 def standardised(params: Any, scores: jax.Array | np.ndarray) -> Any:
   """Returns the parameters of the model whose scores are (score - mean) / std.
 
-  Pairs fix scores only up to a constant, and training stops at any scale.
+  Pairs determine scores only up to a constant, and training fixes no scale.
 
   Args:
     params: see `init`.
-    scores: that `params` give to texts of the usual kind, [N], not all the same.
+    scores: scores of typical texts under `params`, [N], not all equal.
   """
   mean, std = scores.mean(), scores.std()
   return {
@@ -102,18 +100,18 @@ def loss(
   *,
   forward: Callable[..., Any],
   total: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the sum of Bradley-Terry losses over `total`, and metrics likewise.
+) -> tuple[jax.Array, Metrics]:
+  """Returns the sum of Bradley-Terry losses divided by `total`, and metrics.
 
   Args:
     params: see `init`.
     batch: see `Batch`.
     forward: see `score`.
-    total: the pairs to divide by: the whole batch's for a micro-batch.
+    total: the number of pairs of the whole batch, also for a micro-batch of it.
 
   Returns:
-    The loss, `accuracy` (pairs whose chosen text has the higher score; a tie is a half)
-    and `margin`, the mean of chosen - rejected.
+    The loss, `accuracy` (the share of pairs whose chosen text scores higher; a tie
+    counts as half) and `margin`, the mean of chosen - rejected.
   """
   tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
   length = tokens.shape[-1]
@@ -136,8 +134,11 @@ def step(
   forward: Callable[..., Any],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update on a batch; pure. B must divide by `micro_batches`."""
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one update on a batch, and metrics. Pure.
+
+  B must be a multiple of `micro_batches`.
+  """
   part_loss = functools.partial(loss, forward=forward, total=float(len(batch.tokens)))
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=part_loss, optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""Supervised training: masked cross-entropy on packed rows. Knows no model, no text."""
+"""Supervised training: weighted cross-entropy on packed rows."""
 
 import dataclasses
 import functools
@@ -11,25 +11,22 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
 from r1jax.sampling.logprob import hidden_logp
 
+Array = jax.Array | np.ndarray
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['tokens', 'positions', 'documents', 'weights'],
-  meta_fields=[],
-)
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Batch:
   """Rows of packed documents, each field [B, T]."""
 
-  tokens: jax.Array | np.ndarray  # int32
-  positions: jax.Array | np.ndarray  # int32, from 0 in every document
-  documents: jax.Array | np.ndarray  # int32, one id a document of the row; 0 is padding
-  weights: (
-    jax.Array | np.ndarray
-  )  # float32, of predicting this token; 0 on first tokens and padding
+  tokens: Array  # int32
+  positions: Array  # int32, from 0 in every document
+  documents: Array  # int32, an id per document of the row; 0 is padding
+  # float32, of the loss of predicting this token; 0 on first tokens and padding.
+  weights: Array
 
 
 def cross_entropy(
@@ -39,15 +36,15 @@ def cross_entropy(
   forward: Callable[..., Any],
   logits: Callable[..., jax.Array],
   total: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the weighted sum of -log p(token | before) over `total`, and no metrics.
+) -> tuple[jax.Array, Metrics]:
+  """Returns the sum of weight * -log p(token | before), divided by `total`; no metrics.
 
   Args:
     params: of the model.
     batch: see `Batch`.
     forward: (params, tokens, positions, documents) -> hidden states [B, T, D], _.
     logits: (params, hidden) -> [B, T, V].
-    total: the sum of weights to divide by: the whole batch's for a micro-batch.
+    total: the sum of the weights of the whole batch, also for a micro-batch of it.
   """
   hidden_BTD, _ = forward(
     params, batch.tokens[:, :-1], batch.positions[:, :-1], batch.documents[:, :-1]
@@ -66,9 +63,12 @@ def step(
   logits: Callable[..., jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update on a batch; pure. B must divide by `micro_batches`."""
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one update on a batch, and metrics. Pure.
+
+  B must be a multiple of `micro_batches`.
+  """
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=loss, optimizer=optimizer)

@@ -1,7 +1,6 @@
-"""The gradient of a rollout, and one update of the policy."""
+"""One update of the policy: the gradient of a rollout's loss, and the optimizer."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,55 +10,41 @@ import optax
 
 from r1jax import optim
 from r1jax.grpo import GRPOConfig, Totals, objective
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
+
+Array = Any  # jax.Array, or numpy's on the host
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=[
-    'prompts',
-    'prompt_mask',
-    'tokens',
-    'offsets',
-    'documents',
-    'old_logp',
-    'ref_logp',
-    'sampler_logp',
-    'advantage',
-    'starts',
-    'lengths',
-  ],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class PackedRows:
-  """What an update learns from: N micro-batches, as a `Layout` lays them out.
+  """A rollout as N micro-batches of packed rows; see `r1jax.packing.Layout`.
 
-  P counts the prompts of a micro-batch, the layout's P'.
+  P is the number of prompts of a micro-batch, P' in the layout.
   """
 
-  prompts: Any  # int32 [N, P, S], padded on the left
-  prompt_mask: Any  # bool [N, P, S]
-  tokens: Any  # int32 [N, P, B, T], outputs of one prompt side by side
-  offsets: Any  # int32 [N, P, B, T], position of a token within its output
-  documents: Any  # int32 [N, P, B, T], differs between outputs; 0 is padding
-  old_logp: Any  # float32 [N, P, B, T], under the policy before its updates
-  ref_logp: Any  # float32 [N, P, B, T], or None
-  sampler_logp: Any  # float32 [N, P, B, T]; None where the sampler was that policy
-  advantage: Any  # float32 [N, P, O]
-  starts: Any  # int32 [N, P, O], of an output in the B * T positions
-  lengths: Any  # int32 [N, P, O], 0 where no output is
+  prompts: Array  # int32 [N, P, S], padded on the left
+  prompt_mask: Array  # bool [N, P, S]
+  tokens: Array  # int32 [N, P, B, T], outputs of one prompt, several per row
+  offsets: Array  # int32 [N, P, B, T], position of a token within its output
+  documents: Array  # int32 [N, P, B, T], an id per output; 0 is padding
+  old_logp: Array  # float32 [N, P, B, T], under the policy before its updates
+  ref_logp: Array | None  # float32 [N, P, B, T]; None without a reference
+  sampler_logp: Array | None  # float32 [N, P, B, T]; None if the policy sampled
+  advantage: Array  # float32 [N, P, O]
+  starts: Array  # int32 [N, P, O], first position of an output in the B * T positions
+  lengths: Array  # int32 [N, P, O], tokens of an output; 0 for none
 
 
 def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
-  """Returns rows of outputs side by side as one output a row, [P, O, T].
+  """Returns packed rows as one output per row, [P, O, T].
 
-  Undoes `Layout.by_token` on a micro-batch and on the device. Behind the end of an
-  output stands what follows it in the rows, to be masked.
+  The inverse of `Layout.by_token`, for one micro-batch on the device. After an output's
+  end a row holds values of other outputs, which the caller must mask.
 
   Args:
-    x_PBT: a number a token.
-    starts: int32 [P, O], where an output begins in the B * T positions.
+    x_PBT: one number per token.
+    starts: int32 [P, O], first position of an output in the B * T positions.
   """
   prompts, rows, length = x_PBT.shape
   place_POT = starts[..., None] + jnp.arange(length)[None, None]
@@ -76,23 +61,23 @@ def gradients(
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   config: GRPOConfig,
-) -> tuple[Any, dict[str, jax.Array]]:
-  """The gradient of a rollout's loss; pure, for `jax.jit` or a mesh.
+) -> tuple[Any, Metrics]:
+  """Returns the gradient of a rollout's loss, and metrics. Pure.
 
   Args:
     params: of the policy.
     rollout: see `PackedRows`; the gradient is summed over its micro-batches.
-    count: int32 [], how many micro-batches hold something; the rest costs nothing.
-    temperature: of the policy that sampled; log-probs of policy and reference are
-      those at this temperature too.
+    count: int32 [], the number of micro-batches in use; the others are not computed.
+    temperature: of sampling; log-probs of policy and reference are at this temperature
+      too.
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
       -> log-probs and entropies [P, B, T]; see `score_tokens`.
     config: the algorithm.
 
   Returns:
-    A tree like the parameters', and the metrics of `objective` with `loss` and
-    `entropy` (nats a token). KL and entropy are those of the models at `temperature`,
-    from which outputs are drawn: at another one the same models have other values.
+    A tree like the parameters', and the metrics of `objective`, with `loss` and
+    `entropy` (nats per token). KL and entropy are at `temperature`; at another one the
+    same models have other values.
   """
   total = Totals(
     jnp.maximum(jnp.sum(rollout.lengths > 0), 1),
@@ -141,11 +126,10 @@ def step(
   score: Callable[..., tuple[jax.Array, jax.Array]],
   optimizer: optax.GradientTransformation,
   config: GRPOConfig,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One update of the policy on a rollout: `gradients`, and `optim.apply` of them.
+) -> tuple[TrainState, Metrics]:
+  """Returns the state after one update on a rollout, and metrics. Pure.
 
-  Returns:
-    The new state, and the metrics of both.
+  It is `gradients` followed by `optim.apply`; the metrics are those of both.
   """
   grads, metrics = gradients(
     state.params, rollout, count, temperature, score=score, config=config

@@ -60,7 +60,7 @@ def example(kv_heads=2):
 
 
 @pytest.mark.parametrize(('kv_heads', 'segments'), [(1, 3), (2, 0), (2, 3), (4, 1)])
-def test_attention_is_one_softmax_over_all_that_a_query_sees(kv_heads, segments):
+def test_attention_is_one_softmax_over_all_visible_keys(kv_heads, segments):
   q_BTHC, own, document_BT, context = example(kv_heads)
   context = context[:segments]
   expected = softmax_over_everything(q_BTHC, own, document_BT, context)
@@ -86,7 +86,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch, block):
   ('block', 'most', 'largest', 'length'),
   [(64, 8, 256, 73), (5, 3, 20, 41), (5, 3, 5, 28)],
 )
-def test_a_row_longer_than_a_block_equals_one_block_in_values_and_gradients(
+def test_a_long_row_equals_one_block_in_values_and_gradients(
   monkeypatch, block, most, largest, length
 ):
   rng = np.random.default_rng(1)
@@ -115,7 +115,7 @@ def test_a_row_longer_than_a_block_equals_one_block_in_values_and_gradients(
   )
 
 
-def test_gradients_are_those_of_finite_differences(monkeypatch):
+def test_gradients_equal_finite_differences(monkeypatch):
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 4)
   with jax.enable_x64(True):
     q_BTHC, own, document_BT, context = jax.tree.map(
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch):
     )
 
 
-def test_a_segment_masked_from_end_to_end_counts_for_nothing():
+def test_a_fully_masked_segment_has_no_weight():
   q_BTHC, own, document_BT, context = example()
   nothing = (context[1][0], np.zeros((1, 3), bool))
 
@@ -155,7 +155,7 @@ def test_large_scores_do_not_overflow():
   )
 
 
-def test_masked_keys_count_for_nothing_beside_a_very_low_score():
+def test_masked_keys_have_no_weight_next_to_a_very_low_score():
   # The query sees one key, of score -1e6 and value 2; that of score 0 it does not.
   def one(x):
     return jnp.full((1, 1, 1, 1), x)
@@ -185,7 +185,7 @@ def test_rope_by_hand():
   np.testing.assert_allclose(turned[0, 0, 0], [0.5403023, 0.8414710], rtol=1e-6)
 
 
-def test_rope_leaves_products_that_depend_on_the_distance_alone():
+def test_products_after_rope_depend_only_on_the_distance():
   rng = np.random.default_rng(3)
   q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, 8)), jnp.float32)
 

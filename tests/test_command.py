@@ -1,6 +1,8 @@
 """The command line: values, presets, and one plain line for each mistake."""
 
 import dataclasses
+import re
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -192,3 +194,25 @@ def test_help_shows_fields_with_meaning_and_default_and_the_presets(capsys):
   assert '--loss PRESET sets the whole group: plain, wide, gspo' in text
   assert 'rows of an update (default: 8)' in text
   assert 'epsilon above 1 (default: 0.28)' in text  # the preset's, not the class's
+
+
+def small(x: int) -> int:
+  return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """An experiment one of whose fields is a name or a function."""
+
+  choice: str | Callable[..., int] = 'plain'  # of what is done
+  seed: int = 0
+
+
+def test_a_choice_is_a_name_on_the_command_line(capsys):
+  assert parse(Chosen(), ['--choice', 'wide']).choice == 'wide'
+  assert parse(Chosen(small), ['--seed', '2']) == Chosen(small, 2)
+  assert parse(Chosen(small), ['--choice=wide']) == Chosen('wide')
+  with pytest.raises(SystemExit):
+    parse(Chosen(small), ['--help'])
+  text = ' '.join(capsys.readouterr().out.split())
+  assert re.search(r'--choice NAME of what is done \(default: small\)', text)

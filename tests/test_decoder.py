@@ -12,8 +12,9 @@ import pytest
 from flax.core import meta
 from jax.test_util import check_grads
 
-from r1jax.model import attention, decoder
+from r1jax.model import attention, block, decoder
 from r1jax.model.config import Experts, Latent, ModelConfig, Rope, from_dict
+from r1jax.model.linear import Int8, dense
 from r1jax.sharding.rules import RULES
 
 SMALL = ModelConfig(
@@ -100,7 +101,7 @@ def test_untied_models_have_a_head_of_their_own():
   assert 'head' in random_params(dataclasses.replace(SMALL, tied=False))
 
 
-def test_documents_packed_in_a_row_do_not_see_each_other():
+def test_packed_documents_do_not_attend_to_each_other():
   params = random_params(SMALL)
   rng = np.random.default_rng(2)
   first, second = rng.integers(VOCAB, size=4), rng.integers(VOCAB, size=3)
@@ -147,7 +148,7 @@ def test_left_padding_changes_nothing():
     np.testing.assert_allclose(padded[0, 3:], plain[0], **CLOSE)
 
 
-def test_a_row_continued_from_its_segments_equals_the_whole_row():
+def test_a_row_continued_from_segments_equals_the_full_row():
   params = random_params(SMALL)
   tokens = np.random.default_rng(4).integers(VOCAB, size=(2, 7))
   whole, _ = forward(SMALL, params, tokens)
@@ -173,7 +174,7 @@ def test_a_row_continued_from_its_segments_equals_the_whole_row():
     },
   ],
 )
-def test_prompts_and_outputs_read_together_are_those_read_in_turn(remat, parts):
+def test_prompts_and_outputs_in_one_call_equal_two_calls(remat, parts):
   config = dataclasses.replace(SMALL, remat=remat, **parts)
   params = random_params(config)
   forward, _, _, both = decoder.functions(config, VOCAB)
@@ -229,7 +230,7 @@ def test_remat_and_query_blocks_change_nothing(monkeypatch):
 
   plain = gradient(SMALL)(params)
   monkeypatch.setattr(attention, 'QUERY_BLOCK', 3)
-  monkeypatch.setattr(decoder, 'SHORT', 4)  # products over fewer are computed again
+  monkeypatch.setattr(block, 'SHORT', 4)  # products over fewer are computed again
   variants = [
     gradient(dataclasses.replace(SMALL, remat=name))
     for name in ('none', 'dots', 'full')
@@ -263,7 +264,7 @@ def test_bfloat16_changes_hidden_states_by_its_rounding_and_keeps_the_rest_float
   }
 
 
-def test_int8_weights_are_off_by_half_a_step_and_the_rest_is_left():
+def test_int8_weights_are_off_by_half_a_step_at_most():
   params = random_params(SMALL)
   small = decoder.quantize(params, SMALL)
   for name in ('query', 'key', 'value', 'out', 'gate', 'up', 'down'):
@@ -280,7 +281,7 @@ def test_int8_weights_are_off_by_half_a_step_and_the_rest_is_left():
   np.testing.assert_array_equal(small['norm']['gain'], params['norm']['gain'])
 
 
-def test_int8_weights_compute_what_their_values_times_scales_do():
+def test_int8_weights_equal_their_dequantized_values():
   params = random_params(SMALL)
   small = decoder.quantize(params, SMALL)
 
@@ -291,7 +292,7 @@ def test_int8_weights_compute_what_their_values_times_scales_do():
     wide,
     small,
     decoder.matrices(SMALL),
-    is_leaf=lambda leaf: isinstance(leaf, decoder.Int8),
+    is_leaf=lambda leaf: isinstance(leaf, Int8),
   )
   tokens = np.random.default_rng(11).integers(VOCAB, size=(2, 9))
   expected, _ = forward(SMALL, restored, tokens)
@@ -349,14 +350,14 @@ def test_matrices_have_their_inputs_as_rows_and_outputs_as_columns(tied):
   assert len(found) == len(jax.tree.leaves(params))
 
 
-def test_gradients_of_a_product_are_those_of_finite_differences():
+def test_gradients_of_dense_equal_finite_differences():
   rng = np.random.default_rng(9)
   with jax.enable_x64(True):
     x_BTD, w_DF = jnp.asarray(rng.normal(size=(3, 4, 5))), rng.normal(size=(5, 2))
-    check_grads(decoder.dense, (x_BTD, jnp.asarray(w_DF)), order=1, modes=['rev'])
+    check_grads(dense, (x_BTD, jnp.asarray(w_DF)), order=1, modes=['rev'])
 
 
-def test_every_axis_of_every_parameter_is_in_the_mesh_table():
+def test_every_parameter_axis_is_in_the_mesh_table():
   config = dataclasses.replace(SMALL, tied=False)
   init = functools.partial(decoder.init, config, VOCAB)
   boxed = jax.eval_shape(init, jax.random.key(0))
@@ -430,6 +431,6 @@ def test_impossible_groups_are_refused(group, message):
     group()
 
 
-def test_a_config_comes_back_from_its_fields():
+def test_from_dict_inverts_asdict():
   config = dataclasses.replace(SMALL, rope=Rope('linear', 2.0), experts=Experts(4))
   assert from_dict(dataclasses.asdict(config)) == config

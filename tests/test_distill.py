@@ -111,7 +111,7 @@ def test_the_teacher_gets_no_gradient(name, pair):
 
 
 @both_divergences
-def test_a_token_that_neither_can_say_changes_nothing(name, pair):
+def test_a_token_impossible_for_both_changes_nothing(name, pair):
   teacher, student = pair
   divergence = distill.DIVERGENCES[name]
   longer = np.pad(pair, [(0, 0)] * 3 + [(0, 1)], constant_values=-np.inf)
@@ -124,7 +124,7 @@ def test_a_token_that_neither_can_say_changes_nothing(name, pair):
   np.testing.assert_array_equal(slope[..., -1], np.zeros((2, 5)))
 
 
-def test_only_a_token_that_the_other_cannot_say_is_infinitely_far():
+def test_a_token_impossible_for_one_is_infinitely_far():
   whole, part = jnp.array([0.0, 0.0]), jnp.array([0.0, -jnp.inf])
   assert distill.forward_kl(whole, part) == math.inf
   assert distill.reverse_kl(part, whole) == math.inf
@@ -133,7 +133,7 @@ def test_only_a_token_that_the_other_cannot_say_is_infinitely_far():
   np.testing.assert_allclose(distill.reverse_kl(whole, part), math.log(2))
 
 
-def test_agreement_is_of_the_likeliest_tokens():
+def test_agreement_compares_the_most_likely_tokens():
   teacher = jnp.array([[1.0, 3, 2], [1, 3, 2], [4, 0, 0]])
   student = jnp.array([[0.0, 9, 8], [0, 8, 9], [1, -5, 0]])
   assert distill.agreement(teacher, student).tolist() == [True, False, True]
@@ -222,7 +222,7 @@ def test_loss_by_hand():
   np.testing.assert_allclose(metrics['agreement'], 7 / 10, rtol=1e-6)
 
 
-def test_both_models_see_a_tokens_own_position_and_document():
+def test_both_models_get_positions_and_documents():
   seen: list[list[list[int]]] = []
 
   def record(params, *arrays):
@@ -244,7 +244,7 @@ def test_both_models_see_a_tokens_own_position_and_document():
   assert seen == 2 * [[[[3, 4, 5]], [[0, 1, 0]], [[1, 1, 2]]]]
 
 
-def test_vocabularies_of_two_sizes_are_refused():
+def test_different_vocabularies_are_refused():
   larger = {'table': jnp.zeros((VOCAB, VOCAB + 1))}
   with pytest.raises(ValueError, match='vocabulary of 7 tokens, got 8'):
     distill.loss(
@@ -308,7 +308,7 @@ def test_a_batch_without_weight_changes_nothing():
   assert metrics['loss'] == 0
 
 
-def test_a_teacher_sure_of_the_tokens_teaches_what_the_tokens_do():
+def test_a_certain_teacher_equals_cross_entropy():
   # Each token is followed by the next number, on which the teacher bets e^30 to 1: what
   # its entropy adds to the divergence is 7 * 31 * e^-30, or 2e-11 nats.
   start = np.random.default_rng(0).integers(VOCAB, size=(4, 1))
@@ -393,7 +393,7 @@ def chunk_of(monkeypatch, tokens):
 # One position at a time, some with a rest, and more than there are.
 @both_divergences
 @pytest.mark.parametrize('tokens', [1, 6, 12, 1000])
-def test_chunks_are_all_positions_at_once(monkeypatch, decoders, name, tokens):
+def test_chunks_equal_all_positions_at_once(monkeypatch, decoders, name, tokens):
   student, teacher, functions = (*map(put, decoders[:2]), decoders[2])
   batch = random_batch(rows=3, length=12)
   inputs = [x[:, :-1] for x in (batch.tokens, batch.positions, batch.documents)]
@@ -476,7 +476,7 @@ def test_no_array_holds_the_logits_of_all_positions(monkeypatch, name):
   assert largest() == 6 * VOCAB
 
 
-def test_packed_documents_are_distilled_as_if_apart(decoders):
+def test_packed_documents_are_distilled_like_separate_ones(decoders):
   student, teacher, functions = (*map(put, decoders[:2]), decoders[2])
   first, second = [1, 2, 3, 4], [5, 6, 1]
   packed = sft.Batch(
@@ -485,7 +485,7 @@ def test_packed_documents_are_distilled_as_if_apart(decoders):
     documents=jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], 8 * [0]]),
     weights=jnp.array([[0.0, 1, 1, 1, 0, 1, 1, 0], 8 * [0]]),
   )
-  apart = sft.Batch(
+  separate = sft.Batch(
     tokens=jnp.array([first + 4 * [0], second + 5 * [0]]),
     positions=jnp.array([[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0]]),
     documents=jnp.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
@@ -495,7 +495,7 @@ def test_packed_documents_are_distilled_as_if_apart(decoders):
   # float32 through two layers
   close(
     step(state, packed, teacher_params=teacher),
-    step(state, apart, teacher_params=teacher),
+    step(state, separate, teacher_params=teacher),
     rtol=1e-5,
     atol=TOLERANCE,
   )

@@ -1,4 +1,4 @@
-"""The kernels of flash attention, interpreted on a CPU, beside the plain attention."""
+"""The flash attention kernels, interpreted on a CPU, against plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +82,11 @@ def test_the_kernel_equals_plain_attention_in_values_and_gradients(segments):
 
 
 @pytest.mark.usefixtures('kernel')
-def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
+def test_the_kernel_attends_on_sharded_rows(monkeypatch):
   q, own, document, context = example()
   args = q, own, document, context
   expected = values_and_gradients(plain, *args)
-  monkeypatch.setattr(attention, '_attend_cut', None)  # nothing else may serve
+  monkeypatch.setattr(attention, '_attend_sharded', None)
   # Queries of 150 positions a device, padded to two blocks; one kv head each.
   where = make_mesh(config=MeshConfig(data=2, context=2, tensor=2))
   found = values_and_gradients(attention.attend, *args, where=where)
@@ -94,7 +94,7 @@ def test_devices_attend_with_their_parts_by_the_kernel(monkeypatch):
 
 
 @pytest.mark.usefixtures('kernel')
-def test_what_the_kernel_does_not_serve():
+def test_cases_without_a_kernel():
   q, own, _, context = example()
   assert flash_tpu.serves(q, own, context)
   assert not flash_tpu.serves(q[:, :100], own, context)  # less than a block
@@ -115,7 +115,9 @@ def test_what_the_kernel_does_not_serve():
     (256, 256, jnp.bfloat16, False),
   ],
 )
-def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, served):
+def test_head_sizes_that_fit_on_a_gpu(
+  monkeypatch, channels, value_channels, dtype, served
+):
   monkeypatch.setattr(flash_tpu, 'KERNELS', {'cpu': flash_gpu.attend})
   q = jnp.zeros((1, 128, 2, channels), dtype)
   own = KV(jnp.zeros((1, 2, channels, 128)), jnp.zeros((1, 2, 128, value_channels)))
@@ -124,12 +126,14 @@ def test_what_a_gpu_has_room_for(monkeypatch, channels, value_channels, dtype, s
 
 COMPILES = """
 import jax, jax.numpy as jnp
-from r1jax import mesh
 from r1jax.model import attention
-from r1jax.stages import topology
+from r1jax.planner import topology
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.rules import named_sharding
 
-where = mesh.make(topology.find('a100:1')[0])
-place = mesh.sharding(where)
+where = make_mesh(topology.find('a100:1')[0])
+place = named_sharding(where)
 
 def shape(*sizes, dtype):
   return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
@@ -146,12 +150,12 @@ for wide, value, dtype in ((128, 128, jnp.bfloat16), (192, 128, jnp.bfloat16),
           shape(2, 1024, dtype=jnp.int32), attention.KV(kv[1], v[1]),
           shape(2, 128, dtype=bool))
   gradients = jax.grad(total, argnums=(0, 1, 2))
-  compiled = jax.jit(mesh.bound(where, gradients)).lower(*args).compile()
+  compiled = jax.jit(on_mesh(where, gradients)).lower(*args).compile()
   print(compiled.as_text().count('xla.gpu.triton"'))
 """
 
 
-def test_the_widest_heads_find_room_on_an_a100():
+def test_the_widest_heads_fit_on_an_a100():
   done = machines.with_gpu_compiler('-c', COMPILES)
   assert done.returncode == 0, done.stderr
   # Forward, and for the gradients of queries and of keys.

@@ -1,4 +1,4 @@
-"""Kernels of grouped products, interpreted on a CPU, beside a product a group."""
+"""The grouped matmul kernels, interpreted on a CPU, against one product per group."""
 
 import functools
 
@@ -26,7 +26,7 @@ def one_by_one(x_MD, w_EDF, sizes):
 
 # More rows than a block and fewer, none, and rows that are of no group.
 @pytest.mark.parametrize('sizes', [(70, 0, 3, 200), (273, 0, 0, 0), (0, 1, 64, 128)])
-def test_rows_meet_the_matrices_of_their_groups(sizes):
+def test_rows_are_multiplied_with_the_matrices_of_their_groups(sizes):
   rng = np.random.default_rng(0)
   x_MD, slope_MF = (rng.normal(size=(273, n)).astype(np.float32) for n in (48, 160))
   w_EDF = rng.normal(size=(4, 48, 160)).astype(np.float32)
@@ -42,7 +42,7 @@ def test_rows_meet_the_matrices_of_their_groups(sizes):
     close(found, x_MD[end - size : end].T @ slope_MF[end - size : end])
 
 
-def test_copies_compute_one_after_the_other():
+def test_replicas_compute_one_after_the_other():
   rng = np.random.default_rng(0)
   x_CMD, w_EDF = rng.normal(size=(2, 130, 16)), rng.normal(size=(3, 16, 32))
   sizes_CE = np.array([(100, 10, 20), (0, 129, 1)])
@@ -61,17 +61,19 @@ def test_copies_compute_one_after_the_other():
 
 COMPILES = """
 import jax, jax.numpy as jnp
-from r1jax import mesh
-from r1jax.model import mlp
+from r1jax.model import moe
 from r1jax.model.config import Experts
-from r1jax.stages import topology
+from r1jax.planner import topology
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.rules import named_sharding
 
 config = Experts(count=32, active=4, d_ff=768)
 where = make_mesh(topology.find('a100:8')[0], MeshConfig(data=2, expert=2, tensor=2))
 
 def shape(*sizes, names=()):
-  lying = mesh.sharding(where, *names)
-  return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=lying)
+  place = named_sharding(where, *names)
+  return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=place)
 
 weights = {
   'router': shape(2048, 32),
@@ -81,16 +83,17 @@ weights = {
 }
 
 def total(weights, x):
-  return mlp.experts(x, weights, config, 'bfloat16').astype(jnp.float32).sum()
+  out = moe.mixture_of_experts(x, weights, config, 'bfloat16')
+  return out.astype(jnp.float32).sum()
 
-program = jax.jit(mesh.bound(where, jax.grad(total, argnums=(0, 1))))
+program = jax.jit(on_mesh(where, jax.grad(total, argnums=(0, 1))))
 compiled = program.lower(weights, shape(8, 512, 2048, names=('prompt',))).compile()
 print(compiled.as_text().count('xla.gpu.triton"'), end=' ')
 print(compiled.memory_analysis().temp_size_in_bytes)
 """
 
 
-def test_devices_compute_with_their_experts_by_the_kernels():
+def test_the_kernels_run_on_sharded_experts():
   done = machines.with_gpu_compiler('-c', COMPILES)
   assert done.returncode == 0, done.stderr
   kernels, temporaries = map(int, done.stdout.split())

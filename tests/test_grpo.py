@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -67,7 +68,7 @@ def test_equal_rewards_give_zero_advantage(name, reward):
     np.testing.assert_array_equal(got, np.zeros((2, group_size)))
 
 
-def test_group_advantage_uses_the_configured_one():
+def test_group_advantage_uses_the_configured_function():
   reward = jnp.array([[0.0, 1], [2, 5]])
   for name, function in grpo.ADVANTAGES.items():
     got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
@@ -499,12 +500,86 @@ def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
 
 def test_an_advantage_of_another_shape_is_named(monkeypatch):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward.mean(1))
-  expected = r"one number an output of 'own', \(4, 2\), got \(4,\); correct"
+  expected = r"expected 'own' to return one .* output, \(4, 2\), got \(4,\); fix"
   with pytest.raises(ValueError, match=expected):
     grpo.group_advantage(jnp.zeros((4, 2)), config=GRPOConfig(advantage='own'))
 
 
-def test_a_preset_is_known_whatever_constant_it_has():
+def signs(reward: jax.Array) -> jax.Array:
+  return jnp.sign(reward - reward.mean(1, keepdims=True))
+
+
+def squared_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  del mask
+  return jnp.exp(2 * log_ratio)
+
+
+def gain_per_ratio(ratio, advantage, logp, config) -> jax.Array:
+  del logp, config
+  return advantage / ratio
+
+
+def kl_k1(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+  return logp - ref_logp
+
+
+def summed(mask: jax.Array, total: grpo.Totals, config: GRPOConfig) -> jax.Array:
+  del total, config
+  return mask
+
+
+def test_a_choice_may_be_a_function_of_an_experiment():
+  config = GRPOConfig(
+    advantage=signs,
+    ratio=squared_ratio,
+    surrogate=gain_per_ratio,
+    kl=kl_k1,
+    mean=summed,
+    kl_coef=0.5,
+  )
+  reward = jnp.array([[0.0, 1.0, 1.0]])
+  advantage = grpo.group_advantage(reward, config=config)
+  assert advantage.tolist() == [[-1.0, 1.0, 1.0]]
+  loss, metrics = grpo.objective(
+    jnp.log(jnp.full((1, 3, 2), 0.5)),
+    advantage,
+    jnp.array([[[1, 1], [1, 0], [1, 0]]], bool),
+    old_logp=jnp.log(jnp.full((1, 3, 2), 0.25)),
+    ref_logp=jnp.log(jnp.full((1, 3, 2), 1.0)),
+    config=config,
+  )
+  # Ratios are (0.5 / 0.25)^2 = 4, gains -1/4 twice and 1/4 twice, which cancel. Each of
+  # the four tokens has a penalty of 0.5 log(0.5 / 1).
+  np.testing.assert_allclose(loss, 4 * 0.5 * math.log(0.5), rtol=1e-6)
+  assert 'clip_up' not in metrics
+
+
+def test_a_function_of_a_table_is_the_choice_of_its_name():
+  config = GRPOConfig(
+    advantage=grpo.group_zscore, surrogate=grpo.clipped, mean=grpo.mean_outputs
+  )
+  assert config == GRPOConfig()
+  assert grpo.preset_of(config) == 'grpo'
+  with pytest.raises(ValueError, match="advantage 'group_zscore' compares"):
+    grpo.check_group_size(config, 1, 4)
+
+
+def test_a_function_that_compares_a_group_may_say_so(monkeypatch):
+  config = GRPOConfig(advantage=signs)
+  assert grpo.preset_of(config) is None
+  grpo.check_group_size(config, 1, 1)
+  monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, signs})
+  with pytest.raises(ValueError, match='the advantage signs compares the samples of a'):
+    grpo.check_group_size(config, 1, 4)
+
+
+def test_a_function_without_a_name_is_refused():
+  # A run could not record which one it was.
+  with pytest.raises(ValueError, match=r'^grpo.kl: expected a name or a function with'):
+    GRPOConfig(kl=functools.partial(kl_k1))
+
+
+def test_a_preset_is_recognised_with_any_constant():
   for name, preset in grpo.PRESETS.items():
     longer = dataclasses.replace(preset, constant_length=7)
     assert grpo.preset_of(preset) == grpo.preset_of(longer) == name
@@ -513,11 +588,11 @@ def test_a_preset_is_known_whatever_constant_it_has():
 
 
 def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
-  # What their papers have beside the objective, or in it in another place.
+  # Parts of the papers that are not in the objective, or are elsewhere in it.
   expected = {
     'dr_grpo': ('constant_length', 'max_length'),
     'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
-    'cispo': ('without the dynamic sampling', 'penalty of length', '0.28'),
+    'cispo': ('without its dynamic sampling', 'length penalty', '0.28'),
     'rloo': ('without its KL', 'from the reward'),
     'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
   }
@@ -565,7 +640,7 @@ def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
 
 
 def test_importance_weights_the_gain_of_each_token_up_to_its_cap():
-  # pi_old / pi_sampler is 1/2, 1 and 4, of which 2 is left; the ratio is 1 throughout.
+  # pi_old / pi_sampler is 1/2, 1 and 4, capped at 2; the ratio is 1 throughout.
   logp = jnp.log(jnp.array([[[0.2, 0.5, 0.4]]]))
   sampler_logp = jnp.log(jnp.array([[[0.4, 0.5, 0.1]]]))
   ref_logp = logp - LN2  # k3 is 1/2 + ln 2 - 1
@@ -611,7 +686,7 @@ def test_importance_makes_the_samplers_gradient_that_of_the_policy():
   np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
-def test_beyond_an_outputs_end_importance_counts_for_nothing():
+def test_importance_after_an_outputs_end_is_ignored():
   mask = jnp.array([[[True, False]]])
   strange = jnp.array([[[-1.0, -jnp.inf]]])
   (loss, metrics), slope = gradient(

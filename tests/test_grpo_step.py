@@ -60,7 +60,7 @@ class Outputs(NamedTuple):
     return np.arange(self.tokens.shape[-1]) < self.lengths[..., None]
 
   def packed(self, rows=4):
-    """The rollout in micro-batches of so many rows, and how many of them are filled."""
+    """Returns the rollout in micro-batches, and the number of micro-batches in use."""
     layout = packing.plan(self.lengths, self.tokens.shape[-1], rows, 2)
     fields = self._asdict()
     del fields['lengths']
@@ -185,7 +185,7 @@ def test_entropy_is_the_mean_over_tokens():
   assert 'kl' not in metrics
 
 
-def test_garbage_beyond_the_mask_changes_no_update():
+def test_garbage_after_the_mask_changes_no_update():
   outputs = outputs_of(prompts=2, group_size=2, length=4)
   state, step = optim.init(table(), SGD), make_step(GRPOConfig(kl_coef=0.3))
   clean = step(state, *outputs.packed(), jnp.float32(1))
@@ -202,7 +202,7 @@ def test_garbage_beyond_the_mask_changes_no_update():
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
-def test_learning_rate_0_leaves_the_policy_where_it_is():
+def test_learning_rate_0_leaves_the_policy_unchanged():
   optimizer = optim.make(OptimConfig(learning_rate=0.0), total_steps=2)
   outputs = outputs_of(prompts=2, group_size=2, length=4)
   temperature = jnp.float32(0.7)
@@ -220,7 +220,7 @@ def test_learning_rate_0_leaves_the_policy_where_it_is():
   for _ in range(2):
     state, metrics = step(state, rollout, count, temperature)
     np.testing.assert_array_equal(state.params['table'], before['table'])
-    # 1e-6: the same log-probs, compiled apart and together with the loss
+    # 1e-6: the same log-probs, compiled separately and together with the loss
     np.testing.assert_allclose(metrics['ratio'], 1, atol=1e-6)
     np.testing.assert_allclose(metrics['drift'], 0, atol=1e-6)
     np.testing.assert_allclose(metrics['kl'], 0, atol=1e-6)

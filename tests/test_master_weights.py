@@ -16,7 +16,7 @@ from r1jax.sharding.rules import named_sharding
 PATTERNS = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x3F808000, 0x3F818000, 0x7F7FFFFF]
 
 
-def test_a_master_is_its_rounded_half_and_the_rest():
+def test_split_and_join_are_inverse():
   rng = np.random.default_rng(0)
   bits = rng.integers(0, 0x7F800000, 10_000, dtype=np.uint32)  # every finite size
   bits = np.concatenate([bits, np.array(PATTERNS, np.uint32)])
@@ -106,7 +106,7 @@ def test_stochastic_rounding_is_right_on_average():
 
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
-def test_what_is_random_comes_from_the_seed(masters):
+def test_random_bits_depend_on_the_seed(masters):
   config = OptimConfig(1e-5, warmup_steps=0, masters=masters)
   (grads,) = random_gradients(1)
 
@@ -123,21 +123,23 @@ def test_what_is_random_comes_from_the_seed(masters):
 
 
 @pytest.mark.parametrize('masters', ['float32', 'stochastic'])
-def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
+def test_sharded_parameters_are_rounded_as_on_one_device(masters):
   rule = chain(masters)
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
-  cut = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
+  sharded = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
   ends = []
-  for place in (make_mesh(jax.devices()[:1]), cut):
+  for place in (make_mesh(jax.devices()[:1]), sharded):
     where = {'w': ('embed', 'mlp'), 'zero': (None,), 'gain': (None,)}
-    lying = {name: named_sharding(place, *axes) for name, axes in where.items()}
-    params = {name: jax.device_put(x, lying[name]) for name, x in start().items()}
+    shardings = {name: named_sharding(place, *axes) for name, axes in where.items()}
+    params = {name: jax.device_put(x, shardings[name]) for name, x in start().items()}
     state = like_params(place, optim.init(params, rule), params)
     for x in jax.tree.leaves(state):
       if x.shape == (64, 96):
-        assert x.sharding == lying['w']
+        assert x.sharding == shardings['w']
     for grads in random_gradients(3):
-      state = update(state, {n: jax.device_put(g, lying[n]) for n, g in grads.items()})
+      state = update(
+        state, {n: jax.device_put(g, shardings[n]) for n, g in grads.items()}
+      )
     ends.append(jax.device_get(state))
   # The norm that gradients are clipped by is summed in another order, so a step may
   # differ in its last bit, and where rounding stands on an edge a number with it.
@@ -146,7 +148,7 @@ def test_parameters_cut_over_devices_are_rounded_as_on_one(masters):
   assert (np.asarray(start()['w']) != np.asarray(ends[0].params['w'])).mean() > 0.01
 
 
-def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path):
+def test_a_checkpoint_resumes_to_the_same_bits(tmp_path):
   rule = chain()
   update = jax.jit(lambda state, g: optim.apply(state, g, optimizer=rule)[0])
   state = optim.init(start(), rule)
@@ -191,17 +193,17 @@ def test_a_parameter_may_have_more_weights_than_an_int32_counts(masters):
   )
   assert after.params['w'].shape == params['w'].shape
   assert metrics['update_size'].shape == ()
-  share = jax.eval_shape(lambda x: master_weights.movable(x, {'w': 1e-6}), params)
+  share = jax.eval_shape(lambda x: master_weights.moving_share(x, {'w': 1e-6}), params)
   assert share.dtype == jnp.float32
 
 
-def test_movable_counts_what_nearest_rounding_does_not_undo():
+def test_moving_share_counts_weights_that_change_when_rounded_to_nearest():
   # Below 2^-11 = 4.9e-4 the next bfloat16 is 2^-19 = 1.9e-6 away or less, so a step of
   # 1e-6 is more than half of that: erf(0.0244 / sqrt 2) = 2 % of N(0, 0.02).
   params = {'w': weights((512, 512))}
   for kind, share in ((jnp.bfloat16, 0.0195), (jnp.float32, 1.0)):
     tree = jax.tree.map(lambda x, kind=kind: x.astype(kind), params)
-    found = jax.jit(master_weights.movable)(tree, {'w': 1e-6})
+    found = jax.jit(master_weights.moving_share)(tree, {'w': 1e-6})
     assert abs(found - share) < 0.002, kind
 
 
@@ -243,7 +245,7 @@ def learned(dtype, masters, rate):
   state = optim.init(before, rule)
   first = master_weights.masters(before, state.opt_state)
   for _ in range(20):
-    state, _ = step(state, optim.cut(batch, 4))
+    state, _ = step(state, optim.split_micro_batches(batch, 4))
   last = master_weights.masters(state.params, state.opt_state)
 
   def change(after, before):

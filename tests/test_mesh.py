@@ -49,18 +49,18 @@ def test_axes_are_arranged_as_the_config_says():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'fsdp': 3}, r'the 8 devices, got fsdp 3; mesh.fsdp 4 would do'),
-    ({'fsdp': 16}, r'the 8 devices, got fsdp 16; mesh.fsdp 8 would do'),
-    ({'data': 2, 'tensor': 2}, r'got data 2 x tensor 2; mesh.data 4 would do'),
-    ({'fsdp': 4, 'tensor': 3}, r'got fsdp 4 x tensor 3; mesh.tensor 2 would do'),
+    ({'fsdp': 3}, r'the 8 devices, got fsdp 3; set mesh.fsdp to 4'),
+    ({'fsdp': 16}, r'the 8 devices, got fsdp 16; set mesh.fsdp to 8'),
+    ({'data': 2, 'tensor': 2}, r'got data 2 x tensor 2; set mesh.data to 4'),
+    ({'fsdp': 4, 'tensor': 3}, r'got fsdp 4 x tensor 3; set mesh.tensor to 2'),
   ],
 )
-def test_axes_that_do_not_make_up_the_devices_are_refused(fields, message):
+def test_axes_whose_product_is_not_the_devices_are_refused(fields, message):
   with pytest.raises(MeshError, match=message):
     make_mesh(config=MeshConfig(**fields))
 
 
-def test_a_size_below_the_least_is_refused():
+def test_a_size_below_the_minimum_is_refused():
   with pytest.raises(MeshError, match=r'mesh.tensor: expected 1 or more, got 0'):
     MeshConfig(tensor=0)
 
@@ -72,7 +72,7 @@ def test_logical_axes_are_looked_up():
   assert placed.mesh == four
 
 
-def test_an_axis_of_the_mesh_is_taken_once_by_the_first_that_names_it():
+def test_a_mesh_axis_shards_only_the_first_axis_that_names_it():
   place = make_mesh(config=MeshConfig(fsdp=2, expert=2, tensor=2))
   expert = named_sharding(place, 'expert', 'embed', 'mlp').spec
   assert expert == PartitionSpec('expert', 'fsdp', 'tensor')
@@ -80,7 +80,7 @@ def test_an_axis_of_the_mesh_is_taken_once_by_the_first_that_names_it():
   assert dense == PartitionSpec(('fsdp', 'expert'), 'tensor')
 
 
-def test_samplers_cut_experts_and_gather_nothing():
+def test_samplers_shard_experts_and_gather_nothing():
   place = sampler_mesh(make_mesh(), MeshConfig(sampler_expert=4, sampler_tensor=2))
   experts = Experts(count=4, active=2, d_ff=8)
   config = ModelConfig(
@@ -88,28 +88,28 @@ def test_samplers_cut_experts_and_gather_nothing():
   )
   names = decoder.names(config, 8)
 
-  def lying(names):
+  def found(names):
     blocks = param_shardings(place, names)['blocks']
     return [blocks[name].spec[1:] for name in ('query', 'expert_up')]
 
-  apart = ('expert', None, 'tensor')
-  assert lying(names) == [('expert', 'tensor', None), apart]
-  assert lying(without_gathers(names)) == [(None, 'tensor', None), apart]
+  separate = ('expert', None, 'tensor')
+  assert found(names) == [('expert', 'tensor', None), separate]
+  assert found(without_gathers(names)) == [(None, 'tensor', None), separate]
 
 
-def test_samplers_have_whole_copies_but_for_their_axes():
+def test_samplers_replicate_the_model_except_along_their_axes():
   place = make_mesh(config=MeshConfig(fsdp=4, tensor=2))
   assert sampler_mesh(place).shape['data'] == 4
   layout = MeshConfig(sampler_tensor=4, sampler_expert=2)
   found = sampler_mesh(place, layout)
   assert (found.shape['tensor'], found.shape['expert'], found.size) == (4, 2, 8)
-  with pytest.raises(MeshError, match=r'the 8 devices, got 3; 4 would do'):
+  with pytest.raises(MeshError, match=r'the 8 devices, got 3; set it to 4'):
     sampler_mesh(place, MeshConfig(sampler_tensor=3))
-  with pytest.raises(MeshError, match=r'the 1 devices, got 3; 1 would do'):
+  with pytest.raises(MeshError, match=r'the 1 devices, got 3; set it to 1'):
     sampler_mesh(make_mesh(jax.devices()[:1]), MeshConfig(sampler_tensor=3))
 
 
-def test_a_parameter_that_cannot_be_cut_is_named_with_the_next_size():
+def test_a_parameter_that_cannot_be_sharded_is_named_with_the_next_size():
   place = make_mesh(config=MeshConfig(tensor=4))
   config = ModelConfig(d_model=8, layers=1, heads=6, kv_heads=2, head_dim=4, d_ff=16)
   with pytest.raises(
@@ -119,30 +119,30 @@ def test_a_parameter_that_cannot_be_cut_is_named_with_the_next_size():
     param_shardings(place, decoder.names(config, 8))
 
 
-def test_prompts_that_cannot_be_cut_are_named_with_the_next_size():
+def test_prompts_that_cannot_be_sharded_are_named_with_the_next_size():
   with pytest.raises(MeshError, match=r'rl.rows: expected a multiple of 4, .*is 8'):
     fit_mesh({'rl.rows': 6}, MeshConfig(data=2, fsdp=2, tensor=2))
 
 
-def test_samplers_are_thought_of_when_copies_are_chosen():
+def test_the_number_of_replicas_fits_samplers_too():
   # Eight samplers cannot share four prompts, and four can.
   layout, sizes = MeshConfig(context=2, fsdp=2), {'rl.rows': 8}
   assert fit_mesh(sizes, layout, {'rl.prompts': 4}).size == 4
   assert fit_mesh(sizes, layout, {'rl.prompts': 8}).size == 8
-  with pytest.raises(MeshError, match=r'samplers cut prompts into \(data 4\)'):
+  with pytest.raises(MeshError, match=r'as samplers shard prompts over data 4,'):
     fit_mesh(sizes, layout, {'rl.prompts': 6})
   with pytest.raises(MeshError, match=r'mesh.sampler_tensor: expected'):
     fit_mesh(sizes, MeshConfig(sampler_tensor=3))
 
 
-def test_lengths_that_cannot_be_cut_are_named_with_the_next_one():
+def test_lengths_that_cannot_be_sharded_are_named_with_the_next_one():
   place = make_mesh(config=MeshConfig(context=4))
   check_lengths(place, {'rl.max_length': 32})
   with pytest.raises(MeshError, match=r'rl.max_length: .* got 33; the next is 36'):
     check_lengths(place, {'rl.max_length': 33})
 
 
-def test_copies_lie_as_what_they_are_copies_of():
+def test_optimizer_states_are_sharded_like_their_parameters():
   place = make_mesh(config=MeshConfig(fsdp=4))
   w = jax.device_put(jnp.ones((8, 4)), named_sharding(place, 'embed', None))
   state = {'mu': {'w': jnp.zeros((8, 4))}, 'nu': {'w': jnp.zeros((1, 4))}, 'n': 0}
@@ -168,7 +168,7 @@ def test_a_fitting_mesh_has_as_many_devices_as_divide_every_size():
 
 
 @pytest.mark.parametrize('chips', [1, 4])
-def test_a_program_for_chips_that_are_elsewhere_is_known_by_its_mesh(chips):
+def test_the_platform_is_that_of_the_mesh(chips):
   devices = np.array([SimpleNamespace(platform='tpu')] * chips)
   there: Any = SimpleNamespace(size=chips, devices=devices)
   assert on_mesh(there, platform)() == 'tpu'
@@ -176,7 +176,7 @@ def test_a_program_for_chips_that_are_elsewhere_is_known_by_its_mesh(chips):
   assert platform() == on_mesh(None, platform)() == 'cpu'
 
 
-def test_batches_are_cut_along_their_first_axis():
+def test_batches_are_sharded_along_their_first_axis():
   four = make_mesh(jax.devices()[:4])
   rows = np.arange(24).reshape(8, 3)
   placed = put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
@@ -188,7 +188,7 @@ def test_batches_are_cut_along_their_first_axis():
       np.testing.assert_array_equal(shard.data, whole[2 * i : 2 * i + 2])
 
 
-def test_boxes_are_opened_and_placed_by_their_names():
+def test_boxed_parameters_are_placed_by_their_names():
   four = make_mesh(jax.devices()[:4])
   value = jnp.arange(16.0).reshape(2, 8)
   boxed = {
@@ -203,7 +203,7 @@ def test_boxes_are_opened_and_placed_by_their_names():
     np.testing.assert_array_equal(placed[name], value)
 
 
-def test_shapes_are_taken_out_of_their_boxes():
+def test_boxed_shapes_are_unboxed():
   boxed = jax.eval_shape(
     lambda: {
       'w': nn.LogicallyPartitioned(jnp.ones((2, 8)), names=('embed', 'mlp')),
@@ -218,7 +218,7 @@ def test_shapes_are_taken_out_of_their_boxes():
 
 
 @pytest.mark.parametrize('tied', [True, False])
-def test_the_table_knows_every_axis_of_the_decoder(tied):
+def test_the_table_has_every_axis_of_the_decoder(tied):
   config = ModelConfig(
     d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16, tied=tied
   )
@@ -231,7 +231,7 @@ def test_the_table_knows_every_axis_of_the_decoder(tied):
     assert named_sharding(make_mesh(), *leaf.names).is_fully_replicated
 
 
-def test_fsdp_cuts_every_matrix_and_leaves_gains_whole():
+def test_fsdp_shards_every_matrix_and_no_gain():
   config = ModelConfig(
     d_model=16,
     layers=2,

@@ -25,7 +25,7 @@ def follow(config, gradients, start, total_steps=10):
   update = jax.jit(
     lambda state, gradient: optim.update(
       state,
-      optim.cut(gradient, 1),
+      optim.split_micro_batches(gradient, 1),
       # a loss that is linear in the parameters has the gradient it is given
       loss=lambda params, part: (
         sum((jnp.sum(params[k][None] * part[k]) for k in params), jnp.float32(0)),
@@ -132,7 +132,7 @@ DECAYING = {
 
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('muon', [0.0, 0.1])
-def test_weight_matrices_alone_decay(known, muon):
+def test_only_weight_matrices_decay(known, muon):
   latent = config_lib.Latent(kv_rank=16, q_rank=16, rope_dim=8, value_dim=16)
   experts = config_lib.Experts(count=4, active=2, d_ff=16, shared=1, scores='sigmoid')
   model = config_lib.ModelConfig(
@@ -181,8 +181,8 @@ def test_moments_are_computed_in_float32_and_kept_in_bfloat16():
     assert state.params['x'].dtype == jnp.float32
 
 
-@pytest.mark.parametrize('b2', [0.95, optim.MOST_DECAY])
-def test_means_in_bfloat16_shrink_without_a_gradient(b2):
+@pytest.mark.parametrize('b2', [0.95, optim.MAX_BFLOAT16_DECAY])
+def test_bfloat16_moments_decay_without_a_gradient(b2):
   # Every number of a bfloat16's 128 between two powers of 2, times b2, is rounded to a
   # lower one; with a larger b2 the lowest of them would stand still.
   fractions = np.arange(128, 256).astype(ml_dtypes.bfloat16)
@@ -194,7 +194,7 @@ def test_means_in_bfloat16_shrink_without_a_gradient(b2):
 
 RATE = (
   r'rl_optim.learning_rate: expected a step that changes at least 50% of the weights '
-  r'in {}, got {}, which changes {}% and is rounded away by the others; {}'
+  r'in {}, got {}, which changes {}% and is rounded away in the others; {}'
 )
 
 
@@ -213,15 +213,15 @@ RATE = (
     ('float32', 1e-11, 'float32', RATE.format('float32', '1e-11', r'\d\.\d', 'raise')),
   ],
 )
-def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
+def test_a_learning_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
   weights = 0.02 * jax.random.normal(jax.random.key(0), (200, 200))
   params = {'w': weights.astype(dtype), 'gain': jnp.ones(4)}
   config = OptimConfig(learning_rate=rate, masters=masters)
   if message is None:
-    optim.check_moves(params, config, 'rl_optim')
+    optim.check_learning_rate(params, config, 'rl_optim')
     return
   with pytest.raises(ValueError, match=message):
-    optim.check_moves(params, config, 'rl_optim')
+    optim.check_learning_rate(params, config, 'rl_optim')
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_rate_that_is_rounded_away_is_refused(dtype, rate, masters, message):
     (0.0, 2e-3, True),  # what has a rate of 0 is not meant to move
   ],
 )
-def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
+def test_muons_step_size_is_that_of_the_whole_matrix(rate, muon, moves):
   weights = 0.02 * jax.random.normal(jax.random.key(0), (2, 400, 100))
   params = {'w': weights.astype('bfloat16'), 'embedding': jnp.ones((300, 100))}
   matrices = {'w': ((1,), (2,)), 'embedding': None}
@@ -246,10 +246,10 @@ def test_a_rate_of_muon_is_that_of_the_whole_matrix(rate, muon, moves):
   size = float(jnp.sqrt(jnp.mean(jnp.square(updates['w']))))
   assert 0.7 < size / (muon / 20) < 1.2
   if moves:
-    optim.check_moves(params, config, 'rl_optim', matrices)
+    optim.check_learning_rate(params, config, 'rl_optim', matrices)
     return
   with pytest.raises(ValueError, match=r'got 1e-06 and rl_optim.muon_learning_rate'):
-    optim.check_moves(params, config, 'rl_optim', matrices)
+    optim.check_learning_rate(params, config, 'rl_optim', matrices)
 
 
 def test_learning_rate_0_leaves_the_parameters():
@@ -269,7 +269,7 @@ def squares(params, part):
 
 
 def update(state, batch, micro_batches, count=None):
-  parts = optim.cut(batch, micro_batches)
+  parts = optim.split_micro_batches(batch, micro_batches)
   grads, metrics = optim.gradients(state.params, parts, loss=squares, count=count)
   state, more = optim.apply(state, grads, optimizer=SGD)
   return state, metrics | more
@@ -291,7 +291,7 @@ def test_micro_batches_add_up(micro_batches):
   assert state.step == 1
 
 
-def test_only_the_first_parts_count():
+def test_only_the_first_micro_batches_are_computed():
   # Cut strided: the first 2 of 4 parts are rows 1, 16 and 2, 32.
   state = optim.init({'x': jnp.float32(1)}, SGD)
   state, metrics = jax.jit(update, static_argnums=2)(
@@ -315,7 +315,7 @@ def test_micro_batches_leave_rows_on_their_devices():
   assert 'all-reduce' in program
 
 
-def test_muon_orthogonalises_the_matrices_that_it_is_told():
+def test_muon_orthogonalises_the_given_matrices():
   rng = np.random.default_rng(0)
   grads = {
     'stack': rng.normal(size=(2, 6, 2, 3)).astype(
@@ -366,7 +366,7 @@ def test_muon_warms_up_both_of_its_rates():
     np.testing.assert_allclose(first[name], peak[name] / 4, rtol=1e-5)
 
 
-def test_muon_decays_its_matrices_alone():
+def test_muon_decays_only_matrices():
   # no gradient: rate * 0.5 * 2
   settings = {'warmup_steps': 0, 'weight_decay': 0.5}
   (decay,) = muon(settings, [np.zeros((2, 2))], start=2.0)

@@ -1,4 +1,4 @@
-"""Outputs side by side: everything is there once, and nothing else."""
+"""Packed outputs: every token has exactly one position."""
 
 import hypothesis
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from hypothesis import strategies
 from r1jax import packing, update
 
 
-def test_the_longest_go_first_and_each_into_the_first_row_with_room():
+def test_first_fit_takes_the_longest_first():
   lengths = np.array([4, 9, 3, 6, 1])
   # 9 alone; 6 and 4 fill a row of 10; 3 needs a third; 1 goes back to the first.
   assert packing.first_fit(lengths, 10, 4) == [[1, 4], [3, 0], [2]]
 
 
-def test_a_row_takes_no_more_than_its_number_of_outputs():
+def test_a_row_has_a_maximum_number_of_outputs():
   assert packing.first_fit(np.ones(5, int), 100, 2) == [[0, 1], [2, 3], [4]]
 
 
 @hypothesis.given(strategies.data())
-def test_every_token_lies_in_one_place_beside_others_of_its_prompt(data):
+def test_every_token_has_one_position_in_rows_of_its_prompt(data):
   prompts, group_size, length = (
     data.draw(strategies.integers(1, most)) for most in (4, 9, 7)
   )
@@ -83,7 +83,7 @@ def test_the_shape_does_not_depend_on_the_lengths():
     ((32, 128, 128, 32, 8), 4),  # 32 / 8 would not leave a prompt for each device
   ],
 )
-def test_rows_share_a_prompt_where_it_is_long_beside_the_outputs(sizes, expected):
+def test_long_prompts_are_shared_by_more_rows(sizes, expected):
   assert packing.rows_of_a_prompt(*sizes) == expected
 
 
@@ -101,7 +101,7 @@ def test_unpack_puts_each_output_in_a_row_of_its_own():
 
 
 @hypothesis.given(strategies.data())
-def test_a_part_of_the_prompts_lies_in_its_part_of_each_micro_batch(data):
+def test_each_shard_of_prompts_has_its_part_of_every_micro_batch(data):
   group_size, length, parts = 3, 5, data.draw(strategies.integers(1, 3))
   drawn = data.draw(
     strategies.lists(strategies.integers(1, length), min_size=18, max_size=18)

@@ -234,7 +234,7 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'mesh': MeshConfig(fsdp=3)}, 'mesh.fsdp 4 would do'),
+    ({'mesh': MeshConfig(fsdp=3)}, 'set mesh.fsdp to 4'),
     ({'mesh': MeshConfig(fsdp=2, context=4, data=1)}, 'max_length: .* the next is 36'),
     ({'mesh': MeshConfig(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
     ({'mesh': MeshConfig(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),

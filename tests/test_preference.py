@@ -40,7 +40,7 @@ def forward(params, tokens, positions, documents):
 
 
 def toy(seed=0, vocab=VOCAB):
-  """A preference model of which a text's last token decides."""
+  """A preference model whose score depends on the last token only."""
   rng = np.random.default_rng(seed)
   table, head = rng.normal(size=(vocab, WIDTH)), rng.normal(size=WIDTH)
   params = reward_model.init({'table': jnp.asarray(table, jnp.float32)}, WIDTH)
@@ -80,7 +80,7 @@ def test_bradley_terry_is_minus_log_sigmoid():
   expected = -scipy.special.log_expit(np.float64(chosen) - rejected)
   # float32, whose least number is 1e-38: exp(-200) is 0
   np.testing.assert_allclose(loss, expected, rtol=1e-6, atol=1e-38)
-  # By hand: equals are chosen with 1/2, and far apart the loss is the distance.
+  # By hand: equal scores give log 2, and far apart the loss is the distance.
   np.testing.assert_allclose(loss[0], math.log(2), rtol=1e-6)
   np.testing.assert_allclose(loss[4], 200, rtol=1e-6)
 
@@ -105,7 +105,7 @@ def test_loss_and_metrics_by_hand():
   np.testing.assert_allclose(metrics['margin'], (3 - 2 + 0) / 3, rtol=1e-6)
 
 
-def test_a_fresh_model_finds_all_texts_equal():
+def test_an_initial_model_scores_all_texts_equally():
   params = reward_model.init({'table': jnp.ones((VOCAB, WIDTH))}, WIDTH)
   batch = random_batch(4, 5)
   loss, metrics = reward_model.loss(params, batch, forward=forward, total=4.0)
@@ -256,7 +256,7 @@ def test_a_prompt_without_room_for_a_text_is_refused(tokenizer):
 
 
 def toy_scorer(tokenizer, forward=forward, devices=1):
-  """The last token before the end decides, so that a score can be told by hand."""
+  """The score depends on the last token before the end, so it is known by hand."""
 
   def before_the_end(params, tokens, positions, documents):
     return forward(params, jnp.roll(tokens, 1, axis=1), positions, documents)

@@ -134,7 +134,7 @@ def test_score_is_the_log_softmax_of_the_full_forward_pass(params, length, tempe
     )
 
 
-def test_score_takes_the_hosts_arrays_as_they_are(params):
+def test_score_accepts_numpy_arrays(params):
   tokens = random_tokens(6, group_size=1)
   # Two outputs of three tokens in a row.
   offsets = np.broadcast_to(np.arange(6) % 3, tokens.shape).astype(np.int32)
@@ -268,7 +268,7 @@ ALMOST_1 = np.nextafter(np.float32(1), np.float32(0))
   ('uniform', 'expected'),
   [(0.0, 0), (0.24, 0), (0.25, 2), (0.74, 2), (0.75, 3), (ALMOST_1, 3)],
 )
-def test_inverse_cdf_takes_the_place_a_number_falls_into(uniform, expected):
+def test_inverse_cdf_by_hand(uniform, expected):
   # Shares 1/4, 0, 1/2, 1/4, 0; a place without a share is never taken.
   weights = jnp.array([1.0, 0.0, 2.0, 1.0, 0.0])
   assert inverse_cdf(jnp.float32(uniform), weights) == expected
@@ -316,9 +316,7 @@ def test_the_nucleus_is_the_smallest_set_of_the_total_probability():
   assert np.isfinite(kept).tolist() == [False, True, False]
 
 
-def test_a_completion_is_a_free_run_cut_behind_its_first_stop_token(
-  params, monkeypatch
-):
+def test_a_completion_ends_after_its_first_stop_token(params, monkeypatch):
   free = sample(params)
   assert free.mask.all()
   monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
@@ -355,9 +353,9 @@ def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
 
 # With one kv head the cache has another shape; see `attention.write`.
 @pytest.mark.parametrize('kv_heads', [1, 2])
-def test_moving_rows_together_changes_no_completion(monkeypatch, kv_heads):
+def test_compaction_changes_no_completion(monkeypatch, kv_heads):
   monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
-  monkeypatch.setattr(generate, 'FEWEST_ROWS', 1)
+  monkeypatch.setattr(generate, 'MIN_ROWS', 1)
   config = dataclasses.replace(SMALL, kv_heads=kv_heads)
   model = DecoderFns(*decoder.functions(config, VOCAB))
   plain, moved = (
@@ -396,7 +394,7 @@ def counting_model(seen):
   def logits(params, hidden):
     return 100.0 * jax.nn.one_hot((hidden + 1) % 10, 10)
 
-  def decoding(params):
+  def make_decode(params):
     def decode(token_B, position_B, context, column):
       hidden, _ = forward(params, token_B[:, None], None, None)
       return hidden[:, 0], context[-1][0]
@@ -404,7 +402,7 @@ def counting_model(seen):
     return decode
 
   nothing: Any = None  # unused here
-  return DecoderFns(forward, logits, decoding, nothing)
+  return DecoderFns(forward, logits, make_decode, nothing)
 
 
 def test_the_loop_ends_with_the_last_completion():
@@ -430,7 +428,7 @@ def test_the_loop_ends_with_the_last_completion():
 
 
 @pytest.mark.parametrize('block', [1, 3])
-def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block):
+def test_completions_without_a_stop_have_the_maximum_length(monkeypatch, block):
   monkeypatch.setattr(cache, 'CACHE_BLOCK', block)
   prompts = np.array([[1, 3]], np.int32)
   for length in (1, 4):
@@ -446,7 +444,7 @@ def test_completions_without_a_stop_have_the_greatest_length(monkeypatch, block)
     assert drawn.mask.tolist() == [[[True] * length]]
 
 
-def test_prompts_cut_over_devices_get_the_same_samples(params):
+def test_sharded_prompts_get_the_same_samples(params):
   prompts = np.concatenate([PROMPTS, PROMPTS[:1]])
   prompt_mask = np.concatenate([PROMPT_MASK, PROMPT_MASK[:1]])
   keys = jax.random.split(jax.random.key(0), 4)
@@ -495,7 +493,7 @@ def test_tokens_of_a_completion_are_drawn_independently():
     assert chi_square(counts, np.full(16, 1 / 16)) > UNLIKELY
 
 
-def test_a_prompt_gets_the_same_samples_in_any_company(params):
+def test_samples_do_not_depend_on_the_other_prompts(params):
   together = sample(params)
   keys = jax.random.split(jax.random.key(0), len(PROMPTS))
   run = compiled_sample(

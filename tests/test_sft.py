@@ -82,7 +82,7 @@ def test_cross_entropy_by_hand():
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_the_model_sees_a_tokens_own_position_and_document():
+def test_the_model_gets_positions_and_documents():
   seen: list[list[list[int]]] = []
 
   def record(params, *arrays):
@@ -158,7 +158,7 @@ def tiny():
   return random_boxed(config), *decoder.functions(config, VOCAB)[:2]
 
 
-def test_packed_documents_are_learned_as_if_apart(tiny):
+def test_packed_documents_train_like_separate_ones(tiny):
   boxed, forward, logits = tiny
   params = put_boxed(make_mesh(jax.devices()[:1]), boxed)
   first, second = [1, 2, 3, 4], [5, 6, 1]
@@ -168,7 +168,7 @@ def test_packed_documents_are_learned_as_if_apart(tiny):
     documents=jnp.array([[1, 1, 1, 1, 2, 2, 2, 0], 8 * [0]]),
     weights=jnp.array([[0.0, 1, 1, 1, 0, 1, 1, 0], 8 * [0]]),
   )
-  apart = sft.Batch(
+  separate = sft.Batch(
     tokens=jnp.array([first + 4 * [0], second + 5 * [0]]),
     positions=jnp.array([[0, 1, 2, 3, 0, 0, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0]]),
     documents=jnp.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
@@ -176,7 +176,7 @@ def test_packed_documents_are_learned_as_if_apart(tiny):
   )
   state, step = optim.init(params, SGD), make_step(forward, logits)
   # float32 through two layers
-  close(step(state, packed), step(state, apart), rtol=1e-5, atol=1e-6)
+  close(step(state, packed), step(state, separate), rtol=1e-5, atol=1e-6)
 
 
 def test_sharded_step_matches_single_device(tiny):

@@ -1,4 +1,4 @@
-"""One iteration of GRPO on meshes of eight devices, beside the same on one."""
+"""One iteration of GRPO on meshes of eight devices equals that on one device."""
 
 import functools
 import os
@@ -95,7 +95,7 @@ def iteration(model_name, mesh_name):
   )
   before = trainer.start(model.init(where, 0))
   state, reference = before['policy'], before['reference']
-  lying = jax.tree.map(lambda leaf: leaf.sharding, state)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
   outputs = trainer.rollout(state.params, key, PROBLEMS, 32, 1.0)
   reward = (outputs.tokens.sum(-1) % 7).astype(np.float32)
@@ -103,8 +103,8 @@ def iteration(model_name, mesh_name):
   state, metrics, _ = trainer.learn(
     state, outputs, passes, trainer.advantages(reward), key, 1.0
   )
-  assert jax.tree.map(lambda leaf: leaf.sharding, state) == lying
-  return outputs, passes, metrics, jax.device_get(state), lying
+  assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
+  return outputs, passes, metrics, jax.device_get(state), shardings
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def iteration(model_name, mesh_name):
     ('deepseek', 'expert 2 context 2 tensor 2'),
   ],
 )
-def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
+def test_an_iteration_equals_that_of_one_device(model_name, mesh_name):
   expected, expected_passes, numbers, after, _ = iteration(model_name, 'one')
   found, passes, metrics, state, _ = iteration(model_name, mesh_name)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -138,7 +138,7 @@ def test_an_iteration_is_that_of_one_device(model_name, mesh_name):
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
-def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_path):
+def test_a_checkpoint_resumes_on_other_devices_to_the_same_bits(devices, tmp_path):
   def state(devices, layout):
     place = make_mesh(jax.devices()[:devices], layout)
     trainer = Learner(
@@ -158,8 +158,8 @@ def test_a_checkpoint_goes_on_with_other_devices_to_the_same_bits(devices, tmp_p
   fresh = state(devices, MeshConfig(fsdp=devices))
   found, step = checkpoint.Checkpoints(tmp_path / 'a').resume(fresh)
   assert step == 3
-  lying = [leaf.sharding for leaf in jax.tree.leaves(fresh)]
-  assert [leaf.sharding for leaf in jax.tree.leaves(found)] == lying
+  shardings = [leaf.sharding for leaf in jax.tree.leaves(fresh)]
+  assert [leaf.sharding for leaf in jax.tree.leaves(found)] == shardings
   jax.tree.map(np.testing.assert_array_equal, found, before)
 
 

@@ -101,7 +101,7 @@ def models(tmp_path_factory):
     reference, references = stored(theirs, folder / 'reference')
     checkpoint = open_checkpoint(folder / 'start')
     with pytest.MonkeyPatch.context() as patch:
-      # Not for users, whose jax computes in float32 unless it is told otherwise.
+      # For the test only; by default JAX computes in float32.
       patch.setattr(config_lib, 'DTYPES', ('float64',))
       config = dataclasses.replace(checkpoint.config, **FLOAT64)
     functions = DecoderFns(*decoder.functions(config, VOCAB))

@@ -357,7 +357,7 @@ def test_routers_stay_float32_whatever_the_others_are(model_type, tmp_path):
   params = weights.read(checkpoint, everywhere, 'bfloat16')
   shapes = decoder.shapes(checkpoint.config, BASE['vocab_size'])
   assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), decoder.held(shapes, 'bfloat16')
+    lambda x: (x.shape, x.dtype), decoder.with_dtype(shapes, 'bfloat16')
   )
   kept = {path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(params)
           if x.dtype == np.float32}  # fmt: skip

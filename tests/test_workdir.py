@@ -244,3 +244,14 @@ def test_two_processes_cannot_write_one_run_and_a_kill_frees_it(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert open_workdir(tmp_path, Other()) == tmp_path
+
+
+def test_a_function_is_recorded_by_its_name():
+  @dataclasses.dataclass
+  class Chosen:
+    loss: object = json.dumps
+
+  assert workdir.plain_config(Chosen()) == {
+    'experiment': 'Chosen',
+    'loss': 'json.dumps',
+  }

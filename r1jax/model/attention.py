@@ -1,12 +1,12 @@
 """Attention over segments: one softmax across several lists of keys.
 
 A row of queries attends to its own positions, causally, and to any number of context
-segments that were computed before: a prompt, blocks of a decoding cache. A context
-segment may serve a run of rows, so a prompt's keys are shared by the samples of its
-group without a copy. Prefill, decoding, scoring and training differ only in segments.
+segments computed before: a prompt, blocks of the decoding cache. A context segment may
+serve several consecutive rows, so the samples of a group share their prompt's keys
+without a copy. Prefill, decoding, scoring and training differ only in segments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,25 +15,24 @@ import jax.numpy as jnp
 from r1jax.model.kernels import flash_tpu
 from r1jax.sharding.constrain import AxisNames, num_shards, shard_mapped
 
-# Finite, so that a segment masked from end to end gives weight exp(-1e30) = 0, not NaN.
+# Finite, so that a fully masked segment gets weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
-# Queries attended at a time: skips most of the upper triangle, and the scores of 16
-# rows stay in a CPU's cache. 64 took a third of the time of 256 at once, forward and
+# Queries computed at a time: skips most of the upper triangle, and the scores of 16
+# rows fit in a CPU's cache. 64 took a third of the time of 256 at once, forward and
 # backward (16 rows of 256 tokens, 4 heads of 32).
 QUERY_BLOCK = 64
-# At most so many are written out, and a program's size does not grow with the row: in a
-# longer one blocks become longer, up to the largest, of which then each section has
-# several, in a loop. A section scores keys up to its end, an eighth of them in vain.
+# A program unrolls at most this many sections, so its size does not grow with the row.
+# Longer rows have longer blocks, up to LARGEST_BLOCK, then several blocks per section,
+# in a loop. A section scores all keys up to its end, an eighth of them unnecessarily.
 SECTIONS = 8
 LARGEST_BLOCK = 256
 
 
 class KV(NamedTuple):
-  """Keys after RoPE [B, K, C, S] and values [B, K, S, C], as the products read them.
+  """Keys after RoPE [B, K, C, S] and values [B, K, S, C], in the products' layout.
 
-  With a leading L axis when stacked over layers; a block that `write` changes has no
-  axis K where K is 1. Without values of their own, keys are the values too, as in the
-  cache of latent attention.
+  A leading L axis when stacked over layers. A block that `write` changes has no axis K
+  if K is 1. With `v` None the keys are also the values, as in latent attention.
   """
 
   k: jax.Array
@@ -43,8 +42,8 @@ class KV(NamedTuple):
 def write(block: KV, new: KV, column: jax.Array) -> KV:
   """Returns the block with one position's keys and values at `column`.
 
-  Also of a block that has no axis K, for the one kv head: with an axis of size 1 XLA
-  would copy the block for each write instead of changing it in place.
+  The block has no axis K if there is one kv head: with an axis of size 1 XLA would copy
+  the block at each write instead of updating it in place.
   """
 
   def put(into: jax.Array, x: jax.Array, axis: int) -> jax.Array:
@@ -64,26 +63,26 @@ def attend(
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None = None,
 ) -> jax.Array:
-  """Returns softmax(scale q k^T) v over everything a query sees, [B, T, H, C].
+  """Returns softmax(scale q k^T) v over all visible keys, [B, T, H, C].
 
   Args:
     q_BTHC: queries after RoPE.
-    own: keys and values of the same T positions, seen causally within a document.
-    document_BT: an id a position; different documents don't see each other. Positions
-      of one lie side by side.
-    context: pairs of a `KV` over S positions and a boolean mask [B' or 1, S] of those
-      that every query may see. B' divides B: each row of the `KV` serves B / B'
+    own: keys and values of the same T positions, visible causally within a document.
+    document_BT: a document id per position; documents don't attend to each other. The
+      positions of a document are contiguous.
+    context: pairs of a `KV` over S positions and a bool mask [B' or 1, S] of the keys
+      visible to every query. B' divides B: each row of the `KV` serves B / B'
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
   """
   if flash_tpu.serves(q_BTHC, own, context):
     return flash_tpu.attend(q_BTHC, own, document_BT, context, scale)
   if num_shards('length') > 1:
-    return _attend_cut(q_BTHC, own, document_BT, context, scale)
+    return _attend_sharded(q_BTHC, own, document_BT, context, scale)
   length = q_BTHC.shape[1]
-  longer = -(-length // (SECTIONS * QUERY_BLOCK))
-  size = min(longer * QUERY_BLOCK, LARGEST_BLOCK)
-  blocks = -(-length // (SECTIONS * size))  # of a section
+  size = -(-length // (SECTIONS * QUERY_BLOCK)) * QUERY_BLOCK
+  size = min(size, LARGEST_BLOCK)
+  blocks = -(-length // (SECTIONS * size))  # per section
   sections = []
   for start in range(0, length, blocks * size):
     stop = min(start + blocks * size, length)
@@ -108,33 +107,33 @@ def _attend_some(
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None,
 ) -> jax.Array:
-  """`attend` of queries at the positions from `first` on."""
-  of_queries, of_keys = documents
-  place = first + jnp.arange(q_BTHC.shape[1])
-  causal = place[:, None] >= jnp.arange(of_keys.shape[1])[None]
-  same = of_queries[..., None] == of_keys[:, None]
+  """`attend` for a block of queries at positions from `first` on."""
+  query_document, key_document = documents
+  position = first + jnp.arange(q_BTHC.shape[1])
+  causal = position[:, None] >= jnp.arange(key_document.shape[1])[None]
+  same = query_document[..., None] == key_document[:, None]
   parts = [_attend_one(q_BTHC, own, causal[None] & same, scale)]
   parts += [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in context]
   return _merge(parts)
 
 
-def _attend_cut(
+def _attend_sharded(
   q_BTHC: jax.Array,
   own: KV,
   document_BT: jax.Array,
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None,
 ) -> jax.Array:
-  """`attend` where devices have parts of a row: their queries, and all keys.
+  """`attend` with rows sharded in T: each device has its queries, and all keys.
 
-  Keys and values are gathered, which with a few kv heads is little beside the queries.
-  The last device has the most to attend to, and all take as long as it does.
+  Keys and values are all-gathered; with few kv heads they are small. The last device
+  has the most keys to attend to, and all devices wait for it.
   """
   length = q_BTHC.shape[1]
-  short = -length % num_shards('length')
+  padding = -length % num_shards('length')
 
-  def whole(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+  def padded(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
   heads = AxisNames('prompt', 'length', 'heads', None)
   keys = jax.tree.map(lambda _: AxisNames('prompt', 'kv_heads', None, None), own)
@@ -152,28 +151,31 @@ def _attend_cut(
     return _loop(block, (q, query_document), first, size)
 
   inputs = (heads, rows, all_rows, keys, earlier)
-  # Without collectives in it nothing needs to be followed: what the keys' gradients get
-  # from each device is summed once, after the loop.
+  # There are no collectives inside, so JAX need not track varying axes: the keys'
+  # gradients are summed over devices once, after the loop.
   attend_mapped = shard_mapped(local, inputs, heads, checked=False)
-  documents = whole(document_BT), document_BT
-  return attend_mapped(whole(q_BTHC), *documents, own, list(context))[:, :length]
+  documents = padded(document_BT), document_BT
+  return attend_mapped(padded(q_BTHC), *documents, own, list(context))[:, :length]
 
 
 def _loop(
-  block: Any, queries: tuple[jax.Array, ...], start: jax.Array | int, size: int
+  block: Callable[..., jax.Array],
+  queries: tuple[jax.Array, ...],
+  start: jax.Array | int,
+  size: int,
 ) -> jax.Array:
-  """Applies `block` to `size` queries at a time and keeps only their outputs."""
+  """Applies `block` to `size` queries at a time, with rematerialization."""
   rows, length = queries[0].shape[:2]
   count = -(-length // size)
 
-  def cut(x: jax.Array) -> jax.Array:
-    short = count * size - length
-    padded = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+  def split(x: jax.Array) -> jax.Array:
+    padding = count * size - length
+    padded = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(padded.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
 
   firsts = start + size * jnp.arange(count)
   one = jax.checkpoint(lambda parts: block(*parts))
-  out = jax.lax.map(one, (*map(cut, queries), firsts))
+  out = jax.lax.map(one, (*map(split, queries), firsts))
   return jnp.moveaxis(out, 0, 1).reshape(rows, -1, *out.shape[3:])[:, :length]
 
 
@@ -182,17 +184,17 @@ def attend_all(
   segments: Sequence[tuple[KV, jax.Array]],
   scale: float | None = None,
 ) -> jax.Array:
-  """Returns softmax(scale q k^T) v over the segments alone, [B, T, H, C].
+  """Returns softmax(scale q k^T) v over the segments, [B, T, H, C].
 
-  As `attend`, for queries whose own keys and values are among the segments.
+  Like `attend`, but the queries' own keys and values are among the segments.
   """
   return _merge(
     [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in segments]
   )
 
 
-def _merge(parts) -> jax.Array:
-  """One softmax from several, by their log-sum-exp, as in flash attention."""
+def _merge(parts: Sequence[tuple[Any, jax.Array, Any]]) -> jax.Array:
+  """Returns one softmax from partial ones, rescaled as in flash attention."""
   if len(parts) == 1:
     ((out, _, total),) = parts
     return out / total[..., None]
@@ -207,19 +209,20 @@ def _merge(parts) -> jax.Array:
   return out / total[..., None]
 
 
-def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None):
-  """Unnormalised output [B, T, H, C], largest score and sum of weights [B, T, H].
+def _attend_one(
+  q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns unnormalised output [B, T, H, C], max score and sum of weights [B, T, H].
 
-  float32 or more, whatever the type of queries, keys and values.
-
-  `mask` broadcasts to [B', T, S]; only B' = 1 or B may differ along T.
+  All are float32 or more, whatever the type of queries, keys and values. `mask`
+  broadcasts to [B', T, S]; it may vary along T only if B' is 1 or B.
   """
   rows, length, heads, channels = q_BTHC.shape
   if kv.k.ndim == 3:  # see `write`
     kv = KV(kv.k[:, None], None if kv.v is None else kv.v[:, None])
   values = jnp.swapaxes(kv.k, -1, -2) if kv.v is None else kv.v
   kv_rows, kv_heads = kv.k.shape[:2]
-  # Rows that share a segment become more queries of one larger product.
+  # Rows that share a segment are concatenated to one larger product.
   queries = rows // kv_rows * length
   q = q_BTHC.reshape(kv_rows, queries, kv_heads, heads // kv_heads, channels)
   q = jnp.moveaxis(q, 1, 3) * (channels**-0.5 if scale is None else scale)
@@ -229,14 +232,14 @@ def _attend_one(q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None)
   weights = jnp.exp(scores - top[..., None])
   out = _product(weights.astype(values.dtype), values)
 
-  def back(x_BKRQ: jax.Array) -> jax.Array:
+  def by_row(x_BKRQ: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BKRQ, 3, 1).reshape(rows, length, heads, *x_BKRQ.shape[4:])
 
-  return back(out), back(top), back(weights.sum(-1))
+  return by_row(out), by_row(top), by_row(weights.sum(-1))
 
 
 def _product(x_BKRQM: jax.Array, y_BKMN: jax.Array) -> jax.Array:
-  """x @ y for every row and kv head, [B, K, R, Q, N], float32 or more."""
+  """Returns x @ y for each row and kv head, [B, K, R, Q, N], float32 or more."""
   rows, kv_heads, repeats, queries, inner = x_BKRQM.shape
   flat = x_BKRQM.reshape(rows, kv_heads, repeats * queries, inner)
   kind = jnp.promote_types(y_BKMN.dtype, jnp.float32)

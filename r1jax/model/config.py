@@ -1,8 +1,8 @@
-"""What a decoder is: its sizes, checked when they are written down.
+"""The config of a decoder, checked when it is constructed.
 
-One decoder serves several families. What they differ in is a field each: biases, norms
-of queries and keys, the scaling of RoPE; or a group of fields that is off by default:
-latent attention and experts.
+One decoder serves several model families. They differ in single fields (biases, norms
+of queries and keys, RoPE scaling) and in groups of fields that are off by default
+(latent attention, experts).
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 REMAT = ('none', 'dots', 'full')
 DTYPES = ('float32', 'bfloat16')
-# In the norms of the compressed query and latent, whatever `norm_eps` says: DeepSeek's
-# own code and transformers leave it out there, and have this default.
+# Epsilon of the norms of the compressed query and latent, independent of `norm_eps`:
+# DeepSeek's code and transformers use this default there.
 LATENT_NORM_EPS = 1e-6
 ROPES = ('plain', 'linear', 'llama3', 'yarn')
 SCORES = ('softmax', 'sigmoid')
@@ -22,17 +22,17 @@ SCORES = ('softmax', 'sigmoid')
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """How the frequencies of RoPE are stretched, so that a model reads longer texts."""
+  """How RoPE frequencies are scaled to longer contexts."""
 
   kind: Literal['plain', 'linear', 'llama3', 'yarn'] = 'plain'
-  factor: float = 1.0  # how many times longer
-  original_length: int = 0  # tokens the model was trained on before; llama3, yarn
-  low_freq_factor: float = 1.0  # llama3: waves longer than length / this are stretched
-  high_freq_factor: float = 4.0  # llama3: waves shorter than length / this are left
-  beta_fast: float = 32.0  # yarn: turns in the length from which on waves are left
-  beta_slow: float = 1.0  # yarn: turns up to which waves are stretched in full
+  factor: float = 1.0  # new context length / original length
+  original_length: int = 0  # context length before scaling, tokens; llama3, yarn
+  low_freq_factor: float = 1.0  # llama3: wavelengths over length / this are scaled
+  high_freq_factor: float = 4.0  # llama3: wavelengths under length / this are kept
+  beta_fast: float = 32.0  # yarn: channels with at least this many turns are kept
+  beta_slow: float = 1.0  # yarn: channels with at most this many are fully scaled
   amplitude: float = 1.0  # of cosine and sine (YaRN, eq. 22: sqrt(1 / t))
-  # Of the scores of attention, beside 1 / sqrt(C): DeepSeek's share of YaRN's 1 / t.
+  # Multiplies attention scores, after 1 / sqrt(C): DeepSeek's version of YaRN's 1 / t.
   score_factor: float = 1.0
   # Queries at position t are scaled by 1 + this * ln(1 + floor(t / original_length)).
   query_growth: float = 0.0
@@ -70,13 +70,13 @@ class Rope:
 class Latent:
   """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1).
 
-  Keys and values of all heads are read from one latent vector a token, which is all
-  that the cache holds, beside a key for RoPE that the heads share.
+  Keys and values of all heads are projected from one latent vector per token. The cache
+  holds only this latent and one RoPE key that the heads share.
   """
 
-  kv_rank: int = 0  # width of the latent vector; 0 is grouped-query attention
-  q_rank: int = 0  # width that queries are read from; 0 is the stream itself
-  rope_dim: int = 64  # channels of a head that RoPE turns; even
+  kv_rank: int = 0  # width of the latent vector; 0: grouped-query attention
+  q_rank: int = 0  # width of the compressed query; 0: queries are not compressed
+  rope_dim: int = 64  # channels of a head with RoPE; even
   value_dim: int = 128  # channels of a head's values
 
   def __post_init__(self) -> None:
@@ -98,23 +98,23 @@ class Latent:
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-  """A mixture of experts in place of the SwiGLU (DeepSeekMoE, 2401.06066).
+  """A mixture of experts instead of the SwiGLU (DeepSeekMoE, 2401.06066).
 
-  With 'softmax' scores as in DeepSeek-V2 and Qwen3, with 'sigmoid' as in DeepSeek-V3
-  (2412.19437, section 2.1.2): there a bias without a gradient keeps the load even.
+  'softmax' scores as in DeepSeek-V2 and Qwen3; 'sigmoid' scores as in DeepSeek-V3
+  (2412.19437, section 2.1.2), where a bias without a gradient balances the load.
   """
 
-  count: int = 0  # E; 0 is one SwiGLU for all tokens
-  active: int = 1  # experts that a token goes to
-  d_ff: int = 384  # hidden width of one
-  shared: int = 0  # further ones of that width, for all tokens
-  dense_layers: int = 0  # the first layers, which have the SwiGLU
-  dense: tuple[int, ...] = ()  # numbers of later layers that have it too
+  count: int = 0  # E; 0: one SwiGLU for all tokens
+  active: int = 1  # experts per token
+  d_ff: int = 384  # hidden width of an expert
+  shared: int = 0  # experts of that width that all tokens use
+  dense_layers: int = 0  # number of first layers that have a SwiGLU
+  dense: tuple[int, ...] = ()  # indices of later layers that have a SwiGLU
   scores: Literal['softmax', 'sigmoid'] = 'softmax'
-  groups: int = 1  # of experts, as they lie on machines
-  active_groups: int = 1  # that a token's experts may come from
+  groups: int = 1  # groups of experts (node-limited routing)
+  active_groups: int = 1  # groups that a token's experts may come from
   normalised: bool = True  # the weights of a token's experts sum to 1
-  scale: float = 1.0  # of these weights
+  scale: float = 1.0  # multiplies these weights
 
   def __post_init__(self) -> None:
     for name in ('count', 'shared', 'dense_layers'):
@@ -165,23 +165,23 @@ class ModelConfig:
   layers: int = 4  # L
   heads: int = 4  # H, query heads
   kv_heads: int = 2  # K, each shared by heads / kv_heads query heads
-  head_dim: int = 32  # C, channels of a head; even, RoPE turns them in pairs
+  head_dim: int = 32  # C, channels of a head; even, as RoPE rotates pairs
   d_ff: int = 384  # F, hidden width of the SwiGLU
   rope_theta: float = 10_000.0  # longest RoPE wavelength / 2 pi, in tokens
   rope: Rope = Rope()
   norm_eps: float = 1e-6  # added to the mean square in RMSNorm
-  tied: bool = True  # one matrix embeds tokens and reads logits
-  # Added to queries, keys and values (Qwen2); of latent attention, to what those are
-  # read from, the compressed query and the latent.
+  tied: bool = True  # input embedding and output head share one matrix
+  # Biases of queries, keys and values (Qwen2); with latent attention, of the compressed
+  # query and the latent.
   qkv_bias: bool = False
-  out_bias: bool = False  # added to what attention adds to the stream
+  out_bias: bool = False  # bias of attention's output projection
   qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
   latent: Latent = Latent()
   experts: Experts = Experts()
-  # What the backward pass computes again: nothing, all but the products with weights,
-  # or a whole layer. From the most memory to the least.
+  # What the backward pass recomputes: nothing, all but products with weights, or whole
+  # layers; from the most memory to the least.
   remat: Literal['none', 'dots', 'full'] = 'none'
-  # Of products, keys and values; sums, norms, softmax and log-probs stay float32.
+  # Of products, keys and values; sums, norms, softmax and log-probs are float32.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
@@ -233,7 +233,7 @@ class ModelConfig:
 
   @property
   def rope_dim(self) -> int:
-    """Channels of a head that RoPE turns."""
+    """Channels of a head with RoPE."""
     return self.latent.rope_dim if self.latent.kv_rank else self.head_dim
 
   @property
@@ -243,7 +243,7 @@ class ModelConfig:
 
   @property
   def stacks(self) -> list[tuple[str, int, bool]]:
-    """Name, layers, and whether there are experts, of each stack of like layers."""
+    """(name, number of layers, whether they have experts) per stack of equal layers."""
     first, dense = self.experts.dense_layers, self.experts.dense
     sparse = [
       bool(self.experts.count) and n >= first and n not in dense
@@ -261,9 +261,11 @@ GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}
 
 
 def from_dict(fields: Mapping[str, Any]) -> ModelConfig:
-  """The config whose `dataclasses.asdict` this is.
+  """Returns the config from its `dataclasses.asdict`.
 
-  Raises TypeError for a field that there is not, ValueError for an impossible value.
+  Raises:
+    TypeError: for an unknown field.
+    ValueError: for an impossible value.
   """
   groups = {name: GROUPS[name](**fields[name]) for name in GROUPS if name in fields}
   return ModelConfig(**{**fields, **groups})

@@ -1,8 +1,9 @@
-"""The decoder's layers for one token a row, with activations as columns [D, B].
+"""Decoding: the decoder's layers for one token per row, with activations [D, B].
 
-The same equations as in `decoder`, in the order of memory that few columns want: a
-library packs the right operand of a product anew at every call, and here that is the
-small one. With 32 rows and matrices of 512 x 1536 a CPU took two thirds of the time.
+The same equations as in `block`, in the memory order that suits small batches: a matrix
+product repacks its right operand at every call, and with activations as columns that is
+the small one. With 32 rows and matrices of 512 x 1536 this took a CPU two thirds of the
+time.
 """
 
 import dataclasses
@@ -15,55 +16,60 @@ import jax.numpy as jnp
 
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.mlp import Int8, Lora, experts
-from r1jax.model.rope import turn, turn_queries
+from r1jax.model.linear import Int8, Lora
+from r1jax.model.moe import mixture_of_experts
+from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain
 
 
 def score_scale(config: ModelConfig) -> float:
-  """What products of queries and keys are multiplied by."""
+  """Returns the factor of q k^T: 1 / sqrt(C), times YaRN's share."""
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
-class Turned(NamedTuple):
-  """Parameters as steps of decoding read them, prepared once for many calls."""
+class DecodeParams(NamedTuple):
+  """Parameters in the layout that decode steps read, prepared once for many steps."""
 
-  outside: dict[str, Any]  # of the layers: embedding, norm, head
-  layers: list[dict[str, Any]]  # weights by name, see `_turned`
+  outside: dict[str, Any]  # embedding, final norm and head
+  layers: list[dict[str, Any]]  # weights by name, see `layer_weights`
 
 
-def turned(config: ModelConfig, params: Any) -> Turned:
-  """Returns the parameters prepared for `decoding` and for the logits.
+def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
+  """Returns the parameters prepared for `make_decode` and for the logits.
 
-  A call of `decoding` with parameters prepares the layers itself, which a loop over
-  tokens within one program does once. Where each token is a program, as in a chat, this
-  is a program of its own before them.
+  `make_decode` does this itself when it gets plain parameters: once per program, so
+  once for a loop over tokens. Where each token is a call of a program, as in a chat,
+  call this once in a program of its own.
   """
   stacks = [name for name, _, _ in config.stacks]
   outside = {name: x for name, x in params.items() if name not in stacks}
   head = 'embedding' if config.tied else 'head'
-  # The embedding keeps its precision; the products would widen it at each token.
-  wide = jnp.promote_types(outside[head].dtype, config.dtype)
-  outside[head] = outside[head].astype(wide if config.tied else config.dtype)
+  # A tied embedding keeps its precision. Cast here, not at each token.
+  tied_dtype = jnp.promote_types(outside[head].dtype, config.dtype)
+  outside[head] = outside[head].astype(tied_dtype if config.tied else config.dtype)
   layers = [
-    _turned(config, params[name], n)
+    layer_weights(config, params[name], n)
     for name, count, _ in config.stacks
     for n in range(count)
   ]
-  return Turned(outside, layers)
+  return DecodeParams(outside, layers)
 
 
-def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
-  """Returns `decode(tokens, positions, context, column)` for one token a row.
+def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
+  """Returns `decode(tokens, positions, context, column)` for one token per row.
 
-  Of parameters, or of what `turned` has made of them.
-  It gives hidden states [B, D] and the last segment of the context with the rows' keys
-  and values written to `column`, which its mask must let them see. A segment is a list
-  here, of a `KV` for each layer: a scan over layers would copy all of the cache at each
-  step.
+  `decode` returns hidden states [B, D], and the last segment of the context with the
+  rows' keys and values written to `column`. That segment's mask must include `column`.
+  A segment's cache is a list with a `KV` per layer: a scan over layers would copy the
+  whole cache at each step.
+
+  Args:
+    config: of the model.
+    params: parameters, or the `DecodeParams` made of them.
   """
-  outside, weights = params if isinstance(params, Turned) else turned(config, params)
-  layers = [_Layer(config, w) for w in weights]
+  if not isinstance(params, DecodeParams):
+    params = decode_params(config, params)
+  outside, layers = params.outside, [Layer(config, w) for w in params.layers]
 
   def decode(
     token_B: jax.Array,
@@ -84,18 +90,19 @@ def decoding(config: ModelConfig, params: Any) -> Callable[..., Any]:
   return decode
 
 
-_AS_IT_IS = (
+# Weights that decoding uses in the learner's layout.
+_UNCHANGED = (
   *('latent_up', 'router', 'balance'),
   *('expert_gate', 'expert_up', 'expert_down'),
 )
 
 
-def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
-  """A layer's weights as they stand on the left: matrices [out, in], the rest [D, 1].
+def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
+  """Returns a layer's weights as left operands: matrices [out, in], the rest [D, 1].
 
-  But for those of experts and of the latent, which are no such products. An adapter is
-  added to its matrix where products are float32, and stays beside it in bfloat16, which
-  would round it away.
+  The weights in `_UNCHANGED` keep their layout. With float32 products an adapter is
+  merged into its matrix; with bfloat16 it stays separate, as the sum would round it
+  away.
   """
   inputs = {
     'out': config.heads * config.value_dim,
@@ -105,14 +112,14 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
   }
 
   def left(w: jax.Array, width: int) -> jax.Array:
-    # Else the compiler would turn the product back, and not the matrix once.
+    # Without the barrier XLA undoes the transpose inside each product.
     return jax.lax.optimization_barrier(w.reshape(width, -1).T)
 
-  def turn(name: str) -> Any:
+  def prepare(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])
     if isinstance(w, Lora) and (config.dtype == 'float32' or name == 'latent_up'):
-      w = w.merged()  # once, and not at each token
-    if name in _AS_IT_IS:
+      w = w.merged()  # once, not at each token
+    if name in _UNCHANGED:
       return w
     if name.endswith('_norm'):
       return w['gain'][:, None]
@@ -126,17 +133,17 @@ def _turned(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
       return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
     return left(w.astype(config.dtype), width), None
 
-  return {name: turn(name) for name in blocks}
+  return {name: prepare(name) for name in blocks}
 
 
-class _Layer:
-  """`decoder.Block` for one position a row."""
+class Layer:
+  """`Block` for one position per row."""
 
   def __init__(self, config: ModelConfig, weights: dict[str, Any]):
     self.config, self.weights = config, weights
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:
-    """Returns the product of a matrix, and its bias if there is one."""
+    """Returns matrix @ x, plus the bias if there is one."""
     weights, dtype = self.weights[name], self.config.dtype
     x_DB = x_DB.astype(dtype)
     if isinstance(weights, Lora):
@@ -149,13 +156,13 @@ class _Layer:
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
   def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
-    """Returns the columns normalised."""
+    """Returns the columns after RMSNorm."""
     latent = name in ('query_down_norm', 'latent_norm')
     eps = LATENT_NORM_EPS if latent else self.config.norm_eps
     return _norm(eps, x_DB, self.weights[name])
 
   def grouped(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
-    """Queries [B, 1, H, C] and the position's own `KV`."""
+    """Returns queries [B, 1, H, C] and the position's `KV`, grouped-query attention."""
     c = self.config
 
     def head(name: str, heads: int) -> jax.Array:
@@ -165,16 +172,16 @@ class _Layer:
       x_CN = x_BTHC.reshape(-1, c.head_dim).T
       return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
 
-    q = turn_queries(c, head('query', c.heads), position_BT)
-    k = turn(c, head('key', c.kv_heads), position_BT)
+    q = rotate_queries(c, head('query', c.heads), position_BT)
+    k = rotate(c, head('key', c.kv_heads), position_BT)
     v = head('value', c.kv_heads)
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
 
   def latent(self, h_DB: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, KV]:
-    """The same with the product that opens the latent taken to the queries' side.
+    """Returns queries and the position's `KV`, multi-head latent attention.
 
-    So that all heads attend to the compressed cache itself (DeepSeek-V2, section 2.1.2:
-    the matrix is absorbed).
+    The up-projection of keys is absorbed into the queries, so that all heads attend to
+    the compressed cache itself (DeepSeek-V2, section 2.1.2).
     """
     c, rank = self.config, self.config.latent.kv_rank
     plain = c.head_dim - c.rope_dim
@@ -182,34 +189,34 @@ class _Layer:
     if c.latent.q_rank:
       q_DB = self.norm('query_down_norm', self.times('query_down', h_DB))
     q = _rows(self.times('query', q_DB), c.heads)
-    turned = turn(c, q[..., plain:], position_BT)
-    into = self._up()[..., :plain].astype(c.dtype)
-    read = jnp.einsum('bthc,rhc->bthr', q[..., :plain], into)
+    q_rope = rotate(c, q[..., plain:], position_BT)
+    up = self._up()[..., :plain].astype(c.dtype)
+    q_latent = jnp.einsum('bthc,rhc->bthr', q[..., :plain], up)
     found = self.times('latent_down', h_DB)
-    shared = turn(c, _rows(found[rank:], 1), position_BT)
+    shared = rotate(c, _rows(found[rank:], 1), position_BT)
     kept = _rows(self.norm('latent_norm', found[:rank]), 1).astype(c.dtype)
     own = jnp.moveaxis(jnp.concatenate([kept, shared], axis=-1), 1, 3)
-    return jnp.concatenate([read, turned], axis=-1), KV(own, None)
+    return jnp.concatenate([q_latent, q_rope], axis=-1), KV(own, None)
 
   def values(self, attended_BTHC: jax.Array) -> jax.Array:
-    """What was attended to as values of the heads, [B, 1, H, C]."""
+    """Returns the attention output as values of the heads, [B, 1, H, C]."""
     c = self.config
     if not c.latent.kv_rank:
       return attended_BTHC
-    out_of = self._up()[..., c.head_dim - c.rope_dim :].astype(c.dtype)
+    up = self._up()[..., c.head_dim - c.rope_dim :].astype(c.dtype)
     latent = attended_BTHC[..., : c.latent.kv_rank].astype(c.dtype)
-    return jnp.einsum('bthr,rhc->bthc', latent, out_of)
+    return jnp.einsum('bthr,rhc->bthc', latent, up)
 
   def _up(self) -> jax.Array:
     up = self.weights['latent_up']
     return up.values * up.scale[None] if isinstance(up, Int8) else up
 
   def mlp(self, h_DB: jax.Array) -> jax.Array:
-    """Returns what the SwiGLU or the experts add to the stream."""
+    """Returns the output of the SwiGLU or of the experts, [D, B]."""
     if 'router' not in self.weights:
       return self._swiglu('', h_DB)
     c = dataclasses.replace(self.config.experts, shared=0)
-    out_DB = experts(h_DB.T, self.weights, c, self.config.dtype).T
+    out_DB = mixture_of_experts(h_DB.T, self.weights, c, self.config.dtype).T
     if self.config.experts.shared:
       out_DB += self._swiglu('shared_', h_DB)
     return out_DB
@@ -225,7 +232,7 @@ class _Layer:
     segments: list[tuple[KV, jax.Array]],
     column: jax.Array,
   ) -> tuple[jax.Array, KV]:
-    """Returns the stream and the last segment."""
+    """Returns the residual stream, and the last segment with this position written."""
     x_DB = constrain(x_DB, None, 'prompt')
     with jax.named_scope('attention_norm'):
       h_DB = self.norm('attention_norm', x_DB)
@@ -233,10 +240,10 @@ class _Layer:
       project = self.latent if self.config.latent.kv_rank else self.grouped
       q_BTHC, own = project(h_DB, position_BT)
     with jax.named_scope('write'):
-      # Written first and then read: the other way round it would have to be copied.
+      # Write before reading: the other order would make XLA copy the cache.
       *others, (last, mask) = segments
       last = write(last, own, column)
-      last = jax.tree.map(_lay_cache, last)
+      last = jax.tree.map(_constrain_cache, last)
     with jax.named_scope('attend'):
       scale = score_scale(self.config)
       attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
@@ -249,13 +256,13 @@ class _Layer:
       return x_DB + self.mlp(h_DB), last
 
 
-def _lay_cache(x: jax.Array) -> jax.Array:
-  """Keys or values over devices by rows, and by kv heads where there are several."""
+def _constrain_cache(x: jax.Array) -> jax.Array:
+  """Shards keys or values by rows, and by kv heads where there are several."""
   return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:
-  """Columns as [B, 1, heads, C]."""
+  """Returns columns [heads * C, B] as [B, 1, heads, C]."""
   return jax.lax.optimization_barrier(x_FB).T.reshape(x_FB.shape[1], 1, heads, -1)
 
 

@@ -1,9 +1,8 @@
-"""LoRA: what is learned is a product of two thin matrices beside each weight matrix.
+"""LoRA: trains a low-rank product a b that is added to each weight matrix.
 
-The model's own parameters stay as they are and are the reference policy as well: with
-`b` at 0, where it begins, a matrix is itself. Adapters are a tree of their own, which
-is all that is trained and saved; `attach` lays them beside the matrices, `merged` adds
-them up.
+The model's own parameters are frozen and also serve as the reference policy, since `b`
+starts at 0. Adapters are a separate tree, the only one that is trained and saved.
+`attach` pairs them with the matrices; `merged` adds them.
 
 Source: Hu et al. 2021 (2106.09685).
 """
@@ -19,18 +18,18 @@ import jax.numpy as jnp
 
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.model.mlp import Lora
+from r1jax.model.linear import Lora
 
 Pair = dict[str, jax.Array]  # 'a' [..., in, r] and 'b' [..., r, out]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Which matrices get an adapter, and how large."""
+  """The rank of the adapters, and the matrices that get one."""
 
-  rank: int = 0  # r; 0 trains all parameters instead
+  rank: int = 0  # r; 0: no adapters, all parameters are trained
   alpha: float = 32.0  # the product is scaled by alpha / r
-  # Of names in `decoder.matrices`: attention's, and those of the SwiGLU.
+  # A pattern for names in `decoder.matrices`; here attention's and the SwiGLU's.
   targets: str = 'query|key|value|out|gate|up|down'
 
   def __post_init__(self) -> None:
@@ -42,19 +41,19 @@ class LoraConfig:
       )
     if self.rank and not self.alpha:
       raise ValueError(
-        'lora.alpha: expected more than 0 with lora.rank, as adapters that are '
-        'multiplied by 0 change nothing and learn nothing, got 0'
+        'lora.alpha: expected more than 0 with lora.rank, as adapters multiplied by 0 '
+        'learn nothing, got 0; set lora.alpha to 32, or lora.rank to 0'
       )
     try:
       re.compile(self.targets)
     except re.error as error:
       raise ValueError(
-        f'lora.targets: expected a pattern, got {self.targets!r} ({error})'
+        f'lora.targets: expected a regular expression, got {self.targets!r} ({error})'
       ) from None
 
   @property
   def scale(self) -> float:
-    """What the product is multiplied by."""
+    """The factor of the product a b: alpha / r."""
     return self.alpha / self.rank if self.rank else 0.0
 
 
@@ -69,24 +68,24 @@ class Target(NamedTuple):
 
 
 def targets(model: ModelConfig, config: LoraConfig) -> list[Target]:
-  """Returns the matrices whose whole name the pattern matches.
+  """Returns the matrices whose full name matches the pattern.
 
   Raises:
-    ValueError: it matches none.
+    ValueError: if none does.
   """
   known = [target for target in matrices(model) if target.name != 'router']
   found = [target for target in known if re.fullmatch(config.targets, target.name)]
   if not found:
     names = sorted({target.name for target in known})
     raise ValueError(
-      f'lora.targets: expected a pattern for some of {", ".join(names)}, got '
+      f'lora.targets: expected a pattern that matches some of {", ".join(names)}, got '
       f'{config.targets!r}'
     )
   return found
 
 
 def matrices(model: ModelConfig) -> Iterator[Target]:
-  """All weight matrices, routers too, which are not trained by adapters here."""
+  """Yields all weight matrices, including routers, which get no adapter."""
   shapes, every = decoder.shapes(model, 1), decoder.matrices(model)
   for stack, _, _ in model.stacks:
     for name, axes in every[stack].items():
@@ -102,7 +101,7 @@ def matrices(model: ModelConfig) -> Iterator[Target]:
 
 
 def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> dict[str, Any]:
-  """Returns adapters that change nothing yet: `a` is random, `b` is 0."""
+  """Returns initial adapters: `a` is random and `b` is 0, so a b is 0."""
   tree: dict[str, dict[str, Pair]] = {}
   for n, target in enumerate(targets(model, config)):
     bound = math.prod(target.inputs) ** -0.5
@@ -116,7 +115,10 @@ def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> dict[str, An
 
 
 def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
-  """Returns the parameters with each adapter beside its matrix; with scale 0 as is."""
+  """Returns the parameters with a `Lora` for each matrix that has an adapter.
+
+  With scale 0 it returns the parameters unchanged.
+  """
   if not scale:
     return params
   tree = dict(params)
@@ -130,7 +132,7 @@ def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
 
 
 def merged(params: Any) -> Any:
-  """Returns parameters of which each matrix has its adapter added to it, in float32."""
+  """Returns the parameters with every adapter merged into its matrix, in float32."""
   return jax.tree.map(
     lambda leaf: leaf.merged() if isinstance(leaf, Lora) else leaf,
     params,
@@ -138,8 +140,8 @@ def merged(params: Any) -> Any:
   )
 
 
-def merged_as_kept(params: Any) -> Any:
-  """Returns what `merged` does, each matrix rounded to the type it had without."""
+def merged_in_dtype(params: Any) -> Any:
+  """Returns `merged`, with each matrix rounded to its original type."""
   return jax.tree.map(
     lambda leaf: leaf.merged().astype(leaf.w.dtype) if isinstance(leaf, Lora) else leaf,
     params,

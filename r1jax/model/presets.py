@@ -1,7 +1,7 @@
-"""The models that the field starts from, by name: sizes as their config.json has them.
+"""Published models by name, with the sizes of their config.json.
 
-A preset says what a model is; its weights come from a folder (see `weights`). `Preset`
-adds the rows of the embedding, which may be more than the tokenizer has tokens.
+A preset has no weights; those come from a folder (see `r1jax.hub.weights`). A `Preset`
+also has the rows of the embedding, which may exceed the tokenizer's vocabulary.
 """
 
 import math
@@ -18,7 +18,7 @@ class Preset(NamedTuple):
 
 
 def _qwen2_5(layers: int, width: int, d_ff: int, heads: int, kv: int, **rest: Any):
-  # Up to 3B one matrix embeds and reads out; from 7B on the vocabulary is padded more.
+  # Up to 3B embedding and head are tied; from 7B on the vocabulary is padded more.
   small = layers == 36 or width < 2048
   config = ModelConfig(
     d_model=width,
@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
   'Qwen2.5-14B': _qwen2_5(48, 5120, 13_824, 40, 8, norm_eps=1e-5),
   'Qwen2.5-32B': _qwen2_5(64, 5120, 27_648, 40, 8, norm_eps=1e-5),
   'Qwen2.5-72B': _qwen2_5(80, 8192, 29_568, 64, 8, norm_eps=1e-5),
-  # The models for mathematics turn ten or a hundred times faster.
+  # The math models have a RoPE base 100 times smaller.
   'Qwen2.5-Math-1.5B': _qwen2_5(28, 1536, 8960, 12, 2, rope_theta=1e4),
   'Qwen2.5-Math-7B': _qwen2_5(28, 3584, 18_944, 28, 4, rope_theta=1e4),
   'Qwen2.5-Math-72B': _qwen2_5(80, 8192, 29_568, 64, 8, rope_theta=1e4, norm_eps=1e-5),

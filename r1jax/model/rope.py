@@ -1,6 +1,6 @@
-"""Rotary position embeddings, and how families stretch them over longer texts.
+"""Rotary position embeddings (RoPE), and their scaling to longer contexts.
 
-Sources: RoFormer (2104.09864); YaRN (2309.00071); the release of Llama 3.1.
+Sources: RoFormer (2104.09864); YaRN (2309.00071); the Llama 3.1 release.
 """
 
 import math
@@ -17,9 +17,9 @@ PLAIN = Rope()
 def rope(
   x_BTHC: jax.Array, positions_BT: jax.Array, theta: float, scaling: Rope = PLAIN
 ) -> jax.Array:
-  """Turns channel pairs (i, i + C/2) by position * frequency i (RoFormer, eq. 34).
+  """Rotates channel pairs (i, i + C/2) by position * frequency i (RoFormer, eq. 34).
 
-  In float32 or more; the result has the type of `x_BTHC`.
+  Computes in float32 or more; the result has the type of `x_BTHC`.
   """
   half = x_BTHC.shape[-1] // 2
   kind = jnp.promote_types(x_BTHC.dtype, jnp.float32)
@@ -30,31 +30,33 @@ def rope(
   if scaling.amplitude != 1:
     sin, cos = sin * scaling.amplitude, cos * scaling.amplitude
   first, second = x_BTHC[..., :half], x_BTHC[..., half:]
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x_BTHC.dtype)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x_BTHC.dtype)
 
 
-def turn(config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array) -> jax.Array:
-  """`rope` with the config's wavelengths."""
+def rotate(
+  config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array
+) -> jax.Array:
+  """Returns `rope` with the config's frequencies."""
   return rope(x_BTHC, positions_BT, config.rope_theta, config.rope)
 
 
-def turn_queries(
+def rotate_queries(
   config: ModelConfig, x_BTHC: jax.Array, positions_BT: jax.Array
 ) -> jax.Array:
-  """`turn`, and what queries grow by beyond the original length, as in Llama 4."""
-  turned, scaling = turn(config, x_BTHC, positions_BT), config.rope
+  """Returns rotated queries, scaled up beyond the original length as in Llama 4."""
+  rotated, scaling = rotate(config, x_BTHC, positions_BT), config.rope
   if not scaling.query_growth:
-    return turned
+    return rotated
   passed_BT = jnp.floor(positions_BT.astype(jnp.float32) / scaling.original_length)
-  grown_BT = 1 + scaling.query_growth * jnp.log1p(passed_BT)
-  return turned * grown_BT[..., None, None].astype(turned.dtype)
+  growth_BT = 1 + scaling.query_growth * jnp.log1p(passed_BT)
+  return rotated * growth_BT[..., None, None].astype(rotated.dtype)
 
 
 def frequencies(
   channels: int, theta: float, scaling: Rope, dtype: Any = jnp.float32
 ) -> jax.Array:
-  """Returns theta^(-2i/C) radians a token, [C/2], stretched as asked."""
+  """Returns theta^(-2i/C), [C/2] radians per token, scaled by `scaling`."""
   half = channels // 2
   plain = theta ** (-jnp.arange(half, dtype=dtype) / half)
   if scaling.kind == 'plain':
@@ -62,7 +64,7 @@ def frequencies(
   if scaling.kind == 'linear':
     return plain / scaling.factor
   if scaling.kind == 'llama3':
-    # How many waves fit in the length decides: few are stretched, many are left.
+    # Frequencies with few turns in the original length are scaled, the others kept.
     turns = scaling.original_length * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = jnp.clip((turns - low) / (high - low), 0, 1)
@@ -72,10 +74,10 @@ def frequencies(
 
 
 def _ramp(channels: int, theta: float, scaling: Rope, dtype: Any) -> jax.Array:
-  """YaRN's gamma turned round: 0 for channels that turn often, 1 for rare ones."""
+  """Returns 1 - gamma of YaRN: 0 for fast channels, 1 for slow ones, [C/2]."""
 
   def channel(turns: float) -> float:
-    """The channel pair that makes so many turns in the original length."""
+    """The channel pair that makes `turns` turns in the original length."""
     wave = scaling.original_length / (turns * 2 * math.pi)
     return channels * math.log(wave) / (2 * math.log(theta))
 

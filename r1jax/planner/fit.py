@@ -56,7 +56,7 @@ def smaller_plans(
     plan = dataclasses.replace(plan, mesh=mesh)
     yield '--mesh.sampler-gathers True', plan
   rates = plan.rl.optim
-  if rates.moments == 'float32' and max(rates.b1, rates.b2) <= optim.MOST_DECAY:
+  if rates.moments == 'float32' and max(rates.b1, rates.b2) <= optim.MAX_BFLOAT16_DECAY:
     plan = _with_optim(plan, moments='bfloat16')
     yield '--rl.optim.moments bfloat16', plan
   if rates.masters == 'none':  # a small step would change nothing in bfloat16

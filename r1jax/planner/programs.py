@@ -199,7 +199,8 @@ def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
   """Returns the shapes of the policy's state, and of the reference."""
   mesh, names = learner.mesh, decoder.names(plan.model, plan.vocab_size)
   shardings = param_shardings(mesh, names)
-  params = _with_shardings(decoder.held(unbox(names), plan.param_dtype), shardings)
+  shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
+  params = _with_shardings(shapes, shardings)
   saved = learner.like(params)
   return saved['policy'], saved['reference']
 
@@ -213,7 +214,8 @@ def _sampling(
   asked = {'rl.prompts_per_step': plan.rl.prompts_per_step}
   check_rows(mesh, asked, 'samplers cut prompts')
   shardings = param_shardings(mesh, sampler.sampling_names)
-  params = _with_shardings(decoder.held(unbox(names), plan.param_dtype), shardings)
+  shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
+  params = _with_shardings(shapes, shardings)
   options = compilation.options(mesh)
   on_rows = named_sharding(mesh, 'prompt')
 

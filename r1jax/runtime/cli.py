@@ -15,7 +15,8 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from r1jax.hub import paths
@@ -181,9 +182,11 @@ def _parse_fields(start: Any, words: list[str], description: str) -> Any:
   """
   import tyro  # 0.3 s that a worker process importing an experiment need not spend
 
+  registry = tyro.constructors.ConstructorRegistry()
+  registry.primitive_rule(_name_or_function)
   printed = io.StringIO()
   try:
-    with contextlib.redirect_stderr(printed):
+    with contextlib.redirect_stderr(printed), registry:
       return tyro.cli(
         type(start),
         default=start,
@@ -196,6 +199,25 @@ def _parse_fields(start: Any, words: list[str], description: str) -> Any:
     if end.code == 0:
       raise
     raise ValueError(_unboxed(printed.getvalue())) from end
+
+
+def _name_or_function(info: Any) -> Any:
+  """tyro's rule for a field of type `str | Callable`: it takes a name, as a `str` does.
+
+  None for other types. A function can only be set in Python, such as by a default.
+  """
+  kinds = typing.get_args(info.type)
+  if str not in kinds or not any(typing.get_origin(x) is Callable for x in kinds):
+    return None
+  import tyro
+
+  return tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar='NAME',
+    instance_from_str=lambda words: words[0],
+    is_instance=lambda value: isinstance(value, str) or callable(value),
+    str_from_instance=lambda value: [getattr(value, '__qualname__', value)],
+  )
 
 
 def _program() -> str:

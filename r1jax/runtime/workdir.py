@@ -151,9 +151,15 @@ def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-  """`config` as `json` gives it back: tuples become lists, paths strings."""
+  """Returns `config` in JSON's types: functions by name, paths as strings."""
   fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
-  return json.loads(json.dumps(fields, default=os.fspath))
+  return json.loads(json.dumps(fields, default=_name_or_path))
+
+
+def _name_or_path(value: Any) -> str:
+  if callable(value):
+    return f'{value.__module__}.{value.__qualname__}'
+  return os.fspath(value)
 
 
 def _command() -> str | None:

@@ -1,4 +1,4 @@
-"""Blocks of the KV cache: keys and values by layer, in columns."""
+"""Blocks of the KV cache: keys and values by layer, one column per position."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Positions that the first block of the decoding cache holds; a later one holds as many
-# as all before it, so that there are few. A full block is frozen and only read: the
-# loop writes to one block and attends to what exists.
+# Positions of the first block of the decoding cache. Each later block is as long as all
+# before it, so there are few. A full block is only read: the decode loop writes to one
+# block and attends to those that exist.
 CACHE_BLOCK = 64
 
 
 def by_layer(kv: Any) -> list[Any]:
-  """A `KV` stacked over layers as one for each: a scan would copy each at each step."""
+  """Returns a stacked `KV` as a list over layers: a scan would copy it at each step."""
   return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
 
 
 def map_columns(function: Callable[..., jax.Array], *kvs: Any) -> Any:
-  """A `KV` of function(axis of the columns, *keys), and of the same of the values."""
+  """Returns the `KV` of function(position axis, *keys), likewise of the values."""
   k, v = zip(*kvs, strict=True)
   return type(kvs[0])(function(-1, *k), None if v[0] is None else function(-2, *v))
 
 
 def empty_block(kv: Any, rows: int, width: int) -> Any:
-  """A block of the cache for keys and values like these; see `attention.write`."""
+  """Returns a zero block for keys and values like these; see `attention.write`."""
 
   def zeros(axis: int, x: jax.Array) -> jax.Array:
     shape = [rows, *x.shape[1:]]
@@ -35,12 +35,12 @@ def empty_block(kv: Any, rows: int, width: int) -> Any:
 
 
 def join_blocks(*kvs: Any) -> Any:
-  """The columns of several, one after the other."""
+  """Returns the blocks concatenated along positions."""
   return map_columns(lambda axis, *x: jnp.concatenate(x, axis), *kvs)
 
 
 def slice_columns(kv: Any, start: int, stop: int | None) -> Any:
-  """The columns from `start` up to `stop`."""
+  """Returns the positions from `start` up to `stop`."""
   return map_columns(
     lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis % x.ndim), kv
   )

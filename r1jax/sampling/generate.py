@@ -1,9 +1,12 @@
-"""Sampling completions, and scoring them: two sides of one computation.
+"""Sampling completions: prefill each prompt once, then decode its G samples.
 
-`sample` prefills each prompt once, then decodes its G samples in compiled loops;
-`score` gives the log-probabilities of given completions, with gradients. Both attend
-to the same segments: the prompt (shared by its group) and the completion's own past.
-Neither knows what a model is (they take its two functions), nor what tokens mean.
+`sample` and `score.score_tokens` are two sides of one computation: both attend to the
+same segments, the prompt (shared by its group) and the completion's own past. Neither
+knows the model (they take its functions), nor what tokens mean.
+
+The decode loop writes to a block of the cache that doubles in length when it is full.
+When only a third of the rows are unfinished, those are gathered into a smaller batch
+("compaction"), and again when a third of these are left.
 """
 
 import dataclasses
@@ -27,27 +30,18 @@ from r1jax.sampling.sampler import SamplingConfig, sample_token
 
 # Rows that are not done are moved together when they are a third of all. Thirds were as
 # fast as halves, on lengths with a long tail, with half as many loops to compile.
-FEWER = 3
-FEWEST_ROWS = 8  # a step of fewer takes about as long
+COMPACTION = 3
+MIN_ROWS = 8  # a step of fewer takes about as long
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['tokens', 'mask', 'logp'],
-  meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Completions:
-  """What a policy said, each field [P, G, T].
+  """Sampled completions, each field [P, G, T]; after the stop token all are 0."""
 
-  `mask` is true up to and including the stop token; beyond it tokens are 0 and `logp`
-  (nats, under the distribution that was drawn from, after temperature, top-k and
-  top-p) is 0.
-  """
-
-  tokens: jax.Array
-  mask: jax.Array
-  logp: jax.Array
+  tokens: jax.Array  # int32
+  mask: jax.Array  # bool, true up to and including the stop token
+  logp: jax.Array  # float32, nats, after temperature, top-k and top-p
 
 
 def _put_column(array_BT: jax.Array, x_B: jax.Array, column: jax.Array) -> jax.Array:
@@ -56,19 +50,19 @@ def _put_column(array_BT: jax.Array, x_B: jax.Array, column: jax.Array) -> jax.A
 
 
 class _State(NamedTuple):
-  """B completions that are being written; they have all come to position `t`."""
+  """The carry of the decode loop: B completions, all at position `t`."""
 
   t: jax.Array  # int32 [], position of the newest token
   tokens: jax.Array  # int32 [B, T]
   mask: jax.Array  # bool [B, T]
   logp: jax.Array  # float32 [B, T]
   done: jax.Array  # bool [B]
-  row: jax.Array  # int32 [B], which of all P * G completions this is
+  row: jax.Array  # int32 [B], index among all P * G completions
 
-  def going_on(self, more_than: int) -> jax.Array:
-    """Whether more rows than this are not done, and there is room for a token."""
-    room = self.t < self.tokens.shape[1] - 1
-    return room & (jnp.sum(~self.done) > more_than)
+  def unfinished(self, more_than: int) -> jax.Array:
+    """Whether more rows than this are unfinished, and t is not the last position."""
+    before_end = self.t < self.tokens.shape[1] - 1
+    return before_end & (jnp.sum(~self.done) > more_than)
 
 
 def sample(
@@ -89,36 +83,35 @@ def sample(
 
   Args:
     params: of `model`.
-    keys: [P]; what is random about a prompt's samples comes from its own key, the draws
-      at position t from the key's t-th child. So it does not matter with which other
-      prompts it is sampled.
+    keys: [P]; a prompt's samples use only its own key, and at position t the key
+      `fold_in(key, t)`. So they don't depend on the other prompts of the batch.
     prompts: int32 [P, S], padded on the left.
     prompt_mask: bool [P, S], true on real tokens.
     model: the decoder's functions.
-    config: how to draw.
+    config: temperature, top-k and top-p.
     group_size: G.
     max_length: T.
-    stop_ids: a completion ends with any of these.
+    stop_ids: a completion ends with any of these tokens.
     temperature: overrides the config's, so that a schedule does not recompile.
-    compact: whether rows that are not done are moved together when they are few; False
-      where rows are cut over devices.
+    compact: whether to gather unfinished rows when few are left; False where rows are
+      sharded over devices.
   """
   if temperature is None:
     temperature = jnp.float32(config.temperature)
   rows = prompts.shape[0] * group_size
   stops = jnp.asarray(stop_ids, jnp.int32)
   last_PD, (prompt_kv, _), length_P = read_prompts(params, prompts, prompt_mask, model)
-  decode = model.decoding(params)
+  decode = model.make_decode(params)
 
   def choose(t: jax.Array, logits_BV: jax.Array, row_B: jax.Array):
     uniform_PG = jax.vmap(
       lambda key: jax.random.uniform(jax.random.fold_in(key, t), (group_size,))
     )(keys)
-    # A row's number is its own, whichever rows are still there.
+    # Indexed by the row's number, so compaction does not change the draws.
     return sample_token(uniform_PG.reshape(-1)[row_B], logits_BV, config, temperature)
 
   def step(state: _State, context: Any, column: jax.Array) -> tuple[_State, Any]:
-    """Feeds the token at t, draws the one at t + 1; writes to the last segment."""
+    """Feeds the token at t and draws the one at t + 1; writes to the last segment."""
     t, tokens, mask, logp, done_B, row_B = state
     token_B = jax.lax.dynamic_index_in_dim(tokens, t, axis=1, keepdims=False)
     position_B = length_P[row_B // group_size] + t
@@ -131,39 +124,47 @@ def sample(
     done_B |= jnp.isin(token_B, stops)
     return _State(t + 1, tokens, mask, logp, done_B, row_B), written
 
-  # Every sample of a group starts from the same distribution, drawn G times.
+  # All samples of a group draw their first token from the same distribution.
   row_B = jnp.arange(rows)
   logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
   token_B, logp_B = choose(jnp.int32(0), logits_BV, row_B)
-  state = _State(
-    t=jnp.int32(0),
-    tokens=jnp.zeros((rows, max_length), jnp.int32).at[:, 0].set(token_B),
-    mask=jnp.zeros((rows, max_length), bool).at[:, 0].set(True),
-    logp=jnp.zeros((rows, max_length)).at[:, 0].set(logp_B),
-    done=jnp.isin(token_B, stops),
-    row=row_B,
-  )
+  state = _first_state(token_B, logp_B, jnp.isin(token_B, stops), max_length)
   if max_length > 1:
     prompt = (by_layer(prompt_kv), prompt_mask)
     state, past = _decode_in_blocks(state, prompt, step, compact)
     segment = functools.partial(_with_prompt, prompt, row_B // group_size, past)
-    state = _decode_the_rest(state, segment, step, compact)
+    state = _decode_compacted(state, segment, step, compact)
   shape = (prompts.shape[0], group_size, max_length)
-  said = (state.tokens, state.mask, state.logp)
-  return Completions(*(x.reshape(shape) for x in said))
+  completed = (state.tokens, state.mask, state.logp)
+  return Completions(*(x.reshape(shape) for x in completed))
 
 
-def _fewer(rows: int, compact: bool) -> int:
-  """How many rows not done are few enough to be moved together; 0 for never."""
-  fewer = rows // FEWER
-  return fewer if compact and fewer >= FEWEST_ROWS else 0
+def _first_state(
+  token_B: jax.Array, logp_B: jax.Array, done_B: jax.Array, max_length: int
+) -> _State:
+  shape = (len(token_B), max_length)
+  return _State(
+    t=jnp.int32(0),
+    tokens=jnp.zeros(shape, jnp.int32).at[:, 0].set(token_B),
+    mask=jnp.zeros(shape, bool).at[:, 0].set(True),
+    logp=jnp.zeros(shape).at[:, 0].set(logp_B),
+    done=done_B,
+    row=jnp.arange(len(token_B)),
+  )
+
+
+def _compacted_rows(rows: int, compact: bool) -> int:
+  """Returns the batch size after the next compaction; 0 for none."""
+  compacted = rows // COMPACTION
+  return compacted if compact and compacted >= MIN_ROWS else 0
 
 
 def _decode_in_blocks(
   state: _State, prompt: Any, step: Callable[..., Any], compact: bool
 ) -> tuple[_State, list[Any]]:
-  """Decodes until few rows are left; returns also all keys and values by layer."""
+  """Decodes until the first compaction; returns all keys and values by layer too."""
   rows, max_length = state.tokens.shape
+  compacted = _compacted_rows(rows, compact)
   blocks: list[Any] = []
   start = 0
   while start < max_length - 1:
@@ -172,7 +173,7 @@ def _decode_in_blocks(
 
     def unfinished(carry, end=start + width):
       state, _ = carry
-      return (state.t < end) & state.going_on(more_than=_fewer(rows, compact))
+      return (state.t < end) & state.unfinished(more_than=compacted)
 
     def body(carry, start=start, width=width, full=full):
       state, block = carry
@@ -187,52 +188,52 @@ def _decode_in_blocks(
   return state, [join_blocks(*kvs) for kvs in zip(*blocks, strict=True)]
 
 
-def _decode_the_rest(
+def _decode_compacted(
   state: _State, segment: Callable[..., Any], step: Callable[..., Any], compact: bool
 ) -> _State:
-  """Moves the rows that are not done together, a third as many, and goes on with them.
+  """Gathers the unfinished rows, a third of all, decodes them and scatters them back.
 
-  `segment(rows)` gives, by layer, the keys and values of prompts and outputs of these
-  rows as one segment, with room for those to come, and their mask.
+  `segment(rows)` returns, by layer, the keys and values of these rows' prompts and
+  outputs as one segment, with space for those to come, and its mask.
   """
-  fewer = _fewer(len(state.done), compact)
-  if not fewer:
+  compacted = _compacted_rows(len(state.done), compact)
+  if not compacted:
     return state
 
   def rest(state: _State) -> _State:
-    kept = jnp.argsort(state.done)[:fewer]  # stable: those not done come first
+    kept = jnp.argsort(state.done)[:compacted]  # stable: unfinished rows come first
     few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
     past, mask = segment(kept)
-    few, past = _decode_in_columns(few, past, mask, step, compact)
+    few, past = _decode_in_segment(few, past, mask, step, compact)
 
     def own_segment(rows: jax.Array) -> Any:
       return jax.tree.map(lambda x: x[rows], (past, mask))
 
-    few = _decode_the_rest(few, own_segment, step, compact)
+    few = _decode_compacted(few, own_segment, step, compact)
     return jax.tree.map(
       lambda all_rows, x: all_rows.at[kept].set(x) if x.ndim else x, state, few
     )
 
-  return jax.lax.cond(state.going_on(more_than=0), rest, lambda state: state, state)
+  return jax.lax.cond(state.unfinished(more_than=0), rest, lambda state: state, state)
 
 
-def _decode_in_columns(
+def _decode_in_segment(
   state: _State,
   past: list[Any],
   mask: jax.Array,
   step: Callable[..., Any],
   compact: bool,
 ) -> tuple[_State, list[Any]]:
-  """Decodes with one segment, first with the first half of its columns alone."""
+  """Decodes with one segment, first with only the first half of its positions."""
   columns = mask.shape[1]
   first = columns - (state.tokens.shape[1] - 1)  # column of the outputs' first token
-  fewer = _fewer(len(state.done), compact)
+  compacted = _compacted_rows(len(state.done), compact)
   halves = [columns // 2] if columns // 2 > first + CACHE_BLOCK else []
   for width in [*halves, columns]:
 
     def unfinished(carry, width=width):
       state, _ = carry
-      return (first + state.t < width) & state.going_on(more_than=fewer)
+      return (first + state.t < width) & state.unfinished(more_than=compacted)
 
     def body(carry, width=width):
       state, near = carry
@@ -252,9 +253,9 @@ def _decode_in_columns(
 def _with_prompt(
   prompt: Any, prompt_B: jax.Array, past: list[Any], rows: jax.Array
 ) -> Any:
-  """Keys and values of these rows by layer, behind those of their prompts; the mask.
+  """Returns the rows' prompts and outputs as one segment by layer, and its mask.
 
-  `prompt_B` says which row of the prompts' segment belongs to a row.
+  `prompt_B` is each row's index into the prompts' segment.
   """
   prompt_kvs, prompt_mask = prompt
 

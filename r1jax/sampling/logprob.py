@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, fast in both directions, without all logits at once."""
+"""Log-probabilities and entropies of tokens, a chunk of logits at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from r1jax.sharding.constrain import constrain, num_shards
 
-# Logits that exist at a time: 8 MiB in float32, about what a CPU's cache holds. But for
-# a large vocabulary at least so many tokens, below which the head is read too often.
+# Logits in memory at a time: 8 MiB in float32, about a CPU's cache. With a large
+# vocabulary at least CHUNK_TOKENS tokens: with fewer the head is read too often.
 CHUNK_LOGITS = 2**21
 CHUNK_TOKENS = 128
 
@@ -19,11 +19,11 @@ def hidden_logp(
   tokens_BT: jax.Array,
   logits: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns `token_logp` of the logits, computed by `in_chunks`.
+  """Returns log-probs and entropies of the tokens, [B, T], computed in chunks.
 
   Args:
     hidden_BTD: hidden states.
-    tokens_BT: int32, the tokens that they predict.
+    tokens_BT: int32, the tokens to predict from them.
     logits: hidden [B, T', D] -> [B, T', V].
   """
 
@@ -35,23 +35,22 @@ def hidden_logp(
 
 
 def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> Any:
-  """Returns function(*arrays), computed a chunk of positions at a time.
+  """Returns function(*arrays), computed for a chunk of positions at a time.
 
-  Where there is more than one chunk, logits [B, T, V] never exist: neither in the
-  forward pass nor in the gradient, which computes those of a chunk again. Memory grows
-  with the chunk, not with T.
+  The full logits [B, T, V] are never in memory, neither in the forward nor in the
+  backward pass, which recomputes each chunk. Memory depends on the chunk, not on T.
 
   Args:
-    function: of arrays [B, T', ...], each position by itself -> a tree of [B, T'].
+    function: arrays [B, T', ...] -> a tree of [B, T'], independent per position.
     arrays: each [B, T, ...].
-    size: logits that the function makes of one position.
+    size: logits per position that the function makes.
   """
   whole_rows, length = arrays[0].shape[:2]
-  # Where a row is cut over devices each has a chunk of its own piece.
+  # With T sharded, each device computes chunks of its own part of a row.
   rows = whole_rows * num_shards('length')
   each = -(-length // num_shards('length'))
-  together = max(CHUNK_LOGITS // size, CHUNK_TOKENS) * num_shards('piece')
-  width = max(1, together // rows)
+  tokens = max(CHUNK_LOGITS // size, CHUNK_TOKENS) * num_shards('piece')
+  width = max(1, tokens // rows)
   if width >= each:
     return function(*arrays)
 
@@ -59,7 +58,7 @@ def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> An
     rest = [(0, 0)] * (x_BTX.ndim - 2)
     return jnp.pad(x_BTX, [(0, 0), (0, length - x_BTX.shape[1]), *rest])
 
-  def cut(x_BTX: jax.Array) -> jax.Array:
+  def split(x_BTX: jax.Array) -> jax.Array:
     rest = x_BTX.shape[2:]
     x_BTX = padded(x_BTX, rows // whole_rows * each).reshape(rows, each, *rest)
     x_BTX = constrain(x_BTX, 'piece', *[None] * (x_BTX.ndim - 1))
@@ -71,25 +70,25 @@ def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> An
     return x_BT.reshape(whole_rows, -1)[:, :length]
 
   chunk = jax.checkpoint(function)
-  chunks = jax.lax.map(lambda x: chunk(*x), tuple(cut(x) for x in arrays))
+  chunks = jax.lax.map(lambda x: chunk(*x), tuple(split(x) for x in arrays))
   return jax.tree.map(join, chunks)
 
 
 @jax.named_scope('logp')
 def token_logp(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns log p(token) and the entropies of the distributions, both [...], in nats.
+  """Returns log p(token) and the entropy of the distribution, both [...], in nats.
 
   Args:
     logits: [..., V].
     tokens: int32 [...].
   """
   total = jax.nn.logsumexp(logits, axis=-1)
-  # A masked sum in place of a gather, whose gradient would be a scatter.
+  # A masked sum instead of a gather, whose gradient is a scatter.
   ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
   here = ids == tokens[..., None]
   chosen = jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
   probability = jnp.exp(logits - total[..., None])
-  # The product is of exp and a finite number also where a logit is -inf.
+  # 0 * -inf would be NaN.
   finite = jnp.where(probability > 0, logits, 0.0)
   entropy = total - jnp.sum(probability * finite, axis=-1)
   return chosen - total, entropy

@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p, and a random number a row."""
+"""From logits to tokens: temperature, top-k, top-p, one random number per row."""
 
 import dataclasses
 import math
@@ -6,16 +6,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-CDF_BLOCK = 128  # tokens; a row is searched by block, then within one
+CDF_BLOCK = 128  # tokens; the search finds a block first, then the token in it
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How tokens are drawn."""
+  """Temperature, top-k and top-p."""
 
-  temperature: float = 1.0  # divides the logits; 0 takes the most likely token
-  top_k: int = 0  # only the k most likely tokens; 0 is all
-  top_p: float = 1.0  # only the smallest set of tokens of this total probability
+  temperature: float = 1.0  # divides the logits; 0: the most likely token (greedy)
+  top_k: int = 0  # keep the k most likely tokens; 0: all
+  top_p: float = 1.0  # keep the smallest set of tokens with this total probability
 
   def __post_init__(self) -> None:
     if not 0 <= self.temperature < math.inf:
@@ -31,10 +31,10 @@ class SamplingConfig:
 def draw_logits(
   logits: jax.Array, temperature: jax.Array, top_k: int = 0, top_p: float = 1.0
 ) -> jax.Array:
-  """Logits [..., V] of the distribution to draw from; excluded tokens are -inf.
+  """Returns the logits to draw from, [..., V]; excluded tokens are -inf.
 
-  Temperature first, then top-k, then top-p (nucleus, Holtzman et al. 2020) on what is
-  left. Ties at the cut are kept.
+  Temperature first, then top-k, then top-p (nucleus sampling, Holtzman et al. 2020) on
+  the rest. Ties at the threshold are kept.
   """
   logits = logits / temperature
   if top_k:
@@ -55,9 +55,15 @@ def draw_logits(
 def sample_token(
   uniform: jax.Array, logits: jax.Array, config: SamplingConfig, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns a token a row and its log-prob, each [...], from numbers in [0, 1) [...].
+  """Returns a token per row and its log-prob, each [...].
 
-  With temperature 0 the most likely token, of log-prob 0: it is certain.
+  With temperature 0 this is the most likely token, with log-prob 0.
+
+  Args:
+    uniform: random numbers in [0, 1), [...].
+    logits: [..., V].
+    config: top-k and top-p.
+    temperature: [], used instead of the config's.
   """
 
   def greedy() -> tuple[jax.Array, jax.Array]:
@@ -74,26 +80,26 @@ def sample_token(
 
 
 def inverse_cdf(uniform: jax.Array, weights: jax.Array) -> jax.Array:
-  """Returns where `uniform` [...] in [0, 1) falls among weights [..., V], int32 [...].
+  """Returns indices drawn from weights [..., V] by inverse transform, int32 [...].
 
-  One random number a row, where the Gumbel trick needs V of them: on a CPU those cost
-  as much as the model. First the block of `CDF_BLOCK` weights, then the place in it. An
-  entry of weight 0 is never chosen.
+  This needs one random number `uniform` [...] in [0, 1) per row. The Gumbel trick needs
+  V, which on a CPU cost as much as the model. It searches the block of `CDF_BLOCK`
+  weights first, then the entry in it. An entry with weight 0 is never chosen.
   """
-  short = -weights.shape[-1] % CDF_BLOCK
-  weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, short)])
+  padding = -weights.shape[-1] % CDF_BLOCK
+  weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, padding)])
   blocks = weights.reshape(*weights.shape[:-1], -1, CDF_BLOCK)
 
-  def fall(target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first place whose running sum is above `target`, and the sum before it."""
+  def search(target: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first index whose running sum exceeds `target`, and the sum before it."""
     total = jnp.cumsum(weights, axis=-1)
-    # Rounding must not lead beyond the last weight that is not 0.
+    # So that rounding can't select an index after the last nonzero weight.
     target = jnp.minimum(target, total[..., -1] * (1 - 2**-23))
     below = total <= target[..., None]
     return below.sum(-1, dtype=jnp.int32), jnp.max(total * below, axis=-1)
 
   target = uniform * blocks.sum((-1, -2))
-  block, before = fall(target, blocks.sum(-1))
+  block, before = search(target, blocks.sum(-1))
   inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-  place, _ = fall(target - before, inside)
-  return block * CDF_BLOCK + place
+  index, _ = search(target - before, inside)
+  return block * CDF_BLOCK + index

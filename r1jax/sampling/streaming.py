@@ -10,12 +10,12 @@ from r1jax.sampling.decoder_api import DecoderFns, read_prompts
 
 
 class DecodeState(NamedTuple):
-  """Rows that are written a token at a time, and what of them has been computed."""
+  """The KV cache of B rows that are decoded one token at a time."""
 
-  prompt: Any  # keys and values by layer, and their mask
-  past: Any  # keys and values of the output by layer
+  prompt: Any  # keys and values of the prompts by layer, and their mask
+  past: Any  # keys and values of the outputs by layer
   length: jax.Array  # int32 [B], tokens of the prompt
-  t: jax.Array  # int32 [], tokens of the output
+  t: jax.Array  # int32 [], tokens of the output so far
 
 
 def prefill(
@@ -27,9 +27,15 @@ def prefill(
   room: int,
   group_size: int = 1,
 ) -> tuple[jax.Array, DecodeState]:
-  """Reads prompts [P, S]: logits of the first tokens [P, V], and where they stand.
+  """Prefills prompts [P, S]: returns the first tokens' logits [P, V], and the state.
 
-  `room` is for so many tokens of each of a prompt's outputs.
+  Args:
+    params: of `model`.
+    prompts: int32 [P, S], padded on the left.
+    prompt_mask: bool [P, S], true on real tokens.
+    model: the decoder's functions.
+    room: tokens per output that the cache has space for.
+    group_size: outputs per prompt.
   """
   last_PD, (kv, mask), length_P = read_prompts(params, prompts, prompt_mask, model)
   layers = by_layer(kv)
@@ -40,16 +46,16 @@ def prefill(
 
 
 def decode_step(
-  params: Any, spoken: DecodeState, token: jax.Array, *, model: DecoderFns
+  params: Any, state: DecodeState, token: jax.Array, *, model: DecoderFns
 ) -> tuple[jax.Array, DecodeState]:
-  """Writes a token a row, int32 [B]: logits of the next [B, V], and where they stand.
+  """Appends a token to each row, int32 [B]; returns next logits [B, V] and the state.
 
-  There must be room for it.
+  The cache must have space for it; see `prefill`.
   """
-  room = spoken.past[0].k.shape[-1]
-  seen = (jnp.arange(room) <= spoken.t)[None]
-  context = [spoken.prompt, (spoken.past, seen)]
-  position = spoken.length + spoken.t
-  hidden_BD, past = model.decoding(params)(token, position, context, spoken.t)
+  room = state.past[0].k.shape[-1]
+  seen = (jnp.arange(room) <= state.t)[None]
+  context = [state.prompt, (state.past, seen)]
+  position = state.length + state.t
+  hidden_BD, past = model.make_decode(params)(token, position, context, state.t)
   logits = model.logits(params, hidden_BD)
-  return logits, spoken._replace(past=past, t=spoken.t + 1)
+  return logits, state._replace(past=past, t=state.t + 1)

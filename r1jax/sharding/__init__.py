@@ -1,1 +1,1 @@
-"""Where arrays lie: axis rules, meshes, placing arrays, constraints in programs."""
+"""Sharding: axis rules, meshes, placing arrays, constraints inside programs."""

@@ -1,4 +1,4 @@
-"""What a program that runs on a mesh says of its arrays while it is traced."""
+"""Sharding inside a program: constraints and shard_map on the mesh it is traced for."""
 
 import contextvars
 import functools
@@ -25,9 +25,9 @@ _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns `function`, for `jax.jit`, so that it is traced on this mesh.
+  """Returns `function`, for `jax.jit`, traced with this as the current mesh.
 
-  `constrain` and `num_shards` then mean this mesh; None is no mesh.
+  `constrain`, `num_shards` and the like use the current mesh; None is no mesh.
   """
 
   @functools.wraps(function)
@@ -42,20 +42,20 @@ def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., An
 
 
 def current_mesh() -> Mesh | None:
-  """Returns the mesh that what is being traced is bound to; None on one device."""
+  """Returns the mesh of the program that is being traced; None on one device."""
   mesh = _MESH.get()
   return None if mesh is None or mesh.size == 1 else mesh
 
 
 def platform() -> str:
-  """Returns what runs that which is being traced: 'cpu', 'gpu' or 'tpu'."""
+  """Returns the platform that is being traced for: 'cpu', 'gpu' or 'tpu'."""
   mesh = _MESH.get()
   device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   return device.platform
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-  """Returns an array of a program, lying as its axes' names say on the bound mesh."""
+  """Returns x, sharded on the current mesh by the logical names of its axes."""
   mesh = current_mesh()
   if mesh is None:
     return x
@@ -63,22 +63,22 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def constrain_params(params: Any, boxed: Any) -> Any:
-  """`constrain` for a tree of parameters, and for their gradients on the way back.
+  """Returns parameters sharded by their axis names; their gradients are sharded alike.
 
-  What is no array of their shapes is left to the compiler.
+  Leaves of another shape, such as adapters, are left to the compiler.
   """
   if current_mesh() is None:
     return params
 
   def one(box: Any, leaf: Any) -> Any:
-    alone = getattr(leaf, 'shape', None) == box.value.shape
-    return constrain(leaf, *box.names) if alone else leaf
+    same_shape = getattr(leaf, 'shape', None) == box.value.shape
+    return constrain(leaf, *box.names) if same_shape else leaf
 
   return jax.tree.map(one, boxed, params, is_leaf=is_box)
 
 
 def num_shards(logical: str) -> int:
-  """Returns how many parts the bound mesh cuts an axis of this name into."""
+  """Returns the number of shards of a logical axis on the current mesh."""
   mesh = current_mesh()
   return 1 if mesh is None else shard_count(mesh, logical)
 
@@ -86,13 +86,13 @@ def num_shards(logical: str) -> int:
 def shard_mapped(
   function: Callable[..., Any], inputs: Any, outputs: Any, checked: bool = True
 ) -> Callable[..., Any]:
-  """Returns `function` of each device's own part, on the bound mesh.
+  """Returns `jax.shard_map` of the function on the current mesh.
 
   Args:
-    function: of local arrays; may use collectives over `AXES`.
-    inputs: for each argument its axes' names, or a tree of those.
+    function: of each device's shards; may use collectives over `AXES`.
+    inputs: for each argument its `AxisNames`, or a tree of them.
     outputs: likewise.
-    checked: whether jax follows over which axes values differ; no kernel says so.
+    checked: whether JAX tracks varying axes (`check_vma`); Pallas kernels don't.
   """
   mesh = current_mesh()
   assert mesh is not None
@@ -112,55 +112,59 @@ def shard_mapped(
 
 
 def as_varying(tree: Any, names: Any, logical: str) -> Any:
-  """Within `shard_mapped`: arrays of these names as each device's own along an axis.
+  """Marks arrays inside `shard_mapped` as device-varying along a logical axis.
 
-  What several devices share is summed over them on the way back: with this once, and
-  without it wherever it is used, in each run of a loop.
+  Their gradient is then psum-ed once, after a loop, instead of in every iteration.
+
+  Args:
+    tree: arrays.
+    names: a tree of their `AxisNames`.
+    logical: the axis.
   """
   mesh = current_mesh()
   assert mesh is not None
   wanted = [axis for axis in RULES[logical] if num_parts(mesh, axis) > 1]
 
   def one(names: AxisNames, x: jax.Array) -> jax.Array:
-    cut = [axis for axes in spec(mesh, names) for axis in as_tuple(axes)]
-    missing = tuple(axis for axis in wanted if axis not in cut)
+    sharded = [axis for axes in spec(mesh, names) for axis in as_tuple(axes)]
+    missing = tuple(axis for axis in wanted if axis not in sharded)
     return jax.lax.pcast(x, missing, to='varying') if missing else x
 
   return jax.tree.map(one, names, tree, is_leaf=lambda x: isinstance(x, AxisNames))
 
 
 def sum_over_replicas(function: Callable[..., Any], rows: Any, axis: int) -> Any:
-  """Returns function(rows), summed over what each copy of the model makes of its rows.
+  """Returns function(rows) summed over the model replicas, each on its own rows.
 
-  Copies exchange nothing before: gradients that `function` sums in a loop are sent
-  between them once, and not in each run of it.
+  Gradients that `function` accumulates in a loop are all-reduced across replicas once,
+  after the loop, instead of in every iteration.
 
   Args:
-    function: of a tree of arrays to a tree of arrays, in shares that add up.
-    rows: a tree of arrays, of which `axis` is P (or rows).
-    axis: see `rows`.
+    function: a tree of arrays -> a tree of arrays; results of parts add up.
+    rows: a tree of arrays.
+    axis: the axis of `rows` that is P (or rows).
   """
   mesh = current_mesh()
-  copies = 1 if mesh is None else mesh.shape['data']
-  if copies == 1:
+  replicas = 1 if mesh is None else mesh.shape['data']
+  if replicas == 1:
     return function(rows)
 
-  def of_one(rows: Any) -> Any:
+  def of_one(rows: Any) -> Any:  # one replica
     token = ONE_REPLICA.set(True)
     try:
       return function(rows)
     finally:
       ONE_REPLICA.reset(token)
 
-  apart = jax.tree.map(
-    lambda x: x.reshape(*x.shape[:axis], copies, -1, *x.shape[axis + 1 :]), rows
+  by_replica = jax.tree.map(
+    lambda x: x.reshape(*x.shape[:axis], replicas, -1, *x.shape[axis + 1 :]), rows
   )
-  each = jax.vmap(of_one, in_axes=axis, spmd_axis_name='data')(apart)
+  each = jax.vmap(of_one, in_axes=axis, spmd_axis_name='data')(by_replica)
   return jax.tree.map(lambda x: x.sum(0), each)
 
 
 class AxisNames(tuple):
-  """The logical names of an array's axes, as a leaf of a tree."""
+  """The logical names of an array's axes; a leaf of a tree."""
 
   def __new__(cls, *names: str | None) -> 'AxisNames':
     return super().__new__(cls, names)

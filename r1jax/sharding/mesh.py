@@ -1,11 +1,8 @@
-"""The device mesh, and the one table from logical to mesh axes.
+"""Device meshes: their config, construction and size checks.
 
-Models and batches name what an axis is; this table says where it lies. Nobody else
-writes a PartitionSpec, and a name that the table lacks is an error.
-
-Devices are arranged along five axes: `data` has copies of the model, `fsdp` cuts it
-and the prompts, `expert` cuts the experts and the prompts, `context` the positions of a
-row, `tensor` heads, hidden channels and the vocabulary.
+A mesh has five axes: `data` holds replicas of the model, `fsdp` shards parameters and
+prompts, `expert` shards experts and prompts, `context` the positions of a row, `tensor`
+heads, hidden channels and the vocabulary.
 """
 
 import dataclasses
@@ -24,23 +21,23 @@ from r1jax.sharding.rules import AXES, RULES, MeshError, named_sharding, shard_c
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How the devices are arranged: the product of the axes is their number."""
+  """The axes of the device mesh; their product is the number of devices."""
 
   machine: ClassVar[bool] = True  # a run may go on with another mesh
 
-  data: int = 0  # copies of the model; 0 is as many as the other axes leave
-  fsdp: int = 1  # parts of the model, gathered layer by layer, and of the prompts
-  tensor: int = 1  # parts of heads, hidden channels and vocabulary
-  expert: int = 1  # parts of the experts, and of the prompts
-  context: int = 1  # parts of the positions of a row
-  # Samplers have whole copies of the model but for these two; 0 is as above.
+  data: int = 0  # replicas of the model; 0: as many as the other axes leave
+  fsdp: int = 1  # shards of parameters (gathered layer by layer) and of prompts
+  tensor: int = 1  # shards of heads, hidden channels and vocabulary
+  expert: int = 1  # shards of experts and of prompts
+  context: int = 1  # shards of the positions of a row
+  # A sampler replicates the model except along these two axes; 0: as above.
   sampler_tensor: int = 0
   sampler_expert: int = 0
-  # Whether samplers cut over these expert parts what is no expert, too: that takes less
-  # memory, and is gathered for each step of decoding.
+  # Whether samplers also shard the other parameters over `sampler_expert`: this takes
+  # less memory, but each decode step gathers them.
   sampler_gathers: bool = False
-  # Of several hosts, where the machines don't tell: an address of the first, host:port,
-  # how many there are, and which one this is.
+  # For several hosts, where the environment does not name them: address of the first
+  # (host:port), number of hosts, and the index of this one.
   coordinator: str = ''
   hosts: int = 1
   host: int = 0
@@ -69,11 +66,11 @@ class MeshConfig:
 
   @property
   def parts(self) -> int:
-    """Devices that a copy of the model lies on."""
+    """Devices per replica of the model."""
     return self.fsdp * self.tensor * self.expert * self.context
 
 
-ONE_DEVICE = MeshConfig()  # a copy of the model on each device
+ONE_DEVICE = MeshConfig()  # one replica of the model per device
 
 
 def make_mesh(
@@ -81,24 +78,25 @@ def make_mesh(
 ) -> Mesh:
   """Returns a mesh of all (or the given) devices.
 
-  Copies of the model lie on different slices, if there are several, and what a copy is
-  cut into within one.
+  With several TPU slices, replicas are distributed over the slices, and each replica is
+  sharded within one slice.
 
   Raises:
-    MeshError: the axes' product is not the number of devices.
+    MeshError: if the product of the axes is not the number of devices, or a replica
+      does not fit in a slice.
   """
   devices = jax.devices() if devices is None else devices
   copies = config.data or len(devices) // config.parts
   if copies * config.parts != len(devices) or not copies:
-    raise _other_devices(config, len(devices))
+    raise _wrong_product(config, len(devices))
   sizes = {axis: getattr(config, axis) for axis in AXES} | {'data': copies}
   # Auto: the default, Explicit, does not take Linen's partitioned parameters.
   slices = len(set(map(slice_of, devices)))
   if copies % slices:
     raise MeshError(
-      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; a copy of '
-      f'the model lies within the {len(devices) // slices} devices of a slice, and the '
-      f'other axes come to {config.parts}'
+      f'mesh.data: expected a multiple of the {slices} slices, got {copies}; a replica '
+      f'of the model must fit in the {len(devices) // slices} devices of a slice, and '
+      f'the product of the other axes is {config.parts}'
     )
   shape = (copies // slices, *(sizes[axis] for axis in AXES[1:]))
   if slices > 1:
@@ -114,24 +112,25 @@ def make_mesh(
 
 
 def slice_of(device: jax.Device) -> int:
-  """Returns the number of the slice that a device is of."""
+  """Returns the index of the device's TPU slice."""
   return getattr(device, 'slice_index', 0)
 
 
-def _other_devices(config: MeshConfig, devices: int) -> MeshError:
+def _wrong_product(config: MeshConfig, devices: int) -> MeshError:
   given = {axis: size for axis in AXES if (size := getattr(config, axis)) > 1}
-  said = ' x '.join(f'{axis} {size}' for axis, size in given.items())
-  what = f'mesh: expected axes whose product is the {devices} devices, got {said}'
+  product = ' x '.join(f'{axis} {size}' for axis, size in given.items())
+  what = f'mesh: expected axes whose product is the {devices} devices, got {product}'
   for axis, size in given.items():
     rest = math.prod(given.values()) // size
     if devices % rest == 0:
       fits = devices // rest
       possible = [fits] if config.data else [n for n in divisors(fits) if n >= size]
-      return MeshError(f'{what}; mesh.{axis} {(possible or [fits])[0]} would do')
+      return MeshError(f'{what}; set mesh.{axis} to {(possible or [fits])[0]}')
   return MeshError(what)
 
 
 def divisors(number: int) -> list[int]:
+  """Returns the divisors of a number, ascending."""
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
@@ -140,20 +139,25 @@ def fit_mesh(
   config: MeshConfig = ONE_DEVICE,
   sampled: dict[str, int] | None = None,
 ) -> Mesh:
-  """Returns a mesh on which prompts, or rows, of all these sizes can be cut.
+  """Returns the largest mesh that divides batches of all these sizes.
 
-  Without `config.data` it has as many copies of the model as divide the sizes, and may
-  leave devices out, but not those of other hosts. `sampled` are numbers of prompts
-  that samplers are given.
+  Without `config.data` it takes as many replicas as divide the sizes. It may leave
+  devices of this host unused, but with several hosts it uses all.
+
+  Args:
+    sizes: numbers of prompts or rows, by the name of their config field.
+    config: the axes.
+    sampled: numbers of prompts that samplers get at a time, likewise.
 
   Raises:
-    MeshError: the axes do not fit the devices, or a size is no multiple of the parts.
+    MeshError: if the axes do not fit the devices, or a size is not a multiple of the
+      shards.
   """
   devices, sampled = jax.devices(), sampled or {}
   copies = config.data
   if not copies:
     if len(devices) % config.parts:
-      raise _other_devices(config, len(devices))
+      raise _wrong_product(config, len(devices))
 
     def divides(copies: int) -> bool:
       parts = copies * config.fsdp * config.expert
@@ -170,32 +174,33 @@ def fit_mesh(
     devices = devices[: copies * config.parts]
   mesh = make_mesh(devices, dataclasses.replace(config, data=copies))
   check_rows(mesh, sizes)
-  check_rows(sampler_mesh(mesh, config), sampled, 'samplers cut prompts')
+  check_rows(sampler_mesh(mesh, config), sampled, 'samplers shard prompts')
   return mesh
 
 
 def check_rows(
-  mesh: Mesh, sizes: dict[str, int], what: str = 'prompts are cut'
+  mesh: Mesh, sizes: dict[str, int], what: str = 'prompts are sharded'
 ) -> None:
-  """Raises MeshError for prompts or rows, by name, that can't be cut over the mesh."""
+  """Raises MeshError for a number of prompts or rows that the mesh does not divide."""
   parts = shard_count(mesh, 'prompt')
   for name, size in sizes.items():
     if size % parts:
-      cut = ' x '.join(f'{a} {n}' for a in RULES['prompt'] if (n := mesh.shape[a]) > 1)
+      axes = ' x '.join(f'{a} {n}' for a in RULES['prompt'] if (n := mesh.shape[a]) > 1)
       raise MeshError(
-        f'{name}: expected a multiple of {parts}, the parts that {what} into ({cut}), '
-        f'got {size}; the next is {-(-size // parts) * parts}'
+        f'{name}: expected a multiple of {parts}, as {what} over {axes}, got {size}; '
+        f'the next is {-(-size // parts) * parts}'
       )
 
 
 def sampler_mesh(mesh: Mesh, config: MeshConfig = ONE_DEVICE) -> Mesh:
-  """Returns the same devices as samplers use them.
+  """Returns the mesh of the same devices that samplers use.
 
-  A step of decoding reads all parameters, so they are not gathered for each: the
-  devices of `fsdp` and `context` get copies, or parts of the `sampler_*` axes.
+  A decode step reads all parameters, so gathering them at each step would be slow.
+  Devices of `fsdp` and `context` hold replicas instead, or shards of the `sampler_*`
+  axes.
 
   Raises:
-    MeshError: these axes do not divide the devices.
+    MeshError: if these axes do not divide the devices.
   """
   tensor = config.sampler_tensor or mesh.shape['tensor']
   expert = config.sampler_expert or mesh.shape['expert']
@@ -203,7 +208,7 @@ def sampler_mesh(mesh: Mesh, config: MeshConfig = ONE_DEVICE) -> Mesh:
     possible = [n for n in divisors(mesh.size // expert) if n >= tensor] or [1]
     raise MeshError(
       f"mesh.sampler_tensor: expected its product with the sampler's {expert} expert "
-      f'parts to divide the {mesh.size} devices, got {tensor}; {possible[0]} would do'
+      f'shards to divide the {mesh.size} devices, got {tensor}; set it to {possible[0]}'
     )
   if mesh.size == 1:
     return mesh
@@ -212,14 +217,14 @@ def sampler_mesh(mesh: Mesh, config: MeshConfig = ONE_DEVICE) -> Mesh:
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-  """Returns the devices of a mesh that this host has, for copies of a model."""
+  """Returns the mesh of this host's devices, each with a replica of the model."""
   shape = (-1, *[1] * len(AXES[1:]))
   devices = np.array(mesh.local_devices).reshape(shape)
   return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
 def check_lengths(mesh: Mesh, sizes: dict[str, int]) -> None:
-  """Raises MeshError for rows' lengths, by name, that can't be cut over the mesh."""
+  """Raises MeshError for a row length that `mesh.context` does not divide."""
   parts = mesh.shape['context']
   for name, size in sizes.items():
     if size % parts:
@@ -230,15 +235,16 @@ def check_lengths(mesh: Mesh, sizes: dict[str, int]) -> None:
 
 
 def shard_owners(mesh: Mesh) -> list[list[int]]:
-  """Returns for each part of the prompts the hosts whose devices have it, in order."""
+  """Returns for each shard of the prompts the hosts that hold it, in order."""
   parts = shard_count(mesh, 'prompt')
   found: list[set[int]] = [set() for _ in range(parts)]
-  lying: Any = named_sharding(mesh, 'prompt').devices_indices_map((parts,))
-  for device, (cut,) in lying.items():
-    found[cut.start or 0].add(device.process_index)
+  indices: Any = named_sharding(mesh, 'prompt').devices_indices_map((parts,))
+  for device, (shard,) in indices.items():
+    found[shard.start or 0].add(device.process_index)
   return [sorted(hosts) for hosts in found]
 
 
 def local_shards(mesh: Mesh) -> list[int]:
-  """Returns the parts of the prompts that devices of this host have."""
-  return [n for n, of in enumerate(shard_owners(mesh)) if jax.process_index() in of]
+  """Returns the shards of the prompts that this host's devices hold."""
+  owners = enumerate(shard_owners(mesh))
+  return [n for n, hosts in owners if jax.process_index() in hosts]

@@ -1,4 +1,4 @@
-"""Moves arrays to where a mesh needs them: from host to devices, and back."""
+"""Places arrays on a mesh: from host to devices, between layouts, and back."""
 
 import math
 from typing import Any
@@ -18,20 +18,20 @@ from r1jax.sharding.rules import (
 
 
 def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-  """Places a tree of arrays one axis of which is P (or rows) on the mesh.
+  """Shards a tree of arrays along `axis`, which is P (or rows), over the mesh.
 
-  All hosts have the whole of it, and each places the parts of its devices.
+  Every host has the whole arrays and places the shards of its devices.
   """
   return _put(batch, named_sharding(mesh, *[None] * axis, 'prompt'))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-  """Places a copy of each array of the tree on every device of the mesh."""
+  """Places each array of the tree on every device of the mesh."""
   return _put(tree, named_sharding(mesh))
 
 
 def _put(tree: Any, place: Any) -> Any:
-  """`jax.device_put`, of what all hosts have, to devices of several of them."""
+  """`jax.device_put` for arrays that every host has whole, to devices of all hosts."""
   if jax.process_count() == 1:
     return jax.device_put(tree, place)
 
@@ -47,9 +47,10 @@ def _put(tree: Any, place: Any) -> Any:
 
 
 def feed_rows(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
-  """Places a tree of arrays of which each host has the parts that its devices have.
+  """Shards a tree of arrays along `axis` over the mesh; each host has its own shards.
 
-  As `put_batch` does with what is whole; the parts lie side by side along the axis.
+  Like `put_batch`, but a host's arrays hold only the shards of its devices,
+  concatenated along the axis.
   """
   place, here = named_sharding(mesh, *[None] * axis, 'prompt'), local_shards(mesh)
 
@@ -68,7 +69,7 @@ def feed_rows(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
 
 
 def fetch_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
-  """Returns this host's parts of arrays that are cut as `feed` cuts them; undoes it."""
+  """Returns this host's shards of arrays, concatenated: the inverse of `feed_rows`."""
   place = named_sharding(mesh, *[None] * axis, 'prompt')
 
   def one(x: jax.Array) -> np.ndarray:
@@ -80,12 +81,15 @@ def fetch_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
 
 
 def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
-  """Returns where parameters lie that carry logical axis names, or only shapes do.
+  """Returns the shardings of boxed parameters (or shapes) on the mesh.
 
-  `fields` is what the names of the fields begin with that say how many parts there are.
+  Args:
+    mesh: of the devices.
+    boxed: parameters with their logical axis names.
+    fields: prefix of the config fields that an error names.
 
   Raises:
-    MeshError: an axis of one is no multiple of the parts that it is cut into.
+    MeshError: if an axis is not a multiple of its shards.
   """
 
   def one(path: Any, box: Any) -> NamedSharding:
@@ -94,10 +98,10 @@ def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
       axes = as_tuple(axes)
       parts = math.prod(mesh.shape[a] for a in axes)
       if size % parts:
-        cut = ' x '.join(f'{fields}{a} {mesh.shape[a]}' for a in axes)
+        given = ' x '.join(f'{fields}{a} {mesh.shape[a]}' for a in axes)
         possible = [n for n in divisors(size) if n > parts] or [size]
         raise MeshError(
-          f'{cut}: expected a divisor of {size}, the axis {name} of '
+          f'{given}: expected a divisor of {size}, the axis {name} of '
           f'{jax.tree_util.keystr(path, simple=True, separator=".")}, got {parts}; '
           f'the next is {possible[0]}'
         )
@@ -107,12 +111,15 @@ def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
 
 
 def put_boxed(mesh: Mesh, boxed: Any) -> Any:
-  """Unboxes parameters that carry logical axis names and places them by the table."""
+  """Returns boxed parameters unboxed and sharded by their logical axis names."""
   return _put(unbox(boxed), param_shardings(mesh, boxed))
 
 
 def without_gathers(boxed: Any) -> Any:
-  """Returns names of parameters' axes without those that are gathered to be used."""
+  """Returns boxed parameters without the axis names in `GATHERED`.
+
+  Placed by the remaining names, they need not be gathered for a product.
+  """
 
   def one(box: Any) -> Any:
     kept = (None if name in GATHERED else name for name in box.names)
@@ -122,10 +129,9 @@ def without_gathers(boxed: Any) -> Any:
 
 
 def reshard(mesh: Mesh, params: Any, boxed: Any) -> Any:
-  """Places parameters by the names of their axes on another mesh of the same devices.
+  """Moves parameters to another mesh of the same devices, by their axis names.
 
-  What stands in the place of one of them with parts of other shapes, such as adapters
-  or the scales of int8, lies everywhere.
+  Arrays of other shapes, such as LoRA adapters or int8 scales, are replicated.
   """
 
   def one(place: NamedSharding, like: Any, leaf: Any) -> Any:
@@ -138,16 +144,16 @@ def reshard(mesh: Mesh, params: Any, boxed: Any) -> Any:
 
 
 def like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
-  """Places a tree that has further copies of parameters in it as they lie.
+  """Places a tree with parameter-like arrays, such as an optimizer's state.
 
-  Such as the state of an optimizer. A copy is known by the end of its path; what is
-  none lies everywhere.
+  An array whose path ends with that of a parameter of the same shape is sharded like
+  it; the others are replicated.
   """
   return _put(tree, shardings_like_params(mesh, tree, params))
 
 
 def shardings_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
-  """Returns where `like_params` places a tree; both may be shapes alone."""
+  """Returns the shardings that `like_params` uses; both trees may be shapes."""
   known = {
     _keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
@@ -164,7 +170,7 @@ def shardings_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
 
 
 def abstract_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
-  """Returns shapes that lie as `like_params` places arrays of them."""
+  """Returns the tree as `jax.ShapeDtypeStruct`s with the shardings of `like_params`."""
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     tree,
@@ -177,32 +183,30 @@ def _keys(path: Any) -> tuple[str, ...]:
 
 
 def to_host(tree: Any) -> Any:
-  """Moves arrays to the memory of the hosts that they lie on; no program takes them."""
+  """Moves arrays to the pinned memory of their hosts."""
   return _put_in('pinned_host', tree)
 
 
 def to_device(tree: Any) -> Any:
-  """Moves arrays that were put aside back to their devices; leaves others."""
+  """Moves arrays back from `to_host`; leaves those on devices unchanged."""
   return _put_in('device', tree)
 
 
 def device_sharding(x: jax.Array) -> Any:
-  """Returns where an array lies once it is put back."""
+  """Returns the sharding that `to_device` gives an array."""
   return x.sharding.with_memory_kind('device')
 
 
 def _put_in(memory: str, tree: Any) -> Any:
-  places = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), tree)
-  return jax.device_put(tree, places)
+  shardings = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), tree)
+  return jax.device_put(tree, shardings)
 
 
 def unbox(boxed: Any) -> Any:
-  """Parameters, or their shapes, without the logical names of their axes."""
+  """Returns parameters, or shapes, without their logical axis names."""
   return jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box)
 
 
 def is_box(leaf: Any) -> bool:
+  """Whether a leaf is a parameter with its logical axis names."""
   return hasattr(leaf, 'names')
-
-
-# --- Within a program -----------------------------------------------------------------

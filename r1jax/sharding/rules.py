@@ -1,7 +1,7 @@
 """The one table from logical axis names to mesh axes.
 
-Models and batches name what an axis is; this table says which mesh axes shard it.
-Nobody else writes a PartitionSpec, and a name that the table lacks is an error.
+Models and batches name their axes; this table lists the mesh axes that shard each name.
+No other module writes a PartitionSpec, and an unknown name is an error.
 """
 
 import contextvars
@@ -10,34 +10,39 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Set while a program is traced of one replica's rows; see `sum_over_replicas`.
+# True while a program is traced for one replica's rows; see `sum_over_replicas`.
 ONE_REPLICA = contextvars.ContextVar('r1jax_one_replica', default=False)
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
-# The first axis of an array that names a mesh axis takes it.
+# If two axes of an array name the same mesh axis, the first one gets it.
 RULES: dict[str, tuple[str, ...]] = {
   'prompt': ('data', 'fsdp', 'expert'),  # P: prompts, and the rows of batches
   'length': ('context',),  # T: positions of a row
-  'piece': ('data', 'fsdp', 'expert', 'context'),  # of a row that is cut in T
+  'piece': ('data', 'fsdp', 'expert', 'context'),  # rows and shards of rows in T
   'vocab': ('tensor',),
-  'embed': ('fsdp', 'expert', 'context'),  # of parameters; of activations it is whole
+  'embed': ('fsdp', 'expert', 'context'),  # of parameters only, not of activations
   'gain': (),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
   'channel': (),
   'mlp': ('tensor',),
-  'rank': ('fsdp', 'expert', 'context'),  # of latent attention, where no 'embed' is
+  'rank': ('fsdp', 'expert', 'context'),  # of latent attention, without 'embed'
   'expert': ('expert',),
-  'layers': (),  # scanned, so never cut
+  'layers': (),  # scanned, so never sharded
 }
-GATHERED = ('embed', 'rank')  # what is cut so is gathered for each product
+GATHERED = ('embed', 'rank')  # axes that are gathered for each product
 
 
 class MeshError(ValueError):
-  """Devices, axes and sizes that do not go together; names the field and what would."""
+  """Devices, axes and sizes that do not fit; names the field and a value that does."""
 
 
 def spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
+  """Returns the PartitionSpec of an array with these logical axes (None: replicated).
+
+  Raises:
+    ValueError: for a name that is not in `RULES`.
+  """
   unknown = [name for name in logical if name is not None and name not in RULES]
   if unknown:
     raise ValueError(f'logical axis: expected one of {sorted(RULES)}, got {unknown}')
@@ -52,17 +57,17 @@ def spec(mesh: Mesh, logical: Sequence[str | None]) -> PartitionSpec:
 
 
 def num_parts(mesh: Mesh, axis: str) -> int:
-  """The size of an axis; within `sum_over_replicas` there is one copy."""
+  """Returns the size of a mesh axis; `data` is 1 inside `sum_over_replicas`."""
   return 1 if axis == 'data' and ONE_REPLICA.get() else mesh.shape[axis]
 
 
 def as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """An entry of a PartitionSpec as the axes that it names."""
+  """Returns the mesh axes of an entry of a PartitionSpec."""
   return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
-  """Returns where an array lies whose axes have these logical names (None: anywhere).
+  """Returns the sharding of an array with these logical axes (None: replicated).
 
   Raises:
     ValueError: for a name that is not in `RULES`.
@@ -71,5 +76,5 @@ def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 
 def shard_count(mesh: Mesh, logical: str) -> int:
-  """Returns how many parts an axis of this name is cut into."""
+  """Returns the number of shards of an axis with this name."""
   return math.prod(num_parts(mesh, axis) for axis in RULES[logical])

@@ -91,7 +91,7 @@ class Artifact:
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), param_shardings(mesh, policy.names), dtype)
     whole = lora.attach(base, replicate(mesh, adapters), policy.lora.scale)
-    return jax.jit(lora.merged_as_kept)(whole)
+    return jax.jit(lora.merged_in_dtype)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
     """The adapters under a name, of a stage that has learned some.

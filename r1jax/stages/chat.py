@@ -59,7 +59,7 @@ class ChatSession:
   @functools.cached_property
   def _turned(self) -> Any:
     """The parameters as they are read at each token: once a conversation."""
-    turned = functools.partial(decode.turned, self.model.config)
+    turned = functools.partial(decode.decode_params, self.model.config)
     return jax.jit(turned, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property

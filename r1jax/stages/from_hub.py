@@ -116,7 +116,7 @@ class Pretrained:
       return base
     config, adapters = self.adapter
     there = replicate(mesh, adapters)
-    return jax.jit(lora.merged_as_kept)(lora.attach(base, there, config.scale))
+    return jax.jit(lora.merged_in_dtype)(lora.attach(base, there, config.scale))
 
   def keep(self, workdir: Path) -> None:
     """Copies all but the weights to the run's folder, once."""

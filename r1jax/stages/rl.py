@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import optim
+from r1jax.choice import label
 from r1jax.optim import TrainState
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
@@ -74,7 +75,7 @@ def step(
     scores = scoring.result()
   check_rewards(number, rewards, rewarder.names)
   advantage_PG = learner.advantage(rewards.total)
-  check_advantages(number, advantage_PG, config.grpo.advantage)
+  check_advantages(number, advantage_PG, label(config.grpo.advantage))
   learned = learner.update(
     state,
     rollout,
@@ -195,7 +196,7 @@ def _resume(
 ) -> tuple[TrainState, Any, int]:
   """Returns state, reference and steps of the last checkpoint, or of the start."""
   checkpoints, before = run.checkpoints[phase], params()
-  optim.check_moves(before, learner.config.optim, 'rl.optim', learner.matrices)
+  optim.check_learning_rate(before, learner.config.optim, 'rl.optim', learner.matrices)
   first, like = checkpoints.step or 0, learner.like(before)
   saved = {} if first else learner.start(before)
   del before  # of a large model there is no room for one more

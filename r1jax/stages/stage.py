@@ -151,7 +151,7 @@ class Stage:
       ValueError: the learning rate is too small for the parameters to change.
     """
     functions, matrices = self.policy.functions, self.policy.matrices
-    optimizers.check_moves(params, config.optim, optim_field, matrices)
+    optimizers.check_learning_rate(params, config.optim, optim_field, matrices)
     return supervised.train(
       self.run,
       phase,

@@ -1,1 +1,1 @@
-"""Attention and grouped products by hand-written kernels."""
+"""Pallas kernels: flash attention for TPUs and GPUs, grouped matrix products."""

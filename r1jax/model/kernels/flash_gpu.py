@@ -1,10 +1,10 @@
-"""The kernels of flash attention for GPUs, written in Pallas and compiled by Triton.
+"""Flash attention for GPUs: Pallas kernels, compiled by Triton.
 
-FlashAttention-2 (https://arxiv.org/abs/2307.08691, algorithms 1 and 2), for what a
-query sees here: of the keys before its row what a mask says, and of its own row a run
-of positions up to itself. Blocks of keys that no query of a block sees are not read.
-The kernel that JAX brings along for GPUs takes neither keys before a row, nor a part of
-a row's queries, nor values of another width than keys.
+FlashAttention-2 (https://arxiv.org/abs/2307.08691, algorithms 1 and 2). A query attends
+to the context keys that a mask allows, and to a contiguous range of its own row that
+ends with itself. Key blocks that no query of a block sees are skipped. JAX's own GPU
+kernel supports neither context keys, nor part of a row's queries, nor values of another
+width than keys.
 """
 
 import functools
@@ -18,24 +18,24 @@ from jax.experimental.pallas import triton
 
 from r1jax.sharding.constrain import platform
 
-# Of a block; lengths are multiples of both. In larger ones gradients of keys and values
-# of 128 channels would not stay in the registers of a program.
+# Block sizes; lengths are multiples of both. With larger blocks the gradients of keys
+# and values with 128 channels don't fit in a program's registers.
 QUERIES = 128
 KEYS = 64
-NARROWEST = 16  # channels that a tensor core's product has at least
-WIDEST = 768  # bytes of a key and its value; blocks of wider ones overflow an A100
+MIN_CHANNELS = 16  # of a tensor core's product
+MAX_BYTES = 768  # of a key and its value; larger ones don't fit on an A100
 MASKED = -1e30
 
 
-class _Sight(NamedTuple):
-  """What the queries of a block see."""
+class _Visible(NamedTuple):
+  """The keys that the queries of a block attend to."""
 
-  begin: jax.Array  # int32 [Q], the first position of their row
-  place: jax.Array  # int32 [Q], the last one: their own
-  before: int  # keys before the row's own
+  begin: jax.Array  # int32 [Q], the first visible position of the row
+  place: jax.Array  # int32 [Q], the last one: the query's own
+  before: int  # number of context keys
 
   def blocks(self) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """How many blocks of keys these are, and which is the nth."""
+    """Returns the number of visible key blocks, and a function n -> nth block."""
     context = -(-self.before // KEYS)
     start = jnp.maximum(context, _div(self.before + jnp.min(self.begin), KEYS))
     stop = _div(self.before + jnp.max(self.place), KEYS) + 1
@@ -43,7 +43,7 @@ class _Sight(NamedTuple):
     return count, lambda n: jnp.where(n < context, n, n - context + start)
 
   def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array, block: Any):
-    """Products of queries [Q, C] with a block of keys [S, C], as far as seen."""
+    """Returns q k^T for queries [Q, C] and keys [S, C]; MASKED where not visible."""
     own = (block * KEYS + jnp.arange(KEYS) - self.before)[None]
     in_row = (own >= self.begin[:, None]) & (own <= self.place[:, None])
     seen = jnp.where(own < 0, mask[None] != 0, in_row)
@@ -51,7 +51,7 @@ class _Sight(NamedTuple):
 
 
 def _div(x: jax.Array, y: int) -> jax.Array:
-  """x // y of what is not negative; JAX cannot lower the operator for Triton."""
+  """Returns x // y for x >= 0; JAX cannot lower the operator for Triton."""
   return jax.lax.div(x, jnp.int32(y))
 
 
@@ -64,35 +64,35 @@ def attend(
   mask_BS: jax.Array,
   before: int,
 ) -> jax.Array:
-  """Returns softmax(q k^T) v over what each query sees, [B, T, H, C of v].
+  """Returns softmax(q k^T) v over the visible keys, [B, T, H, C of v].
 
   Args:
-    q_BTHC: queries, scaled.
-    k_BSKC: keys, of which the first `before` are not of the queries' own row.
+    q_BTHC: queries, already scaled.
+    k_BSKC: keys; the first `before` are the context, then the row's own.
     v_BSKC: values.
-    begin_BT: int32, the first position of its row that a query sees, rising along T.
-    place_BT: int32, its own position, the last one; rising along T.
-    mask_BS: int32, nonzero for keys before the row that every query sees.
-    before: keys before the row.
+    begin_BT: int32, the first position of the row that a query sees; ascending in T.
+    place_BT: int32, the query's own position, the last it sees; ascending in T.
+    mask_BS: int32, nonzero for context keys that every query sees.
+    before: number of context keys.
   """
   channels = v_BSKC.shape[-1]
-  wide = (_wider(x) for x in (q_BTHC, k_BSKC, v_BSKC))
-  return _attend(before, *wide, begin_BT, place_BT, mask_BS)[..., :channels]
+  padded = (_padded(x) for x in (q_BTHC, k_BSKC, v_BSKC))
+  return _attend(before, *padded, begin_BT, place_BT, mask_BS)[..., :channels]
 
 
 def fits(q_BTHC: jax.Array, value_channels: int) -> bool:
-  """Whether keys as wide as queries, and values, are narrow enough."""
+  """Whether a key (as wide as a query) and a value are small enough."""
   channels = _width(q_BTHC.shape[-1]) + _width(value_channels)
-  return channels * q_BTHC.dtype.itemsize <= WIDEST
+  return channels * q_BTHC.dtype.itemsize <= MAX_BYTES
 
 
 def _width(channels: int) -> int:
-  """Channels that Triton takes, at least as many."""
-  return max(pl.next_power_of_2(channels), NARROWEST)
+  """Returns the number of channels padded to what Triton supports."""
+  return max(pl.next_power_of_2(channels), MIN_CHANNELS)
 
 
-def _wider(x: jax.Array) -> jax.Array:
-  """With zeros up to a width that Triton takes."""
+def _padded(x: jax.Array) -> jax.Array:
+  """Returns x with zero channels up to `_width`."""
   more = _width(x.shape[-1]) - x.shape[-1]
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)])
 
@@ -105,17 +105,17 @@ def _attend(before: int, *args: jax.Array) -> jax.Array:
 def _forward(
   before: int, *args: jax.Array
 ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], jax.Array, jax.Array]]:
-  """Outputs; and what gradients need, with log-sum-exps of scores [B, H, T]."""
+  """Returns outputs, and the residuals: inputs, outputs, log-sum-exps [B, H, T]."""
 
   def kernel(*refs):
     q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, out_ref, total_ref = refs
-    q, sight = q_ref[...], _Sight(begin_ref[...], place_ref[...], before)
-    count, nth = sight.blocks()
+    q, visible = q_ref[...], _Visible(begin_ref[...], place_ref[...], before)
+    count, nth = visible.blocks()
 
     def body(n, carry):
       out, top, total = carry
       at = pl.ds(nth(n) * KEYS, KEYS)
-      scores = sight.scores(q, k_ref[at, :], mask_ref[at], nth(n))
+      scores = visible.scores(q, k_ref[at, :], mask_ref[at], nth(n))
       higher = jnp.maximum(top, scores.max(1))
       weights, shrink = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
       v = v_ref[at, :]
@@ -137,7 +137,7 @@ def _forward(
     in_specs=block.args,
     out_specs=(block.out, block.total),
     out_shape=(out_shape, total_shape),
-    **_compiled('flash_fwd', q),
+    **_pallas_options('flash_fwd', q),
   )(*args)
   return out, (args, out, total)
 
@@ -146,20 +146,23 @@ def _backward(
   before: int, saved: Any, d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
   args, out, total = saved
-  q, k, v, *_ = args
   delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
   inputs = *args, d_out, total, jnp.swapaxes(delta, 1, 2)
+  dq = _query_gradient(before, *inputs)
+  return dq, *_key_value_gradients(before, *inputs), None, None, None
 
-  def of_queries(*refs):
+
+def _query_gradient(before: int, *inputs: jax.Array) -> jax.Array:
+  def kernel(*refs):
     q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, *more = refs
     d_out, total, delta = (ref[...] for ref in more[:3])
-    q, sight = q_ref[...], _Sight(begin_ref[...], place_ref[...], before)
-    count, nth = sight.blocks()
+    q, visible = q_ref[...], _Visible(begin_ref[...], place_ref[...], before)
+    count, nth = visible.blocks()
 
     def body(n, dq):
       at = pl.ds(nth(n) * KEYS, KEYS)
       k = k_ref[at, :]
-      scores = sight.scores(q, k, mask_ref[at], nth(n))
+      scores = visible.scores(q, k, mask_ref[at], nth(n))
       _, d_scores = _gradients(scores, total, d_out, v_ref[at, :], delta)
       return dq + triton.dot(d_scores.astype(k.dtype), k)
 
@@ -167,12 +170,26 @@ def _backward(
     dq = jax.lax.fori_loop(0, count, body, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = dq.astype(dq_ref.dtype)
 
-  def of_keys(*refs):
+  q, block = inputs[0], _Blocks.of_queries(*inputs[:6])
+  return pl.pallas_call(
+    kernel,
+    grid=block.grid,
+    in_specs=(*block.args, block.out, block.total, block.total),
+    out_specs=block.args[0],
+    out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+    **_pallas_options('flash_dq', q),
+  )(*inputs)
+
+
+def _key_value_gradients(
+  before: int, *inputs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  def kernel(*refs):
     q_ref, k_ref, v_ref, begin_ref, place_ref, mask_ref, *more = refs
     d_out_ref, total_ref, delta_ref, dk_ref, dv_ref = more
     length, repeats, _ = q_ref.shape
     k, v, mask, block = k_ref[...], v_ref[...], mask_ref[...], pl.program_id(2)
-    # Places rise by one at most, so queries before these do not see the first key.
+    # `place` ascends in steps of at most one, so earlier queries don't see this block.
     own = block * KEYS - before
     start = jnp.where(own < 0, 0, _div(jnp.maximum(own - place_ref[0], 0), KEYS))
 
@@ -181,10 +198,10 @@ def _backward(
       at = pl.ds((start + _div(n, repeats)) * KEYS, KEYS)
       head = n - _div(n, repeats) * repeats
       q, d_out = q_ref[at, head, :], d_out_ref[at, head, :]
-      sight = _Sight(begin_ref[at], place_ref[at], before)
-      scores = sight.scores(q, k, mask, block)
-      of_head = total_ref[head, at], d_out, v, delta_ref[head, at]
-      weights, d_scores = _gradients(scores, *of_head)
+      visible = _Visible(begin_ref[at], place_ref[at], before)
+      scores = visible.scores(q, k, mask, block)
+      total, delta = total_ref[head, at], delta_ref[head, at]
+      weights, d_scores = _gradients(scores, total, d_out, v, delta)
       dk = dk + triton.dot(d_scores.astype(q.dtype).T, q)
       return dk, dv + triton.dot(weights.astype(d_out.dtype).T, d_out)
 
@@ -193,25 +210,16 @@ def _backward(
     dk, dv = jax.lax.fori_loop(0, count, body, nothing)
     dk_ref[...], dv_ref[...] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
-  block = _Blocks.of_queries(*args)
-  dq = pl.pallas_call(
-    of_queries,
-    grid=block.grid,
-    in_specs=(*block.args, block.out, block.total, block.total),
-    out_specs=block.args[0],
-    out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-    **_compiled('flash_dq', q),
-  )(*inputs)
-  block = _Blocks.of_keys(*args)
-  dk, dv = pl.pallas_call(
-    of_keys,
+  q, k, v, *_ = inputs
+  block = _Blocks.of_keys(*inputs[:6])
+  return pl.pallas_call(
+    kernel,
     grid=block.grid,
     in_specs=(*block.args, block.out, block.total, block.total),
     out_specs=block.args[1:3],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-    **_compiled('flash_dkv', q),
+    **_pallas_options('flash_dkv', q),
   )(*inputs)
-  return dq, dk, dv, None, None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -220,13 +228,13 @@ _attend.defvjp(_forward, _backward)
 def _gradients(
   scores: jax.Array, total: jax.Array, d_out: jax.Array, v: jax.Array, delta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The weights of keys [Q, S], and the gradients of their scores."""
+  """Returns the attention weights [Q, S], and the gradients of the scores."""
   weights = jnp.exp(scores - total[:, None])
   return weights, weights * (triton.dot(d_out, v.T) - delta[:, None])
 
 
 class _Blocks(NamedTuple):
-  """What each program of a kernel is given of the arrays."""
+  """The grid of a kernel, and the blocks of the arrays that each program gets."""
 
   grid: tuple[int, int, int]
   args: tuple[pl.BlockSpec, ...]  # queries, keys, values, begin, place, mask
@@ -235,7 +243,7 @@ class _Blocks(NamedTuple):
 
   @classmethod
   def of_queries(cls, q, k, v, begin, place, mask) -> Self:
-    """A block of one head's queries, and all keys of the head that it shares."""
+    """A program per block of a head's queries; it gets all keys of their kv head."""
     del begin, place
     rows, length, heads, channels = q.shape
     repeats, keys, wide = heads // k.shape[2], mask.shape[1], v.shape[-1]
@@ -256,7 +264,7 @@ class _Blocks(NamedTuple):
 
   @classmethod
   def of_keys(cls, q, k, v, begin, place, mask) -> Self:
-    """A block of one head's keys, and all queries of the heads that share them."""
+    """A program per block of a kv head's keys; it gets all queries that share it."""
     del begin, place
     rows, length, heads, channels = q.shape
     repeats, wide = heads // k.shape[2], v.shape[-1]
@@ -274,7 +282,7 @@ class _Blocks(NamedTuple):
     return cls((rows, k.shape[2], mask.shape[1] // KEYS), args, whole(wide), total)
 
 
-def _compiled(name: str, q: jax.Array) -> dict[str, Any]:
+def _pallas_options(name: str, q: jax.Array) -> dict[str, Any]:
   return {
     'name': name,
     'interpret': platform() != 'gpu',

@@ -1,10 +1,9 @@
-"""Flash attention: `attention.attend` by a kernel that leaves no scores in memory.
+"""Flash attention: `attention.attend` by kernels that keep no scores in memory.
 
-On TPUs it is the one that JAX brings along ("splash attention"), on GPUs that of
-`flash_gpu`. Either is given one list of keys a row, those of the context and then the
-row's own. Of the context a query sees what the mask lets it see, and of its own row
-from where its document begins up to itself: two numbers a query, in place of a mask. So
-rows must hold a document's positions side by side.
+On TPUs this is JAX's splash attention, on GPUs `flash_gpu`. Both get one list of keys
+per row: those of the context, then the row's own. A query sees the context keys that
+the mask allows, and its own row from the start of its document up to itself. These are
+two numbers per query instead of a mask, so a document's positions must be contiguous.
 """
 
 import dataclasses
@@ -29,16 +28,16 @@ from r1jax.sharding.constrain import (
   shard_mapped,
 )
 
-LANES = 128  # blocks are multiples of it, and a shorter row is not worth one
-BLOCK = 512  # queries, or keys, of a block at most; its scores are 1 MiB
-POSITION_BITS = 16  # two positions of a row are one int32
+LANES = 128  # block sizes are multiples of it; shorter rows don't use the kernel
+BLOCK = 512  # queries or keys of a block, at most; its scores are 1 MiB
+POSITION_BITS = 16  # two positions are packed into one int32
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sees:
-  """Whether queries see keys, within the kernel and by their places alone."""
+class _Visible:
+  """The kernel's mask function: whether queries see keys, from their positions."""
 
-  context: int  # keys before the row's own
+  context: int  # number of context keys
 
   def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
     begin = jax.lax.shift_right_logical(query, POSITION_BITS)
@@ -48,16 +47,16 @@ class _Sees:
 
 
 def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
-  """Whether a kernel can attend: to these arguments of `attend`, on the mesh."""
-  length, attend_all = q_BTHC.shape[1], KERNELS.get(platform())
+  """Whether there is a kernel for these arguments of `attend` on the current mesh."""
+  length, kernel = q_BTHC.shape[1], KERNELS.get(platform())
   kvs = [own, *(kv for kv, _ in context)]
-  if attend_all is None or any(kv.v is None for kv in kvs):
+  if kernel is None or any(kv.v is None for kv in kvs):
     return False
-  if attend_all is flash_gpu.attend and not flash_gpu.fits(q_BTHC, own.v.shape[-1]):
+  if kernel is flash_gpu.attend and not flash_gpu.fits(q_BTHC, own.v.shape[-1]):
     return False
-  cut = num_shards('prompt')
+  shards = num_shards('prompt')
   return LANES <= length <= 2**POSITION_BITS and all(
-    kv.k.shape[0] % cut == 0 for kv in kvs
+    kv.k.shape[0] % shards == 0 for kv in kvs
   )
 
 
@@ -68,7 +67,7 @@ def attend(
   context: Sequence[Any],
   scale: float | None,
 ) -> jax.Array:
-  """Returns what `attention.attend` does, in the type of the queries."""
+  """Returns the result of `attention.attend`, in the type of the queries."""
   length, channels = q_BTHC.shape[1], q_BTHC.shape[3]
   q_BTHC = q_BTHC * (channels**-0.5 if scale is None else scale)
   place_BT = jnp.broadcast_to(jnp.arange(length), document_BT.shape)
@@ -81,7 +80,7 @@ def attend(
   if current_mesh() is None:
     return _attend(q_BTHC, begin_BT, place_BT, own, kvs, masks)
 
-  short = -length % num_shards('length')
+  padding = -length % num_shards('length')
   queries = AxisNames('prompt', 'length', 'heads', None)
   places = AxisNames('prompt', 'length')
   heads, rows = AxisNames('prompt', 'kv_heads', None, None), AxisNames('prompt', None)
@@ -91,8 +90,8 @@ def attend(
     [rows for _ in masks],
   )
   attend_mapped = shard_mapped(_attend, names, queries, checked=False)
-  cut = (_longer(x, short) for x in (q_BTHC, begin_BT, place_BT))
-  return attend_mapped(*cut, own, kvs, masks)[:, :length]
+  padded = (_padded(x, padding) for x in (q_BTHC, begin_BT, place_BT))
+  return attend_mapped(*padded, own, kvs, masks)[:, :length]
 
 
 def _attend(
@@ -103,7 +102,7 @@ def _attend(
   context: Sequence[Any],
   masks: Sequence[jax.Array],
 ) -> jax.Array:
-  """`attend` of a device's own queries, which may be a part of a row's."""
+  """`attend` for a device's own queries, which may be part of a row."""
   rows, length = q_BTHC.shape[:2]
   before = sum(mask.shape[1] for mask in masks)
   count, size = _blocks(length)
@@ -112,16 +111,17 @@ def _attend(
   def joined(*parts: jax.Array) -> jax.Array:
     each = [jnp.repeat(x, rows // x.shape[0], axis=0) for x in parts]
     x = jnp.concatenate(each, axis=1)
-    return _longer(x, key_count * key_size - x.shape[1])
+    return _padded(x, key_count * key_size - x.shape[1])
 
   k_BSKC = joined(*(jnp.moveaxis(kv.k, 3, 1) for kv in (*context, own)))
   v_BSKC = joined(*(jnp.moveaxis(kv.v, 2, 1) for kv in (*context, own)))
   mask_BS = joined(*masks, jnp.ones((rows, own.k.shape[3]), bool)).astype(jnp.int32)
-  more = count * size - length
-  q_BTHC, begin_BT, place_BT = (_longer(x, more) for x in (q_BTHC, begin_BT, place_BT))
-  keys = k_BSKC, v_BSKC
-  attend_all = KERNELS[platform()]
-  return attend_all(q_BTHC, *keys, begin_BT, place_BT, mask_BS, before)[:, :length]
+  padding = count * size - length
+  queries = (_padded(x, padding) for x in (q_BTHC, begin_BT, place_BT))
+  q_BTHC, begin_BT, place_BT = queries
+  kernel = KERNELS[platform()]
+  out = kernel(q_BTHC, k_BSKC, v_BSKC, begin_BT, place_BT, mask_BS, before)
+  return out[:, :length]
 
 
 def _splash(
@@ -133,21 +133,21 @@ def _splash(
   mask_BS: jax.Array,
   before: int,
 ) -> jax.Array:
-  """`flash_gpu.attend`, on TPUs."""
+  """`flash_gpu.attend` on TPUs, by JAX's splash attention."""
   count, size = _blocks(q_BTHC.shape[1])
   key_count, key_size = _blocks(k_BSKC.shape[1])
-  # The last block of keys that each block of queries sees something of.
+  # The last key block that is visible to each block of queries.
   ends = before + place_BT[0, 0] + size * jnp.arange(1, count + 1)
   last = jnp.minimum((ends - 1) // key_size, key_count - 1)
   kernel = _kernel(last, key_count, size, key_size)
-  sees_BT = (begin_BT << POSITION_BITS) | place_BT
+  range_BT = (begin_BT << POSITION_BITS) | place_BT
 
-  def row(q: Any, k: Any, v: Any, sees: Any, mask: Any) -> jax.Array:
+  def row(q: Any, k: Any, v: Any, visible: Any, mask: Any) -> jax.Array:
     heads_first = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
-    segments = splash.SegmentIds(jnp.ones_like(sees), mask)
-    return kernel(_Sees(before), sees)(*heads_first, segments)
+    segments = splash.SegmentIds(jnp.ones_like(visible), mask)
+    return kernel(_Visible(before), visible)(*heads_first, segments)
 
-  out_BHTC = jax.vmap(row)(q_BTHC, k_BSKC, v_BSKC, sees_BT, mask_BS)
+  out_BHTC = jax.vmap(row)(q_BTHC, k_BSKC, v_BSKC, range_BT, mask_BS)
   return jnp.swapaxes(out_BHTC, 1, 2)
 
 
@@ -155,21 +155,21 @@ KERNELS = {'tpu': _splash, 'gpu': flash_gpu.attend}  # by platform
 
 
 def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:
-  """The kernel for blocks of these sizes, by what queries see.
+  """Returns a function from mask function and visible ranges to the splash kernel.
 
-  Blocks after the last one are skipped. The kernel is told to have the nearest that
-  counts in their place, which costs no copy.
+  Key blocks after `last` are skipped: their index is that of the nearest used block,
+  which costs no copy.
   """
   block, key_block = jnp.arange(len(last))[:, None], jnp.arange(key_count)[None]
   counts = key_block <= last[:, None]
   keys = jnp.minimum(key_block, last[:, None])
   queries = jnp.maximum(block, jnp.argmax(counts, axis=0)[None])
-  sizes = (size, key_size, key_size)  # and of the keys that are computed at once
+  sizes = (size, key_size, key_size)  # the last: keys that are computed at once
 
-  def kernel(function: _Sees, sees: Any) -> Any:
+  def kernel(function: _Visible, visible: Any) -> Any:
     def info(blocks: jax.Array) -> Any:
       used = counts[None].astype(jnp.int32)
-      return mask_info.MaskInfo(blocks[None], None, used, None, sees)
+      return mask_info.MaskInfo(blocks[None], None, used, None, visible)
 
     return splash.SplashAttentionKernel(
       *(info(keys), info(keys), info(queries)),
@@ -187,12 +187,12 @@ def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:
 
 
 def _blocks(length: int) -> tuple[int, int]:
-  """Equal blocks that hold a length, as few as there can be, and their size."""
+  """Returns the smallest number of equal blocks for a length, and their size."""
   units = -(-length // LANES)
   each = -(-units // -(-length // BLOCK))
   return -(-units // each), each * LANES
 
 
-def _longer(x: jax.Array, more: int) -> jax.Array:
-  """A row with more of its last position, which nobody sees."""
-  return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode='edge')
+def _padded(x: jax.Array, padding: int) -> jax.Array:
+  """Returns rows with their last position repeated; no query sees the copies."""
+  return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2), mode='edge')

@@ -1,8 +1,8 @@
-"""Products of rows that lie in the order of their groups, each with its group's matrix.
+"""Grouped matrix products: rows sorted by group, each times its group's matrix.
 
-`jax.lax.ragged_dot` is that on CPUs and TPUs. For GPUs XLA computes every row with the
-matrix of every group, so there are kernels for them, in Pallas and compiled by Triton:
-programs take some rows of one group, as in MegaBlocks (https://arxiv.org/abs/2211.15841).
+CPUs and TPUs use `jax.lax.ragged_dot`. On GPUs XLA multiplies every row with the matrix
+of every group, so there are Pallas kernels for them, compiled by Triton. A program
+computes rows of a single group, as in MegaBlocks (https://arxiv.org/abs/2211.15841).
 """
 
 from typing import Any
@@ -14,24 +14,22 @@ from jax.experimental.pallas import triton
 
 from r1jax.sharding.constrain import platform
 
-KERNELS = ('gpu',)  # platforms that need one
-# A program computes blocks of so many rows and columns at most, from parts of so many
-# numbers of each.
-BLOCK = 128
-PART = 64
-NARROWEST = 16  # a side of what a tensor core multiplies
+KERNELS = ('gpu',)  # platforms that use the kernels
+BLOCK = 128  # rows and columns that a program computes, at most
+PART = 64  # length of the inner axis that is loaded at a time
+MIN_SIDE = 16  # of a tensor core's product
 
 
-# With a gradient of its own: `jax.lax.ragged_dot` takes no axis of copies (see
-# `sum_over_replicas`), and what is made to take one here has no gradient.
+# A custom gradient: `jax.lax.ragged_dot` can't be batched over replicas (see
+# `sum_over_replicas`), and with `sequential_vmap`, which can, it has no gradient.
 @jax.custom_vjp
 def product(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """Returns each row times the matrix of its group, [M, F]; 0 for rows of none.
+  """Returns each row times the matrix of its group, [M, F]; 0 for rows of no group.
 
   Args:
-    x_MD: rows, group by group.
-    w_EDF: a matrix for each group.
-    sizes_E: int32, the rows of each group; rows after those are of none.
+    x_MD: rows, sorted by group.
+    w_EDF: a matrix per group.
+    sizes_E: int32, rows per group; any rows after these belong to no group.
   """
   return _by_group(x_MD, w_EDF, sizes_E)
 
@@ -45,7 +43,7 @@ def _by_group(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Arra
 
 @jax.custom_batching.sequential_vmap
 def _back_by_group(y_MF: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """Each row by the transposed matrix of its group, [M, D]."""
+  """Returns each row times the transposed matrix of its group, [M, D]."""
   if _served(y_MF, *w_EDF.shape[1:]):
     return _rows(y_MF, w_EDF, sizes_E, transposed=True)
   channels = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
@@ -54,7 +52,7 @@ def _back_by_group(y_MF: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax
 
 @jax.custom_batching.sequential_vmap
 def _of_groups(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """x^T y over the rows of each group, [E, D, F]."""
+  """Returns x^T y over the rows of each group, [E, D, F]."""
   if _served(x_MD, x_MD.shape[1], y_MF.shape[1]):
     return _sums(x_MD, y_MF, sizes_E)
   rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
@@ -75,23 +73,23 @@ product.defvjp(_forward, _backward)
 
 
 def _served(x_MD: jax.Array, *sides: int) -> bool:
-  """Whether kernels are needed, and blocks of theirs make up the sides of matrices."""
-  blocks = all(_block(side) >= NARROWEST for side in sides)
+  """Whether the kernels are used: on GPUs, for sides that divide into blocks."""
+  blocks = all(_block(side) >= MIN_SIDE for side in sides)
   return platform() in KERNELS and len(x_MD) >= BLOCK and blocks
 
 
 def _block(side: int) -> int:
-  """The largest power of two that divides it, up to a limit."""
+  """Returns the largest power of two that divides the side, up to `BLOCK`."""
   return min(side & -side, BLOCK)
 
 
 def _rows(
   x_MI: jax.Array, w: jax.Array, sizes_E: jax.Array, *, transposed: bool
 ) -> jax.Array:
-  """Each row by its group's matrix, whose axes are (out, in) where `transposed`."""
+  """Returns each row times its group's matrix; (out, in) axes if `transposed`."""
   inner, outer = w.shape[:0:-1] if transposed else w.shape[1:]
   step, columns = min(_block(inner), PART), _block(outer)
-  # A tile is some rows of one group: as many as these if every group has a last one.
+  # A tile is up to BLOCK rows of one group; each group may have one partial tile.
   tiles = len(x_MI) // BLOCK + len(sizes_E)
   tiles_E = -(-sizes_E // BLOCK)
   after_E, ends_E = jnp.cumsum(tiles_E), jnp.cumsum(sizes_E)
@@ -105,31 +103,31 @@ def _rows(
   def kernel(group_ref, start_ref, end_ref, x_ref, w_ref, out_ref):
     at = pl.program_id(0)
     group, start, end = group_ref[at], start_ref[at], end_ref[at]
-    rows, mine = _some(start, end, BLOCK, len(x_MI))
+    rows, mask = _masked_rows(start, end, BLOCK, len(x_MI))
     column = pl.ds(pl.program_id(1) * columns, columns)
 
     def body(n, total):
       part = pl.ds(n * step, step)
-      x = triton.load(x_ref.at[rows, part], mask=mine, other=0)
+      x = triton.load(x_ref.at[rows, part], mask=mask, other=0)
       w = w_ref[group, column, part].T if transposed else w_ref[group, part, column]
       return total + triton.dot(x, w)
 
     steps = jnp.where(end > start, jnp.int32(inner // step), 0)
     total = jnp.zeros((BLOCK, columns), jnp.float32)
     total = jax.lax.fori_loop(0, steps, body, total)
-    triton.store(out_ref.at[rows, column], total.astype(out_ref.dtype), mask=mine)
+    triton.store(out_ref.at[rows, column], total.astype(out_ref.dtype), mask=mask)
 
   out = pl.pallas_call(
     kernel,
     grid=(tiles, outer // columns),
     out_shape=_shape((len(x_MI), outer), x_MI, w, sizes_E),
-    **_compiled('grouped_rows'),
+    **_pallas_options('grouped_rows'),
   )(*(x.astype(jnp.int32) for x in (group, start, end)), x_MI, w)
   return jnp.where((jnp.arange(len(x_MI)) < ends_E[-1])[:, None], out, 0)
 
 
 def _sums(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-  """x^T y over the rows of each group."""
+  """Returns x^T y over the rows of each group, [E, D, F], by a kernel."""
   ends_E = jnp.cumsum(sizes_E)
   shape = len(sizes_E), x_MD.shape[1], y_MF.shape[1]
   down, across = _block(shape[1]), _block(shape[2])
@@ -141,9 +139,9 @@ def _sums(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     other = pl.ds(pl.program_id(2) * across, across)
 
     def body(n, total):
-      rows, mine = _some(start + n * PART, end, PART, len(x_MD))
-      x = triton.load(x_ref.at[rows, column], mask=mine, other=0)
-      y = triton.load(y_ref.at[rows, other], mask=mine, other=0)
+      rows, mask = _masked_rows(start + n * PART, end, PART, len(x_MD))
+      x = triton.load(x_ref.at[rows, column], mask=mask, other=0)
+      y = triton.load(y_ref.at[rows, other], mask=mask, other=0)
       return total + triton.dot(x.T, y)
 
     steps = jax.lax.div(end - start + PART - 1, jnp.int32(PART))
@@ -158,27 +156,27 @@ def _sums(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 4,
     out_specs=pl.BlockSpec((None, down, across), lambda e, d, f: (e, d, f)),
     out_shape=_shape(shape, x_MD, y_MF, sizes_E),
-    **_compiled('grouped_sums'),
+    **_pallas_options('grouped_sums'),
   )(starts_E.astype(jnp.int32), ends_E.astype(jnp.int32), x_MD, y_MF)
 
 
-def _some(
+def _masked_rows(
   start: jax.Array, end: jax.Array, size: int, count: int
 ) -> tuple[Any, jax.Array]:
-  """So many of `count` rows from `start` on, or the last ones; those before `end`."""
+  """Returns a slice of `size` rows from `start` on, and a mask up to `end`."""
   first = jnp.minimum(start, count - size)
   row = first + jnp.arange(size)
   return pl.ds(first, size), ((row >= start) & (row < end))[:, None]
 
 
 def _shape(shape: tuple[int, ...], *args: jax.Array) -> jax.ShapeDtypeStruct:
-  """What comes out of arguments: of the first one's type, and as varied as all."""
+  """Returns a shape with the first argument's dtype and all arguments' varying axes."""
   varied = [jax.typeof(x).manual_axis_type.varying for x in args]
   kind = jax.sharding.ManualAxisType(varying=frozenset().union(*varied))
   return jax.ShapeDtypeStruct(shape, args[0].dtype, manual_axis_type=kind)
 
 
-def _compiled(name: str) -> dict[str, Any]:
+def _pallas_options(name: str) -> dict[str, Any]:
   return {
     'name': name,
     'interpret': platform() != 'gpu',

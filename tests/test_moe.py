@@ -10,8 +10,8 @@ import pytest
 
 from r1jax import optim
 from r1jax.model.config import Experts
-from r1jax.model.decoder import Int8
-from r1jax.model.mlp import experts, route
+from r1jax.model.linear import Int8
+from r1jax.model.moe import mixture_of_experts, route
 from r1jax.optim import OptimConfig
 from r1jax.planner import costs
 from r1jax.sharding.constrain import on_mesh
@@ -83,7 +83,7 @@ def dense(x, w, c):
 def ours(x, weights, config):
   if config.scores == 'softmax':
     weights = {name: w for name, w in weights.items() if name != 'balance'}
-  return experts(jnp.asarray(x), weights, config, 'float32')
+  return mixture_of_experts(jnp.asarray(x), weights, config, 'float32')
 
 
 @pytest.mark.parametrize('config', CONFIGS)
@@ -133,7 +133,7 @@ def test_no_token_is_dropped_when_all_choose_the_same_experts():
   np.testing.assert_allclose(ours(single[0], single[1], config)[0], rows, atol=1e-4)
 
 
-def test_a_bias_decides_who_is_chosen_and_not_with_which_weight():
+def test_a_bias_selects_experts_but_does_not_weight_them():
   x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
   router = random_weights(V3)['router'].astype(np.float32)
   config = dataclasses.replace(V3, groups=1, active_groups=1, active=2)
@@ -147,7 +147,7 @@ def test_a_bias_decides_who_is_chosen_and_not_with_which_weight():
   np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
-def test_a_bias_gets_the_load_and_moves_against_it():
+def test_a_bias_moves_against_the_load():
   weights = jax.tree.map(jnp.float32, random_weights(V3))
   x = jnp.asarray(np.random.default_rng(5).normal(size=(2, 30, 4)), jnp.float32)
 
@@ -181,13 +181,15 @@ def test_a_bias_gets_the_load_and_moves_against_it():
   assert after.sum() == before.sum() == 2 * 30 * 3
 
 
-def test_tokens_that_do_not_count_are_not_in_the_load():
+def test_uncounted_tokens_are_not_in_the_load():
   weights = jax.tree.map(jnp.float32, random_weights(V3))
   x = jnp.asarray(np.random.default_rng(6).normal(size=(2, 7, 4)), jnp.float32)
   counted = jnp.asarray(np.random.default_rng(7).random((2, 7)) < 0.5)
 
   def loss(balance):
-    found = experts(x, {**weights, 'balance': balance}, V3, 'float32', counted)
+    found = mixture_of_experts(
+      x, {**weights, 'balance': balance}, V3, 'float32', counted
+    )
     return jnp.sum(found**2)
 
   chosen, _ = route(x, weights['router'], weights['balance'], V3)
@@ -197,7 +199,7 @@ def test_tokens_that_do_not_count_are_not_in_the_load():
   assert 0 < expected.sum() < 2 * 7 * 3
 
 
-def test_int8_experts_compute_what_their_values_times_scales_do():
+def test_int8_experts_equal_their_dequantized_values():
   weights = jax.tree.map(jnp.float32, random_weights(V3))
   wide, small = dict(weights), dict(weights)
   for name in ('expert_gate', 'expert_up', 'expert_down'):
@@ -208,13 +210,13 @@ def test_int8_experts_compute_what_their_values_times_scales_do():
   np.testing.assert_allclose(ours(x, small, V3), ours(x, wide, V3), atol=1e-4)
 
 
-def test_parts_of_the_channels_are_summed_for_the_devices_own_tokens_alone():
+def test_channel_shards_are_summed_after_the_scatter():
   config = Experts(count=8, active=3, d_ff=6)
   weights = jax.tree.map(jnp.float32, random_weights(config))
   place = make_mesh(config=MeshConfig(expert=4, tensor=2))
 
   def total(x_BTD):
-    return experts(x_BTD, weights, config, 'float32').sum()
+    return mixture_of_experts(x_BTD, weights, config, 'float32').sum()
 
   rows = jax.ShapeDtypeStruct((4, 5, 4), jnp.float32)
   program = (
