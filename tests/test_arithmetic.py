@@ -110,7 +110,5 @@ def test_every_problem_states_itself_alone():
 
 @pytest.mark.parametrize('largest', [29, 100])
 def test_impossible_difficulties_are_refused(largest):
-  with pytest.raises(
-    ValueError, match=f'^tasks.arithmetic.largest: expected 30 to 99, got {largest}$'
-  ):
+  with pytest.raises(ValueError, match=f'^largest: expected 30 to 99, got {largest}$'):
     ArithmeticConfig(largest)

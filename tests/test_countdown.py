@@ -205,7 +205,7 @@ def test_calculations_with_a_problems_numbers_are_stated(text, groups):
 def test_problems_are_the_same_in_every_process():
   code = (
     'from r1jax.tasks import countdown\n'
-    'config = countdown.Config(3, 5, 30)\n'
+    'config = countdown.CountdownConfig(3, 5, 30)\n'
     'parts = "train", "validation", "test"\n'
     'print([repr(p) for s in parts for p in countdown.generate(config, s)])'
   )
@@ -226,13 +226,13 @@ def test_an_unknown_split_is_refused():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'numbers': 1}, 'tasks.countdown.numbers: expected 2 to 4, got 1'),
-    ({'numbers': 5}, 'tasks.countdown.numbers: expected 2 to 4, got 5'),
-    ({'largest': 1}, 'tasks.countdown.largest: expected 2 to 20, got 1'),
-    ({'largest': 21}, 'tasks.countdown.largest: expected 2 to 20, got 21'),
+    ({'numbers': 1}, 'numbers: expected 2 to 4, got 1'),
+    ({'numbers': 5}, 'numbers: expected 2 to 4, got 5'),
+    ({'largest': 1}, 'largest: expected 2 to 20, got 1'),
+    ({'largest': 21}, 'largest: expected 2 to 20, got 21'),
     (
       {'highest_target': 0},
-      'tasks.countdown.highest_target: expected 1 or more, got 0',
+      'highest_target: expected 1 or more, got 0',
     ),
   ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies
 
 from r1jax import tasks
 from r1jax.tasks import instructions, splits
-from r1jax.tasks.instructions import InstructionsConfig, draw, fulfil, generate
+from r1jax.tasks.instructions import InstructionsConfig, draw, generate, solution
 from r1jax.text import language
 
 POLISH = instructions.translate('in Polish', 3, 4)
@@ -42,7 +42,7 @@ def every(config):
 )
 def test_each_kind_by_hand(problem, question, answer):
   assert problem.question == question
-  assert fulfil(problem) == answer
+  assert solution(problem) == answer
   spaced = answer.replace(' ', '  ').replace('\n', ' \n  ')
   assert tasks.verify(problem, f'\n {spaced} ')
   assert tasks.answer_key(problem, spaced) == tasks.answer_key(problem, answer)
@@ -180,7 +180,7 @@ def test_draw_reaches_all_problems_of_a_small_difficulty():
 @hypothesis.given(strategies.text() | strategies.text('3 4\n5seven', max_size=8))
 def test_checking_never_raises(answer):
   for problem in KINDS:
-    right = fulfil(problem).split()
+    right = solution(problem).split()
     assert not tasks.verify(problem, answer) or answer.split() == right
     key = tasks.answer_key(problem, answer)
     assert key == tasks.answer_key(problem, f' {answer} ')
@@ -189,7 +189,7 @@ def test_checking_never_raises(answer):
 
 def test_an_unknown_kind_is_named():
   with pytest.raises(ValueError, match="expected one of the instructions, got 'sing'"):
-    fulfil(tasks.Problem('1', 'instructions', 'sing', {'kind': 'sing'}))
+    solution(tasks.Problem('1', 'instructions', 'sing', {'kind': 'sing'}))
 
 
 def test_neighbours_are_of_different_kinds():
@@ -210,5 +210,5 @@ def test_neighbours_are_of_different_kinds():
   ],
 )
 def test_impossible_difficulties_are_refused(fields, message):
-  with pytest.raises(ValueError, match=rf'^tasks\.instructions\.{message}$'):
+  with pytest.raises(ValueError, match=rf'^{message}$'):
     InstructionsConfig(**fields)

@@ -213,12 +213,12 @@ def test_no_pair_left_says_where_they_went(outputs, counts):
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'looks': 0}, 'judge.looks: expected a finite number of 1 or more, got 0'),
-    ({'pairs_per_problem': 0}, 'judge.pairs_per_problem: expected .* 1 or more, got 0'),
-    ({'longest_ratio': 0.5}, 'judge.longest_ratio: expected .* 1 or more, got 0.5'),
-    ({'noise': -1.0}, 'judge.noise: expected a finite number of 0 or more, got -1.0'),
-    ({'noise': float('nan')}, 'judge.noise: expected a finite number'),
-    ({'first_bias': float('inf')}, 'judge.first_bias: expected a finite number'),
+    ({'looks': 0}, 'looks: expected a finite number of 1 or more, got 0'),
+    ({'pairs_per_problem': 0}, 'pairs_per_problem: expected .* 1 or more, got 0'),
+    ({'longest_ratio': 0.5}, 'longest_ratio: expected .* 1 or more, got 0.5'),
+    ({'noise': -1.0}, 'noise: expected a finite number of 0 or more, got -1.0'),
+    ({'noise': float('nan')}, 'noise: expected a finite number'),
+    ({'first_bias': float('inf')}, 'first_bias: expected a finite number'),
   ],
 )
 def test_impossible_settings_are_named(fields, expected):

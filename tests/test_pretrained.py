@@ -418,5 +418,7 @@ def test_a_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
     raise ConnectionError('no route\nand more')
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
-  with pytest.raises(OSError, match=r'could not be fetched .no route.; fetch it where'):
+  with pytest.raises(
+    OSError, match=r'could not be downloaded .no route.; run the same'
+  ):
     gsm8k.load(GSM8KConfig(), 'test', str(tmp_path))

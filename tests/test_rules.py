@@ -1,4 +1,4 @@
-"""Rewards for language and readability; those of R1-Zero are in test_rewards."""
+"""Rewards for language and readability; those of R1-Zero are in test_pool."""
 
 import hypothesis
 import pytest

@@ -43,7 +43,7 @@ def test_files_give_back_what_was_generated_and_are_built_once(
     assert sorted(found, key=by_id) == expected[split]
   assert store.load(task, config, 'train', str(tmp_path)) == train  # in the same order
   with pytest.raises(AssertionError, match='built again'):  # another difficulty
-    store.load(task, module.Config(), 'train', str(tmp_path))
+    store.load(task, module.DEFAULT, 'train', str(tmp_path))
 
 
 def test_every_task_has_its_source(tmp_path):
@@ -116,7 +116,9 @@ def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
     raise PermissionError(13, 'Permission denied', str(path))
 
   monkeypatch.setattr(type(tmp_path), 'open', refuse)
-  with pytest.raises(OSError, match=r'cannot be read .Permission denied.; mend that'):
+  with pytest.raises(
+    OSError, match=r'cannot be read .Permission denied.; fix the permiss'
+  ):
     store.load('countdown', CONFIG, 'test', str(tmp_path))
 
 
@@ -129,7 +131,7 @@ def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, 'download_and_prepare', fail)
   with pytest.raises(OSError, match=r'could not be written .*No space left') as error:
     store.load('countdown', CONFIG, 'test', str(tmp_path))
-  assert str(error.value).endswith('; make room, or choose another --data-dir')
+  assert str(error.value).endswith('; free some space or choose another --data-dir')
   assert '\n' not in str(error.value)
 
 

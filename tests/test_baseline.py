@@ -13,7 +13,7 @@ PROBLEMS = list(instructions.generate(InstructionsConfig(), 'test'))[:100]
 def ideal(problem: Problem) -> str:
   """Does what is asked for, kindly, in few words of the right language."""
   kind = {'en': 'gladly', 'pl': 'chętnie'}[problem.language]
-  return f'<think></think>\n{kind}\n<answer>{instructions.fulfil(problem)}</answer>'
+  return f'<think></think>\n{kind}\n<answer>{instructions.solution(problem)}</answer>'
 
 
 def test_the_opponent_always_says_the_same():
