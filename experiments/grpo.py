@@ -85,7 +85,7 @@ def rewards(config: Grpo) -> list[Weighted]:
 
 def setting(config: Grpo, longest: int) -> Problems:
   """The problems of the task, and how long the model's texts may be."""
-  difficulty = tasks.module(config.task).DEFAULT
+  difficulty = tasks.module(config.task).SETTINGS()
   train, validation, test = (
     store.load(config.task, difficulty, split, config.data_dir)
     for split in splits.SPLITS

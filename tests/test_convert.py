@@ -76,7 +76,7 @@ def test_what_is_no_model_is_named(folder, tmp_path):
   (tmp_path / 'run' / 'config.json').write_text('{"experiment": "Grpo"}')
   (tmp_path / 'there').mkdir()
   for words, settings, message in (
-    ((tmp_path / 'run', 'x'), {}, r'run: .* that has not come to its end.*command in'),
+    ((tmp_path / 'run', 'x'), {}, r'run: .* that is not finished.*command in'),
     ((tmp_path, 'x'), {}, r'run: expected the work directory .*no config\.json$'),
     ((tmp_path / 'no', 'x'), {}, r'run: expected the work directory .* is no folder$'),
     (
@@ -85,7 +85,7 @@ def test_what_is_no_model_is_named(folder, tmp_path):
       r'to: expected .* of a run for peft, got the check',
     ),
     ((folder, 'x'), {'params': 'base'}, r'params: expected .* of a run for base, got'),
-    ((folder, tmp_path / 'there'), {}, r'out: .*there is there already'),
+    ((folder, tmp_path / 'there'), {}, r'out: .*there already exists'),
     ((folder, 'gs://b/x'), {}, r'out: expected a path on this machine, got gs://b/x'),
   ):
     with pytest.raises(ValueError, match=message):

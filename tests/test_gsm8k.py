@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_bucket_is_refused_and_no_folder_is_made(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for task in ('gsm8k', 'arithmetic'):
-    config = store.tasks.module(task).DEFAULT
+    config = store.tasks.module(task).SETTINGS()
     with pytest.raises(ValueError, match=r'data_dir: expected a path on this machine'):
       store.load(task, config, 'test', 'gs://bucket/data')
   assert not list(tmp_path.iterdir())

@@ -370,7 +370,9 @@ def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):
   (tmp_path / 'x.Modelfile').write_text('mine')
   for name in ('x.gguf', 'y.Modelfile'):
     words = convert.Convert(str(trained / 'run'), str(tmp_path / name), to='gguf')
-    with pytest.raises(ValueError, match=r'out: expected another name .*Modelfile'):
+    with pytest.raises(
+      ValueError, match=r'out: expected a name other than .*Modelfile'
+    ):
       convert.convert(words)
   assert (tmp_path / 'x.Modelfile').read_text() == 'mine'
 

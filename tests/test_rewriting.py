@@ -100,7 +100,7 @@ def others(config, count):
   for index in range(count):
     rng = random.Random(index)
     module = rng.choice((equations, arithmetic, instructions))
-    problem = module.draw(module.DEFAULT, rng)
+    problem = module.draw(module.SETTINGS(), rng)
     yield problem, corpus.write(config, problem, rng)
 
 

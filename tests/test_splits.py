@@ -148,4 +148,4 @@ def test_names_of_difficulties_differ(task):
 def test_an_unknown_split_is_refused(task):
   module = tasks.module(task)
   with pytest.raises(ValueError, match=r"split: expected one of .*, got 'dev'"):
-    list(itertools.islice(module.generate(module.DEFAULT, 'dev'), 1))
+    list(itertools.islice(module.generate(module.SETTINGS(), 'dev'), 1))

@@ -43,7 +43,7 @@ def test_files_give_back_what_was_generated_and_are_built_once(
     assert sorted(found, key=by_id) == expected[split]
   assert store.load(task, config, 'train', str(tmp_path)) == train  # in the same order
   with pytest.raises(AssertionError, match='built again'):  # another difficulty
-    store.load(task, module.DEFAULT, 'train', str(tmp_path))
+    store.load(task, module.SETTINGS(), 'train', str(tmp_path))
 
 
 def test_every_task_has_its_source(tmp_path):

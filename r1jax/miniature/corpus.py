@@ -74,10 +74,7 @@ class CorpusConfig:
 
 def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> TaskConfigs:
   """Returns the config that `dataclasses.asdict` has turned into `fields`."""
-  configs = {
-    name: dataclasses.replace(tasks.module(name).DEFAULT, **fields[name])
-    for name in fields
-  }
+  configs = {name: tasks.module(name).SETTINGS(**fields[name]) for name in fields}
   return TaskConfigs(**configs)
 
 

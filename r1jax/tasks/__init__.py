@@ -2,7 +2,7 @@
 
 A task is a module of this package with
 
-  DEFAULT                       its config, which sets the difficulty
+  SETTINGS                      the class of its config, which sets the difficulty
   VERSION                       of its problems
   generate(config, split)       every problem of a split; a published data set has
                                 load(config, split, data_dir) instead

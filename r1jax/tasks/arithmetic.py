@@ -38,7 +38,7 @@ class ArithmeticConfig:
     return f'largest{self.largest}'
 
 
-DEFAULT = ArithmeticConfig()
+SETTINGS = ArithmeticConfig  # the class of its settings, under this name in each task
 
 
 def problem(left: int, sign: str, right: int) -> Problem:

@@ -45,7 +45,7 @@ class CountdownConfig:
     return f'n{self.numbers}_largest{self.largest}_target{self.highest_target}'
 
 
-DEFAULT = CountdownConfig()
+SETTINGS = CountdownConfig  # the class of its settings, under this name in each task
 
 
 def question(numbers: tuple[int, ...], target: int) -> str:

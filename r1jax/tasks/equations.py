@@ -44,7 +44,7 @@ class EquationsConfig:
     return f'f{self.largest_factor}_x{self.largest_solution}_t{self.largest_term}'
 
 
-DEFAULT = EquationsConfig()
+SETTINGS = EquationsConfig  # the class of its settings, under this name in each task
 
 
 def problem(factor: int, term: int, other: int, solution: int) -> Problem:

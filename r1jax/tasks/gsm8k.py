@@ -53,7 +53,7 @@ class GSM8KConfig:
   name: str = 'main'
 
 
-DEFAULT = GSM8KConfig()
+SETTINGS = GSM8KConfig  # the class of its settings, under this name in each task
 
 
 def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[Problem]:

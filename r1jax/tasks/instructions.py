@@ -46,7 +46,7 @@ class InstructionsConfig:
     return f'length{self.length}_start{self.largest_start}'
 
 
-DEFAULT = InstructionsConfig()
+SETTINGS = InstructionsConfig  # the class of its settings, under this name in each task
 
 
 def _problem(question: str, kind: str, language: str = 'en', **truth: Any) -> Problem:
