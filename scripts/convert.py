@@ -23,13 +23,14 @@ from r1jax.hub import (
   checkpoint_files,
   families,
   gguf,
+  gguf_vocabulary,
   paths,
   peft,
   storage,
   tokenizer_files,
-  vocabulary,
   weights,
 )
+from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.model import decoder
@@ -175,7 +176,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
       'not exist yet'
     )
   folder, tokenizer = source.folder, source.tokenizer
-  written = vocabulary.Text(
+  written = Vocabulary(
     tokenizer.content,
     eos_id=tokenizer.eos_id,
     other_stop_ids=tokenizer.stop_ids[1:],
@@ -186,7 +187,7 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   )
   gguf.check(source.like, written)  # before reading parameters
   gguf.write(out, source.params(), source.like, written, config.type)
-  for remark in vocabulary.remarks(written):
+  for remark in gguf_vocabulary.remarks(written):
     print(remark)
   lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
   if folder is None:

@@ -11,7 +11,8 @@ import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
-from r1jax.hub import checkpoint_files, gguf, tokenizer_files, vocabulary, weights
+from r1jax.hub import checkpoint_files, gguf, gguf_vocabulary, tokenizer_files, weights
+from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.hub.storage import WeightsError
 from r1jax.sharding.mesh import make_mesh
@@ -34,7 +35,7 @@ def written(folder, model_type, fields, kind, file, stops=(1,)):
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
   roles = tokenizer_files.bos_id(folder), checkpoint_files.chat_template(folder)
-  text = vocabulary.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
+  text = Vocabulary(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
 
@@ -159,7 +160,7 @@ SPLIT, SPLIT_3 = (
     'behavior': 'Isolated',
     'invert': False,
   }
-  for pattern in gguf.PATTERNS
+  for pattern in gguf_vocabulary.PATTERNS
 )
 
 
@@ -241,7 +242,7 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
-  text = vocabulary.Text(tokenizer, 1, 0)
+  text = Vocabulary(tokenizer, 1, 0)
   with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
@@ -274,7 +275,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = open_checkpoint(tmp_path / 'm')
   with pytest.raises(WeightsError, match=message):
-    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, Vocabulary({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
 
@@ -303,7 +304,7 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
-  text = vocabulary.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
+  text = Vocabulary({**tokenizer, 'post_processor': processor}, 1, 0, bos)
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   said = [fields[f'tokenizer.ggml.add_{name}_token'] for name in ('bos', 'eos')]
@@ -319,7 +320,7 @@ def test_tags_are_shown_though_they_are_special(tmp_path):
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
-  text = vocabulary.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
+  text = Vocabulary(tokenizer, 1, 0, shown=('<think>', '</think>'))
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   kinds = dict(
@@ -352,7 +353,7 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
 )
 def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
   tokenizer = Tokenizer.train(['so'], 264).content
-  found = vocabulary.remarks(vocabulary.Text({**tokenizer, **change}, 1, 0, 0, chat))
+  found = gguf_vocabulary.remarks(Vocabulary({**tokenizer, **change}, 1, 0, 0, chat))
   assert len(found) == (remark is not None)
   assert remark is None or re.search(remark, found[0])
 
@@ -360,10 +361,10 @@ def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
 def test_stops_that_a_file_has_no_field_for_are_said():
   tokenizer = Tokenizer.train(['so'], 264).content
   assert (
-    vocabulary.remarks(vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
+    gguf_vocabulary.remarks(Vocabulary(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
   )
-  (found,) = vocabulary.remarks(
-    vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
+  (found,) = gguf_vocabulary.remarks(
+    Vocabulary(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
   )
   assert 'has room for 3 tokens that end outputs' in found
   assert 'at the tokens 9, 12, pass them as stop sequences' in found
@@ -374,5 +375,5 @@ def test_a_file_that_is_there_stays(tmp_path):
   found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
   with pytest.raises(WeightsError, match=r'm.gguf already exists'):
-    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, Vocabulary({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

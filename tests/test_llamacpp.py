@@ -11,7 +11,7 @@ import xllamacpp
 from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, checkpoint
 from test_gguf import around, written
 
-from r1jax.hub import gguf
+from r1jax.hub import gguf_vocabulary
 
 # It knows by the layers that the queries are not compressed.
 LITE = {**DEEPSEEK, 'q_lora_rank': None, 'num_hidden_layers': 27}
@@ -39,7 +39,7 @@ VARIATIONS = {
 LENGTH = 64  # tokens that are generated
 A_LETTER = 40
 QWEN2, LLAMA_BPE = (
-  next(pattern for pattern, name in gguf.PATTERNS.items() if name == wanted)
+  next(pattern for pattern, name in gguf_vocabulary.PATTERNS.items() if name == wanted)
   for wanted in ('qwen2', 'llama-bpe')
 )
 
@@ -233,7 +233,7 @@ def test_texts_have_around_them_what_the_checkpoint_puts_there(
     assert found == tokenizer(text)['input_ids'], text
     ids = tokenizer(text, add_special_tokens=False)['input_ids']
     assert found == [*before, *ids, *behind]
-  # It composes no characters, which is what `vocabulary.remarks` says.
+  # llama.cpp composes no characters; `gguf_vocabulary.remarks` warns about that.
   found = server.ask('tokenize', content=APART)['tokens']
   assert found != tokenizer(APART, add_special_tokens=False)['input_ids']
   # A BOS that the template writes is there once.
