@@ -5,6 +5,7 @@ import datetime
 import pytest
 import tokenizers
 import transformers
+from hub import checkpoint
 from tokenizers import models
 
 from r1jax.hub import chat_template
@@ -202,3 +203,51 @@ def test_published_templates_are_written_to_gguf(source):
 def test_what_llama_cpp_writes_otherwise_is_refused(source, message):
   with pytest.raises(chat_template.HubError, match=f'chat_template: .*{message}'):
     chat_template.ChatTemplate(source, NAMES).check_for_gguf()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('hub') / 'model'
+  checkpoint(folder)
+  return folder
+
+
+def render(source, **names):
+  return chat_template.ChatTemplate(source, names).render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+  'source',
+  [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    '{% include "/etc/passwd" %}',
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ messages.append('x') }}",
+    '{{ 1 / 0 }}',
+    '{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}',
+  ],
+)
+def test_a_template_reaches_neither_files_nor_objects(source):
+  with pytest.raises(
+    chat_template.HubError, match='the chat template cannot write this'
+  ):
+    render(source)
+
+
+def test_a_template_may_refuse_messages():
+  with pytest.raises(chat_template.HubError, match='no system message, please'):
+    render("{{ raise_exception('no system message, please') }}")
+
+
+def test_loops_json_and_whitespace_are_those_of_transformers(folder):
+  source = """
+{%- for message in messages %}
+  {%- if loop.index0 == 2 %}{% break %}{% endif %}
+{{ message | tojson }}
+{% endfor %}"""
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  expected = theirs.apply_chat_template(
+    MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=True
+  )
+  assert render(source) == expected
+  assert str(expected).count('"role"') == 2
