@@ -1,4 +1,4 @@
-"""Checkpoints as on the hub, made on the spot by transformers: small and random."""
+"""Small random checkpoints in the Hugging Face layout, made by transformers."""
 
 import json
 from typing import Any

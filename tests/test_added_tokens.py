@@ -40,7 +40,7 @@ ADDED = {'added_tokens_decoder': {'2': {'content': '<s>', 'special': True}}}
     ({**ROLES, 'bos_token': 'so'}, {}),  # a word, but not among the added tokens
   ],
 )
-def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
+def test_roles_are_those_of_transformers(roles, named, tmp_path):
   (tmp_path / 'm').mkdir()
   (tmp_path / 'm/special_tokens_map.json').write_text(json.dumps(named))
   (tmp_path / 'm/generation_config.json').write_text('{"eos_token_id": 1}')
@@ -57,7 +57,7 @@ def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
   'flags',
   [{}, {'lstrip': True, 'rstrip': True}, {'special': True}, {'normalized': True}],
 )
-def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_path):
+def test_listed_tokens_override_those_of_the_file(flags, tmp_path):
   tokenizer = made()
   tokenizer.add_tokens([AddedToken('<tool>', normalized=False)])
   listed = {
@@ -143,7 +143,7 @@ def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
   assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
-def test_a_token_that_no_row_is_left_for_is_not_added(tmp_path):
+def test_a_token_without_a_row_of_the_embedding_is_not_added(tmp_path):
   (tmp_path / 'm').mkdir()
   tokenizer = made()
   size = tokenizer.get_vocab_size()

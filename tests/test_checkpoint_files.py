@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
   return folder
 
 
-def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
+def test_a_template_in_a_separate_file_wins(folder, tmp_path):
   for name in checkpoint_files.FILES:
     if (folder / name).exists():
       (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -46,7 +46,7 @@ PLAIN = {'chat_template': 'Q: {{ messages[0].content }} A:'}
     lambda t: (t.enable_truncation(9), t.enable_padding(length=9)),
   ],
 )
-def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_path):
+def test_saved_truncation_and_padding_are_ignored(change, tmp_path):
   tokenizer = made()
   change(tokenizer)
   theirs, ours = saved(tmp_path / 'm', tokenizer, **PLAIN)
@@ -64,7 +64,7 @@ def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_
   assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
 
 
-def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
+def test_files_without_truncation_and_padding_are_copied_byte_for_byte(tmp_path):
   saved(tmp_path / 'm', made())
   (tmp_path / 'm/additional_chat_templates').mkdir()
   (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
@@ -89,7 +89,7 @@ def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
     ({'eos_token_id': [283, 1]}, None),  # the file as it is
   ],
 )
-def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_path):
+def test_a_copy_ends_outputs_at_the_trained_eos(before, after, tmp_path):
   _, ours = saved(tmp_path / 'm', made())
   file = tmp_path / 'm/generation_config.json'
   if before is not None:
@@ -114,9 +114,7 @@ TOOLS = [{'name': 'default', 'template': 'a'}, {'name': 'tool_use', 'template': 
     ({}, {'additional_chat_templates/default.jinja': 'f'}),
   ],
 )
-def test_of_several_templates_the_one_of_transformers_is_used(
-  settings, files, tmp_path
-):
+def test_several_templates_give_the_one_of_transformers(settings, files, tmp_path):
   (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
   for name, source in files.items():
     (tmp_path / 'm' / name).write_text(source)
@@ -132,7 +130,7 @@ def test_of_several_templates_the_one_of_transformers_is_used(
     ({'chat_template': 'c'}, {'additional_chat_templates/rag.jinja': 'e'}),
   ],
 )
-def test_without_a_default_none_of_several_templates_is_used(settings, files, tmp_path):
+def test_several_templates_without_a_default_give_none(settings, files, tmp_path):
   (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
   for name, source in files.items():
     (tmp_path / 'm' / name).write_text(source)

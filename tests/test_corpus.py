@@ -1,4 +1,4 @@
-"""What the writers of all tasks write, checked with regular expressions and `eval`."""
+"""Documents about all tasks, checked with regular expressions and `eval`."""
 
 import dataclasses
 import itertools
@@ -64,7 +64,7 @@ def equalities(parsed):
 # --- Documents ----------------------------------------------------------------------
 
 
-def test_a_document_depends_on_seed_and_index_alone():
+def test_a_document_depends_only_on_seed_and_index():
   def several(seed):
     return [corpus.document(CorpusConfig(), TASKS, seed, index) for index in range(60)]
 
@@ -204,7 +204,7 @@ def test_no_document_states_or_calculates_any_held_out_problem(
       assert len(known) >= expected.get(task, 50)
 
 
-def test_drawing_anew_is_needed_and_rare():
+def test_rejected_documents_exist_and_are_rare():
   rng = random.Random(0)
   stating: Counter[str] = Counter()
   for task in TASK_NAMES:
@@ -219,7 +219,7 @@ def test_drawing_anew_is_needed_and_rare():
   assert stating['instructions'] == 0
 
 
-def test_prompts_of_all_tasks_are_short_in_the_webs_tokens():
+def test_prompts_of_all_tasks_are_short_in_the_corpus_tokens():
   documents = (
     corpus.document(CorpusConfig(), TASKS, 0, index) for index in range(1000)
   )
@@ -239,7 +239,7 @@ def test_prompts_of_all_tasks_are_short_in_the_webs_tokens():
 
 
 @pytest.mark.parametrize('task', MODULES)
-def test_careful_writers_are_without_fault(task):
+def test_careful_writers_make_no_mistakes(task):
   kind = 0
   for problem, parsed, output in written(task, corpus.CAREFUL, 500):
     assert tasks.verify(problem, parsed.answer)
@@ -313,7 +313,7 @@ def test_lines_are_wrong_at_the_rate_of_slips():
   assert abs(pairs.count(False) / len(pairs) - 0.2) < 0.04
 
 
-def test_a_slip_in_an_equation_makes_it_wrong():
+def test_a_slip_makes_an_equation_wrong():
   config = dataclasses.replace(RIGHT, slip=0.2)
   pairs, right = [], 0
   for problem, parsed, _ in written('equations', config, 1000):
@@ -357,7 +357,7 @@ def test_writers_try_and_summarise_at_their_rates():
     assert parsed.summary.rsplit(' ', 1)[1] == f'{problem.id}={parsed.answer}'
 
 
-def test_some_do_what_an_instruction_says_and_others_something_near():
+def test_some_writers_follow_an_instruction_and_others_nearly():
   config = CorpusConfig(obedient=0.5, kind=0.3)
   seen: Counter[str] = Counter()
   obeyed: Counter[str] = Counter()
@@ -378,7 +378,7 @@ def test_some_do_what_an_instruction_says_and_others_something_near():
   assert abs(seen['kind'] / 3000 - 0.3) < 0.042
 
 
-def test_nobody_obeys_by_chance_but_in_orders():
+def test_ignored_instructions_are_right_by_chance_only_in_orders():
   config = CorpusConfig(obedient=0.0)
   for problem, parsed, _ in written('instructions', config):
     if problem.truth['kind'] not in ('sort', 'backwards'):
@@ -386,7 +386,7 @@ def test_nobody_obeys_by_chance_but_in_orders():
       assert parsed.answer
 
 
-def test_natives_use_the_language_that_is_asked_for():
+def test_native_writers_use_the_problems_language():
   def mixed(native):
     config = CorpusConfig(native=native, obedient=1.0)
     return sum(
@@ -402,7 +402,7 @@ def test_natives_use_the_language_that_is_asked_for():
 # --- Settings -------------------------------------------------------------------------
 
 
-def test_difficulties_come_back_from_plain_data():
+def test_configs_come_back_from_plain_data():
   difficulties = TaskConfigs(CountdownConfig(2, 6, 9), arithmetic=ArithmeticConfig(50))
   assert corpus.tasks_of(dataclasses.asdict(difficulties)) == difficulties
 

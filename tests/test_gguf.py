@@ -1,4 +1,4 @@
-"""GGUF: what its library reads back, and what transformers computes from the file."""
+"""GGUF files, read by GGUF's library and computed by transformers."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def fields_of(file):
     ({'rope_type': 'linear', 'factor': 3.0}, {'type': 'linear', 'factor': 3.0}),
   ],
 )
-def test_the_scaling_of_rope_is_said(rope, expected, tmp_path):
+def test_rope_scaling_is_written(rope, expected, tmp_path):
   written(
     tmp_path / 'm', 'qwen2', {'rope_parameters': rope}, 'f16', tmp_path / 'm.gguf'
   )
@@ -77,7 +77,7 @@ def test_the_scaling_of_rope_is_said(rope, expected, tmp_path):
     assert fields[f'qwen2.rope.scaling.{name}'] == value
 
 
-def test_llama_3_stretches_each_frequency_by_a_factor_of_its_own(tmp_path):
+def test_llama_3_has_a_factor_per_frequency(tmp_path):
   fields = {'rope_parameters': LLAMA3}
   model = written(tmp_path / 'm', 'llama', fields, 'f16', tmp_path / 'm.gguf')
   _, tensors = fields_of(tmp_path / 'm.gguf')
@@ -88,7 +88,7 @@ def test_llama_3_stretches_each_frequency_by_a_factor_of_its_own(tmp_path):
   assert max(found) == pytest.approx(8)
 
 
-def test_what_the_file_says_of_the_model_and_its_texts(tmp_path):
+def test_the_file_describes_the_model_and_its_vocabulary(tmp_path):
   model = written(tmp_path / 'm', 'qwen3', None, 'f16', tmp_path / 'm.gguf')
   fields, tensors = fields_of(tmp_path / 'm.gguf')
   assert fields['general.architecture'] == 'qwen3'
@@ -236,7 +236,9 @@ def changed(tokenizer, name, part):
     ({'post_processor': around(behind=0)}, r'post_processor: .* got \[\] and \[0\]'),
   ],
 )
-def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
+def test_unsupported_tokenizers_are_refused_and_nothing_is_written(
+  tmp_path, change, message
+):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
@@ -268,7 +270,7 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
     ('seed_oss', {'head_dim': 8}, "model_type: expected one of llama, .*'seed_oss'"),
   ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(
+def test_models_that_llama_cpp_computes_differently_are_refused(
   model_type, fields, message, tmp_path
 ):
   fields = {**FAMILIES.get(model_type, {}), **fields}
@@ -299,7 +301,7 @@ ROBERTA = {
     (None, None, (False, False)),
   ],
 )
-def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
+def test_tokens_around_texts_are_written(processor, bos, adds, tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
@@ -314,7 +316,7 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   assert fields.get('tokenizer.ggml.bos_token_id') == expected
 
 
-def test_tags_are_shown_though_they_are_special(tmp_path):
+def test_special_tags_are_visible(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
@@ -351,14 +353,14 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
     ({'post_processor': around(0)}, None, None),
   ],
 )
-def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
+def test_texts_that_llama_cpp_reads_differently_get_a_warning(change, chat, remark):
   tokenizer = Tokenizer.train(['so'], 264).content
   found = gguf_vocabulary.remarks(Vocabulary({**tokenizer, **change}, 1, 0, 0, chat))
   assert len(found) == (remark is not None)
   assert remark is None or re.search(remark, found[0])
 
 
-def test_stops_that_a_file_has_no_field_for_are_said():
+def test_stop_tokens_without_a_field_get_a_warning():
   tokenizer = Tokenizer.train(['so'], 264).content
   assert (
     gguf_vocabulary.remarks(Vocabulary(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
@@ -370,7 +372,7 @@ def test_stops_that_a_file_has_no_field_for_are_said():
   assert 'at the tokens 9, 12, pass them as stop sequences' in found
 
 
-def test_a_file_that_is_there_stays(tmp_path):
+def test_an_existing_file_is_kept(tmp_path):
   checkpoint(tmp_path / 'm')
   found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()

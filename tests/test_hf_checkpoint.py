@@ -29,14 +29,14 @@ def test_a_missing_shard_is_named(folder):
     open_checkpoint(folder)
 
 
-def test_a_tensor_of_another_shape_is_named(folder):
+def test_a_tensor_of_the_wrong_shape_is_named(folder):
   changed(folder, K, lambda x: x[:, :-1].copy())
   message = r'k_proj.weight: expected the shape \(16, 32\) .*, found \(16, 31\)'
   with pytest.raises(WeightsError, match=message):
     open_checkpoint(folder)
 
 
-def test_a_tensor_of_another_type_is_named(folder):
+def test_a_tensor_of_the_wrong_type_is_named(folder):
   changed(folder, K, lambda x: x.astype(np.int32))
   with pytest.raises(WeightsError, match=r'k_proj.*expected one of F32.*I32'):
     open_checkpoint(folder)
@@ -76,14 +76,14 @@ def test_a_bad_config_is_named(folder, content, message):
     open_checkpoint(folder)
 
 
-def test_a_folder_that_is_not_there_or_a_file_is_refused(tmp_path):
+def test_a_missing_folder_or_a_file_is_refused(tmp_path):
   (tmp_path / 'file').touch()
   for name, what in (('nothing', 'does not exist'), ('file', 'is a file')):
     with pytest.raises(WeightsError, match=f'which {what}'):
       open_checkpoint(tmp_path / name)
 
 
-def test_a_tensor_of_a_layer_that_would_be_left_out_is_named(folder):
+def test_a_tensor_that_the_model_would_ignore_is_named(folder):
   name = 'model.layers.1.self_attn.q_proj.bias'
   file = min(folder.glob('*.safetensors'))
   named = {**safetensors.numpy.load_file(file), name: np.zeros(32, np.float32)}
@@ -92,7 +92,7 @@ def test_a_tensor_of_a_layer_that_would_be_left_out_is_named(folder):
     open_checkpoint(folder)
 
 
-def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
+def test_the_digest_depends_on_the_numbers(folder):
   before = open_checkpoint(folder).digest
   assert open_checkpoint(folder).digest == before
   changed(folder, K, lambda x: x + 1)
@@ -100,7 +100,7 @@ def test_a_checkpoint_with_other_numbers_has_another_digest(folder):
 
 
 @pytest.mark.parametrize('tied', [True, False])
-def test_a_base_model_is_read_by_the_names_that_it_has(tied, tmp_path):
+def test_names_without_the_model_prefix_are_read(tied, tmp_path):
   reference = theirs('qwen2', {'tie_word_embeddings': tied})
   reference.model.save_pretrained(tmp_path / 'a')
   named = tensors(tmp_path / 'a')
@@ -119,7 +119,7 @@ def test_a_base_model_is_read_by_the_names_that_it_has(tied, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_of_a_tied_matrix_the_heads_name_may_be_left(tmp_path):
+def test_a_tied_matrix_may_have_only_the_heads_name(tmp_path):
   _, expected = ours(theirs('llama', {'tie_word_embeddings': True}), tmp_path / 'a')
   named = tensors(tmp_path / 'a')
   named[hf_checkpoint.HEAD] = named.pop(hf_checkpoint.EMBEDDING)
@@ -129,7 +129,7 @@ def test_of_a_tied_matrix_the_heads_name_may_be_left(tmp_path):
   same(named, tensors(tmp_path / 'b'))
 
 
-def test_a_head_of_its_own_counts_though_the_config_says_tied(tmp_path):
+def test_a_separate_head_wins_over_a_tied_config(tmp_path):
   # As transformers does, which then does not tie them.
   theirs('llama', {}).save_pretrained(tmp_path / 'a')
   put(tmp_path / 'a', tensors(tmp_path / 'a'), tie_word_embeddings=True)

@@ -1,4 +1,4 @@
-"""Instructions and what fulfils them, by hand and from the question alone."""
+"""Instructions and their solutions, by hand and from the question alone."""
 
 import itertools
 import random
@@ -68,7 +68,7 @@ def test_each_kind_by_hand(problem, question, answer):
     (BACKWARDS, ''),
   ],
 )
-def test_almost_is_not_fulfilled(problem, answer):
+def test_almost_right_is_wrong(problem, answer):
   assert not tasks.verify(problem, answer)
 
 
@@ -97,7 +97,7 @@ def done(question):
 
 
 @pytest.mark.parametrize('config', [InstructionsConfig(), InstructionsConfig(4, 40)])
-def test_every_problem_is_fulfilled_by_what_its_question_says(config):
+def test_every_solution_follows_from_the_question(config):
   for problem in every(config):
     answer, spoken = done(problem.question)
     assert tasks.verify(problem, answer)
@@ -123,12 +123,12 @@ def test_every_problem_is_fulfilled_by_what_its_question_says(config):
     ],
   ],
 )
-def test_what_has_the_same_content_is_held_out_together(twins):
+def test_problems_with_the_same_content_are_a_group(twins):
   assert len({problem.id for problem in twins}) == len(twins)
   assert len({instructions.group(problem) for problem in twins}) == 1
 
 
-def test_other_content_is_another_group():
+def test_different_content_is_another_group():
   problems = [
     *KINDS,
     instructions.count(3, 6, 'in one line'),
@@ -161,7 +161,7 @@ def test_all_kinds_are_there():
   assert sum(counts.values()) == 3 * 66 + 2 * 60 + 2 * 400
 
 
-def test_draw_gives_every_kind_alike():
+def test_draw_gives_every_kind_equally_often():
   rng = random.Random(0)
   kinds = Counter(draw(InstructionsConfig(), rng).truth['kind'] for _ in range(1000))
   assert set(kinds) == {'sort', 'backwards', 'translate', 'count', 'explain'}

@@ -1,4 +1,4 @@
-"""llama.cpp itself with our GGUF files: the same tokens in, and the same tokens out."""
+"""llama.cpp with our GGUF files: the same tokens in, the same tokens out."""
 
 import json
 import urllib.request
@@ -103,7 +103,7 @@ def logp_of(model, prompt):
 
 
 @pytest.mark.parametrize('name', VARIATIONS)
-def test_it_says_the_same_tokens(name, tmp_path):
+def test_greedy_tokens_are_the_same(name, tmp_path):
   model = written(tmp_path / 'm', *VARIATIONS[name], 'f32', tmp_path / 'm.gguf')
   server = Server(tmp_path / 'm.gguf')
   for prompt in prompts(4):
@@ -127,7 +127,7 @@ def test_rounded_weights_give_nearly_the_same(kind, tolerance, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-def test_it_ends_an_output_at_each_token_that_ends_one(tmp_path):
+def test_outputs_end_at_every_stop_token(tmp_path):
   """As transformers does, by the ids of generation_config.json."""
   model = written(tmp_path / 'm', 'llama', {}, 'f32', tmp_path / 'm.gguf')
   prompt = torch.tensor(prompts(1))
@@ -176,7 +176,7 @@ def split(pattern):
 
 
 @pytest.mark.parametrize('cut', [None, split(QWEN2), split(LLAMA_BPE)])
-def test_it_reads_texts_and_conversations_as_the_checkpoint_does(cut, tmp_path):
+def test_texts_and_conversations_have_the_same_ids(cut, tmp_path):
   folder = tmp_path / 'm'
   checkpoint(folder, 'llama', {})
   if cut:
@@ -213,9 +213,7 @@ COMPOSED, APART = 'zażółć é', 'zaz\u0307o\u0301ł e\u0301'
     ([0], [1], "{{ messages[0]['content'] }}"),
   ],
 )
-def test_texts_have_around_them_what_the_checkpoint_puts_there(
-  before, behind, chat, tmp_path
-):
+def test_texts_have_the_same_tokens_around_them(before, behind, chat, tmp_path):
   folder = tmp_path / 'm'
   checkpoint(folder, 'llama', {}, chat=chat)
   settings = json.loads((folder / 'tokenizer_config.json').read_text())

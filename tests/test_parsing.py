@@ -102,7 +102,7 @@ REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
     ('so?', '', OWN),
   ],
 )
-def test_a_prompt_may_have_opened_the_thoughts_or_skipped_them(prompt, opening, left):
+def test_a_prompt_may_open_or_skip_the_thoughts(prompt, opening, left):
   assert parsing.opened(prompt) == opening
   assert parsing.remainder(prompt, OWN) == left
   assert parsing.remainder(prompt, left) == left

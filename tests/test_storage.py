@@ -45,14 +45,14 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize('left', [0, 7, 100, -1])
-def test_a_shard_that_is_cut_off_is_named_before_anything_is_read(folder, left):
+def test_a_truncated_shard_is_named_before_anything_is_read(folder, left):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(file.read_bytes()[:left])
   with pytest.raises(WeightsError, match=rf'{file.name} is truncated, damaged'):
     open_checkpoint(folder)
 
 
-def test_a_header_that_lies_about_its_length_is_refused(folder):
+def test_a_header_with_a_wrong_length_is_refused(folder):
   file = min(folder.glob('*.safetensors'))
   file.write_bytes(struct.pack('<Q', 2**60) + file.read_bytes()[8:])
   with pytest.raises(WeightsError, match=rf'{file.name} is truncated, damaged'):
@@ -75,7 +75,7 @@ def test_pickles_are_never_opened(tmp_path):
     open_checkpoint(tmp_path)
 
 
-def test_an_index_that_is_none_is_named(folder):
+def test_an_invalid_index_is_named(folder):
   (folder / storage.INDEX).write_text('{"weight_map": {"a": 5}}')
   with pytest.raises(WeightsError, match='expected a weight_map from tensors'):
     open_checkpoint(folder)
@@ -112,7 +112,7 @@ def test_numbers_that_are_not_finite_are_named(folder, dtype, value, held):
 
 
 @pytest.mark.parametrize('shards', ['gone', 'there'])
-def test_a_single_file_comes_before_an_index_that_was_left_behind(folder, shards):
+def test_a_single_file_wins_over_a_stale_index(folder, shards):
   old = {file: file.read_bytes() for file in folder.glob('*.safetensors')}
   model = theirs('llama', {})
   with torch.no_grad():

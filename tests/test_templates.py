@@ -34,7 +34,7 @@ def test_render_suggests_the_template_that_was_meant():
     templates.render('r1-zero', 'q')
 
 
-def test_a_chat_may_begin_with_an_example_of_the_form():
+def test_a_chat_may_begin_with_an_example_of_the_format():
   said = templates.EXAMPLE[1]['content']
   parsed = parsing.parse(said)
   assert parsed is not None  # what is shown is what a reward asks for

@@ -45,7 +45,7 @@ def tokenizer():
 
 
 @hypothesis.given(strategies.text() | strategies.lists(PIECES).map(''.join))
-def test_tokenizer_gives_every_text_back(tokenizer, source):
+def test_the_tokenizer_gives_every_text_back(tokenizer, source):
   assert tokenizer.decode(tokenizer.encode(source)) == source
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
   return folder
 
 
-def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
+def test_conversations_have_the_ids_of_transformers(folder):
   ours = tokenizer_files.open_tokenizer(folder)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   expected = theirs.apply_chat_template(
@@ -137,7 +137,7 @@ def test_the_template_of_r1_needs_its_tokens(folder):
     tokenizer.prompt_ids('r1_chat', 'so')
 
 
-def test_plain_prompts_begin_as_the_tokenizer_begins_texts(folder, tmp_path):
+def test_plain_prompts_begin_with_the_tokenizers_prefix(folder, tmp_path):
   made = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   made.post_processor = tokenizers.processors.TemplateProcessing(
     single='<|pad|> $A', special_tokens=[('<|pad|>', 0)]
@@ -149,7 +149,7 @@ def test_plain_prompts_begin_as_the_tokenizer_begins_texts(folder, tmp_path):
   assert ids == [0, *tokenizer.encode('User: so\nAssistant:')]
 
 
-def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
+def test_a_stream_holds_back_incomplete_characters(folder):
   tokenizer = tokenizer_files.open_tokenizer(folder)
   source = 'spróbuję → 3 日本'
   ids = tokenizer.encode(source)
@@ -169,7 +169,7 @@ TAG_SETS = [parsing.TAGS, parsing.TAGS[:2], parsing.TAGS[2:], ()]
 @pytest.mark.parametrize('special', TAG_SETS)
 @pytest.mark.parametrize('flags', [{}, {'rstrip': True, 'lstrip': True}])
 @pytest.mark.parametrize('others', [parsing.TAGS, ()])
-def test_tags_are_seen_and_read_however_they_were_added(
+def test_tags_are_encoded_and_decoded_however_they_were_added(
   special, flags, others, tmp_path
 ):
   tokenizer = made()
@@ -198,7 +198,7 @@ CONTROL = ['<|im_start|>', '<|im_end|>', '<|eot|>']
 SEEN = ['<tool_call>', '</tool_call>', '<|begin_of_thought|>', '<think>']
 
 
-def test_control_tokens_alone_vanish_and_are_never_read(tmp_path):
+def test_only_control_tokens_are_dropped_and_never_encoded(tmp_path):
   tokenizer = made()
   tokenizer.add_special_tokens(CONTROL + SEEN)
   tokenizer.add_tokens(['<|end|>', '    '])
@@ -236,7 +236,7 @@ WRITES = {
     (0, 282, (1, 0)),
   ],
 )
-def test_outputs_end_where_transformers_ends_them(generation, config, stops, tmp_path):
+def test_outputs_end_at_the_tokens_of_transformers(generation, config, stops, tmp_path):
   reference = theirs_of_hub('llama', {'vocab_size': 300})
   reference.config.eos_token_id = config
   reference.save_pretrained(tmp_path / 'm')
@@ -254,7 +254,7 @@ def test_outputs_end_where_transformers_ends_them(generation, config, stops, tmp
     assert [*stops[1:]] == (given if isinstance(given, list) else [given])
 
 
-def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
+def test_a_stop_token_of_ordinary_text_gets_a_warning(tmp_path):
   (tmp_path / 'm').mkdir()
   tokenizer = made()
   word = tokenizer.token_to_id('so')
@@ -265,7 +265,7 @@ def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
   assert f"ends outputs at token {word}, 'so', which is ordinary text" in remark
 
 
-def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
+def test_a_template_that_uses_an_undefined_token_gets_a_warning(tmp_path):
   _, ours = saved(tmp_path / 'm', made(), {'eos_token': '</s>'}, **WRITES)
   (remark,) = ours.remarks
   assert 'uses bos_token, but neither tokenizer_config.json nor special_' in remark
@@ -273,7 +273,7 @@ def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
   assert ours.remarks == ()
 
 
-def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
+def test_variables_that_the_template_does_not_use_are_refused(tmp_path):
   template = '{{ enable_thinking }}{{ messages[0].content }}{{ strftime_now("%Y") }}'
   saved(tmp_path / 'm', made(), chat_template=template)
   found = tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
@@ -307,7 +307,7 @@ AROUND = [
 
 
 @pytest.mark.parametrize(('processor', 'before', 'behind'), AROUND)
-def test_a_prompt_has_what_texts_begin_with_and_not_their_end(
+def test_prompts_begin_with_bos_and_end_without_eos(
   processor, before, behind, tmp_path
 ):
   tokenizer = made()
@@ -352,7 +352,7 @@ BLANKS = [
 
 @pytest.mark.parametrize(('normalizer', 'cut'), BLANKS)
 @pytest.mark.parametrize('template', ['chat', 'plain'])
-def test_an_output_goes_on_without_a_blank_of_its_own(
+def test_outputs_continue_prompts_without_a_leading_space(
   normalizer, cut, template, tmp_path
 ):
   chat = {'chat_template': '{{ messages[0].content }} [/INST]'}
@@ -373,7 +373,7 @@ def test_an_output_goes_on_without_a_blank_of_its_own(
   assert theirs.convert_ids_to_tokens(ours.encode('so')) == ['▁', 's', 'o']
 
 
-def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
+def test_chat_tags_show_the_format_in_the_models_own_template(tmp_path):
   checkpoint(tmp_path / 'm')
   tokenizer = tokenizer_files.open_tokenizer(tmp_path / 'm')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')

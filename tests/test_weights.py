@@ -78,7 +78,7 @@ def test_transformers_opens_what_was_written(tmp_path):
     ('qwen2', (2, 32, 4, 2)),
   ],
 )
-def test_leaves_lie_where_they_are_asked_to(model_type, shape, tmp_path):
+def test_leaves_have_the_requested_shardings(model_type, shape, tmp_path):
   theirs(model_type, FAMILIES[model_type]).save_pretrained(tmp_path / 'a')
   checkpoint = open_checkpoint(tmp_path / 'a')
   whole = weights.read(checkpoint, everywhere)
@@ -116,14 +116,14 @@ def test_nothing_is_half_written(tmp_path):
     write_folder(tmp_path / 'out', iter([]))
 
 
-def test_parameters_have_the_shapes_of_the_decoders_own(tmp_path):
+def test_parameters_have_the_decoders_shapes(tmp_path):
   _, params = ours(theirs('deepseek_v3', FAMILIES['deepseek_v3']), tmp_path / 'a')
   config = open_checkpoint(tmp_path / 'a').config
   expected = decoder.shapes(config, BASE['vocab_size'])
   assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, expected)
 
 
-def test_a_head_that_is_stored_beside_a_tied_embedding_follows_it(tmp_path):
+def test_the_stored_copy_of_a_tied_embedding_is_updated(tmp_path):
   theirs('llama', {'tie_word_embeddings': True}).save_pretrained(tmp_path / 'a')
   named = tensors(tmp_path / 'a')
   named[hf_checkpoint.HEAD] = named['model.embed_tokens.weight'].copy()
@@ -137,7 +137,7 @@ def test_a_head_that_is_stored_beside_a_tied_embedding_follows_it(tmp_path):
   )
 
 
-def test_numbers_that_float16_does_not_hold_are_refused(folder, tmp_path):
+def test_numbers_too_large_for_float16_are_refused(folder, tmp_path):
   changed(folder, K, lambda x: np.where(x == x.max(), np.float32(-1e5), x))
   checkpoint = open_checkpoint(folder)
   params = weights.read(checkpoint, everywhere)
@@ -147,7 +147,7 @@ def test_numbers_that_float16_does_not_hold_are_refused(folder, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
-def test_what_is_written_may_be_read_by_others(tmp_path):
+def test_written_files_are_readable_by_all_users(tmp_path):
   write_folder(tmp_path / 'out', iter([('a', np.zeros(3))]))
   assert (tmp_path / 'out' / storage.SINGLE).stat().st_mode & 0o444 == 0o444
 
@@ -168,7 +168,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize('model_type', MIXED)
-def test_each_tensor_is_written_in_the_type_that_it_has(model_type, tmp_path):
+def test_each_tensor_keeps_its_type(model_type, tmp_path):
   theirs(model_type, FAMILIES[model_type]).save_pretrained(tmp_path / 'a')
   named = {
     name: (x + 7 if name.endswith(BIAS) else x).astype(MIXED[model_type](name))
@@ -181,7 +181,7 @@ def test_each_tensor_is_written_in_the_type_that_it_has(model_type, tmp_path):
 
 
 @pytest.mark.parametrize('model_type', ['deepseek_v3', 'qwen3_moe'])
-def test_routers_stay_float32_whatever_the_others_are(model_type, tmp_path):
+def test_routers_stay_float32(model_type, tmp_path):
   model = theirs(model_type, FAMILIES[model_type])
   model.save_pretrained(tmp_path / 'a')
   checkpoint = open_checkpoint(tmp_path / 'a')
@@ -214,7 +214,7 @@ def test_int8_weights_of_a_model_with_experts_leave_its_router(tmp_path):
   assert 0 < np.abs(whole - rounded).mean() < 0.1
 
 
-def test_tensors_that_nothing_uses_may_be_of_any_type(folder, tmp_path):
+def test_unused_tensors_may_have_any_type(folder, tmp_path):
   beside = {
     'masks.ids': np.arange(5),
     'masks.seen': np.array(3, np.int64),
@@ -265,7 +265,7 @@ def test_experts_without_a_shared_one_keep_its_empty_tensors(tmp_path):
     ('seed_oss', {'head_dim': 12, 'attention_out_bias': True}),
   ],
 )
-def test_rarer_fields_give_every_tensor_back(model_type, fields, tmp_path):
+def test_rare_fields_give_every_tensor_back(model_type, fields, tmp_path):
   fields = {**FAMILIES.get(model_type, {}), **fields}
   theirs(model_type, fields).save_pretrained(tmp_path / 'a')
   round_trip(tmp_path / 'a', tmp_path / 'b')

@@ -1,4 +1,4 @@
-"""What the writers write, checked with regular expressions and with `eval`."""
+"""Documents about Countdown, checked with regular expressions and `eval`."""
 
 import dataclasses
 import itertools
@@ -140,7 +140,7 @@ def test_doubt_corrects_a_misjudgement():
     assert tasks.verify(problem, parsed.answer) == (found[-1][1] in WORDS['yes'])
 
 
-def test_impatience_is_the_chance_of_giving_up_after_a_failed_attempt():
+def test_impatience_is_the_probability_of_giving_up_after_a_failed_attempt():
   def last_verdicts(impatience, tenacious=0.0):
     config = dataclasses.replace(
       CAREFUL, tenacious=tenacious, impatience=impatience, recheck=0.0
@@ -170,7 +170,7 @@ def first_calculations(config, count=80):
     yield keys, [keys.index(expressions.canonical(tree)) for tree in trees if tree]
 
 
-def test_orderly_writers_go_through_all_candidates_from_anywhere():
+def test_orderly_writers_try_all_candidates_from_a_random_start():
   starts = set()
   for keys, places in first_calculations(dataclasses.replace(CAREFUL, orderly=1.0)):
     start = places[0]
@@ -179,7 +179,7 @@ def test_orderly_writers_go_through_all_candidates_from_anywhere():
   assert len(starts) > 10
 
 
-def test_other_writers_try_in_no_order_but_nothing_twice():
+def test_other_writers_try_in_random_order_and_nothing_twice():
   steps: Counter[int] = Counter()
   for keys, places in first_calculations(dataclasses.replace(CAREFUL, orderly=0.0)):
     assert len(set(places)) == len(places)
@@ -245,7 +245,7 @@ def test_impossible_settings_are_named(fields, expected):
     WriterConfig(**fields)
 
 
-def test_schoolbooks_hold_no_solution_of_a_held_out_problem():
+def test_schoolbooks_have_no_solution_of_a_held_out_problem():
   task = CountdownConfig(2, 12, 100)
   held_out = {
     tuple(sorted(problem.truth['numbers']))

@@ -50,7 +50,7 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two outputs for a problem, of which the judge prefers one."""
+  """Two outputs for a problem; the judge prefers `chosen`."""
 
   problem: Problem
   chosen: str  # the whole output, thoughts and tags included
