@@ -1,7 +1,7 @@
 """Families of the hub: the same weights give the logits that transformers computes.
 
-transformers makes the checkpoints, small and random, and computes every expected number;
-our own code reads them.
+transformers makes the checkpoints, small and random, and computes every expected
+number; our own code reads them.
 """
 
 import json

@@ -16,11 +16,19 @@ The last two never raise on what a model may write.
 import dataclasses
 import importlib
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
+
+
+class Difficulty(Protocol):
+  """The config of a task; its fields set how hard the problems are."""
+
+  @property
+  def name(self) -> str:
+    """The name of the difficulty on disk."""
 
 
 @dataclasses.dataclass(frozen=True)

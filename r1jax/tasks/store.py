@@ -12,13 +12,13 @@ from typing import Any
 
 from r1jax import tasks
 from r1jax.hub import paths
-from r1jax.tasks import Problem, splits
+from r1jax.tasks import Difficulty, Problem, splits
 
 FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, as text
 
 
 def load(
-  task: str, config: Any, split: str, data_dir: str | None = None
+  task: str, config: Difficulty, split: str, data_dir: str | None = None
 ) -> list[Problem]:
   """Returns a split's problems from disk; generates the data set on first use.
 
@@ -64,7 +64,7 @@ def load(
 
 
 def sources(
-  names: Sequence[str], config: Any, split: str, data_dir: str | None = None
+  names: Sequence[str], config: object, split: str, data_dir: str | None = None
 ) -> list[list[Problem]]:
   """Returns a split's problems of each task; `config` has a field for each of them."""
   return [load(name, getattr(config, name), split, data_dir) for name in names]
@@ -100,7 +100,7 @@ def _prepare(builder: Any) -> None:
     ) from error
 
 
-def _check_splits(task: str, config: Any) -> None:
+def _check_splits(task: str, config: Difficulty) -> None:
   for split in splits.SPLITS:
     if next(iter(tasks.module(task).generate(config, split)), None) is None:
       raise ValueError(
@@ -109,7 +109,7 @@ def _check_splits(task: str, config: Any) -> None:
       )
 
 
-def _builder(task: str, config: Any, data_dir: str | None) -> Any:
+def _builder(task: str, config: Difficulty, data_dir: str | None) -> Any:
   """Returns the tensorflow-datasets builder of a difficulty."""
   import tensorflow_datasets as tfds
 
