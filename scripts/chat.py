@@ -1,8 +1,10 @@
-"""Talk to a model in the terminal: one that was made here, or a checkpoint of the hub.
+"""Chats with a model in the terminal: of a finished run, or a checkpoint of the hub.
 
-`python -m scripts.chat runs/r1/final_rl-…` or `python -m scripts.chat ~/models/Qwen…`.
-Thoughts are dim, the answer is plain. Ctrl-C stops an answer, and at the prompt ends
-the program, as Ctrl-D does. `--prompt 'make 16 from 3 5 2'` asks once.
+  python -m scripts.chat runs/r1/final_rl-…
+  python -m scripts.chat ~/models/Qwen…
+
+Thoughts are dim, the answer is plain. Ctrl-C stops an answer; at the prompt, Ctrl-C or
+Ctrl-D ends the program. `--prompt 'make 16 from 3 5 2'` asks one question.
 """
 
 import dataclasses
@@ -22,18 +24,18 @@ from r1jax.stages.chat import ChatSession
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """Whom to talk to, and how."""
+  """The model to chat with, and its settings."""
 
-  # Work directory of a finished stage, or a folder as on the hub.
+  # Work directory of a finished stage, or folder of a Hugging Face checkpoint
   path: tyro.conf.Positional[str] = ''
-  prompt: str | None = None  # one question, instead of a conversation
-  template: str | None = None  # None is the model's own; see `templates.TEMPLATES`
-  # Variables for a chat template, in JSON; None is those that a stage was trained with
+  prompt: str | None = None  # one question instead of a conversation
+  template: str | None = None  # prompt template; None is the model's own
+  # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
-  system: str | None = None  # a message before all others
-  max_length: int = 2048  # tokens of an answer, at most
+  system: str | None = None  # system message
+  max_length: int = 2048  # the most tokens of an answer
   seed: int = 0
-  draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # R1's own
+  draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # as in R1
 
   def __post_init__(self) -> None:
     if self.max_length < 1:
@@ -41,38 +43,42 @@ class Chat:
     problem_sets.check_seed(self.seed)
 
 
-def say(
-  speaker: ChatSession,
+def print_answer(
+  session: ChatSession,
   messages: list[dict[str, str]],
   key: jax.Array,
   most: int,
   console: rich.console.Console,
 ) -> str:
-  """Prints an answer as it comes; what of it was not thought."""
-  shown = ''
+  """Prints an answer while it is generated; returns it without the thoughts."""
+  answer = ''
   try:
-    for piece in speaker.answer(messages, key, most):
+    for piece in session.answer(messages, key, most):
       style = 'dim' if piece.thought else ''
       console.print(rich.text.Text(piece.text, style), end='', soft_wrap=True)
-      shown += '' if piece.thought else piece.text
+      answer += '' if piece.thought else piece.text
   except KeyboardInterrupt:
     console.print(' [stopped]', markup=False, end='')
   console.print()
-  return shown.strip()
+  return answer.strip()
 
 
-def converse(config: Chat) -> None:
-  """Asks once, or goes on until the user has enough."""
+def chat_loop(config: Chat) -> None:
+  """Answers one question, or all questions until the user ends the program.
+
+  Raises:
+    ValueError: there is no model at `config.path`; see `chat.open_session`.
+  """
   if not config.path:
     raise ValueError(
-      'expected the work directory of a finished stage or the folder of a checkpoint, '
-      'as in: python -m scripts.chat runs/r1/final_rl-…'
+      'path: expected the work directory of a finished stage or the folder of a '
+      'checkpoint, as in: python -m scripts.chat runs/r1/final_rl-…'
     )
   compilation.keep_on_disk()
-  speaker = chat.open_session(
+  session = chat.open_session(
     config.path, config.template, config.draw, config.chat_template_kwargs
   )
-  for remark in speaker.model.tokenizer.remarks:
+  for remark in session.model.tokenizer.remarks:
     print(remark, file=sys.stderr)
   console = rich.console.Console(highlight=False)
   root = jax.random.key(config.seed)
@@ -81,7 +87,7 @@ def converse(config: Chat) -> None:
     messages.append({'role': 'system', 'content': config.system})
   if config.prompt is not None:
     messages.append({'role': 'user', 'content': _readable(config.prompt)})
-    say(speaker, messages, root, config.max_length, console)
+    print_answer(session, messages, root, config.max_length, console)
     return
   while True:
     try:
@@ -94,19 +100,19 @@ def converse(config: Chat) -> None:
     messages.append({'role': 'user', 'content': _readable(question)})
     key = jax.random.fold_in(root, len(messages))
     try:
-      said = say(speaker, messages, key, config.max_length, console)
+      answer = print_answer(session, messages, key, config.max_length, console)
     except chat.TooLongError as error:
-      print(f'{error}; the conversation begins anew, please ask again')
+      print(f'{error}; the conversation starts over, please ask again')
       messages = [message for message in messages if message['role'] == 'system']
       continue
-    messages.append({'role': 'assistant', 'content': said})
+    messages.append({'role': 'assistant', 'content': answer})
 
 
 def _readable(question: str) -> str:
-  """A question without the bytes that were no text in the terminal's encoding."""
+  """Returns a question without bytes that are invalid in the terminal's encoding."""
   return question.encode(errors='replace').decode()
 
 
 if __name__ == '__main__':
   with user_errors():
-    converse(cli.parse(Chat()))
+    chat_loop(cli.parse(Chat()))

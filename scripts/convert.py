@@ -1,12 +1,13 @@
-"""Writes a model as a checkpoint that the rest of the world opens.
+"""Exports a model as a checkpoint for other libraries.
 
-Of a finished run, or of a folder as on the hub, whose weights are then only rewritten.
-`python -m scripts.convert runs/a --to hf out/` writes a folder in the layout of the
-Hugging Face hub: config.json, safetensors, tokenizer and chat template. `transformers`
-opens it as it is, and so does `--model.path out/` here. `--to peft` writes the adapters
-of a run with LoRA alone, for the library of that name; `hf` adds them to the weights.
-`--to gguf out.gguf --type q8_0` writes a file that llama.cpp runs, and beside it
-`out.Modelfile` for Ollama.
+  python -m scripts.convert runs/a out/ --to hf
+  python -m scripts.convert runs/a out.gguf --to gguf --type q8_0
+
+The source is a finished run or a Hugging Face checkpoint. `--to hf` writes config.json,
+safetensors, tokenizer and chat template, which `transformers` opens, and also
+`--model.path out/` of this package. `--to peft` writes the adapters of a run with LoRA
+for the library PEFT; `--to hf` merges them into the weights. `--to gguf` writes a file
+for llama.cpp, and `out.Modelfile` for Ollama.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
@@ -22,13 +23,14 @@ from r1jax.hub import (
   checkpoint_files,
   families,
   gguf,
+  gguf_vocabulary,
   paths,
   peft,
   storage,
   tokenizer_files,
-  vocabulary,
   weights,
 )
+from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.model import decoder
@@ -43,51 +45,53 @@ from r1jax.text import parsing
 from r1jax.text.tokenizer import EOS, PAD, Tokenizer
 
 MODELFILE = '.Modelfile'
-# How a model that was made here is asked, as a chat template: one question at a time,
-# since it has never read a conversation.
+# The chat template of a model that was trained from random weights. It has only one
+# question, since such a model has never read a conversation.
 TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-  """What to write, and where."""
+  """The source, the format and the output path."""
 
-  # Work directory of a finished stage, or a folder as on the hub.
+  # Work directory of a finished stage, or folder of a Hugging Face checkpoint
   run: tyro.conf.Positional[str] = ''
-  out: tyro.conf.Positional[str] = ''  # a folder, or a file, that there is not yet
-  to: Literal['hf', 'peft', 'gguf'] = 'hf'  # the layout
-  type: Literal['f32', 'f16', 'q8_0'] = 'f16'  # of the weights in GGUF
-  params: str = 'final'  # which of the stage's models; an R1-Zero also has its 'base'
-  # None gives each tensor its source's, or float32 to a model that was made here
+  out: tyro.conf.Positional[str] = ''  # new folder, or new file for gguf
+  to: Literal['hf', 'peft', 'gguf'] = 'hf'  # format
+  type: Literal['f32', 'f16', 'q8_0'] = 'f16'  # type of the weights in GGUF
+  params: str = 'final'  # parameters of the stage; r1_zero also has 'base'
+  # Type of the weights; None keeps the source's types, float32 for a run of ours
   dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """A model to be written."""
+  """A model to export."""
 
-  like: HFCheckpoint  # what its checkpoint looks like
-  folder: Path | None  # with the files beside the weights; None for a model made here
+  like: HFCheckpoint  # the layout to export to
+  folder: (
+    Path | None
+  )  # of the checkpoint it comes from; None if it was trained from scratch
   tokenizer: Tokenizer
-  params: Callable[[], Any]  # reads them
-  files: Mapping[str, str | Path]  # that go beside the weights on the hub
+  params: Callable[[], weights.Params]  # reads them
+  files: Mapping[str, str | Path]  # all but weights and config.json, for the hub
 
 
 def convert(config: Convert) -> Path:
-  """Writes the checkpoint; returns its folder.
+  """Writes the checkpoint; returns its path.
 
   Raises:
     ValueError: there is no model, the stage is not finished or has no such parameters,
-      or something is in the place of what is to be written.
+      the format cannot express the model, or `out` exists.
   """
   if not config.run or not config.out:
     raise ValueError(
-      'expected the work directory of a finished stage, or the folder of a checkpoint, '
-      'and a new folder, as in: python -m scripts.convert runs/a --to hf out'
+      'expected the work directory of a finished stage or the folder of a checkpoint, '
+      'and a new folder, as in: python -m scripts.convert runs/a out --to hf'
     )
   out = paths.local('out', config.out)
   if out.exists():
-    raise ValueError(f'out: {out} is there already; choose another')
+    raise ValueError(f'out: {out} already exists; choose another path')
   run = paths.local('run', config.run)
   if not (run / RECORD).is_file():
     source = _of_folder(config, run)
@@ -123,14 +127,14 @@ def _of_stage(config: Convert, stage: Artifact) -> _Source:
   read = functools.partial(stage.params, make_mesh(), config.params)
   tokenizer = stage.policy.tokenizer
   files = checkpoint_files.copies(folder, tokenizer.eos_id) if folder else _files(stage)
-  return _Source(like or _made_here(stage), folder, tokenizer, read, files)
+  return _Source(like or _from_scratch(stage), folder, tokenizer, read, files)
 
 
 def _of_folder(config: Convert, folder: Path) -> _Source:
-  """A checkpoint as it is, read in its own type.
+  """Returns a checkpoint as it is, read in its own type.
 
   Raises:
-    ValueError: it is none, or is asked for what only a run has.
+    ValueError: the folder is no checkpoint, or an option needs a run.
   """
   file = folder / 'config.json'
   if not file.is_file():
@@ -141,8 +145,8 @@ def _of_folder(config: Convert, folder: Path) -> _Source:
     )
   if 'experiment' in storage.read_json(file):
     raise ValueError(
-      f'run: {folder} holds a run that has not come to its end, so it has no {RECORD}; '
-      'start the command in its config.json again'
+      f'run: {folder} has a run that is not finished, so it has no {RECORD}; run the '
+      'command in its config.json again'
     )
   if config.to == 'peft' or config.params != 'final':
     flag, given = ('to', 'peft') if config.to == 'peft' else ('params', config.params)
@@ -164,15 +168,15 @@ def _of_folder(config: Convert, folder: Path) -> _Source:
 
 
 def _gguf(config: Convert, out: Path, source: _Source) -> Path:
-  """Writes one file, and how Ollama asks the model beside it."""
+  """Writes the GGUF file, and a Modelfile for Ollama next to it."""
   modelfile = out.with_suffix(MODELFILE)
   if out.suffix == MODELFILE or modelfile.exists():
     raise ValueError(
-      f'out: expected another name than that of the file for Ollama, {modelfile}, '
-      'which must not be there yet'
+      f'out: expected a name other than {modelfile}, the file for Ollama, which must '
+      'not exist yet'
     )
   folder, tokenizer = source.folder, source.tokenizer
-  written = vocabulary.Text(
+  written = Vocabulary(
     tokenizer.content,
     eos_id=tokenizer.eos_id,
     other_stop_ids=tokenizer.stop_ids[1:],
@@ -181,9 +185,9 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
     chat_template=tokenizer_files.template_for_gguf(folder) if folder else TEMPLATE,
     shown=parsing.TAGS,
   )
-  gguf.check(source.like, written)  # before parameters are read
+  gguf.check(source.like, written)  # before reading parameters
   gguf.write(out, source.params(), source.like, written, config.type)
-  for remark in vocabulary.remarks(written):
+  for remark in gguf_vocabulary.remarks(written):
     print(remark)
   lines = [f'FROM ./{out.name}', 'PARAMETER temperature 0.6', 'PARAMETER top_p 0.95']
   if folder is None:
@@ -192,8 +196,8 @@ def _gguf(config: Convert, out: Path, source: _Source) -> Path:
   return out
 
 
-def _made_here(stage: Artifact) -> HFCheckpoint:
-  """What a checkpoint of a model that was made here is like."""
+def _from_scratch(stage: Artifact) -> HFCheckpoint:
+  """Returns the layout of a checkpoint for a model that was trained from scratch."""
   model = stage.policy
   longest = from_hub.positions(stage)
   raw = families.write_config(model.config, model.vocab_size, longest)
@@ -202,9 +206,9 @@ def _made_here(stage: Artifact) -> HFCheckpoint:
 
 
 def _files(stage: Artifact) -> dict[str, str | Path]:
-  """What goes beside the weights of a model that was made here."""
+  """Returns the files, all but weights and config, of a model trained from scratch."""
   tokenizer = stage.policy.tokenizer
-  settings: dict[str, Any] = {
+  settings: dict[str, str | bool] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'eos_token': EOS,
     'pad_token': PAD,

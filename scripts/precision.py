@@ -1,8 +1,10 @@
-"""How far 20 updates of GRPO move a model, by the types that it is kept in.
+"""How far 20 GRPO updates move a model, by the types of parameters and masters.
 
-`python -m scripts.precision` prints the measured columns of docs/precision.md: for a
-small decoder with random weights, as wide as those of published models, and one rollout
-of random tokens, the change of the parameters and what it gains.
+  python -m scripts.precision
+
+prints the measured columns of docs/precision.md: the change of the parameters, and the
+gain. The model is a small decoder with random weights on the scale of published models,
+trained on one rollout of random tokens.
 """
 
 import functools
@@ -35,8 +37,8 @@ WAYS = (
 def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, float]:
   """Returns the change of all parameters, and the gain.
 
-  That is the sum of advantage times change of log-prob over all tokens, under the
-  parameters as a sampler has them.
+  The gain is the sum of advantage times change of log-prob over all tokens, with the
+  parameters in the sampler's type.
   """
   model = DecoderFns(*decoder.functions(MODEL, VOCAB))
   score: Any = functools.partial(score_tokens, model=model)
@@ -46,7 +48,7 @@ def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, fl
   advantage = rng.normal(size=(PROMPTS, SAMPLES)).astype(np.float32)
   mask = np.ones(prompts.shape, bool)
   fresh = unbox(decoder.init(MODEL, VOCAB, jax.random.key(0)))
-  # As a checkpoint of the hub: its numbers are bfloat16, whatever they are kept in.
+  # Rounded to bfloat16, like a checkpoint of the hub, whatever the type.
   before = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(param_dtype), fresh)
   logp = jax.jit(lambda params: score(params, prompts, mask, tokens)[0])
   old = logp(before)
@@ -75,7 +77,7 @@ def learned(param_dtype: str, masters: str, rate: float) -> tuple[np.ndarray, fl
 
 
 def main() -> None:
-  """Prints a line for each rate and way."""
+  """Prints a line for each learning rate and pair of types."""
   expected, gained = np.zeros(0), 0.0
   for rate, (param_dtype, masters) in itertools.product((1e-6, 3e-6), WAYS):
     change, gain = learned(param_dtype, masters, rate)

@@ -1,11 +1,12 @@
-"""Where the time of an RL step goes: a trace for Perfetto and XProf, and a table.
+"""Profiles an RL step: a trace for Perfetto and XProf, and a table of times.
 
-`python -m scripts.profile experiments.r1_zero [its flags]` runs the experiment in a new
-work directory below `runs/profile`, with a base model of 300 steps and five steps of RL
-unless the flags say otherwise, and traces the last one. The trace lies in its folder
-`profile`: `perfetto_trace.json.gz` opens in https://ui.perfetto.dev, the folder in
-XProf. The table counts the time of the device's threads by program and by
-the scopes that the code names.
+  python -m scripts.profile experiments.r1_zero [its flags]
+
+runs the experiment in a new work directory below `runs/profile`, by default with 300
+steps of pretraining and five steps of RL, and traces the last step. The trace is in the
+subfolder `profile`: open `perfetto_trace.json.gz` in https://ui.perfetto.dev, or the
+folder in XProf. The table has the time of the device's threads by program and by the
+named scopes of the code.
 
 A run of any length traces one of its steps with `--rl.profile-step N`, without the
 table.
@@ -28,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = {'jit_sample': 'rollout', 'jit_score': 'reference', 'jit_step': 'update'}
-# The innermost of these in an operation's name says what it is for.
+# Named scopes; the innermost one in an operation's name counts.
 SCOPES = (
   'project', 'attend', 'write', 'mlp', 'attention_norm', 'mlp_norm', 'norm', 'draw',
   'Decoder.logits', 'logp', 'objective', 'optimizer',
 )  # fmt: skip
-LOOPS = ('while', 'conditional', 'call')  # they only contain what is counted
+LOOPS = ('while', 'conditional', 'call')  # contain operations that are counted
 
 
 def operations(hlo: Iterable[str]) -> dict[str, str]:
-  """Returns operation -> the name that the code gave it, from lines of a program."""
+  """Returns operation -> its name in the code, from the lines of an HLO module."""
   found = {}
   for line in hlo:
     name = re.match(r'\s*(?:ROOT )?%([\w.\-]+) = ', line)
@@ -62,7 +63,7 @@ def thread_seconds(
   """Returns (phase, scope) -> seconds, summed over the device's threads.
 
   Args:
-    events: of a trace in Chrome's format, durations in microseconds.
+    events: of a trace in Chrome's format, with durations in microseconds.
     programs: module -> its `operations`.
   """
   total: dict[tuple[str, str], float] = collections.defaultdict(float)
@@ -77,7 +78,7 @@ def thread_seconds(
 
 
 def table(seconds: dict[tuple[str, str], float]) -> str:
-  """The seconds by phase and scope, the longest first."""
+  """Returns the seconds by phase and scope as a table, the longest first."""
   everything = sum(seconds.values())
   phases: dict[str, float] = collections.defaultdict(float)
   for (phase, _), value in seconds.items():
@@ -133,7 +134,7 @@ def main() -> None:
     sys.exit(0 if sys.argv[1:] in (['-h'], ['--help']) else 2)
   name = sys.argv.pop(1)
   with tempfile.TemporaryDirectory() as folder:
-    # Programs are written down as they are compiled, so none may come from the disk.
+    # XLA dumps a program when it compiles it, so none may come from the cache.
     os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{folder}/cache'
     flags = f'--xla_dump_to={folder}/programs --xla_dump_hlo_as_text'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
@@ -156,8 +157,8 @@ def main() -> None:
   traces = list(Path(config.workdir, 'profile').rglob('perfetto_trace.json.gz'))
   if not traces:
     sys.exit(
-      f'error: the run in {config.workdir} had come to its end before, so no step was '
-      'traced; choose another --workdir'
+      f'error: the run in {config.workdir} was finished before, so no step was traced; '
+      'choose another --workdir'
     )
   newest = max(traces, key=lambda path: path.stat().st_mtime)
   with gzip.open(newest) as file:

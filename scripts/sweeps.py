@@ -1,11 +1,13 @@
-"""What length, group and uneven lengths cost: three sweeps on the model of r1_zero.
+"""Three sweeps on the model of r1_zero: output length, group size, uneven lengths.
 
-`python -m scripts.sweeps [length group uneven]` prints a table for each. `length`: the
-same number of tokens in longer and longer outputs; what grows is attention's share.
-`group`: the same number of outputs from fewer and fewer prompts, of as many tokens as
-an output has; the prompts' share of the work falls as 1 / G. `uneven`: a rollout whose
-lengths have a log-normal distribution, its 99th percentile ten times its median, beside
-one in which all have the mean length. Medians over warm iterations.
+  python -m scripts.sweeps [length group uneven]
+
+prints a table for each. `length`: the same number of tokens in longer outputs, so that
+the share of attention grows. `group`: the same number of outputs from fewer prompts
+that are as long as an output, so that the prompts' share of the work falls as 1 / G.
+`uneven`: a rollout with log-normal lengths, whose 99th percentile is ten times their
+median, against a rollout in which all outputs have the mean length. Numbers are medians
+over warm iterations.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.bench import SHAPES, Shape, flops, iterate, machinery
 
+if TYPE_CHECKING:
+  import jax
+  from jax.typing import ArrayLike
+
 ITERATIONS = 5
-TOKENS = 2**15
+TOKENS = 2**15  # of all outputs
 PROMPT = 24
-MEDIAN, TAIL = 64, 2.326  # tokens; the normal distribution's 99th percentile
+MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
 
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
-  """Median seconds of rollout, reference and update, and attention's share of FLOPs."""
+  """Returns median seconds by phase, and attention's share of the update's FLOPs."""
   trainer, saved = machinery(shape)
   once = functools.partial(iterate, shape, trainer, saved['reference'])
   state, _ = once(saved['policy'], 0)  # compiles
@@ -48,7 +54,7 @@ def _shape(prompts: int, group: int, prompt_length: int, length: int) -> Shape:
     group_size=group,
     prompt_length=prompt_length,
     length=length,
-    # As many tokens at a time for every length.
+    # The same number of tokens per micro-batch for every length.
     micro_batch_rows=max(2, 4096 // length // 2 * 2),
   )
 
@@ -61,20 +67,20 @@ def _row(name: str, shape: Shape, note: str) -> str:
 
 
 HEADER = (
-  f'{"µs a token":>14}  {"rollout":>10}  {"reference":>10}  {"update":>10}  '
+  f'{"µs per token":>14}  {"rollout":>10}  {"reference":>10}  {"update":>10}  '
   f'{"attention":>10}'
 )
 
 
 def length() -> None:
-  """Outputs of 128 to 2,048 tokens, 32,768 in all."""
+  """Prints the sweep over outputs of 128 to 2,048 tokens, 32,768 tokens in total."""
   print(HEADER)
   for n in (128, 256, 512, 1024, 2048):
     print(_row(f'T = {n}', _shape(TOKENS // n // 4, 4, PROMPT, n), ''), flush=True)
 
 
 def group() -> None:
-  """Groups of 4 to 32, 128 outputs in all."""
+  """Prints the sweep over groups of 4 to 32, 128 outputs in total."""
   print(HEADER + '  prompts’ share of the tokens')
   for g in (4, 8, 16, 32):
     share = 1 / (1 + g)
@@ -82,23 +88,24 @@ def group() -> None:
     print(_row(f'G = {g}', shape, f'{share:.1%}'), flush=True)
 
 
-def hazard(said: Any) -> Any:
-  """The probability that an output of at least `said` tokens ends with this one.
+def hazard(length: ArrayLike) -> jax.Array:
+  """Returns the probability that an output of at least this length ends with it.
 
-  Of a log-normal distribution with the median `MEDIAN` and a 99th percentile ten times
-  as large.
+  Lengths are log-normal, with the median `MEDIAN` and a 99th percentile ten times as
+  large.
   """
   import jax.numpy as jnp
   from jax.scipy.stats import norm
 
+  length = jnp.asarray(length)
   deviation = math.log(10) / TAIL
-  z = jnp.log(said / MEDIAN) / deviation
-  density = norm.pdf(z) / (said * deviation)
+  z = jnp.log(length / MEDIAN) / deviation
+  density = norm.pdf(z) / (length * deviation)
   return jnp.clip(density / jnp.maximum(norm.cdf(-z), 1e-6), 1e-6, 0.5)
 
 
 def uneven() -> None:
-  """Log-normal lengths against equal ones."""
+  """Prints the time of log-normal lengths against equal ones."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -121,12 +128,11 @@ def uneven() -> None:
     return also_where
 
   def logits(params: Any, hidden: Any) -> jax.Array:
-    """The model's, but an output ends with the probability of the distribution."""
+    """Returns the model's logits, with the probability of EOS set to the hazard."""
     if not isinstance(hidden, tuple):
       return plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
     hidden, position = hidden
-    said = position - shape.prompt_length + 2.0
-    ends = hazard(said)
+    ends = hazard(position - shape.prompt_length + 2.0)
     others = plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
     odds = jnp.log(ends) - jnp.log1p(-ends)
     return others.at[..., stop].set(jax.nn.logsumexp(others, axis=-1) + odds)
@@ -134,7 +140,7 @@ def uneven() -> None:
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
 
   def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
-    """Median µs a token, and the outputs' mean and largest length."""
+    """Returns median µs per token, and the outputs' mean and largest length."""
     from r1jax.sampling.sampler import SamplingConfig
     from r1jax.stages.policy import Policy
 
@@ -166,8 +172,8 @@ def uneven() -> None:
   ending = plain._replace(logits=logits, decoding=decoding)
   skewed, mean, longest = measure(ending, stop, shape.length)
   equal, *_ = measure(plain, shape.vocabulary, round(mean))
-  print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs a token')
-  print(f'all of {mean:.0f}: {equal:.1f} µs a token; ratio {skewed / equal:.2f}')
+  print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs per token')
+  print(f'all {mean:.0f} tokens: {equal:.1f} µs per token; ratio {skewed / equal:.2f}')
 
 
 SWEEPS = {'length': length, 'group': group, 'uneven': uneven}

@@ -1,14 +1,20 @@
-"""Checkpoints as on the hub, made on the spot by transformers: small and random."""
+"""Small random checkpoints in the Hugging Face layout, made by transformers."""
 
 import json
 from typing import Any
 
 import jax
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import tokenizers
 import torch
 import transformers
+from tokenizers import decoders, models, pre_tokenizers
 
-from r1jax.hub import weights
+from r1jax.hub import storage, tokenizer_files, weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
+from r1jax.hub.safetensors_writer import write_folder
 from r1jax.model import decoder
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
@@ -16,6 +22,8 @@ from r1jax.sharding.rules import named_sharding
 from r1jax.text.tokenizer import Tokenizer
 
 VOCAB = 101
+everywhere = named_sharding(make_mesh(jax.devices()[:1]))
+K = 'model.layers.1.self_attn.k_proj.weight'
 BASE: dict[str, Any] = {
   'vocab_size': VOCAB,
   'hidden_size': 32,
@@ -106,7 +114,6 @@ def ours(model, folder):
 def read(folder):
   """The decoder's functions and the parameters of a checkpoint."""
   checkpoint = open_checkpoint(folder)
-  everywhere = named_sharding(make_mesh(jax.devices()[:1]))
   params = weights.read(checkpoint, everywhere)
   return DecoderFns(*decoder.functions(checkpoint.config, VOCAB)), params
 
@@ -135,3 +142,74 @@ def checkpoint(folder, model_type='qwen3', fields=None, chat=CHAT_TEMPLATE):
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   return model
+
+
+OUTPUT = '<think>3+5=8</think><answer>8</answer>'
+SPECIALS = ['<pad>', '</s>', '<s>']  # ids 0, 1, 2
+ROLES = {'pad_token': '<pad>', 'eos_token': '</s>', 'bos_token': '<s>'}
+
+
+def made(specials=SPECIALS):
+  """A byte-level tokenizer as transformers makes them."""
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=290,
+    special_tokens=specials,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator([OUTPUT, 'User: so\nAssistant: the total'] * 9, trainer)
+  return tokenizer
+
+
+def saved(folder, tokenizer, roles=ROLES, **settings):
+  """A folder with this tokenizer; as transformers opens it, and as we do."""
+  folder.mkdir(exist_ok=True)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  settings = {'tokenizer_class': 'PreTrainedTokenizerFast', **roles, **settings}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return (
+    transformers.AutoTokenizer.from_pretrained(folder),
+    tokenizer_files.open_tokenizer(folder),
+  )
+
+
+def tensors(folder):
+  """Every tensor of a checkpoint, by name, as the library reads it."""
+  found: dict[str, np.ndarray] = {}
+  for file in folder.glob('*.safetensors'):
+    found |= safetensors.numpy.load_file(file)
+  return found
+
+
+def round_trip(source, target, dtype=None, **settings):
+  checkpoint = open_checkpoint(source)
+  params = weights.read(checkpoint, everywhere, dtype)
+  named = weights.tensors(params, checkpoint)
+  write_folder(target, named, **settings)
+  return params
+
+
+def changed(folder, name, change):
+  """The checkpoint with another tensor in a place."""
+  placed = json.loads((folder / storage.INDEX).read_text())['weight_map'][name]
+  named = safetensors.numpy.load_file(folder / placed)
+  named[name] = change(named[name])
+  safetensors.numpy.save_file(named, folder / placed)
+
+
+def put(folder, named, **fields):
+  """Another set of tensors in a checkpoint of one file; fields of its config."""
+  safetensors.numpy.save_file(named, folder / storage.SINGLE)
+  raw = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(raw | fields))
+
+
+def same(before, after):
+  assert before.keys() == after.keys()
+  for name, expected in before.items():
+    assert after[name].dtype == expected.dtype, name
+    assert after[name].shape == expected.shape, name
+    assert after[name].tobytes() == expected.tobytes(), name

@@ -1,4 +1,4 @@
-"""Compilers for machines that are not there."""
+"""Runs Python with the compiler of hardware that is not there."""
 
 import os
 import subprocess

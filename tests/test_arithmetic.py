@@ -1,4 +1,4 @@
-"""Calculations, each done again by Python."""
+"""Calculations, checked with Python."""
 
 import itertools
 import random
@@ -96,11 +96,11 @@ def test_votes_agree_on_the_number():
     ('', []),
   ],
 )
-def test_calculations_of_a_problems_size_are_stated(text, names):
+def test_calculations_of_a_problems_size_are_found(text, names):
   assert sorted(stated(text)) == sorted(names)
 
 
-def test_every_problem_states_itself_alone():
+def test_every_problem_contains_only_itself():
   for made in every(ArithmeticConfig()):
     left, right = made.truth['left'], made.truth['right']
     assert list(stated(made.question)) == [made.id]
@@ -110,7 +110,5 @@ def test_every_problem_states_itself_alone():
 
 @pytest.mark.parametrize('largest', [29, 100])
 def test_impossible_difficulties_are_refused(largest):
-  with pytest.raises(
-    ValueError, match=f'^tasks.arithmetic.largest: expected 30 to 99, got {largest}$'
-  ):
+  with pytest.raises(ValueError, match=f'^largest: expected 30 to 99, got {largest}$'):
     ArithmeticConfig(largest)

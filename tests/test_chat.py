@@ -106,7 +106,7 @@ def test_one_question_from_the_command_line(folder):
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    ((), 'error: expected the work directory of a finished stage or the folder'),
+    ((), 'error: path: expected the work directory of a finished stage or the fold'),
     (('/nowhere',), 'error: path: expected the work directory .*no config.json'),
     (('x', '--max-length', '0'), 'error: max_length: expected 1 or more, got 0'),
   ],

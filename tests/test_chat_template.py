@@ -1,10 +1,11 @@
-"""Chat templates write what `apply_chat_template` of transformers writes."""
+"""Chat templates give the prompts of `apply_chat_template` in transformers."""
 
 import datetime
 
 import pytest
 import tokenizers
 import transformers
+from hub import checkpoint
 from tokenizers import models
 
 from r1jax.hub import chat_template
@@ -124,7 +125,7 @@ def transformers_writes(source, messages, **variables):
     (NONE, {}),
   ],
 )
-def test_it_writes_what_transformers_writes(source, variables, messages):
+def test_prompts_are_those_of_transformers(source, variables, messages):
   if source == JSON and len(messages) == 1:
     messages = [*messages, *messages]
   expected = transformers_writes(source, messages, **variables)
@@ -132,7 +133,7 @@ def test_it_writes_what_transformers_writes(source, variables, messages):
   assert found == expected
 
 
-def test_prompts_of_these_open_or_skip_thoughts():
+def test_prompts_of_reasoning_models_open_or_skip_thoughts():
   def end(source, **variables):
     template = chat_template.ChatTemplate(source, NAMES, variables)
     return parsing.opened(template.render(QUESTION))
@@ -142,7 +143,7 @@ def test_prompts_of_these_open_or_skip_thoughts():
   assert end(R1) == '<think>\n'
 
 
-def test_the_variables_that_a_template_may_be_given():
+def test_a_template_names_the_variables_that_it_uses():
   def reads(source):
     return chat_template.ChatTemplate(source, {}).reads
 
@@ -157,7 +158,7 @@ def test_the_variables_that_a_template_may_be_given():
   assert reads('{% if %}') == frozenset()
 
 
-def test_the_time_is_the_one_that_is_told():
+def test_strftime_now_uses_the_given_time():
   source = '{{ strftime_now("%d %b %Y") }}, {{ strftime_now(format="%H:%M") }}'
   time = datetime.datetime(2024, 7, 26, 9, 5)
   template = chat_template.ChatTemplate(source, {}, time=time)
@@ -173,7 +174,7 @@ def test_the_time_is_the_one_that_is_told():
     ('{"messages": [], "documents": 1}', 'got documents, messages'),
   ],
 )
-def test_variables_that_cannot_be_used_are_named(given, message):
+def test_invalid_variables_are_named(given, message):
   with pytest.raises(
     chat_template.HubError, match=f'chat_template_kwargs: .*{message}'
   ):
@@ -199,6 +200,54 @@ def test_published_templates_are_written_to_gguf(source):
     ('{{ raise_exception("no") }}', 'but the chat template cannot write this: no'),
   ],
 )
-def test_what_llama_cpp_writes_otherwise_is_refused(source, message):
+def test_templates_that_llama_cpp_renders_differently_are_refused(source, message):
   with pytest.raises(chat_template.HubError, match=f'chat_template: .*{message}'):
     chat_template.ChatTemplate(source, NAMES).check_for_gguf()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('hub') / 'model'
+  checkpoint(folder)
+  return folder
+
+
+def render(source, **names):
+  return chat_template.ChatTemplate(source, names).render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+  'source',
+  [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    '{% include "/etc/passwd" %}',
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ messages.append('x') }}",
+    '{{ 1 / 0 }}',
+    '{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}',
+  ],
+)
+def test_a_template_reaches_neither_files_nor_objects(source):
+  with pytest.raises(
+    chat_template.HubError, match='the chat template cannot write this'
+  ):
+    render(source)
+
+
+def test_a_template_may_refuse_messages():
+  with pytest.raises(chat_template.HubError, match='no system message, please'):
+    render("{{ raise_exception('no system message, please') }}")
+
+
+def test_loops_json_and_whitespace_are_those_of_transformers(folder):
+  source = """
+{%- for message in messages %}
+  {%- if loop.index0 == 2 %}{% break %}{% endif %}
+{{ message | tojson }}
+{% endfor %}"""
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  expected = theirs.apply_chat_template(
+    MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=True
+  )
+  assert render(source) == expected
+  assert str(expected).count('"role"') == 2

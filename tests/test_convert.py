@@ -1,4 +1,4 @@
-"""A checkpoint without a run on its way to other layouts, and what is refused."""
+"""A checkpoint without a run is exported in other formats, or refused."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def written(run, out, **settings):
   return convert.convert(convert.Convert(str(run), str(out), **settings))
 
 
-def test_a_folder_is_written_in_another_type(folder, tmp_path):
+def test_a_checkpoint_is_written_in_another_type(folder, tmp_path):
   out = written(folder, tmp_path / 'out', dtype='bfloat16')
   before, after = (
     safetensors.numpy.load_file(place / storage.SINGLE) for place in (folder, out)
@@ -44,7 +44,7 @@ def test_a_folder_is_written_in_another_type(folder, tmp_path):
 
 
 @pytest.mark.parametrize('names', [(), ('torch_dtype',), ('torch_dtype', 'dtype')])
-def test_all_names_of_the_type_say_the_new_one(folder, names, tmp_path):
+def test_all_names_of_the_type_have_the_new_value(folder, names, tmp_path):
   shutil.copytree(folder, tmp_path / 'm')
   file = tmp_path / 'm/config.json'
   raw = json.loads(file.read_text())
@@ -57,7 +57,7 @@ def test_all_names_of_the_type_say_the_new_one(folder, names, tmp_path):
   assert transformers.AutoConfig.from_pretrained(out).dtype == torch.bfloat16
 
 
-def test_a_folder_is_written_as_gguf(folder, tmp_path):
+def test_a_checkpoint_is_written_as_gguf(folder, tmp_path):
   out = written(folder, tmp_path / 'out.gguf', to='gguf')
   assert out.read_bytes()[:4] == b'GGUF'
   assert (tmp_path / 'out.Modelfile').read_text().startswith('FROM ./out.gguf\n')
@@ -71,12 +71,12 @@ def test_a_template_that_llama_cpp_cannot_open_stops_gguf(folder, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['m']
 
 
-def test_what_is_no_model_is_named(folder, tmp_path):
+def test_invalid_sources_and_options_are_named(folder, tmp_path):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run' / 'config.json').write_text('{"experiment": "Grpo"}')
   (tmp_path / 'there').mkdir()
   for words, settings, message in (
-    ((tmp_path / 'run', 'x'), {}, r'run: .* that has not come to its end.*command in'),
+    ((tmp_path / 'run', 'x'), {}, r'run: .* that is not finished.*command in'),
     ((tmp_path, 'x'), {}, r'run: expected the work directory .*no config\.json$'),
     ((tmp_path / 'no', 'x'), {}, r'run: expected the work directory .* is no folder$'),
     (
@@ -85,7 +85,7 @@ def test_what_is_no_model_is_named(folder, tmp_path):
       r'to: expected .* of a run for peft, got the check',
     ),
     ((folder, 'x'), {'params': 'base'}, r'params: expected .* of a run for base, got'),
-    ((folder, tmp_path / 'there'), {}, r'out: .*there is there already'),
+    ((folder, tmp_path / 'there'), {}, r'out: .*there already exists'),
     ((folder, 'gs://b/x'), {}, r'out: expected a path on this machine, got gs://b/x'),
   ):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Problems, their splits, and the checker of answers; for the files see test_store."""
+"""Problems, splits and checked answers of Countdown; for files see test_store."""
 
 import functools
 import itertools
@@ -89,7 +89,7 @@ def test_an_unknown_task_is_named():
   'config',
   [CountdownConfig(2, 6, 9), CountdownConfig(3, 5, 40), CountdownConfig(4, 3, 20)],
 )
-def test_the_problems_are_all_solvable_ones_each_once(config):
+def test_every_solvable_problem_appears_once(config):
   expected = {
     (leaves, target)
     for leaves in itertools.combinations_with_replacement(
@@ -105,7 +105,7 @@ def test_the_problems_are_all_solvable_ones_each_once(config):
   assert len({problem.id for problem in problems}) == len(problems)
 
 
-def test_no_numbers_of_a_split_are_those_of_another_whatever_the_target():
+def test_splits_share_no_numbers_for_any_target():
   parts = [
     {
       tuple(sorted(p.truth['numbers']))
@@ -166,7 +166,7 @@ def test_the_held_out_share_and_any_prefix_are_fair(config):
   assert abs(correlation) < 5 / np.sqrt(len(targets))
 
 
-def test_questions_show_the_numbers_in_no_telling_order():
+def test_the_order_of_numbers_gives_no_hint():
   problems = list(generate(CountdownConfig(3, 10, 100), 'train'))
   for problem in problems[:100]:
     numbers = ' '.join(map(str, problem.truth['numbers']))
@@ -196,7 +196,7 @@ def test_questions_show_the_numbers_in_no_telling_order():
     ('3x+4=19 3x=19-4=15 3+4=7 make 16 from 3 5 2', []),
   ],
 )
-def test_calculations_with_a_problems_numbers_are_stated(text, groups):
+def test_calculations_with_a_problems_numbers_are_found(text, groups):
   assert list(countdown.stated(text, CountdownConfig())) == groups
   pairs = list(countdown.stated('3+5*2=3+10', CountdownConfig(numbers=2)))
   assert pairs == ['3-5', '2-5']
@@ -205,7 +205,7 @@ def test_calculations_with_a_problems_numbers_are_stated(text, groups):
 def test_problems_are_the_same_in_every_process():
   code = (
     'from r1jax.tasks import countdown\n'
-    'config = countdown.Config(3, 5, 30)\n'
+    'config = countdown.CountdownConfig(3, 5, 30)\n'
     'parts = "train", "validation", "test"\n'
     'print([repr(p) for s in parts for p in countdown.generate(config, s)])'
   )
@@ -226,13 +226,13 @@ def test_an_unknown_split_is_refused():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'numbers': 1}, 'tasks.countdown.numbers: expected 2 to 4, got 1'),
-    ({'numbers': 5}, 'tasks.countdown.numbers: expected 2 to 4, got 5'),
-    ({'largest': 1}, 'tasks.countdown.largest: expected 2 to 20, got 1'),
-    ({'largest': 21}, 'tasks.countdown.largest: expected 2 to 20, got 21'),
+    ({'numbers': 1}, 'numbers: expected 2 to 4, got 1'),
+    ({'numbers': 5}, 'numbers: expected 2 to 4, got 5'),
+    ({'largest': 1}, 'largest: expected 2 to 20, got 1'),
+    ({'largest': 21}, 'largest: expected 2 to 20, got 21'),
     (
       {'highest_target': 0},
-      'tasks.countdown.highest_target: expected 1 or more, got 0',
+      'highest_target: expected 1 or more, got 0',
     ),
   ],
 )

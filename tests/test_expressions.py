@@ -1,4 +1,4 @@
-"""Trees, their text and their candidates, against Python's own arithmetic."""
+"""Trees, their text and their candidates, against Python's arithmetic."""
 
 import itertools
 
@@ -147,7 +147,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize('text', GARBAGE)
-def test_anything_else_has_no_tree(text):
+def test_other_texts_have_no_tree(text):
   assert read(text) is None
 
 
@@ -240,7 +240,7 @@ def test_candidates_reach_what_brute_force_reaches(leaves):
   assert candidates(leaves) == trees
 
 
-def test_candidates_come_in_the_order_of_somebody_who_goes_through_them():
+def test_candidates_come_in_systematic_order():
   # 3 and 5 with 2, 3 and 2 with 5, 5 and 2 with 3. What is there already is left out:
   # 5-3+2 is 5+2-3 of the third group in another order, so it is left out there.
   assert [write(tree) for tree in candidates((3, 5, 2))] == [

@@ -1,7 +1,7 @@
 """Families of the hub: the same weights give the logits that transformers computes.
 
-The checkpoints are made on the spot by transformers, small and random, and read by our
-own code; every number that is expected comes from its.
+transformers makes the checkpoints, small and random, and computes every expected
+number; our own code reads them.
 """
 
 import json
@@ -218,12 +218,12 @@ CONFIG = {
     ({'rope_scaling': {'type': 'yarn'}}, 'factor: expected a number, got None'),
   ],
 )
-def test_a_config_that_asks_for_something_else_is_refused(changed, message):
+def test_unsupported_configs_are_refused(changed, message):
   with pytest.raises(config_fields.FamilyError, match=message):
     families.read_config({**CONFIG, **changed})
 
 
-def test_older_files_split_the_parameters_of_rope_in_two_fields():
+def test_rope_parameters_of_older_files_are_read():
   new = {'rope_parameters': {'rope_theta': 7.0, 'rope_type': 'linear', 'factor': 2.0}}
   old = {'rope_theta': 7.0, 'rope_scaling': {'type': 'linear', 'factor': 2.0}}
   found = [families.read_config(json.loads(json.dumps(CONFIG | x))) for x in (new, old)]
@@ -260,7 +260,7 @@ def test_rope_scaling_comes_before_rope_parameters(scaling, where, tmp_path):
   compare(model, params, opened)
 
 
-def test_a_model_keeps_its_own_theta_beside_rope_scaling():
+def test_rope_scaling_without_theta_keeps_the_models_theta():
   # transformers 5.24 falls back to 10,000, with which it was not trained.
   raw = {**CONFIG, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}}
   found = families.read_config({**raw, 'rope_scaling': LONG})
@@ -281,7 +281,7 @@ def test_a_model_keeps_its_own_theta_beside_rope_scaling():
     ({**LONG, 'type': 'llama3'}, 64),
   ],
 )
-def test_stretching_makes_more_positions_of_the_length_before(scaling, positions):
+def test_stretched_rope_has_more_positions(scaling, positions):
   assert families.max_positions({**CONFIG, 'rope_scaling': scaling}) == positions
 
 
@@ -293,7 +293,7 @@ def test_stretching_makes_more_positions_of_the_length_before(scaling, positions
     ({'qkv_bias': True}, 'qwen2'),
   ],
 )
-def test_a_model_made_here_is_of_the_family_that_computes_it(config, family):
+def test_models_trained_here_get_a_matching_family(config, family):
   made = ModelConfig(**config)
   raw = families.write_config(made, 100, 64)
   assert raw['model_type'] == family

@@ -1,4 +1,4 @@
-"""Each fault of an output, alone and together with others."""
+"""Faults of an output, alone and together."""
 
 import hypothesis
 import pytest
@@ -51,7 +51,7 @@ def test_all_faults_are_named(problem, text, faults):
   assert filters.faults(problem, text) == faults
 
 
-def test_repetition_in_a_right_answer_is_none():
+def test_repetition_in_an_answer_is_no_fault():
   problem = Problem('1', 'instructions', '', {'kind': 'sort', 'items': [3, 3, 3]})
   assert filters.faults(problem, output(think='so', answer='3 3 3')) == []
 

@@ -1,4 +1,4 @@
-"""GGUF: what its library reads back, and what transformers computes from the file."""
+"""GGUF files, read by GGUF's library and computed by transformers."""
 
 import json
 import re
@@ -11,7 +11,8 @@ import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
 
-from r1jax.hub import checkpoint_files, gguf, tokenizer_files, vocabulary, weights
+from r1jax.hub import checkpoint_files, gguf, gguf_vocabulary, tokenizer_files, weights
+from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.hub.storage import WeightsError
 from r1jax.sharding.mesh import make_mesh
@@ -34,7 +35,7 @@ def written(folder, model_type, fields, kind, file, stops=(1,)):
   params = weights.read(found, everywhere)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
   roles = tokenizer_files.bos_id(folder), checkpoint_files.chat_template(folder)
-  text = vocabulary.Text(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
+  text = Vocabulary(tokenizer, stops[0], 0, *roles, other_stop_ids=stops[1:])
   gguf.write(file, params, found, text, kind)
   return model
 
@@ -67,7 +68,7 @@ def fields_of(file):
     ({'rope_type': 'linear', 'factor': 3.0}, {'type': 'linear', 'factor': 3.0}),
   ],
 )
-def test_the_scaling_of_rope_is_said(rope, expected, tmp_path):
+def test_rope_scaling_is_written(rope, expected, tmp_path):
   written(
     tmp_path / 'm', 'qwen2', {'rope_parameters': rope}, 'f16', tmp_path / 'm.gguf'
   )
@@ -76,7 +77,7 @@ def test_the_scaling_of_rope_is_said(rope, expected, tmp_path):
     assert fields[f'qwen2.rope.scaling.{name}'] == value
 
 
-def test_llama_3_stretches_each_frequency_by_a_factor_of_its_own(tmp_path):
+def test_llama_3_has_a_factor_per_frequency(tmp_path):
   fields = {'rope_parameters': LLAMA3}
   model = written(tmp_path / 'm', 'llama', fields, 'f16', tmp_path / 'm.gguf')
   _, tensors = fields_of(tmp_path / 'm.gguf')
@@ -87,7 +88,7 @@ def test_llama_3_stretches_each_frequency_by_a_factor_of_its_own(tmp_path):
   assert max(found) == pytest.approx(8)
 
 
-def test_what_the_file_says_of_the_model_and_its_texts(tmp_path):
+def test_the_file_describes_the_model_and_its_vocabulary(tmp_path):
   model = written(tmp_path / 'm', 'qwen3', None, 'f16', tmp_path / 'm.gguf')
   fields, tensors = fields_of(tmp_path / 'm.gguf')
   assert fields['general.architecture'] == 'qwen3'
@@ -159,7 +160,7 @@ SPLIT, SPLIT_3 = (
     'behavior': 'Isolated',
     'invert': False,
   }
-  for pattern in gguf.PATTERNS
+  for pattern in gguf_vocabulary.PATTERNS
 )
 
 
@@ -235,13 +236,15 @@ def changed(tokenizer, name, part):
     ({'post_processor': around(behind=0)}, r'post_processor: .* got \[\] and \[0\]'),
   ],
 )
-def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, message):
+def test_unsupported_tokenizers_are_refused_and_nothing_is_written(
+  tmp_path, change, message
+):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   for name, part in change.items():
     tokenizer[name] = changed(tokenizer, name, part)
-  text = vocabulary.Text(tokenizer, 1, 0)
+  text = Vocabulary(tokenizer, 1, 0)
   with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
@@ -267,14 +270,14 @@ def test_other_tokenizers_are_refused_and_nothing_is_written(tmp_path, change, m
     ('seed_oss', {'head_dim': 8}, "model_type: expected one of llama, .*'seed_oss'"),
   ],
 )
-def test_what_llama_cpp_would_compute_otherwise_is_refused(
+def test_models_that_llama_cpp_computes_differently_are_refused(
   model_type, fields, message, tmp_path
 ):
   fields = {**FAMILIES.get(model_type, {}), **fields}
   theirs(model_type, fields).save_pretrained(tmp_path / 'm')
   found = open_checkpoint(tmp_path / 'm')
   with pytest.raises(WeightsError, match=message):
-    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, Vocabulary({}, 1, 0), 'f16')
   assert not (tmp_path / 'm.gguf').exists()
 
 
@@ -298,12 +301,12 @@ ROBERTA = {
     (None, None, (False, False)),
   ],
 )
-def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
+def test_tokens_around_texts_are_written(processor, bos, adds, tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
-  text = vocabulary.Text({**tokenizer, 'post_processor': processor}, 1, 0, bos)
+  text = Vocabulary({**tokenizer, 'post_processor': processor}, 1, 0, bos)
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   said = [fields[f'tokenizer.ggml.add_{name}_token'] for name in ('bos', 'eos')]
@@ -313,13 +316,13 @@ def test_what_is_put_around_texts_is_said(processor, bos, adds, tmp_path):
   assert fields.get('tokenizer.ggml.bos_token_id') == expected
 
 
-def test_tags_are_shown_though_they_are_special(tmp_path):
+def test_special_tags_are_visible(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {})
   found = open_checkpoint(tmp_path / 'm')
   params = weights.read(found, named_sharding(make_mesh(jax.devices()[:1])))
   tokenizer = json.loads((tmp_path / 'm/tokenizer.json').read_text())
   tokenizer['added_tokens'] = [x | {'special': True} for x in tokenizer['added_tokens']]
-  text = vocabulary.Text(tokenizer, 1, 0, shown=('<think>', '</think>'))
+  text = Vocabulary(tokenizer, 1, 0, shown=('<think>', '</think>'))
   gguf.write(tmp_path / 'm.gguf', params, found, text, 'f16')
   fields, _ = fields_of(tmp_path / 'm.gguf')
   kinds = dict(
@@ -350,29 +353,29 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
     ({'post_processor': around(0)}, None, None),
   ],
 )
-def test_what_llama_cpp_reads_otherwise_is_said(change, chat, remark):
+def test_texts_that_llama_cpp_reads_differently_get_a_warning(change, chat, remark):
   tokenizer = Tokenizer.train(['so'], 264).content
-  found = vocabulary.remarks(vocabulary.Text({**tokenizer, **change}, 1, 0, 0, chat))
+  found = gguf_vocabulary.remarks(Vocabulary({**tokenizer, **change}, 1, 0, 0, chat))
   assert len(found) == (remark is not None)
   assert remark is None or re.search(remark, found[0])
 
 
-def test_stops_that_a_file_has_no_field_for_are_said():
+def test_stop_tokens_without_a_field_get_a_warning():
   tokenizer = Tokenizer.train(['so'], 264).content
   assert (
-    vocabulary.remarks(vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
+    gguf_vocabulary.remarks(Vocabulary(tokenizer, 1, 0, other_stop_ids=(7, 8))) == []
   )
-  (found,) = vocabulary.remarks(
-    vocabulary.Text(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
+  (found,) = gguf_vocabulary.remarks(
+    Vocabulary(tokenizer, 1, 0, other_stop_ids=(7, 8, 9, 12))
   )
   assert 'has room for 3 tokens that end outputs' in found
   assert 'at the tokens 9, 12, pass them as stop sequences' in found
 
 
-def test_a_file_that_is_there_stays(tmp_path):
+def test_an_existing_file_is_kept(tmp_path):
   checkpoint(tmp_path / 'm')
   found = open_checkpoint(tmp_path / 'm')
   (tmp_path / 'm.gguf').touch()
   with pytest.raises(WeightsError, match=r'm.gguf already exists'):
-    gguf.write(tmp_path / 'm.gguf', {}, found, vocabulary.Text({}, 1, 0), 'f16')
+    gguf.write(tmp_path / 'm.gguf', {}, found, Vocabulary({}, 1, 0), 'f16')
   assert (tmp_path / 'm.gguf').stat().st_size == 0

@@ -1,4 +1,4 @@
-"""Answers to GSM8K read as numbers, and the set found on disk in any format."""
+"""Answers to GSM8K as numbers, and the data set on disk in any format."""
 
 import json
 from fractions import Fraction
@@ -74,13 +74,13 @@ def test_an_answer_is_read_with_its_sign_point_and_thousands(answer, value):
 
 
 @pytest.mark.parametrize('answer', NONE)
-def test_what_is_not_one_number_is_none(answer):
+def test_other_than_one_number_is_none(answer):
   assert gsm8k.answer_key(answer) is None
   assert not counts('5', answer)
 
 
 @hypothesis.given(strategies.text(max_size=60))
-def test_no_text_makes_it_fail(answer):
+def test_no_text_raises(answer):
   gsm8k.answer_key(answer)
 
 
@@ -160,7 +160,7 @@ def test_tfrecords_are_read_without_tensorflow_and_checked(tmp_path, prepare):
     load(folder)
 
 
-def test_a_format_that_is_not_read_here_is_named(tmp_path, prepare):
+def test_an_unsupported_format_is_named(tmp_path, prepare):
   folder = prepare(tmp_path)
   info = folder / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'riegeli'))
@@ -169,7 +169,7 @@ def test_a_format_that_is_not_read_here_is_named(tmp_path, prepare):
 
 
 @pytest.mark.parametrize('harm', ['cut', 'gone', 'no info', 'damaged info', 'empty'])
-def test_a_set_that_is_not_whole_is_named(harm, tmp_path, prepare):
+def test_an_incomplete_set_is_named(harm, tmp_path, prepare):
   folder = prepare(tmp_path)
   (file,) = folder.glob('*-test.array_record*')
   info = folder / 'dataset_info.json'
@@ -199,11 +199,9 @@ def test_another_version_of_the_set_is_left_alone(tmp_path, prepare):
   assert other.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(
-    OSError, match=r'data_dir: .*file/gsm8k cannot be made .*--data-d'
-  ):
+  with pytest.raises(OSError, match=r'data_dir: cannot create .*file/gsm8k .*--data-d'):
     gsm8k.load(GSM8KConfig(), 'test', str(tmp_path / 'file'))
 
 
@@ -216,7 +214,7 @@ def test_a_bucket_is_refused_and_no_folder_is_made(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_without_network_the_host_is_asked_once(tmp_path, monkeypatch):
+def test_without_network_the_host_is_tried_once(tmp_path, monkeypatch):
   asked = []
 
   def refuse(url):
@@ -225,7 +223,7 @@ def test_without_network_the_host_is_asked_once(tmp_path, monkeypatch):
 
   monkeypatch.setattr(network, 'check', refuse)
   with pytest.raises(
-    OSError, match=r'fetched .Name or service not known.; fetch it where .*--data-dir'
+    OSError, match=r'downloaded .Name or service not known.; run the same .*--data-dir'
   ) as error:
     gsm8k.load(GSM8KConfig(), 'test', str(tmp_path))
   assert len(asked) == 1

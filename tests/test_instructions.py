@@ -1,4 +1,4 @@
-"""Instructions and what fulfils them, by hand and from the question alone."""
+"""Instructions and their solutions, by hand and from the question alone."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ from hypothesis import strategies
 
 from r1jax import tasks
 from r1jax.tasks import instructions, splits
-from r1jax.tasks.instructions import InstructionsConfig, draw, fulfil, generate
+from r1jax.tasks.instructions import InstructionsConfig, draw, generate, solution
 from r1jax.text import language
 
 POLISH = instructions.translate('in Polish', 3, 4)
@@ -42,7 +42,7 @@ def every(config):
 )
 def test_each_kind_by_hand(problem, question, answer):
   assert problem.question == question
-  assert fulfil(problem) == answer
+  assert solution(problem) == answer
   spaced = answer.replace(' ', '  ').replace('\n', ' \n  ')
   assert tasks.verify(problem, f'\n {spaced} ')
   assert tasks.answer_key(problem, spaced) == tasks.answer_key(problem, answer)
@@ -68,7 +68,7 @@ def test_each_kind_by_hand(problem, question, answer):
     (BACKWARDS, ''),
   ],
 )
-def test_almost_is_not_fulfilled(problem, answer):
+def test_almost_right_is_wrong(problem, answer):
   assert not tasks.verify(problem, answer)
 
 
@@ -97,7 +97,7 @@ def done(question):
 
 
 @pytest.mark.parametrize('config', [InstructionsConfig(), InstructionsConfig(4, 40)])
-def test_every_problem_is_fulfilled_by_what_its_question_says(config):
+def test_every_solution_follows_from_the_question(config):
   for problem in every(config):
     answer, spoken = done(problem.question)
     assert tasks.verify(problem, answer)
@@ -123,12 +123,12 @@ def test_every_problem_is_fulfilled_by_what_its_question_says(config):
     ],
   ],
 )
-def test_what_has_the_same_content_is_held_out_together(twins):
+def test_problems_with_the_same_content_are_a_group(twins):
   assert len({problem.id for problem in twins}) == len(twins)
   assert len({instructions.group(problem) for problem in twins}) == 1
 
 
-def test_other_content_is_another_group():
+def test_different_content_is_another_group():
   problems = [
     *KINDS,
     instructions.count(3, 6, 'in one line'),
@@ -161,7 +161,7 @@ def test_all_kinds_are_there():
   assert sum(counts.values()) == 3 * 66 + 2 * 60 + 2 * 400
 
 
-def test_draw_gives_every_kind_alike():
+def test_draw_gives_every_kind_equally_often():
   rng = random.Random(0)
   kinds = Counter(draw(InstructionsConfig(), rng).truth['kind'] for _ in range(1000))
   assert set(kinds) == {'sort', 'backwards', 'translate', 'count', 'explain'}
@@ -180,7 +180,7 @@ def test_draw_reaches_all_problems_of_a_small_difficulty():
 @hypothesis.given(strategies.text() | strategies.text('3 4\n5seven', max_size=8))
 def test_checking_never_raises(answer):
   for problem in KINDS:
-    right = fulfil(problem).split()
+    right = solution(problem).split()
     assert not tasks.verify(problem, answer) or answer.split() == right
     key = tasks.answer_key(problem, answer)
     assert key == tasks.answer_key(problem, f' {answer} ')
@@ -189,7 +189,7 @@ def test_checking_never_raises(answer):
 
 def test_an_unknown_kind_is_named():
   with pytest.raises(ValueError, match="expected one of the instructions, got 'sing'"):
-    fulfil(tasks.Problem('1', 'instructions', 'sing', {'kind': 'sing'}))
+    solution(tasks.Problem('1', 'instructions', 'sing', {'kind': 'sing'}))
 
 
 def test_neighbours_are_of_different_kinds():
@@ -210,5 +210,5 @@ def test_neighbours_are_of_different_kinds():
   ],
 )
 def test_impossible_difficulties_are_refused(fields, message):
-  with pytest.raises(ValueError, match=rf'^tasks\.instructions\.{message}$'):
+  with pytest.raises(ValueError, match=rf'^{message}$'):
     InstructionsConfig(**fields)

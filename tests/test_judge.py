@@ -1,4 +1,4 @@
-"""The judge's points by hand, its failings, and what is left of its verdicts."""
+"""The judge's points by hand, its bias and noise, and which pairs are kept."""
 
 import hypothesis
 import numpy as np
@@ -60,7 +60,7 @@ def test_points_by_hand(problem, shown, points):
   assert judge.quality(problem, shows(shown)) == pytest.approx(points)
 
 
-def test_thoughts_count_nothing():
+def test_thoughts_do_not_count():
   shown = '</think> Gladly: <answer>7</answer>'
   for thoughts in ('', '<think>', '<think> chętnie ', '<answer>8</answer>', 'a ' * 99):
     assert judge.quality(ENGLISH, thoughts + shown) == 10.0
@@ -77,7 +77,7 @@ PIECES = strategies.sampled_from([*parsing.TAGS, ' ', '7', '-', 'gladly', '½', 
 
 
 @hypothesis.given(strategies.lists(PIECES | strategies.text(max_size=5)).map(''.join))
-def test_any_text_gets_1_to_10(output):
+def test_the_quality_of_any_text_is_1_to_10(output):
   for problem in (ENGLISH, POLISH, HINDI):
     for each in (output, shows(output)):
       assert 1 <= judge.quality(problem, each) <= 10
@@ -102,7 +102,7 @@ def points(monkeypatch):
 
 
 @pytest.mark.usefixtures('points')
-def test_a_look_favours_what_it_reads_first():
+def test_a_verdict_favours_the_first_output():
   config = JudgeConfig(noise=0.0, first_bias=2.0)
   rng = np.random.default_rng(0)
   assert judge.judgement(ENGLISH, shows('5'), shows('4'), rng, config) == 1 + 2
@@ -110,7 +110,7 @@ def test_a_look_favours_what_it_reads_first():
 
 
 @pytest.mark.usefixtures('points')
-def test_random_order_cancels_the_favour():
+def test_random_order_cancels_the_bias():
   config = JudgeConfig(looks=1, noise=0.0, first_bias=2.0)
   rng = np.random.default_rng(0)
   verdicts = [
@@ -122,7 +122,7 @@ def test_random_order_cancels_the_favour():
 
 
 @pytest.mark.usefixtures('points')
-def test_more_looks_make_less_noise():
+def test_more_verdicts_have_less_noise():
   config = JudgeConfig(looks=4, noise=1.0, first_bias=0.0)
   rng = np.random.default_rng(0)
   verdicts = [
@@ -142,7 +142,7 @@ def test_only_clear_pairs_are_kept():
 
 
 @pytest.mark.usefixtures('points')
-def test_what_shows_the_same_is_no_pair():
+def test_outputs_with_the_same_visible_text_are_no_pair():
   outputs = [shows('9'), '<think>other</think>9', shows('3'), shows('3 '), shows('3')]
   pairs, statistics = judge.pairs([ENGLISH], [outputs], 0, SURE)
   assert pairs == [judge.Pair(ENGLISH, shows('9'), shows('3'), 6.0)]
@@ -150,7 +150,7 @@ def test_what_shows_the_same_is_no_pair():
 
 
 @pytest.mark.usefixtures('points')
-def test_at_most_so_many_pairs_of_a_problem():
+def test_pairs_per_problem_are_limited():
   config = JudgeConfig(pairs_per_problem=4, noise=0.0, first_bias=0.0, least_margin=0.0)
   outputs = [[shows(f'{worth}') for worth in range(1, 10)]] * 50
   pairs, statistics = judge.pairs([ENGLISH] * 50, outputs, 0, config)
@@ -161,7 +161,7 @@ def test_at_most_so_many_pairs_of_a_problem():
 
 
 @pytest.mark.usefixtures('points')
-def test_lengths_in_a_pair_are_alike():
+def test_lengths_in_a_pair_are_similar():
   words = [[shows('9'), shows('5' + ' b' * more)] for more in (3, 4)]
   words += [[shows('5'), shows('9' + ' b' * more)] for more in (3, 4)]
   pairs, statistics = judge.pairs([ENGLISH] * 4, words, 0, SURE)
@@ -186,7 +186,7 @@ def test_the_longer_one_is_chosen_as_often_as_the_shorter(long_wins, short_wins)
 
 
 @pytest.mark.usefixtures('points')
-def test_a_judge_that_sees_no_difference_teaches_nothing():
+def test_equal_outputs_for_all_problems_are_refused():
   # Noise alone would make some pairs clear.
   config = JudgeConfig(noise=5.0)
   outputs = [[shows('5 a'), shows('5 b')], [shows('7 a'), shows('7 b')]]
@@ -204,7 +204,7 @@ def test_a_judge_that_sees_no_difference_teaches_nothing():
     (['9', '9'], '0 judged: 0 were dropped .*, 0 for .*, 0 for balance'),
   ],
 )
-def test_no_pair_left_says_where_they_went(outputs, counts):
+def test_no_pair_left_names_the_reasons(outputs, counts):
   with pytest.raises(ValueError, match=f'got none of {counts}') as error:
     judge.pairs([ENGLISH], [[shows(words) for words in outputs]], 0, SURE)
   assert 'lower judge.least_margin' in str(error.value)
@@ -213,12 +213,12 @@ def test_no_pair_left_says_where_they_went(outputs, counts):
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'looks': 0}, 'judge.looks: expected a finite number of 1 or more, got 0'),
-    ({'pairs_per_problem': 0}, 'judge.pairs_per_problem: expected .* 1 or more, got 0'),
-    ({'longest_ratio': 0.5}, 'judge.longest_ratio: expected .* 1 or more, got 0.5'),
-    ({'noise': -1.0}, 'judge.noise: expected a finite number of 0 or more, got -1.0'),
-    ({'noise': float('nan')}, 'judge.noise: expected a finite number'),
-    ({'first_bias': float('inf')}, 'judge.first_bias: expected a finite number'),
+    ({'looks': 0}, 'looks: expected a finite number of 1 or more, got 0'),
+    ({'pairs_per_problem': 0}, 'pairs_per_problem: expected .* 1 or more, got 0'),
+    ({'longest_ratio': 0.5}, 'longest_ratio: expected .* 1 or more, got 0.5'),
+    ({'noise': -1.0}, 'noise: expected a finite number of 0 or more, got -1.0'),
+    ({'noise': float('nan')}, 'noise: expected a finite number'),
+    ({'first_bias': float('inf')}, 'first_bias: expected a finite number'),
   ],
 )
 def test_impossible_settings_are_named(fields, expected):

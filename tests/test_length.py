@@ -1,4 +1,4 @@
-"""The reward for short ways, by hand and on any text."""
+"""The reward for short outputs, by hand and on any text."""
 
 import hypothesis
 import pytest
@@ -24,12 +24,12 @@ def output(thoughts, answer='5'):
     (600, 1 / 2 + 1 / 16),
   ],
 )
-def test_each_200_characters_halve_what_is_above_a_half(characters, reward):
+def test_every_200_characters_halve_the_part_above_the_floor(characters, reward):
   right = output('.' * (characters - TAGS))
   assert length.shorter(PROBLEM, right) == reward
 
 
-def test_undoing_earns_more_than_trying():
+def test_undoing_is_worth_more_than_trying():
   undone = output('3x+4=19\n3x=19-4=15\nx=15/3=5')
   tried = output('\n'.join(f'x={x} 3*{x}+4={3 * x + 4}?19' for x in range(1, 6)))
   assert length.shorter(PROBLEM, undone) > length.shorter(PROBLEM, tried) > 1 / 2
@@ -39,7 +39,7 @@ def test_undoing_earns_more_than_trying():
   'wrong',
   [output('', '4'), output('3x=15', '15'), '5', '', output('') + output(''), 'x' * 999],
 )
-def test_wrong_or_formless_outputs_earn_nothing(wrong):
+def test_wrong_or_malformed_outputs_get_0(wrong):
   assert length.shorter(PROBLEM, wrong) == 0
 
 
@@ -52,7 +52,7 @@ def test_wrong_or_formless_outputs_earn_nothing(wrong):
     output('so' + 50 * 'a'),  # one word
   ],
 )
-def test_no_place_in_an_output_is_free(padded):
+def test_every_part_of_an_output_counts(padded):
   # Each is 50 characters longer than the same output without them.
   assert len(padded) == len(output('so')) + 50
   expected = 1 / 2 + 1 / 2 * 2 ** (-(TAGS + 2 + 50) / 200)

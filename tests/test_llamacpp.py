@@ -1,4 +1,4 @@
-"""llama.cpp itself with our GGUF files: the same tokens in, and the same tokens out."""
+"""llama.cpp with our GGUF files: the same tokens in, the same tokens out."""
 
 import json
 import urllib.request
@@ -11,7 +11,7 @@ import xllamacpp
 from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, checkpoint
 from test_gguf import around, written
 
-from r1jax.hub import gguf
+from r1jax.hub import gguf_vocabulary
 
 # It knows by the layers that the queries are not compressed.
 LITE = {**DEEPSEEK, 'q_lora_rank': None, 'num_hidden_layers': 27}
@@ -39,7 +39,7 @@ VARIATIONS = {
 LENGTH = 64  # tokens that are generated
 A_LETTER = 40
 QWEN2, LLAMA_BPE = (
-  next(pattern for pattern, name in gguf.PATTERNS.items() if name == wanted)
+  next(pattern for pattern, name in gguf_vocabulary.PATTERNS.items() if name == wanted)
   for wanted in ('qwen2', 'llama-bpe')
 )
 
@@ -103,7 +103,7 @@ def logp_of(model, prompt):
 
 
 @pytest.mark.parametrize('name', VARIATIONS)
-def test_it_says_the_same_tokens(name, tmp_path):
+def test_greedy_tokens_are_the_same(name, tmp_path):
   model = written(tmp_path / 'm', *VARIATIONS[name], 'f32', tmp_path / 'm.gguf')
   server = Server(tmp_path / 'm.gguf')
   for prompt in prompts(4):
@@ -127,7 +127,7 @@ def test_rounded_weights_give_nearly_the_same(kind, tolerance, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-def test_it_ends_an_output_at_each_token_that_ends_one(tmp_path):
+def test_outputs_end_at_every_stop_token(tmp_path):
   """As transformers does, by the ids of generation_config.json."""
   model = written(tmp_path / 'm', 'llama', {}, 'f32', tmp_path / 'm.gguf')
   prompt = torch.tensor(prompts(1))
@@ -176,7 +176,7 @@ def split(pattern):
 
 
 @pytest.mark.parametrize('cut', [None, split(QWEN2), split(LLAMA_BPE)])
-def test_it_reads_texts_and_conversations_as_the_checkpoint_does(cut, tmp_path):
+def test_texts_and_conversations_have_the_same_ids(cut, tmp_path):
   folder = tmp_path / 'm'
   checkpoint(folder, 'llama', {})
   if cut:
@@ -213,9 +213,7 @@ COMPOSED, APART = 'zażółć é', 'zaz\u0307o\u0301ł e\u0301'
     ([0], [1], "{{ messages[0]['content'] }}"),
   ],
 )
-def test_texts_have_around_them_what_the_checkpoint_puts_there(
-  before, behind, chat, tmp_path
-):
+def test_texts_have_the_same_tokens_around_them(before, behind, chat, tmp_path):
   folder = tmp_path / 'm'
   checkpoint(folder, 'llama', {}, chat=chat)
   settings = json.loads((folder / 'tokenizer_config.json').read_text())
@@ -233,7 +231,7 @@ def test_texts_have_around_them_what_the_checkpoint_puts_there(
     assert found == tokenizer(text)['input_ids'], text
     ids = tokenizer(text, add_special_tokens=False)['input_ids']
     assert found == [*before, *ids, *behind]
-  # It composes no characters, which is what `vocabulary.remarks` says.
+  # llama.cpp composes no characters; `gguf_vocabulary.remarks` warns about that.
   found = server.ask('tokenize', content=APART)['tokens']
   assert found != tokenizer(APART, add_special_tokens=False)['input_ids']
   # A BOS that the template writes is there once.

@@ -30,7 +30,7 @@ FLAGS = [
 
 
 @pytest.mark.parametrize('path', [*AFAR, 'file:run', 'GS://bucket', 'gs:/bucket'])
-def test_a_scheme_is_told_from_a_colon(path, tmp_path, monkeypatch):
+def test_a_scheme_is_distinguished_from_a_colon(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(
     ValueError, match=r'^workdir: expected a path on this machine, got'
@@ -59,7 +59,7 @@ def test_every_flag_for_a_path_refuses_a_scheme(config, words, name, path, capsy
   assert said.count('\n') == 1
 
 
-def test_a_model_may_be_on_the_hub_and_nowhere_else():
+def test_only_models_may_be_on_the_hub():
   with pytest.raises(
     ValueError, match=r'^model\.path: expected a path on this machine'
   ):
@@ -68,7 +68,7 @@ def test_a_model_may_be_on_the_hub_and_nowhere_else():
     chat.open_session('s3://bucket/model', None, SamplingConfig())
 
 
-def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
+def test_a_silent_hub_is_tried_once(monkeypatch, tmp_path):
   monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
   constants = huggingface_hub.constants
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
@@ -88,7 +88,7 @@ def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
   assert not constants.HF_HUB_OFFLINE
 
 
-def test_a_host_is_asked_once_and_may_refuse():
+def test_a_host_is_tried_once_and_may_refuse():
   asked = []
 
   class Refusing(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""PEFT's adapters: experts, ranks and scales of their own, and what is refused."""
+"""PEFT's adapters: experts, ranks, scales, and what is refused."""
 
 import dataclasses
 import json
@@ -111,7 +111,7 @@ PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj']
   ],
   ids=lambda x: str(x)[:60],
 )
-def test_adapters_of_peft_compute_what_it_computes(bases, model_type, fields, tmp_path):
+def test_adapters_of_peft_give_the_same_logits(bases, model_type, fields, tmp_path):
   like, base = bases[model_type]
   settings = their_peft.LoraConfig(r=2, lora_alpha=3, **fields)
   torch.manual_seed(1)
@@ -188,9 +188,7 @@ def plain(bases, tmp_path_factory):
     ({'lora_alpha': 0}, 'expected numbers r and lora_alpha, got 2, 0'),
   ],
 )
-def test_kinds_of_lora_that_are_not_computed_are_named(
-  plain, fields, message, tmp_path
-):
+def test_unsupported_kinds_of_lora_are_named(plain, fields, message, tmp_path):
   folder, like = plain
   settings = json.loads((folder / peft_config.CONFIG).read_text())
   (tmp_path / peft_config.FILE).write_bytes((folder / peft_config.FILE).read_bytes())
@@ -199,7 +197,7 @@ def test_kinds_of_lora_that_are_not_computed_are_named(
     peft.read(tmp_path, like)
 
 
-def test_every_field_of_peft_is_known_or_refused_when_it_is_set(plain, tmp_path):
+def test_every_field_of_peft_is_known_or_refused(plain, tmp_path):
   folder, like = plain
   known = peft.peft_config
   (tmp_path / peft_config.FILE).write_bytes((folder / peft_config.FILE).read_bytes())
@@ -218,7 +216,7 @@ def test_every_field_of_peft_is_known_or_refused_when_it_is_set(plain, tmp_path)
       peft.read(tmp_path, like)
 
 
-def test_an_adapter_that_is_a_pickle_is_not_opened(plain, tmp_path):
+def test_a_pickled_adapter_is_not_opened(plain, tmp_path):
   folder, like = plain
   (tmp_path / peft_config.CONFIG).write_bytes(
     (folder / peft_config.CONFIG).read_bytes()

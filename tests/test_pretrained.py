@@ -371,7 +371,9 @@ def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):
   (tmp_path / 'x.Modelfile').write_text('mine')
   for name in ('x.gguf', 'y.Modelfile'):
     words = convert.Convert(str(trained / 'run'), str(tmp_path / name), to='gguf')
-    with pytest.raises(ValueError, match=r'out: expected another name .*Modelfile'):
+    with pytest.raises(
+      ValueError, match=r'out: expected a name other than .*Modelfile'
+    ):
       convert.convert(words)
   assert (tmp_path / 'x.Modelfile').read_text() == 'mine'
 
@@ -419,5 +421,7 @@ def test_a_set_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
     raise ConnectionError('no route\nand more')
 
   monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', fail)
-  with pytest.raises(OSError, match=r'could not be fetched .no route.; fetch it where'):
+  with pytest.raises(
+    OSError, match=r'could not be downloaded .no route.; run the same'
+  ):
     gsm8k.load(GSM8KConfig(), 'test', str(tmp_path))

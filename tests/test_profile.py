@@ -1,4 +1,4 @@
-"""What the table of a trace is made of: names of operations, scopes, sums."""
+"""The table of a trace: names of operations, scopes, sums."""
 
 import pytest
 
@@ -16,7 +16,7 @@ ENTRY %main () -> f32[2] {
 """
 
 
-def test_operations_are_found_with_the_names_that_the_code_gave_them():
+def test_operations_have_their_names_in_the_code():
   assert profile.operations(PROGRAM.splitlines()) == {
     'arg': '',
     'dot.3': 'jit(step)/while/Block/mlp/dot',

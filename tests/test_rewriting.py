@@ -45,7 +45,7 @@ I use 4*9+8=36+8=44
     '4*9+8=36+8=44?44 yes\nczekaj 4*8+9=32+9=41?44 low',
   ],
 )
-def test_a_second_calculation_takes_the_place_of_the_first(last):
+def test_a_repeated_calculation_replaces_the_first(last):
   output = SEARCH.format(last=last)
   assert filters.faults(COUNTDOWN, output) in ([], ['language'])
   assert rewrite(COUNTDOWN, output) == CLEAN
@@ -71,7 +71,7 @@ def test_equations_and_calculations_are_summed_up_as_results():
   )
 
 
-def test_an_instruction_keeps_what_was_said_before_its_answer():
+def test_an_instruction_keeps_its_summary():
   problem = instructions.count(3, 5, 'line by line')
   output = '<think>so</think>gladly <answer>3\n4\n5</answer>'
   assert rewrite(problem, output) == (
@@ -81,7 +81,7 @@ def test_an_instruction_keeps_what_was_said_before_its_answer():
   assert rewrite(problem, output) == output
 
 
-def test_what_has_no_form_is_refused():
+def test_malformed_outputs_are_refused():
   with pytest.raises(ValueError, match="expected thoughts and an answer, got 'x=5'"):
     rewrite(equations.problem(3, 4, 0, 5), 'x=5')
 
@@ -100,7 +100,7 @@ def others(config, count):
   for index in range(count):
     rng = random.Random(index)
     module = rng.choice((equations, arithmetic, instructions))
-    problem = module.draw(module.Config(), rng)
+    problem = module.draw(module.SETTINGS(), rng)
     yield problem, corpus.write(config, problem, rng)
 
 

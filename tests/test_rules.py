@@ -1,4 +1,4 @@
-"""Rewards for language and readability; those of R1-Zero are in test_rewards."""
+"""Rewards for language and readability; those of R1-Zero are in test_pool."""
 
 import hypothesis
 import pytest
@@ -28,7 +28,7 @@ def test_language_is_the_share_of_the_thoughts_words(output, english, polish):
   assert rules.language_consistency(POLISH, output) == polish
 
 
-def test_readable_forgives_a_wrong_answer_alone():
+def test_readable_allows_only_a_wrong_answer():
   assert rules.readable(ENGLISH, '<think>so</think><answer>37</answer>') == 1
   assert rules.readable(ENGLISH, '<think>so</think><answer>36</answer>') == 1
   assert rules.readable(ENGLISH, '<think>więc</think><answer>36</answer>') == 0
@@ -36,7 +36,7 @@ def test_readable_forgives_a_wrong_answer_alone():
   assert rules.readable(ENGLISH, '37') == 0
 
 
-def test_rules_decide_about_reasoning_alone():
+def test_the_reasoning_reward_ignores_instructions():
   assert rules.reasoning(ENGLISH, '<think>so</think><answer>37</answer>') == 1
   assert rules.reasoning(ENGLISH, '<think>so</think><answer>36</answer>') == 0
   right = '<think>so</think><answer>siedem</answer>'

@@ -1,4 +1,4 @@
-"""Who is held out, in which order problems come, and that tasks keep to it."""
+"""Splits, the order of problems, and that all tasks follow them."""
 
 import itertools
 from collections import Counter
@@ -54,7 +54,7 @@ def test_a_hash_decides_the_split():
     assert abs(found[split] / 10_000 - share) < 5 * deviation
 
 
-def test_of_a_published_train_split_a_part_is_for_validation():
+def test_a_part_of_a_published_train_split_is_for_validation():
   found = Counter(splits.of_published(f'train-{number}') for number in range(7473))
   assert set(found) == {'train', 'validation'}
   # Five deviations
@@ -73,7 +73,7 @@ def test_of_split_keeps_the_order_and_loses_nothing():
   assert {*parts['validation'], *parts['test']} == held_out
 
 
-def test_a_group_is_in_one_split_whole():
+def test_a_group_is_in_one_split():
   every = [problem(f'{number}{sign}') for number in range(100) for sign in 'ab']
   for split in splits.SPLITS:
     found = [p.id for p in splits.of_split(every, split, lambda p: p.id[:-1])]
@@ -92,7 +92,7 @@ def test_any_prefix_has_every_group_in_its_share():
     assert abs(count - length / 4) <= 1
 
 
-def test_kinds_come_by_turns_and_the_largest_is_cut():
+def test_kinds_alternate_and_the_largest_is_cut():
   kinds = [
     [problem(f'{kind}{number}') for number in range(size)]
     for kind, size in (('a', 2), ('b', 9), ('c', 4))
@@ -120,7 +120,7 @@ def test_no_problem_of_any_test_split_is_in_any_train_split(task):
 
 
 @pytest.mark.parametrize('task', DIFFICULTIES)
-def test_splits_hold_their_share_in_a_fair_order(task):
+def test_splits_have_their_share_in_a_fair_order(task):
   for config in DIFFICULTIES[task]:
     module = tasks.module(task)
     parts = {split: list(module.generate(config, split)) for split in splits.SPLITS}

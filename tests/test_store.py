@@ -1,4 +1,4 @@
-"""Problems on disk: built once, read back, and what is said of files that fail."""
+"""Problems on disk: generated once, read back, and errors of damaged files."""
 
 import operator
 
@@ -23,7 +23,7 @@ CONFIG = TINY.countdown
 
 
 @pytest.mark.parametrize('task', NAMES)
-def test_files_give_back_what_was_generated_and_are_built_once(
+def test_files_are_generated_once_and_give_the_problems_back(
   task, tmp_path, monkeypatch
 ):
   config, module = getattr(TINY, task), tasks.module(task)
@@ -57,7 +57,7 @@ def test_every_task_has_its_source(tmp_path):
   }
 
 
-def test_tasks_come_by_turns_while_all_have_problems():
+def test_tasks_alternate_while_all_have_problems():
   a, b, c = (
     [Problem(f'{name}{n}', 'countdown', '', {}) for n in range(size)]
     for name, size in (('a', 3), ('b', 2), ('c', 5))
@@ -108,7 +108,7 @@ def test_a_damaged_description_of_the_files_is_named(tmp_path):
   assert str(info.parent) in str(error.value)
 
 
-def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+def test_unreadable_files_are_not_reported_as_damaged(tmp_path, monkeypatch):
   # Root may read everything, so the refusal is played.
   store.load('countdown', CONFIG, 'test', str(tmp_path))
 
@@ -116,11 +116,13 @@ def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, monkeypatch):
     raise PermissionError(13, 'Permission denied', str(path))
 
   monkeypatch.setattr(type(tmp_path), 'open', refuse)
-  with pytest.raises(OSError, match=r'cannot be read .Permission denied.; mend that'):
+  with pytest.raises(
+    OSError, match=r'cannot be read .Permission denied.; fix the permiss'
+  ):
     store.load('countdown', CONFIG, 'test', str(tmp_path))
 
 
-def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_gets_one_sentence(tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
 
   def fail(*args, **settings):
@@ -129,11 +131,11 @@ def test_a_disk_that_is_full_is_said_in_one_sentence(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, 'download_and_prepare', fail)
   with pytest.raises(OSError, match=r'could not be written .*No space left') as error:
     store.load('countdown', CONFIG, 'test', str(tmp_path))
-  assert str(error.value).endswith('; make room, or choose another --data-dir')
+  assert str(error.value).endswith('; free some space or choose another --data-dir')
   assert '\n' not in str(error.value)
 
 
-def test_of_two_runs_that_build_the_same_files_both_go_on(tmp_path, monkeypatch):
+def test_two_runs_may_generate_the_same_files(tmp_path, monkeypatch):
   generate, calls, theirs = countdown.generate, [], []
 
   def overtaken(config, split):

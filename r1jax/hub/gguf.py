@@ -7,21 +7,19 @@ values in latent attention is two.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 
-from r1jax.hub import families, tensor_names, vocabulary, weights
+from r1jax.hub import families, gguf_vocabulary, tensor_names, weights
+from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.storage import WeightsError
-from r1jax.hub.vocabulary import Text
 from r1jax.model import rope
 from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
 
@@ -47,20 +45,13 @@ FILE_TYPES = {
 }
 LITE = 27  # layers of DeepSeek-V2-Lite
 BLOCK = 32  # elements of a row that share a scale in q8_0
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# Pre-tokenizers: pattern in tokenizer.json -> name in llama.cpp.
-PATTERNS = {
-  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST: 'qwen2',
-  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST: 'llama-bpe',
-}
 
 
 def write(
   file: str | os.PathLike[str],
   params: weights.Params,
   like: HFCheckpoint,
-  text: Text,
+  vocabulary: Vocabulary,
   kind: str,
 ) -> None:
   """Writes a file, completely or not at all.
@@ -69,7 +60,7 @@ def write(
     file: that does not exist yet.
     params: of the model.
     like: the checkpoint of the same model in the Hugging Face layout.
-    text: see `vocabulary.Text`.
+    vocabulary: see `Vocabulary`.
     kind: one of TYPES. Vectors are always f32, and tensors whose rows are no multiple
       of BLOCK become f16 instead of q8_0.
 
@@ -79,7 +70,7 @@ def write(
   file = Path(file).expanduser()
   if file.exists():
     raise WeightsError(f'{file} already exists; choose another file')
-  cut = check(like, text)
+  pre_tokenizer = check(like, vocabulary)
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f'{file.name}.partial')
   architecture = ARCHITECTURES[like.raw['model_type']]
@@ -88,7 +79,7 @@ def write(
   )
   try:
     _describe(writer, like, kind)
-    _add_text(writer, text, cut, like.vocab_size)
+    _add_vocabulary(writer, vocabulary, pre_tokenizer, like.vocab_size)
     for name, array in _tensors(params, like):
       stored = _stored(name, array, kind)
       if stored == TYPES['f16'] and np.abs(array).max() > np.finfo(np.float16).max:
@@ -106,16 +97,14 @@ def write(
     partial.unlink(missing_ok=True)
 
 
-def check(like: HFCheckpoint, text: Text) -> str:
+def check(like: HFCheckpoint, vocabulary: Vocabulary) -> str:
   """Returns llama.cpp's name of the pre-tokenizer.
 
   Raises:
     WeightsError: GGUF cannot express the model or its tokenizer.
   """
   _check(like)
-  cut = _pre_tokenizer(text.tokenizer)
-  vocabulary.check(text, cut)
-  return cut
+  return gguf_vocabulary.check(vocabulary)
 
 
 def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
@@ -228,14 +217,16 @@ def _describe_experts(writer: gguf.GGUFWriter, e: Experts) -> None:
     writer.add_expert_group_used_count(e.active_groups)
 
 
-def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
-  model = text.tokenizer['model']
-  added = {token['id']: token for token in text.tokenizer.get('added_tokens', [])}
+def _add_vocabulary(
+  writer: gguf.GGUFWriter, vocabulary: Vocabulary, pre_tokenizer: str, rows: int
+) -> None:
+  model = vocabulary.tokenizer['model']
+  added = {token['id']: token for token in vocabulary.tokenizer.get('added_tokens', [])}
   by_id = {n: token for token, n in model['vocab'].items()}
   tokens, kinds = [], []
   for n in range(rows):
     if n in added:
-      special = added[n]['special'] and added[n]['content'] not in text.shown
+      special = added[n]['special'] and added[n]['content'] not in vocabulary.shown
       tokens.append(added[n]['content'])
       kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     elif n in by_id:
@@ -246,52 +237,22 @@ def _add_text(writer: gguf.GGUFWriter, text: Text, cut: str, rows: int) -> None:
       kinds.append(gguf.TokenType.UNUSED)
   merges = [x if isinstance(x, str) else ' '.join(x) for x in model['merges']]
   writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre(cut)
+  writer.add_tokenizer_pre(pre_tokenizer)
   writer.add_token_list(tokens)
   writer.add_token_types(kinds)
   writer.add_token_merges(merges)
   # llama.cpp ends an output at each of these.
   ends = writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id
-  for add, stop in zip(ends, text.stop_ids, strict=False):
+  for add, stop in zip(ends, vocabulary.stop_ids, strict=False):
     add(stop)
-  writer.add_pad_token_id(text.pad_id)
-  before, after = text.around
-  if (bos := before[0] if before else text.bos_id) is not None:
+  writer.add_pad_token_id(vocabulary.pad_id)
+  before, after = vocabulary.around
+  if (bos := before[0] if before else vocabulary.bos_id) is not None:
     writer.add_bos_token_id(bos)
   writer.add_add_bos_token(bool(before))
   writer.add_add_eos_token(bool(after))
-  if text.chat_template is not None:
-    writer.add_chat_template(text.chat_template)
-
-
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-  """Returns llama.cpp's name of this tokenizer's pre-tokenizer."""
-  if tokenizer.get('model', {}).get('type') != 'BPE':
-    raise WeightsError(
-      f'tokenizer.json: expected a BPE model for GGUF, got '
-      f'{tokenizer.get("model", {}).get("type")!r}'
-    )
-  given = tokenizer.get('pre_tokenizer') or {}
-  parts = given.get('pretokenizers', [given])
-  names = [part.get('type') for part in parts]
-  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
-    raise WeightsError(
-      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, since '
-      'llama.cpp puts no space before texts, got true'
-    )
-  cuts = parts[-1].get('use_regex', True)  # ByteLevel splits as GPT-2 does
-  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
-    return 'smollm'
-  if names == ['ByteLevel'] and cuts:
-    return 'gpt-2'
-  pattern = parts[0].get('pattern', {}).get('Regex')
-  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
-  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
-    return PATTERNS[pattern]
-  raise WeightsError(
-    'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
-    f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
-  )
+  if vocabulary.chat_template is not None:
+    writer.add_chat_template(vocabulary.chat_template)
 
 
 def _tensors(

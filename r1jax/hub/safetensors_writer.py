@@ -104,7 +104,7 @@ class _Shard:
     self.size += array.nbytes
 
   def close(self) -> None:
-    """Writes the header and joins the tensors behind it."""
+    """Writes the header, then the tensors."""
     widths = sorted(self._bodies, reverse=True)
     starts, end = {}, 0
     for width in widths:

@@ -1,1 +1,1 @@
-"""The synthetic world of the miniature: its corpus, its writers and its judge."""
+"""The synthetic world of the miniature: corpus, writers, judge and baseline."""

@@ -1,7 +1,7 @@
-"""The fixed opponent of the stage table: preference is a win rate against its answers.
+"""The fixed baseline of the preference measure, which is a win rate against it.
 
-AlpacaEval compares every model with the same answers of one model; here somebody of
-middling care has answered each instruction once.
+AlpacaEval compares every model with the answers of one model. Here a writer of average
+quality has answered each instruction once.
 """
 
 import random
@@ -10,18 +10,18 @@ from r1jax.miniature import corpus, judge
 from r1jax.miniature.corpus import CorpusConfig
 from r1jax.tasks import GENERAL, Problem
 
-MIDDLING = CorpusConfig(obedient=0.75, native=0.75, kind=0.3)
+AVERAGE = CorpusConfig(obedient=0.75, native=0.75, kind=0.3)
 
 
 def answer(problem: Problem) -> str:
-  """The opponent's output, always the same for a problem."""
-  return corpus.write(MIDDLING, problem, random.Random(f'{problem.id} opponent'))
+  """Returns the baseline's output, always the same for a problem."""
+  return corpus.write(AVERAGE, problem, random.Random(f'{problem.id} opponent'))
 
 
 def preference(problem: Problem, output: str) -> float:
-  """1.0 where the judge prefers `output` to the opponent's, 0.5 for equals, else 0.0.
+  """Returns 1.0 if the judge prefers `output` to the baseline's, 0.5 for equals.
 
-  Only for instructions; 0.0 for any other problem.
+  Else 0.0, also for any problem that is no instruction.
   """
   if problem.task not in GENERAL:
     return 0.0

@@ -1,14 +1,12 @@
-"""The miniature's web: what a base model has read, in all tasks.
+"""The pretraining corpus of the miniature, with documents about all tasks.
 
-Most documents are about Countdown (see `corpus`); the others solve equations and
-calculate, in ways of different lengths, with slips; or follow an instruction, or not.
-With `CAREFUL` the same writers make no mistake: the general data of R1's third stage.
-Document `index` of a seed is always the same. None is about a held-out problem, none
-states a held-out equation or calculation on its way, and none calculates with the
-numbers of a held-out Countdown problem.
+Most documents are about Countdown (see `writers`). Others solve equations and
+calculations, in ways of different lengths and with mistakes, or follow an instruction,
+or ignore it. With `CAREFUL` the same writers make no mistakes; they write the general
+data of R1's third stage. Document `index` of a seed is always the same. No document is
+about a held-out problem, contains a held-out equation or calculation, or calculates
+with the numbers of a held-out Countdown problem.
 """
-
-from __future__ import annotations  # fields have the names of their modules
 
 import dataclasses
 import itertools
@@ -34,12 +32,12 @@ from r1jax.tasks.instructions import InstructionsConfig
 from r1jax.tasks.splits import held_out
 from r1jax.text.language import NUMBERS, PHRASES
 
-MOST_TRIES = 8  # of numbers in an equation
+MOST_TRIES = 8  # numbers that a writer tries in an equation
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfigs:
-  """How hard the problems of each task are."""
+  """The difficulty of each task."""
 
   countdown: CountdownConfig = CountdownConfig()
   equations: EquationsConfig = EquationsConfig()
@@ -47,29 +45,18 @@ class TaskConfigs:
   instructions: InstructionsConfig = InstructionsConfig()
 
 
-def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> TaskConfigs:
-  """The difficulties that `dataclasses.asdict` has made plain."""
-  configs = {name: tasks.module(name).SETTINGS(**fields[name]) for name in fields}
-  return TaskConfigs(**configs)
-
-
-def config_of(fields: Mapping[str, Any]) -> CorpusConfig:
-  """The writers that `dataclasses.asdict` has made plain."""
-  return CorpusConfig(**{**fields, 'countdown': WriterConfig(**fields['countdown'])})
-
-
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-  """What there is to read; rates are shares of documents."""
+  """The mix of documents; rates are shares of documents."""
 
   equations: float = 0.1  # documents that solve an equation
   arithmetic: float = 0.09  # documents that calculate
-  instructions: float = 0.18  # documents that follow an instruction, or not
+  instructions: float = 0.18  # documents that follow or ignore an instruction
   slip: float = 0.07  # lines of an equation or calculation with a wrong number
   trying: float = 0.4  # writers who try numbers in an equation of one x
-  obedient: float = 0.5  # writers who do what an instruction says
-  native: float = 0.0  # writers who use the language that is asked for
-  kind: float = 0.3  # writers who say something kind before an answer to an instruction
+  obedient: float = 0.5  # writers who follow an instruction
+  native: float = 0.0  # writers who use the problem's language
+  kind: float = 0.3  # writers who put a kind phrase before the answer to an instruction
   summary: float = 0.1  # writers who summarise a solution before the answer
   countdown: WriterConfig = WriterConfig()
 
@@ -77,38 +64,49 @@ class CorpusConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if isinstance(value, float | int) and not 0 <= value <= 1:
-        raise ValueError(f'web.{field.name}: expected 0 to 1, got {value}')
+        raise ValueError(f'{field.name}: expected 0 to 1, got {value}')
     if self.equations + self.arithmetic + self.instructions > 1:
       raise ValueError(
-        'web.equations, web.arithmetic and web.instructions: expected at most 1 in '
-        f'all, got {self.equations + self.arithmetic + self.instructions:g}'
+        'instructions: expected at most 1 as the sum of equations, arithmetic and '
+        f'instructions, got {self.equations + self.arithmetic + self.instructions:g}'
       )
 
 
-# For `write`: nobody errs, everybody does what is said, in the language asked for.
+def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> TaskConfigs:
+  """Returns the config that `dataclasses.asdict` has turned into `fields`."""
+  configs = {name: tasks.module(name).SETTINGS(**fields[name]) for name in fields}
+  return TaskConfigs(**configs)
+
+
+def config_of(fields: Mapping[str, Any]) -> CorpusConfig:
+  """Returns the config that `dataclasses.asdict` has turned into `fields`."""
+  return CorpusConfig(**{**fields, 'countdown': WriterConfig(**fields['countdown'])})
+
+
+# For `write`: writers without mistakes, who follow instructions and use the language.
 CAREFUL = CorpusConfig(slip=0.0, trying=0.0, obedient=1.0, native=1.0)
 
 
 def document(
   config: CorpusConfig, tasks: TaskConfigs, seed: int, index: int
 ) -> tuple[str, str]:
-  """Returns document `index`: a question, and somebody's thoughts and answer to it."""
+  """Returns document `index`: a question, and a writer's thoughts and answer."""
   rng = random.Random(f'{seed} {index} web')
   task = _task(config, rng)
-  # Of searches 2 % are drawn anew, and 17 % of the documents about equations: of those
-  # that try numbers 45 %, as 3*4+5 is what a Countdown problem would be solved by.
+  # 2 % of the Countdown documents are rejected, and 17 % of those about equations. Of
+  # those that try numbers it is 45 %: 3*4+5 would also solve a Countdown problem.
   while True:
     question, output = _document(config, tasks, task, rng)
-    # A search does not combine held-out numbers to begin with.
+    # Countdown documents do not combine held-out numbers to begin with.
     others = None if task == 'countdown' else tasks.countdown
     if not states_held_out(output, others):
       return question, output
 
 
 def states_held_out(text: str, search: CountdownConfig | None = None) -> bool:
-  """Whether `text` states an equation or a calculation that is held out.
+  """Returns whether `text` contains a held-out equation or calculation.
 
-  With a difficulty of Countdown, `search`, also whether it calculates with the numbers
+  With `search`, a difficulty of Countdown, also whether it calculates with the numbers
   of a held-out problem of that difficulty.
   """
   stated: Iterable[str] = itertools.chain(
@@ -135,7 +133,7 @@ def _document(
 
 
 def _draw(task: str, config: object, rng: random.Random) -> Problem:
-  """A random problem that is not held out."""
+  """Returns a random problem that is not held out."""
   module = tasks.module(task)
   while True:
     problem = module.draw(config, rng)
@@ -143,12 +141,15 @@ def _draw(task: str, config: object, rng: random.Random) -> Problem:
       return problem
 
 
+Solution = tuple[list[str], str, str]  # thoughts, summary, answer
+
+
 def write(config: CorpusConfig, problem: Problem, rng: random.Random) -> str:
-  """Somebody's thoughts and answer to a problem of any task but Countdown."""
+  """Returns a writer's thoughts and answer to a problem, of any task but Countdown."""
   writer = Writer(config.countdown, rng)
   if writer.happens(config.native):
     writer.languages = [PHRASES[problem.language]]
-  ways: dict[str, Callable[..., tuple[list[str], str, str]]] = {
+  ways: dict[str, Callable[[CorpusConfig, Problem, Writer], Solution]] = {
     'equations': _solve,
     'arithmetic': _calculate,
     'instructions': _follow,
@@ -160,16 +161,14 @@ def write(config: CorpusConfig, problem: Problem, rng: random.Random) -> str:
 
 
 def _slip(config: CorpusConfig, number: int, writer: Writer) -> int:
-  """The number, or sometimes another one nearby."""
+  """Returns the number, or sometimes another one nearby."""
   if not writer.happens(config.slip):
     return number
   return max(0, number + writer.rng.choice((-10, -2, -1, 1, 2, 10)))
 
 
-def _solve(
-  config: CorpusConfig, problem: Problem, writer: Writer
-) -> tuple[list[str], str, str]:
-  """Undoes sum and product, or tries one number after the other."""
+def _solve(config: CorpusConfig, problem: Problem, writer: Writer) -> Solution:
+  """Solves an equation: undoes sum and product, or tries one number after another."""
   truth = problem.truth
   factor, term, other = truth['factor'], truth['term'], truth['other']
   right = (factor - other) * truth['x'] + term
@@ -187,7 +186,7 @@ def _solve(
     x = max(1, rest)
     thoughts.append(f'x={right}{-term:+d}={x}')
   else:
-    # What was slipped may no longer divide; then a writer takes what is nearest.
+    # After a mistake it may not divide; then the writer rounds.
     x = max(1, _slip(config, round(rest / factor), writer))
     thoughts.append(f'{factor}x={right}{-term:+d}={rest}')
     thoughts.append(f'x={rest}/{factor}={x}')
@@ -196,8 +195,8 @@ def _solve(
 
 def _try(
   config: CorpusConfig, truth: dict[str, int], right: int, writer: Writer
-) -> tuple[list[str], str, str]:
-  """Tries numbers until one fits, and answers with the last one anyway."""
+) -> Solution:
+  """Tries numbers until one fits, and answers with the last one in any case."""
   factor, term = truth['factor'], truth['term']
   x, thoughts = writer.rng.randint(1, 6), []
   while True:
@@ -214,10 +213,8 @@ def _try(
     x = max(1, x + (1 if verdict == 'low' else -1))
 
 
-def _calculate(
-  config: CorpusConfig, problem: Problem, writer: Writer
-) -> tuple[list[str], str, str]:
-  """By tens and ones."""
+def _calculate(config: CorpusConfig, problem: Problem, writer: Writer) -> Solution:
+  """Calculates by tens and ones."""
   left, sign, right = (problem.truth[name] for name in ('left', 'sign', 'right'))
   ones, tens = left % 10, left - left % 10
   if sign == '*':
@@ -244,23 +241,21 @@ def _summary(config: CorpusConfig, result: str, writer: Writer) -> str:
   return f'{writer.say("used")} {result}' if writer.happens(config.summary) else ''
 
 
-def _follow(
-  config: CorpusConfig, problem: Problem, writer: Writer
-) -> tuple[list[str], str, str]:
-  """Does what is said, or something like it."""
+def _follow(config: CorpusConfig, problem: Problem, writer: Writer) -> Solution:
+  """Follows an instruction, or gives a wrong answer of the same kind."""
   truth = problem.truth
   thoughts = []
   if truth['kind'] in ('translate', 'explain'):
     total = truth['left'] + truth['right']
     thoughts = [f'{truth["left"]}+{truth["right"]}={total}']
   obedient = writer.happens(config.obedient)
-  answer = instructions.fulfil(problem) if obedient else _otherwise(problem, writer)
+  answer = instructions.solution(problem) if obedient else _otherwise(problem, writer)
   kind = writer.say('kind') if writer.happens(config.kind) else ''
   return thoughts, kind, answer
 
 
 def _otherwise(problem: Problem, writer: Writer) -> str:
-  """What somebody answers who has not listened."""
+  """Returns the answer of a writer who ignores the instruction."""
   truth = problem.truth
   match truth['kind']:
     case 'sort' | 'backwards':

@@ -1,9 +1,8 @@
-"""Rewrites a right output into R1's readable format: clean thoughts, then a summary.
+"""Rewrites right outputs into R1's readable format: clean thoughts, then a summary.
 
-The paper has R1-Zero's outputs rewritten before its first stage learns from them
-(Nature version, cold start). Here a program does it: what was calculated again in doubt
-takes the place of the first time, and a summary in the output's language says what was
-found.
+In the paper a model rewrites R1-Zero's outputs before the cold start (Nature version).
+Here a program does it: a calculation that was repeated in doubt replaces the first one,
+and a summary in the output's language gives the result.
 """
 
 import re
@@ -22,9 +21,13 @@ _DOUBT = re.compile(rf'^(?:(?:{_DOUBTS})\b\s*)+')
 
 
 def rewrite(problem: Problem, output: str) -> str:
-  """The output with clean thoughts and, for a reasoning problem, with a summary.
+  """Returns the output with clean thoughts and, for a reasoning problem, a summary.
 
-  Expects an output without faults, and gives one; see `r1jax.rewards.filters`.
+  Output and result have no faults; see `r1jax.rewards.filters`.
+
+  Raises:
+    ValueError: the output has no thoughts and answer, or the answer is not an
+      expression.
   """
   parsed = parsing.parse(output)
   if parsed is None:
@@ -39,7 +42,7 @@ def rewrite(problem: Problem, output: str) -> str:
 
 
 def _without_doubts(think: str) -> list[str]:
-  """The lines, each once, without the ones that a doubt made somebody write again."""
+  """Returns the lines, each once, without calculations that were repeated in doubt."""
   kept: list[str] = []
   for line in map(str.strip, think.splitlines()):
     again = _DOUBT.sub('', line)
@@ -52,14 +55,14 @@ def _without_doubts(think: str) -> list[str]:
 
 
 def _result(problem: Problem, answer: str) -> str:
-  """What was found, in the form of the task: of Countdown every step of the answer."""
+  """Returns the result in the task's form, for Countdown all steps of the answer."""
   if problem.task == 'equations':
     return f'x={problem.truth["x"]}'
   if problem.task == 'arithmetic':
     return f'{problem.id}={problem.truth["result"]}'
   tree = expressions.read(answer)
   if tree is None:
-    raise ValueError(f'answer: expected a right one, got {answer!r:.200}')
+    raise ValueError(f'answer: expected an expression, got {answer!r:.200}')
   steps = [tree]
   while not isinstance(steps[-1], int):
     steps.append(expressions.reduce_once(steps[-1]))

@@ -1,10 +1,10 @@
-"""The miniature's web: documents in which somebody searches for a Countdown solution.
+"""Writers of the miniature's corpus: documents that search for a Countdown solution.
 
-A base model needs a world to have read. These writers differ in method, in patience
-and in language (English, Polish, or both at once); they go through the combinations in
-order or at random, miscalculate, misjudge, correct themselves, bluff and give up. So a
-model of this text can do everything that reasoning needs and mostly does not. Nobody
-combines the numbers of a held-out problem.
+A base model needs text to be trained on. These writers differ in method, patience and
+language (English, Polish, or both mixed). They try combinations in order or at random,
+miscalculate, misjudge, correct themselves, bluff and give up. So a model of this text
+has all abilities that reasoning needs, but rarely combines them. No writer combines the
+numbers of a held-out problem.
 """
 
 import dataclasses
@@ -19,25 +19,23 @@ from r1jax.text.language import ENGLISH, POLISH
 
 @dataclasses.dataclass(frozen=True)
 class WriterConfig:
-  """What the writers are like; rates are shares of documents or of attempts."""
+  """Traits of the writers; rates are shares of documents or of attempts."""
 
   tenacious: float = 0.25  # writers who never give up
-  impatience: float = 0.4  # of the others: the chance to give up after a failed attempt
-  orderly: float = 0.9  # searches that go through the combinations in order
+  impatience: float = 0.4  # probability that others give up after a failed attempt
+  orderly: float = 0.9  # searches that try the combinations in order
   polish: float = 0.3  # documents in Polish
-  mixed: float = 0.2  # documents whose every word is in either language
+  mixed: float = 0.2  # documents that mix both languages, phrase by phrase
   miscalculation: float = 0.01  # attempts with a wrong result
   misjudgement: float = 0.02  # attempts taken for a solution, or solutions missed
   recheck: float = 0.15  # verdicts that are doubted and calculated again
   bluff: float = 0.7  # writers without a solution who answer anyway
-  schoolbook: float = 0.4  # documents that drill calculating and comparing
+  schoolbook: float = 0.4  # documents of calculation and comparison drills
   drill_lines: int = 12  # calculations in a schoolbook document
 
   def __post_init__(self) -> None:
     if self.drill_lines < 1:
-      raise ValueError(
-        f'corpus.drill_lines: expected 1 or more, got {self.drill_lines}'
-      )
+      raise ValueError(f'drill_lines: expected 1 or more, got {self.drill_lines}')
     for name in (
       'tenacious',
       'impatience',
@@ -51,17 +49,17 @@ class WriterConfig:
       'schoolbook',
     ):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'corpus.{name}: expected 0 to 1, got {getattr(self, name)}')
+        raise ValueError(f'{name}: expected 0 to 1, got {getattr(self, name)}')
     if self.polish + self.mixed > 1:
       raise ValueError(
-        f'corpus.polish: expected at most 1 - mixed={self.mixed}, got {self.polish}'
+        f'polish: expected at most 1 - mixed={self.mixed}, got {self.polish}'
       )
 
 
 def document(
   config: WriterConfig, task: CountdownConfig, rng: random.Random
 ) -> tuple[str, str]:
-  """Returns a question, and somebody's thoughts and answer to it."""
+  """Returns a question, and a writer's thoughts and answer."""
   writer = Writer(config, rng)
   if writer.happens(config.schoolbook):
     return 'practise', writer.drill(task)
@@ -69,8 +67,10 @@ def document(
   return countdown.question(numbers, target), writer.solve(candidates, target)
 
 
-def _problem(task: CountdownConfig, rng: random.Random):
-  """A solvable problem to learn from, and every way to combine its numbers."""
+def _problem(
+  task: CountdownConfig, rng: random.Random
+) -> tuple[tuple[int, ...], int, tuple[Tree, ...]]:
+  """Returns numbers, a target, and all expressions; the problem is not held out."""
   while True:
     numbers = tuple(rng.choices(range(1, task.largest + 1), k=task.numbers))
     if held_out(countdown.group_of(numbers)):
@@ -85,12 +85,12 @@ VERDICTS = ('low', 'high', 'yes')
 
 
 def judge(result: int, target: int) -> str:
-  """The true verdict on a result, one of `VERDICTS`."""
+  """Returns the true verdict on a result, one of `VERDICTS`."""
   return 'yes' if result == target else 'low' if result < target else 'high'
 
 
 class Writer:
-  """One author: a temperament and languages, drawn once a document."""
+  """The author of one document, with patience and languages drawn at random."""
 
   def __init__(self, config: WriterConfig, rng: random.Random) -> None:
     self.config, self.rng = config, rng
@@ -102,15 +102,17 @@ class Writer:
       self.languages = [POLISH if language < config.mixed + config.polish else ENGLISH]
 
   def say(self, what: str) -> str:
+    """Returns a random phrase with this role, in one of the languages."""
     return self.rng.choice(self.rng.choice(self.languages)[what])
 
   def happens(self, rate: float) -> bool:
+    """Returns True with this probability."""
     return self.rng.random() < rate
 
   def solve(self, candidates: tuple[Tree, ...], target: int) -> str:
-    """Tries combinations until one seems right or patience ends, none of them twice.
+    """Tries combinations until one seems right or patience ends; returns the output.
 
-    At random, or in order from somewhere on, and then the ones before it.
+    Tries none of them twice, in random order or in order from a random start.
     """
     if self.happens(self.config.orderly):
       start = self.rng.randrange(len(candidates))
@@ -134,10 +136,10 @@ class Writer:
     return self.finish([*thoughts, stop], stop)
 
   def drill(self, task: CountdownConfig) -> str:
-    """Sums, differences and products of the sizes that searches meet, each compared.
+    """Returns sums, differences and products, each compared with a target.
 
-    Half of the results are what they are compared with: in a search few are, and a
-    small model would read very many before it learned to tell.
+    Half of the results equal the target. In a search few do, and a small model would
+    need many documents to learn the comparison.
     """
     lines: list[str] = []
     while len(lines) < self.config.drill_lines:
@@ -157,11 +159,12 @@ class Writer:
     return '\n'.join(lines)
 
   def finish(self, thoughts: list[str], answer: str) -> str:
+    """Returns the output with these thoughts and this answer."""
     lines = '\n'.join(thoughts)
     return f'<think>{lines}</think>\n<answer>{answer}</answer>'
 
   def shuffled(self, tree: Tree) -> Tree:
-    """The same calculation with sums and products written in a random order."""
+    """Returns the expression with the operands of + and * in random order."""
     if isinstance(tree, int):
       return tree
     op, left, right = tree[0], self.shuffled(tree[1]), self.shuffled(tree[2])
@@ -170,7 +173,7 @@ class Writer:
     return (op, left, right)
 
   def attempt(self, tree: Tree, target: int) -> tuple[str, bool]:
-    """Calculates, judges, sometimes doubts: the text and whether it was accepted."""
+    """Calculates, judges and sometimes doubts; returns the text and the verdict."""
     text, result = self.calculate(tree)
     verdict = judge(result, target)
     if self.happens(self.config.misjudgement):
@@ -184,7 +187,7 @@ class Writer:
     return text, verdict == 'yes'
 
   def calculate(self, tree: Tree) -> tuple[str, int]:
-    """Writes the steps, `(3+5)*2=8*2=16`, with the last one sometimes wrong."""
+    """Returns the steps, `(3+5)*2=8*2=16`, and the result, which may be wrong."""
     steps = [expressions.write(tree)]
     while not isinstance(tree, int):
       tree = expressions.reduce_once(tree)

@@ -252,10 +252,10 @@ def _sampling(
     output='cache',
   )
 
-  def decode(params: Any, spoken: Any, token: Any, uniform: Any) -> Any:
-    logits, spoken = streaming.decode_step(params, spoken, token, model=model)
+  def decode(params: Any, state: Any, token: jax.Array, uniform: jax.Array) -> Any:
+    logits, state = streaming.decode_step(params, state, token, model=model)
     drawn = sample_token(uniform, logits, SamplingConfig(), jnp.float32(1))
-    return drawn, spoken
+    return drawn, state
 
   count = shape[0] * plan.rl.group_size
   yield Phase(

@@ -1,8 +1,8 @@
-"""What an output is worth: a problem and a text in, a number out.
+"""Rewards: a problem and an output in, a number out.
 
-`rules` holds the rewards of R1-Zero, `pool` runs any rewards in worker processes under
-a time limit. A reward is an importable function; it returns a finite number for every
-text a model may write and never raises on one.
+`rules` has the rewards of R1-Zero, `pool` runs rewards in worker processes with a time
+limit. A reward is an importable function. It returns a finite number for every text
+that a model may write, and never raises.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Reward = Callable[[Problem, str], float]
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-  """A reward with the name it has in the logs and its factor in the sum."""
+  """A reward, its name in the logs and its weight in the sum."""
 
   name: str
   function: Reward

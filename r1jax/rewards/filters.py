@@ -1,7 +1,7 @@
-"""What is wrong with an output: R1's filters for the outputs that it learns from.
+"""R1's filters for training outputs: the faults of an output.
 
-The paper keeps of several outputs those that are right and readable: in one language,
-without long paragraphs, code blocks and repetition (Nature version, stages 1 and 3).
+The paper keeps outputs that are right and readable: in one language, without long
+paragraphs, code blocks and repetition (Nature version, stages 1 and 3).
 """
 
 from r1jax import tasks
@@ -13,20 +13,20 @@ FAULTS = ('form', 'wrong', 'language', 'paragraph', 'code', 'repetition')
 
 
 def faults(problem: Problem, output: str) -> list[str]:
-  """The names of all that is wrong with an output, in the order of `FAULTS`."""
+  """Returns the names of an output's faults, in the order of `FAULTS`."""
   parsed = parsing.parse(output)
   if parsed is None:
     return ['form']
-  said = '\n'.join(parsed)
+  text = '\n'.join(parsed)
   thoughts = _lines(parsed.think)
   found = {
     'wrong': not tasks.verify(problem, parsed.answer),
     'language': not all(
-      language.is_of(word, problem.language) for word in language.words(said)
+      language.is_of(word, problem.language) for word in language.words(text)
     ),
-    'paragraph': any(len(line) > LONGEST_LINE for line in _lines(said)),
-    'code': '```' in said,
-    # Not in a right answer such as 3 3 7: in the thoughts, line by line.
+    'paragraph': any(len(line) > LONGEST_LINE for line in _lines(text)),
+    'code': '```' in text,
+    # Lines of the thoughts only: a right answer may be 3 3 7.
     'repetition': len(set(thoughts)) < len(thoughts),
   }
   return [name for name in FAULTS if found.get(name)]

@@ -1,15 +1,15 @@
-"""Rewards run in worker processes, with a hard time limit, and never stop a run alone.
+"""Runs rewards in worker processes, with a hard time limit per output.
 
-A reward meets text that nobody has foreseen: it may raise, hang, return NaN or take
-its process down. Each of these gives 0.0 for that reward on that output, is counted,
-and is told in a sentence. A reward that fails on *every* output is a bug and raises.
+A reward gets text that nobody has foreseen: it may raise, hang, return NaN or crash its
+process. Each failure counts as 0.0 for that reward on that output and is reported in a
+sentence. A reward that fails on *every* output is a bug, and the pool raises.
 
-An output is one task with all its rewards. Only when the process did not survive the
-task is it unknown which reward was at fault; then each of them is tried by itself.
+An output is one task with all its rewards. If the process does not survive a task, the
+pool runs each reward alone to find the one at fault.
 
 Workers are spawned, since forking a process with the threads of jax can deadlock. A
 spawned worker imports the program's main module once, so that module needs the usual
-`if __name__ == '__main__'`. The import goes on in the background from `__enter__` on.
+`if __name__ == '__main__'`. The import runs in the background from `__enter__` on.
 """
 
 import concurrent.futures
@@ -30,10 +30,10 @@ import pebble
 from r1jax.rewards import Weighted, worker
 from r1jax.tasks import Problem
 
-SENTENCES = 5  # failures told in words; the rest are counted
+SENTENCES = 5  # failures that are described; the rest are counted
 START_LIMIT = 120.0  # seconds for a first worker to import the main module
-HOPELESS = 16  # outputs; if the first so many run out of time, so will the rest
-LOOK_AGAIN = 1.0  # seconds between looks at whether the workers still live
+HOPELESS = 16  # outputs; if these first ones all time out, so will the rest
+POLL = 1.0  # seconds between checks that the workers are alive
 
 
 class RewardError(RuntimeError):
@@ -45,11 +45,12 @@ class Scores:
   """Rewards of N outputs, 0.0 where a reward failed.
 
   Fields:
-    values: float32 [N, rewards], in the order in which the pool got the rewards.
+    values: float32 [N, rewards], in the order of the pool's rewards.
     total: float32 [N], the weighted sum over the rewards.
-    errors: a sentence for each of the first few failures, timeouts included.
-    failures: how many (output, reward) pairs raised, gave no number or died.
-    timeouts: how many (output, reward) pairs ran out of time.
+    errors: a sentence for each of the first few failures, including timeouts.
+    failures: the number of (output, reward) pairs that raised, returned no number or
+      crashed.
+    timeouts: the number of (output, reward) pairs that timed out.
   """
 
   values: np.ndarray
@@ -61,7 +62,7 @@ class Scores:
 
 class _Task(NamedTuple):
   future: concurrent.futures.Future
-  pool: pebble.ProcessPool  # the one that the future belongs to; pools are replaced
+  pool: pebble.ProcessPool  # of the future; a broken pool is replaced
 
 
 class Pending:
@@ -71,25 +72,35 @@ class Pending:
     self._collect = collect
 
   def result(self) -> Scores:
-    """Waits for all scores. Raises RewardError when a reward failed on every output."""
+    """Waits for all scores and returns them.
+
+    Raises:
+      RewardError: a reward failed on every output.
+    """
     return self._collect()
 
 
 class RewardPool:
-  """Worker processes that score outputs; a context manager that leaves no process.
+  """Worker processes that score outputs; a context manager that ends all of them.
 
-  `timeout` is the time in seconds that one output may take; when it has passed, each
-  reward gets that time for itself. Ctrl-C reaches the parent alone; workers also end
-  when the parent is killed.
+  `timeout` is the time limit of one output in seconds; after it, each reward gets that
+  time for itself. Only the parent receives Ctrl-C. Workers also end if the parent is
+  killed.
   """
 
   def __init__(
     self, rewards: Sequence[Weighted], workers: int = 2, timeout: float = 5.0
   ):
-    """Raises ValueError for settings that cannot work; starts nothing."""
+    """Checks the settings; `__enter__` starts the workers.
+
+    Raises:
+      ValueError: a setting is invalid, or a reward cannot be pickled.
+    """
     names = [reward.name for reward in rewards]
     if not names or len(set(names)) < len(names):
-      raise ValueError(f'rewards: expected one or more of different names, got {names}')
+      raise ValueError(
+        f'rewards: expected one or more rewards with unique names, got {names}'
+      )
     if workers < 1:
       raise ValueError(f'workers: expected at least 1, got {workers}')
     if not 0.0 < timeout < math.inf:
@@ -128,9 +139,9 @@ class RewardPool:
       context=multiprocessing.get_context('spawn'),
       initializer=worker.follow_parent,
     )
-    # Processes inherit the mask of the thread that starts them, the pool's threads
-    # that of this one: so Ctrl-C cannot hit a worker while it is still importing.
-    resource_tracker.ensure_running()  # first, as its start unblocks SIGINT
+    # Workers inherit the signal mask of the pool's threads, and these that of this
+    # thread, so Ctrl-C cannot reach a worker while it is still importing.
+    resource_tracker.ensure_running()  # before, since starting it unblocks SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
       self._started = self._pool.schedule(os.getpid)
@@ -144,7 +155,7 @@ class RewardPool:
   def _schedule(
     self, rewards: Sequence[Weighted], problem: Problem, text: str
   ) -> _Task:
-    if not self._pool.active:  # a worker that dies without a task breaks pebble's pool
+    if not self._pool.active:  # a worker that died without a task breaks the pool
       self._stop()
       self._start()
     future = self._pool.schedule(
@@ -187,14 +198,14 @@ class RewardPool:
     return isinstance(outcome, worker.Failure) and outcome.timeout
 
   def _find_hanging(self, outputs: Sequence[tuple[Problem, str]]) -> None:
-    """Drops all tasks; raises RewardError for a reward that hangs on these, alone."""
+    """Cancels all tasks; raises RewardError for a reward that times out alone."""
     self._stop()
     self._start()
     for reward in self._rewards:
       outcomes = [self._wait_alone([reward], output) for output in outputs]
       if all(isinstance(one, worker.Failure) and one.timeout for one in outcomes):
         raise RewardError(
-          f'reward {reward.name!r} was stopped after {self._timeout:g} s on each of '
+          f'reward {reward.name!r} timed out after {self._timeout:g} s on each of '
           f'the first {HOPELESS} outputs and on the last; make it faster or raise the '
           'time limit of the rewards'
         )
@@ -202,10 +213,10 @@ class RewardPool:
   def _outcomes(
     self, output: tuple[Problem, str], task: _Task
   ) -> list[float | worker.Failure]:
-    """A number or a failure for each reward."""
+    """Returns a number or a failure for each reward."""
     try:
       outcomes = self._wait(task)
-    except concurrent.futures.BrokenExecutor:  # not this output's doing: once more
+    except concurrent.futures.BrokenExecutor:  # not this output's fault: try again
       outcomes = self._wait_alone(self._rewards, output)
     if isinstance(outcomes, list):
       return outcomes
@@ -223,32 +234,33 @@ class RewardPool:
       raise RewardError(_lost(error)) from error
 
   def _wait(self, task: _Task) -> list[float | worker.Failure] | worker.Failure:
-    """What a task gave, or one failure when its process did not survive it.
+    """Returns the result of a task, or one failure if its process did not survive.
 
-    Raises BrokenExecutor when the pool broke before the task was done.
+    Raises:
+      BrokenExecutor: the pool broke before the task was done.
     """
     try:
       self._started.result(START_LIMIT)
     except (concurrent.futures.BrokenExecutor, TimeoutError) as error:
       raise RewardError(_lost(error)) from error
     while not task.future.done():
-      # A broken pool never finishes the tasks that were still in its queue.
+      # A broken pool never finishes the tasks in its queue.
       if not task.pool.active and not task.future.done():
         raise concurrent.futures.BrokenExecutor('all workers ended')
-      concurrent.futures.wait([task.future], LOOK_AGAIN)
+      concurrent.futures.wait([task.future], POLL)
     try:
       return task.future.result()
     except TimeoutError:
-      return worker.Failure(f'was stopped after {self._timeout:g} s', timeout=True)
+      return worker.Failure(f'timed out after {self._timeout:g} s', timeout=True)
     except pebble.ProcessExpired as error:
       return worker.Failure(f'ended its process with exit code {error.exitcode}')
 
 
 def weighted_sum(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-  """Returns values @ weights, float32 [N], the same number for rows that are equal.
+  """Returns values @ weights, float32 [N], with equal results for equal rows.
 
-  Every row is summed in the order of the columns. A matrix product is not: BLAS takes
-  rows in blocks, and sums those that are left over in another order.
+  Sums each row in the order of the columns. A matrix product does not: BLAS processes
+  rows in blocks and sums the remaining rows in another order.
   """
   total = np.zeros(len(values))
   for column, weight in enumerate(weights):
@@ -282,7 +294,7 @@ def _check_any_survived(
 
 def _lost(error: BaseException) -> str:
   return (
-    f'the reward workers are gone or could not start ({type(error).__name__}: {error});'
+    f'the reward workers died or could not start ({type(error).__name__}: {error});'
     " keep the main module importable, under `if __name__ == '__main__'`, and leave"
-    ' enough memory for the workers; what they printed tells more'
+    ' enough memory for the workers; see their output for the reason'
   )

@@ -1,7 +1,7 @@
-"""Rewards by rule: is the answer right, the form kept, the language the one asked for.
+"""Rule-based rewards: accuracy, format and language consistency.
 
-R1-Zero adds accuracy and form with equal weight and uses no neural reward model; R1's
-second stage adds the language (Nature version of the R1 paper).
+R1-Zero adds accuracy and format with equal weight and uses no neural reward model. R1's
+second stage adds language consistency (Nature version of the R1 paper).
 """
 
 from r1jax import tasks
@@ -11,34 +11,34 @@ from r1jax.text import language, parsing
 
 
 def accuracy(problem: Problem, output: str) -> float:
-  """1.0 when `output` has the strict form and its answer is right, else 0.0."""
+  """Returns 1.0 if `output` has the strict format and a right answer, else 0.0."""
   parsed = parsing.parse(output)
   return float(parsed is not None and tasks.verify(problem, parsed.answer))
 
 
 def reasoning(problem: Problem, output: str) -> float:
-  """`accuracy` for a reasoning problem; 0.0 for an instruction, right or wrong.
+  """Returns `accuracy` for a reasoning problem, 0.0 for an instruction.
 
-  In R1's last stage rules decide about reasoning alone.
+  In R1's last stage rules judge only reasoning.
   """
   return accuracy(problem, output) if problem.task in tasks.REASONING else 0.0
 
 
 def format_reward(problem: Problem, output: str) -> float:
-  """1.0 when `output` has the strict form, right or wrong, else 0.0."""
-  del problem  # every problem asks for the same form
+  """Returns 1.0 if `output` has the strict format, right or wrong, else 0.0."""
+  del problem  # every problem has the same format
   return float(parsing.parse(output) is not None)
 
 
 def language_consistency(problem: Problem, output: str) -> float:
-  """The share of the words of the chain of thought that are in the problem's language.
+  """Returns the share of the words of the thoughts in the problem's language.
 
-  An output without words earns nothing; see `language.share`.
+  That is 0.0 for thoughts without words; see `language.share`.
   """
   think, _, _ = output.partition('</think>')
   return language.share(think, problem.language)
 
 
 def readable(problem: Problem, output: str) -> float:
-  """1.0 when no filter but the one for right answers objects to `output`, else 0.0."""
+  """Returns 1.0 if `output` has no fault but a wrong answer, else 0.0."""
   return float(not set(filters.faults(problem, output)) - {'wrong'})

@@ -1,4 +1,4 @@
-"""What runs inside a reward worker: score one output, outlive nobody."""
+"""Code that runs inside a reward worker: scores an output, ends with its parent."""
 
 import dataclasses
 import math
@@ -9,7 +9,6 @@ import signal
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -21,19 +20,19 @@ LARGEST = float(np.finfo(np.float32).max)  # scores are float32
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """Why a reward has no number for an output: the end of a sentence about it."""
+  """Why a reward has no number for an output, as the end of a sentence."""
 
   reason: str
   timeout: bool = False
 
 
 def follow_parent() -> None:
-  """Makes this worker end with its parent, even one that was killed during a task."""
+  """Makes this worker end with its parent, even if the parent is killed."""
   parent = multiprocessing.parent_process()
-  assert parent is not None  # only workers run this
-  # Pebble's handler runs in Python and, hit twice, prints a traceback; this can't.
+  assert parent is not None  # this is a worker
+  # Pebble's Python handler prints a traceback on a second signal; the default can't.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  os.setpgrp()  # a signal to all of a run is for the parent, which saves first
+  os.setpgrp()  # signals to the run's group go to the parent, which saves first
 
   def wait() -> None:
     parent.join()
@@ -45,18 +44,18 @@ def follow_parent() -> None:
 def score(
   rewards: Sequence[Weighted], problem: Problem, text: str
 ) -> list[float | Failure]:
-  """A number or a failure for each reward of one output; never raises."""
+  """Returns a number or a failure for each reward of one output; never raises."""
   return [_score_one(reward, problem, text) for reward in rewards]
 
 
 def _score_one(reward: Weighted, problem: Problem, text: str) -> float | Failure:
   try:
-    value: Any = reward.function(problem, text)  # whatever the annotation promises
-    # np.bool_ is no Real, and the text '1' is no number.
+    value: object = reward.function(problem, text)  # whatever its annotation says
+    # np.bool_ is no Real.
     number = float(value) if isinstance(value, numbers.Real | np.bool_) else math.nan
     if abs(number) <= LARGEST:
       return number
-    return Failure(f'gave {value!r:.100} instead of a finite number')
-  except BaseException as error:  # SystemExit too: nothing a reward does stops a run
-    told = ' '.join(traceback.format_exception_only(error)[-1].split())
-    return Failure(f'raised {told:.200}')
+    return Failure(f'returned {value!r:.100} instead of a finite number')
+  except BaseException as error:  # also SystemExit: a reward must not end the run
+    message = ' '.join(traceback.format_exception_only(error)[-1].split())
+    return Failure(f'raised {message:.200}')

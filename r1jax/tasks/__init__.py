@@ -1,56 +1,73 @@
-"""Where problems come from, and how an answer to one is checked.
+"""Tasks: where problems come from, and how an answer is checked.
 
-A task is a module of this package: `Config` says how hard, `generate(config, split)`
-yields every problem of a split (`load(config, split, data_dir)` where a published set
-holds them), `group(problem)` names what is held out together (see `splits`),
-`verify(problem, answer)` says whether an answer text
-is right, `answer_key(answer)` gives the value two samples must share to vote together.
+A task is a module of this package with
+
+  SETTINGS                      the class of its config, which sets the difficulty
+  VERSION                       of its problems
+  generate(config, split)       every problem of a split; a published data set has
+                                load(config, split, data_dir) instead
+  group(problem)                the name of what is held out together; see `splits`
+  verify(problem, answer)       whether the text of an answer is right
+  answer_key(answer)            the value that two answers must share to vote together
+
 The last two never raise on what a model may write.
 """
 
 import dataclasses
 import importlib
 from collections.abc import Hashable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
 
 
+class Difficulty(Protocol):
+  """The config of a task; its fields set how hard the problems are."""
+
+  @property
+  def name(self) -> str:
+    """The name of the difficulty on disk."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A question with its checkable truth; plain data, so that it crosses processes."""
+  """A question with its checkable truth, as plain data that can be pickled."""
 
   id: str
   task: str  # the module in r1jax.tasks that checks answers
   question: str
   truth: dict[str, Any]
-  language: str = 'en'  # that an output is to be in; see `r1jax.text.language`
+  language: str = 'en'  # of a good output; see `r1jax.text.language`
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Whether `answer` (the text between the answer tags) solves the problem."""
+  """Returns whether `answer`, the text between the answer tags, is right."""
   return module(problem.task).verify(problem, answer)
 
 
 def answer_key(problem: Problem, answer: str) -> Hashable | None:
-  """What two answers must share to vote together; None if an answer has no meaning."""
+  """Returns what two answers must share to vote together; None for no answer."""
   return module(problem.task).answer_key(answer)
 
 
 def group(problem: Problem) -> str:
-  """The name of what is held out together with the problem; see `splits`."""
+  """Returns the name of the group that is held out together; see `splits`."""
   return module(problem.task).group(problem)
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-  """The version of each of these tasks' problems: with it changes what is held out."""
+  """Returns the version of each task; another one has other problems and splits."""
   return {name: module(name).VERSION for name in names}
 
 
 def module(task: str) -> Any:
-  """The module of a task; ValueError for a name that is none."""
+  """Returns the module of a task.
+
+  Raises:
+    ValueError: the name is unknown.
+  """
   expected = sorted((*REASONING, *GENERAL, *PUBLISHED))
   if task not in expected:
     raise ValueError(f'task: expected one of {expected}, got {task!r}')

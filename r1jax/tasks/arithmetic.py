@@ -1,9 +1,9 @@
-"""Arithmetic of several digits: `calculate 47*6`, `calculate 57+38`, `calculate 92-45`.
+"""Arithmetic with two-digit numbers: `calculate 47*6`, `57+38`, `92-45`.
 
-Numbers that end in 0 are left out: they are the steps of the calculation by digits, so
-the thoughts about one problem would state the answer to another. The larger number
-stands first: 57+38 and 38+57 could be in different splits, and are the same. Inverse
-calculations (57+38=95 and 95-38=57) are problems of their own.
+Numbers that end in 0 are left out: they occur in the calculation by digits, so thoughts
+about one problem would state the answer to another. The larger number comes first,
+because 57+38 and 38+57 are the same problem and could be in different splits. Inverse
+calculations (57+38=95 and 95-38=57) are different problems.
 """
 
 import dataclasses
@@ -15,28 +15,26 @@ from collections.abc import Hashable, Iterator
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 
-VERSION = '2.0.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files; raise it when their content changes
 MOST_OF_A_KIND = 1500  # problems
-LEAST = 21  # of the left number; Countdown's schoolbooks calculate below
-# Looks ahead, so that of 3+25+12 both sums are found.
+LEAST = 21  # of the left number; Countdown's drills use smaller ones
+# A lookahead, which finds both sums in 3+25+12.
 _CALCULATION = re.compile(r'(?<![0-9])(?=([0-9]+)([-+*])([0-9]+)(?![0-9]))')
 
 
 @dataclasses.dataclass(frozen=True)
 class ArithmeticConfig:
-  """How large the numbers are."""
+  """The size of the numbers."""
 
-  largest: int = 99  # of the left number; the right one is smaller
+  largest: int = 99  # left number; the right one is smaller
 
   def __post_init__(self) -> None:
     if not 30 <= self.largest <= 99:
-      raise ValueError(
-        f'tasks.arithmetic.largest: expected 30 to 99, got {self.largest}'
-      )
+      raise ValueError(f'largest: expected 30 to 99, got {self.largest}')
 
   @property
   def name(self) -> str:
-    """The builder's config name: one per difficulty."""
+    """The name of the difficulty on disk."""
     return f'largest{self.largest}'
 
 
@@ -44,7 +42,7 @@ SETTINGS = ArithmeticConfig  # the class of its settings, under this name in eac
 
 
 def problem(left: int, sign: str, right: int) -> Problem:
-  """The calculation of left sign right, the sign one of + - *."""
+  """Returns the problem `left sign right`, where the sign is one of + - *."""
   identity = f'{left}{sign}{right}'
   result = left + right if sign == '+' else left - right
   truth = {'left': left, 'sign': sign, 'right': right, 'result': result}
@@ -73,7 +71,7 @@ def _all_problems(config: ArithmeticConfig) -> tuple[Problem, ...]:
 
 
 def group(problem: Problem) -> str:
-  """The problem's name, which decides its split: no other is the same calculation."""
+  """Returns the problem's name; no other problem is the same calculation."""
   return problem.id
 
 
@@ -83,7 +81,7 @@ def generate(config: ArithmeticConfig, split: str) -> Iterator[Problem]:
 
 
 def draw(config: ArithmeticConfig, rng: random.Random) -> Problem:
-  """A random problem of any split."""
+  """Returns a random problem, of any split."""
   while True:
     left, sign = rng.randint(LEAST, config.largest), rng.choice('+-*')
     right = rng.randint(2, 9) if sign == '*' else rng.randint(11, left - 1)
@@ -92,9 +90,9 @@ def draw(config: ArithmeticConfig, rng: random.Random) -> Problem:
 
 
 def stated(text: str) -> Iterator[str]:
-  """Yields the names of all problems in `text`, of any difficulty.
+  """Yields the groups of all problems that `text` calculates, of any difficulty.
 
-  Within longer calculations too, and of sums and products in either order.
+  Also finds parts of longer calculations, and sums and products in either order.
   """
   for left, sign, right in _CALCULATION.findall(text):
     numbers = int(left), int(right)
@@ -104,11 +102,11 @@ def stated(text: str) -> Iterator[str]:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Whether `answer` is the result, a number alone."""
+  """Returns whether `answer` is the result and nothing else."""
   return answer_key(answer) == problem.truth['result']
 
 
 def answer_key(answer: str) -> Hashable | None:
-  """The number that the answer gives."""
+  """Returns the number that the answer is, or None."""
   found = re.fullmatch(r'\s*([0-9]{1,9})\s*', answer)
   return int(found[1]) if found else None

@@ -1,8 +1,8 @@
-"""Linear equations in one unknown with a whole solution: `solve 3x+4=19`.
+"""Linear equations in one unknown with an integer solution: `solve 3x+4=19`.
 
-There are ways of different lengths to solve them: undo the sum and the product, or try
-one number after the other. Who solves 3x+11=x+27 comes to 2x+11=27 on the way, so all
-equations that reduce to the same one are held out together.
+Solutions differ in length: undo the sum and the product, or try one number after the
+other. Solving 3x+11=x+27 leads to 2x+11=27, so all equations that reduce to the same
+one are held out together.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator
 from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 
-VERSION = '2.0.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files; raise it when their content changes
 MOST_OF_A_KIND = 1500  # problems
 _EQUATION = re.compile(
   r'(?<!\S)([0-9]*)x([-+][0-9]+)=(?:([0-9]*)x([-+]))?([0-9]+)(?!\S)'
@@ -23,11 +23,11 @@ _EQUATION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class EquationsConfig:
-  """How hard the equations are."""
+  """The difficulty of the equations."""
 
   largest_factor: int = 9  # of x, from 2
   largest_solution: int = 12  # x, from 1
-  largest_term: int = 12  # what is added to or taken from x's multiple, from 1
+  largest_term: int = 12  # added to or subtracted from the multiple of x, from 1
 
   def __post_init__(self) -> None:
     for name, most in (
@@ -36,13 +36,11 @@ class EquationsConfig:
       ('largest_term', 50),
     ):
       if not 2 <= getattr(self, name) <= most:
-        raise ValueError(
-          f'tasks.equations.{name}: expected 2 to {most}, got {getattr(self, name)}'
-        )
+        raise ValueError(f'{name}: expected 2 to {most}, got {getattr(self, name)}')
 
   @property
   def name(self) -> str:
-    """The builder's config name: one per difficulty."""
+    """The name of the difficulty on disk."""
     return f'f{self.largest_factor}_x{self.largest_solution}_t{self.largest_term}'
 
 
@@ -50,7 +48,7 @@ SETTINGS = EquationsConfig  # the class of its settings, under this name in each
 
 
 def problem(factor: int, term: int, other: int, solution: int) -> Problem:
-  """The equation factor·x + term = other·x + …, or without other·x if that is 0."""
+  """Returns the problem factor·x + term = other·x + …; `other` may be 0."""
   right = factor * solution + term - other * solution
   equation = f'{_side(factor, term)}={_side(other, right)}'
   truth = {'factor': factor, 'term': term, 'other': other, 'x': solution}
@@ -58,7 +56,7 @@ def problem(factor: int, term: int, other: int, solution: int) -> Problem:
 
 
 def group(problem: Problem) -> str:
-  """What the equation is with all x on the left, `2x+11=27`; decides its split."""
+  """Returns the equation with all x on the left: `2x+11=27`."""
   truth = problem.truth
   factor = truth['factor'] - truth['other']
   return _reduced(factor, truth['term'], factor * truth['x'] + truth['term'])
@@ -76,7 +74,7 @@ def _side(factor: int, term: int) -> str:
 
 
 def _allowed(factor: int, term: int, other: int, solution: int) -> bool:
-  """Whether the right side has a term, above 0."""
+  """Returns whether the right side has a positive term."""
   return other < factor and (factor - other) * solution + term > 0
 
 
@@ -101,7 +99,7 @@ def generate(config: EquationsConfig, split: str) -> Iterator[Problem]:
 
 
 def draw(config: EquationsConfig, rng: random.Random) -> Problem:
-  """A random problem of any split."""
+  """Returns a random problem, of any split."""
   while True:
     factor = rng.randint(2, config.largest_factor)
     term = rng.randint(1, config.largest_term) * rng.choice((1, 1, -1))
@@ -112,9 +110,9 @@ def draw(config: EquationsConfig, rng: random.Random) -> Problem:
 
 
 def stated(text: str) -> Iterator[str]:
-  """Yields the groups of all equations in `text` that stand alone.
+  """Yields the groups of all equations between spaces in `text`, of any difficulty.
 
-  Of any difficulty; with a term on the right that is added, as in every problem.
+  The right side must have a positive term, as in every problem.
   """
   for factor, term, other, sign, right in _EQUATION.findall(text):
     multiple = int(other or 1) if sign else 0
@@ -123,11 +121,11 @@ def stated(text: str) -> Iterator[str]:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Whether `answer` is the solution, as `5` or `x=5`."""
+  """Returns whether `answer` is the solution, written as `5` or `x=5`."""
   return answer_key(answer) == problem.truth['x']
 
 
 def answer_key(answer: str) -> Hashable | None:
-  """The number that the answer gives."""
+  """Returns the number that the answer is, or None."""
   found = re.fullmatch(r'\s*(?:x\s*=\s*)?([0-9]{1,9})\s*', answer)
   return int(found[1]) if found else None

@@ -1,7 +1,7 @@
-"""Arithmetic over + - * as trees: building, writing, evaluating, reading back.
+"""Arithmetic expressions over + - * as trees: enumerate, write, evaluate, parse.
 
-A tree is an int or a triple (operation, left, right). Knows nothing of Countdown's
-rules; `countdown` and `corpus` share it.
+A tree is an int or a triple (operation, left, right). Countdown and the miniature's
+writers use it.
 """
 
 import ast
@@ -14,11 +14,11 @@ from collections.abc import Hashable, Iterator
 Tree = int | tuple  # (operation, left, right), nested
 
 OPERATIONS = {'+': operator.add, '-': operator.sub, '*': operator.mul}
-LONGEST_ANSWER = 80  # characters; longer texts are no answer and could nest deeply
+LONGEST_ANSWER = 80  # characters; longer texts are not parsed, they could nest deeply
 
 
 def value(tree: Tree) -> int:
-  """The integer a tree evaluates to."""
+  """Returns the integer that a tree evaluates to."""
   if isinstance(tree, int):
     return tree
   op, left, right = tree
@@ -26,14 +26,14 @@ def value(tree: Tree) -> int:
 
 
 def numbers(tree: Tree) -> list[int]:
-  """The leaves, from left to right."""
+  """Returns the leaves, from left to right."""
   if isinstance(tree, int):
     return [tree]
   return numbers(tree[1]) + numbers(tree[2])
 
 
 def write(tree: Tree) -> str:
-  """The tree as text with as few parentheses as its meaning allows: `(3+5)*2`."""
+  """Returns the tree as text, with as few parentheses as possible: `(3+5)*2`."""
   if isinstance(tree, int):
     return str(tree)
   op, left, right = tree
@@ -50,7 +50,7 @@ def _is_sum(tree: Tree) -> bool:
 
 
 def reduce_once(tree: tuple) -> Tree:
-  """The tree with its leftmost operation on two plain numbers carried out."""
+  """Returns the tree after its leftmost operation on two numbers is evaluated."""
   op, left, right = tree
   if isinstance(left, int) and isinstance(right, int):
     return value(tree)
@@ -60,7 +60,7 @@ def reduce_once(tree: tuple) -> Tree:
 
 
 def canonical(tree: Tree) -> Hashable:
-  """A key equal for trees that differ only by commuting and regrouping + and *."""
+  """Returns a key, equal for trees that differ by commuting or regrouping + and *."""
   if isinstance(tree, int):
     return tree
   if tree[0] == '*':
@@ -90,12 +90,12 @@ def _terms(tree: Tree) -> tuple[list[Tree], list[Tree]]:
 
 @functools.cache
 def candidates(leaves: tuple[int, ...]) -> tuple[Tree, ...]:
-  """Every way to use each leaf once without a negative step, one tree a canonical form.
+  """Returns all trees that use each leaf once, without negative intermediate results.
 
-  In the order of somebody who goes through them: the first two leaves added, with the
-  third added, subtracted, multiplied; then the first two subtracted, and multiplied;
-  then the first and the third. Of two parts of equal value only one difference is
-  there: both are 0.
+  Trees of the same canonical form appear once. The order is that of a systematic
+  search: the first two leaves added, then the third added, subtracted or multiplied;
+  then the first two subtracted, and multiplied; then the first and the third leaf. Two
+  parts of equal value have one difference, since both orders give 0.
   """
   found: dict[Hashable, Tree] = {}
   for tree in _combine(leaves):
@@ -117,7 +117,7 @@ def _combine(parts: tuple[Tree, ...]) -> Iterator[Tree]:
 
 
 def read(text: str) -> Tree | None:
-  """The tree that `text` writes, or None if it is not plain + - * arithmetic."""
+  """Returns the tree of a text, or None if it is not plain + - * arithmetic."""
   text = text.strip()
   if len(text) > LONGEST_ANSWER or not re.fullmatch(r'[0-9+\-*() ]+', text):
     return None

@@ -1,7 +1,7 @@
 """GSM8K: grade-school word problems whose answer is a number (Cobbe et al. 2021).
 
-A published set, see `published`. Its test split is ours; a hash holds out a part of its
-train split for validation.
+A published data set, see `published`. The test split is the set's own; a hash holds out
+a part of its train split for validation.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from fractions import Fraction
 
 from r1jax.tasks import Problem, published, splits
 
-VERSION = '1.1.0'  # of the set, 1.0.0, with a part held out for validation
+VERSION = '1.1.0'  # 1.0.0 of the set, with a validation split
 PAGE = 'https://github.com/openai/grade-school-math'
 LONGEST = 40  # characters of a number
 
-# What stands for the same in plain text, replaced in this order.
+# Patterns and their replacements in plain text, applied in this order.
 _PLAIN = (
   (r'[\u2010-\u2015\u2212\ufe63\uff0d]', '-'),  # dashes and the minus sign
   (r'(?i)\b(?:minus|negative)\s', '-'),
@@ -24,16 +24,16 @@ _PLAIN = (
   (r'\\[,;:! ]|[~\u00a0\u2000-\u200a\u202f\u205f\u3000]', ' '),
   (r'\\[A-Za-z]+', ' '),  # \boxed, \text
 )
-# What makes another number of the one behind it.
+# What changes the value of the number after it.
 _OPERATION = re.compile(r'\\[dt]?frac|\\sqrt|\\binom|\\pm|[√±]')
-# A decimal point may lead where it does not end a word: 'Rs.5' is 5.
+# A number may begin with a decimal point, unless it ends a word: 'Rs.5' is 5.
 _NUMBER = re.compile(
   r'(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}'
   r'|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?![0-9])'
   r'(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+'
 )
-# Between a minus sign and its number no letters but those of a currency may stand:
-# -USD 5, -C$5, -Rs 5.
+# The only letters between a minus sign and its number are those of a currency: -USD 5,
+# -C$5, -Rs 5.
 _BEFORE = re.compile(r'\W*(?:\b(?:[A-Z]{3}|[A-Z]{1,3}(?=\\?\$)|Rs)\b\W*)?$')
 _SCALES = {
   'k': 10**3,
@@ -48,7 +48,7 @@ _SCALE = re.compile(rf'(?i)[\s$)}}\]*]*({"|".join(_SCALES)})\b')
 
 @dataclasses.dataclass(frozen=True)
 class GSM8KConfig:
-  """There is one difficulty."""
+  """The only difficulty."""
 
   name: str = 'main'
 
@@ -60,23 +60,23 @@ def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[P
   """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 
   Raises:
-    OSError: the set is neither on disk nor can it be fetched; see `published.rows`.
-    ValueError: the folder is not one of this machine.
+    OSError: the set is not on disk and the download failed; see `published.rows`.
+    ValueError: `data_dir` is not a local folder.
   """
   del config
-  # late: it takes a second
+  # Imported late, since it takes a second.
   from tensorflow_datasets.text.gsm8k import gsm8k
 
-  there = 'test' if split == 'test' else 'train'
-  rows = published.rows(gsm8k.Gsm8k, there, data_dir, PAGE)
-  found = [problem(f'{there}-{n}', row) for n, row in enumerate(rows)]
+  set_split = 'test' if split == 'test' else 'train'
+  rows = published.rows(gsm8k.Gsm8k, set_split, data_dir, PAGE)
+  found = [problem(f'{set_split}-{n}', row) for n, row in enumerate(rows)]
   if split == 'test':
     return found
   return [one for one in found if splits.of_published(one.id) == split]
 
 
 def problem(name: str, row: published.Row) -> Problem:
-  """A row of the set: bytes of `question` and `short_answer`."""
+  """Returns the problem of a row, which has `question` and `short_answer` as bytes."""
   return Problem(
     id=name,
     task='gsm8k',
@@ -87,23 +87,23 @@ def problem(name: str, row: published.Row) -> Problem:
 
 
 def group(problem: Problem) -> str:
-  """The problem's name: no other is known to be its twin."""
+  """Returns the problem's name; every problem is a group of its own."""
   return problem.id
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Whether the answer is that number: 1,000 and $1000.00 are the same."""
+  """Returns whether the answer is the right number; 1,000 equals $1000.00."""
   value = answer_key(answer)
   return value is not None and value == answer_key(problem.truth['answer'])
 
 
 def answer_key(answer: str) -> Hashable | None:
-  """The one number that an answer is, or None; a unit may stand around it.
+  """Returns the number of an answer, which may have a unit, or None.
 
-  A minus sign belongs to it across blanks, brackets and currency signs (-$5, $-5, - 5),
-  thousands may be marked by commas or blanks, also those of LaTeX, and `5 thousand` is
-  5000. Fractions, powers, roots and calculations are None: all truths of the set are
-  whole numbers, and an answer is one that has been worked out.
+  A minus sign counts across spaces, brackets and currency signs (-$5, $-5, - 5).
+  Thousands may be separated by commas or spaces, also those of LaTeX, and `5 thousand`
+  is 5000. Fractions, powers, roots and calculations are None: all truths of the set are
+  integers, and an answer must be worked out.
   """
   if len(answer) > 10 * LONGEST or _OPERATION.search(answer) or _other_digits(answer):
     return None
@@ -124,6 +124,6 @@ def answer_key(answer: str) -> Hashable | None:
 
 
 def _other_digits(answer: str) -> bool:
-  """Whether there are numerals other than 0 to 9 (½, ², １), but for units (m²)."""
+  """Returns whether there are numerals other than 0 to 9 (½, ², １), except units."""
   rest = re.sub(r'(?<=[A-Za-z])[²³]', '', answer)
   return any(c.isnumeric() and not c.isascii() for c in rest)

@@ -1,13 +1,13 @@
-"""Instructions whose fulfilment a program can check: the miniature's general data.
+"""Instructions that a program can check: the general data of the miniature.
 
 `sort 5 2 9`, `backwards cat sun tree`, `in Polish: 3+4`, `count 3 to 6 line by line`,
-`explain, then answer: 3+4`. An answer must be what was asked for in every respect:
-the right number in the wrong language counts nothing.
+`explain, then answer: 3+4`. An answer must do all that the instruction says: the right
+number in the wrong language is wrong.
 
-Held out together is what has the same content: numbers to sort or words to turn around
-in whatever order; a sum in whatever order, language or form; a count in whatever
-layout. Otherwise `sort 2 9 5` would have the answer to `sort 5 2 9`, and who gives the
-wrong layout or language to one question would answer another.
+Problems with the same content are held out together: the same numbers to sort or words
+to reverse, in any order; the same sum in any order, language or form; the same count in
+any layout. Otherwise `sort 2 9 5` would give away the answer to `sort 5 2 9`, and an
+answer in the wrong layout or language would be right for another problem.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from r1jax.tasks import Problem
 from r1jax.tasks.splits import balanced, of_split
 from r1jax.text.language import NOUNS, NUMBERS
 
-VERSION = '2.0.0'  # of the files: to be raised with what they hold
+VERSION = '2.0.0'  # of the files; raise it when their content changes
 MOST_OF_A_KIND = 400  # problems
 LANGUAGES = {'in English': 'en', 'in Polish': 'pl'}
 LAYOUTS = {'in one line': ' ', 'line by line': '\n'}
@@ -29,22 +29,20 @@ LAYOUTS = {'in one line': ' ', 'line by line': '\n'}
 
 @dataclasses.dataclass(frozen=True)
 class InstructionsConfig:
-  """How much there is to do."""
+  """The difficulty of the instructions."""
 
-  length: int = 3  # numbers to be sorted, words to be turned around
-  largest_start: int = 20  # of counting
+  length: int = 3  # numbers to sort, words to reverse
+  largest_start: int = 20  # of a count
 
   def __post_init__(self) -> None:
     if not 2 <= self.length <= 5:
-      raise ValueError(f'tasks.instructions.length: expected 2 to 5, got {self.length}')
+      raise ValueError(f'length: expected 2 to 5, got {self.length}')
     if not 1 <= self.largest_start <= 90:
-      raise ValueError(
-        f'tasks.instructions.largest_start: expected 1 to 90, got {self.largest_start}'
-      )
+      raise ValueError(f'largest_start: expected 1 to 90, got {self.largest_start}')
 
   @property
   def name(self) -> str:
-    """The builder's config name: one per difficulty."""
+    """The name of the difficulty on disk."""
     return f'length{self.length}_start{self.largest_start}'
 
 
@@ -57,7 +55,7 @@ def _problem(question: str, kind: str, language: str = 'en', **truth: Any) -> Pr
 
 
 def group(problem: Problem) -> str:
-  """What the problem is about, in a form that its twins share; decides its split."""
+  """Returns the content of the problem, which problems of its group share."""
   truth = problem.truth
   match truth['kind']:
     case 'sort' | 'backwards':
@@ -71,30 +69,30 @@ def group(problem: Problem) -> str:
 
 
 def sort(numbers: tuple[int, ...]) -> Problem:
-  """To sort numbers, the least one first."""
+  """Returns the problem of sorting numbers in ascending order."""
   shown = ' '.join(map(str, numbers))
   return _problem(f'sort {shown}', 'sort', items=list(numbers))
 
 
 def backwards(nouns: tuple[str, ...]) -> Problem:
-  """To say words in the opposite order."""
+  """Returns the problem of reversing the order of words."""
   return _problem(f'backwards {" ".join(nouns)}', 'backwards', items=list(nouns))
 
 
 def translate(how: str, left: int, right: int) -> Problem:
-  """To say a sum in a language, one of `LANGUAGES`."""
+  """Returns the problem of writing a sum in words, in one of `LANGUAGES`."""
   question = f'{how}: {left}+{right}'
   return _problem(question, 'translate', LANGUAGES[how], left=left, right=right)
 
 
 def count(first: int, last: int, how: str) -> Problem:
-  """To count in a layout, one of `LAYOUTS`."""
+  """Returns the problem of counting in one of `LAYOUTS`."""
   question = f'count {first} to {last} {how}'
   return _problem(question, 'count', first=first, last=last, how=how)
 
 
 def explain(left: int, right: int) -> Problem:
-  """To give a reason before a sum."""
+  """Returns the problem of explaining a sum before its result."""
   question = f'explain, then answer: {left}+{right}'
   return _problem(question, 'explain', left=left, right=right)
 
@@ -128,12 +126,12 @@ def generate(config: InstructionsConfig, split: str) -> Iterator[Problem]:
 
 
 def draw(config: InstructionsConfig, rng: random.Random) -> Problem:
-  """A random problem of any split."""
+  """Returns a random problem, of any split."""
   return rng.choice(rng.choice(_kinds(config)))
 
 
-def fulfil(problem: Problem) -> str:
-  """The answer that does what was asked for."""
+def solution(problem: Problem) -> str:
+  """Returns the only right answer."""
   truth = problem.truth
   match truth['kind']:
     case 'sort':
@@ -152,11 +150,11 @@ def fulfil(problem: Problem) -> str:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Whether `answer` does what was asked for; spaces around lines do not count."""
-  return answer_key(answer) == fulfil(problem)
+  """Returns whether `answer` is right; spaces around lines do not matter."""
+  return answer_key(answer) == solution(problem)
 
 
 def answer_key(answer: str) -> Hashable | None:
-  """The answer's lines, without the spaces around and doubled ones inside."""
+  """Returns the answer's lines, without surrounding and repeated spaces."""
   lines = (' '.join(line.split()) for line in answer.strip().splitlines())
   return '\n'.join(lines) or None

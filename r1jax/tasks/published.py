@@ -1,7 +1,7 @@
-"""Published sets by way of tensorflow-datasets: fetched once, then read from disk.
+"""Published data sets by tensorflow-datasets: downloaded once, then read from disk.
 
-What has been prepared before is read in the file format that it has: array_record,
-parquet, or TFRecord, for which tensorflow-datasets itself would need tensorflow.
+A set that is already on disk is read in its own file format: array_record, parquet, or
+TFRecord, for which tensorflow-datasets itself would need tensorflow.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ def rows(builder: Any, split: str, data_dir: str | None, page: str) -> list[Row]
 
   Args:
     builder: class of tensorflow-datasets, for a set whose features are texts.
-    split: its name there.
-    data_dir: where tensorflow-datasets keeps data; None is its own default.
-    page: where a reader learns of the set.
+    split: the set's own name of the split.
+    data_dir: the data folder of tensorflow-datasets; None is its default.
+    page: URL of the set, for error messages.
 
   Raises:
-    OSError: the set is neither on disk nor can it be fetched; its folder can't be read
-      or written, or is damaged.
-    ValueError: the folder is not one of this machine.
+    OSError: the set is not on disk and the download failed, or its folder is damaged or
+      cannot be read or written.
+    ValueError: `data_dir` is not a local folder.
   """
-  import tensorflow_datasets as tfds  # late: it takes a second
+  import tensorflow_datasets as tfds  # imported late, since it takes a second
 
   tfds.disable_progress_bar()
   name, version = builder.name, str(builder.VERSION)
@@ -45,14 +45,14 @@ def rows(builder: Any, split: str, data_dir: str | None, page: str) -> list[Row]
     return _read(builder(data_dir=str(folder.parents[1])), split)
   except PermissionError as error:
     raise OSError(
-      f'data_dir: {error.filename} cannot be read ({error.strerror}); mend that, or '
-      'choose another --data-dir'
+      f'data_dir: {error.filename} cannot be read ({error.strerror}); fix the '
+      'permissions or choose another --data-dir'
     ) from error
-  except Exception as error:  # whatever a damaged file makes its reader raise
+  except Exception as error:  # a damaged file can raise anything
     raise OSError(
       f'data_dir: {name} in {folder} cannot be used ({type(error).__name__}: '
       f'{network.reason(error)}); choose another --data-dir, or delete that folder and '
-      'start again where the network allows: it is fetched anew'
+      'start again with network access to download it again'
     ) from error
 
 
@@ -70,45 +70,49 @@ def _fetch(builder: Any, folder: Path, page: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise OSError(
-      f'data_dir: {folder.parent} cannot be made ({error.strerror}); choose another '
+      f'data_dir: cannot create {folder.parent} ({error.strerror}); choose another '
       '--data-dir'
     ) from error
   try:
-    fetching = builder(data_dir=str(root), file_format='array_record')
-    split_generators = fetching._split_generators
-    fetching._split_generators = lambda manager: split_generators(_Asking(manager))
-    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
-      fetching.download_and_prepare()
-  except Exception as error:  # whatever a download, or a full disk, raises
+    download = builder(data_dir=str(root), file_format='array_record')
+    split_generators = download._split_generators
+    download._split_generators = lambda manager: split_generators(_Checking(manager))
+    with contextlib.redirect_stdout(None):  # a message about the download's size
+      download.download_and_prepare()
+  except Exception as error:  # a download or a full disk can raise anything
     if folder.exists():
-      return  # another run was fetching the same and was faster; a move there is atomic
+      return  # another run has downloaded the same set; the final move is atomic
     raise OSError(
-      f'{name} is not in {folder} and could not be fetched ({network.reason(error)}); '
-      f'fetch it where the network allows, with this same command, and give the folder '
-      f'above {name} as --data-dir (the set: {page})'
+      f'{name} is not in {folder} and could not be downloaded '
+      f'({network.reason(error)}); run the same command on a machine with network '
+      f'access, then copy the folder above {name} and give it as --data-dir ({page})'
     ) from error
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asking:
-  """A download manager that asks once whether the host answers.
+class _Checking:
+  """A download manager that first checks that the host answers.
 
-  tensorflow-datasets asks ten times, for minutes.
+  tensorflow-datasets retries ten times, for minutes.
   """
 
   manager: Any
 
   def download_and_extract(self, urls: Mapping[str, str]) -> Any:
-    """Returns the files' paths. Raises OSError where there is no way to the host."""
+    """Returns the files' paths.
+
+    Raises:
+      OSError: the host does not answer.
+    """
     network.check(next(iter(urls.values())))
     return self.manager.download_and_extract(urls)
 
 
 def _read(builder: Any, split: str) -> list[Row]:
-  """The rows of a set that is on disk.
+  """Returns the rows of a set on disk.
 
   Raises:
-    ValueError: it has no file format that is read here, or other rows than it says.
+    ValueError: the file format is not supported, or rows are missing or malformed.
   """
   if not builder.info.initialized:
     raise ValueError('its dataset_info.json is missing')
@@ -122,23 +126,23 @@ def _read(builder: Any, split: str) -> list[Row]:
   expected = builder.info.splits[split].num_examples
   if len(found) != expected:
     raise ValueError(f'{split}: expected {expected} rows, got {len(found)}')
-  # What array_record gives for rows that were cut off.
+  # array_record returns other types for truncated rows.
   if not all(isinstance(text, bytes) for row in found for text in row.values()):
-    raise ValueError(f'{split}: expected a text in each field of a row')
+    raise ValueError(f'{split}: expected bytes in each field of a row')
   return found
 
 
 def _tfrecords(files: list[Path]) -> Iterator[Row]:
-  """The texts of the examples in files of TensorFlow's.
+  """Yields the texts of the examples in TFRecord files.
 
-  A record is its length in eight bytes, their checksum, the example, its checksum.
+  A record is the length in eight bytes, its checksum, the example, its checksum.
   """
   from tensorboardX.record_writer import masked_crc32c
   from tensorflow_datasets.proto import tf_example_pb2
 
   def checked(part: bytes, checksum: bytes) -> bytes:
     if checksum != struct.pack('<I', masked_crc32c(part)):
-      raise ValueError('a checksum does not fit')
+      raise ValueError('a checksum is wrong')
     return part
 
   for file in files:

@@ -1,17 +1,17 @@
-"""Which problems are held out, and in which order a split comes: hashes decide.
+"""Training, validation and test splits, and the order of their problems, by hashes.
 
-What is hashed is the name of a group: problems that are the same but for their form,
-such as 3+4 and 4+3, share one (each task's `group`) and are held out together. So no
-problem to learn from is the twin of one that is measured, whatever a task's settings,
-and no list of names has to be kept. What a model itself calculates on its way to
-another answer, while it learns, is not looked through.
+The hash is that of a group's name. Problems that differ only in form, such as 3+4 and
+4+3, share a group (each task's `group`) and are held out together. So no training
+problem is a variant of a test problem, whatever a task's settings, and no list of names
+has to be kept. What a model calculates on its way to another answer during training is
+not checked.
 
 `validation` is for choices: curves during training, and the settings of a recipe.
-`test` is for the numbers that are reported, once, at the end. The rates, shares and
-rewards of the miniature were tuned by earlier versions of this package on what they
-called test: in arithmetic, and in equations with x on one side, that is `validation`
-now, and no choice was made by a problem of `test`. In Countdown, instructions and the
-other equations the parts are new, and some problems of `test` were looked at.
+`test` is for the numbers that are reported, once, at the end. Earlier versions of this
+package tuned the rates, shares and rewards of the miniature on what they called test.
+In arithmetic, and in equations with x on one side, that is `validation` now, and no
+choice was made by a problem of `test`. In Countdown, instructions and the other
+equations the splits are new, and some problems of `test` were seen in tuning.
 """
 
 import collections
@@ -23,15 +23,15 @@ from r1jax.tasks import Problem
 
 SPLITS = ('train', 'validation', 'test')
 HELD_OUT = SPLITS[1:]
-VALIDATION_SHARE = 0.15  # of all groups, held out for choices
-TEST_SHARE = 0.15  # of all groups, held out for what is reported
+VALIDATION_SHARE = 0.15  # of all groups, for choices
+TEST_SHARE = 0.15  # of all groups, for reported numbers
 
-Group = Callable[[Problem], str]  # the name that a problem shares with its twins
+Group = Callable[[Problem], str]  # problem -> the name of its group
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def split_of(group: str) -> str:
-  """The split, one of `SPLITS`, that the problems of a group belong to."""
+  """Returns the split of a group's problems, one of `SPLITS`."""
   place = uniform('split', group)
   if place < VALIDATION_SHARE:
     return 'validation'
@@ -39,24 +39,24 @@ def split_of(group: str) -> str:
 
 
 def of_published(identity: str) -> str:
-  """'train' or 'validation': where a problem of a published train split belongs."""
+  """Returns 'train' or 'validation' for a problem of a published train split."""
   validation = uniform('split', identity) < VALIDATION_SHARE
   return 'validation' if validation else 'train'
 
 
 def held_out(group: str) -> bool:
-  """Whether the problems of a group are held out, for validation or test."""
+  """Returns whether a group is held out, for validation or test."""
   return split_of(group) != 'train'
 
 
 def uniform(purpose: str, identity: str) -> float:
-  """A number from 0 to 1 that looks random and is always the same."""
+  """Returns a number from 0 to 1, pseudorandom and always the same."""
   digest = hashlib.blake2b(f'{purpose} {identity}'.encode(), digest_size=8).digest()
   return int.from_bytes(digest, 'big') / 2**64
 
 
 def rank(identity: str) -> float:
-  """Sorts problems so that neighbours are unrelated and any prefix is a fair sample."""
+  """Returns a sort key that makes any prefix of the problems a fair sample."""
   return uniform('rank', identity)
 
 
@@ -66,7 +66,7 @@ def of_split(
   """Yields the problems of a split, in their order.
 
   Raises:
-    ValueError: `split` is none of `SPLITS`.
+    ValueError: `split` is not one of `SPLITS`.
   """
   if split not in SPLITS:
     raise ValueError(f'split: expected one of {SPLITS}, got {split!r}')
@@ -76,9 +76,9 @@ def of_split(
 
 
 def balanced(kinds: Iterable[Sequence[Problem]], most: int) -> list[Problem]:
-  """At most `most` problems of each kind, one of each by turns while there are any.
+  """Returns at most `most` problems of each kind, one of each kind in turn.
 
-  Of a kind that is larger only the first in hash order are taken.
+  Of a larger kind, the first problems in hash order.
   """
   chosen = []
   for kind in kinds:
@@ -88,10 +88,10 @@ def balanced(kinds: Iterable[Sequence[Problem]], most: int) -> list[Problem]:
 
 
 def spread(problems: Iterable[Problem], group: Group) -> list[Problem]:
-  """The problems ordered so that any prefix has every group in about its share.
+  """Returns the problems in an order whose prefixes have every group in proportion.
 
-  Of n problems of a group, problem j stands at (j + u)/n of the way, with one u from 0
-  to 1 for the group. So a few problems come from as many groups as they can.
+  Problem j of a group of n is at the position (j + u)/n of the whole, with one u from 0
+  to 1 per group. So a few problems come from as many groups as possible.
   """
   groups: dict[str, list[Problem]] = collections.defaultdict(list)
   for problem in problems:

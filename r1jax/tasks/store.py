@@ -1,7 +1,6 @@
-"""Problems on disk, by way of tensorflow-datasets: built on first use, then read.
+"""Problems on disk as tensorflow-datasets: generated on first use, then read.
 
-A task is a module of this package with a `VERSION`, a `Config` that has a `name`, and
-`generate(config, split)`; see `r1jax.tasks`.
+See `r1jax.tasks` for what a task defines.
 """
 
 import contextlib
@@ -13,28 +12,28 @@ from typing import Any
 
 from r1jax import tasks
 from r1jax.hub import paths
-from r1jax.tasks import Problem, splits
+from r1jax.tasks import Difficulty, Problem, splits
 
-FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, each a text
+FIELDS = ('id', 'question', 'truth', 'language')  # of a problem, as text
 
 
 def load(
-  task: str, config: Any, split: str, data_dir: str | None = None
+  task: str, config: Difficulty, split: str, data_dir: str | None = None
 ) -> list[Problem]:
-  """Returns a split's problems from disk, building the data set on first use.
+  """Returns a split's problems from disk; generates the data set on first use.
 
   Args:
     task: its name.
     config: the difficulty; each has its own folder.
     split: 'train', 'validation' or 'test'.
-    data_dir: where tensorflow-datasets keeps data; None is its own default.
+    data_dir: the data folder of tensorflow-datasets; None is its default.
 
   Raises:
-    OSError: the files can't be written or read, or are damaged.
-    ValueError: no problem is that easy or that hard in one of the splits, or the folder
-      is not one of this machine.
+    OSError: the files cannot be written or read, or are damaged.
+    ValueError: a split has no problem of this difficulty, or `data_dir` is not a local
+      folder.
   """
-  import tensorflow_datasets as tfds  # late: it takes a second
+  import tensorflow_datasets as tfds  # imported late, since it takes a second
 
   module = tasks.module(task)
   if task in tasks.PUBLISHED:
@@ -57,22 +56,22 @@ def load(
       )
       for row in _builder(task, config, data_dir).as_data_source(split=split)
     ]
-  except Exception as error:  # whatever a damaged file makes its reader raise
+  except Exception as error:  # a damaged file can raise anything
     raise OSError(
       f'the problems in {folder} are damaged ({type(error).__name__}); delete that '
-      'folder and start again: it is built anew'
+      'folder and start again to generate it'
     ) from error
 
 
 def sources(
-  names: Sequence[str], config: Any, split: str, data_dir: str | None = None
+  names: Sequence[str], config: object, split: str, data_dir: str | None = None
 ) -> list[list[Problem]]:
   """Returns a split's problems of each task; `config` has a field for each of them."""
   return [load(name, getattr(config, name), split, data_dir) for name in names]
 
 
 def by_turns(problems: Sequence[Sequence[Problem]]) -> list[Problem]:
-  """Returns a problem of each task by turns, while every task has one."""
+  """Returns the problems of all tasks in turn, until one task has no more."""
   return [problem for turn in zip(*problems, strict=False) for problem in turn]
 
 
@@ -82,35 +81,36 @@ def _check_readable(folder: Path) -> None:
       path.open('rb').close()
   except OSError as error:
     raise OSError(
-      f'data_dir: {error.filename} cannot be read ({error.strerror}); mend that, or '
-      'choose another --data-dir'
+      f'data_dir: {error.filename} cannot be read ({error.strerror}); fix the '
+      'permissions or choose another --data-dir'
     ) from error
 
 
 def _prepare(builder: Any) -> None:
   try:
-    with contextlib.redirect_stdout(None):  # it speaks of a download of unknown size
+    with contextlib.redirect_stdout(None):  # a message about a download
       builder.download_and_prepare()
-  except Exception as error:  # what is made of a full disk is no OSError
+  except Exception as error:  # a full disk does not raise OSError here
     if Path(builder.data_dir).exists():
-      return  # another run was building the same and was faster; a move there is atomic
+      return  # another run has generated the same set; the final move is atomic
     raise OSError(
       f'data_dir: the problems could not be written to {builder.data_dir} '
-      f'({str(error).splitlines()[0]:.200}); make room, or choose another --data-dir'
+      f'({str(error).splitlines()[0]:.200}); free some space or choose another '
+      '--data-dir'
     ) from error
 
 
-def _check_splits(task: str, config: Any) -> None:
+def _check_splits(task: str, config: Difficulty) -> None:
   for split in splits.SPLITS:
     if next(iter(tasks.module(task).generate(config, split)), None) is None:
       raise ValueError(
         f'tasks.{task}: expected problems in all splits, got none in {split!r} with '
-        f'{config}; raise what bounds its numbers'
+        f'{config}; raise its limits'
       )
 
 
-def _builder(task: str, config: Any, data_dir: str | None) -> Any:
-  """The tensorflow-datasets builder of a difficulty."""
+def _builder(task: str, config: Difficulty, data_dir: str | None) -> Any:
+  """Returns the tensorflow-datasets builder of a difficulty."""
   import tensorflow_datasets as tfds
 
   module = tasks.module(task)
@@ -130,14 +130,14 @@ def _builder(task: str, config: Any, data_dir: str | None) -> Any:
       row = {name: getattr(problem, name) for name in FIELDS}
       yield index, {**row, 'truth': json.dumps(problem.truth)}
 
-  # The class is named by the task, and made anew for each call: no registry holds it.
+  # The class has the task's name and is created per call, outside tfds's registry.
   builder = type(
     task.capitalize(),
     (tfds.core.GeneratorBasedBuilder,),
     {
       '__doc__': module.__doc__,
       'VERSION': tfds.core.Version(module.VERSION),
-      'pkg_dir_path': Path(__file__).parent,  # such a class has no package of its own
+      'pkg_dir_path': Path(__file__).parent,  # the class has no package of its own
       '_info': _info,
       '_split_generators': _split_generators,
       '_generate_examples': _generate_examples,
@@ -145,7 +145,9 @@ def _builder(task: str, config: Any, data_dir: str | None) -> Any:
     skip_registration=True,
   )
   tfds.disable_progress_bar()
-  logging.getLogger('absl').setLevel(logging.ERROR)  # it warns of every custom config
+  logging.getLogger('absl').setLevel(
+    logging.ERROR
+  )  # tfds warns about every custom config
   return builder(
     config=tfds.core.BuilderConfig(name=config.name, version=module.VERSION),
     data_dir=data_dir,

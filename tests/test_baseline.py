@@ -1,4 +1,4 @@
-"""The opponent of the stage table, and who wins against it."""
+"""The baseline of the preference measure, and who wins against it."""
 
 import pytest
 
@@ -13,17 +13,17 @@ PROBLEMS = list(instructions.generate(InstructionsConfig(), 'test'))[:100]
 def ideal(problem: Problem) -> str:
   """Does what is asked for, kindly, in few words of the right language."""
   kind = {'en': 'gladly', 'pl': 'chętnie'}[problem.language]
-  return f'<think></think>\n{kind}\n<answer>{instructions.fulfil(problem)}</answer>'
+  return f'<think></think>\n{kind}\n<answer>{instructions.solution(problem)}</answer>'
 
 
-def test_the_opponent_always_says_the_same():
+def test_the_baseline_always_gives_the_same_answer():
   for problem in PROBLEMS[:20]:
     assert baseline.answer(problem) == baseline.answer(problem)
     assert parsing.parse(baseline.answer(problem)) is not None
   assert len(set(map(baseline.answer, PROBLEMS))) > 50
 
 
-def test_its_care_is_middling():
+def test_the_baseline_has_average_quality():
   right = [judge.fulfilled(p, baseline.answer(p)) for p in PROBLEMS]
   kind = [judge.kind(p, baseline.answer(p)) for p in PROBLEMS]
   # Rates of 0.75 and 0.3: four standard deviations of 100 draws are 0.17 and 0.18.
@@ -31,7 +31,7 @@ def test_its_care_is_middling():
   assert sum(kind) / 100 == pytest.approx(0.3, abs=0.19)
 
 
-def test_the_opponents_own_answer_is_a_draw():
+def test_the_baselines_own_answer_is_a_draw():
   for problem in PROBLEMS:
     assert baseline.preference(problem, baseline.answer(problem)) == 0.5
 
@@ -44,6 +44,6 @@ def test_nobody_wins_against_the_ideal_and_garbage_never_wins():
     assert all(baseline.preference(problem, garbage) == 0 for problem in PROBLEMS)
 
 
-def test_other_problems_know_no_preference():
+def test_other_problems_have_no_preference():
   problem = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})
   assert baseline.preference(problem, '<think></think><answer>2+3</answer>') == 0

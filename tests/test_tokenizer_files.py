@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of the hub: what is read, and what they may not do."""
+"""Tokenizers of the hub: the ids of transformers, and what text may not encode to."""
 
 import json
 import shutil
@@ -6,13 +6,13 @@ import shutil
 import pytest
 import tokenizers
 import transformers
-from hub import checkpoint
+from hub import OUTPUT, SPECIALS, checkpoint, made, saved
 from hub import theirs as theirs_of_hub
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors as post
 
 from r1jax import tasks
-from r1jax.hub import chat_template, checkpoint_files, tokenizer_files
+from r1jax.hub import chat_template, tokenizer_files
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
 from r1jax.stages.from_hub import HubConfig
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
   return folder
 
 
-def test_a_conversation_has_the_ids_that_transformers_gives_it(folder):
+def test_conversations_have_the_ids_of_transformers(folder):
   ours = tokenizer_files.open_tokenizer(folder)
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
   expected = theirs.apply_chat_template(
@@ -88,60 +88,6 @@ def test_ids_may_have_gaps(folder, tmp_path):
   assert len(theirs) < 290
 
 
-def test_a_template_in_a_file_of_its_own_comes_first(folder, tmp_path):
-  for name in checkpoint_files.FILES:
-    if (folder / name).exists():
-      (tmp_path / name).write_bytes((folder / name).read_bytes())
-  (tmp_path / checkpoint_files.TEMPLATE).write_text(
-    "{{ messages[0]['content'] }}<think>\n"
-  )
-  tokenizer = tokenizer_files.open_tokenizer(tmp_path)
-  prompt = tokenizer.prompt(templates.CHAT, 'so')
-  assert prompt == 'so<think>'  # jinja drops the last end of line
-  assert parsing.opened(prompt) == '<think>'
-
-
-def render(source, **names):
-  return chat_template.ChatTemplate(source, names).render(MESSAGES)
-
-
-@pytest.mark.parametrize(
-  'source',
-  [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    '{% include "/etc/passwd" %}',
-    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "{{ messages.append('x') }}",
-    '{{ 1 / 0 }}',
-    '{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}',
-  ],
-)
-def test_a_template_reaches_neither_files_nor_objects(source):
-  with pytest.raises(
-    chat_template.HubError, match='the chat template cannot write this'
-  ):
-    render(source)
-
-
-def test_a_template_may_refuse_messages():
-  with pytest.raises(chat_template.HubError, match='no system message, please'):
-    render("{{ raise_exception('no system message, please') }}")
-
-
-def test_loops_json_and_whitespace_are_those_of_transformers(folder):
-  source = """
-{%- for message in messages %}
-  {%- if loop.index0 == 2 %}{% break %}{% endif %}
-{{ message | tojson }}
-{% endfor %}"""
-  theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  expected = theirs.apply_chat_template(
-    MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=True
-  )
-  assert render(source) == expected
-  assert str(expected).count('"role"') == 2
-
-
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
@@ -191,7 +137,7 @@ def test_the_template_of_r1_needs_its_tokens(folder):
     tokenizer.prompt_ids('r1_chat', 'so')
 
 
-def test_plain_prompts_begin_as_the_tokenizer_begins_texts(folder, tmp_path):
+def test_plain_prompts_begin_with_the_tokenizers_prefix(folder, tmp_path):
   made = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   made.post_processor = tokenizers.processors.TemplateProcessing(
     single='<|pad|> $A', special_tokens=[('<|pad|>', 0)]
@@ -203,7 +149,7 @@ def test_plain_prompts_begin_as_the_tokenizer_begins_texts(folder, tmp_path):
   assert ids == [0, *tokenizer.encode('User: so\nAssistant:')]
 
 
-def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
+def test_a_stream_holds_back_incomplete_characters(folder):
   tokenizer = tokenizer_files.open_tokenizer(folder)
   source = 'spróbuję → 3 日本'
   ids = tokenizer.encode(source)
@@ -214,84 +160,7 @@ def test_a_stream_holds_back_a_character_that_is_not_complete(folder):
   assert not any('\ufffd' in piece for piece in pieces)
 
 
-OUTPUT = '<think>3+5=8</think><answer>8</answer>'
-SPECIALS = ['<pad>', '</s>', '<s>']  # ids 0, 1, 2
-ROLES = {'pad_token': '<pad>', 'eos_token': '</s>', 'bos_token': '<s>'}
-
-
-def made(specials=SPECIALS):
-  """A byte-level tokenizer as transformers makes them."""
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=290,
-    special_tokens=specials,
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-  )
-  tokenizer.train_from_iterator([OUTPUT, 'User: so\nAssistant: the total'] * 9, trainer)
-  return tokenizer
-
-
-def saved(folder, tokenizer, roles=ROLES, **settings):
-  """A folder with this tokenizer; as transformers opens it, and as we do."""
-  folder.mkdir(exist_ok=True)
-  tokenizer.save(str(folder / 'tokenizer.json'))
-  settings = {'tokenizer_class': 'PreTrainedTokenizerFast', **roles, **settings}
-  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  return (
-    transformers.AutoTokenizer.from_pretrained(folder),
-    tokenizer_files.open_tokenizer(folder),
-  )
-
-
 QUESTION = [{'role': 'user', 'content': 'Tom has 12 apples and buys 30. What now?'}]
-PLAIN = {'chat_template': 'Q: {{ messages[0].content }} A:'}
-
-
-@pytest.mark.parametrize(
-  'change',
-  [
-    lambda t: t.enable_truncation(16),
-    lambda t: t.enable_truncation(16, direction='left', stride=2),
-    lambda t: t.enable_padding(length=64, pad_id=0, pad_token='<pad>'),
-    lambda t: t.enable_padding(direction='left', pad_to_multiple_of=8, pad_id=0),
-    lambda t: (t.enable_truncation(9), t.enable_padding(length=9)),
-  ],
-)
-def test_what_the_file_kept_of_the_last_call_neither_cuts_nor_fills(change, tmp_path):
-  tokenizer = made()
-  change(tokenizer)
-  theirs, ours = saved(tmp_path / 'm', tokenizer, **PLAIN)
-  expected = theirs.apply_chat_template(QUESTION, return_dict=False)
-  assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
-  for source in ('', 'so', 'the total ' * 9):
-    assert ours.encode(source) == ours.encode_after(source) == theirs.encode(source)
-  assert ours.prompt_ids('plain', 'so') == theirs.encode('User: so\nAssistant:')
-  assert tokenizer_files.bos_id(tmp_path / 'm') is None
-  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
-  copied = tokenizers.Tokenizer.from_file(str(tmp_path / 'copy/tokenizer.json'))
-  assert copied.truncation is None
-  assert copied.padding is None
-  assert copied.encode('the total ' * 9).ids == theirs.encode('the total ' * 9)
-  assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
-
-
-def test_a_file_without_such_settings_is_copied_byte_for_byte(tmp_path):
-  saved(tmp_path / 'm', made())
-  (tmp_path / 'm/additional_chat_templates').mkdir()
-  (tmp_path / 'm/additional_chat_templates/rag.jinja').write_text('x')
-  (tmp_path / 'm/special_tokens_map.json').write_text('{}')
-  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
-  names = checkpoint_files.files(tmp_path / 'm')
-  assert names == checkpoint_files.files(tmp_path / 'copy')
-  assert 'additional_chat_templates/rag.jinja' in names
-  assert 'special_tokens_map.json' in names
-  for name in names:
-    assert (tmp_path / 'copy' / name).read_bytes() == (
-      tmp_path / 'm' / name
-    ).read_bytes()
 
 
 TAG_SETS = [parsing.TAGS, parsing.TAGS[:2], parsing.TAGS[2:], ()]
@@ -300,7 +169,7 @@ TAG_SETS = [parsing.TAGS, parsing.TAGS[:2], parsing.TAGS[2:], ()]
 @pytest.mark.parametrize('special', TAG_SETS)
 @pytest.mark.parametrize('flags', [{}, {'rstrip': True, 'lstrip': True}])
 @pytest.mark.parametrize('others', [parsing.TAGS, ()])
-def test_tags_are_seen_and_read_however_they_were_added(
+def test_tags_are_encoded_and_decoded_however_they_were_added(
   special, flags, others, tmp_path
 ):
   tokenizer = made()
@@ -324,10 +193,12 @@ def test_tags_are_seen_and_read_however_they_were_added(
 
 
 CONTROL = ['<|im_start|>', '<|im_end|>', '<|eot|>']
+
+
 SEEN = ['<tool_call>', '</tool_call>', '<|begin_of_thought|>', '<think>']
 
 
-def test_control_tokens_alone_vanish_and_are_never_read(tmp_path):
+def test_only_control_tokens_are_dropped_and_never_encoded(tmp_path):
   tokenizer = made()
   tokenizer.add_special_tokens(CONTROL + SEEN)
   tokenizer.add_tokens(['<|end|>', '    '])
@@ -350,143 +221,10 @@ def test_control_tokens_alone_vanish_and_are_never_read(tmp_path):
     assert ours.encode(token) == [number]
 
 
-OBJECTS = {
-  role: {'content': token, 'lstrip': False, 'rstrip': False, 'normalized': False}
-  for role, token in ROLES.items()
-}
 WRITES = {
   'chat_template': '{{ bos_token }}{% for m in messages %}{{ m.content }}'
   '{{ eos_token }}{% endfor %}'
 }
-ADDED = {'added_tokens_decoder': {'2': {'content': '<s>', 'special': True}}}
-
-
-@pytest.mark.parametrize(
-  ('roles', 'named'),
-  [
-    ({}, ROLES),
-    ({}, OBJECTS),
-    ({'bos_token': None, 'eos_token': '</s>'}, ROLES),
-    ({**ROLES, 'bos_token': '<pad>'}, ROLES),  # the older file goes first,
-    ({**ROLES, **ADDED}, {**ROLES, 'bos_token': '<pad>'}),  # and doesn't count here
-    ({'eos_token': '</s>', **ADDED}, ROLES),
-    (ROLES, {}),
-    ({**ROLES, 'bos_token': 'so'}, {}),  # a word, but not among the added tokens
-  ],
-)
-def test_roles_are_those_that_transformers_finds(roles, named, tmp_path):
-  (tmp_path / 'm').mkdir()
-  (tmp_path / 'm/special_tokens_map.json').write_text(json.dumps(named))
-  (tmp_path / 'm/generation_config.json').write_text('{"eos_token_id": 1}')
-  theirs, ours = saved(tmp_path / 'm', made(), roles, **WRITES)
-  messages = [{'role': 'user', 'content': 'also'}]
-  expected = theirs.apply_chat_template(messages, return_dict=False)
-  assert ours.prompt_ids(templates.CHAT, 'also') == expected
-  pad = theirs.pad_token_id
-  assert ours.pad_id == (ours.eos_id if pad is None else pad)
-  assert tokenizer_files.named_bos_id(tmp_path / 'm') == theirs.bos_token_id
-
-
-@pytest.mark.parametrize(
-  'flags',
-  [{}, {'lstrip': True, 'rstrip': True}, {'special': True}, {'normalized': True}],
-)
-def test_tokens_that_the_settings_list_go_before_those_of_the_file(flags, tmp_path):
-  tokenizer = made()
-  tokenizer.add_tokens([AddedToken('<tool>', normalized=False)])
-  listed = {
-    str(n): {'content': token, 'special': True, 'normalized': False}
-    for n, token in enumerate(SPECIALS)
-  }
-  first = tokenizer.token_to_id('<tool>')
-  for n, token in enumerate(['<tool>', '<new>']):
-    listed[str(first + n)] = {'content': token, 'normalized': False, **flags}
-  theirs, ours = saved(tmp_path / 'm', tokenizer, added_tokens_decoder=listed)
-  source = 'so <tool> so <new> so'
-  assert ours.chat_ids(source) == theirs.encode(source)
-  assert ours.encode(source) == theirs.encode(source)
-  assert '<tool>' in ours.decode(theirs.encode(source))
-  assert tokenizer_files.open_tokenizer(tmp_path / 'm').content['added_tokens'][-1][
-    'content'
-  ] == ('<new>')
-
-
-TOOL = {'<tool>': 288, '<x>': 289}
-
-
-def objects(*tokens, **flags):
-  off = dict.fromkeys(('lstrip', 'rstrip', 'normalized', 'single_word'), False)
-  return [{'content': token, **off, **flags} for token in tokens]
-
-
-@pytest.mark.parametrize(
-  ('settings', 'files'),
-  [
-    ({}, {'added_tokens.json': TOOL}),
-    ({'pad_token': '<x>'}, {'added_tokens.json': TOOL}),
-    ({}, {'added_tokens.json': {'<s>': 2, 'al': 270}}),  # what tokenizer.json has
-    (ADDED, {'added_tokens.json': TOOL}),  # which doesn't count beside these
-    (
-      {},
-      {
-        'added_tokens.json': TOOL,
-        'special_tokens_map.json': {'additional_special_tokens': ['<x>', 'al']},
-      },
-    ),
-    *(
-      ({name: tokens}, {})
-      for name in ('additional_special_tokens', 'extra_special_tokens')
-      for tokens in (
-        ['al', 'so'],  # words of the vocabulary
-        ['<tool>', 'al'],  # and one that it lacks
-        [{'__type': 'AddedToken', **x} for x in objects('al', rstrip=True)],
-      )
-    ),
-    ({}, {'special_tokens_map.json': {'additional_special_tokens': ['al']}}),
-    (
-      {'extra_special_tokens': ['so']},
-      {'special_tokens_map.json': {'extra_special_tokens': objects('al')}},
-    ),
-    (
-      {'additional_special_tokens': ['so']},
-      {'special_tokens_map.json': {'additional_special_tokens': ['al']}},
-    ),
-    (ADDED, {'special_tokens_map.json': {'additional_special_tokens': ['al']}}),
-    ({'extra_special_tokens': {'image': 'al', 'box_token': '<tool>'}}, {}),
-    ({'think_token': 'al', 'mask_token': '<x>', 'cls_token': '<tool>'}, {}),
-    ({'split_special_tokens': True, 'extra_special_tokens': ['<think>', 'al']}, {}),
-    ({'split_special_tokens': False, 'extra_special_tokens': ['<think>']}, {}),
-    ({'add_bos_token': True, 'add_eos_token': True}, {}),
-  ],
-)
-def test_added_and_special_tokens_of_all_files_are_those_of_transformers(
-  settings, files, tmp_path
-):
-  (tmp_path / 'm').mkdir()
-  for name, content in files.items():
-    (tmp_path / 'm' / name).write_text(json.dumps(content))
-  chat = {'chat_template': 'Q: {{ image }}{{ think_token }}{{ messages[0].content }}'}
-  theirs, ours = saved(tmp_path / 'm', made(), **chat, **settings)
-  for source in ('so <tool> the total<x>al', '<s>so</s> <think>al</think> total'):
-    assert ours.chat_ids(source) == theirs.encode(source, add_special_tokens=False)
-  expected = theirs.apply_chat_template(QUESTION, return_dict=False)
-  assert ours.prompt_ids(templates.CHAT, QUESTION[0]['content']) == expected
-  tags = 'so <think>so</think>'
-  assert ours.encode(tags) == ours.encode_after(tags) == theirs.encode(tags)
-  checkpoint_files.copy(tmp_path / 'm', tmp_path / 'copy')
-  assert tokenizer_files.open_tokenizer(tmp_path / 'copy').digest == ours.digest
-
-
-def test_a_token_that_no_row_is_left_for_is_not_added(tmp_path):
-  (tmp_path / 'm').mkdir()
-  tokenizer = made()
-  size = tokenizer.get_vocab_size()
-  settings = {**ROLES, 'pad_token': '[PAD]', 'additional_special_tokens': ['<x>']}
-  for room, added in ((0, 0), (1, 1), (9, 2)):
-    (tmp_path / 'm/config.json').write_text(json.dumps({'vocab_size': size + room}))
-    theirs, ours = saved(tmp_path / 'm', tokenizer, settings)
-    assert ours.vocab_size == size + added
-    assert ours.pad_id == (theirs.pad_token_id if added else ours.eos_id)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +236,7 @@ def test_a_token_that_no_row_is_left_for_is_not_added(tmp_path):
     (0, 282, (1, 0)),
   ],
 )
-def test_outputs_end_where_transformers_ends_them(generation, config, stops, tmp_path):
+def test_outputs_end_at_the_tokens_of_transformers(generation, config, stops, tmp_path):
   reference = theirs_of_hub('llama', {'vocab_size': 300})
   reference.config.eos_token_id = config
   reference.save_pretrained(tmp_path / 'm')
@@ -516,7 +254,7 @@ def test_outputs_end_where_transformers_ends_them(generation, config, stops, tmp
     assert [*stops[1:]] == (given if isinstance(given, list) else [given])
 
 
-def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
+def test_a_stop_token_of_ordinary_text_gets_a_warning(tmp_path):
   (tmp_path / 'm').mkdir()
   tokenizer = made()
   word = tokenizer.token_to_id('so')
@@ -527,27 +265,7 @@ def test_a_stop_that_is_ordinary_text_is_told_of(tmp_path):
   assert f"ends outputs at token {word}, 'so', which is ordinary text" in remark
 
 
-@pytest.mark.parametrize(
-  ('before', 'after'),
-  [
-    ({'eos_token_id': [283, 282]}, {'eos_token_id': [283, 282, 1]}),
-    ({'eos_token_id': 283, 'top_p': 0.9}, {'eos_token_id': [283, 1], 'top_p': 0.9}),
-    (None, {'eos_token_id': 1}),
-    ({'eos_token_id': [283, 1]}, None),  # the file as it is
-  ],
-)
-def test_a_copy_ends_outputs_where_the_model_has_learned_to(before, after, tmp_path):
-  _, ours = saved(tmp_path / 'm', made())
-  file = tmp_path / 'm/generation_config.json'
-  if before is not None:
-    file.write_text(json.dumps(before))
-  found = checkpoint_files.copies(tmp_path / 'm', ours.eos_id)['generation_config.json']
-  assert found == file if after is None else json.loads(str(found)) == after
-  if before is not None:
-    assert checkpoint_files.copies(tmp_path / 'm')['generation_config.json'] == file
-
-
-def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
+def test_a_template_that_uses_an_undefined_token_gets_a_warning(tmp_path):
   _, ours = saved(tmp_path / 'm', made(), {'eos_token': '</s>'}, **WRITES)
   (remark,) = ours.remarks
   assert 'uses bos_token, but neither tokenizer_config.json nor special_' in remark
@@ -555,54 +273,7 @@ def test_a_template_that_reads_a_token_that_is_not_named_is_told_of(tmp_path):
   assert ours.remarks == ()
 
 
-TOOLS = [{'name': 'default', 'template': 'a'}, {'name': 'tool_use', 'template': 'b'}]
-
-
-@pytest.mark.parametrize(
-  ('settings', 'files'),
-  [
-    ({'chat_template': TOOLS}, {}),
-    ({'chat_template': 'c'}, {}),
-    ({'chat_template': 'c'}, {'chat_template.jinja': 'd'}),
-    ({'chat_template': TOOLS}, {'chat_template.jinja': 'd'}),
-    ({}, {'chat_template.jinja': 'd', 'additional_chat_templates/rag.jinja': 'e'}),
-    ({}, {'additional_chat_templates/default.jinja': 'f'}),
-  ],
-)
-def test_of_several_templates_the_one_of_transformers_is_used(
-  settings, files, tmp_path
-):
-  (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
-  for name, source in files.items():
-    (tmp_path / 'm' / name).write_text(source)
-  theirs, ours = saved(tmp_path / 'm', made(), **settings)
-  expected = theirs.apply_chat_template(QUESTION, tokenize=False)
-  assert ours.prompt(templates.CHAT, 'so') == expected
-
-
-@pytest.mark.parametrize(
-  ('settings', 'files'),
-  [
-    ({'chat_template': TOOLS[1:]}, {}),
-    ({'chat_template': 'c'}, {'additional_chat_templates/rag.jinja': 'e'}),
-  ],
-)
-def test_without_a_default_none_of_several_templates_is_used(settings, files, tmp_path):
-  (tmp_path / 'm/additional_chat_templates').mkdir(parents=True)
-  for name, source in files.items():
-    (tmp_path / 'm' / name).write_text(source)
-  theirs, ours = saved(tmp_path / 'm', made(), **settings)
-  with pytest.raises(ValueError, match='no default specified'):
-    theirs.apply_chat_template(QUESTION, tokenize=False)
-  (remark,) = ours.remarks
-  assert (
-    "no chat template named 'default', the only one that is used; it has " in remark
-  )
-  with pytest.raises(ValueError, match='has no chat template'):
-    ours.prompt(templates.CHAT, 'so')
-
-
-def test_variables_that_the_template_does_not_read_are_refused(tmp_path):
+def test_variables_that_the_template_does_not_use_are_refused(tmp_path):
   template = '{{ enable_thinking }}{{ messages[0].content }}{{ strftime_now("%Y") }}'
   saved(tmp_path / 'm', made(), chat_template=template)
   found = tokenizer_files.open_tokenizer(tmp_path / 'm', {'enable_thinking': 3})
@@ -636,7 +307,7 @@ AROUND = [
 
 
 @pytest.mark.parametrize(('processor', 'before', 'behind'), AROUND)
-def test_a_prompt_has_what_texts_begin_with_and_not_their_end(
+def test_prompts_begin_with_bos_and_end_without_eos(
   processor, before, behind, tmp_path
 ):
   tokenizer = made()
@@ -681,7 +352,7 @@ BLANKS = [
 
 @pytest.mark.parametrize(('normalizer', 'cut'), BLANKS)
 @pytest.mark.parametrize('template', ['chat', 'plain'])
-def test_an_output_goes_on_without_a_blank_of_its_own(
+def test_outputs_continue_prompts_without_a_leading_space(
   normalizer, cut, template, tmp_path
 ):
   chat = {'chat_template': '{{ messages[0].content }} [/INST]'}
@@ -702,7 +373,7 @@ def test_an_output_goes_on_without_a_blank_of_its_own(
   assert theirs.convert_ids_to_tokens(ours.encode('so')) == ['▁', 's', 'o']
 
 
-def test_a_model_of_the_hub_is_asked_for_the_tags_by_its_own_template(tmp_path):
+def test_chat_tags_show_the_format_in_the_models_own_template(tmp_path):
   checkpoint(tmp_path / 'm')
   tokenizer = tokenizer_files.open_tokenizer(tmp_path / 'm')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')

@@ -1,4 +1,4 @@
-"""What programs cost, counted from their text, beside what was written down by hand."""
+"""Costs of programs, counted from their text, against counts by hand."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_loop_costs_as_often_as_it_runs(tmp_path):
   assert not sum(found.sent.values())
 
 
-def test_a_loop_whose_end_is_a_number_of_the_program_runs_as_often_as_is_said(tmp_path):
+def test_a_loop_with_a_dynamic_end_runs_unknown_trips_times(tmp_path):
   def function(x, w, count):
     return jax.lax.fori_loop(0, count, lambda _, x: x @ w, x)
 
@@ -63,7 +63,7 @@ def test_a_sum_over_devices_is_scattered_and_gathered(tmp_path):
   }
 
 
-def test_what_is_gathered_comes_from_the_others(tmp_path):
+def test_an_all_gather_receives_the_parts_of_the_others(tmp_path):
   def function(x):
     return constrain(x * 2)
 
@@ -85,7 +85,7 @@ ENTRY %main (x: f32[40,8], w: f32[5,8,6], n: s32[5]) -> f32[40,6] {
 
 
 @pytest.mark.parametrize('share', [1.0, 0.25])
-def test_a_row_of_a_grouped_product_meets_one_matrix(share):
+def test_a_row_of_a_grouped_product_uses_one_matrix(share):
   found = costs.program_costs(RAGGED, ragged_share=share)
   assert found.flops == share * 2 * (2 * 40 * 8 * 6)
 
@@ -201,7 +201,7 @@ ENTRY %main (c: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
 """
 
 
-def test_a_body_that_the_compiler_wrote_twice_runs_half_as_often():
+def test_an_unrolled_body_runs_half_as_often():
   assert costs.program_costs(TWICE).flops == 6 * 2 * 4 * 4 * 4
 
 
@@ -279,9 +279,7 @@ def test_groups_that_cannot_be_read_are_refused():
     ('all-to-all', 'f32[96]', 0, 7 / 8 * 384),
   ],
 )
-def test_the_devices_of_a_slice_share_what_crosses_the_network(
-  kind, shape, links, network
-):
+def test_the_devices_of_a_slice_share_network_traffic(kind, shape, links, network):
   text = collective(kind, shape, 'replica_groups=[1,8]<=[8]')
   found = costs.program_costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])
   assert found.over('links') == pytest.approx(links)
@@ -298,7 +296,7 @@ def test_the_devices_of_a_slice_share_what_crosses_the_network(
     ('{0,0},{1,1}', 0, 0),
   ],
 )
-def test_what_is_passed_on_takes_the_way_from_its_source(pairs, links, network):
+def test_a_permutation_uses_links_or_network_by_its_source(pairs, links, network):
   groups = f'source_target_pairs={{{pairs}}}'
   text = collective('collective-permute', 'f32[96]', groups)
   found = costs.program_costs(text, slices=[0, 0, 0, 0, 1, 1, 1, 1])

@@ -1,4 +1,4 @@
-"""Plans of small stages, beside what their sizes come to and what a run needs."""
+"""Plans of small stages, against sizes calculated by hand."""
 
 import dataclasses
 import re
@@ -62,7 +62,7 @@ def test_every_phase_is_compiled_and_runs_as_often_as_in_a_step(found):
   assert names == ['prefill', 'decode', 'update']
 
 
-def test_memory_is_what_the_sizes_come_to(found):
+def test_memory_follows_from_the_sizes(found):
   # Gains lie everywhere, embeddings and matrices are cut in eight.
   share = 4 * (PARAMETERS / 8)
   update = {name: size / share for name, size in found['update'].memory.items()}
@@ -85,7 +85,7 @@ def test_memory_is_what_the_sizes_come_to(found):
     assert abs(one.memory['padding']) < 0.05 * one.argument_bytes
 
 
-def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
+def test_offloaded_arrays_take_no_device_memory():
   settings = dataclasses.replace(WORK.rl, offload=True)
   work = dataclasses.replace(WORK, rl=settings)
   devices, _ = topology.find('cpu:8')
@@ -116,7 +116,7 @@ def test_what_waits_in_the_hosts_memory_takes_none_of_the_devices():
   assert update['results'] < 0.1 * share
 
 
-def test_products_are_what_the_model_comes_to(found):
+def test_flops_follow_from_the_model(found):
   matrices = PARAMETERS - 5 * 64
   scores = 2 * 2 * 4 * 16 * (16 + 32)  # of a token that sees prompt and output
   assert found['decode'].costs.flops == pytest.approx(
@@ -124,7 +124,7 @@ def test_products_are_what_the_model_comes_to(found):
   )
 
 
-def test_copies_send_their_gradients_once_however_many_micro_batches():
+def test_replicas_reduce_gradients_once_for_all_micro_batches():
   work = dataclasses.replace(
     WORK,
     rl=dataclasses.replace(WORK.rl, minibatches=1),
@@ -138,7 +138,7 @@ def test_copies_send_their_gradients_once_however_many_micro_batches():
   assert summed == pytest.approx(4 * PARAMETERS / 4, rel=0.05)
 
 
-def test_a_phase_is_bound_by_what_takes_longest():
+def test_a_phase_is_bound_by_the_slowest_resource():
   sent = {
     ('all-gather', 4, 'links'): 3e9,
     ('all-reduce', 8, 'links'): 1e9,
@@ -187,7 +187,7 @@ class Refused:
 @pytest.mark.parametrize(
   'how', ['Used 120.50G of 95.74G hbm.', 'The total (120.50G) exceeds HBM (95.74G).']
 )
-def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
+def test_a_program_that_runs_out_of_memory_does_not_fit(how):
   words = f'RESOURCE_EXHAUSTED: Ran out of memory. {how}\nmore'
   found = measure.measure(programs.Phase('update', Refused(words), (), {}, BESIDE, 1))
   assert found.memory == {'reference': 3e9, 'the program': 120.5 * 2**30}
@@ -203,7 +203,7 @@ def test_a_program_that_the_compiler_finds_no_room_for_does_not_fit(how):
 
 
 @pytest.mark.parametrize(('machine', 'copies'), [('cpu:8', 1), ('2xv5e:2x2', 2)])
-def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
+def test_smaller_plans_come_cheapest_first(machine, copies):
   work = dataclasses.replace(
     WORK,
     model=dataclasses.replace(MODEL, remat='dots'),
@@ -245,9 +245,7 @@ def test_what_needs_less_is_tried_from_what_costs_least(machine, copies):
     ),
   ],
 )
-def test_sizes_that_do_not_go_together_are_refused_before_anything_is_compiled(
-  change, message
-):
+def test_incompatible_sizes_are_refused_before_anything_is_compiled(change, message):
   length = 33 if 'max_length' in message else 32
   prompts = 12 if 'prompts' in message else 8
   rl = dataclasses.replace(WORK.rl, max_length=((0, length),), prompts_per_step=prompts)
@@ -320,13 +318,13 @@ def test_an_experiment_is_planned_as_it_is():
   assert own == (script.work(chosen, own).model, 400)
 
 
-def test_an_experiment_that_makes_another_smaller_is_not_planned_as_that_one():
+def test_a_smaller_variant_of_an_experiment_is_planned_as_itself():
   _, smaller = script.defaults('experiments.smoke')
   assert smaller is not None
   assert smaller[0] == Smoke().model
 
 
-def test_copies_of_a_model_lie_on_different_slices():
+def test_replicas_are_on_different_slices():
   two, chip = topology.find('2xv5e:2x2')
   assert chip == topology.CHIPS['v5e']
   found = make_mesh(two, MeshConfig(fsdp=2, tensor=2))
@@ -346,7 +344,7 @@ def slope(w, x):
   ('machine', 'chip'),
   [('2xv5e:2x2', None), ('cpu:8', topology.CHIPS['h100']._replace(joined=4))],
 )
-def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
+def test_gradients_of_replicas_are_summed_over_the_network(machine, chip):
   place = make_mesh(topology.find(machine)[0], MeshConfig(data=2, fsdp=4))
 
   def shape(*sizes, names):
@@ -368,7 +366,7 @@ def test_gradients_of_copies_are_summed_over_the_network(machine, chip):
     (['--model.param_dtype', 'x'], r'takes no --model\.param-dtype: .* --param-dtype$'),
   ],
 )
-def test_flags_of_experiments_that_have_another_name_are_named(words, message):
+def test_flags_with_another_name_are_named(words, message):
   with pytest.raises(programs.PlanError, match=message):
     script.check_words(['--rl.steps', '3', *words])
   script.check_words(['--model', 'Qwen2.5-7B', '--mesh.fsdp', '8'])

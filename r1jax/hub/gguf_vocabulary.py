@@ -1,7 +1,7 @@
 """The vocabulary of a GGUF file, and the tokenizers that GGUF cannot express.
 
-llama.cpp's byte-level BPE has pre-tokenizers by name (see `gguf.PATTERNS`), merges,
-added tokens, and one token before and after each text. It does not normalize texts.
+llama.cpp's byte-level BPE has pre-tokenizers by name (see `PATTERNS`), merges, added
+tokens, and one token before and after each text. It does not normalize texts.
 """
 
 import dataclasses
@@ -14,13 +14,20 @@ import tokenizers
 from r1jax.hub.storage import WeightsError
 from r1jax.text import surroundings
 
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+# Pre-tokenizers: pattern in tokenizer.json -> name in llama.cpp.
+PATTERNS = {
+  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST: 'qwen2',
+  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST: 'llama-bpe',
+}
 NFC = 'NFC'  # composes characters: e and ´ become é
 STOPS = 3  # tokens that can end an output: EOS, end of turn, end of message
 WHOLE_WORDS = 'llama-bpe'  # the pre-tokenizer that looks words up before it merges
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Vocabulary:
   """Tokenizer, special tokens and chat template of a model, as GGUF needs them."""
 
   tokenizer: Mapping[str, Any]  # tokenizer.json
@@ -57,18 +64,20 @@ class Text:
     return kinds(normalizer) if normalizer else []
 
 
-def check(text: Text, cut: str) -> None:
-  """Raises WeightsError if llama.cpp would read texts as different tokens.
+def check(vocabulary: Vocabulary) -> str:
+  """Returns llama.cpp's name of the pre-tokenizer.
 
-  `cut` is llama.cpp's name of the pre-tokenizer.
+  Raises:
+    WeightsError: llama.cpp would read texts as different tokens.
   """
-  if other := [kind for kind in text.normalizers if kind != NFC]:
+  name = _pre_tokenizer(vocabulary.tokenizer)
+  if other := [kind for kind in vocabulary.normalizers if kind != NFC]:
     raise WeightsError(
       f'tokenizer.json: normalizer: expected none or {NFC} for GGUF, since llama.cpp '
       f'does not normalize, got {", ".join(other)}'
     )
-  _check_model(text.tokenizer, cut)
-  for token in text.tokenizer.get('added_tokens', []):
+  _check_model(vocabulary.tokenizer, name)
+  for token in vocabulary.tokenizer.get('added_tokens', []):
     for field in ('lstrip', 'rstrip', 'single_word'):
       if token.get(field):
         raise WeightsError(
@@ -76,17 +85,52 @@ def check(text: Text, cut: str) -> None:
           'llama.cpp ignores that flag, got true for '
           f'{token["content"]!r}'
         )
-  before, after = text.around
-  if len(before) > 1 or after not in ([], [text.eos_id]):
+  before, after = vocabulary.around
+  if len(before) > 1 or after not in ([], [vocabulary.eos_id]):
     raise WeightsError(
-      'tokenizer.json: post_processor: expected at most one token before each text '
-      f'and at most EOS ({text.eos_id}) after it for GGUF, got {before} and {after}'
+      'tokenizer.json: post_processor: expected at most one token before each text and '
+      f'at most EOS ({vocabulary.eos_id}) after it for GGUF, got {before} and {after}'
     )
-  if 'bos_token' in (text.chat_template or '') and not before and text.bos_id is None:
+  if (
+    'bos_token' in (vocabulary.chat_template or '')
+    and not before
+    and vocabulary.bos_id is None
+  ):
     raise WeightsError(  # llama.cpp would write its default, token 11
       'chat_template: expected one without bos_token for GGUF, since the tokenizer '
       'has none; define it in tokenizer_config.json, or remove it from the template'
     )
+  return name
+
+
+def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+  """Returns llama.cpp's name of this tokenizer's pre-tokenizer."""
+  if tokenizer.get('model', {}).get('type') != 'BPE':
+    raise WeightsError(
+      f'tokenizer.json: expected a BPE model for GGUF, got '
+      f'{tokenizer.get("model", {}).get("type")!r}'
+    )
+  given = tokenizer.get('pre_tokenizer') or {}
+  parts = given.get('pretokenizers', [given])
+  names = [part.get('type') for part in parts]
+  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
+    raise WeightsError(
+      'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, since '
+      'llama.cpp puts no space before texts, got true'
+    )
+  cuts = parts[-1].get('use_regex', True)  # ByteLevel splits as GPT-2 does
+  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
+    return 'smollm'
+  if names == ['ByteLevel'] and cuts:
+    return 'gpt-2'
+  pattern = parts[0].get('pattern', {}).get('Regex')
+  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
+  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
+    return PATTERNS[pattern]
+  raise WeightsError(
+    'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
+    f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
+  )
 
 
 def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
@@ -116,16 +160,16 @@ def _unmerged(tokenizer: Mapping[str, Any]) -> str | None:
   return next((word for word, to in found if len(to.ids) != 1), None)
 
 
-def remarks(text: Text) -> list[str]:
+def remarks(vocabulary: Vocabulary) -> list[str]:
   """Returns warnings about texts that llama.cpp reads as different tokens."""
-  before, after = text.around
+  before, after = vocabulary.around
   found = []
-  if more := text.stop_ids[STOPS:]:
+  if more := vocabulary.stop_ids[STOPS:]:
     found.append(
       f'GGUF has room for {STOPS} tokens that end outputs. If llama.cpp does not stop '
       f'at the tokens {", ".join(map(str, more))}, pass them as stop sequences.'
     )
-  if text.normalizers:
+  if vocabulary.normalizers:
     found.append(
       f'The tokenizer composes characters first ({NFC}), and llama.cpp does not: it '
       'reads text with decomposed accents as different tokens.'
@@ -135,7 +179,11 @@ def remarks(text: Text) -> list[str]:
       'The tokenizer ends each text with EOS, and llama.cpp appends it to prompts and '
       'conversations too: to continue them, pass token ids instead of text.'
     )
-  if before and text.chat_template and not _writes(text, text.chat_template, before[0]):
+  if (
+    before
+    and vocabulary.chat_template
+    and not _writes(vocabulary, vocabulary.chat_template, before[0])
+  ):
     found.append(
       'The tokenizer begins each text with BOS, and llama.cpp puts it before '
       'conversations too, although the chat template writes none.'
@@ -143,6 +191,8 @@ def remarks(text: Text) -> list[str]:
   return found
 
 
-def _writes(text: Text, template: str, bos_id: int) -> bool:
-  added = {token['id']: token['content'] for token in text.tokenizer['added_tokens']}
+def _writes(vocabulary: Vocabulary, template: str, bos_id: int) -> bool:
+  added = {
+    token['id']: token['content'] for token in vocabulary.tokenizer['added_tokens']
+  }
   return 'bos_token' in template or added.get(bos_id, 'bos_token') in template

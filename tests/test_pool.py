@@ -1,4 +1,4 @@
-"""Rewards and their pool. Workers import this file to run the functions below."""
+"""The reward pool. Workers import this file to run the functions below."""
 
 import math
 import os
@@ -89,7 +89,7 @@ def test_rules_score_the_answer_and_the_form(output, accuracy, form):
 )
 @hypothesis.example('<think></think><answer>' + '(' * 100_000 + '</answer>')
 @hypothesis.example('<think></think><answer>' + '9**' * 1_000 + '9</answer>')
-def test_accuracy_never_raises_and_pays_only_for_a_solution(output):
+def test_accuracy_never_raises_and_needs_a_solution(output):
   paid = rules.accuracy(PROBLEM, output)
   assert paid in (0.0, 1.0)
   if paid:  # checked again by Python itself
@@ -117,7 +117,7 @@ def test_equal_rewards_have_equal_totals_in_batches_of_any_size():
     assert totals[0] == np.float32(exact)
 
 
-def test_two_batches_may_be_under_way_at_once(pool):
+def test_two_batches_may_be_scored_at_once(pool):
   first, second = (pool.submit([PROBLEM], [text]) for text in '12')
   assert second.result().values[0, 0] == 2
   assert first.result().values[0, 0] == 1
@@ -133,15 +133,15 @@ def test_no_outputs_have_no_scores(pool):
     ('raise', 'raised RuntimeError: out of luck'),
     ('exit', 'raised SystemExit: 3'),
     ('x', "raised ValueError: could not convert string to float: 'x'"),
-    ('nan', 'gave nan instead of a finite number'),
-    ('-inf', 'gave -inf instead of a finite number'),
-    ('huge', 'gave 1e+300 instead of a finite number'),  # no float32
-    ('none', 'gave None instead of a finite number'),
-    ('text', "gave '1' instead of a finite number"),
+    ('nan', 'returned nan instead of a finite number'),
+    ('-inf', 'returned -inf instead of a finite number'),
+    ('huge', 'returned 1e+300 instead of a finite number'),  # no float32
+    ('none', 'returned None instead of a finite number'),
+    ('text', "returned '1' instead of a finite number"),
     ('die', 'ended its process with exit code 7'),
   ],
 )
-def test_a_failing_reward_is_worth_nothing_and_told(pool, misdeed, reason):
+def test_a_failing_reward_counts_0_and_is_reported(pool, misdeed, reason):
   scores = pool.submit([PROBLEM, OTHER, PROBLEM], ['4', misdeed, 'true']).result()
   # The other outputs, and the other reward of the same output, keep their values.
   expected = [[4, 1], [0, len(misdeed)], [1, 4]]
@@ -150,14 +150,14 @@ def test_a_failing_reward_is_worth_nothing_and_told(pool, misdeed, reason):
   assert (scores.failures, scores.timeouts) == (1, 0)
 
 
-def test_a_hanging_reward_is_stopped(pool):
+def test_a_hanging_reward_times_out(pool):
   scores = score(pool, ['4', 'hang', '5'])
   np.testing.assert_array_equal(scores.values, [[4, 1], [0, 4], [5, 1]])
-  assert scores.errors == ["reward 'moody' on problem 'p1' was stopped after 1 s"]
+  assert scores.errors == ["reward 'moody' on problem 'p1' timed out after 1 s"]
   assert (scores.failures, scores.timeouts) == (0, 1)
 
 
-def test_only_the_first_failures_are_told(pool):
+def test_only_the_first_failures_are_described(pool):
   scores = score(pool, ['nan'] * 40 + ['1'])
   assert scores.failures == 40
   assert len(scores.errors) == 5
@@ -167,7 +167,7 @@ def test_only_the_first_failures_are_told(pool):
   ('misdeed', 'remedy'),
   [
     ('raise', 'it raised RuntimeError: out of luck; fix its function'),
-    ('hang', 'it was stopped after 1 s; make it faster or raise the time limit'),
+    ('hang', 'it timed out after 1 s; make it faster or raise the time limit'),
   ],
 )
 def test_a_reward_that_fails_on_every_output_ends_the_run(pool, misdeed, remedy):
@@ -176,19 +176,19 @@ def test_a_reward_that_fails_on_every_output_ends_the_run(pool, misdeed, remedy)
   assert score(pool, ['6']).values[0, 0] == 6  # and the pool is still of use
 
 
-def test_a_reward_that_hangs_on_the_first_outputs_is_not_waited_for_on_the_rest(
+def test_a_reward_that_hangs_on_the_first_outputs_cancels_the_rest(
   monkeypatch,
 ):
   monkeypatch.setattr(pool_module, 'HOPELESS', 2)
   rewards = [Weighted('length', length, 1.0), Weighted('moody', moody, 1.0)]
   with RewardPool(rewards, workers=2, timeout=0.5) as pool:
-    message = "'moody' was stopped after 0.5 s on each of the first 2 outputs and on"
+    message = "'moody' timed out after 0.5 s on each of the first 2 outputs and on"
     with pytest.raises(RewardError, match=message):
       score(pool, ['hang'] * 1000)  # would take four minutes
     assert score(pool, ['6']).values.tolist() == [[1.0, 6.0]]
 
 
-def test_hanging_on_the_first_problem_alone_ends_nothing(monkeypatch):
+def test_hanging_on_only_the_first_outputs_is_no_error(monkeypatch):
   monkeypatch.setattr(pool_module, 'HOPELESS', 2)
   with RewardPool([Weighted('moody', moody, 1.0)], workers=2, timeout=0.5) as pool:
     scores = score(pool, ['hang', 'hang', '3', '4'])
@@ -215,7 +215,7 @@ def test_weight_must_be_finite(weight):
   ('rewards', 'settings', 'message'),
   [
     ([], {}, 'expected one or more'),
-    ([Weighted('x', length, 1.0)] * 2, {}, r"different names, got \['x', 'x'\]"),
+    ([Weighted('x', length, 1.0)] * 2, {}, r"unique names, got \['x', 'x'\]"),
     ([Weighted('x', length, 1.0)], {'workers': 0}, 'workers: expected at least 1'),
     ([Weighted('x', length, 1.0)], {'timeout': 0.0}, 'timeout: expected a number'),
     (
@@ -225,14 +225,14 @@ def test_weight_must_be_finite(weight):
     ),
   ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_starts(
+def test_invalid_settings_are_refused_before_anything_starts(
   rewards, settings, message
 ):
   with pytest.raises(ValueError, match=message):
     RewardPool(rewards, **settings)
 
 
-def test_as_many_problems_as_texts(pool):
+def test_problems_and_texts_must_have_equal_lengths(pool):
   with pytest.raises(ValueError, match='a problem for every text, got 1 and 2'):
     pool.submit([PROBLEM], ['1', '2'])
 
@@ -260,7 +260,7 @@ PROGRAM = """
 import os
 import signal
 import sys
-import test_rewards
+import test_pool
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
 
@@ -268,10 +268,10 @@ if __name__ == '__mp_main__' and 'early' in sys.argv:  # in a worker that is sta
   os.killpg(0, signal.SIGINT)
 
 if __name__ == '__main__':
-  rewards = [Weighted('moody', test_rewards.moody, 1.0)]
+  rewards = [Weighted('moody', test_pool.moody, 1.0)]
   with RewardPool(rewards, workers=1, timeout=1e6) as pool:
-    pool.submit([test_rewards.PROBLEM], ['1']).result()
-    pending = pool.submit([test_rewards.PROBLEM], ['hang'])
+    pool.submit([test_pool.PROBLEM], ['1']).result()
+    pending = pool.submit([test_pool.PROBLEM], ['hang'])
     print('ready', flush=True)
     pending.result()
 """
@@ -310,7 +310,7 @@ def test_workers_end_when_their_parent_is_killed(program):
 
 
 @pytest.mark.parametrize('when', ['early', 'late'])
-def test_an_interrupt_is_the_parents_alone(program, when):
+def test_only_the_parent_receives_an_interrupt(program, when):
   parent = start([program, when])
   if when == 'late':  # Ctrl-C: the terminal signals the whole group
     assert parent.stdout.readline() == 'ready\n'
@@ -320,7 +320,7 @@ def test_an_interrupt_is_the_parents_alone(program, when):
   assert told.count('Traceback') == 1
 
 
-def test_a_main_module_that_workers_cannot_import_is_told():
+def test_a_main_module_that_workers_cannot_import_is_reported():
   parent = start(['-'], stdin=subprocess.PIPE)  # there is no file to import
   _, told = parent.communicate(PROGRAM, timeout=60)
-  assert 'RewardError: the reward workers are gone or could not start' in told
+  assert 'RewardError: the reward workers died or could not start' in told

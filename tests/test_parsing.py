@@ -1,0 +1,161 @@
+"""Outputs taken apart, by hand and against the pattern that defines them."""
+
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+from r1jax.text import parsing
+
+# Pieces of which garbage that looks like an output is made.
+PIECES = strategies.sampled_from(
+  [
+    *parsing.TAGS,
+    '<',
+    '>',
+    '<think',
+    'answer>',
+    '</',
+    ' ',
+    '\n',
+    '\u00a0',
+    'x',
+    '16',
+    '\0',
+  ]
+)
+
+
+@pytest.mark.parametrize(
+  ('output', 'parts'),
+  [
+    ('<think>a</think><answer>b</answer>', ('a', '', 'b')),
+    (' \n<think> a\nb </think>\n\n<answer> c </answer>\n', ('a\nb', '', 'c')),
+    ('<think></think><answer></answer>', ('', '', '')),
+    ('<think>1 < 2 > <b></think><answer><answer</answer>',
+     ('1 < 2 > <b>', '', '<answer')),
+    ('<think>a</think>\nso it is b:\n<answer>b</answer>', ('a', 'so it is b:', 'b')),
+  ],
+)  # fmt: skip
+def test_parse_gives_the_parts(output, parts):
+  assert parsing.parse(output) == parts
+
+
+@pytest.mark.parametrize(
+  'output',
+  [
+    '',
+    'b',
+    '<think>a</think>',
+    '<answer>b</answer>',
+    '<think>a</think><answer>b',
+    '<think>a<answer>b</answer>',
+    'a</think><answer>b</answer>',
+    '<think>a</think>b</answer>',
+    'so <think>a</think><answer>b</answer>',
+    '<think>a</think><answer>b</answer>so',
+    '<answer>b</answer><think>a</think>',
+    '<think>a<answer>b</think></answer>',
+    '<think>a<answer>b</answer></think>',
+    '<think>a<think>b</think><answer>c</answer>',
+    '<think>a</think><think>b</think><answer>c</answer>',
+    '<think>a</think><answer>b</answer><answer>c</answer>',
+    '<think>a</think><answer><answer>b</answer></answer>',
+    '<THINK>a</THINK><ANSWER>b</ANSWER>',
+    '<think >a</think><answer>b</answer>',
+    '<think>a< /think><answer>b</answer>',
+  ],
+)
+def test_parse_takes_nothing_else(output):
+  assert parsing.parse(output) is None
+
+
+@hypothesis.given(
+  strategies.lists(PIECES, max_size=12).map(''.join) | strategies.text()
+)
+def test_parse_agrees_with_the_pattern_that_defines_it(output):
+  # Each part is text in which no tag begins; slow on long garbage, plain to read.
+  part = r'((?:(?!</?think>|</?answer>).)*)'
+  pattern = rf'\s*<think>{part}</think>{part}<answer>{part}</answer>\s*'
+  match = re.fullmatch(pattern, output, re.DOTALL)
+  expected = match and tuple(found.strip() for found in match.groups())
+  assert parsing.parse(output) == expected
+
+
+OWN = '<think>\nhm</think>\n<answer>8</answer>'
+
+
+REST, ANSWER = 'hm</think>\n<answer>8</answer>', '<answer>8</answer>'
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'opening', 'left'),
+  [
+    ('so?<think>', '<think>', REST),
+    ('so?<think>\n', '<think>\n', REST),
+    ('so?<think>\n\n</think>\n\n', '<think>\n\n</think>\n\n', ANSWER),
+    ('so?<think></think>', '<think></think>', ANSWER),
+    ('so?<think>hm</think>', '', OWN),
+    ('so?<think></think>then', '', OWN),
+    ('<think> so?', '', OWN),
+    ('so?', '', OWN),
+  ],
+)
+def test_a_prompt_may_open_or_skip_the_thoughts(prompt, opening, left):
+  assert parsing.opened(prompt) == opening
+  assert parsing.remainder(prompt, OWN) == left
+  assert parsing.remainder(prompt, left) == left
+
+
+@pytest.mark.parametrize(
+  ('output', 'shown'),
+  [
+    ('<think>a</think>\nso:\n<answer>b</answer>', 'so:\nb'),
+    ('<think>a</think> b', 'b'),
+    ('<think>a</think>so<answer>b</answer>c', 'so b c'),
+    ('<think>a', ''),
+    ('b', ''),
+  ],
+)
+def test_visible_is_what_follows_the_thoughts(output, shown):
+  assert parsing.visible(output) == shown
+
+
+@pytest.mark.parametrize(
+  'garbage', ['<think>', '<think></think><answer>', '<', ' ', '</answer>', '<think> ']
+)
+def test_parse_is_quick_on_long_garbage(garbage):
+  # A megabyte: quadratic time would take hours, linear takes milliseconds.
+  assert parsing.parse(garbage * (1_000_000 // len(garbage))) is None
+
+
+@pytest.mark.parametrize(
+  'output',
+  [
+    'no, wait',
+    'Wait.',
+    'let me CHECK:8',
+    'that is a mistake',
+    'czekaj!',
+    'Sprawdź 3+5',
+    'SPRAWDŹ',
+    'to błąd',
+    '<think>verify</think>',
+    'check16',
+  ],
+)
+def test_reflective_words_are_found_in_both_languages(output):
+  assert parsing.is_reflective(output)
+
+
+@pytest.mark.parametrize(
+  'output', ['', 'no', 'nie', 'yes 3+5=8. no', 'await', 'checkers', 'zabłądź', '3*2']
+)
+def test_a_plain_no_or_a_part_of_a_word_is_not_reflective(output):
+  assert not parsing.is_reflective(output)
+
+
+def test_the_papers_reflective_terms_are_all_counted():
+  terms = 'wait mistake however but retry error verify wrong evaluate check'
+  assert set(terms.split()) <= parsing.REFLECTIVE

@@ -1,0 +1,49 @@
+"""Prompt templates, against the text of the paper."""
+
+import pytest
+
+from r1jax.text import parsing, templates
+
+
+def test_render_puts_the_question_into_the_template():
+  assert (
+    templates.render('plain', 'make 5 from 2 3') == 'User: make 5 from 2 3\nAssistant:'
+  )
+
+
+def test_r1_zero_template_is_the_papers():
+  # The words of Table 1 (2501.12948v1), where 'prompt' stands for the question.
+  table = """
+    A conversation between User and Assistant. The user asks a question, and the
+    Assistant solves it. The assistant first thinks about the reasoning process in the
+    mind and then provides the user with the answer. The reasoning process and answer
+    are enclosed within <think> </think> and <answer> </answer> tags, respectively,
+    i.e., <think> reasoning process here </think> <answer> answer here </answer>.
+    User: prompt. Assistant:
+  """
+  assert templates.render('r1_zero', 'prompt') == ' '.join(table.split())
+
+
+def test_render_leaves_braces_of_a_question_alone():
+  question = 'is {question} in {x} or {}?'
+  assert templates.render('plain', question) == f'User: {question}\nAssistant:'
+
+
+def test_render_suggests_the_template_that_was_meant():
+  with pytest.raises(ValueError, match="got 'r1-zero'; did you mean 'r1_zero'"):
+    templates.render('r1-zero', 'q')
+
+
+def test_a_chat_may_begin_with_an_example_of_the_format():
+  said = templates.EXAMPLE[1]['content']
+  parsed = parsing.parse(said)
+  assert parsed is not None  # what is shown is what a reward asks for
+  assert parsed.answer == '10'
+  system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
+  assert templates.with_example('chat', [system, user]) == [system, user]
+  assert templates.with_example('chat_tags', [user]) == [*templates.EXAMPLE, user]
+  assert templates.with_example('chat_tags', [system, user]) == [
+    system,
+    *templates.EXAMPLE,
+    user,
+  ]
