@@ -188,9 +188,9 @@ MESH = {
     *('coordinator', 'hosts', 'host'),
   )
 }
-RL = {
-  f'rl.{name}' for name in ('profile_step', 'offload', 'reward_workers')
-} | {'rl.reward_timeout'}
+RL = {f'rl.{name}' for name in ('profile_step', 'offload', 'reward_workers')} | {
+  'rl.reward_timeout'
+}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_run_goes_on_with_other_machine_settings_and_no_others(tmp_path):
   open_workdir(tmp_path, other, may_change=may_change)
   assert contents(tmp_path) == kept
   longer = dataclasses.replace(config, training=Training(steps=2))
-  with pytest.raises(WorkdirError, match='--training.steps is 1 there and 2 here'):
+  with pytest.raises(WorkdirError, match=r'--training\.steps is 1 there and 2 here'):
     open_workdir(tmp_path, longer, may_change=may_change)
 
 
