@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from r1jax.report.run import Line, Measured, Run, measured
 from r1jax.report.words import percent
+from r1jax.runtime.workdir import MACHINE
 from r1jax.text.parsing import REFLECTIVE
 from r1jax.text.templates import TEMPLATES
 
@@ -186,7 +187,7 @@ def _marked(text: str) -> str:
 
 def settings(run: Run) -> str:
   """The command that goes on with the run or repeats it, and all its settings."""
-  other = ('experiment', 'command', 'data')
+  other = ('experiment', 'command', 'data', 'version', MACHINE)
   fields = {name: x for name, x in run.config.items() if name not in other}
   rows = ''.join(
     f'<tr><th>--{escape(name)}</th><td>{escape(value)}</td></tr>'
