@@ -198,17 +198,19 @@ def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_
   launch = Launch(better_without)
   which = with_launch(language.ABLATION, launch)
   write_stage(tmp_path / 'zero', 'r1_zero', {})
-  for folder, told in (('zero', 'expected the work directory of cold_start, got'),
-                       ('nothing', 'has no stage.json')):  # fmt: skip
+  for folder, expected in (
+    ('zero', 'expected the work directory of cold_start, got'),
+    ('nothing', 'has no stage.json'),
+  ):
     other = dataclasses.replace(command, parent=str(tmp_path / folder))
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=expected):
       ablation.run(which, other)
   assert not launch.called
   assert not Path(command.workdir).exists()
 
 
 @pytest.mark.parametrize(
-  ('fields', 'told'),
+  ('fields', 'expected'),
   [
     ({'seeds': 0}, 'seeds: expected 1 or more, got 0'),
     ({'workdir': ''}, 'workdir and data_dir: expected the path'),
@@ -218,8 +220,8 @@ def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_
     ),
   ],
 )
-def test_settings_that_cannot_work_are_refused(fields, told):
-  with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_work_are_refused(fields, expected):
+  with pytest.raises(ValueError, match=expected):
     ablation.Command(**fields)
 
 
@@ -431,10 +433,10 @@ def test_without_an_effect_few_pages_tell_variants_apart():
       ]
       for name in ('on', 'off')
     }
-    told = ['not told apart' not in x for x in results.statements(rows)[1:]]
-    assert len(told) == 5
-    reasoning += told[0]
-    anything += any(told)
+    found = ['not told apart' not in x for x in results.statements(rows)[1:]]
+    assert len(found) == 5
+    reasoning += found[0]
+    anything += any(found)
   # Four standard errors above
   assert reasoning / pages < 0.01 + 4 * (0.01 * 0.99 / pages) ** 0.5
   assert anything / pages < 0.049 + 4 * (0.049 * 0.951 / pages) ** 0.5
@@ -472,11 +474,11 @@ def test_variants_share_the_level():
   # below 0.05 / 5 and 0.05 / 15, and above 0.05 / 20 = 0.0025.
   base = [evaluation([2], length=length) for length in (90, 100, 110)]
   mine = [evaluation([2], length=length) for length in (99, 110, 121)]
-  for others, told in ((1, True), (3, True), (4, False)):
+  for others, significant in ((1, True), (3, True), (4, False)):
     rows = {'on': base, **{f'x{n}': mine for n in range(others)}}
     sentences = [x for x in results.statements(rows) if x.startswith('length')]
     assert len(sentences) == others
-    assert all(('higher' in x) == told for x in sentences)
+    assert all(('higher' in x) == significant for x in sentences)
 
 
 def test_models_of_one_seed_are_compared_by_problem_and_named_so():

@@ -286,7 +286,7 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
   with pytest.raises(ArtifactError, match=f'{expected}restore checkpoints/, or run'):
     stage.params(MESH)
   if spoil != 'gone':
-    assert sorted((chain / 'cold').rglob('*')) == left  # it is another's to mend
+    assert sorted((chain / 'cold').rglob('*')) == left  # it is not this run's to change
 
 
 def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path):

@@ -40,7 +40,7 @@ from r1jax.stages.rollout import Sampler
 from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import gsm8k
 from r1jax.tasks.gsm8k import GSM8KConfig
-from r1jax.text import parsing, templates
+from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer
 from scripts import convert
 
@@ -221,8 +221,8 @@ def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   plain = from_hub.look_up(HubConfig(path=str(folder)))
   settings = HubConfig(path=str(folder), adapter=str(tmp_path / 'a'))
   found = from_hub.look_up(settings)
-  where = make_mesh()
-  before, after = plain.params(where), found.params(where)
+  mesh = make_mesh()
+  before, after = plain.params(mesh), found.params(mesh)
   pair = adapters['blocks']['query']
   added = 2.0 * np.einsum('ldr,lrhc->ldhc', pair['a'], pair['b'])
   np.testing.assert_allclose(
@@ -313,7 +313,7 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   began = datetime.datetime(2024, 7, 26, 23, 59)
   monkeypatch.setattr(tokenizer_files, 'now', lambda: began)
   found = from_hub.look_up(config, from_hub.began(workdir))
-  prompt = found.policy.tokenizer.prompt(templates.CHAT, '3+5')
+  prompt = found.policy.prompt('3+5')
   assert prompt == '26 Jul 2024: 3+5<think>\n\n</think>\n\n'
   run_of = Hub(str(workdir), config)
   with start(run_of, phases=(), digests=found.digests) as job:
@@ -327,23 +327,21 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   )
   again = from_hub.look_up(config, from_hub.began(workdir))
   assert again.digests == found.digests
-  assert again.policy.tokenizer.prompt(templates.CHAT, '3+5') == prompt
+  assert again.policy.prompt('3+5') == prompt
   other = from_hub.look_up(config, from_hub.began(tmp_path / 'other'))
-  assert other.policy.tokenizer.prompt(templates.CHAT, '3+5').startswith(
-    '27 Jul 2024: '
-  )
+  assert other.policy.prompt('3+5').startswith('27 Jul 2024: ')
   differing = {name for name, x in other.digests.items() if found.digests[name] != x}
   assert differing == {'hub/source.json'}
   # So has a child, which begins with the finished stage; a chat has today's date.
   stage = artifact.load(workdir)
-  assert stage.policy.tokenizer.prompt(templates.CHAT, '3+5') == prompt
-  speaker = chat.open_session(str(workdir), None, SamplingConfig())
-  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
-  assert said.endswith(': 3+5<think>\n\n</think>\n\n')
-  assert '2024' not in said
-  speaker = chat.open_session(str(workdir), None, SamplingConfig(), '')
-  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
-  assert said.endswith(': 3+5')
+  assert stage.policy.prompt('3+5') == prompt
+  session = chat.open_session(str(workdir), None, SamplingConfig())
+  today, _ = session.prompt([{'role': 'user', 'content': '3+5'}])
+  assert today.endswith(': 3+5<think>\n\n</think>\n\n')
+  assert '2024' not in today
+  session = chat.open_session(str(workdir), None, SamplingConfig(), '')
+  today, _ = session.prompt([{'role': 'user', 'content': '3+5'}])
+  assert today.endswith(': 3+5')
   (workdir / artifact.HUB / artifact.SOURCE).write_text('{"path": 3')
   for read in (from_hub.began, artifact.load):
     with pytest.raises(ArtifactError, match=r'source.json is damaged'):

@@ -76,12 +76,12 @@ def test_every_stage_has_a_folder_of_its_own_and_starts_from_the_one_before():
     'distill_small',
     'distill_tiny',
   ]
-  where = {stage.name: stage.config.workdir for stage in plan}
-  assert len(set(where.values())) == 7
-  for name, folder in where.items():
+  folders_of = {stage.name: stage.config.workdir for stage in plan}
+  assert len(set(folders_of.values())) == 7
+  for name, folder in folders_of.items():
     assert folder.startswith(f'some/where/{name}-')
   parents = [getattr(stage.config, 'parent', None) for stage in plan]
-  chain = [where[name] for name in STAGES[:5]]
+  chain = [folders_of[name] for name in STAGES[:5]]
   assert parents == [
     None,
     *chain[:4],

@@ -241,8 +241,8 @@ def test_a_run_with_other_problems_is_refused_and_named(tmp_path):
 
 def test_a_run_whose_problems_are_not_known_is_refused(tmp_path):
   open_workdir(tmp_path, Experiment())
-  told = r'countdown is of version \(unknown\) there and 2\.0\.0 here'
-  with pytest.raises(WorkdirError, match=told):
+  expected = r'countdown is of version \(unknown\) there and 2\.0\.0 here'
+  with pytest.raises(WorkdirError, match=expected):
     open_workdir(tmp_path, Experiment(), data={'countdown': '2.0.0'})
 
 
