@@ -26,6 +26,7 @@ from r1jax.sharding.mesh import fit_mesh
 from r1jax.stages import artifact, budget_forcing, problem_sets
 from r1jax.stages.budget_forcing import BudgetForcer
 from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.rl_config import MACHINE
 from r1jax.stages.rollout import Sampler
 
 QUESTION = 'What are thoughts worth?'
@@ -38,7 +39,8 @@ class Thinking:
   parent: str = 'runs/final_rl'  # the work directory of any finished stage
   workdir: str = 'runs/thinking'  # thinking.json and the page
   seed: int = 0  # everything random follows from it
-  data_dir: str | None = None  # of tensorflow-datasets; None is its own default
+  # Of tensorflow-datasets; None is its own default.
+  data_dir: str | None = dataclasses.field(default=None, metadata=MACHINE)
   budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
   answer_length: int = 32  # tokens of an answer after thoughts that were cut
   max_length: int = 320  # tokens of an output that is left as it is

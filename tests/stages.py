@@ -17,7 +17,6 @@ import jax
 import pytest
 
 from experiments import distill
-from r1jax import optim
 from r1jax.miniature.judge import Pair
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
@@ -43,9 +42,11 @@ OUTPUTS = [f'<think>{n}</think> {2 * n}' + ' so' * (n % 5) for n in range(40)]
 EXAMPLES = [(p.question, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]
 TOKENIZER = Tokenizer.train(map(' '.join, EXAMPLES), 288)
 STUDENT = ModelConfig(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
-MODEL = Policy(STUDENT, TOKENIZER, 'plain', 288)
+POLICY = Policy(STUDENT, TOKENIZER, 'plain', 288)
 TEACHER = Policy(dataclasses.replace(STUDENT, layers=1), TOKENIZER, 'plain', 288)
-WHERE = Problems([], [], 24, 48)
+NO_PROBLEMS = Problems([], [], 24, 48)
+# eps: a gradient that is small beside rounding must not make a step of full size.
+OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3)
 SFT = SFTConfig(
   epochs=1,
   rows_per_step=16,
@@ -53,13 +54,17 @@ SFT = SFTConfig(
   micro_batches=2,
   checkpoint_every=100,
   log_every=1,
+  optim=OPTIM,
 )
 SAMPLED = RejectionConfig(problems=32, samples=1, max_length=16)
 PREFERENCE = PreferenceConfig(
-  pairs_per_step=16, micro_batches=2, max_length=48, log_every=1, held_out=0.2
+  pairs_per_step=16,
+  micro_batches=2,
+  max_length=48,
+  log_every=1,
+  held_out=0.2,
+  optim=OPTIM,
 )
-# eps: a gradient that is small beside rounding must not make a step of full size.
-OPTIMIZER = OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,56 +76,50 @@ class Experiment:
 
 
 @functools.cache
-def random(model: Policy) -> Any:
+def random(policy: Policy) -> Any:
   """Parameters, made on one device."""
-  return jax.device_get(unbox(model.boxed(jax.random.key(model.config.layers))))
+  return jax.device_get(unbox(policy.boxed(jax.random.key(policy.config.layers))))
 
 
-def put(model: Policy, place: jax.sharding.Mesh) -> Any:
+def put(policy: Policy, place: jax.sharding.Mesh) -> Any:
   """Random parameters on a mesh."""
-  return reshard(place, random(model), model.names)
+  return reshard(place, random(policy), policy.names)
 
 
-def sft(job: Stage) -> Any:
+def sft(stage: Stage) -> Any:
   """SFT, whose program is also that of base models."""
-  return job.imitate(put(MODEL, job.mesh), EXAMPLES, SFT, OPTIMIZER)
+  return stage.sft(put(POLICY, stage.mesh), EXAMPLES, SFT)
 
 
-def on_policy(job: Stage) -> Any:
+def on_policy(stage: Stage) -> Any:
   """Distillation token by token, on the student's own outputs."""
-  teacher: Any = SimpleNamespace(model=TEACHER, params=functools.partial(put, TEACHER))
-  config = distill.Distill(sft=SFT, sft_optim=OPTIMIZER, rejection=SAMPLED)
+  teacher: Any = SimpleNamespace(policy=TEACHER, params=functools.partial(put, TEACHER))
+  config = distill.Distill(sft=SFT, rejection=SAMPLED)
   kept = [{'question': question, 'output': output} for question, output in EXAMPLES]
-  lesson = distill._Lesson(job, config, teacher, lambda n: PROBLEMS[n % 40], kept)
-  return distill._token_level(lesson, put(MODEL, job.mesh), 'on_policy')
+  lesson = distill.Lesson(stage, config, teacher, lambda n: PROBLEMS[n % 40], kept)
+  return distill.token_level(lesson, put(POLICY, stage.mesh), 'on_policy')
 
 
-def sampled(job: Stage) -> Any:
+def sampled(stage: Stage) -> Any:
   """Writes down outputs, of which none is worth keeping."""
   with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
-    job.collect(put(MODEL, job.mesh), lambda n: PROBLEMS[n], SAMPLED)
+    stage.rejection_sample(put(POLICY, stage.mesh), lambda n: PROBLEMS[n], SAMPLED)
   return {}
 
 
-def preferred(job: Stage) -> Any:
+def preferred(stage: Stage) -> Any:
   """A preference model; its decoder, and the rewards that it gives."""
-  voice: dict[str, Any] = {
-    'model': MODEL.functions,
-    'tokenizer': TOKENIZER,
-    'template': 'plain',
-  }
   params = preference.train(
-    job.run,
+    stage.run,
     'preferred',
-    put(MODEL, job.mesh),
-    **voice,
+    put(POLICY, stage.mesh),
+    policy=POLICY,
     pairs=[Pair(p, f'{x} so', x, 1.0) for p, x in zip(PROBLEMS, OUTPUTS, strict=True)],
     config=PREFERENCE,
-    optimizer=optim.make(OPTIMIZER, 2),
-    mesh=job.mesh,
+    mesh=stage.mesh,
     seed=0,
   )
-  scorer = Scorer(params, **voice, max_length=48, mesh=local_mesh(job.mesh))
+  scorer = Scorer(params, POLICY, max_length=48, mesh=local_mesh(stage.mesh))
   return {**params['decoder'], 'rewards': scorer(PROBLEMS, OUTPUTS)}
 
 
@@ -138,9 +137,9 @@ def learn(
   """The parameters after each phase."""
   config = Experiment(str(workdir), layout)
   with start(config, phases=phases) as run:
-    where = make_mesh(devices, layout)
-    job = Stage(run, MODEL, WHERE, where, 0, layout)
-    return {phase: LEARN[phase](job) for phase in phases}
+    mesh = make_mesh(devices, layout)
+    stage = Stage(run, POLICY, NO_PROBLEMS, mesh, 0, layout)
+    return {phase: LEARN[phase](stage) for phase in phases}
 
 
 def check_lines(workdir: Path, expected: Path) -> None:
@@ -158,7 +157,7 @@ def check_lines(workdir: Path, expected: Path) -> None:
 
 
 def main(index: int, count: int, port: int, folder: Path) -> None:
-  """Does, on four devices, all that needs what other hosts have said."""
+  """Does, on four devices, all that needs the outputs of other hosts."""
   layout = MeshConfig(fsdp=4, coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
   with hosts.connect(Experiment(str(folder), layout)):
     phases = 'sampled', 'on_policy', 'preferred'

@@ -10,13 +10,13 @@ import pytest
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import (
   ablation,
+  brevity,
   kl,
   language,
   more_sft,
   preference_hacking,
-  thinking,
 )
-from r1jax import tasks
+from r1jax import __version__, tasks
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import workdir
@@ -35,6 +35,7 @@ def write_stage(folder, stage, config, parents=()):
   TOKENIZER.save(folder / 'tokenizer.json')
   record = {
     'stage': stage,
+    'version': __version__,
     'config': config,
     'data': tasks.versions(problem_sets.TASKS),
     'model': dataclasses.asdict(ModelConfig()),
@@ -71,7 +72,7 @@ def evaluation(right, k=4, length=90.0, general=0.5, lang=1.0, preference=0.5):
   }
 
 
-class Main:
+class Launch:
   """A stage that writes down what `outcome` says of a config; counts its calls."""
 
   def __init__(self, outcome, dies_after=None):
@@ -111,8 +112,8 @@ def command(tmp_path, cold_start):
   )
 
 
-def with_main(which, main):
-  return dataclasses.replace(which, main=main)
+def with_launch(which, launch):
+  return dataclasses.replace(which, launch=launch)
 
 
 def test_every_run_has_a_folder_a_seed_and_the_same_parent(command):
@@ -131,27 +132,27 @@ def test_every_run_has_a_folder_a_seed_and_the_same_parent(command):
 
 
 def test_finished_runs_are_not_run_again(command):
-  main = Main(better_without, dies_after=3)
-  which = with_main(language.ABLATION, main)
+  launch = Launch(better_without, dies_after=3)
+  which = with_launch(language.ABLATION, launch)
   with pytest.raises(KeyboardInterrupt):
     ablation.run(which, command)
   # All variants of a seed before the next seed.
-  assert main.called == ['with-seed0', 'without-seed0', 'with-seed1']
-  main.dies_after = None
+  assert launch.called == ['with-seed0', 'without-seed0', 'with-seed1']
+  launch.dies_after = None
   first = ablation.run(which, command)
-  assert main.called[3:] == ['without-seed1']
+  assert launch.called[3:] == ['without-seed1']
   again = ablation.run(which, command)
-  assert len(main.called) == 4
+  assert len(launch.called) == 4
   assert again == first
   assert (Path(command.workdir) / 'ablation.html').read_text() == first.html
   # More seeds go on from those that are there.
   ablation.run(which, dataclasses.replace(command, seeds=3))
-  assert main.called[4:] == ['with-seed2', 'without-seed2']
+  assert launch.called[4:] == ['with-seed2', 'without-seed2']
 
 
 def test_a_finished_run_with_other_settings_is_refused_before_anything_runs(command):
-  main = Main(better_without)
-  which = with_main(language.ABLATION, main)
+  launch = Launch(better_without)
+  which = with_launch(language.ABLATION, launch)
   ablation.run(which, command)
   rl = dataclasses.replace(command.base.rl, steps=7)
   base = dataclasses.replace(command.base, rl=rl)
@@ -160,17 +161,17 @@ def test_a_finished_run_with_other_settings_is_refused_before_anything_runs(comm
     ValueError, match=r'with-seed0 holds .* another rl\.steps; choose'
   ):
     ablation.run(which, other)
-  assert len(main.called) == 4
+  assert len(launch.called) == 4
   # What belongs to the machine may change.
   rl = dataclasses.replace(command.base.rl, reward_workers=1)
   base = dataclasses.replace(command.base, rl=rl)
   ablation.run(which, dataclasses.replace(command, base=base))
-  assert len(main.called) == 4
+  assert len(launch.called) == 4
 
 
 def test_runs_of_another_parent_are_refused(command, tmp_path):
-  main = Main(better_without)
-  which = with_main(language.ABLATION, main)
+  launch = Launch(better_without)
+  which = with_launch(language.ABLATION, launch)
   ablation.run(which, command)
   write_stage(tmp_path / 'other', 'cold_start', {'seed': 1})
   other = dataclasses.replace(command, parent=str(tmp_path / 'other'))
@@ -179,7 +180,7 @@ def test_runs_of_another_parent_are_refused(command, tmp_path):
 
 
 def test_finished_runs_with_other_problems_are_refused(command):
-  which = with_main(language.ABLATION, Main(better_without))
+  which = with_launch(language.ABLATION, Launch(better_without))
   ablation.run(which, command)
   file = Path(command.workdir) / 'with-seed1' / 'stage.json'
   record = json.loads(file.read_text())
@@ -190,20 +191,22 @@ def test_finished_runs_with_other_problems_are_refused(command):
 
 
 def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_path):
-  main = Main(better_without)
-  which = with_main(language.ABLATION, main)
+  launch = Launch(better_without)
+  which = with_launch(language.ABLATION, launch)
   write_stage(tmp_path / 'zero', 'r1_zero', {})
-  for folder, told in (('zero', 'expected the work directory of cold_start, got'),
-                       ('nothing', 'has no stage.json')):  # fmt: skip
+  for folder, expected in (
+    ('zero', 'expected the work directory of cold_start, got'),
+    ('nothing', 'has no stage.json'),
+  ):
     other = dataclasses.replace(command, parent=str(tmp_path / folder))
-    with pytest.raises(ArtifactError, match=told):
+    with pytest.raises(ArtifactError, match=expected):
       ablation.run(which, other)
-  assert not main.called
+  assert not launch.called
   assert not Path(command.workdir).exists()
 
 
 @pytest.mark.parametrize(
-  ('fields', 'told'),
+  ('fields', 'expected'),
   [
     ({'seeds': 0}, 'seeds: expected 1 or more, got 0'),
     ({'workdir': ''}, 'workdir and data_dir: expected the path'),
@@ -213,25 +216,25 @@ def test_a_parent_of_another_stage_is_refused_before_anything_runs(command, tmp_
     ),
   ],
 )
-def test_settings_that_cannot_work_are_refused(fields, told):
-  with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_work_are_refused(fields, expected):
+  with pytest.raises(ValueError, match=expected):
     ablation.Command(**fields)
 
 
 # --- What the variants change ---------------------------------------------------------
 
-PPO_CLIP: dict[str, object] = {'grpo.clip_low': 0.2, 'grpo.clip_high': 0.2}
+PPO_CLIP: dict[str, object] = {'rl.grpo.clip_low': 0.2, 'rl.grpo.clip_high': 0.2}
 CHANGES: dict[str, dict[str, dict[str, object]]] = {
   'language': {'with': {}, 'without': {'language_weight': 0.0}},
   'clip': {'clip10': {}, 'clip0.2': PPO_CLIP},
   'kl': {
     'kl0.001': {},
-    'kl0': {'grpo.kl_coef': 0.0},
-    'kl0.04': {'grpo.kl_coef': 0.04},
+    'kl0': {'rl.grpo.kl_coef': 0.0},
+    'kl0.04': {'rl.grpo.kl_coef': 0.04},
   },
   'reference': {
-    'replaced': {'rl.reference_every': 10, 'grpo.kl_coef': 0.04},
-    'fixed': {'grpo.kl_coef': 0.04},
+    'replaced': {'rl.reference_every': 10, 'rl.grpo.kl_coef': 0.04},
+    'fixed': {'rl.grpo.kl_coef': 0.04},
   },
   'group_size': {
     'standard': {},
@@ -240,38 +243,38 @@ CHANGES: dict[str, dict[str, dict[str, object]]] = {
   },
   'algorithms': {
     # R1's own settings here differ from the published algorithm's in three fields.
-    'grpo': {'grpo.mean': 'outputs', **PPO_CLIP},
+    'grpo': {'rl.grpo.mean': 'outputs', **PPO_CLIP},
     'dr_grpo': {
-      'grpo.advantage': 'group_centred',
-      'grpo.kl': 'none',
-      'grpo.mean': 'constant',
-      'grpo.constant_length': 320,  # the most tokens of an output
-      'grpo.kl_coef': 0.0,
+      'rl.grpo.advantage': 'group_centred',
+      'rl.grpo.kl': 'none',
+      'rl.grpo.mean': 'constant',
+      'rl.grpo.constant_length': 320,  # the most tokens of an output
+      'rl.grpo.kl_coef': 0.0,
       **PPO_CLIP,
     },
     'dapo': {
-      'grpo.kl': 'none',
-      'grpo.kl_coef': 0.0,
-      'grpo.clip_low': 0.2,
-      'grpo.clip_high': 0.28,
+      'rl.grpo.kl': 'none',
+      'rl.grpo.kl_coef': 0.0,
+      'rl.grpo.clip_low': 0.2,
+      'rl.grpo.clip_high': 0.28,
     },
     'gspo': {
-      'grpo.ratio': 'geometric',
-      'grpo.kl': 'none',
-      'grpo.kl_coef': 0.0,
-      'grpo.mean': 'outputs',
-      'grpo.clip_low': 3e-4,
-      'grpo.clip_high': 4e-4,
+      'rl.grpo.ratio': 'geometric',
+      'rl.grpo.kl': 'none',
+      'rl.grpo.kl_coef': 0.0,
+      'rl.grpo.mean': 'outputs',
+      'rl.grpo.clip_low': 3e-4,
+      'rl.grpo.clip_high': 4e-4,
     },
     'cispo': {
-      'grpo.surrogate': 'clipped_weight',
-      'grpo.kl': 'none',
-      'grpo.kl_coef': 0.0,
-      'grpo.clip_low': 0.2,
-      'grpo.clip_high': 0.28,
+      'rl.grpo.surrogate': 'clipped_weight',
+      'rl.grpo.kl': 'none',
+      'rl.grpo.kl_coef': 0.0,
+      'rl.grpo.clip_low': 0.2,
+      'rl.grpo.clip_high': 0.28,
     },
   },
-  'thinking': {
+  'brevity': {
     'without': {'experiment': 'Brief', 'brevity_weight': 0.0},
     'with': {'experiment': 'Brief', 'brevity_weight': 1.0},
   },
@@ -305,10 +308,9 @@ def test_group_sizes_that_leave_other_outputs_a_step_are_refused():
 
 def test_the_reward_for_short_ways_joins_those_of_reasoning_rl():
   base = reasoning_rl.ReasoningRL()
-  config = thinking.brief(0.5)(base)
-  *others, mine = thinking.rewards(config)
-  assert others == reasoning_rl.rewards(base)
-  assert (mine.name, mine.weight) == ('shorter', 0.5)
+  *others, shorter = brevity.brief(0.5)(base).rewards()
+  assert others == base.rewards()
+  assert (shorter.name, shorter.weight) == ('shorter', 0.5)
 
 
 def test_more_sft_reads_about_as_many_tokens_as_rl_samples(tmp_path):
@@ -317,7 +319,7 @@ def test_more_sft_reads_about_as_many_tokens_as_rl_samples(tmp_path):
   assert config.tokens == 60 * 16 * 16 * 100
   parent = write_stage(tmp_path / 'cold', 'cold_start', {})
   pairs = [('solve 3x+4=19', '<think>x</think><answer>5</answer>')] * 3
-  size = 3 * sum(map(len, parent.model.example_ids(*pairs[0])))
+  size = 3 * sum(map(len, parent.policy.example_ids(*pairs[0])))
   assert more_sft.epochs(pairs, parent, 7 * size) == 7
   assert more_sft.epochs(pairs, parent, 7 * size + size // 3) == 7
   assert more_sft.epochs(pairs, parent, 1) == 1
@@ -345,8 +347,8 @@ def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeyp
   run = tmp_path / 'run'
   write_stage(run, 'final_rl', {'data_dir': 'data'})
   problem = instructions.translate('in Polish', 3, 4)
-  where = Problems([[], [], [], [problem]], [], 32, 352)
-  monkeypatch.setattr(problem_sets, 'problems_of', lambda stage, data_dir: where)
+  sets = Problems([[], [], [], [problem]], [], 32, 352)
+  monkeypatch.setattr(problem_sets, 'problems_of', lambda stage, data_dir: sets)
   polite = '<think></think>proszę bardzo\n<answer>siedem</answer>'
 
   def line(step, output, reward, name=problem.id, phase='rl'):
@@ -372,7 +374,7 @@ def test_preference_is_followed_in_the_outputs_to_instructions(tmp_path, monkeyp
 
 
 def test_the_page_and_the_lines_say_the_same(command):
-  result = ablation.run(with_main(language.ABLATION, Main(better_without)), command)
+  result = ablation.run(with_launch(language.ABLATION, Launch(better_without)), command)
   assert any('reasoning: without is higher than with, +50.0' in x for x in result.lines)
   assert 'reasoning: without is higher than with, +50.0' in result.html
   assert '100.0 (100.0 to 100.0)' in result.html
@@ -394,15 +396,15 @@ def test_the_notebooks_cells_run_in_order(tmp_path, monkeypatch):
   chain.write_text(json.dumps({'cold_start': 'cold_start-1'}))
   monkeypatch.setenv('SMOKE', '1')
   monkeypatch.setenv('RUNS', str(tmp_path))
-  main = Main(lambda config: evaluation([2] * 6))
+  launch = Launch(lambda config: evaluation([2] * 6))
   for module in (language, kl):
-    monkeypatch.setattr(module, 'ABLATION', with_main(module.ABLATION, main))
+    monkeypatch.setattr(module, 'ABLATION', with_launch(module.ABLATION, launch))
   names: dict[str, object] = {}
   for cell in cells:
     if cell['cell_type'] == 'code':
       exec(''.join(cell['source']), names)
       assert not cell['outputs']
-  assert main.called == [
+  assert launch.called == [
     *('with-seed0', 'without-seed0'),
     *('kl0.001-seed0', 'kl0-seed0', 'kl0.04-seed0'),
   ]

@@ -1,4 +1,4 @@
-"""A conversation: the tokens that sampling gives, thoughts told apart, plain errors."""
+"""A conversation: the tokens that sampling gives, thoughts, plain errors."""
 
 import itertools
 import re
@@ -31,35 +31,35 @@ def folder(tmp_path_factory):
   return folder
 
 
-def test_an_answer_is_what_the_sampler_says(folder):
-  speaker = chat.open_session(str(folder), None, GREEDY)
-  _, ids = speaker.prompt([{'role': 'user', 'content': 'make 16 from 3 5 2'}])
-  said = list(speaker.tokens(ids, jax.random.key(0), 30))
+def test_an_answer_has_the_tokens_of_the_sampler(folder):
+  session = chat.open_session(str(folder), None, GREEDY)
+  _, ids = session.prompt([{'role': 'user', 'content': 'make 16 from 3 5 2'}])
+  tokens = list(session.tokens(ids, jax.random.key(0), 30))
   expected = generate.sample(
-    speaker.params,
+    session.params,
     jax.random.split(jax.random.key(0), 1),
     jnp.asarray([ids]),
     jnp.ones((1, len(ids)), bool),
-    model=speaker.model.functions,
+    model=session.model.functions,
     config=GREEDY,
     group_size=1,
     max_length=30,
-    stop_ids=speaker.model.tokenizer.stop_ids,
+    stop_ids=session.model.tokenizer.stop_ids,
   )
   mask = expected.mask[0, 0]
-  stops = speaker.model.tokenizer.stop_ids
-  assert said == [n for n in expected.tokens[0, 0][mask].tolist() if n not in stops]
-  assert said
+  stops = session.model.tokenizer.stop_ids
+  assert tokens == [n for n in expected.tokens[0, 0][mask].tolist() if n not in stops]
+  assert tokens
 
 
 def test_a_conversation_that_is_too_long_is_refused(folder):
-  speaker = chat.open_session(str(folder), None, GREEDY)
+  session = chat.open_session(str(folder), None, GREEDY)
   messages = [{'role': 'user', 'content': 'so ' * 300}]
   with pytest.raises(ValueError, match=r'expected at most 255 tokens, .*'):
-    list(speaker.answer(messages, jax.random.key(0), 10))
+    list(session.answer(messages, jax.random.key(0), 10))
 
 
-def told_apart(pieces, thinking=False):
+def runs_of(pieces, thinking=False):
   """Runs of thoughts and of the rest."""
   found = chat.split_thoughts(iter(pieces), thinking)
   return [
@@ -69,14 +69,14 @@ def told_apart(pieces, thinking=False):
 
 
 @pytest.mark.parametrize('size', [1, 2, 5, 100])
-def test_thoughts_are_told_apart_wherever_pieces_end(size):
+def test_thoughts_are_found_wherever_pieces_end(size):
   output = 'a <think>b < c</think> d<answer>e</answer><'
   pieces = [output[n : n + size] for n in range(0, len(output), size)]
-  assert told_apart(pieces) == [(False, 'a '), (True, 'b < c'), (False, ' de<')]
+  assert runs_of(pieces) == [(False, 'a '), (True, 'b < c'), (False, ' de<')]
 
 
 def test_a_prompt_may_have_opened_the_thoughts():
-  assert told_apart(['a</th', 'ink>b'], thinking=True) == [(True, 'a'), (False, 'b')]
+  assert runs_of(['a</th', 'ink>b'], thinking=True) == [(True, 'a'), (False, 'b')]
 
 
 def test_what_may_become_a_tag_is_held_back():
@@ -123,13 +123,13 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
   model, params = ours(theirs('qwen3', FAMILIES['qwen3']), tmp_path / 'm')
   tokens = np.random.default_rng(0).integers(101, size=12)
   mask = np.ones((1, 5), bool)
-  logits, spoken = streaming.prefill(
+  logits, state = streaming.prefill(
     params, jnp.asarray(tokens[None, :5]), jnp.asarray(mask), model=model, room=8
   )
   found = [logits[0]]
   for token in tokens[5:]:
-    logits, spoken = streaming.decode_step(
-      params, spoken, jnp.asarray(token[None]), model=model
+    logits, state = streaming.decode_step(
+      params, state, jnp.asarray(token[None]), model=model
     )
     found.append(logits[0])
   row = tokens[None]
@@ -139,7 +139,7 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
 
 
 def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
-  speaker = chat.open_session(str(folder), None, GREEDY)
+  session = chat.open_session(str(folder), None, GREEDY)
   prepared = []
   turned = chat.decode.turned
 
@@ -148,9 +148,9 @@ def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
     return turned(config, params)
 
   monkeypatch.setattr(chat.decode, 'turned', counted)
-  said = [list(speaker.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]
-  assert said[0] == said[1]
-  assert len(said[0]) > 3
+  tokens = [list(session.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]
+  assert tokens[0] == tokens[1]
+  assert len(tokens[0]) > 3
   assert len(prepared) == 1
 
 
@@ -164,10 +164,10 @@ def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   model = DecoderFns(*decoder.functions(found.config, found.vocab_size))
   row = jnp.asarray([[3, 5, 2]])
   prompt = (params, row, jnp.ones((1, 3), bool))
-  _, spoken = streaming.prefill(*prompt, model=model, room=4)
+  _, state = streaming.prefill(*prompt, model=model, room=4)
   once = decode.turned(found.config, params)
-  expected, _ = streaming.decode_step(params, spoken, jnp.asarray([7]), model=model)
-  logits, _ = streaming.decode_step(once, spoken, jnp.asarray([7]), model=model)
+  expected, _ = streaming.decode_step(params, state, jnp.asarray([7]), model=model)
+  logits, _ = streaming.decode_step(once, state, jnp.asarray([7]), model=model)
   np.testing.assert_array_equal(logits, expected)
 
 
@@ -177,6 +177,6 @@ def test_a_folder_keeps_its_type(tmp_path):
     tmp_path / 'm', dtype=torch.bfloat16
   )
   model.save_pretrained(tmp_path / 'm')
-  speaker = chat.open_session(str(tmp_path / 'm'), None, GREEDY)
-  assert {x.dtype.name for x in jax.tree.leaves(speaker.params)} == {'bfloat16'}
-  assert list(speaker.tokens([5, 7], jax.random.key(0), 5))
+  session = chat.open_session(str(tmp_path / 'm'), None, GREEDY)
+  assert {x.dtype.name for x in jax.tree.leaves(session.params)} == {'bfloat16'}
+  assert list(session.tokens([5, 7], jax.random.key(0), 5))

@@ -73,7 +73,7 @@ def test_a_template_that_llama_cpp_cannot_open_stops_gguf(folder, tmp_path):
 
 def test_invalid_sources_and_options_are_named(folder, tmp_path):
   (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / 'config.json').write_text('{"experiment": "Grpo"}')
+  (tmp_path / 'run' / 'config.json').write_text('{"experiment": "GRPO"}')
   (tmp_path / 'there').mkdir()
   for words, settings, message in (
     ((tmp_path / 'run', 'x'), {}, r'run: .* that is not finished.*command in'),

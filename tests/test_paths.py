@@ -20,8 +20,8 @@ from scripts.convert import Convert
 AFAR = ['gs://bucket/run', 's3://bucket/run', 'hf://owner/name', 'file:///tmp/run']
 FLAGS = [
   (r1_zero.R1Zero, ['--workdir', '{}'], 'workdir'),
-  (grpo.Grpo, ['--data-dir={}'], 'data_dir'),
-  (grpo.Grpo, ['--model.adapter', '{}'], 'model.adapter'),
+  (grpo.GRPO, ['--data-dir={}'], 'data_dir'),
+  (grpo.GRPO, ['--model.adapter', '{}'], 'model.adapter'),
   (cold_start.ColdStart, ['--parent', '{}'], 'parent'),
   (thinking.Thinking, ['--workdir', '{}'], 'workdir'),
   (Convert, ['runs/a', '{}'], 'out'),

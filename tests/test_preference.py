@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,11 +18,13 @@ from r1jax import optim, reward_model
 from r1jax.miniature.judge import Pair
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.optim import OptimConfig
 from r1jax.runtime.run import Interruption, TrainingError, start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed, replicate
 from r1jax.stages import preference
+from r1jax.stages.policy import Policy
 from r1jax.stages.preference import PreferenceConfig, Scorer
 from r1jax.tasks import arithmetic
 from r1jax.tasks.arithmetic import ArithmeticConfig
@@ -158,7 +161,7 @@ def tokenizer():
 
 @pytest.fixture(scope='module')
 def tiny(tokenizer):
-  """A decoder's functions, and parameters drawn without compiling its `init`."""
+  """A policy, and parameters drawn without compiling its `init`."""
   config = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=32)
   vocab = tokenizer.vocab_size
   rng = np.random.default_rng(0)
@@ -169,17 +172,17 @@ def tiny(tokenizer):
     lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), boxed
   )
   params = put_boxed(make_mesh(jax.devices()[:1]), boxed)
-  return DecoderFns(*decoder.functions(config, vocab)), params
+  return Policy(config, tokenizer, 'plain'), params
 
 
 def test_score_ignores_padding(tiny):
-  model, decoder_params = tiny
+  policy, decoder_params = tiny
   rng = np.random.default_rng(0)
   params = {**reward_model.init(decoder_params, 16), 'head': rng.normal(size=16)}
 
   def score(tokens, mask):
     arrays = jnp.asarray(tokens), jnp.asarray(mask)
-    return reward_model.score(params, *arrays, forward=model.forward)
+    return reward_model.score(params, *arrays, forward=policy.functions.forward)
 
   tokens = rng.integers(2, 100, size=(3, 6))
   mask = np.arange(6)[None] < np.array([[6], [2], [4]])
@@ -195,9 +198,9 @@ def test_score_ignores_padding(tiny):
 
 
 def test_sharded_step_matches_single_device(tiny):
-  model, decoder_params = tiny
+  policy, decoder_params = tiny
   params = {**reward_model.init(decoder_params, 16), 'head': jnp.linspace(-1, 1, 16)}
-  step, batch = make_step(2, model.forward), random_batch(8, 6)
+  step, batch = make_step(2, policy.functions.forward), random_batch(8, 6)
 
   def run(devices):
     place = make_mesh(devices)
@@ -229,7 +232,7 @@ def encode(tokenizer, outputs, max_length=40, problem=PROBLEM):
 def test_the_model_reads_the_prompt_what_is_shown_and_an_end(tokenizer):
   tokens, mask = encode(tokenizer, ['<think>5</think> yes <answer>55</answer>'])
   read = tokens[0][mask[0]]
-  # How many spaces stand where a tag stood is not the matter here.
+  # Spaces where a tag stood are not what is tested here.
   decoded = tokenizer.decode(read).replace('  ', ' ')
   assert decoded == 'User: calculate 34+21\nAssistant:yes 55'
   assert list(read).count(tokenizer.eos_id) == 1
@@ -261,11 +264,14 @@ def toy_scorer(tokenizer, forward=forward, devices=1):
   def before_the_end(params, tokens, positions, documents):
     return forward(params, jnp.roll(tokens, 1, axis=1), positions, documents)
 
-  return Scorer(
-    params=toy(vocab=tokenizer.vocab_size),
-    model=DecoderFns(before_the_end, NOTHING, NOTHING, NOTHING),
+  policy: Any = SimpleNamespace(
+    functions=DecoderFns(before_the_end, NOTHING, NOTHING, NOTHING),
     tokenizer=tokenizer,
     template='plain',
+  )
+  return Scorer(
+    params=toy(vocab=tokenizer.vocab_size),
+    policy=policy,
     max_length=40,
     mesh=make_mesh(jax.devices()[:devices]),
   )
@@ -297,12 +303,12 @@ def test_rewards_compile_once(tokenizer):
   assert shapes == [(64, 40)]
 
 
-def test_rewards_depend_on_what_is_shown_alone(tokenizer, tiny):
-  model, decoder_params = tiny
+def test_rewards_depend_on_what_is_shown_alone(tiny):
+  policy, decoder_params = tiny
   head = jnp.linspace(-1, 1, 16)
   params = {**reward_model.init(decoder_params, 16), 'head': head}
   place = make_mesh(jax.devices()[:1])
-  scorer = Scorer(params, model, tokenizer, 'plain', 40, place)
+  scorer = Scorer(params, policy, 40, place)
   outputs = [
     '<think>no</think> yes <answer>55</answer>',
     '<think>no no 34</think>\n yes <answer>55</answer> ',
@@ -328,6 +334,8 @@ def test_what_shows_nothing_gets_the_lowest_reward(tokenizer):
 
 # --- The training loop ---
 
+ADAM = OptimConfig(learning_rate=1e-2, warmup_steps=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -343,20 +351,17 @@ def yes_is_better(count):
   ]
 
 
-def train(workdir, tiny, tokenizer, pairs, config, optimizer=None, interrupted=False):
-  model, params = tiny
+def train(workdir, tiny, pairs, config, interrupted=False):
+  policy, params = tiny
   with start(Experiment(str(workdir)), phases=('preference',)) as run:
     run.interrupted = interrupted
     return preference.train(
       run,
       'preference',
       params,
-      model=model,
-      tokenizer=tokenizer,
-      template='plain',
+      policy=policy,
       pairs=pairs,
       config=config,
-      optimizer=optimizer or optax.adam(1e-2),
       mesh=make_mesh(jax.devices()[:1]),
       seed=0,
     )
@@ -368,14 +373,14 @@ def lines(workdir):
   return [{**json.loads(line), 'time': None} for line in content]
 
 
-def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, tokenizer):
+def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny):
   pairs = yes_is_better(240)
   config = PreferenceConfig(
-    epochs=2, pairs_per_step=12, max_length=40, held_out=0.2, log_every=5
+    epochs=2, pairs_per_step=12, max_length=40, held_out=0.2, log_every=5, optim=ADAM
   )
-  model, decoder_params = tiny
+  policy, decoder_params = tiny
   before = jax.tree.map(np.array, decoder_params)
-  params = train(tmp_path / 'run', tiny, tokenizer, pairs, config)
+  params = train(tmp_path / 'run', tiny, pairs, config)
   # 192 pairs are 16 steps of 12, twice; held-out pairs are scored at the end alone.
   logged = lines(tmp_path / 'run')
   assert [line['step'] for line in logged] == [5, 10, 15, 20, 25, 30, 32]
@@ -389,7 +394,7 @@ def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, toke
   jax.tree.map(np.testing.assert_array_equal, before, decoder_params)
 
   place = make_mesh(jax.devices()[:1])
-  scorer = Scorer(params, model, tokenizer, 'plain', 40, place)
+  scorer = Scorer(params, policy, 40, place)
   # Every training text was measured, so their scores have mean 0 and deviation 1.
   seen, unseen = preference.split(pairs, 0.2)
   assert len(seen) < preference.MEASURED
@@ -405,7 +410,7 @@ def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny, toke
   assert np.mean(chosen > rejected) == logged[-1]['held_out_accuracy']
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny, tokenizer):
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny):
   pairs = yes_is_better(20)
   config = PreferenceConfig(
     epochs=2,
@@ -414,15 +419,16 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny, tokenizer):
     max_length=40,
     checkpoint_every=3,
     log_every=1,
+    optim=ADAM,
   )
-  whole = train(tmp_path / 'whole', tiny, tokenizer, pairs, config)
+  whole = train(tmp_path / 'whole', tiny, pairs, config)
   with pytest.raises(Interruption, match='Stopped at step 1 of preference'):
-    train(tmp_path / 'parts', tiny, tokenizer, pairs, config, interrupted=True)
-  parts = train(tmp_path / 'parts', tiny, tokenizer, pairs, config)
+    train(tmp_path / 'parts', tiny, pairs, config, interrupted=True)
+  parts = train(tmp_path / 'parts', tiny, pairs, config)
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
   assert lines(tmp_path / 'parts') == lines(tmp_path / 'whole')
   # A finished one is only read.
-  again = train(tmp_path / 'whole', tiny, tokenizer, pairs, config)
+  again = train(tmp_path / 'whole', tiny, pairs, config)
   jax.tree.map(np.testing.assert_array_equal, again, whole)
   # 18 pairs are left, 4 steps of 4 in each epoch.
   assert [line['step'] for line in lines(tmp_path / 'whole')] == list(range(1, 9))
@@ -450,11 +456,11 @@ def test_held_out_pairs_share_no_problem_with_the_others():
   assert preference.split(pairs, 0.0) == (pairs, [])
 
 
-def test_too_few_pairs_are_refused_before_training(tmp_path, tiny, tokenizer):
+def test_too_few_pairs_are_refused_before_training(tmp_path, tiny):
   config = PreferenceConfig(pairs_per_step=10, held_out=0.1)
   expected = 'pairs_per_step: expected at most 9, the pairs left of 10 when 0.1 of'
   with pytest.raises(ValueError, match=expected):
-    train(tmp_path / 'run', tiny, tokenizer, yes_is_better(10), config)
+    train(tmp_path / 'run', tiny, yes_is_better(10), config)
   # 10 of 12 are left, a step an epoch.
   assert (
     preference.updates(yes_is_better(12), PreferenceConfig(epochs=3, pairs_per_step=10))
@@ -462,19 +468,19 @@ def test_too_few_pairs_are_refused_before_training(tmp_path, tiny, tokenizer):
   )
 
 
-def test_a_model_that_learned_nothing_is_refused(tmp_path, tiny, tokenizer):
-  config = PreferenceConfig(pairs_per_step=4, max_length=40)
+def test_a_model_that_learned_nothing_is_refused(tmp_path, tiny):
+  still = OptimConfig(learning_rate=0.0)
+  config = PreferenceConfig(pairs_per_step=4, max_length=40, optim=still)
   with pytest.raises(TrainingError, match='gives every text the score 0 after 2 steps'):
-    train(tmp_path / 'run', tiny, tokenizer, yes_is_better(10), config, optax.sgd(0.0))
+    train(tmp_path / 'run', tiny, yes_is_better(10), config)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny, tokenizer):
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, tiny, monkeypatch):
+  monkeypatch.setattr(optim, 'make', lambda *_, **settings: optax.sgd(math.nan))
   config = PreferenceConfig(pairs_per_step=4, max_length=40, log_every=1)
-  expected = 'loss of preference is nan .* step 2; lower preference_optim.learning_rate'
+  expected = 'loss of preference is nan .* step 2; lower preference.optim.learning_rate'
   with pytest.raises(TrainingError, match=expected):
-    train(
-      tmp_path / 'run', tiny, tokenizer, yes_is_better(10), config, optax.sgd(math.nan)
-    )
+    train(tmp_path / 'run', tiny, yes_is_better(10), config)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""The table of a trace: names of operations, scopes, sums."""
+"""The table of a trace: names of operations, scopes, sums; which runs are traced."""
+
+import dataclasses
 
 import pytest
 
+from experiments import r1_zero, smoke
 from scripts import profile
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -66,3 +69,27 @@ def test_thread_seconds_are_summed_and_loops_are_not_counted_twice():
   assert lines[1].split() == ['update', '3.500', '93.3%']
   assert lines[2].split() == ['mlp', '3.000', '80.0%']
   assert lines[-1].split() == ['the', 'rest', '0.250', '6.7%']
+
+
+@pytest.mark.parametrize('name', ['r1_zero', 'smoke'])
+def test_an_experiment_is_shortened_and_keeps_its_other_settings(name):
+  experiment, config = profile._experiment(f'experiments.{name}')
+  assert experiment is r1_zero.R1_ZERO
+  whole = {'r1_zero': r1_zero.R1Zero, 'smoke': smoke.Smoke}[name]()
+  assert isinstance(config, type(whole))
+  assert config.rl == dataclasses.replace(whole.rl, steps=5, evaluate_every=5)
+  assert config.base.steps == min(300, whole.base.steps)
+  assert config.evals == dataclasses.replace(whole.evals, problems=16)
+  assert config.workdir.startswith('runs/profile/')
+
+
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('experiments.cold_start', 'with the fields workdir, base, rl and evals, got'),
+    ('experiments.nothing', 'expected an experiment such as experiments.r1_zero'),
+  ],
+)
+def test_what_cannot_be_profiled_is_named(name, expected):
+  with pytest.raises(SystemExit, match=f'error: .*{expected}'):
+    profile._experiment(name)

@@ -11,19 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from experiments import (
-  cold_start,
-  distill,
-  final_rl,
-  r1,
-  r1_smoke,
-  reasoning_rl,
-  rejection_sft,
-)
+from experiments import distill, final_rl, r1, r1_smoke, rejection_sft
+from experiments.cold_start import COLD_START, ColdStart
+from experiments.distill import DISTILL, Distill
+from experiments.final_rl import FINAL_RL, FinalRL
+from experiments.reasoning_rl import REASONING_RL, ReasoningRL
+from experiments.rejection_sft import REJECTION_SFT, RejectionSFT
 from r1jax import tasks
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.rewards import filters
@@ -34,6 +32,7 @@ from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import evaluation_suite, problem_sets, rejection
 from r1jax.stages.artifact import ArtifactError
+from r1jax.stages.experiment import Experiment
 from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
@@ -77,12 +76,12 @@ def test_every_stage_has_a_folder_of_its_own_and_starts_from_the_one_before():
     'distill_small',
     'distill_tiny',
   ]
-  where = {stage.name: stage.config.workdir for stage in plan}
-  assert len(set(where.values())) == 7
-  for name, folder in where.items():
+  folders_of = {stage.name: stage.config.workdir for stage in plan}
+  assert len(set(folders_of.values())) == 7
+  for name, folder in folders_of.items():
     assert folder.startswith(f'some/where/{name}-')
   parents = [getattr(stage.config, 'parent', None) for stage in plan]
-  chain = [where[name] for name in STAGES[:5]]
+  chain = [folders_of[name] for name in STAGES[:5]]
   assert parents == [
     None,
     *chain[:4],
@@ -177,7 +176,7 @@ def test_finished_stages_are_not_run_again(tmp_path, monkeypatch):
   ran = []
 
   def act(name):
-    def main(stage):
+    def launch(stage):
       ran.append(name)
       Path(stage.workdir).mkdir(parents=True)
       if name != 'final_rl' or len(ran) > 5:  # where something stopped it
@@ -185,7 +184,7 @@ def test_finished_stages_are_not_run_again(tmp_path, monkeypatch):
       else:
         raise KeyboardInterrupt
 
-    return main
+    return SimpleNamespace(launch=launch)
 
   monkeypatch.setattr(r1, 'STAGES', {name: act(name) for name in STAGES})
   config = dataclasses.replace(CONFIG, workdir=str(tmp_path))
@@ -290,17 +289,15 @@ def test_each_stage_starts_from_the_model_that_the_paper_says(
 ):
   began = []
 
-  def imitate(job, params, *rest):
-    del job, rest
+  def sft(stage, params, *rest):
+    del stage, rest
     began.append(digest_of(params))
     return params
 
-  monkeypatch.setattr(Stage, 'imitate', imitate)
-  monkeypatch.setattr(
-    Stage, 'reinforce', lambda job, make, *rest: imitate(job, make(), *rest)
-  )
-  monkeypatch.setattr(Stage, 'collect', lambda *_: [])
-  monkeypatch.setattr(Stage, 'finish', lambda *_: None)
+  monkeypatch.setattr(Stage, 'sft', sft)
+  monkeypatch.setattr(Stage, 'rl', lambda stage, params, *rest: sft(stage, params()))
+  monkeypatch.setattr(Stage, 'rejection_sample', lambda *_: [])
+  monkeypatch.setattr(Experiment, '_finish', lambda *_: None)
   monkeypatch.setattr(final_rl, 'preference_model', lambda *_: None)
   config = dataclasses.replace(
     getattr(CONFIG, stage),
@@ -308,7 +305,7 @@ def test_each_stage_starts_from_the_model_that_the_paper_says(
     workdir=str(tmp_path / 'run'),
     data_dir=str(shared / 'data'),
   )
-  r1.STAGES[stage](config)
+  dataclasses.replace(r1.STAGES[stage], report=False).launch(config)
   assert began == [record(unbroken[start])['params'][name]]
 
 
@@ -440,19 +437,19 @@ def quiet(monkeypatch):
   monkeypatch.setattr(compilation, 'keep_on_disk', lambda: None)
 
 
-# By name: how it is run, its config, and what it may start from.
-CHILDREN: dict[str, tuple[Any, Any, str]] = {
-  'cold_start': (cold_start.main, cold_start.ColdStart, 'r1_zero'),
-  'reasoning_rl': (reasoning_rl.main, reasoning_rl.ReasoningRL, 'cold_start'),
-  'rejection_sft': (rejection_sft.main, rejection_sft.RejectionSFT, 'reasoning_rl'),
-  'final_rl': (final_rl.main, final_rl.FinalRL, 'rejection_sft'),
-  'distill_small': (distill.main, distill.Distill, 'final_rl or rejection_sft or rea'),
+# By name: the experiment, its config, and what it may start from.
+CHILDREN: dict[str, tuple[Experiment, Any, str]] = {
+  'cold_start': (COLD_START, ColdStart, 'r1_zero'),
+  'reasoning_rl': (REASONING_RL, ReasoningRL, 'cold_start'),
+  'rejection_sft': (REJECTION_SFT, RejectionSFT, 'reasoning_rl'),
+  'final_rl': (FINAL_RL, FinalRL, 'rejection_sft'),
+  'distill_small': (DISTILL, Distill, 'final_rl or rejection_sft or reasoning_rl'),
 }
 
 
 @pytest.mark.parametrize('child', CHILDREN)
 def test_a_stage_takes_its_own_parent_alone(unbroken, quiet, tmp_path, child):
-  main, config, expected = CHILDREN[child]
+  experiment, config, expected = CHILDREN[child]
   wrong = 'distill_tiny' if child == 'cold_start' else 'r1_zero'
   name = record(unbroken[wrong])['stage']
   for parent, got in (
@@ -462,7 +459,7 @@ def test_a_stage_takes_its_own_parent_alone(unbroken, quiet, tmp_path, child):
     with pytest.raises(
       ArtifactError, match=f'parent: expected .* of {expected}.*{got}'
     ):
-      main(config(parent=str(parent), workdir=str(tmp_path / 'run')))
+      experiment.launch(config(parent=str(parent), workdir=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()
 
 
@@ -473,7 +470,7 @@ TOO_LONG = 'expected at most 96, as the base model was trained on rows of 128 to
   ('child', 'setting', 'value', 'expected'),
   [
     ('cold_start', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
-    ('cold_start', 'scoreboard.max_length', 97, f'scoreboard.max_length: {TOO_LONG}'),
+    ('cold_start', 'suite.max_length', 97, f'suite.max_length: {TOO_LONG}'),
     ('cold_start', 'sft.row_length', 95, 'sft.row_length: expected at least 96'),
     ('reasoning_rl', 'rl.max_length', ((0, 97),), f'rl.max_length: {TOO_LONG}'),
     ('rejection_sft', 'rejection.max_length', 97, f'rejection.max_length: {TOO_LONG}'),
@@ -497,7 +494,7 @@ def test_sizes_that_do_not_fit_are_refused(
     data_dir=str(shared / 'data'),
   )
   with pytest.raises(ValueError, match=expected):
-    CHILDREN[child][0](config)
+    CHILDREN[child][0].launch(config)
   assert not (tmp_path / 'run').exists()
 
 
@@ -531,17 +528,17 @@ COOLER: dict[str, Any] = {
 )
 def test_impossible_lessons_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    distill.Distill(**fields)
+    Distill(**fields)
 
 
 def test_students_learn_and_are_measured_at_one_temperature():
-  config = distill.Distill(methods=distill.METHODS)
+  config = Distill(methods=distill.METHODS)
   one = SamplingConfig(temperature=1.0)
-  assert config.rejection.draw == config.scoreboard.draw == config.evaluate.draw == one
+  assert config.rejection.draw == config.suite.draw == config.evals.draw == one
   assert config.rl.temperature == ((0, 1.0),)
   # Another one for all, and any where only SFT learns.
-  distill.Distill(**COOLER, rl=RLConfig(temperature=((0, 0.7),)))
-  distill.Distill(**COOLER, methods=('sft', 'answers'))
+  Distill(**COOLER, rl=RLConfig(temperature=((0, 0.7),)))
+  Distill(**COOLER, methods=('sft', 'answers'))
 
 
 @pytest.mark.parametrize(
@@ -554,7 +551,7 @@ def test_students_learn_and_are_measured_at_one_temperature():
 )
 def test_impossible_settings_of_the_last_stage_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
-    final_rl.FinalRL(**fields)
+    FinalRL(**fields)
 
 
 # --- What the stages learn from -----------------------------------------------------
@@ -565,16 +562,16 @@ def problems(task, count):
 
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
-  where = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
-  config = final_rl.FinalRL(
+  sets = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
+  config = FinalRL(
     rl=RLConfig(steps=40, prompts_per_step=10),
     judged=10,
     shares=(1.0, 1.0, 0.0),
     general_share=0.25,
     general_after=30,
   )
-  order = final_rl.order(config, where, 0)
-  drawn = [order(index).task for index in range(400)]
+  problem_at = final_rl.problem_order(config, sets, 0)
+  drawn = [problem_at(index).task for index in range(400)]
   assert collections.Counter(drawn[:300]) == {'countdown': 150, 'equations': 150}
   last = collections.Counter(drawn[300:])
   # A quarter of 100, and the rest in halves; where the stretch begins may cost one.
@@ -590,15 +587,16 @@ def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
     list(tasks.module(name).generate(getattr(difficulty, name), 'train'))
     for name in problem_sets.TASKS
   ]
-  where = Problems(generated, [], 32, 352)
-  config = final_rl.FinalRL()
-  order = final_rl.order(config, where, 7)
-  asked = [order(n).id for n in range(config.rl.steps * config.rl.prompts_per_step)]
+  sets = Problems(generated, [], 32, 352)
+  config = FinalRL()
+  problem_at = final_rl.problem_order(config, sets, 7)
+  count = config.rl.steps * config.rl.prompts_per_step
+  asked = [problem_at(n).id for n in range(count)]
   assert len(asked) == len(set(asked)) == 640
   # Few problems: a pass over those of a task ends before the next begins.
   few = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
-  order = final_rl.order(config, few, 7)
-  found = [order(n) for n in range(640)]
+  problem_at = final_rl.problem_order(config, few, 7)
+  found = [problem_at(n) for n in range(640)]
   for task in problem_sets.TASKS:
     ids = [problem.id for problem in found if problem.task == task]
     passes = [ids[n : n + 50] for n in range(0, len(ids), 50)]
@@ -608,7 +606,7 @@ def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
 def test_general_data_is_careful_and_as_much_as_was_asked_for():
   train = list(instructions.generate(InstructionsConfig(), 'train'))[:40]
   by_question = {problem.question: problem for problem in train}
-  config = rejection_sft.RejectionSFT(general=100)
+  config = RejectionSFT(general=100)
   found = rejection_sft.general_data(config, train, 0)
   assert len(found) == 100
   assert found == rejection_sft.general_data(config, train, 0)
@@ -625,21 +623,21 @@ def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
   tokenizer = Tokenizer.train(['12 abc'], 262)
   learned = {}
 
-  def imitate(job, base, examples, config, optimizer, phase='sft'):
-    del job, base, optimizer
-    learned[phase] = (examples, config.epochs)
+  def sft(stage, base, pairs, config, phase='sft'):
+    del stage, base
+    learned[phase] = (pairs, config.epochs)
 
-  monkeypatch.setattr(Stage, 'imitate', imitate)
+  monkeypatch.setattr(Stage, 'sft', sft)
   line = {
     'question': 'q',
     'output': f'<think>{"12" * 40}</think>\nso\n<answer>3</answer>',
   }
-  model: Any = Policy(distill.Student().model, tokenizer, 'plain')
-  config = distill.Distill(sft=SFTConfig(epochs=3))
+  policy = Policy(distill.Student().model, tokenizer, 'plain')
+  config = Distill(sft=SFTConfig(epochs=3))
   nothing: Any = None  # unused here
   kept: list[rejection.Line] = [line]
-  job = Stage(nothing, model, nothing, nothing, 0)
-  lesson = distill._Lesson(job, config, nothing, nothing, kept)
+  stage = Stage(nothing, policy, nothing, nothing, 0)
+  lesson = distill.Lesson(stage, config, nothing, nothing, kept)
   distill.LEARN['sft'](lesson, None)
   distill.LEARN['answers'](lesson, None)
   assert learned['sft'] == ([('q', line['output'])], 3)

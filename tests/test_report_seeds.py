@@ -7,10 +7,11 @@ import pytest
 from r1jax.report.seeds import compare_runs
 
 
-def write_run(folder, seed, trained, evaluations=2, **settings):
+def write_run(folder, seed, trained, evaluations=2, workers=2, **settings):
   folder.mkdir()
   config = {'experiment': 'R1Zero', 'seed': seed, 'workdir': str(folder), **settings}
-  config['rl'] = {'steps': 40}
+  config['rl'] = {'steps': 40, 'reward_workers': workers}
+  config['machine_settings'] = ['rl.reward_workers', 'workdir']
   (folder / 'config.json').write_text(json.dumps(config))
   lines = [
     {
@@ -39,7 +40,13 @@ def test_interval_is_student_t_compare_runs(tmp_path):
   ]
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_refused(tmp_path):
+def test_runs_on_other_machines_are_repetitions(tmp_path):
+  first = write_run(tmp_path / 'a', 0, 0.7)
+  lines = compare_runs([first, write_run(tmp_path / 'b', 1, 0.7, workers=9)])
+  assert lines[0] == '2 seeds (0, 1), on validation problems:'
+
+
+def test_runs_that_are_no_repetitions_are_refused(tmp_path):
   first = write_run(tmp_path / 'a', 0, 0.7)
   with pytest.raises(ValueError, match='a different seed for every run'):
     compare_runs([first, write_run(tmp_path / 'b', 0, 0.7)])

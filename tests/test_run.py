@@ -29,18 +29,18 @@ def stop():
 
 
 @pytest.mark.parametrize(
-  ('act', 'status', 'told'),
+  ('act', 'status', 'expected'),
   [
     (refuse_setting, 1, 'error: grpo.clip_low: expected 0 to 1, got -1.0\n'),
     (stop_training, 1, 'error: the loss is nan\n'),
     (stop, 130, 'Stopped at step 3\n'),
   ],
 )
-def test_what_a_user_can_mend_is_one_sentence(act, status, told, capsys):
+def test_a_users_mistake_is_one_sentence(act, status, expected, capsys):
   with pytest.raises(SystemExit) as end, user_errors():
     act()
   assert end.value.code == status
-  assert capsys.readouterr().err == told
+  assert capsys.readouterr().err == expected
 
 
 def test_a_value_error_of_a_library_keeps_its_traceback():
@@ -85,7 +85,7 @@ def test_a_run_that_fails_first_finishes_its_checkpoint(experiment, monkeypatch)
   assert Checkpoints(Path(experiment.workdir) / 'checkpoints' / 'rl').step == 3
 
 
-def test_a_run_that_fails_tells_of_a_checkpoint_that_failed_too(
+def test_a_run_that_fails_names_a_checkpoint_that_failed_too(
   experiment, monkeypatch, capsys
 ):
   def spoil(checkpoints):

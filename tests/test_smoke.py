@@ -205,7 +205,8 @@ def test_damaged_checkpoint_costs_only_its_own_steps(start, unbroken, tmp_path):
     (['--rl.group-size', '1'], 'rl.group_size: the advantage'),
     (['--rl.prompts-per-step', '5'], 'set it to 6'),
     (['--rl.temperature', '0', '-1'], 'rl.temperature'),
-    (['--grpo.kl-coeff', '0'], '--grpo.kl-coef'),
+    (['--rl.grpo.kl-coeff', '0'], '--rl.grpo.kl-coef'),
+    (['--grpo.kl-coef', '0'], '--grpo.kl-coef is called --rl.grpo.kl-coef now'),
     (['--rl.max-prompt-length', '5'], 'max_prompt_length'),
   ],
 )

@@ -1,4 +1,4 @@
-"""What stages learn on meshes of eight devices, beside the same on one."""
+"""What stages learn on meshes of eight devices, compared with one device."""
 
 import functools
 

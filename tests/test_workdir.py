@@ -9,11 +9,19 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+import r1jax
+from experiments import final_rl, grpo, thinking
 from r1jax.runtime import workdir
-from r1jax.runtime.workdir import WorkdirError, open_workdir, write_whole
+from r1jax.runtime.workdir import (
+  WorkdirError,
+  machine_settings,
+  open_workdir,
+  write_whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,8 @@ def test_a_new_directory_is_made_with_the_config_in_it(tmp_path, monkeypatch):
     'workdir': 'x',
     'seed': 3,
     'loss': {'kl_coef': 0.001, 'schedule': [1, 2]},
+    'version': r1jax.__version__,
+    'machine_settings': ['command', 'workdir'],
     'command': "python -m experiments.mine --seed 3 --workdir 'a b'",
   }
   # Whoever goes on may say it in other words.
@@ -99,6 +109,118 @@ def test_a_field_known_only_on_one_side_is_a_difference(tmp_path):
   assert '--gone is 1 there and (absent) here' in str(error.value)
 
 
+def test_a_directory_of_an_older_version_is_refused_and_left_alone(tmp_path):
+  open_workdir(tmp_path, Experiment())
+  fields = json.loads((tmp_path / 'config.json').read_text())
+  # As version 0.1 wrote it, with settings that have other names now.
+  del fields['version'], fields['machine_settings']
+  text = json.dumps({**fields, 'grpo': {'kl_coef': 0.001}, 'rl_optim': {}})
+  (tmp_path / 'config.json').write_text(text)
+  before = contents(tmp_path)
+  with pytest.raises(WorkdirError) as error:
+    open_workdir(tmp_path, Experiment())
+  assert str(error.value) == (
+    f'{tmp_path}/config.json was written by r1jax 0.1.0, whose settings have other '
+    f'names than those of {r1jax.__version__}; use that version for this folder, or '
+    'choose another one'
+  )
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ('version', 'refused'),
+  [('0.1.7', True), ('1.2.0', True), ('0.2.9', False), (r1jax.__version__, False)],
+)
+def test_versions_with_the_same_names_of_settings_go_on(tmp_path, version, refused):
+  open_workdir(tmp_path, Experiment())
+  file = tmp_path / 'config.json'
+  file.write_text(json.dumps({**json.loads(file.read_text()), 'version': version}))
+  if not refused:
+    open_workdir(tmp_path, Experiment())
+    return
+  with pytest.raises(WorkdirError, match=f'was written by r1jax {version}, whose'):
+    open_workdir(tmp_path, Experiment())
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  machine: ClassVar[bool] = True  # all of its fields are settings of the machine
+  fsdp: int = 1
+  hosts: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  steps: int = 1
+  workers: int = dataclasses.field(default=2, metadata={'machine': True})
+  mesh: Mesh = Mesh()
+
+
+@dataclasses.dataclass(frozen=True)
+class Launched:
+  workdir: str = ''
+  seed: int = 0
+  data_dir: str = dataclasses.field(default='', metadata={'machine': True})
+  training: Training = Training()
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaunched(Launched):
+  data_dir: str = 'data'  # another default does not make it a setting of the experiment
+
+
+@pytest.mark.parametrize('config', [Launched(), Relaunched()])
+def test_machine_settings_are_marked_fields_and_marked_groups(config):
+  assert machine_settings(config) == {
+    'workdir',
+    'data_dir',
+    'training.workers',
+    'training.mesh.fsdp',
+    'training.mesh.hosts',
+  }
+
+
+MESH = {
+  f'mesh.{name}'
+  for name in (
+    *('data', 'fsdp', 'tensor', 'expert', 'context'),
+    *('sampler_tensor', 'sampler_expert', 'sampler_gathers'),
+    *('coordinator', 'hosts', 'host'),
+  )
+}
+RL = {f'rl.{name}' for name in ('profile_step', 'offload', 'reward_workers')} | {
+  'rl.reward_timeout'
+}
+
+
+@pytest.mark.parametrize(
+  ('config', 'expected'),
+  [
+    (final_rl.FinalRL(), {'workdir', 'data_dir'} | MESH | RL),
+    (grpo.GRPO(), {'workdir', 'data_dir'} | MESH | RL),
+    (thinking.Thinking(), {'workdir', 'data_dir'}),
+  ],
+)
+def test_machine_settings_of_experiments(config, expected):
+  assert machine_settings(config) == expected
+
+
+def test_a_run_goes_on_with_other_machine_settings_and_no_others(tmp_path):
+  config = Launched()
+  may_change = machine_settings(config)
+  open_workdir(tmp_path, config, may_change=may_change)
+  written = json.loads((tmp_path / 'config.json').read_text())
+  assert written['machine_settings'] == sorted({*may_change, 'command'})
+  kept = contents(tmp_path)
+  training = Training(workers=9, mesh=Mesh(fsdp=4))
+  other = dataclasses.replace(config, data_dir='elsewhere', training=training)
+  open_workdir(tmp_path, other, may_change=may_change)
+  assert contents(tmp_path) == kept
+  longer = dataclasses.replace(config, training=Training(steps=2))
+  with pytest.raises(WorkdirError, match=r'--training\.steps is 1 there and 2 here'):
+    open_workdir(tmp_path, longer, may_change=may_change)
+
+
 def test_a_run_with_other_problems_is_refused_and_named(tmp_path):
   before, now = (
     {'countdown': '1.1.0', 'gsm8k': '1'},
@@ -119,8 +241,8 @@ def test_a_run_with_other_problems_is_refused_and_named(tmp_path):
 
 def test_a_run_whose_problems_are_not_known_is_refused(tmp_path):
   open_workdir(tmp_path, Experiment())
-  told = r'countdown is of version \(unknown\) there and 2\.0\.0 here'
-  with pytest.raises(WorkdirError, match=told):
+  expected = r'countdown is of version \(unknown\) there and 2\.0\.0 here'
+  with pytest.raises(WorkdirError, match=expected):
     open_workdir(tmp_path, Experiment(), data={'countdown': '2.0.0'})
 
 
@@ -215,7 +337,7 @@ def test_a_parent_that_refuses_is_named(tmp_path, monkeypatch):
 
 HOLDER = """
 import dataclasses, sys
-from r1jax.stages.workdir import open_workdir
+from r1jax.runtime.workdir import open_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Other:

@@ -16,6 +16,7 @@ from r1jax.report.reader import (
   RunFiles,
   estimate,
 )
+from r1jax.runtime.workdir import MACHINE
 from r1jax.text.parsing import REFLECTIVE
 from r1jax.text.templates import TEMPLATES
 
@@ -172,7 +173,7 @@ def _marked(text: str) -> Markup:
 
 def settings(run: RunFiles) -> list[tuple[str, str]]:
   """Returns each setting of a run: its flag on the command line, and its value."""
-  other = ('experiment', 'command', 'data')
+  other = ('experiment', 'command', 'data', 'version', MACHINE)
   return _flags({name: x for name, x in run.config.items() if name not in other})
 
 

@@ -30,7 +30,7 @@ Presets = Mapping[str, Mapping[str, Any]]
 RENAMED = {
   r'(base|sft|rl|preference)-optim(?=\.)': r'\1.optim',
   r'(?<=^--)grpo(?=\.|$)': 'rl.grpo',
-  r'(?<=[a-z]\.)(?<!rl\.)grpo(?=\.|$)': 'rl.grpo',
+  r'(?<=[a-z]\.)(?<!^--rl\.)(?<!\.rl\.)grpo(?=\.|$)': 'rl.grpo',
   r'(?<=-|\.)evaluate(?=\.)': 'evals',
   r'(?<=-|\.)scoreboard(?=\.)': 'suite',
 }

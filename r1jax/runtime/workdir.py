@@ -71,7 +71,7 @@ def open_workdir(
       theirs = _read(workdir)
       before = theirs.pop(_DATA, {})
       theirs.pop(_VERSION)
-      theirs.pop(MACHINE)
+      theirs.pop(MACHINE, None)
       _compare(workdir, theirs, ours, may_change)
       _compare_data(workdir, before, data or {})
     else:
@@ -208,7 +208,7 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 def check_version(file: Path, fields: Mapping[str, Any]) -> None:
   """Raises WorkdirError for a file of a version whose settings have other names."""
-  version = fields.get(_VERSION, '0.1.0')
+  version = str(fields.get(_VERSION, '0.1.0'))
   if version.split('.')[:2] != __version__.split('.')[:2]:
     raise WorkdirError(
       f'{file} was written by r1jax {version}, whose settings have other names than '

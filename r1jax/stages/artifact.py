@@ -201,7 +201,7 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
     check_version(path / RECORD, record)
     read = {name: record[name] for name in FIELDS}
     config, digest = from_dict(read['model']), read['files'][TOKENIZER]
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ArtifactError(
       f'{path / RECORD} is damaged ({error!r}); restore it, or delete it and start '
       'that stage again: it writes the record anew'

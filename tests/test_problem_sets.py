@@ -1,4 +1,4 @@
-"""The world of a lineage, and what its stages learn from."""
+"""The problems of a chain of stages, and what its stages learn from."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def problems(task, count):
   return [Problem(f'{task}{n}', task, f'{task} {n}', {}) for n in range(count)]
 
 
-SETTING = Problems(
+PROBLEMS = Problems(
   train=[problems(task, 9) for task in problem_sets.TASKS],
   validation=[problems(f'{task}-v', 2) for task in problem_sets.TASKS],
   test=[problems(task, 3 + n) for n, task in enumerate(problem_sets.TASKS)],
@@ -45,30 +45,30 @@ SETTING = Problems(
 
 def test_held_out_problems_come_by_turns_and_instructions_apart():
   first = ['countdown0', 'equations0', 'arithmetic0', 'countdown1']
-  test = SETTING.reasoning('test')
+  test = PROBLEMS.reasoning('test')
   assert [problem.id for problem in test[:4]] == first
   assert len(test) == 9  # 3 of each, as long as all have one
-  assert [problem.task for problem in SETTING.general('test')] == ['instructions'] * 6
-  validation = [problem.id for problem in SETTING.reasoning('validation')]
+  assert [problem.task for problem in PROBLEMS.general('test')] == ['instructions'] * 6
+  validation = [problem.id for problem in PROBLEMS.reasoning('validation')]
   assert validation[:2] == ['countdown-v0', 'equations-v0']
-  assert len(SETTING.general('validation')) == 2
+  assert len(PROBLEMS.general('validation')) == 2
 
 
 def test_outputs_end_where_the_base_model_has_seen_positions():
-  SETTING.check_length('rejection.max_length', 320)
+  PROBLEMS.check_length('rejection.max_length', 320)
   expected = (
     'rejection.max_length: expected at most 320, as the base model was trained on '
     'rows of 352 tokens with prompts of 32, got 321'
   )
   with pytest.raises(ValueError, match=expected):
-    SETTING.check_length('rejection.max_length', 321)
+    PROBLEMS.check_length('rejection.max_length', 321)
 
 
 @pytest.mark.parametrize(
   ('prompts', 'judged', 'remedy'),
   [(4, 12, 'set it to 8'), (16, 16, 'lower rl.prompts_per_step')],
 )
-def test_the_judge_is_shown_no_more_instructions_than_there_are(
+def test_the_judge_compares_no_more_instructions_than_there_are(
   prompts, judged, remedy
 ):
   config = final_rl.FinalRL(
@@ -76,38 +76,37 @@ def test_the_judge_is_shown_no_more_instructions_than_there_are(
   )
   expected = f'judged: expected at most the 9 instructions .* got {judged}; {remedy}'
   with pytest.raises(ValueError, match=expected):
-    SETTING.check(config)
-  SETTING.check(
-    dataclasses.replace(config, rl=RLConfig(steps=40, prompts_per_step=4), judged=8)
-  )
+    config.check(PROBLEMS)
+  rl = RLConfig(steps=40, prompts_per_step=4)
+  dataclasses.replace(config, rl=rl, judged=8).check(PROBLEMS)
 
 
 def test_a_row_has_place_for_a_prompt_and_its_output():
-  SETTING.check_row('sft.row_length', 132, 100)
+  PROBLEMS.check_row('sft.row_length', 132, 100)
   expected = (
     'sft.row_length: expected at least 132, for prompts of 32 tokens and outputs of '
     '100, got 131'
   )
   with pytest.raises(ValueError, match=expected):
-    SETTING.check_row('sft.row_length', 131, 100)
+    PROBLEMS.check_row('sft.row_length', 131, 100)
 
 
-def test_the_setting_is_that_of_the_first_stage(tmp_path):
+def test_the_problems_are_those_of_the_first_stage(tmp_path):
   # A number of Countdown less and smaller: built in a moment.
   tasks = TaskConfigs(CountdownConfig(2, 6), EquationsConfig(3, 2, 4))
-  setting = problem_sets.problems_of(first_stage(tasks), str(tmp_path))
-  assert (setting.max_prompt_length, setting.longest) == (32, 352)
-  for source, task in zip(setting.train, problem_sets.TASKS, strict=True):
+  found = problem_sets.problems_of(first_stage(tasks), str(tmp_path))
+  assert (found.max_prompt_length, found.longest) == (32, 352)
+  for source, task in zip(found.train, problem_sets.TASKS, strict=True):
     assert {problem.task for problem in source} == {task}
   names = {p.id for p in equations.generate(tasks.equations, 'train')}
-  assert {p.id for p in setting.train[1]} == names
-  for split, found in (('validation', setting.validation), ('test', setting.test)):
+  assert {p.id for p in found.train[1]} == names
+  for split, held_out in (('validation', found.validation), ('test', found.test)):
     names = {p.id for p in countdown.generate(tasks.countdown, split)}
-    assert {p.id for p in found[0]} == names
-  parts = zip(setting.train, setting.validation, setting.test, strict=True)
+    assert {p.id for p in held_out[0]} == names
+  parts = zip(found.train, found.validation, found.test, strict=True)
   for task, part in zip(problem_sets.TASKS, parts, strict=True):
     group = all_tasks.module(task).group
-    a, b, c = ({group(p) for p in found} for found in part)
+    a, b, c = ({group(p) for p in split} for split in part)
     assert not a & b
     assert not (a | b) & c
 
@@ -123,7 +122,7 @@ def first_stage(tasks, **data):
   return stage
 
 
-def test_a_lineage_with_other_problems_is_refused(tmp_path):
+def test_an_ancestor_with_other_problems_is_refused(tmp_path):
   old = first_stage(TaskConfigs(), countdown='1.1.0')
   version = countdown.VERSION
   with pytest.raises(

@@ -1,4 +1,4 @@
-"""A stage at work: what base models read, and a student's own outputs as rows."""
+"""A stage: what a base model reads, a student's own outputs as rows, its devices."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cold_start, r1_zero, reasoning_rl
+from experiments import cold_start, final_rl, r1_zero, reasoning_rl
+from experiments import grpo as grpo_experiment
 from r1jax import grpo
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import rl, stage, supervised
+from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
@@ -25,29 +27,46 @@ from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 
 
-def at_work(model, seed):
-  """Work without a run, which these tests do not reach."""
-  run: Any = None
-  where = Problems([], [], 32, 352)
-  return Stage(run, model, where, make_mesh(jax.devices()[:1]), seed)
+def stage_of(policy, seed, run=None):
+  """A stage without problems, by default also without a run."""
+  problems = Problems([], [], 32, 352)
+  return Stage(run, policy, problems, make_mesh(jax.devices()[:1]), seed)
 
 
 def test_rewards_that_all_weigh_nothing_are_refused():
-  config = reasoning_rl.ReasoningRL(accuracy_weight=0.0, language_weight=0.0)
-  rewards = reasoning_rl.rewards(config)
-  with pytest.raises(ValueError, match='rewards: expected one with a weight other'):
+  rewards = [
+    dataclasses.replace(one, weight=0.0) for one in reasoning_rl.ReasoningRL().rewards()
+  ]
+  expected = 'rewards: expected one with a weight other than 0, .*, got 0 for accuracy,'
+  with pytest.raises(ValueError, match=expected):
     reward_pool(RLConfig(), rewards)
   reward_pool(RLConfig(), rewards, preference_weight=0.5)  # is added to them
+  # Configs say so before anything is run.
+  with pytest.raises(ValueError, match=expected):
+    reasoning_rl.ReasoningRL(accuracy_weight=0.0, language_weight=0.0)
+  with pytest.raises(ValueError, match=expected):
+    grpo_experiment.GRPO(accuracy_weight=0.0, format_weight=0.0)
+  unweighted: dict[str, Any] = {'reasoning_weight': 0.0, 'language_weight': 0.0}
+  final_rl.FinalRL(**unweighted)
+  with pytest.raises(ValueError, match=expected):
+    final_rl.FinalRL(**unweighted, preference_weight=0.0)
 
 
-def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
+def test_rewards_without_accuracy_are_refused():
+  _, *others = reasoning_rl.ReasoningRL().rewards()
+  expected = "rewards: expected one named 'accuracy', .*, got language, readable"
+  with pytest.raises(ValueError, match=expected):
+    reward_pool(RLConfig(), others)
+
+
+def test_on_policy_rows_hold_the_outputs_and_no_padding(monkeypatch):
   class Written:
-    """Stands in for a Generator: 7 says 70 71, 8 says 80 81, ... by its number."""
+    """Stands in for a Sampler: problem 7 gets 70 71, 8 gets 80 81, ..."""
 
     def __init__(self):
       self.asked = []
 
-    def __call__(self, params, key, problems, *, group_size, max_length, draw):
+    def sample(self, params, key, problems, *, group_size, max_length, draw):
       assert (params, group_size, max_length) == ('params', 1, 6)
       assert (draw.temperature, draw.top_p) == (1, 1)  # the policy itself
       numbers = np.array([int(problem.id) for problem in problems])
@@ -65,23 +84,24 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
         lengths=lengths[:, None],
       )  # fmt: skip
 
-  generator: Any = Written()
+  sampler: Any = Written()
   config = SFTConfig(epochs=9, rows_per_step=2, row_length=12, micro_batches=1)
-  monkeypatch.setattr(Stage, 'generator', generator)
-  batch = at_work(model=None, seed=1).own_outputs(
+  monkeypatch.setattr(Stage, 'sampler', sampler)
+  batch = stage_of(None, seed=1).own_outputs(
     lambda index: Problem(str(7 + index), 'countdown', '', {}),
     prompts=4,
     config=config,
     max_length=6,
   )
   first, second = batch(1, 'params'), batch(2, 'params')
-  assert [numbers for numbers, _ in generator.asked] == [
+  assert [numbers for numbers, _ in sampler.asked] == [
     [7, 8, 9, 10],
     [11, 12, 13, 14],
   ]
-  assert len({key for _, key in generator.asked}) == 2
+  assert len({key for _, key in sampler.asked}) == 2
   found: Any = first
-  # 7, 8, 9 and 10 say 3, 4, 2 and 3 tokens: with their prompts of 2 that is 20 of 24.
+  # The outputs to 7, 8, 9 and 10 have 3, 4, 2 and 3 tokens; with prompts of 2 tokens
+  # each, 20 of 24 places are taken.
   learned = found.tokens[found.weights == 1]
   assert sorted(learned) == [70, 71, 72, 80, 81, 82, 83, 90, 91, 100, 101, 102]
   assert sorted(found.tokens[(found.weights == 0) & (found.documents > 0)]) == [
@@ -89,7 +109,7 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
   ]
   assert second.tokens.shape == (2, 12)
   # Outputs that fill more rows than those of a step are all there, in twice as many.
-  narrow = at_work(model=None, seed=1).own_outputs(
+  narrow = stage_of(None, seed=1).own_outputs(
     lambda index: Problem(str(7 + index), 'countdown', '', {}),
     prompts=4,
     config=dataclasses.replace(config, rows_per_step=1),
@@ -106,38 +126,43 @@ def test_on_policy_rows_hold_what_the_model_said_and_no_padding(monkeypatch):
 @pytest.mark.parametrize('name', grpo.PRESETS)
 def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
   said: list[str] = []
-  monkeypatch.setattr(Stage, 'generator', None)
+  monkeypatch.setattr(Stage, 'sampler', None)
   monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
-  model: Any = SimpleNamespace(matrices=None, lora=LoraConfig())
-  job = at_work(model, seed=0)
+  policy: Any = SimpleNamespace(functions=None, matrices=None, lora=LoraConfig())
   run: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append))
-  config = dataclasses.replace(r1_zero.R1Zero(), grpo=grpo.PRESETS[name])
+  config = dataclasses.replace(r1_zero.R1Zero().rl, grpo=grpo.PRESETS[name])
   nothing: Any = None
-  dataclasses.replace(job, run=run).reinforce(nothing, nothing, nothing, config)
-  told = name in grpo.PUBLISHED
-  assert said == ([f'The algorithm is {grpo.PUBLISHED[name]}.'] if told else [])
+  stage_of(policy, 0, run).rl(nothing, nothing, nothing, config, EvalConfig())
+  expected = name in grpo.PUBLISHED
+  assert said == ([f'The algorithm is {grpo.PUBLISHED[name]}.'] if expected else [])
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
   tokenizer = Tokenizer.train(['a'], 262)
   config = ModelConfig(d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16)
-  model = Policy(config, tokenizer, 'plain')
+  policy = Policy(config, tokenizer, 'plain')
   read: list[int] = []
 
   def document(index):
     read.append(index)
     return 'q', f'<think></think><answer>{index}</answer>'
 
-  def train(run, phase, params, *, batch, steps, **how):
-    del run, params, how
+  def train(run, phase, params, *, batch, steps, **settings):
+    del run, params
+    assert settings['optim_field'] == 'base.optim'
     assert (phase, steps) == ('base', 2)
     return [batch(step, None) for step in (1, 2)]
 
   monkeypatch.setattr(supervised, 'train', train)
-  batches = at_work(model, seed=0).pretrain(
+  batches = stage_of(policy, seed=0).pretrain(
     document,
-    PretrainConfig(steps=2, rows_per_step=2, row_length=64, micro_batches=1),
-    r1_zero.R1Zero().base_optim,
+    PretrainConfig(
+      steps=2,
+      rows_per_step=2,
+      row_length=64,
+      micro_batches=1,
+      optim=r1_zero.R1Zero().base.optim,
+    ),
   )
   assert len(set(read)) == len(read)
   for step, batch in enumerate(batches, start=1):
@@ -158,13 +183,13 @@ def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):
 def test_rows_that_cannot_be_cut_are_named_with_the_next_size(fields, layout, expected):
   config = cold_start.ColdStart(sft=SFTConfig(**fields), mesh=MeshConfig(**layout))
   with pytest.raises(MeshError, match=expected):
-    fit_stage_mesh(config)
+    fit_stage_mesh(config, config.mesh)
 
 
 def test_a_model_that_samplers_cannot_cut_is_refused():
   config = cold_start.ColdStart(mesh=MeshConfig(sampler_tensor=2))
   tokenizer = Tokenizer.train(['a'], 262)
-  model = Policy(r1_zero.R1Zero().model, tokenizer, 'plain')
+  policy = Policy(r1_zero.R1Zero().model, tokenizer, 'plain')
   expected = 'mesh.sampler_tensor 2: expected a divisor of 1, the axis kv_heads'
   with pytest.raises(MeshError, match=expected):
-    fit_stage_mesh(config, model.names)
+    fit_stage_mesh(config, config.mesh, policy.names)

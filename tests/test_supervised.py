@@ -1,4 +1,4 @@
-"""Packing documents and examples into rows, and a loss that turns NaN."""
+"""Rows of documents and examples; the loop of supervised training."""
 
 import collections
 import dataclasses
@@ -41,8 +41,11 @@ def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'steps': 0}, 'base.steps: expected 1 or more, got 0'),
-    ({'rows_per_step': 6, 'micro_batches': 4}, 'divisor of rows_per_step=6, got 4'),
+    ({'steps': 0}, '^steps: expected 1 or more, got 0'),
+    (
+      {'rows_per_step': 6, 'micro_batches': 4},
+      'divisor of rows_per_step = 6, got 4',
+    ),
   ],
 )
 def test_impossible_settings_are_named(fields, expected):
@@ -53,11 +56,11 @@ def test_impossible_settings_are_named(fields, expected):
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'epochs': 0}, 'sft.epochs: expected 1 or more, got 0'),
-    ({'rows_per_step': 5}, 'sft.micro_batches: expected a divisor of rows_per_step=5'),
+    ({'epochs': 0}, '^epochs: expected 1 or more, got 0'),
+    ({'rows_per_step': 5}, '^micro_batches: expected a divisor of rows_per_step = 5'),
   ],
 )
-def test_impossible_settings_of_passes_are_named(fields, expected):
+def test_impossible_settings_of_sft_are_named(fields, expected):
   with pytest.raises(ValueError, match=expected):
     SFTConfig(**fields)
 
@@ -71,11 +74,11 @@ EXAMPLES = [
 SETTINGS = SFTConfig(epochs=3, rows_per_step=4, row_length=32, micro_batches=1)
 
 
-def taken_apart(passes: Epochs) -> list[tuple[Example, np.ndarray, np.ndarray]]:
+def taken_apart(epochs: Epochs) -> list[tuple[Example, np.ndarray, np.ndarray]]:
   """All examples in the rows, with the weights and positions of their tokens."""
   found = []
-  for step in range(1, passes.steps + 1):
-    batch: Any = passes.batch(step)
+  for step in range(1, epochs.steps + 1):
+    batch: Any = epochs.batch(step)
     for row in range(SETTINGS.rows_per_step):
       for owner in range(1, batch.documents[row].max() + 1):
         (places,) = np.nonzero(batch.documents[row] == owner)
@@ -112,9 +115,9 @@ def test_without_a_prompt_the_first_token_is_not_learned():
 
 
 def test_what_no_example_fills_is_padding():
-  passes = Epochs(EXAMPLES, SETTINGS, seed=0)
-  for step in range(1, passes.steps + 1):
-    batch: Any = passes.batch(step)
+  epochs = Epochs(EXAMPLES, SETTINGS, seed=0)
+  for step in range(1, epochs.steps + 1):
+    batch: Any = epochs.batch(step)
     empty = batch.documents == 0
     for field in (batch.tokens, batch.positions, batch.weights):
       assert not field[empty].any()
@@ -122,15 +125,15 @@ def test_what_no_example_fills_is_padding():
 
 def test_rows_are_nearly_full_and_all_tokens_are_counted():
   settings = dataclasses.replace(SETTINGS, row_length=64)
-  passes = Epochs(EXAMPLES, settings, seed=0)
-  assert passes.tokens == 3 * LENGTHS.sum()
-  used = [passes.batch(step).documents for step in range(1, passes.steps + 1)]
+  epochs = Epochs(EXAMPLES, settings, seed=0)
+  assert epochs.tokens == 3 * LENGTHS.sum()
+  used = [epochs.batch(step).documents for step in range(1, epochs.steps + 1)]
   rows = np.concatenate(used).astype(bool)
   rows = rows[rows.any(1)]
   # First fit leaves at most one row of an epoch less than half full.
   assert (rows.mean(1) < 0.5).sum() <= 3
   assert rows.mean() > 0.8
-  assert rows.sum() == passes.tokens
+  assert rows.sum() == epochs.tokens
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
@@ -164,7 +167,9 @@ class Experiment:
   workdir: str
 
 
-def learn(workdir, batch, params, config, constants=(), steps=4, phase='base'):
+def learn(
+  workdir, batch, params, config, constants=(), steps=4, phase='base', field=''
+):
   """What `train` makes of a model that has a table of logits for each token."""
 
   def step(state, rows, *constants, **how):
@@ -188,6 +193,7 @@ def learn(workdir, batch, params, config, constants=(), steps=4, phase='base'):
       config=config,
       optimizer=optax.sgd(0.1),
       mesh=make_mesh(jax.devices()[:1]),
+      optim_field=field,
       constants=constants,
     )
   return params, run
@@ -205,10 +211,10 @@ def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(tmp_path):
 
   def learned(name, **fields):
     config = SFTConfig(**{'epochs': 1, 'row_length': 8, 'log_every': 100, **fields})
-    passes = Epochs(examples, config, seed=0)
+    epochs = Epochs(examples, config, seed=0)
     params = {'table': jnp.zeros((6, 6))}
     after, _ = learn(
-      tmp_path / name, lambda *_: passes.whole(), params, config, steps=1, phase='sft'
+      tmp_path / name, lambda *_: epochs.whole(), params, config, steps=1, phase='sft'
     )
     (line,) = map(json.loads, (tmp_path / name / 'metrics.jsonl').open())
     seen.append((line['step'], line['tokens'], line['loss']))
@@ -230,11 +236,11 @@ def documents(step, params, last=3):
 @pytest.mark.parametrize(
   ('phase', 'config', 'field'),
   [
-    ('base', CONFIG, 'base_optim'),
+    ('base', CONFIG, 'base.optim'),
     (
       'answers',
       SFTConfig(rows_per_step=2, micro_batches=1, checkpoint_every=1),
-      'sft_optim',
+      'sft.optim',
     ),
   ],
 )
@@ -248,7 +254,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
 
   expected = rf'loss of {phase} is nan and .* step 3; lower {field}.learning_rate'
   with pytest.raises(TrainingError, match=expected):
-    learn(tmp_path / 'run', batch, {'table': table}, config, phase=phase)
+    learn(tmp_path / 'run', batch, {'table': table}, config, phase=phase, field=field)
   assert Checkpoints(tmp_path / 'run' / 'checkpoints' / phase).step == 2
 
 

@@ -1,4 +1,4 @@
-"""A panel of rules and a preference model, both written down beforehand."""
+"""Rules and a preference model as one reward, both with scores written by hand."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -43,9 +43,9 @@ def scored(problems, weight=0.5):
     return np.array([{'b': -1.0, 'd': 0.75}[text] for text in texts], np.float32)
 
   pool: Any = Pool(events)
-  panel = PreferenceReward(pool, scorer, weight)
-  assert panel.names == ('accuracy', 'language', 'preference')
-  pending = panel.submit(problems, 'abcd'[: len(problems)])
+  rewarder = PreferenceReward(pool, scorer, weight)
+  assert rewarder.names == ('accuracy', 'language', 'preference')
+  pending = rewarder.submit(problems, 'abcd'[: len(problems)])
   return pending.result(), events
 
 
@@ -58,19 +58,19 @@ def test_the_preference_counts_for_instructions_alone():
   assert ('preference', ['sort_2_1', 'sort_2_1'], ['b', 'd']) in events
 
 
-def test_the_rules_work_while_the_model_does():
+def test_rules_score_while_the_preference_model_does():
   _, events = scored([REASONING, GENERAL])
   assert [event[0] for event in events] == ['rules', 'preference', 'result']
   assert events[0] == ('rules', ['a', 'b'])  # of all problems
 
 
-def test_without_instructions_the_model_is_not_asked():
+def test_without_instructions_the_preference_model_is_not_asked():
   scores, events = scored([REASONING, REASONING])
   assert [event[0] for event in events] == ['rules', 'result']
   np.testing.assert_array_equal(scores.values[:, 2], 0)
   np.testing.assert_array_equal(scores.total, TOTAL[:2])
 
 
-def test_what_failed_is_told_as_the_pool_tells_it():
+def test_failures_are_those_that_the_pool_counts():
   scores, _ = scored([REASONING, GENERAL, REASONING, GENERAL])
   assert (scores.errors, scores.failures, scores.timeouts) == (['one failed'], 2, 1)

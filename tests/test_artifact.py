@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import tasks
+from r1jax import __version__
 from r1jax.model.config import ModelConfig
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
 from r1jax.runtime.run import start, user_errors
@@ -24,13 +24,14 @@ from r1jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(['wait, I will check: 2+3=5'] * 3, 264)
 CONFIG = ModelConfig(d_model=8, layers=1, heads=2, kv_heads=1, head_dim=4, d_ff=16)
-MODEL = Policy(CONFIG, TOKENIZER, 'plain')
+POLICY = Policy(CONFIG, TOKENIZER, 'plain')
 MESH = make_mesh(jax.devices()[:1])
+VERSIONS = {'countdown': '2.0.0', 'gsm8k': '1'}
 
 
 @functools.cache
 def _random():
-  return MODEL.init(MESH, 0)
+  return POLICY.init(MESH, 0)
 
 
 def model(number):
@@ -52,7 +53,7 @@ def finish(workdir, stage, parents=(), seed=0, models=('final',), kept=None):
   if kept:
     params = jax.tree_util.tree_map_with_path(kept, params)
   with start(config, phases=()) as run:
-    return artifact.finish(run, stage, config, MODEL, params, parents)
+    return artifact.finish(run, stage, config, POLICY, params, parents, VERSIONS)
 
 
 @pytest.fixture(scope='module')
@@ -101,18 +102,14 @@ def test_a_record_names_everything_by_its_digest(made):
   size = TOKENIZER.vocab_size * 8 + 2 * 64 + 2 * 32 + 3 * 128 + 2 * 8 + 8
   assert record == {
     'stage': 'cold_start',
+    'version': __version__,
     'config': {
       'experiment': 'Experiment',
       'workdir': str(made / 'cold'),
       'parent': str(made / 'zero'),
       'seed': 3,
     },
-    'data': {
-      'countdown': tasks.module('countdown').VERSION,
-      'equations': tasks.module('equations').VERSION,
-      'arithmetic': tasks.module('arithmetic').VERSION,
-      'instructions': tasks.module('instructions').VERSION,
-    },
+    'data': VERSIONS,
     'model': json.loads(json.dumps(dataclasses.asdict(CONFIG))),  # tuples are lists
     'parameters': size,
     'rows': 0,
@@ -127,9 +124,9 @@ def test_a_record_names_everything_by_its_digest(made):
 def test_a_finished_stage_gives_back_its_models(chain):
   stage = artifact.load(chain / 'zero', 'cold_start', 'r1_zero')
   assert stage.name == 'r1_zero'
-  assert stage.model.config == CONFIG
-  assert stage.model.template == 'plain'
-  assert stage.model.tokenizer.encode('wait') == TOKENIZER.encode('wait')
+  assert stage.policy.config == CONFIG
+  assert stage.policy.template == 'plain'
+  assert stage.policy.tokenizer.encode('wait') == TOKENIZER.encode('wait')
   for name, seed in (('final', 1), ('base', 2)):
     found, expected = stage.params(MESH, name), model(seed)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -138,8 +135,25 @@ def test_a_finished_stage_gives_back_its_models(chain):
     assert leaf.sharding.device_set == set(jax.devices()[:4])
 
 
+def test_a_record_of_an_older_version_is_refused_as_that(chain):
+  file = chain / 'cold' / 'stage.json'
+  record = json.loads(file.read_text())
+  del record['version']  # version 0.1 wrote none
+  file.write_text(json.dumps(record))
+  with pytest.raises(WorkdirError) as error:
+    artifact.load(chain / 'cold')
+  expected = (
+    f'{file} was written by r1jax 0.1.0, whose settings have other names than those of '
+    f'{__version__}; use that version for this folder, or choose another one'
+  )
+  assert str(error.value) == expected
+  with pytest.raises(WorkdirError) as error:
+    artifact.load(chain / 'reasoning').ancestor('r1_zero')
+  assert str(error.value).endswith(expected.partition('stage.json')[2])
+
+
 def test_an_example_is_a_rendered_question_and_an_output_with_its_end():
-  prompt, output = MODEL.example_ids('make 5', '<think></think><answer>5</answer>')
+  prompt, output = POLICY.example_ids('make 5', '<think></think><answer>5</answer>')
   # As the sampler sees it: nothing after the prompt, and the model says the space.
   assert TOKENIZER.decode(prompt) == 'User: make 5\nAssistant:'
   assert TOKENIZER.decode(output) == ' <think></think><answer>5</answer>'
@@ -272,22 +286,22 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
   with pytest.raises(ArtifactError, match=f'{expected}restore checkpoints/, or run'):
     stage.params(MESH)
   if spoil != 'gone':
-    assert sorted((chain / 'cold').rglob('*')) == left  # it is another's to mend
+    assert sorted((chain / 'cold').rglob('*')) == left  # it is not this run's to change
 
 
 def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path):
   child = Experiment(str(tmp_path / 'child'))
   parent = artifact.load(chain / 'cold')
-  with start(child, phases=('sft',), facts=parent.fact) as run:
+  with start(child, phases=('sft',), digests=parent.digests) as run:
     run.save('sft', 5, {'w': np.ones(2)})
-  with start(child, phases=('sft',), facts=parent.fact) as run:
+  with start(child, phases=('sft',), digests=parent.digests) as run:
     assert run.checkpoints['sft'].step == 5
   edit(chain / 'cold', parameters=1)
   replaced = artifact.load(chain / 'cold')
   expected = r'cold/stage.json is not the one that the checkpoint of step 5 of sft'
   with (
     pytest.raises(WorkdirError, match=expected),
-    start(child, phases=('sft',), facts=replaced.fact),
+    start(child, phases=('sft',), digests=replaced.digests),
   ):
     pass
 
@@ -300,7 +314,7 @@ def test_finishing_again_leaves_the_record_that_children_name(chain):
   config = Experiment(str(chain / 'zero'), seed=1)
   with start(config, phases=()) as run:
     assert artifact.finished(run)
-    artifact.finish(run, 'r1_zero', config, MODEL, models)
+    artifact.finish(run, 'r1_zero', config, POLICY, models)
   assert (chain / 'zero' / 'stage.json').read_bytes() == before
   artifact.load(chain / 'reasoning').ancestor('r1_zero').params(MESH, 'base')
 

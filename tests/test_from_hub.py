@@ -38,10 +38,11 @@ from r1jax.stages import artifact, chat, from_hub
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.policy import Policy
+from r1jax.stages.rollout import Sampler
 from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import gsm8k
 from r1jax.tasks.gsm8k import GSM8KConfig
-from r1jax.text import parsing, templates
+from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer
 from scripts import convert
 
@@ -83,8 +84,8 @@ def trained(tmp_path_factory):
     *('--model.template', 'plain', '--workdir', str(folder / 'run')),
     *('--data-dir', str(folder / 'data'), '--task', 'arithmetic'),
     *('--rl.steps', '1', '--rl.max-length', '0', '8', '--rl.max-prompt-length', '32'),
-    *('--evaluate.problems', '8', '--rl-optim.learning-rate', '1e-3'),
-    *('--grpo.kl-coef', '1', '--rl.minibatches', '2'),
+    *('--evals.problems', '8', '--rl.optim.learning-rate', '1e-3'),
+    *('--rl.grpo.kl-coef', '1', '--rl.minibatches', '2'),
   )
   code, output = run(*command)
   assert code == 0, output
@@ -113,7 +114,7 @@ def test_a_run_gives_back_a_checkpoint_that_transformers_opens(trained):
   params = stage.params(make_mesh())
   tokens = np.random.default_rng(0).integers(2, 290, size=(1, 20))
   zeros = np.zeros_like(tokens)
-  model = stage.model.functions
+  model = stage.policy.functions
   hidden, _ = model.forward(params, tokens, np.arange(20)[None], zeros)
   with torch.no_grad():
     expected = opened(torch.tensor(tokens)).logits.numpy()
@@ -147,11 +148,11 @@ class Zero:
 def test_a_model_that_was_made_here_opens_in_transformers(tmp_path):
   config = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=1, head_dim=8, d_ff=32)
   tokenizer = Tokenizer.train(['User: 3+5\nAssistant: <think>'] * 9, 280)
-  model = Policy(config, tokenizer, 'plain')
-  params = model.init(make_mesh(), 0)
+  policy = Policy(config, tokenizer, 'plain')
+  params = policy.init(make_mesh(), 0)
   zero = Zero(str(tmp_path / 'zero'))
-  with start(zero, phases=()) as job:
-    artifact.finish(job, 'r1_zero', zero, model, {'final': params})
+  with start(zero, phases=()) as run:
+    artifact.finish(run, 'r1_zero', zero, policy, {'final': params})
   convert.convert(convert.Convert(str(tmp_path / 'zero'), str(tmp_path / 'out')))
 
   opened = transformers.AutoModelForCausalLM.from_pretrained(
@@ -167,10 +168,11 @@ def test_a_model_that_was_made_here_opens_in_transformers(tmp_path):
   assert opened.generation_config.eos_token_id == 1
   tokens = np.array([ids])
   zeros = np.zeros_like(tokens)
-  hidden, _ = model.functions.forward(params, tokens, np.arange(len(ids))[None], zeros)
+  model = policy.functions
+  hidden, _ = model.forward(params, tokens, np.arange(len(ids))[None], zeros)
   with torch.no_grad():
     expected = opened.eval()(torch.tensor(tokens)).logits.numpy()
-  found = model.functions.logits(params, hidden)
+  found = model.logits(params, hidden)
   np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -204,9 +206,7 @@ def folder(tmp_path_factory):
     ({'dtype': 'int4'}, "model.dtype: expected one of float32, bfloat16, got 'int4'"),
   ],
 )
-def test_what_cannot_be_started_from_is_said_before_anything_is_read(
-  folder, settings, message
-):
+def test_an_unusable_start_is_named_before_anything_is_read(folder, settings, message):
   path = {} if settings == {} else {'path': str(folder)}
   with pytest.raises(ValueError, match=message):
     from_hub.look_up(HubConfig(**{**path, **settings}))
@@ -223,15 +223,15 @@ def test_an_adapter_is_added_before_training_and_the_run_depends_on_it(
   plain = from_hub.look_up(HubConfig(path=str(folder)))
   settings = HubConfig(path=str(folder), adapter=str(tmp_path / 'a'))
   found = from_hub.look_up(settings)
-  where = make_mesh()
-  before, after = plain.params(where), found.params(where)
+  mesh = make_mesh()
+  before, after = plain.params(mesh), found.params(mesh)
   pair = adapters['blocks']['query']
   added = 2.0 * np.einsum('ldr,lrhc->ldhc', pair['a'], pair['b'])
   np.testing.assert_allclose(
     after['blocks']['query'], before['blocks']['query'] + added, atol=1e-5
   )
   np.testing.assert_array_equal(after['blocks']['key'], before['blocks']['key'])
-  assert set(found.facts) - set(plain.facts) == {
+  assert set(found.digests) - set(plain.digests) == {
     str(tmp_path / 'a' / name) for name in (peft_config.CONFIG, peft_config.FILE)
   }
 
@@ -281,25 +281,25 @@ def test_thoughts_that_the_prompt_has_opened_belong_to_the_output(tmp_path):
   checkpoint(
     tmp_path / 'm', 'llama', {}, chat="{{ messages[0]['content'] }}<think>\n\n"
   )
-  model = from_hub.look_up(HubConfig(path=str(tmp_path / 'm'))).model
-  prompt = model.tokenizer.prompt(templates.CHAT, '3+5')
+  policy = from_hub.look_up(HubConfig(path=str(tmp_path / 'm'))).policy
+  prompt = policy.prompt('3+5')
   assert prompt == '3+5<think>\n'
-  where = make_mesh(jax.devices()[:1])
+  mesh = make_mesh(jax.devices()[:1])
   problem = tasks.Problem('1', 'arithmetic', '3+5', {'result': 8})
-  outputs = model.generator(32, where)(
-    model.init(where, 0),
+  rollout = Sampler(policy, 32, mesh).sample(
+    policy.init(mesh, 0),
     jax.random.key(0),
     [problem],
     group_size=2,
     max_length=4,
     draw=SamplingConfig(),
   )
-  assert all(said.startswith('<think>\n') for said in outputs.texts[0])
+  assert all(text.startswith('<think>\n') for text in rollout.texts[0])
   # What a model learns from goes on where the prompt ends.
-  ids, said = model.example_ids('3+5', '<think>\nso</think><answer>8</answer>')
-  assert ids == model.tokenizer.chat_ids(prompt)
-  assert model.tokenizer.decode(said) == 'so</think><answer>8</answer>'
-  assert said[-1] == model.tokenizer.eos_id
+  ids, output = policy.example_ids('3+5', '<think>\nso</think><answer>8</answer>')
+  assert ids == policy.tokenizer.chat_ids(prompt)
+  assert policy.tokenizer.decode(output) == 'so</think><answer>8</answer>'
+  assert output[-1] == policy.tokenizer.eos_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,54 +315,54 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   began = datetime.datetime(2024, 7, 26, 23, 59)
   monkeypatch.setattr(tokenizer_files, 'now', lambda: began)
   found = from_hub.look_up(config, from_hub.began(workdir))
-  prompt = found.model.tokenizer.prompt(templates.CHAT, '3+5')
+  prompt = found.policy.prompt('3+5')
   assert prompt == '26 Jul 2024: 3+5<think>\n\n</think>\n\n'
   run_of = Hub(str(workdir), config)
-  with start(run_of, phases=(), facts=found.facts) as job:
+  with start(run_of, phases=(), digests=found.digests) as job:
     found.keep(workdir)
     params = found.params(make_mesh(jax.devices()[:1]))
-    artifact.finish(job, 'grpo', run_of, found.model, {'final': params})
+    artifact.finish(job, 'grpo', run_of, found.policy, {'final': params})
 
   # The same command goes on with the same prompts a day later; another run has others.
   monkeypatch.setattr(
     tokenizer_files, 'now', lambda: began + datetime.timedelta(minutes=1)
   )
   again = from_hub.look_up(config, from_hub.began(workdir))
-  assert again.facts == found.facts
-  assert again.model.tokenizer.prompt(templates.CHAT, '3+5') == prompt
+  assert again.digests == found.digests
+  assert again.policy.prompt('3+5') == prompt
   other = from_hub.look_up(config, from_hub.began(tmp_path / 'other'))
-  assert other.model.tokenizer.prompt(templates.CHAT, '3+5').startswith('27 Jul 2024: ')
-  differing = {name for name, x in other.facts.items() if found.facts[name] != x}
+  assert other.policy.prompt('3+5').startswith('27 Jul 2024: ')
+  differing = {name for name, x in other.digests.items() if found.digests[name] != x}
   assert differing == {'hub/source.json'}
   # So has a child, which begins with the finished stage; a chat has today's date.
   stage = artifact.load(workdir)
-  assert stage.model.tokenizer.prompt(templates.CHAT, '3+5') == prompt
-  speaker = chat.open_session(str(workdir), None, SamplingConfig())
-  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
-  assert said.endswith(': 3+5<think>\n\n</think>\n\n')
-  assert '2024' not in said
-  speaker = chat.open_session(str(workdir), None, SamplingConfig(), '')
-  said, _ = speaker.prompt([{'role': 'user', 'content': '3+5'}])
-  assert said.endswith(': 3+5')
+  assert stage.policy.prompt('3+5') == prompt
+  session = chat.open_session(str(workdir), None, SamplingConfig())
+  today, _ = session.prompt([{'role': 'user', 'content': '3+5'}])
+  assert today.endswith(': 3+5<think>\n\n</think>\n\n')
+  assert '2024' not in today
+  session = chat.open_session(str(workdir), None, SamplingConfig(), '')
+  today, _ = session.prompt([{'role': 'user', 'content': '3+5'}])
+  assert today.endswith(': 3+5')
   (workdir / artifact.HUB / artifact.SOURCE).write_text('{"path": 3')
   for read in (from_hub.began, artifact.load):
     with pytest.raises(ArtifactError, match=r'source.json is damaged'):
       read(workdir)
 
 
-def test_a_template_without_a_date_makes_no_fact_of_it(folder):
+def test_a_run_does_not_depend_on_its_date_without_one_in_the_template(folder):
   found = from_hub.look_up(HubConfig(path=str(folder)))
-  assert 'hub/source.json' not in found.facts
+  assert 'hub/source.json' not in found.digests
 
 
 def test_an_output_after_thoughts_that_are_skipped_is_whole(tmp_path):
   checkpoint(tmp_path / 'm', 'llama', {}, chat=DATED)
   config = HubConfig(str(tmp_path / 'm'), chat_template_kwargs=WITHOUT)
-  model = from_hub.look_up(config).model
-  _, said = model.example_ids('3+5', '<think>so</think>\n<answer>8</answer>')
-  answer = model.tokenizer.decode(said)
+  policy = from_hub.look_up(config).policy
+  _, output = policy.example_ids('3+5', '<think>so</think>\n<answer>8</answer>')
+  answer = policy.tokenizer.decode(output)
   assert answer == '<answer>8</answer>'
-  opened = parsing.opened(model.tokenizer.prompt(templates.CHAT, '3+5'))
+  opened = parsing.opened(policy.prompt('3+5'))
   assert parsing.parse(opened + answer) == ('', '', '8')
 
 
@@ -380,7 +380,7 @@ def test_nothing_is_written_over_what_ollama_reads(trained, tmp_path):
 
 def test_an_unknown_task_is_named():
   with pytest.raises(ValueError, match=r"task: expected one of .*'gsm8k'.*, got 'x'"):
-    grpo.Grpo(task='x')
+    grpo.GRPO(task='x')
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Literal
 
 import pytest
 
+from experiments import grpo, r1, r1_zero
+from r1jax.grpo import PRESETS as ALGORITHMS
 from r1jax.runtime.cli import parse
 
 
@@ -216,3 +218,129 @@ def test_a_choice_is_a_name_on_the_command_line(capsys):
     parse(Chosen(small), ['--help'])
   text = ' '.join(capsys.readouterr().out.split())
   assert re.search(r'--choice NAME of what is done \(default: small\)', text)
+
+
+# --- Presets of a group within a group ------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage of training."""
+
+  steps: int = 10  # updates
+  loss: Loss = Loss()
+
+  def __post_init__(self) -> None:
+    if self.steps % 4 and self.loss.kind == 'sequence':
+      raise ValueError(f'steps: expected a multiple of 4, got {self.steps}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """Two stages."""
+
+  seed: int = 0  # of everything random
+  first: Stage = Stage(loss=Loss(limit=5))
+  second: Stage = Stage()
+
+
+NESTED = {f'{name}.loss': PRESETS['loss'] for name in ('first', 'second')}
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--first.loss', 'wide', '--first.loss.clip-high', '0.3', '--first.steps', '7'],
+    ['--first.steps=7', '--first.loss.clip-high=0.3', '--first.loss=wide'],
+  ],
+)
+def test_a_preset_of_a_nested_group_may_stand_before_or_after_its_fields(words):
+  default = Pipeline()
+  expected = Stage(steps=7, loss=Loss(clip_high=0.3, scaled=False))
+  assert parse(default, words, NESTED) == Pipeline(first=expected)
+  assert default == Pipeline()  # groups on the way are copied
+  assert default.first.loss.limit == 5
+
+
+def test_nested_presets_are_checked_with_the_final_values(capsys):
+  words = ['--second.loss', 'gspo', '--second.steps', '12']
+  found = parse(Pipeline(), words, NESTED)
+  assert found.second == Stage(steps=12, loss=PRESETS['loss']['gspo'])
+  with pytest.raises(SystemExit):
+    parse(Pipeline(), words[:2], NESTED)
+  expected = 'error: second.steps: expected a multiple of 4, got 10\n'
+  assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--rl.grpo', 'dapo', '--rl.grpo.clip-high', '0.3'],
+    ['--rl.grpo.clip-high', '0.3', '--rl.grpo', 'dapo'],
+  ],
+)
+@pytest.mark.parametrize('config', [r1_zero.R1Zero(), grpo.GRPO()])
+def test_an_algorithm_is_chosen_by_name_and_changed(config, words):
+  found = parse(config, words, {'rl.grpo': ALGORITHMS})
+  expected = dataclasses.replace(ALGORITHMS['dapo'], clip_high=0.3)
+  assert found.rl == dataclasses.replace(config.rl, grpo=expected)
+  assert dataclasses.replace(found, rl=config.rl) == config
+
+
+# --- Flags of version 0.1 -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('words', 'now'),
+  [
+    (['--rl-optim.learning-rate', '1e-5'], '--rl.optim.learning-rate'),
+    (['--rl_optim.learning_rate=1'], '--rl.optim.learning-rate'),
+    (['--base-optim.eps', '1e-6'], '--base.optim.eps'),
+    (['--grpo.kl-coef', '0'], '--rl.grpo.kl-coef'),
+    (['--grpo', 'dapo'], '--rl.grpo'),
+    (['--grpo=dapo'], '--rl.grpo'),
+    (['--evaluate.problems', '8'], '--evals.problems'),
+    (['--evaluate.draw.top-p', '1'], '--evals.draw.top-p'),
+    (['--scoreboard.samples', '4'], '--suite.samples'),
+  ],
+)
+def test_a_flag_of_an_older_version_gets_its_new_name(capsys, words, now):
+  with pytest.raises(SystemExit) as end:
+    parse(r1_zero.R1Zero(), words, {'rl.grpo': ALGORITHMS})
+  assert end.value.code == 2
+  before = words[0].partition('=')[0].replace('_', '-')
+  assert capsys.readouterr().err == f'error: {before} is called {now} now\n'
+
+
+@pytest.mark.parametrize(
+  ('before', 'now'),
+  [
+    ('--r1-zero.rl-optim.eps', '--r1-zero.rl.optim.eps'),
+    ('--r1-zero.grpo.kl-coef', '--r1-zero.rl.grpo.kl-coef'),
+    ('--reasoning-rl.grpo.clip-high', '--reasoning-rl.rl.grpo.clip-high'),
+    ('--final-rl.grpo.kl-coef', '--final-rl.rl.grpo.kl-coef'),
+    ('--final-rl.preference-optim.eps', '--final-rl.preference.optim.eps'),
+    ('--cold-start.sft-optim.eps', '--cold-start.sft.optim.eps'),
+    ('--distill-tiny.base-optim.eps', '--distill-tiny.base.optim.eps'),
+    ('--distill-tiny.evaluate.problems', '--distill-tiny.evals.problems'),
+    ('--cold-start.scoreboard.samples', '--cold-start.suite.samples'),
+  ],
+)
+def test_a_flag_of_a_stage_of_the_pipeline_gets_its_new_name(capsys, before, now):
+  with pytest.raises(SystemExit) as end:
+    parse(r1.R1(), [before, '1'])
+  assert end.value.code == 2
+  assert capsys.readouterr().err == f'error: {before} is called {now} now\n'
+
+
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--rl.grpo.kl-coef', '0'],
+    ['--rl.optim.eps', '1e-7'],
+    ['--evals.problems', '8'],
+    ['--suite.samples', '4'],
+  ],
+)
+def test_the_new_names_are_taken(words):
+  assert parse(r1_zero.R1Zero(), words) != r1_zero.R1Zero()
