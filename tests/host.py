@@ -1,6 +1,6 @@
 """A host of `test_hosts`: python tests/host.py INDEX HOSTS PORT FOLDER.
 
-One iteration of GRPO on eight devices, of which each host has its share.
+One step of GRPO on eight devices, which the hosts share.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 index, count, port = map(int, sys.argv[1:4])
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -16,15 +15,16 @@ os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // count}'
 
 import numpy as np  # noqa: E402
 
-from r1jax import grpo  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.optim import OptimConfig  # noqa: E402
 from r1jax.runtime import checkpoint, hosts  # noqa: E402
+from r1jax.sampling.sampler import SamplingConfig  # noqa: E402
 from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from r1jax.sharding.place import to_device  # noqa: E402
 from r1jax.stages.learner import Learner  # noqa: E402
 from r1jax.stages.policy import Policy  # noqa: E402
 from r1jax.stages.rl_config import RLConfig  # noqa: E402
+from r1jax.stages.rollout import Sampler  # noqa: E402
 from r1jax.tasks import Problem  # noqa: E402
 from r1jax.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -39,49 +39,53 @@ class Experiment:
 QWEN = ModelConfig(
   d_model=32, layers=1, heads=4, kv_heads=2, head_dim=8, d_ff=48, qk_norm=True
 )
-SETTINGS = RLConfig(
+CONFIG = RLConfig(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
   max_length=((0, 24),),
   minibatches=1,
   micro_batch_rows=16,
+  offload=count == 4,
+  optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
 )
 
 
 def main(folder: Path) -> None:
   import jax
 
-  # With four hosts two of them have parts of the same rows.
+  # Of four hosts, two have parts of the same rows.
   layout = MeshConfig(fsdp=2, context=2, tensor=2)
-  where = make_mesh(config=layout)
+  mesh = make_mesh(config=layout)
   tokenizer = Tokenizer.train([f'make {n} from 3 5 2' for n in range(40)], 288)
-  model = Policy(QWEN, tokenizer, 'plain', 272)
-  generator = model.generator(SETTINGS.max_prompt_length, where, layout)
-  trainer = Learner(
-    generator,
-    SimpleNamespace(names=('accuracy',)),  # type: ignore[arg-type]
-    dataclasses.replace(SETTINGS, offload=count == 4),
-    grpo.PRESETS['grpo'],
-    OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
-  )
-  state, reference = trainer.start(model.init(where, 0)).values()
-  state, reference = trainer.waiting(state), trainer.reference(reference)
+  policy = Policy(QWEN, tokenizer, 'plain', 272)
+  sampler = Sampler(policy, CONFIG.max_prompt_length, mesh, layout)
+  learner = Learner(policy.functions, mesh, CONFIG)
+  state, reference = learner.start(policy.init(mesh, 0)).values()
+  state, reference = learner.waiting(state), learner.reference(reference)
   problems = [Problem(str(n), '', f'make {n} from 3 5 2', {}) for n in range(8)]
   key = jax.random.key(1)
-  outputs = trainer.rollout(state.params, key, problems, 24, 1.0)
-  # Each host speaks for its outputs, and hears of the others' rewards.
+  rollout = sampler.sample(
+    learner.for_sampling(state.params),
+    key,
+    problems,
+    group_size=CONFIG.group_size,
+    max_length=24,
+    draw=SamplingConfig(1.0),
+  )
+  # Each host rewards its own outputs and gathers the others' rewards.
   mine = {
-    int(row): (outputs.tokens[n].sum(-1) % 7).astype(np.float32)
-    for n, row in enumerate(outputs.rows)
-    if outputs.own[n]
+    int(row): (rollout.tokens[n].sum(-1) % 7).astype(np.float32)
+    for n, row in enumerate(rollout.rows)
+    if rollout.own[n]
   }
-  told = [pair for part in hosts.all_gather('rewards', mine) for pair in part.items()]
-  assert len(told) == len(problems)  # nobody has spoken for another's
-  reward_PG = np.stack([reward for _, reward in sorted(told)])
-  passes = trainer.passes(state.params, reference, outputs, 1.0)
-  advantage_PG = trainer.advantages(reward_PG)[outputs.rows]
-  state, metrics, _ = trainer.learn(state, outputs, passes, advantage_PG, key, 1.0)
+  pairs = [pair for part in hosts.all_gather('rewards', mine) for pair in part.items()]
+  assert len(pairs) == len(problems)  # no output is rewarded by two hosts
+  reward_PG = np.stack([reward for _, reward in sorted(pairs)])
+  scores = learner.score(state.params, reference, rollout, 1.0)
+  advantage_PG = learner.advantage(reward_PG)[rollout.rows]
+  updated = learner.update(state, rollout, advantage_PG, scores, key, 1.0)
+  state, metrics = updated.state, updated.metrics
   kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}
   assert kinds == {'pinned_host' if count == 4 else 'device'}
   state = to_device(state)
@@ -90,13 +94,13 @@ def main(folder: Path) -> None:
   saved.wait()
   again, _ = checkpoint.Checkpoints(folder / 'state').resume(state)
   assert checkpoint.digest_of(again) == checkpoint.digest_of(state)
-  everything = hosts.all_gather('tokens', (outputs.rows, outputs.tokens, outputs.logp))
+  everything = hosts.all_gather('tokens', (rollout.rows, rollout.tokens, rollout.logp))
   if hosts.is_primary():
     tokens: dict[int, list[int]] = {}
     logp: dict[int, list[float]] = {}
-    for rows, said, sure in everything:
-      tokens |= dict(zip(rows.tolist(), said.tolist(), strict=True))
-      logp |= dict(zip(rows.tolist(), sure.tolist(), strict=True))
+    for rows, their_tokens, their_logp in everything:
+      tokens |= dict(zip(rows.tolist(), their_tokens.tolist(), strict=True))
+      logp |= dict(zip(rows.tolist(), their_logp.tolist(), strict=True))
     held = [len(rows) for rows, _, _ in everything]
     found = {'held': held, 'metrics': metrics, 'tokens': tokens, 'logp': logp}
     (folder / 'found.json').write_text(json.dumps(found))

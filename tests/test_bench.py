@@ -1,4 +1,4 @@
-"""The benchmark's counts of operations and bytes, against counts one by one."""
+"""The benchmark's counts of operations and bytes, compared with counting one by one."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def count(shape, attention):
 
 
 @pytest.mark.parametrize('attention', [True, False])
-def test_operations_are_two_a_multiply_add(attention):
+def test_a_multiply_add_counts_as_two_operations(attention):
   work = bench.flops(TINY, attention)
   forward = 2 * count(TINY, attention)
   assert work == {'rollout': forward, 'reference': forward, 'update': 3 * forward}
@@ -59,12 +59,10 @@ def test_decoding_reads_all_weights_and_the_cache_at_every_step(dtype, size):
   assert bench.rollout_bytes(TINY._replace(dtype=dtype)) == 5 * (weights + cache) * size
 
 
-def test_an_iteration_runs_with_the_machinery_of_the_stage():
-  trainer, before = bench.trainer_of(TINY)
+def test_an_iteration_runs_the_programs_of_the_stage():
+  stage, before = bench.machinery(TINY)
   old = jax.device_get(before['policy'].params)
-  state, seconds = bench.iterate(
-    TINY, trainer, before['reference'], before['policy'], 1
-  )
-  assert {'rollout', 'reference', 'update'} <= seconds.keys()
+  state, seconds = bench.iterate(TINY, stage, before['reference'], before['policy'], 1)
+  assert seconds.keys() == {'rollout', 'reference', 'update'}
   assert int(state.step) == 1
   assert (np.asarray(state.params['embedding']) != old['embedding']).any()

@@ -1,4 +1,4 @@
-"""Several hosts, as processes of this one."""
+"""Runs of several hosts, each a process on this machine."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def free_port():
 
 
 def begin(command, count, folder, environment=ENVIRONMENT):
-  """Starts a process for each host; a place for its number is left in the command."""
+  """Starts a process for each host; {index} in the command is the host's number."""
   processes = []
   for index in range(count):
     with (folder / f'host{index}.log').open('w') as log:
@@ -40,7 +40,7 @@ def begin(command, count, folder, environment=ENVIRONMENT):
 
 
 def ends(processes, folder, limit=240):
-  """What each host has printed, and its status, once all have ended."""
+  """The output and the exit status of each host, once all have ended."""
   try:
     statuses = [process.wait(limit) for process in processes]
   finally:
@@ -54,11 +54,11 @@ def arrays(folder):
   return checkpoint._read(folder, 1, checkpoint._shapes(folder, 1))[0]
 
 
-# --- One iteration --------------------------------------------------------------------
+# --- One step -------------------------------------------------------------------------
 
 
 def on_hosts(script, count, folder):
-  """Runs a script of this folder as so many hosts."""
+  """Runs a script of this folder on `count` hosts."""
   file = str(Path(__file__).with_name(script))
   words = (sys.executable, file, '{index}', str(count), str(free_port()))
   logs, statuses = ends(begin([*words, str(folder)], count, folder), folder)
@@ -66,8 +66,8 @@ def on_hosts(script, count, folder):
 
 
 @pytest.fixture(scope='module')
-def iterations(tmp_path_factory):
-  """By number of hosts: what an iteration has found, and the folder of its state."""
+def steps(tmp_path_factory):
+  """By number of hosts: the numbers of one step, and the folder of its state."""
   found = {}
   for count in (1, 2, 4):
     folder = tmp_path_factory.mktemp(f'hosts{count}')
@@ -77,8 +77,8 @@ def iterations(tmp_path_factory):
 
 
 @pytest.mark.parametrize('count', [2, 4])
-def test_an_iteration_of_several_hosts_is_that_of_one(iterations, count):
-  (expected, alone), (found, folder) = iterations[1], iterations[count]
+def test_a_step_of_several_hosts_equals_a_step_of_one(steps, count):
+  (expected, alone), (found, folder) = steps[1], steps[count]
   assert expected['held'] == [8]
   assert found['held'] == [4] * count  # nobody has all outputs
   assert found['tokens'] == expected['tokens']
@@ -88,7 +88,7 @@ def test_an_iteration_of_several_hosts_is_that_of_one(iterations, count):
     assert found['metrics'][name] == pytest.approx(
       expected['metrics'][name], rel=1e-5, abs=1e-5
     )
-  # What the hosts have written, each its parts, is read here by one.
+  # Each host has written its parts; one process reads them here.
   assert len(list((folder / 'state' / '1' / 'arrays').glob('ocdbt.process_*'))) == count
   opened = Checkpoints(folder / 'state')
   assert (opened.step, opened.warnings) == (1, [])
@@ -98,10 +98,10 @@ def test_an_iteration_of_several_hosts_is_that_of_one(iterations, count):
     np.testing.assert_allclose(after[name], before[name], rtol=0, atol=1e-5)
 
 
-# --- What stages do -------------------------------------------------------------------
+# --- Stages ---------------------------------------------------------------------------
 
 
-def test_stages_of_two_hosts_sample_and_learn_what_one_does(tmp_path):
+def test_stages_of_two_hosts_sample_and_learn_as_one_does(tmp_path):
   alone, both = tmp_path / 'alone', tmp_path / 'both'
   for folder in (alone, both):
     folder.mkdir()
@@ -125,8 +125,8 @@ def test_stages_of_two_hosts_sample_and_learn_what_one_does(tmp_path):
 SHORT = [
   *('--mesh.fsdp', '4', '--base.steps', '2', '--base.checkpoint-every', '2'),
   *('--rl.steps', '6', '--rl.evaluate-every', '6', '--rl.checkpoint-every', '1'),
-  *('--rl.minibatches', '1', '--evaluate.problems', '4'),
-  *('--scoreboard.reasoning', '4', '--scoreboard.general', '4'),
+  *('--rl.minibatches', '1', '--evals.problems', '4'),
+  *('--suite.reasoning', '4', '--suite.general', '4'),
 ]
 
 
@@ -157,18 +157,18 @@ def unbroken(tmp_path_factory):
   logs, statuses = ends(smoke(folder, folder / 'run'), folder)
   assert statuses == [0, 0], logs
   assert 'rl 6/6' in logs[0]
-  assert 'rl 6/6' not in logs[1]  # written and said once
+  assert 'rl 6/6' not in logs[1]  # written and shown once
   assert (
     len((folder / 'run' / 'metrics.jsonl').read_text().splitlines()) == 1 + 2 + 6
   )  # base, evaluations, RL
   return folder / 'run'
 
 
-def test_hosts_that_stop_or_die_end_the_others_and_all_go_on(unbroken, tmp_path):
+def test_a_host_that_stops_or_dies_ends_the_others_and_all_resume(unbroken, tmp_path):
   workdir = tmp_path / 'run'
   processes = smoke(tmp_path, workdir)
   wait_for(workdir, 1, processes)
-  processes[1].send_signal(signal.SIGTERM)  # told to one, done by all
+  processes[1].send_signal(signal.SIGTERM)  # sent to one, followed by all
   logs, statuses = ends(processes, tmp_path)
   assert statuses == [130, 130], logs
   assert all('the checkpoint is written' in log for log in logs)
@@ -196,9 +196,9 @@ def test_hosts_that_stop_or_die_end_the_others_and_all_go_on(unbroken, tmp_path)
 
 
 def error_in(log):
-  """What a host has said at its end; a witness speaks after JAX has ended the process.
+  """The error of a host that has ended; a witness prints it after JAX ends the process.
 
-  Python may still tell what the processes of rewards have left behind.
+  Python may print later what the reward processes have left behind.
   """
   deadline = time.monotonic() + 10
   while True:
@@ -209,32 +209,32 @@ def error_in(log):
     time.sleep(0.1)
 
 
-# --- Mistakes -------------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------
 
 HOST = """
 import dataclasses, sys, time
-from r1jax import mesh
-from r1jax.stages import hosts
-from r1jax.stages.run import plain_errors
+from r1jax.runtime import hosts
+from r1jax.runtime.run import user_errors
+from r1jax.sharding.mesh import MeshConfig
 
 hosts.ARRIVAL, hosts.PATIENCE, hosts.SILENCE = 5, 5, 30
 
 @dataclasses.dataclass
 class Config:
-  mesh: mesh.Config
+  mesh: MeshConfig
   seed: int
 
 index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-where = mesh.Config()
+mesh = MeshConfig()
 if what != 'slurm':
-  where = mesh.Config(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
-with plain_errors(), hosts.joined(Config(where, index if what == 'seed' else 0)):
-  assert hosts.agree('number', 10 * index) == [10 * n for n in range(count)]
+  mesh = MeshConfig(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
+with user_errors(), hosts.connect(Config(mesh, index if what == 'seed' else 0)):
+  assert hosts.all_gather('number', 10 * index) == [10 * n for n in range(count)]
   if what == 'fails' and index == 1:
     raise ValueError('reward: expected a number, got none')
   if what == 'sleeps' and index == 1:
     time.sleep(100)
-  hosts.agree('rewards', index)
+  hosts.all_gather('rewards', index)
 """
 
 
@@ -246,16 +246,16 @@ def three(what, tmp_path, count=3):
   return ends(begin(words, count, tmp_path), tmp_path)
 
 
-def test_hosts_tell_each_other(tmp_path):
+def test_hosts_gather_values_of_all(tmp_path):
   logs, statuses = three('', tmp_path)
   assert statuses == [0, 0, 0], logs
 
 
-def test_hosts_that_slurm_tells_of_find_each_other(tmp_path):
+def test_hosts_of_a_slurm_job_connect(tmp_path):
   script = tmp_path / 'host.py'
   script.write_text(textwrap.dedent(HOST))
   job = {
-    'SLURM_JOB_ID': str(free_port()),  # of which a port is made
+    'SLURM_JOB_ID': str(free_port()),  # a port is made of it
     'SLURM_NTASKS': '2',
     'SLURM_STEP_NODELIST': 'localhost',
   }
@@ -267,14 +267,14 @@ def test_hosts_that_slurm_tells_of_find_each_other(tmp_path):
   assert [process.wait(120) for process in processes] == [0, 0]
 
 
-def test_hosts_with_other_settings_are_named_with_the_field(tmp_path):
+def test_a_host_with_another_setting_is_named_with_the_field(tmp_path):
   logs, statuses = three('seed', tmp_path)
   assert statuses == [1, 1, 1]
   for index, log in enumerate(logs):
     assert f'error: seed is {index} on host {index} (' in log
 
 
-def test_what_fails_on_one_host_ends_the_others_with_its_sentence(tmp_path):
+def test_an_error_on_one_host_ends_the_others_with_its_message(tmp_path):
   logs, statuses = three('fails', tmp_path)
   assert statuses == [1, 1, 1]
   sentence = 'reward: expected a number, got none'
@@ -284,14 +284,14 @@ def test_what_fails_on_one_host_ends_the_others_with_its_sentence(tmp_path):
     assert log.endswith(f') has stopped: {sentence}\n')
 
 
-def test_a_host_that_tells_nothing_is_named(tmp_path):
+def test_a_host_that_hangs_is_named(tmp_path):
   logs, statuses = three('sleeps', tmp_path)
   assert statuses == [1, 1, 1]
   for log in logs[0], logs[2]:
     assert 'waited 5 s for what host 1 of 3 had to tell (rewards)' in log
 
 
-def test_a_host_that_does_not_come_is_missed(tmp_path):
+def test_a_host_that_does_not_start_is_reported(tmp_path):
   _logs, statuses = three('', tmp_path, count=2)
   assert all(statuses)
   time.sleep(2)
@@ -301,7 +301,7 @@ def test_a_host_that_does_not_come_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_a_host_that_waits_for_others_can_be_ended(sent, tmp_path):
+def test_a_host_that_waits_for_others_can_be_stopped(sent, tmp_path):
   script = tmp_path / 'host.py'
   script.write_text(textwrap.dedent(HOST).replace('= 5, 5, 30', '= 300, 5, 30'))
   port = free_port()
@@ -330,7 +330,7 @@ def test_a_host_that_waits_for_others_can_be_ended(sent, tmp_path):
 
 
 @pytest.mark.parametrize('index', [0, 1])
-def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
+def test_an_unusable_address_is_refused(index, tmp_path):
   script = tmp_path / 'host.py'
   script.write_text(textwrap.dedent(HOST))
   with socket.create_server(('', 0)) as server:
@@ -358,6 +358,6 @@ def test_an_address_that_cannot_be_used_is_refused(index, tmp_path):
     ({'host': -1}, r'mesh.host: expected 0 or more, got -1'),
   ],
 )
-def test_settings_of_hosts_that_do_not_go_together_are_refused(fields, message):
+def test_inconsistent_settings_of_hosts_are_refused(fields, message):
   with pytest.raises(MeshError, match=message):
     MeshConfig(**fields)

@@ -1,4 +1,4 @@
-"""Which random numbers the parts of a stage draw: no two draws share a key."""
+"""Random keys of the parts of a stage: no two draws share one."""
 
 import collections
 import dataclasses
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import final_rl, reasoning_rl
+from experiments import final_rl
 from r1jax.miniature import judge
 from r1jax.model.lora import LoraConfig
-from r1jax.rewards.pool import Scores
+from r1jax.rewards.pool import Pending, Scores
 from r1jax.runtime.run import TrainingError, start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import evaluation_suite, preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
-from r1jax.stages.learner import Learner, ScoredRollout
+from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
@@ -28,7 +28,7 @@ from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
 
-PLACE = make_mesh(jax.devices()[:1])
+MESH = make_mesh(jax.devices()[:1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Experiment:
   workdir: str
 
 
-def test_judge_and_preference_model_have_random_numbers_of_their_own():
+def test_judge_and_preference_model_draw_different_numbers():
   # numpy pads seeds with zeros, so that (5, 0) is 5.
   same = np.random.default_rng(5).permutation(50)
   np.testing.assert_array_equal(np.random.default_rng((5, 0)).permutation(50), same)
@@ -55,14 +55,14 @@ class Keys:
 
 
 class Silent:
-  """Stands in for a Generator: says one word, and notes the key of each problem."""
+  """Stands for a sampler: says one word, and notes the key of each problem."""
 
-  mesh = PLACE
+  policy = SimpleNamespace(prompt=lambda question: question)
 
   def __init__(self, keys):
     self.keys = keys
 
-  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw):
     for row in range(len(problems)):  # as `Sampler` makes them
       self.keys.note(jax.random.fold_in(key, row))
     shape = len(problems), group_size
@@ -78,15 +78,14 @@ class Silent:
       all_lengths=one,
       cut_off=np.zeros(shape, bool),
       texts=[['word'] * group_size] * len(problems),
+      prompt_texts=[''] * len(problems),
+      device_seconds=0.0,
       seconds=0.0,
     )
 
-  def prompt(self, problem):
-    return problem.question
-
 
 class Pool:
-  """Stands in for a RewardPool."""
+  """Stands for a reward pool."""
 
   names = ('accuracy',)
 
@@ -101,7 +100,7 @@ class Pool:
 
   def submit(self, problems, texts):
     one = np.ones((len(texts), 1), np.float32)
-    return SimpleNamespace(result=lambda: Scores(one, np.arange(len(texts)), [], 0, 0))
+    return Pending(lambda: Scores(one, np.arange(len(texts)), [], 0, 0))
 
 
 class Enough(Exception):
@@ -115,55 +114,53 @@ def problems(task):
 
 @pytest.fixture
 def keys(monkeypatch):
-  """Notes what stages draw from, in the place of sampling and learning."""
+  """Notes the keys that stages draw from, instead of sampling and learning."""
   found = Keys()
-  generator: Any = Silent(found)
-  monkeypatch.setattr(Stage, 'generator', generator)
+  monkeypatch.setattr(Stage, 'sampler', Silent(found))
   monkeypatch.setattr(evaluation_suite, 'RewardPool', Pool)
-  minibatches = Learner._minibatches
+  minibatches = Learner.minibatches
 
-  def noted(trainer, key):
+  def noted(learner, key):
     found.note(key, ' minibatches')
-    return minibatches(trainer, key)
+    return minibatches(learner, key)
 
-  def learn(trainer, state, outputs, passes, advantage, key, temperature):
-    for epoch in range(trainer.config.epochs):
-      trainer._minibatches(jax.random.fold_in(key, epoch))
-    return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
+  def update(learner, state, rollout, advantage, scores, key, temperature):
+    for epoch in range(learner.config.epochs):
+      learner.minibatches(jax.random.fold_in(key, epoch))
+    return Updated(state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0, 0.0)
 
-  monkeypatch.setattr(Learner, '_minibatches', noted)
-  monkeypatch.setattr(Learner, 'learn', learn)
-  nothing = ScoredRollout(None, None, 0.0)
-  monkeypatch.setattr(Learner, 'passes', lambda *_: nothing)
+  monkeypatch.setattr(Learner, 'minibatches', noted)
+  monkeypatch.setattr(Learner, 'update', update)
+  unscored = ScoredRollout(None, None, 0.0)
+  monkeypatch.setattr(Learner, 'score', lambda *_: unscored)
   return found
 
 
-def draw_everything(keys, job):
+def draw_everything(keys, stage):
   """All that a stage with this seed may sample, one after the other."""
   sampled = RejectionConfig(problems=16, samples=2, prompts_per_batch=4)
-  order = problem_stream(job.where.train, [1.0] * 4, 0)
+  problem_at = problem_stream(stage.problems.train, [1.0] * 4, 0)
   keys.now = 'rejection'
   with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
-    job.collect({}, order, sampled)
+    stage.rejection_sample({}, problem_at, sampled)
   keys.now = 'own outputs'
-  batch = job.own_outputs(order, prompts=4, max_length=4, config=SFTConfig())
+  batch = stage.own_outputs(problem_at, prompts=4, max_length=4, config=SFTConfig())
   for step in (1, 2, 3, 4):
     batch(step, {})
-  config = reasoning_rl.ReasoningRL(
-    rl=RLConfig(steps=4, prompts_per_step=4, group_size=2, epochs=2, evaluate_every=2),
-    evaluate=EvalConfig(problems=8, samples=2, prompts_per_batch=4),
+  config = RLConfig(
+    steps=4, prompts_per_step=4, group_size=2, epochs=2, evaluate_every=2
   )
-  pool: Any = Pool()
+  evals = EvalConfig(problems=8, samples=2, prompts_per_batch=4)
   keys.now = 'rl'
-  job.reinforce(lambda: {'x': jnp.zeros(1)}, pool, order, config)
-  scores = SuiteConfig(reasoning=8, general=8, samples=2, prompts_per_batch=4)
-  # Once: all models are measured with the same keys, which are those of no other draw.
-  keys.now = 'scoreboard'
-  job.measure({'final': {}}, scores)
+  stage.rl(lambda: {'x': jnp.zeros(1)}, Pool(), problem_at, config, evals)
+  suite = SuiteConfig(reasoning=8, general=8, samples=2, prompts_per_batch=4)
+  # Once: all models are measured with the same keys, which no other draw uses.
+  keys.now = 'suite'
+  stage.measure({'final': {}}, suite)
   keys.now = 'judged'
   last = final_rl.FinalRL(rl=RLConfig(steps=40, prompts_per_step=4), judged=16)
   with pytest.raises(Enough):
-    final_rl.preference_model(job, last, {})
+    final_rl.preference_model(stage, last, {})
 
 
 def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
@@ -171,11 +168,13 @@ def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
     raise Enough
 
   monkeypatch.setattr(judge, 'pairs', enough)
-  model: Any = SimpleNamespace(matrices=None, lora=LoraConfig(), config=None)
+  policy: Any = SimpleNamespace(
+    matrices=None, lora=LoraConfig(), config=None, functions=None
+  )
   four = [problems(task) for task in problem_sets.TASKS]
-  where = Problems(four, four, 32, 352, four)
+  there = Problems(four, four, 32, 352, four)
   with start(Experiment(str(tmp_path / 'run')), phases=('rl',)) as run:
-    draw_everything(keys, Stage(run, model, where, PLACE, seed=5))
+    draw_everything(keys, Stage(run, policy, there, MESH, seed=5))
   shared = [names for names in keys.purposes.values() if len(names) > 1]
   assert shared == []
   counts = collections.Counter(name for (name,) in keys.purposes.values())
@@ -184,6 +183,6 @@ def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):
     'own outputs': 16,
     'rl': 4 * 4 + 3 * 8,  # rollouts, and evaluations before and after 2 and 4 steps
     'rl minibatches': 4 * 2,
-    'scoreboard': 16,
+    'suite': 16,
     'judged': 16,
   }

@@ -1,4 +1,4 @@
-"""Adapters: applied as merged, nothing at first, alone learned, and in PEFT's files."""
+"""LoRA: applied and merged adapters, training them alone, and PEFT's files."""
 
 import dataclasses
 import functools
@@ -30,6 +30,7 @@ from r1jax.stages import from_hub
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 ALL = LoraConfig(rank=3, alpha=6.0, targets='.*')
@@ -81,7 +82,7 @@ def greedy(found, params):
   ).tokens
 
 
-def test_merged_is_applied(kind):
+def test_applied_and_merged_adapters_give_the_same_logits(kind):
   _, found, base = kind
   attached = lora.attach(base, random_adapters(found.config), ALL.scale)
   applied = logits(found, attached)
@@ -92,7 +93,7 @@ def test_merged_is_applied(kind):
   np.testing.assert_array_equal(greedy(found, attached), greedy(found, merged))
 
 
-def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
+def test_the_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
   # Entries of the product are 2 * 3 * 0.2 * 1e-5 at most, a hundredth of the distance
   # between the bfloat16 around 0.02: merged in that type nearly all would round away.
   _, found, base = kind
@@ -107,7 +108,7 @@ def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
 
   @jax.jit
   def sampled(params):
-    spoken = generate.sample(
+    completions = generate.sample(
       params,
       jax.random.split(jax.random.key(0), 2),
       prompts,
@@ -118,8 +119,8 @@ def test_a_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
       max_length=12,
       stop_ids=(),
     )
-    scored, _ = score_tokens(params, prompts, mask, spoken.tokens, model=model)
-    return spoken.tokens, spoken.logp, scored
+    scored, _ = score_tokens(params, prompts, mask, completions.tokens, model=model)
+    return completions.tokens, completions.logp, scored
 
   attached = lora.attach(base, adapters, ALL.scale)
   before, after = jax.device_get((sampled(base), sampled(attached)))
@@ -151,7 +152,7 @@ def test_products_in_bfloat16_keep_adapters_apart(kind, name):
 
 
 @pytest.mark.parametrize('how', ['fresh', 'scale 0'])
-def test_an_adapter_that_adds_nothing_is_the_base(kind, how):
+def test_an_adapter_of_zeros_leaves_the_base_as_it_is(kind, how):
   _, found, base = kind
   if how == 'fresh':
     attached = lora.attach(base, lora.init(found.config, ALL, jax.random.key(0)), 2.0)
@@ -163,7 +164,7 @@ def test_an_adapter_that_adds_nothing_is_the_base(kind, how):
   jax.tree.map(np.testing.assert_array_equal, lora.merged(attached), base)
 
 
-def test_pefts_library_opens_what_is_written(kind, tmp_path):
+def test_peft_reads_the_adapters_that_are_written(kind, tmp_path):
   reference, found, base = kind
   config = dataclasses.replace(ALL, targets='query|value|down')
   if found.config.latent.kv_rank:
@@ -185,7 +186,7 @@ def test_pefts_library_opens_what_is_written(kind, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, read, adapters)
 
 
-def test_adapters_that_the_library_has_written_are_read(kind, tmp_path):
+def test_adapters_written_by_peft_are_read(kind, tmp_path):
   reference, found, base = kind
   names = ['q_proj', 'o_proj'] if not found.config.latent.kv_rank else ['q_b_proj']
   clone = type(reference)(reference.config)
@@ -239,7 +240,7 @@ def test_an_adapter_without_any_tensor_is_refused(tmp_path):
     peft.read(tmp_path / 'a', found)
 
 
-def test_a_pattern_without_a_match_names_what_there_is(kind):
+def test_a_pattern_without_a_match_names_the_matrices(kind):
   _, found, _ = kind
   with pytest.raises(
     ValueError, match=r'lora.targets: expected .* down.*, got .q_proj'
@@ -261,10 +262,6 @@ def test_impossible_adapters_are_refused(fields, message):
     LoraConfig(**fields)
 
 
-class NoPool:
-  names = ('accuracy',)
-
-
 @pytest.mark.parametrize(
   ('model_type', 'rank'), [('deepseek_v3', 0), ('deepseek_v3', 4), ('qwen3', 4)]
 )
@@ -277,43 +274,53 @@ def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
     lora=LoraConfig(rank=rank, targets='.*'),
   )
   found = from_hub.look_up(settings)
-  where = make_mesh(jax.devices()[:1])
-  base = found.params(where)
-  trainer = Learner(
-    found.model.generator(18, where),
-    NoPool(),  # type: ignore[arg-type]
-    RLConfig(steps=40, prompts_per_step=4, group_size=8, minibatches=1),
-    GRPOConfig(kl_coef=0.001),
+  mesh = make_mesh(jax.devices()[:1])
+  base = found.params(mesh)
+  sampler = Sampler(found.policy, 18, mesh)
+  config = RLConfig(
+    steps=40,
+    prompts_per_step=4,
+    group_size=8,
+    minibatches=1,
+    grpo=GRPOConfig(kl_coef=0.001),
     # The model is as small as the rate is high: rounding noise must make no full step.
-    OptimConfig(learning_rate=0.02, warmup_steps=0, eps=1e-6),
+    optim=OptimConfig(learning_rate=0.02, warmup_steps=0, eps=1e-6),
   )
+  learner = Learner(found.policy.functions, mesh, config)
   params = base
   if rank:
     join = functools.partial(lora.attach, scale=settings.lora.scale)
-    trainer = dataclasses.replace(trainer, frozen=base, join=join)
-    params = lora.init(found.model.config, settings.lora, jax.random.key(0))
-  saved = trainer.start(params)
-  state, problems = (
-    saved['policy'],
-    [Problem(f'{n}', 'x', f'{n}', {}) for n in range(4)],
-  )
+    learner = dataclasses.replace(learner, frozen=base, join=join)
+    params = lora.init(found.policy.config, settings.lora, jax.random.key(0))
+  saved = learner.start(params)
+  state = saved['policy']
+  problems = [Problem(f'{n}', 'x', f'{n}', {}) for n in range(4)]
   before = jax.tree.map(np.array, base)
   rewards = []
   for step in range(40):
     key = jax.random.key(step)
-    outputs = trainer.rollout(state.params, key, problems, 4, 1.0)
-    small = (outputs.tokens < 150) & (np.arange(4) < outputs.lengths[..., None])
-    reward = small.sum(-1) / outputs.lengths
-    passes = trainer.passes(state.params, saved['reference'], outputs, 1.0)
-    advantage = trainer.advantages(reward.astype(np.float32))
-    state, metrics, _ = trainer.learn(state, outputs, passes, advantage, key, 1.0)
-    assert metrics['drift'] < 1e-4  # the sampler reads what the learner does
+    rollout = sampler.sample(
+      learner.for_sampling(state.params),
+      key,
+      problems,
+      group_size=config.group_size,
+      max_length=4,
+      draw=SamplingConfig(1.0),
+    )
+    small = (rollout.tokens < 150) & (np.arange(4) < rollout.lengths[..., None])
+    reward = small.sum(-1) / rollout.lengths
+    scores = learner.score(state.params, saved['reference'], rollout, 1.0)
+    advantage = learner.advantage(reward.astype(np.float32))
+    updated = learner.update(state, rollout, advantage, scores, key, 1.0)
+    state = updated.state
+    # The sampler reads what the learner does.
+    assert updated.metrics['drift'] < 1e-4
     rewards.append(reward.mean())
   # Half of 300 tokens are small; 32 outputs of 4 tokens give a mean to 0.05.
   assert np.mean(rewards[:2]) < 0.75
   assert np.mean(rewards[-3:]) > np.mean(rewards[:2]) + 0.15
   if rank:
-    # The base is what it was, and the reference is nothing beside it.
-    jax.tree.map(np.testing.assert_array_equal, before, trainer.frozen)
+    # The base has not changed, and nothing but adapters is learned.
+    jax.tree.map(np.testing.assert_array_equal, before, learner.frozen)
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     assert {path[-1].key for path, _ in leaves} == {'a', 'b'}

@@ -1,4 +1,6 @@
-"""What a step of RL holds beside its state, in multiples of the parameters."""
+"""Memory of a step of RL besides its state, in multiples of the parameters."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from r1jax.runtime.checkpoint import Checkpoints
 from r1jax.sharding.mesh import ONE_DEVICE, make_mesh
 from r1jax.stages import rollout
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Sampler
+from r1jax.stages.rollout import SampleProgram
 
 # Weights are nearly all of what there is: 32 tokens in 10 layers of 0.8 million.
 MODEL = ModelConfig(
@@ -48,7 +50,7 @@ def times_the_parameters(phase):
 
 
 def test_an_update_holds_the_sum_and_the_gradient_of_one_micro_batch(phases):
-  # With a gradient of the prompts beside one of the outputs it was 3.1.
+  # With separate gradients of prompts and outputs it was 3.1.
   assert times_the_parameters(phases['update']) < 2.3
 
 
@@ -56,7 +58,7 @@ def test_scores_need_no_copy_of_the_parameters(phases):
   assert times_the_parameters(phases['score']) < 0.2
 
 
-def test_a_large_checkpoint_is_written_when_save_returns(tmp_path, monkeypatch):
+def test_a_large_checkpoint_is_written_before_save_returns(tmp_path, monkeypatch):
   tree = {'w': jnp.arange(6.0)}
   expected = np.arange(6.0, dtype=np.float32)
   for limit, copies in ((0, 0), (checkpoint.COPIED, 1)):
@@ -74,13 +76,12 @@ def test_a_large_checkpoint_is_written_when_save_returns(tmp_path, monkeypatch):
     np.testing.assert_array_equal(saved.restore(tree)['w'], expected)
 
 
-def test_one_program_samples_from_large_weights():
-  one = make_mesh(jax.devices()[:1])
-  nothing: dict = dict.fromkeys(('model', 'tokenizer'))
-  voice = Sampler(**nothing, template='', max_prompt_length=8, mesh=one)
+def test_large_weights_are_sampled_from_by_one_program():
+  model: Any = None  # unused here
+  program = SampleProgram(model, (), make_mesh(jax.devices()[:1]))
   large = jax.ShapeDtypeStruct((rollout.LARGE_WEIGHTS // 4 + 1,), jnp.float32)
 
   class Sized:
     nbytes = large.size * large.dtype.itemsize
 
-  assert voice._parts(4, {'w': Sized()}) == 1
+  assert program.parallel_parts(4, {'w': Sized()}) == 1

@@ -1,4 +1,4 @@
-"""Rejection sampling from a model whose outputs are written down beforehand."""
+"""Rejection sampling from a model whose outputs are fixed."""
 
 import dataclasses
 import json
@@ -39,12 +39,12 @@ CONFIG = RejectionConfig(
 
 
 class Written:
-  """Stands in for a Generator: of four outputs, three are right and two the same."""
+  """Stands for a sampler: of four outputs, three are right and two the same."""
 
   def __init__(self, right=1, act=lambda batch: None):
     self.right, self.act, self.asked, self.keys = right, act, [], []
 
-  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw):
     assert (params, group_size, max_length, draw.temperature) == ('params', 4, 50, 0.5)
     self.act(len(self.asked))
     self.asked.append([problem.id for problem in problems])
@@ -64,21 +64,21 @@ class Experiment:
   workdir: str
 
 
-def sample(workdir, generator, config=CONFIG):
-  """What is kept, from a fresh start of the run or going on with it."""
-  asked: Any = generator
+def sample(workdir, sampler, config=CONFIG):
+  """What is kept, by a run that is new or goes on."""
+  asked: Any = sampler
   with start(Experiment(str(workdir)), phases=()) as run:
     asked.run = run
     return rejection_sample(
-      run, 'params', problem, generator=asked, config=config, seed=3
+      run, 'params', problem, sampler=asked, config=config, seed=3
     )
 
 
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory):
-  """The folder, what was kept, and the generator of a run that nothing disturbed."""
-  workdir, generator = tmp_path_factory.mktemp('runs') / 'run', Written()
-  return workdir, sample(workdir, generator), generator
+  """The folder, what was kept, and the sampler of a run without interruption."""
+  workdir, sampler = tmp_path_factory.mktemp('runs') / 'run', Written()
+  return workdir, sample(workdir, sampler), sampler
 
 
 def test_every_output_is_written_down_with_what_is_wrong_with_it(unbroken):
@@ -95,12 +95,12 @@ def test_every_output_is_written_down_with_what_is_wrong_with_it(unbroken):
     'tokens': 11,  # the second output of the second problem of its batch
     'faults': [],
   }
-  # What is left out for another reason than itself is not marked: the file holds the
-  # outputs, whatever is chosen from them.
+  # Outputs that selection leaves out are not marked: the file holds all outputs,
+  # whichever are selected later.
   assert [line['faults'] for line in lines] == [[], [], ['wrong'], []] * 6
 
 
-def test_the_first_good_outputs_are_kept_each_once(unbroken):
+def test_the_first_good_outputs_are_kept_without_duplicates(unbroken):
   _, kept, _ = unbroken
   # Of each problem the first and the fourth: the second says the same as the first.
   assert [line['problem'] for line in kept] == [
@@ -128,10 +128,10 @@ def test_the_counts_are_written_down(unbroken):
   assert not list(workdir.glob('*.partial'))
 
 
-def test_every_batch_has_its_problems_and_a_key_of_its_own(unbroken):
-  _, _, generator = unbroken
-  assert generator.asked == [['0+1', '1+1'], ['2+1', '3+1'], ['4+1', '5+1']]
-  assert len(set(generator.keys)) == 3
+def test_every_batch_has_other_problems_and_another_key(unbroken):
+  _, _, sampler = unbroken
+  assert sampler.asked == [['0+1', '1+1'], ['2+1', '3+1'], ['4+1', '5+1']]
+  assert len(set(sampler.keys)) == 3
 
 
 def places(content: bytes) -> list[int]:
@@ -151,10 +151,8 @@ def places(content: bytes) -> list[int]:
   ]
 
 
-def test_a_sampling_that_was_killed_anywhere_ends_with_the_same_files(
-  unbroken, tmp_path
-):
-  before, kept, generator = unbroken
+def test_a_run_that_was_killed_anywhere_ends_with_the_same_files(unbroken, tmp_path):
+  before, kept, sampler = unbroken
   content = (before / 'outputs.jsonl').read_bytes()
   missing = []
   for number, place in enumerate(places(content)):
@@ -164,22 +162,22 @@ def test_a_sampling_that_was_killed_anywhere_ends_with_the_same_files(
     assert sample(workdir, again) == kept
     for name in ('outputs.jsonl', 'rejection.json'):
       assert (workdir / name).read_bytes() == (before / name).read_bytes()
-    assert again.keys == generator.keys[3 - len(again.keys) :]
+    assert again.keys == sampler.keys[3 - len(again.keys) :]
     missing.append(len(again.asked))
   # Whole batches are not sampled again; a last line without its end is whole.
   assert missing == [3, 3, 3, 3, 3, 3, 2, 2, 0, 0]
 
 
-def test_ctrl_c_ends_after_the_batch_at_hand_and_the_run_goes_on(unbroken, tmp_path):
+def test_ctrl_c_stops_after_the_current_batch_and_the_run_resumes(unbroken, tmp_path):
   before, kept, _ = unbroken
 
   def press(batch):
     if batch == 1:
-      generator.run.interrupted = True
+      sampler.run.interrupted = True
 
-  generator: Any = Written(act=press)
+  sampler: Any = Written(act=press)
   with pytest.raises(Interruption, match=r'Stopped after 4 problems. The same command'):
-    sample(tmp_path / 'run', generator)
+    sample(tmp_path / 'run', sampler)
   lines = (tmp_path / 'run' / 'outputs.jsonl').read_bytes().splitlines()
   assert len(lines) == 2 * 2 * 4
   assert not (tmp_path / 'run' / 'rejection.json').exists()
@@ -191,12 +189,12 @@ def test_ctrl_c_ends_after_the_batch_at_hand_and_the_run_goes_on(unbroken, tmp_p
 def test_nothing_to_learn_from_is_an_error_with_the_reason(tmp_path):
   # With right = 0 the third output of a problem is the right one, in English.
   class Foreign(Written):
-    def __call__(self, *args, **how):
-      said = super().__call__(*args, **how)
-      said.texts = [
-        [x.replace('sprawdź', 'check') for x in group] for group in said.texts
+    def sample(self, *args, **how):
+      rollout = super().sample(*args, **how)
+      rollout.texts = [
+        [x.replace('sprawdź', 'check') for x in group] for group in rollout.texts
       ]
-      return said
+      return rollout
 
   expected = (
     'none of 24 outputs is kept, so there is nothing to learn from: 25.0% are right, '
@@ -224,7 +222,7 @@ def line(problem, output, faults=(), task='countdown', tokens=1):
   }
 
 
-def test_selection_takes_the_first_of_each_problem_and_says_why_not_the_others():
+def test_selection_takes_the_first_of_each_problem_and_gives_reasons_for_the_rest():
   lines = [
     line('a', 'x'),
     line('a', 'x'),  # the same again
@@ -300,6 +298,6 @@ def test_impossible_settings_are_named(fields, expected):
     RejectionConfig(**fields)
 
 
-def test_only_selections_own_reasons_may_change():
+def test_selection_and_filters_give_different_reasons():
   # `select` may look again at what it left out, never at an output with a fault.
   assert not set(rejection.SELECTION) & set(filters.FAULTS)

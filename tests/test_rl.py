@@ -1,4 +1,4 @@
-"""The RL stage with a policy and updates that are written down beforehand."""
+"""The RL stage with a sampler, a rewarder and updates that stand for the real ones."""
 
 import collections
 import dataclasses
@@ -16,22 +16,22 @@ import pytest
 from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
-from r1jax.rewards.pool import Scores
+from r1jax.rewards.pool import Pending, Scores
 from r1jax.runtime.run import TrainingError, start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
-from r1jax.sharding.place import replicate
+from r1jax.sharding.place import feed_rows, replicate
 from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.learner import Learner, ScoredRollout
+from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rewarding import LARGEST_REWARD
-from r1jax.stages.rl import FLAT, train
+from r1jax.stages.rl import FLAT, Actors, short_updates, train
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.stages.rollout import Rollout
 from r1jax.tasks import Problem
 
 
-def test_schedule_takes_the_last_pair_that_has_begun():
+def test_a_schedule_has_the_value_of_its_last_pair_that_has_begun():
   schedule = ((0, 256), (100, 512), (300, 1024))
   steps = (0, 99, 100, 299, 300, 9999)
   assert [value_at(schedule, step) for step in steps] == [
@@ -63,7 +63,7 @@ def test_order_is_a_function_of_seed_and_index_alone():
   assert [other(i).id for i in range(50)] != [order(i).id for i in range(50)]
 
 
-def test_any_stretch_takes_from_the_tasks_by_their_shares():
+def test_any_stretch_of_the_stream_mixes_tasks_by_their_weights():
   tasks = ('countdown', 'equations', 'arithmetic')
   sources = [[Problem(str(n), task, '', {}) for n in range(30)] for task in tasks]
   order = problem_stream(sources, (2.0, 0.0, 1.0), seed=0)
@@ -109,52 +109,50 @@ def test_impossible_settings_are_named(fields, expected):
     RLConfig(**fields)
 
 
+def learner_on(devices, config, **fields):
+  """A learner without a model."""
+  model: Any = None
+  return Learner(model, make_mesh(jax.devices()[:devices]), config, **fields)
+
+
 def test_every_minibatch_takes_other_problems():
-  nothing: Any = None  # unused here
-  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
-  config = RLConfig(prompts_per_step=16, minibatches=4)
-  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
-  parts = trainer._minibatches(jax.random.key(0))
+  learner = learner_on(1, RLConfig(prompts_per_step=16, minibatches=4))
+  parts = learner.minibatches(jax.random.key(0))
   assert parts.shape == (4, 4)
   assert sorted(parts.reshape(-1).tolist()) == list(range(16))
-  assert parts.tolist() != trainer._minibatches(jax.random.key(1)).tolist()
+  assert parts.tolist() != learner.minibatches(jax.random.key(1)).tolist()
 
 
-def test_every_minibatch_takes_as_many_problems_of_each_part():
-  nothing: Any = None  # unused here
-  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:4]))
-  config = RLConfig(prompts_per_step=16, minibatches=4)
-  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
-  parts = trainer._minibatches(jax.random.key(0))
+def test_every_minibatch_takes_equally_many_problems_of_each_shard():
+  learner = learner_on(4, RLConfig(prompts_per_step=16, minibatches=4))
+  parts = learner.minibatches(jax.random.key(0))
   assert sorted(parts.reshape(-1).tolist()) == list(range(16))
   for minibatch in parts:  # devices have problems 0 to 3, 4 to 7, and so on
     assert sorted((minibatch // 4).tolist()) == [0, 1, 2, 3]
 
 
-def test_reference_scores_every_output_and_stays_cut_over_the_devices():
-  # A model that says the token before once more with probability 3/4, of two tokens,
-  # on four devices.
+def test_reference_scores_every_output_and_its_rows_stay_sharded():
+  # A model that repeats the token before with probability 3/4, of two tokens, on four
+  # devices.
   def both(params, prompts, outputs, prompt_mask):
     return prompts[0][..., None], outputs[0][..., None]
 
   def logits(params, hidden):
     return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
 
-  place = make_mesh(jax.devices()[:4])
   nothing: Any = None  # unused here
-  generator: Any = SimpleNamespace(
-    mesh=place, model=DecoderFns(nothing, logits, nothing, both)
-  )
+  model = DecoderFns(nothing, logits, nothing, both)
   config = RLConfig(prompts_per_step=8, micro_batch_rows=8)
-  trainer = Learner(generator, nothing, config, GRPOConfig(), OptimConfig())
-  dapo = dataclasses.replace(trainer, algorithm=grpo.PRESETS['dapo'])
-  # No penalty and the policy itself as the sampler: no pass.
-  assert dapo.passes({}, {}, nothing, 1.0)[:2] == (None, None)
+  learner = Learner(model, make_mesh(jax.devices()[:4]), config)
+  no_penalty = dataclasses.replace(config, grpo=grpo.PRESETS['dapo'])
+  dapo = dataclasses.replace(learner, config=no_penalty)
+  # No penalty and the policy itself as the sampler: nothing is scored.
+  assert dapo.score({}, {}, nothing, 1.0)[:2] == (None, None)
   rng = np.random.default_rng(0)
   prompts = rng.integers(2, size=(8, 3)).astype(np.int32)
   tokens = rng.integers(2, size=(8, 4, 5)).astype(np.int32)
   lengths = rng.integers(1, 6, size=(8, 4))
-  outputs: Any = SimpleNamespace(
+  rollout: Any = SimpleNamespace(
     rows=np.arange(8),
     prompts=prompts,
     prompt_mask=prompts >= 0,
@@ -162,7 +160,7 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
     lengths=lengths,
     all_lengths=lengths,
   )
-  logp = trainer.passes({}, {}, outputs, 1.0).ref_logp
+  logp = learner.score({}, {}, rollout, 1.0).ref_logp
   assert logp is not None
   last = np.broadcast_to(prompts[:, None, -1:], (8, 4, 1))
   before = np.concatenate([last, tokens[..., :-1]], axis=-1)
@@ -170,17 +168,19 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
   real = np.arange(5) < lengths[..., None]
   np.testing.assert_allclose(logp, np.where(real, expected, 0), rtol=1e-6)
 
-  layout = trainer._plan(outputs, np.arange(8))
-  rows = trainer._feed(
+  layout = learner.layout(rollout, np.arange(8))
+  rows = feed_rows(
+    learner.mesh,
     (
       layout.by_prompt(prompts),
       layout.by_prompt(prompts >= 0),
       layout.by_token(tokens),
       layout.offsets,
       layout.documents,
-    )
+    ),
+    axis=1,
   )
-  compiled: Any = trainer.scoring
+  compiled: Any = learner.scoring
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
@@ -188,18 +188,16 @@ def test_reference_scores_every_output_and_stays_cut_over_the_devices():
 
 
 def test_the_policy_that_a_stage_starts_from_stays_as_it_is():
-  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
-  pool: Any = None  # unused here
-  trainer = Learner(generator, pool, RLConfig(), GRPOConfig(), OptimConfig())
-  given = {'x': replicate(generator.mesh, jnp.full(4, 3.0))}
-  started = trainer.start(given)
+  learner = learner_on(1, RLConfig())
+  given = {'x': replicate(learner.mesh, jnp.full(4, 3.0))}
+  started = learner.start(given)
   double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
   double(started['policy'])  # as an update does: the old state's memory is gone
   np.testing.assert_array_equal(given['x'], 3)
   np.testing.assert_array_equal(started['reference']['x'], 3)
 
 
-def outputs_of(prompts, group_size=2, length=3):
+def rollout_of(prompts, group_size=2, length=3):
   """Outputs of one word; prompts, tokens and log-probs are numbers of problems."""
   number = np.arange(prompts)[:, None, None]
   said = np.broadcast_to(number, (prompts, group_size, length))
@@ -215,44 +213,51 @@ def outputs_of(prompts, group_size=2, length=3):
     all_lengths=lengths,
     cut_off=np.zeros((prompts, group_size), bool),
     texts=[['wait'] * group_size] * prompts,
+    prompt_texts=[''] * prompts,
+    device_seconds=0.0,
     seconds=0.0,
   )
 
 
-def test_a_sampler_of_its_own_gets_other_parameters_and_costs_a_pass(monkeypatch):
-  generator: Any = Written()
-  nothing: Any = None  # unused here
-
+def test_separate_sampler_params_add_a_scoring_pass(monkeypatch):
   def double(params):
     return {'x': 2 * params['x']}
 
-  trainer = Learner(
-    generator, nothing, RLConfig(), grpo.PRESETS['dapo'], OptimConfig(), None, double
-  )
-  outputs = trainer.rollout(
-    {'x': jnp.float32(3)}, jax.random.key(0), [Problem('0', '', '', {})], 8, 1.0
-  )
-  assert [asked['policy'] for asked in generator.rollouts] == [6]
+  learner = learner_on(1, RLConfig(grpo=grpo.PRESETS['dapo']), quantize=double)
+  assert learner.for_sampling({'x': jnp.float32(3)}) == {'x': 6}
   monkeypatch.setattr(
-    Learner, 'logp', lambda self, params, outputs, t: (params['x'] * t, 2.0)
+    Learner, 'log_probs', lambda self, params, rollout, t: (params['x'] * t, 2.0)
   )
-  passes = trainer.passes({'x': 3.0}, {'x': 5.0}, outputs, 0.5)
-  assert passes == (1.5, None, 2.0)  # of the policy; dapo needs none of the reference
+  scores = learner.score({'x': 3.0}, {'x': 5.0}, rollout_of(1), 0.5)
+  assert scores == (1.5, None, 2.0)  # of the policy; dapo needs none of the reference
 
 
-def test_updates_learn_what_sampled_beside_the_policys_own_log_probs(monkeypatch):
-  updates, _ = learn(monkeypatch, old=7)
-  for update in updates:
-    order = update['prompts']
-    assert update['old_logp'] == [7 * number for number in order]
-    assert update['sampler_logp'] == order
+def test_quantized_weights_sample_and_the_policy_itself_is_evaluated(tmp_path):
+  config = RLConfig(
+    steps=2, prompts_per_step=2, group_size=2, minibatches=1, evaluate_every=2
+  )
+
+  def quantize(params):
+    return {'x': 2 * params['x'] + 10}
+
+  _, sampler, _ = train_written(tmp_path / 'run', config, Right(), quantize)
+  assert [asked['policy'] for asked in sampler.rollouts] == [10, 12]
+  assert [asked['policy'] for asked in sampler.evaluations] == [0, 2]
 
 
-def learn(monkeypatch, seed=0, old=None, **fields):
+def test_updates_get_the_policys_own_log_probs_and_those_of_what_sampled(monkeypatch):
+  updates, _ = update(monkeypatch, old=7)
+  for arrays in updates:
+    order = arrays['prompts']
+    assert arrays['old_logp'] == [7 * number for number in order]
+    assert arrays['sampler_logp'] == order
+
+
+def update(monkeypatch, seed=0, old=None, **fields):
   """The problems of each update, by every array that it gets, and the mean metrics."""
   updates = []
 
-  def update(self, state, frozen, rollout, count, temperature):
+  def compiled_update(state, frozen, rollout, count, temperature):
     assert frozen is None  # all parameters are learned
     assert temperature == np.float32(0.7)
     there = rollout.lengths[..., 0] > 0
@@ -272,23 +277,24 @@ def learn(monkeypatch, seed=0, old=None, **fields):
     state = dataclasses.replace(state, params=number + 1)
     return state, {'drift': number, 'loss': number}
 
-  monkeypatch.setattr(Learner, 'update', update)
-  generator: Any = SimpleNamespace(mesh=make_mesh(jax.devices()[:1]))
-  pool: Any = None  # unused here
-  config = RLConfig(prompts_per_step=8, minibatches=2, **fields)
-  trainer = Learner(generator, pool, config, GRPOConfig(kl_coef=0.1), OptimConfig())
+  monkeypatch.setattr(Learner, 'compiled_update', staticmethod(compiled_update))
+  algorithm = GRPOConfig(kl_coef=0.1)
+  learner = learner_on(
+    1, RLConfig(prompts_per_step=8, minibatches=2, grpo=algorithm, **fields)
+  )
   policy = TrainState(1.0, None, jnp.int32(0))  # counts its updates
-  outputs, key = outputs_of(8), jax.random.key(seed)
+  rollout, key = rollout_of(8), jax.random.key(seed)
   advantage = np.repeat(np.arange(8)[:, None], 2, axis=1)
-  old_logp = None if old is None else old * outputs.logp
-  passes = ScoredRollout(old_logp, 5 * outputs.logp, 0.0)
-  _, means, _ = trainer.learn(policy, outputs, passes, advantage, key, 0.7)
-  return updates, means
+  old_logp = None if old is None else old * rollout.logp
+  scores = ScoredRollout(old_logp, 5 * rollout.logp, 0.0)
+  updated = learner.update(policy, rollout, advantage, scores, key, 0.7)
+  assert updated.state.params == 1 + len(updates)
+  return updates, updated.metrics
 
 
-def test_each_epoch_cuts_a_rollout_into_minibatches_of_its_own(monkeypatch):
-  updates, _ = learn(monkeypatch, epochs=3)
-  orders = [update['prompts'] for update in updates]
+def test_each_epoch_splits_a_rollout_into_other_minibatches(monkeypatch):
+  updates, _ = update(monkeypatch, epochs=3)
+  orders = [arrays['prompts'] for arrays in updates]
   assert [len(order) for order in orders] == [4] * 6
   epochs = [orders[i] + orders[i + 1] for i in (0, 2, 4)]
   for epoch in epochs:
@@ -298,21 +304,18 @@ def test_each_epoch_cuts_a_rollout_into_minibatches_of_its_own(monkeypatch):
 
 
 def test_a_minibatch_takes_everything_from_the_same_problems(monkeypatch):
-  updates, _ = learn(monkeypatch)
-  for update in updates:
-    order = update['prompts']
-    assert update['tokens'] == update['old_logp'] == update['advantage'] == order
-    assert update['sampler_logp'] is None  # the policy itself
+  updates, _ = update(monkeypatch)
+  for arrays in updates:
+    order = arrays['prompts']
+    assert arrays['tokens'] == arrays['old_logp'] == arrays['advantage'] == order
+    assert arrays['sampler_logp'] is None  # the policy itself
     # Of the reference, 5 times the policy's.
-    assert update['ref_logp'] == [5 * number for number in order]
+    assert arrays['ref_logp'] == [5 * number for number in order]
 
 
 def test_metrics_are_means_over_updates_but_drift_is_the_first(monkeypatch):
-  _, means = learn(monkeypatch, epochs=2)
+  _, means = update(monkeypatch, epochs=2)
   assert means == {'drift': 1.0, 'loss': 2.5}  # of 1 2 3 4
-
-
-R1_GRPO = GRPOConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,14 +324,14 @@ class Experiment:
 
 
 class Written:
-  """Stands in for a Generator, and writes down what it is asked."""
+  """Stands for a sampler, and writes down what it is asked."""
 
-  mesh = make_mesh(jax.devices()[:1])
+  policy = SimpleNamespace(prompt=lambda question: question)
 
   def __init__(self):
     self.rollouts, self.evaluations = [], []
 
-  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw):
     asked = {
       'policy': float(params['x']),
       'key': tuple(jax.random.key_data(key).tolist()),
@@ -337,57 +340,56 @@ class Written:
       'temperature': draw.temperature,
     }
     (self.evaluations if group_size == 3 else self.rollouts).append(asked)
-    outputs = outputs_of(len(problems), group_size)
-    return dataclasses.replace(outputs, logp=outputs.logp * 0 + params['x'])
-
-  def prompt(self, problem):
-    return problem.question
+    rollout = rollout_of(len(problems), group_size)
+    return dataclasses.replace(rollout, logp=rollout.logp * 0 + params['x'])
 
 
 class Right:
-  """Stands in for a RewardPool: every output is right."""
+  """Stands for a rewarder: every output is right."""
 
   names = ('accuracy',)
 
   def submit(self, problems, texts):
     one = np.ones(len(texts), np.float32)
-    return SimpleNamespace(result=lambda: Scores(one[:, None], one, [], 0, 0))
+    return Pending(lambda: Scores(one[:, None], one, [], 0, 0))
 
 
-def train_written(workdir, config, pool, algorithm=R1_GRPO):
-  """What the steps ask of a generator and of `learn`, and the policy at their end."""
+def train_written(workdir, config, rewarder, quantize=None):
+  """The policy after the steps, and what they ask of the sampler and of `update`."""
   learned = []
 
-  def passes(self, policy, reference, outputs, temperature):
-    assert policy['x'] == outputs.logp[0, 0, 0]  # the one that sampled
+  def score(self, policy, reference, rollout, temperature):
+    if quantize is None:
+      assert policy['x'] == rollout.logp[0, 0, 0]  # the one that sampled
     return ScoredRollout(None, np.array([reference['x'], temperature]), 0.0)
 
-  def learn(self, state, outputs, passes, advantage, key, temperature):
+  def update(self, state, rollout, advantage, scores, key, temperature):
     key = tuple(jax.random.key_data(key).tolist())
-    reference, its_temperature = passes.ref_logp
+    reference, its_temperature = scores.ref_logp
     assert its_temperature == temperature
     learned.append((float(reference), key, temperature))
     params = jax.tree.map(lambda x: x + 1, state.params)  # counts the steps
     state = dataclasses.replace(state, params=params)
-    return state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0
+    return Updated(state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0, 0.0)
 
-  generator: Any = Written()
+  sampler: Any = Written()
+  learner = learner_on(1, config, quantize=quantize)
   problems = [Problem(str(n), 'gsm8k', '', {'answer': '1'}) for n in range(13)]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Learner, 'learn', learn)
-    patch.setattr(Learner, 'passes', passes)
+    patch.setattr(Learner, 'update', update)
+    patch.setattr(Learner, 'score', score)
     with start(Experiment(str(workdir)), phases=('rl',)) as run:
       policy = train(
         run,
         'rl',
         lambda: {'x': jnp.float32(0)},
-        trainer=Learner(generator, pool, config, algorithm, OptimConfig()),
-        order=problem_stream([problems[:10]], [1.0], 0),
+        actors=Actors(sampler, rewarder, learner),
+        problem_at=problem_stream([problems[:10]], [1.0], 0),
         held_out=problems[10:],
-        evaluate=EvalConfig(problems=2, samples=3, prompts_per_batch=3),
+        evals=EvalConfig(problems=2, samples=3, prompts_per_batch=3),
         seed=0,
       )
-  return policy, generator, learned
+  return policy, sampler, learned
 
 
 @pytest.mark.parametrize(
@@ -395,7 +397,7 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
   [
     (0.12, {}, 10**14, None),
     # Entries of 0.5 / 1e7 = 5e-8.
-    (0.05, {}, 10**14, 'by 5.0% of the learning rate .* rl_optim.eps = 1e-08; lower'),
+    (0.05, {}, 10**14, 'by 5.0% of the learning rate .* rl.optim.eps = 1e-08; lower'),
     (0.05, {'grad_norm': 0.0}, 10**14, None),
     (0.05, {'zero_advantages': 1.0}, 10**14, None),  # nothing to learn from
     # One output a prompt, whose advantage is by batch.
@@ -406,17 +408,15 @@ def train_written(workdir, config, pool, algorithm=R1_GRPO):
     (0.05, {'grad_norm': 1000.0}, 10**14, 'by 5.0% of the learning rate'),
   ],
 )
-def test_updates_far_shorter_than_the_learning_rate_are_said(
+def test_updates_far_shorter_than_the_learning_rate_are_reported(
   share, changes, weights, said
 ):
-  nothing: Any = None
-  config = RLConfig(steps=5, minibatches=2)
   rates = OptimConfig(learning_rate=3e-6, warmup_steps=3)
-  trainer = Learner(nothing, nothing, config, GRPOConfig(), rates)
+  config = RLConfig(steps=5, minibatches=2, optim=rates)
   # The first two updates are at 1/4 and 2/4 of the peak.
   values = {'update_size': share * 1.125e-6, 'grad_norm': 0.5}
   values |= {'zero_variance_groups': 0.3, 'zero_advantages': 0.3}
-  found = trainer.short_updates(1, values | changes, weights)
+  found = short_updates(config, 1, values | changes, weights)
   if said is None:
     assert found is None
   else:
@@ -424,19 +424,16 @@ def test_updates_far_shorter_than_the_learning_rate_are_said(
     assert re.search(said, found)
 
 
-def test_a_learning_rate_of_0_is_said():
-  nothing: Any = None
-  still = OptimConfig(learning_rate=0.0)
-  trainer = Learner(nothing, nothing, RLConfig(steps=5), GRPOConfig(), still)
+def test_a_learning_rate_of_0_is_reported():
+  config = RLConfig(steps=5, optim=OptimConfig(learning_rate=0.0))
   values = {'update_size': 0.0, 'grad_norm': 0.5, 'zero_advantages': 0.3}
-  found = trainer.short_updates(1, values, 10**6)
-  assert found == 'rl_optim.learning_rate is 0, so nothing is learned; raise that.'
+  found = short_updates(config, 1, values, 10**6)
+  assert found == 'rl.optim.learning_rate is 0, so nothing is learned; raise that.'
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """Five steps with schedules: generator, what was learned, and the run's folder."""
-  pool: Any = Right()
+  """Five steps with schedules: sampler, what was learned, and the run's folder."""
   config = RLConfig(
     steps=5,
     prompts_per_step=2,
@@ -448,9 +445,9 @@ def trained(tmp_path_factory):
     evaluate_every=2,
   )
   workdir = tmp_path_factory.mktemp('runs') / 'run'
-  policy, generator, learned = train_written(workdir, config, pool)
+  policy, sampler, learned = train_written(workdir, config, Right())
   assert policy['x'] == 5
-  return generator, learned, workdir
+  return sampler, learned, workdir
 
 
 class RightOnce(Right):
@@ -463,7 +460,7 @@ class RightOnce(Right):
     self.steps += len(texts) == 4  # not an evaluation
     if self.steps == 6 and len(texts) == 4:
       scores.values[0], scores.total[0] = 0, 0
-    return SimpleNamespace(result=lambda: scores)
+    return Pending(lambda: scores)
 
 
 def test_a_reward_that_never_differs_ends_the_run(tmp_path):
@@ -476,11 +473,9 @@ def test_a_reward_that_never_differs_ends_the_run(tmp_path):
     evaluate_every=100,
     checkpoint_every=100,
   )
-  pool: Any = Right()
   with pytest.raises(TrainingError, match=r'20 steps of rl .* last mean is 1'):
-    train_written(tmp_path / 'flat', config, pool)
-  once: Any = RightOnce()
-  policy, _, _ = train_written(tmp_path / 'once', config, once)
+    train_written(tmp_path / 'flat', config, Right())
+  policy, _, _ = train_written(tmp_path / 'once', config, RightOnce())
   assert policy['x'] == FLAT + 5
 
 
@@ -491,10 +486,10 @@ class ByProblem(Right):
     reward = np.array([int(problem.id) % 3 for problem in problems], np.float32)
     right = np.zeros((len(texts), 1), np.float32)  # of the accuracy
     scores = Scores(right, reward, [], 0, 0)
-    return SimpleNamespace(result=lambda: scores)
+    return Pending(lambda: scores)
 
 
-def steps_of(count, group_size):
+def steps_of(count, group_size, algorithm=grpo.PRESETS['grpo']):
   return RLConfig(
     steps=count,
     prompts_per_step=4,
@@ -503,6 +498,7 @@ def steps_of(count, group_size):
     max_length=((0, 4),),
     evaluate_every=100,
     checkpoint_every=100,
+    grpo=algorithm,
   )
 
 
@@ -512,15 +508,12 @@ def half_is_the_baseline(reward):
 
 @pytest.mark.parametrize('group_size', [1, 2])
 @pytest.mark.parametrize('advantage', ['batch_whitened', 'own'])
-def test_what_differs_between_problems_alone_is_learned_from(
+def test_rewards_that_differ_between_problems_alone_are_learned_from(
   tmp_path, monkeypatch, capsys, advantage, group_size
 ):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', half_is_the_baseline)
-  algorithm = GRPOConfig(advantage=advantage)
-  pool: Any = ByProblem()
-  policy, *_ = train_written(
-    tmp_path / 'run', steps_of(FLAT + 2, group_size), pool, algorithm
-  )
+  config = steps_of(FLAT + 2, group_size, GRPOConfig(advantage=advantage))
+  policy, *_ = train_written(tmp_path / 'run', config, ByProblem())
   assert policy['x'] == FLAT + 2
   lines = map(json.loads, (tmp_path / 'run/metrics.jsonl').read_text().splitlines())
   values = [line for line in lines if line['phase'] == 'rl']
@@ -530,15 +523,13 @@ def test_what_differs_between_problems_alone_is_learned_from(
 
 
 @pytest.mark.parametrize('advantage', ['group_zscore', 'leave_one_out'])
-def test_what_differs_between_problems_alone_teaches_nothing_within_groups(
+def test_rewards_that_differ_between_problems_alone_teach_nothing_within_groups(
   tmp_path, capsys, advantage
 ):
-  pool: Any = ByProblem()
+  config = steps_of(FLAT, 2, GRPOConfig(advantage=advantage))
   expected = '20 steps of rl every advantage was 0, .* easier or harder, or the reward'
   with pytest.raises(TrainingError, match=expected):
-    train_written(
-      tmp_path / 'run', steps_of(FLAT, 2), pool, GRPOConfig(advantage=advantage)
-    )
+    train_written(tmp_path / 'run', config, ByProblem())
   # It is said at once, with what to change.
   said = capsys.readouterr().out
   expected = r'Step 1: The advantage of 100% of the outputs is 0, .* make the problems'
@@ -556,19 +547,18 @@ class Rewarded(Right):
     reward[0] = self.value
     right = np.zeros((len(texts), 1), np.float32)
     scores = Scores(right, reward, [], 0, 0)
-    return SimpleNamespace(result=lambda: scores)
+    return Pending(lambda: scores)
 
 
 @pytest.mark.parametrize('value', [math.inf, -math.inf, math.nan, 3e38, 1e30])
 def test_a_reward_beyond_float32_is_not_blamed_on_the_learning_rate(tmp_path, value):
   # The z-score of 1e30 divides by a square that is infinite, and would be 0.
-  pool: Any = Rewarded(value)
   expected = (
     rf'rewards of an output of step 1 add up to {value:.3g} \(accuracy .*lower that '
     'reward or its weight'
   ).replace('+', r'\+')
   with pytest.raises(TrainingError, match=expected) as error:
-    train_written(tmp_path / 'run', steps_of(2, 2), pool)
+    train_written(tmp_path / 'run', steps_of(2, 2), Rewarded(value))
   assert 'learning' not in str(error.value)
 
 
@@ -582,16 +572,16 @@ def test_the_largest_reward_allowed_still_has_an_advantage(name):
   np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
 
 
-def test_an_advantage_that_is_no_number_is_named(tmp_path, monkeypatch):
+def test_an_infinite_advantage_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward / 0.0)
-  pool: Any = Right()
+  config = steps_of(2, 2, GRPOConfig(advantage='own'))
   with pytest.raises(TrainingError, match=r"advantage 'own' is inf for 8 of 8 outputs"):
-    train_written(tmp_path / 'run', steps_of(2, 2), pool, GRPOConfig(advantage='own'))
+    train_written(tmp_path / 'run', config, Right())
 
 
 def test_every_step_samples_from_the_policy_by_its_schedules(trained):
-  generator, learned, _ = trained
-  rollouts = generator.rollouts
+  sampler, learned, _ = trained
+  rollouts = sampler.rollouts
   assert [asked['policy'] for asked in rollouts] == [0, 1, 2, 3, 4]
   assert [asked['max_length'] for asked in rollouts] == [4, 4, 8, 8, 16]
   temperatures = [1.0, 1.0, 1.0, 0.5, 0.5]
@@ -602,14 +592,14 @@ def test_every_step_samples_from_the_policy_by_its_schedules(trained):
   assert sorted(seen) == [str(n) for n in range(10)]
 
 
-def test_the_policy_becomes_the_reference_every_so_many_steps(trained):
+def test_the_policy_becomes_the_reference_every_reference_every_steps(trained):
   _, learned, _ = trained
   assert [reference for reference, _, _ in learned] == [0, 0, 2, 2, 4]
 
 
-def test_evaluations_have_the_greatest_length_and_the_first_held_out_problems(trained):
-  generator, *_ = trained
-  evaluations = generator.evaluations
+def test_evaluations_use_the_last_length_and_the_first_held_out_problems(trained):
+  sampler, *_ = trained
+  evaluations = sampler.evaluations
   assert [asked['policy'] for asked in evaluations] == [0, 2, 4, 5]
   assert [asked['max_length'] for asked in evaluations] == [16] * 4
   # A batch of 3 is filled with its last problem.
@@ -626,8 +616,8 @@ def test_a_device_that_was_never_busy_waited_all_the_time(trained):
     assert clock['rollout'] + clock['update'] <= clock['seconds']
 
 
-def test_no_key_serves_twice(trained):
-  generator, learned, _ = trained
-  keys = [asked['key'] for asked in generator.rollouts + generator.evaluations]
+def test_no_key_is_used_twice(trained):
+  sampler, learned, _ = trained
+  keys = [asked['key'] for asked in sampler.rollouts + sampler.evaluations]
   keys += [key for _, key, _ in learned]
   assert len(set(keys)) == len(keys) == 5 + 4 + 5

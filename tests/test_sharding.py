@@ -1,4 +1,4 @@
-"""One iteration of GRPO on meshes of eight devices equals that on one device."""
+"""One step of GRPO on meshes of eight devices, compared with one device."""
 
 import functools
 import os
@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import grpo
 from r1jax.model.config import Experts, Latent, ModelConfig
 from r1jax.optim import OptimConfig
 from r1jax.runtime import checkpoint
+from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
 from r1jax.stages.learner import Learner
 from r1jax.stages.policy import Policy
 from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 
@@ -65,46 +66,46 @@ MESHES = {
 }
 CORPUS = [f'make {n} from 3 5 2: 3+5={n} <think>x</think>' for n in range(40)]
 TOKENIZER = Tokenizer.train(CORPUS, 320)
-MODEL = Policy(QWEN, TOKENIZER, 'plain', 288)
+POLICY = Policy(QWEN, TOKENIZER, 'plain', 288)
 PROBLEMS = [Problem(str(n), 'countdown', f'make {n} from 3 5 2', {}) for n in range(8)]
-NO_REWARDS: Any = None
-SETTINGS = RLConfig(
+CONFIG = RLConfig(
   prompts_per_step=8,
   group_size=4,
   max_prompt_length=32,
   max_length=((0, 32),),
   minibatches=1,
   micro_batch_rows=16,
+  optim=OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
 )
 
 
 @functools.cache
-def iteration(model_name, mesh_name):
-  """Outputs, metrics and the policy's state after one iteration."""
+def step(model_name, mesh_name):
+  """Rollout, scores, metrics and the policy's state after one step."""
   sizes: dict[str, Any] = MESHES.get(mesh_name, {})
   layout = MeshConfig(**sizes)
   devices = jax.devices() if mesh_name in MESHES else jax.devices()[:1]
-  where = make_mesh(devices, layout)
-  model = Policy(MODELS[model_name], TOKENIZER, 'plain', 288)
-  trainer = Learner(
-    model.generator(SETTINGS.max_prompt_length, where, layout),
-    NO_REWARDS,
-    SETTINGS,
-    grpo.PRESETS['grpo'],
-    OptimConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-3),
-  )
-  before = trainer.start(model.init(where, 0))
+  mesh = make_mesh(devices, layout)
+  policy = Policy(MODELS[model_name], TOKENIZER, 'plain', 288)
+  sampler = Sampler(policy, CONFIG.max_prompt_length, mesh, layout)
+  learner = Learner(policy.functions, mesh, CONFIG)
+  before = learner.start(policy.init(mesh, 0))
   state, reference = before['policy'], before['reference']
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
-  outputs = trainer.rollout(state.params, key, PROBLEMS, 32, 1.0)
-  reward = (outputs.tokens.sum(-1) % 7).astype(np.float32)
-  passes = trainer.passes(state.params, reference, outputs, 1.0)
-  state, metrics, _ = trainer.learn(
-    state, outputs, passes, trainer.advantages(reward), key, 1.0
+  rollout = sampler.sample(
+    learner.for_sampling(state.params),
+    key,
+    PROBLEMS,
+    group_size=CONFIG.group_size,
+    max_length=32,
+    draw=SamplingConfig(1.0),
   )
-  assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
-  return outputs, passes, metrics, jax.device_get(state), shardings
+  reward = (rollout.tokens.sum(-1) % 7).astype(np.float32)
+  scores = learner.score(state.params, reference, rollout, 1.0)
+  updated = learner.update(state, rollout, learner.advantage(reward), scores, key, 1.0)
+  assert jax.tree.map(lambda leaf: leaf.sharding, updated.state) == shardings
+  return rollout, scores, updated.metrics, jax.device_get(updated.state)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +120,13 @@ def iteration(model_name, mesh_name):
     ('deepseek', 'expert 2 context 2 tensor 2'),
   ],
 )
-def test_an_iteration_equals_that_of_one_device(model_name, mesh_name):
-  expected, expected_passes, numbers, after, _ = iteration(model_name, 'one')
-  found, passes, metrics, state, _ = iteration(model_name, mesh_name)
+def test_a_step_on_a_mesh_equals_a_step_on_one_device(model_name, mesh_name):
+  expected, expected_scores, numbers, after = step(model_name, 'one')
+  found, scores, metrics, state = step(model_name, mesh_name)
   np.testing.assert_array_equal(found.tokens, expected.tokens)
   np.testing.assert_allclose(found.logp, expected.logp, rtol=0, atol=1e-5)
-  ref_logp = expected_passes.ref_logp
-  np.testing.assert_allclose(passes.ref_logp, ref_logp, rtol=0, atol=1e-5)
+  ref_logp = expected_scores.ref_logp
+  np.testing.assert_allclose(scores.ref_logp, ref_logp, rtol=0, atol=1e-5)
   assert numbers.keys() == metrics.keys()
   for name in ('loss', 'grad_norm', 'kl', 'entropy'):
     assert metrics[name] == pytest.approx(numbers[name], rel=1e-5, abs=1e-5), name
@@ -138,17 +139,11 @@ def test_an_iteration_equals_that_of_one_device(model_name, mesh_name):
 
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
-def test_a_checkpoint_resumes_on_other_devices_to_the_same_bits(devices, tmp_path):
+def test_a_checkpoint_is_restored_bit_for_bit_on_other_devices(devices, tmp_path):
   def state(devices, layout):
-    place = make_mesh(jax.devices()[:devices], layout)
-    trainer = Learner(
-      MODEL.generator(32, place),
-      NO_REWARDS,
-      SETTINGS,
-      grpo.PRESETS['grpo'],
-      OptimConfig(),
-    )
-    return trainer.start(MODEL.init(place, 0))
+    mesh = make_mesh(jax.devices()[:devices], layout)
+    learner = Learner(POLICY.functions, mesh, CONFIG)
+    return learner.start(POLICY.init(mesh, 0))
 
   before = state(8, MeshConfig(fsdp=4, tensor=2))
   before['policy'].params['embedding'] += 1
@@ -173,8 +168,9 @@ def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
   script = """
     import pathlib, sys
     import jax
-    from r1jax import mesh
-    from r1jax.stages import checkpoint
+    from r1jax.runtime import checkpoint
+    from r1jax.sharding.mesh import MeshConfig, make_mesh
+    from r1jax.sharding.rules import named_sharding
     place = named_sharding(make_mesh(config=MeshConfig(fsdp=16)), 'embed', None)
     like = {
       'w': jax.ShapeDtypeStruct((32, 48), 'float32', sharding=place),

@@ -18,6 +18,7 @@ class Loop:
 
   A step calls `log` with its metrics, and `save` if `saves_now`, with what the next
   step starts from. Due are steps `log_every` and `save_every` apart, and the last one.
+  Steps with a checkpoint are shown, too; with `log_saves` they are also logged.
 
   Attributes:
     first: steps that an earlier process has made.
@@ -33,6 +34,7 @@ class Loop:
     first: int = 0,
     log_every: int = 1,
     save_every: int = 1,
+    log_saves: bool = False,
     optim: str,
   ) -> None:
     """Begins to measure time.
@@ -44,11 +46,13 @@ class Loop:
       first: steps of the checkpoint that the phase goes on from.
       log_every: steps between two lines of the log.
       save_every: steps between two checkpoints.
+      log_saves: whether each step with a checkpoint has a line in the log.
       optim: the config's field with the optimizer's settings, for error messages.
     """
     self.run, self.phase, self.steps, self.first = run, phase, steps, first
     self.step = first
     self._log_every, self._save_every, self._optim = log_every, save_every, optim
+    self._log_saves = log_saves
     self._began = time.monotonic()
     self._unchecked: Mapping[str, Any] | None = None
 
@@ -75,7 +79,7 @@ class Loop:
     more: Callable[[], Mapping[str, Any]] = dict,
     samples: Iterable[Mapping[str, Any]] = (),
   ) -> dict[str, Any]:
-    """Writes and shows the metrics of a step that is due, and returns them.
+    """Logs and shows the metrics of a step that is due, and returns them.
 
     Returns an empty dictionary after a step that is not due.
 
@@ -93,7 +97,7 @@ class Loop:
     self._unchecked = metrics
     if not (self.due(self._log_every) or self.saves):
       return {}
-    now = time.monotonic()  # what is written down counts for the next line
+    now = time.monotonic()  # writing this line counts for the next one
     seconds, self._began = now - self._began, now
     values = {**self._checked(), **more()}
     timed = {**values.get('time', {}), 'seconds': seconds}
@@ -103,10 +107,11 @@ class Loop:
       # The share in which this step's host work and the last one's files held it up.
       timed['device_waited'] = max(0.0, 1 - device / seconds)
     values['time'] = timed
-    self.run.log.write(self.phase, self.step, **values)
-    self.run.log.samples(
-      {'phase': self.phase, 'step': self.step, **sample} for sample in samples
-    )
+    if self.due(self._log_every) or self._log_saves:
+      self.run.log.write(self.phase, self.step, **values)
+      self.run.log.samples(
+        {'phase': self.phase, 'step': self.step, **sample} for sample in samples
+      )
     self.run.progress.update(self.phase, self.step, self.steps, values)
     return values
 

@@ -309,6 +309,7 @@ def train(
     steps=steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint_every,
+    log_saves=True,  # with the accuracy on held-out pairs
     optim_field='preference.optim',
     mesh=mesh,
     measure=measure,

@@ -76,6 +76,7 @@ def fit(
   steps: int,
   log_every: int,
   checkpoint_every: int,
+  log_saves: bool = False,
   optim_field: str,
   mesh: jax.sharding.Mesh,
   constants: tuple[Any, ...] = (),
@@ -94,6 +95,7 @@ def fit(
     steps: updates.
     log_every: steps between two lines of the log.
     checkpoint_every: steps between two checkpoints.
+    log_saves: whether each step with a checkpoint has a line in the log.
     optim_field: the config's field with the optimizer's settings, for errors.
     mesh: where the model is trained.
     constants: arrays that `update` takes too, such as a teacher's parameters.
@@ -115,6 +117,7 @@ def fit(
     first=first,
     log_every=log_every,
     save_every=checkpoint_every,
+    log_saves=log_saves,
     optim=optim_field,
   )
   learned = 0

@@ -1,9 +1,9 @@
-"""A row of the stage table, of a model whose outputs are written down beforehand."""
+"""A row of the stage table, of a model whose outputs are fixed."""
 
 import dataclasses
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from r1jax.runtime.run import start
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import evaluation_suite
 from r1jax.stages.evaluation_suite import SuiteConfig, file, measure
+from r1jax.stages.rollout import Sampler
 from r1jax.tasks import arithmetic, equations, instructions, store
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.tasks.equations import EquationsConfig
@@ -38,12 +39,14 @@ CONFIG = SuiteConfig(
 
 
 class Written:
-  """Stands in for a Generator: right on every equation, and as good as the opponent."""
+  """Stands for a sampler: right on every equation, and as good as the opponent."""
+
+  policy = SimpleNamespace(prompt=lambda question: f'? {question}')
 
   def __init__(self):
     self.asked = []
 
-  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw):
     ids = [problem.id for problem in problems]
     data = tuple(jax.random.key_data(key).tolist())
     self.asked.append((params, data, ids, group_size, max_length, draw))
@@ -61,9 +64,6 @@ class Written:
       return baseline.answer(problem)
     return f'<think>so\nso</think><answer>{problem.truth.get("x", "none")}</answer>'
 
-  def prompt(self, problem):
-    return f'? {problem.question}'
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -72,9 +72,8 @@ class Experiment:
 
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
-  """The folder, the row and the generator of two models' measurements."""
-  workdir, generator = tmp_path_factory.mktemp('runs') / 'run', Written()
-  asked: Any = generator
+  """The folder, the row and the sampler of two models' measurements."""
+  workdir, sampler = tmp_path_factory.mktemp('runs') / 'run', Written()
   with start(Experiment(str(workdir)), phases=()) as run:
     row, _ = (
       measure(
@@ -82,14 +81,14 @@ def measured(tmp_path_factory):
         name,
         REASONING,
         GENERAL,
-        generator=asked,
+        sampler=cast(Sampler, sampler),
         config=CONFIG,
         seed=5,
         name=name,
       )
       for name in ('base', 'final')
     )
-  return workdir, row, generator
+  return workdir, row, sampler
 
 
 def test_a_row_has_reasoning_by_task_and_preference_among_instructions(measured):
@@ -110,7 +109,7 @@ def test_a_row_has_reasoning_by_task_and_preference_among_instructions(measured)
   assert 'tasks' not in general
 
 
-def test_it_is_written_whole_with_outputs_to_show(measured):
+def test_a_row_is_written_whole_with_outputs_to_show(measured):
   workdir, row, _ = measured
   written = json.loads(file(workdir, 'base').read_text(encoding='utf-8'))
   assert file(workdir, 'base').name == 'evaluation-base.json'
@@ -124,8 +123,8 @@ def test_it_is_written_whole_with_outputs_to_show(measured):
 
 
 def test_all_models_answer_the_same_problems_with_the_same_keys(measured):
-  _, _, generator = measured
-  base, final = generator.asked[:3], generator.asked[3:]
+  _, _, sampler = measured
+  base, final = sampler.asked[:3], sampler.asked[3:]
   assert [asked[0] for asked in base] == ['base'] * 3
   assert [asked[1:] for asked in base] == [asked[1:] for asked in final]
   assert len({key for _, key, *_ in base}) == 3
@@ -139,10 +138,10 @@ def test_all_models_answer_the_same_problems_with_the_same_keys(measured):
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
-    ({'reasoning': 0}, 'scoreboard.reasoning: expected 1 or more, got 0'),
-    ({'max_length': 0}, 'scoreboard.max_length: expected 1 or more, got 0'),
-    # Found out here: an evaluation comes after all the training.
-    ({'shown': -1}, 'scoreboard.shown: expected 0 or more, got -1'),
+    ({'reasoning': 0}, 'suite.reasoning: expected 1 or more, got 0'),
+    ({'max_length': 0}, 'suite.max_length: expected 1 or more, got 0'),
+    # Refused here: an evaluation comes after all the training.
+    ({'shown': -1}, 'suite.shown: expected 0 or more, got -1'),
   ],
 )
 def test_impossible_settings_are_named(fields, expected):
@@ -150,6 +149,6 @@ def test_impossible_settings_are_named(fields, expected):
     SuiteConfig(**fields)
 
 
-def test_every_reward_of_a_row_has_a_name_of_its_own():
+def test_every_reward_of_a_row_has_another_name():
   names = [reward.name for reward in evaluation_suite.REWARDS]
   assert names == ['accuracy', 'language', 'readable', 'preference']

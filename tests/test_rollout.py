@@ -6,32 +6,30 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_boxed
+from r1jax.stages.policy import Policy
 from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(['User: make 5 from 2 3 Assistant: <think>'] * 9, 270)
 CONFIG = ModelConfig(d_model=16, layers=1, heads=2, kv_heads=1, head_dim=8, d_ff=16)
-MODEL = DecoderFns(*decoder.functions(CONFIG, TOKENIZER.vocab_size))
+POLICY = Policy(CONFIG, TOKENIZER, 'plain')
+MESH = make_mesh(jax.devices()[:1])
 PROBLEMS = [Problem(str(n), '', f'make {n} from 2 3', {}) for n in range(4)]
 
 
 @pytest.fixture(scope='module')
 def params():
-  boxed = decoder.init(CONFIG, TOKENIZER.vocab_size, jax.random.key(0))
-  return put_boxed(make_mesh(jax.devices()[:1]), boxed)
+  return put_boxed(MESH, POLICY.boxed(jax.random.key(0)))
 
 
-def generate(params, cores, monkeypatch):
+def sample(params, cores, monkeypatch):
   monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-  generator = Sampler(MODEL, TOKENIZER, 'plain', 30, make_mesh(jax.devices()[:1]))
-  return generator(
+  return Sampler(POLICY, 30, MESH).sample(
     params,
     jax.random.key(3),
     PROBLEMS,
@@ -42,7 +40,7 @@ def generate(params, cores, monkeypatch):
 
 
 def test_samples_do_not_depend_on_the_number_of_cores(params, monkeypatch):
-  one, *others = (generate(params, cores, monkeypatch) for cores in (1, 2, 4, 7))
+  one, *others = (sample(params, cores, monkeypatch) for cores in (1, 2, 4, 7))
   assert len({tuple(row) for row in one.tokens.reshape(12, -1).tolist()}) == 12
   for other in others:
     np.testing.assert_array_equal(other.tokens, one.tokens)
@@ -51,15 +49,16 @@ def test_samples_do_not_depend_on_the_number_of_cores(params, monkeypatch):
     assert other.texts == one.texts
 
 
-def test_lengths_cut_offs_and_texts_are_those_of_the_tokens(params, monkeypatch):
-  outputs = generate(params, 2, monkeypatch)
+def test_lengths_cut_offs_and_texts_follow_from_the_tokens(params, monkeypatch):
+  rollout = sample(params, 2, monkeypatch)
   for p, g in np.ndindex(4, 3):
-    tokens = outputs.tokens[p, g].tolist()
+    tokens = rollout.tokens[p, g].tolist()
     ended = TOKENIZER.eos_id in tokens
     length = tokens.index(TOKENIZER.eos_id) + 1 if ended else 40
-    assert outputs.lengths[p, g] == length
-    assert outputs.cut_off[p, g] == (not ended)
-    assert outputs.texts[p][g] == TOKENIZER.decode(tokens[:length])
+    assert rollout.lengths[p, g] == length
+    assert rollout.cut_off[p, g] == (not ended)
+    assert rollout.texts[p][g] == TOKENIZER.decode(tokens[:length])
   for p, problem in enumerate(PROBLEMS):
-    prompt = outputs.prompts[p][outputs.prompt_mask[p]].tolist()
+    prompt = rollout.prompts[p][rollout.prompt_mask[p]].tolist()
     assert TOKENIZER.decode(prompt) == f'User: {problem.question}\nAssistant:'
+    assert rollout.prompt_texts[p] == TOKENIZER.decode(prompt)

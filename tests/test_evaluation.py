@@ -1,4 +1,4 @@
-"""Evaluation of a policy whose outputs are written down beforehand."""
+"""Evaluation of a policy whose outputs are fixed."""
 
 import types
 from typing import cast
@@ -34,12 +34,14 @@ CUT_OFF = {'a': [0, 0, 1, 0], 'b': [1, 0, 1, 0], 'c': [0, 0, 0, 0]}
 
 
 class Written:
-  """Stands in for a Generator."""
+  """Stands for a sampler."""
+
+  policy = types.SimpleNamespace(prompt=lambda question: f'? {question}')
 
   def __init__(self):
     self.keys = []
 
-  def __call__(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw):
     assert (group_size, max_length, draw.temperature) == (4, 100, 0.5)
     assert len(problems) == 2  # one shape, also for the last batch
     self.keys.append(tuple(jax.random.key_data(key).tolist()))
@@ -51,30 +53,27 @@ class Written:
       cut_off=np.array([CUT_OFF[problem.id] for problem in problems], bool),
     )
 
-  def prompt(self, problem):
-    return f'? {problem.question}'
-
 
 @pytest.fixture(scope='module')
 def evaluated():
-  generator = cast(Sampler, Written())
+  sampler = Written()
   config = EvalConfig(samples=4, prompts_per_batch=2, draw=SamplingConfig(0.5), shown=2)
   rewards = [
     Weighted('format', rules.format_reward, 0.5),
     Weighted('accuracy', rules.accuracy, 1.0),
     Weighted('language', rules.language_consistency, 0.0),
   ]
-  with RewardPool(rewards, workers=1) as pool:
+  with RewardPool(rewards, workers=1) as rewarder:
     metrics, shown = evaluate(
       None,
       jax.random.key(0),
       PROBLEMS,
-      generator=generator,
-      pool=pool,
+      sampler=cast(Sampler, sampler),
+      rewarder=rewarder,
       config=config,
       max_length=100,
     )
-  return metrics, shown, generator
+  return metrics, shown, sampler
 
 
 def test_metrics_are_those_of_the_three_problems(evaluated):
@@ -100,14 +99,14 @@ def test_other_rewards_are_measured_too_and_weights_do_not_matter(evaluated):
   assert metrics['rewards']['language']['mean'] == pytest.approx(9 / 12)
 
 
-def test_accuracy_is_told_by_task(evaluated):
+def test_accuracy_is_also_given_by_task(evaluated):
   metrics, *_ = evaluated
   assert list(metrics['tasks']) == ['countdown', 'arithmetic']
   assert metrics['tasks']['countdown']['mean'] == pytest.approx(3 / 8)
   assert metrics['tasks']['arithmetic']['mean'] == 0
 
 
-def test_intervals_hold_their_means(evaluated):
+def test_intervals_contain_their_means(evaluated):
   metrics, _, _ = evaluated
   for name in ('pass_at_1', 'pass_at_k', 'consensus'):
     assert metrics[name]['low'] <= metrics[name]['mean'] <= metrics[name]['high']
@@ -134,7 +133,7 @@ def test_the_first_outputs_of_the_first_problems_are_shown(evaluated):
   ]
 
 
-def test_every_batch_has_a_key_of_its_own(evaluated):
-  _, _, generator = evaluated
-  assert len(generator.keys) == 2
-  assert len(set(generator.keys)) == 2
+def test_every_batch_has_another_key(evaluated):
+  _, _, sampler = evaluated
+  assert len(sampler.keys) == 2
+  assert len(set(sampler.keys)) == 2

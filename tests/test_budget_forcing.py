@@ -1,7 +1,9 @@
-"""Thoughts cut at a budget, with a small random model that likes tags."""
+"""Thoughts cut at a budget, with a small random model that often says tags."""
 
 import dataclasses
+import functools
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments import thinking as experiment
-from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
@@ -18,6 +19,7 @@ from r1jax.sharding.place import put_boxed
 from r1jax.stages import budget_forcing
 from r1jax.stages.budget_forcing import BudgetForcer
 from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.policy import Policy
 from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
@@ -35,50 +37,55 @@ PROBLEMS = [
   for n in range(4)
 ]
 GROUP, LENGTH = 4, 24
-LIKED = '<think></think>ma3'
+LIKELY = '<think></think>ma3'
 traced: list[tuple[int, ...]] = []  # shapes of the hidden states that logits saw
 
 
-def likes() -> np.ndarray:
-  """What is added to logits: tags, an end and some signs come, other tokens hardly."""
+def logit_bias() -> np.ndarray:
+  """Tags, an end and some characters are likely, other tokens are rare."""
   bias = np.full(TOKENIZER.vocab_size, -9.0, np.float32)
-  bias[TOKENIZER.encode(LIKED)] = 0.0
+  bias[TOKENIZER.encode(LIKELY)] = 0.0
   bias[TOKENIZER.eos_id] = -0.5
   return bias
 
 
-def model() -> DecoderFns:
-  forward, logits, decoding, both = decoder.functions(CONFIG, TOKENIZER.vocab_size)
-  bias = likes()
+class BiasedPolicy(Policy):
+  """A policy with `logit_bias` added to its logits."""
 
-  def biased(params, hidden):
-    traced.append(hidden.shape)
-    return logits(params, hidden) + jnp.broadcast_to(
-      bias, (*hidden.shape[:-1], len(bias))
-    )
+  @functools.cached_property
+  def functions(self) -> DecoderFns:
+    functions = super().functions
+    bias = logit_bias()
 
-  return DecoderFns(forward, biased, decoding, both)
+    def biased(params, hidden):
+      traced.append(hidden.shape)
+      return functions.logits(params, hidden) + jnp.broadcast_to(
+        bias, (*hidden.shape[:-1], len(bias))
+      )
+
+    return functions._replace(logits=biased)
+
+
+POLICY = BiasedPolicy(CONFIG, TOKENIZER, 'plain')
+MESH = make_mesh(jax.devices()[:1])
 
 
 @pytest.fixture(scope='module')
-def closer():
-  place = make_mesh(jax.devices()[:1])
-  generator = Sampler(model(), TOKENIZER, 'plain', 30, place)
-  return BudgetForcer(generator, largest=LENGTH, answer_length=6)
+def forcer():
+  return BudgetForcer(Sampler(POLICY, 30, MESH), largest=LENGTH, answer_length=6)
 
 
 @pytest.fixture(scope='module')
 def params():
-  boxed = decoder.init(CONFIG, TOKENIZER.vocab_size, jax.random.key(0))
-  return put_boxed(make_mesh(jax.devices()[:1]), boxed)
+  return put_boxed(MESH, POLICY.boxed(jax.random.key(0)))
 
 
-def answers(closer, params, budgets, **draw):
+def answers(forcer, params, budgets, **draw):
   return budget_forcing.answer(
     params,
     jax.random.key(1),
     PROBLEMS,
-    closer=closer,
+    forcer=forcer,
     budgets=budgets,
     group_size=GROUP,
     max_length=LENGTH,
@@ -86,8 +93,8 @@ def answers(closer, params, budgets, **draw):
   )
 
 
-def plain(closer, params, **draw):
-  return closer.generator(
+def uncut(forcer, params, **draw):
+  return forcer.sampler.sample(
     params,
     jax.random.key(1),
     PROBLEMS,
@@ -97,10 +104,10 @@ def plain(closer, params, **draw):
   )
 
 
-def thoughts_of(outputs, p, g):
-  """The tokens of an output's thoughts, looked for one by one."""
+def thoughts_of(rollout, p, g):
+  """The tokens of an output's thoughts, found one by one."""
   opens, closes = TOKENIZER.encode('<think></think>')
-  ids = outputs.tokens[p, g, : outputs.lengths[p, g]].tolist()
+  ids = rollout.tokens[p, g, : rollout.lengths[p, g]].tolist()
   if ids[-1] == TOKENIZER.eos_id:
     ids.pop()
   if opens in ids:
@@ -108,45 +115,45 @@ def thoughts_of(outputs, p, g):
   return ids[: ids.index(closes)] if closes in ids else ids
 
 
-def test_thoughts_as_the_model_likes_are_the_generators_outputs(closer, params):
-  outputs = plain(closer, params)
-  free, beyond = answers(closer, params, [None, LENGTH])
+def test_without_a_budget_outputs_are_those_of_the_sampler(forcer, params):
+  rollout = uncut(forcer, params)
+  free, beyond = answers(forcer, params, [None, LENGTH])
   for said in (free, beyond):
-    assert said.texts == outputs.texts
+    assert said.texts == rollout.texts
     assert not said.cut.any()
     for p, g in np.ndindex(4, GROUP):
-      assert said.thoughts[p, g] == len(thoughts_of(outputs, p, g))
+      assert said.thoughts[p, g] == len(thoughts_of(rollout, p, g))
   assert len({t for group in free.texts for t in group}) > 8  # not all the same
 
 
-def test_longer_thoughts_are_cut_and_no_others_touched(closer, params):
-  outputs, budgets = plain(closer, params), (0, 2, 5)
+def test_only_thoughts_beyond_the_budget_are_cut(forcer, params):
+  rollout, budgets = uncut(forcer, params), (0, 2, 5)
   counts = []
-  for budget, said in zip(budgets, answers(closer, params, budgets), strict=True):
+  for budget, said in zip(budgets, answers(forcer, params, budgets), strict=True):
     for p, g in np.ndindex(4, GROUP):
-      ids = thoughts_of(outputs, p, g)
+      ids = thoughts_of(rollout, p, g)
       assert said.cut[p, g] == (len(ids) > budget)
       assert said.thoughts[p, g] == min(len(ids), budget)
       if len(ids) > budget:
         begun = f' <think>{TOKENIZER.decode(ids[:budget])}</think>\n<answer>'
         assert said.texts[p][g].startswith(begun)
       else:
-        assert said.texts[p][g] == outputs.texts[p][g]
+        assert said.texts[p][g] == rollout.texts[p][g]
     counts.append(said.cut.sum())
   # Some of each, and more rows than the four that are answered at a time.
   assert GROUP * 4 > counts[0] > counts[1] > counts[2] > 0
   assert counts[0] > 4
 
 
-def test_the_answer_follows_from_prompt_and_cut_thoughts(closer, params):
+def test_the_answer_continues_prompt_and_cut_thoughts(forcer, params):
   # Temperature 0: what follows is the most likely token each time.
-  outputs = plain(closer, params)
+  rollout = uncut(forcer, params)
   greedy = SamplingConfig(temperature=0.0)
-  said = closer(params, jax.random.key(2), outputs, budget=3, draw=greedy)
-  forward, logits, *_ = closer.generator.model
+  said = forcer(params, jax.random.key(2), rollout, budget=3, draw=greedy)
+  forward, logits, *_ = POLICY.functions
 
   @jax.jit
-  def likeliest(tokens, length):
+  def most_likely(tokens, length):
     place = jnp.arange(tokens.shape[1])[None]
     hidden, _ = forward(params, tokens, place, jnp.ones_like(tokens))
     return jnp.argmax(logits(params, hidden[:, length - 1])[0])
@@ -156,42 +163,42 @@ def test_the_answer_follows_from_prompt_and_cut_thoughts(closer, params):
     ids = [
       *prompt,
       *TOKENIZER.encode(' <think>'),
-      *thoughts_of(outputs, p, g)[:3],
+      *thoughts_of(rollout, p, g)[:3],
       *TOKENIZER.encode('</think>\n<answer>'),
     ]
     for _ in range(6):
       padded = np.array([ids + [0] * (64 - len(ids))])
-      ids.append(int(likeliest(padded, len(ids))))
+      ids.append(int(most_likely(padded, len(ids))))
       if ids[-1] == TOKENIZER.eos_id:
         break
     assert said.texts[p][g] == TOKENIZER.decode(ids[len(prompt) :])
 
 
-def test_a_rows_answer_does_not_depend_on_the_others(closer, params):
-  outputs = plain(closer, params)
+def test_an_answer_does_not_depend_on_other_rows(forcer, params):
+  rollout = uncut(forcer, params)
   draw = SamplingConfig()
-  whole = closer(params, jax.random.key(2), outputs, budget=0, draw=draw)
+  whole = forcer(params, jax.random.key(2), rollout, budget=0, draw=draw)
   # Without the first problem's outputs all others move to other batches.
-  ended = outputs.tokens.copy()
+  ended = rollout.tokens.copy()
   ended[0, :, 0] = TOKENIZER.eos_id
-  lengths = outputs.lengths.copy()
+  lengths = rollout.lengths.copy()
   lengths[0] = 1
   fewer = dataclasses.replace(
-    outputs, tokens=ended, lengths=lengths, cut_off=outputs.cut_off & (lengths > 1)
+    rollout, tokens=ended, lengths=lengths, cut_off=rollout.cut_off & (lengths > 1)
   )
-  part = closer(params, jax.random.key(2), fewer, budget=0, draw=draw)
+  part = forcer(params, jax.random.key(2), fewer, budget=0, draw=draw)
   assert part.texts[1:] == whole.texts[1:]
   assert not part.cut[0].any()
 
 
-def test_all_budgets_share_one_program(closer, params):
-  answers(closer, params, [1])
+def test_all_budgets_share_one_program(forcer, params):
+  answers(forcer, params, [1])
   before = len(traced)
-  answers(closer, params, [0, 4, 7, None], temperature=0.7)
+  answers(forcer, params, [0, 4, 7, None], temperature=0.7)
   assert len(traced) == before
 
 
-def test_where_thoughts_begin_and_end():
+def test_thoughts_are_found_between_the_tags():
   opens, closes = TOKENIZER.encode('<think></think>')
   a, eos = TOKENIZER.encode('a')[0], TOKENIZER.eos_id
   rows = [
@@ -206,7 +213,7 @@ def test_where_thoughts_begin_and_end():
   tokens = np.array([[row for row, _, _ in rows]])
   ended = tokens == eos
   lengths = np.where(ended.any(-1), ended.argmax(-1) + 1, 7)
-  outputs = Rollout(
+  rollout = Rollout(
     rows=np.arange(1),
     own=np.ones(1, bool),
     prompts=tokens[0],
@@ -217,27 +224,28 @@ def test_where_thoughts_begin_and_end():
     all_lengths=lengths,
     cut_off=~ended.any(-1),
     texts=[],
+    prompt_texts=[],
+    device_seconds=0.0,
     seconds=0.0,
   )
-  generator = types.SimpleNamespace(tokenizer=TOKENIZER)
-  first, count = BudgetForcer(generator, 0).thoughts(outputs)  # type: ignore[arg-type]
+  first, count = BudgetForcer(Sampler(POLICY, 30, MESH), 0).thoughts(rollout)
   assert first[0].tolist() == [first for _, first, _ in rows]
   assert count[0].tolist() == [count for _, _, count in rows]
 
 
-def test_budgets_out_of_range_are_refused(closer, params):
+def test_budgets_out_of_range_are_refused(forcer, params):
   with pytest.raises(ValueError, match='budgets: expected 0 tokens or more, got -1'):
-    BudgetForcer(closer.generator, -1)
+    BudgetForcer(forcer.sampler, -1)
   with pytest.raises(ValueError, match='answer_length: expected 1 or more, got 0'):
-    BudgetForcer(closer.generator, 4, 0)
+    BudgetForcer(forcer.sampler, 4, 0)
   with pytest.raises(
     ValueError, match=f'budget: expected 0 to {LENGTH} tokens, got 25'
   ):
-    answers(closer, params, [25])
+    answers(forcer, params, [25])
 
 
-class Pool:
-  """Right is an output whose text has an even number of signs."""
+class Rewarder:
+  """Stands for a reward pool: right are texts with an even number of characters."""
 
   def submit(self, problems, texts):
     assert len(problems) == len(texts)
@@ -245,16 +253,17 @@ class Pool:
     return types.SimpleNamespace(result=lambda: types.SimpleNamespace(values=values))
 
 
-def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
+def test_rows_are_means_over_problems_compared_with_no_budget(forcer, params):
   config = EvalConfig(problems=8, samples=GROUP, prompts_per_batch=4)
+  pool: Any = Rewarder()
   key = jax.random.key(3)
   rows = budget_forcing.measure(
     params,
     key,
     PROBLEMS * 2,
-    closer=closer,
+    forcer=forcer,
     budgets=[0, 3],
-    pool=Pool(),  # type: ignore[arg-type]
+    pool=pool,
     config=config,
     max_length=LENGTH,
   )
@@ -266,7 +275,7 @@ def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
         params,
         jax.random.fold_in(key, start),
         PROBLEMS,
-        closer=closer,
+        forcer=forcer,
         budgets=[0, 3, None],
         group_size=GROUP,
         max_length=LENGTH,
@@ -294,27 +303,27 @@ def test_rows_are_means_over_problems_and_compare_with_the_last(closer, params):
       params,
       key,
       PROBLEMS[:3],
-      closer=closer,
+      forcer=forcer,
       budgets=[0],
-      pool=Pool(),  # type: ignore[arg-type]
+      pool=pool,
       config=config,
       max_length=LENGTH,
     )
 
 
 @pytest.mark.parametrize(
-  ('fields', 'told'),
+  ('fields', 'message'),
   [
     ({'budgets': ()}, 'budgets: expected one or more'),
     ({'budgets': (4, -1)}, 'budgets: expected one or more'),
     ({'budgets': (4, 4)}, 'budgets: expected different numbers'),
     ({'answer_length': 0}, 'answer_length: expected 1 or more, got 0'),
     (
-      {'evaluate': EvalConfig(problems=30)},
-      'evaluate.problems: expected a multiple of evaluate.prompts_per_batch = 16',
+      {'evals': EvalConfig(problems=30)},
+      'evals.problems: expected a multiple of evals.prompts_per_batch = 16',
     ),
   ],
 )
-def test_settings_that_cannot_work_are_refused(fields, told):
-  with pytest.raises(ValueError, match=told):
+def test_impossible_settings_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
     experiment.Thinking(**fields)
