@@ -235,7 +235,7 @@ def test_a_long_step_is_saved_though_it_is_not_due(run, monkeypatch):
 
 
 def test_compilations_are_reported_at_the_first_step_and_once_settled(run):
-  sentences = []
+  sentences: list[str] = []
   run.progress = SimpleNamespace(say=sentences.append)
   run.compilations = SimpleNamespace(since=lambda: (2, 1.5))
   loop = loop_of(run, 10, first=4)
@@ -247,7 +247,8 @@ def test_compilations_are_reported_at_the_first_step_and_once_settled(run):
 
 
 def test_one_step_is_traced(run, monkeypatch):
-  traced, sentences = [], []
+  traced: list[str] = []
+  sentences: list[str] = []
   run.progress = SimpleNamespace(say=sentences.append)
 
   class Trace:

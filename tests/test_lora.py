@@ -17,7 +17,9 @@ from r1jax.hub import peft, peft_config, weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.hub.storage import WeightsError
-from r1jax.model import decode, decoder, lora, mlp
+from r1jax.model import decode, decoder, lora
+from r1jax.model.decode import layer_weights
+from r1jax.model.linear import dense
 from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
 from r1jax.sampling import generate
@@ -133,7 +135,7 @@ def test_the_sampler_of_a_bfloat16_base_sees_a_small_update(kind):
   )
   matrix = attached['blocks']['query']
   assert matrix.merged().dtype == jnp.float32
-  assert lora.merged_as_kept(attached)['blocks']['query'].dtype == jnp.bfloat16
+  assert lora.merged_in_dtype(attached)['blocks']['query'].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('name', ['query', 'down', 'out'])
@@ -146,8 +148,8 @@ def test_products_in_bfloat16_keep_adapters_apart(kind, name):
   inputs = matrix.a.size // matrix.a.shape[-1]
   x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 5, inputs)), jnp.float32)
   config = dataclasses.replace(found.config, dtype='bfloat16')
-  layer = decode._Layer(config, decode._turned(config, attached['blocks'], 1))
-  expected = mlp.dense(x, matrix, 'bfloat16')[0].T  # the learner's
+  layer = decode.Layer(config, layer_weights(config, attached['blocks'], 1))
+  expected = dense(x, matrix, 'bfloat16')[0].T  # the learner's
   np.testing.assert_array_equal(layer.times(name, x[0].T), expected)
 
 

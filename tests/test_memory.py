@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo
 from r1jax.model.config import ModelConfig
-from r1jax.optim import OptimConfig
 from r1jax.planner import programs
 from r1jax.planner.programs import PlannedRun
 from r1jax.runtime import checkpoint
@@ -35,15 +33,14 @@ STAGE = RLConfig(
 
 @pytest.fixture(scope='module')
 def phases():
-  preset = grpo.PRESETS['grpo']
-  work = PlannedRun(MODEL, 64, STAGE, OptimConfig(), preset, ONE_DEVICE, 'float32')
+  work = PlannedRun(MODEL, 64, STAGE, ONE_DEVICE, 'float32')
   found = programs.phases(work, jax.devices()[:1])
   return {phase.name: phase for phase in found if phase.name in ('score', 'update')}
 
 
 def times_the_parameters(phase):
   memory = phase.program.lower(*phase.args).compile().memory_analysis()
-  params = phase.given['policy' if phase.name == 'update' else 'reference']
+  params = phase.arguments['policy' if phase.name == 'update' else 'reference']
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return (memory.temp_size_in_bytes + new) / size

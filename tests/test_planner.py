@@ -12,7 +12,6 @@ import machines
 import pytest
 
 from experiments.smoke import Smoke
-from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
@@ -37,8 +36,6 @@ WORK = PlannedRun(
     minibatches=2,
     micro_batch_rows=8,
   ),
-  OptimConfig(),
-  grpo.PRESETS['grpo'],
   MeshConfig(fsdp=4, tensor=2),
   'float32',
 )
@@ -56,7 +53,8 @@ def found():
 def test_every_phase_is_compiled_and_runs_as_often_as_in_a_step(found):
   times = {name: one.runs for name, one in found.items()}
   assert times == {'prefill': 1, 'decode': 32, 'score': 2, 'update': 2}
-  without = dataclasses.replace(WORK, grpo=GRPOConfig(kl_coef=0.0))
+  free = dataclasses.replace(WORK.rl, grpo=GRPOConfig(kl_coef=0.0))
+  without = dataclasses.replace(WORK, rl=free)
   devices, _ = topology.find('cpu:8')
   names = [phase.name for phase in programs.phases(without, devices)]
   assert names == ['prefill', 'decode', 'update']
@@ -220,13 +218,14 @@ def test_smaller_plans_come_cheapest_first(machine, copies):
     '--rl.offload True',
     '--rl-optim.moments bfloat16',
     '--param-dtype bfloat16',
-    '--rl-optim.masters stochastic',
+    '--rl.optim.masters stochastic',
   ]
   last = tried['--param-dtype bfloat16']
   assert (last.rl.micro_batch_rows, last.model.remat) == (4, 'full')
   assert (last.mesh.data, last.mesh.fsdp) == (copies, 4 // copies)
   # Nothing that would not learn.
-  still = dataclasses.replace(work, optim=OptimConfig(masters='none', b2=0.999))
+  unmoved = OptimConfig(masters='none', b2=0.999)
+  still = dataclasses.replace(work, rl=dataclasses.replace(work.rl, optim=unmoved))
   found = dict(fit.smaller_plans(still, topology.find(machine)[0]))
   assert list(found)[-1] == '--rl.offload True'
 
