@@ -216,7 +216,7 @@ def test_smaller_plans_come_cheapest_first(machine, copies):
     '--remat full',
     f'--mesh.data {copies} --mesh.fsdp {4 // copies}',
     '--rl.offload True',
-    '--rl-optim.moments bfloat16',
+    '--rl.optim.moments bfloat16',
     '--param-dtype bfloat16',
     '--rl.optim.masters stochastic',
   ]
