@@ -68,7 +68,7 @@ class Outputs(NamedTuple):
     return jax.tree.map(jnp.asarray, rollout), jnp.int32(layout.count)
 
 
-def outputs_of(prompts, group_size, length, seed=0):
+def random_outputs(prompts, group_size, length, seed=0):
   """Random tokens of ragged outputs, with log-probs that no policy gave them."""
   rng = np.random.default_rng(seed)
   shape = (prompts, group_size, length)
@@ -103,8 +103,8 @@ def close(got, expected, **tolerance):
 
 
 @pytest.mark.parametrize('name', grpo.PRESETS)
-def test_step_is_the_same_for_any_micro_batches(name):
-  outputs = outputs_of(prompts=4, group_size=3, length=5)
+def test_a_step_does_not_depend_on_the_micro_batches(name):
+  outputs = random_outputs(prompts=4, group_size=3, length=5)
   tokens = outputs.lengths.sum(1).tolist()
   assert len(set(tokens)) > 1, 'parts of equal size would hide a wrong total'
   state, step = optim.init(table(), SGD), make_step(grpo.PRESETS[name])
@@ -118,10 +118,10 @@ def test_step_is_the_same_for_any_micro_batches(name):
 
 
 @pytest.mark.parametrize('sampled_by_another', [False, True])
-def test_step_follows_the_gradient_of_the_objective(sampled_by_another):
-  # Of a real model, and of outputs side by side: neighbours must not be seen.
+def test_a_step_follows_the_gradient_of_the_objective(sampled_by_another):
+  # With a real model. Outputs share rows: one must not attend to another.
   config = GRPOConfig(kl_coef=0.3)
-  outputs = outputs_of(prompts=3, group_size=4, length=6)
+  outputs = random_outputs(prompts=3, group_size=4, length=6)
   if sampled_by_another:
     noise = np.random.default_rng(1).normal(0, 0.5, outputs.old_logp.shape)
     sampler_logp = (outputs.old_logp + noise).astype(np.float32)
@@ -185,8 +185,8 @@ def test_entropy_is_the_mean_over_tokens():
   assert 'kl' not in metrics
 
 
-def test_garbage_after_the_mask_changes_no_update():
-  outputs = outputs_of(prompts=2, group_size=2, length=4)
+def test_values_beyond_the_mask_do_not_change_an_update():
+  outputs = random_outputs(prompts=2, group_size=2, length=4)
   state, step = optim.init(table(), SGD), make_step(GRPOConfig(kl_coef=0.3))
   clean = step(state, *outputs.packed(), jnp.float32(1))
   for garbage in (jnp.nan, jnp.inf, -jnp.inf):
@@ -204,7 +204,7 @@ def test_garbage_after_the_mask_changes_no_update():
 
 def test_learning_rate_0_leaves_the_policy_unchanged():
   optimizer = optim.make(OptimConfig(learning_rate=0.0), total_steps=2)
-  outputs = outputs_of(prompts=2, group_size=2, length=4)
+  outputs = random_outputs(prompts=2, group_size=2, length=4)
   temperature = jnp.float32(0.7)
   before = table()
   logp, _ = bigram(
@@ -247,14 +247,14 @@ def random_boxed(config):
   )
 
 
-def test_sharded_step_matches_single_device():
+def test_a_sharded_step_matches_a_single_device():
   boxed = random_boxed(MODEL)
   model = DecoderFns(*decoder.functions(MODEL, VOCAB))
   step = make_step(
     grpo.PRESETS['grpo'],
     score=functools.partial(score_tokens, model=model),
   )
-  rollout, count = outputs_of(prompts=8, group_size=2, length=6).packed(rows=8)
+  rollout, count = random_outputs(prompts=8, group_size=2, length=6).packed(rows=8)
   assert count == 2
 
   def run(devices):

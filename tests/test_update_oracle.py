@@ -195,7 +195,7 @@ CASES = [(name, tuple(MODELS)[n % 2], False) for n, name in enumerate(grpo.PRESE
 
 
 @pytest.mark.parametrize(('name', 'family', 'sampled_by_another'), CASES)
-def test_updates_equal_torchs(models, name, family, sampled_by_another):
+def test_updates_equal_those_in_torch(models, name, family, sampled_by_another):
   model = models(family)
   settings = OPTIMIZER
   if name == 'gspo':  # whose bounds are a thousandth as far from 1
@@ -227,7 +227,7 @@ def test_updates_equal_torchs(models, name, family, sampled_by_another):
 
 
 @pytest.mark.parametrize('family', MODELS)
-def test_the_decoder_in_torch_is_that_of_transformers(family):
+def test_the_decoder_in_torch_equals_that_of_transformers(family):
   theirs = hub.theirs(family, {**SIZES, **MODELS[family]})
   tensors = {name: x.detach().double() for name, x in theirs.named_parameters()}
   tokens = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
@@ -238,7 +238,7 @@ def test_the_decoder_in_torch_is_that_of_transformers(family):
   np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 there
 
 
-def test_decay_is_that_of_torchs_adamw():
+def test_weight_decay_equals_that_of_adamw_in_torch():
   # Decay added to the gradient (L2) would be divided by the gradient's size.
   start, *slopes = np.random.default_rng(0).normal(size=(4, 3, 2))
   settings = dataclasses.replace(OPTIMIZER, weight_decay=0.3, max_grad_norm=1e9)
