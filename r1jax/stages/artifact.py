@@ -27,7 +27,8 @@ from r1jax.model import lora
 from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import hosts
-from r1jax.runtime.checkpoint import CheckpointError, Checkpoints, digest_of
+from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
+from r1jax.runtime.digest import digest_of
 from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import (
   RECORD,
