@@ -2,7 +2,7 @@
 
 from r1jax import statistics
 from r1jax.report.run import Line, Measured, Run, measured, number
-from r1jax.runtime.progress import diagnose
+from r1jax.runtime.diagnose import diagnose
 
 
 def percent(share: float) -> str:
