@@ -28,7 +28,7 @@ from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.report import pipeline
 from r1jax.runtime import cli, hosts
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.workdir import (
   PIPELINE,
   RECORD,

@@ -21,7 +21,7 @@ from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.model.config import ModelConfig
 from r1jax.runtime import cli
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.rejection import RejectionConfig

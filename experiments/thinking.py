@@ -20,8 +20,8 @@ from r1jax.report import chart
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import cli, compilation
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.log import jsonable
-from r1jax.runtime.run import user_errors
 from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh

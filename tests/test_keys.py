@@ -14,7 +14,8 @@ from experiments import final_rl, reasoning_rl
 from r1jax.miniature import judge
 from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Scores
-from r1jax.runtime.run import TrainingError, start
+from r1jax.runtime.errors import TrainingError
+from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import evaluation_suite, preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig

@@ -14,7 +14,8 @@ import pytest
 from r1jax import tasks
 from r1jax.model.config import ModelConfig
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
-from r1jax.runtime.run import start, user_errors
+from r1jax.runtime.errors import user_errors
+from r1jax.runtime.run import start
 from r1jax.runtime.workdir import WorkdirError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact
@@ -284,7 +285,7 @@ def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path)
     assert run.checkpoints['sft'].step == 5
   edit(chain / 'cold', parameters=1)
   replaced = artifact.load(chain / 'cold')
-  expected = r'cold/stage.json is not the one that the checkpoint of step 5 of sft'
+  expected = r'cold/stage.json has changed since the checkpoint of step 5 of sft'
   with (
     pytest.raises(WorkdirError, match=expected),
     start(child, phases=('sft',), facts=replaced.fact),

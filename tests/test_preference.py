@@ -17,7 +17,8 @@ from r1jax import optim, reward_model
 from r1jax.miniature.judge import Pair
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.runtime.run import Interruption, TrainingError, start
+from r1jax.runtime.errors import Interruption, TrainingError
+from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed, replicate

@@ -17,7 +17,8 @@ from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Scores
-from r1jax.runtime.run import TrainingError, start
+from r1jax.runtime.errors import TrainingError
+from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import replicate

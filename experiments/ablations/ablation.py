@@ -18,7 +18,7 @@ from experiments import final_rl, reasoning_rl
 from experiments.ablations import results
 from r1jax import tasks
 from r1jax.runtime import cli, workdir
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.workdir import (
   leaves,
   machine_settings,

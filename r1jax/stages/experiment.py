@@ -13,7 +13,8 @@ import jax
 
 from r1jax import grpo, report, tasks
 from r1jax.runtime import cli, compilation, hosts
-from r1jax.runtime.run import start, user_errors
+from r1jax.runtime.errors import user_errors
+from r1jax.runtime.run import start
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact

@@ -22,8 +22,9 @@ from r1jax.miniature import judge as judging
 from r1jax.miniature.judge import JudgeConfig, Pair
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.runtime import compilation, hosts
+from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
-from r1jax.runtime.run import Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig

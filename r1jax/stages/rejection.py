@@ -17,9 +17,10 @@ import numpy as np
 
 from r1jax.rewards import filters
 from r1jax.runtime import hosts
+from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.log import explained, jsonable
-from r1jax.runtime.run import Interruption, Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages.rollout import Sampler, of_all_hosts

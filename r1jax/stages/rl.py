@@ -16,9 +16,10 @@ import numpy as np
 
 from r1jax import optim
 from r1jax.optim import TrainState
+from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
-from r1jax.runtime.run import Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages.evaluation import EvalConfig, evaluate
