@@ -140,7 +140,7 @@ def began(workdir: str | os.PathLike[str]) -> datetime.datetime:
   today.
 
   Raises:
-    LineageError: what the run has kept of it is damaged.
+    ArtifactError: what the run has kept of it is damaged.
   """
   kept = None
   if (Path(workdir) / artifact.HUB / artifact.SOURCE).exists():

@@ -128,7 +128,7 @@ def own_seed(seed: int, stage: str) -> int:
 def problems_of(stage: Artifact, data_dir: str | None) -> Problems:
   """The setting of the lineage that `stage` belongs to.
 
-  Raises LineageError where its problems were of another version: what is held out here
+  Raises ArtifactError where its problems were of another version: what is held out here
   it may have learned from.
   """
   first = stage.ancestor('r1_zero')
@@ -143,7 +143,7 @@ def problems_of(stage: Artifact, data_dir: str | None) -> Problems:
 
 
 def check_versions(path: Path, found: Mapping[str, str]) -> None:
-  """Raises LineageError if a stage's problems, by task, are of other versions.
+  """Raises ArtifactError if a stage's problems, by task, are of other versions.
 
   `path` is that of the stage.
   """
