@@ -120,7 +120,7 @@ def origin(config: R1Zero) -> Origin:
     config.tasks,
     config.data_dir,
     max_prompt_length=config.rl.max_prompt_length,
-    longest=config.base.row_length,
+    max_positions=config.base.row_length,
   )
   document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
   file = Path(config.workdir) / artifact.TOKENIZER

@@ -41,7 +41,7 @@ def test_judge_and_preference_model_have_random_numbers_of_their_own():
   # numpy pads seeds with zeros, so that (5, 0) is 5.
   same = np.random.default_rng(5).permutation(50)
   np.testing.assert_array_equal(np.random.default_rng((5, 0)).permutation(50), same)
-  assert preference._order(5, 0, 50).tolist() != same.tolist()
+  assert preference.permutation(5, 0, 50).tolist() != same.tolist()
 
 
 class Keys:

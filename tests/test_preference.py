@@ -432,7 +432,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny, tokenizer):
 def test_every_epoch_takes_other_pairs_together_and_none_twice():
   data = reward_model.Batch(np.arange(12)[:, None, None], np.ones((12, 1, 1)))
   steps = [
-    preference._portion(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)
+    preference.pair_batch(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)
   ]
   first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
   assert sorted(first) == sorted(second) == list(range(12))

@@ -1,8 +1,8 @@
-"""Training of the preference model on the judge's pairs, and the reward it gives.
+"""Trains the preference model on the judge's pairs, and rewards outputs with it.
 
-The model reads a prompt and what a user is shown, never the thoughts, as the paper's
-helpfulness reward does. The pairs of step n are a function of (seed, n), so a run that
-was killed goes on to the same bits.
+Like the paper's helpfulness reward model it reads the prompt and the text shown to the
+user, never the thoughts. The pairs of step n are a function of (seed, n), so a resumed
+run is bit-for-bit identical.
 """
 
 import dataclasses
@@ -38,20 +38,20 @@ from r1jax.tasks import Problem, splits
 from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer
 
-ROWS = 64  # texts scored at a time, or a few more so that they divide over the devices
+ROWS = 64  # texts scored at a time, rounded up to a multiple of the devices
 MEASURED = 256  # pairs for mean and deviation; their 512 texts give the mean to 4 %
-LOWEST = -1.0  # reward of what shows nothing; tanh never goes below
+LOWEST = -1.0  # reward of an output without shown text; the lower limit of tanh
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-  """How long and in which portions to train; what is held out."""
+  """How long to train, in which batches, and what is held out."""
 
   epochs: int = 1  # passes over the pairs (the paper: 1)
-  pairs_per_step: int = 32  # B (the paper: 256); what does not fill a step is left out
+  pairs_per_step: int = 32  # B (the paper: 256); an incomplete last batch is dropped
   micro_batches: int = 1  # parts of the pairs that a gradient is summed over
   max_length: int = 128  # T, tokens of prompt, shown text and end of sequence
-  checkpoint_every: int = 50  # steps; held-out pairs are scored as often, and at last
+  checkpoint_every: int = 50  # steps; held-out pairs are scored at each checkpoint
   log_every: int = 10  # steps
   held_out: float = 0.1  # share of the problems; at least one problem unless it is 0
   optim: OptimConfig = OptimConfig()
@@ -77,7 +77,7 @@ class PreferenceConfig:
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
   """Returns the pairs to train on and the held-out ones.
 
-  No problem of one part is in the other, nor is its twin; see `tasks.group`.
+  Problems of the same group (`tasks.group`) are on the same side.
   """
   names = [tasks.group(pair.problem) for pair in pairs]
   ordered = sorted(
@@ -94,7 +94,7 @@ def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
   """Returns how many updates `train` makes on these pairs.
 
   Raises:
-    ValueError: the pairs that are not held out are fewer than a step needs.
+    ValueError: there are fewer training pairs than a step needs.
   """
   training, _ = split(pairs, config.held_out)
   if len(training) < config.pairs_per_step:
@@ -118,16 +118,18 @@ def judged_pairs(
   max_length: int,
   seed: int,
 ) -> list[Pair]:
-  """Returns what the judge prefers among a policy's outputs; counts in pairs.json.
+  """Returns pairs of a policy's outputs as ranked by the judge.
+
+  Writes their counts to pairs.json.
 
   Args:
-    run: the stage's.
+    run: the open run.
     sampler: of the policy.
     params: of the policy.
     problems: instructions; a multiple of `prompts`.
     judge: how the judge compares.
     prompts: problems sampled at a time.
-    group_size: outputs to each.
+    group_size: outputs per problem.
     max_length: T, tokens.
     seed: of the samples and of the judge.
   """
@@ -158,13 +160,13 @@ def encode(
   template: str,
   max_length: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns tokens int32 [N, T] and mask bool [N, T] of what the model reads.
+  """Returns tokens int32 [N, T] and mask bool [N, T] of the model's input.
 
-  That is the prompt, the shown text, cut at the right where it is too long, and an end
-  of sequence, where the score is read; then padding.
+  A row is the prompt, the shown text (truncated at the right if too long), an end of
+  sequence, where the score is read, and padding.
 
   Raises:
-    ValueError: a prompt leaves no place for a token of the text.
+    ValueError: a prompt leaves no room for a token of the text.
   """
   tokens = np.full((len(outputs), max_length), tokenizer.pad_id, np.int32)
   mask = np.zeros(tokens.shape, np.bool_)
@@ -183,7 +185,7 @@ def encode(
 
 
 def _encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> reward_model.Batch:
-  """Both sides of each pair, [N, 2, T]."""
+  """Returns both sides of each pair, [N, 2, T]."""
   problems = [pair.problem for pair in pairs for _ in range(2)]
   outputs = [output for pair in pairs for output in (pair.chosen, pair.rejected)]
   tokens, mask = encode(problems, outputs, **encoding)
@@ -195,10 +197,10 @@ Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
 
 
 def _scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
-  """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape.
+  """Returns (params, tokens [N, T], mask [N, T]) -> scores [N], in fixed batches.
 
-  Of devices of this host, which have copies of the parameters: each host has texts of
-  its own, or all have the same and need not wait for each other.
+  `mesh` has devices of this host alone, each with a copy of the parameters: hosts score
+  different texts, or the same ones without waiting for each other.
   """
   rows = -(-ROWS // mesh.size) * mesh.size
   function = jax.jit(
@@ -222,24 +224,27 @@ def _scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
 
 
 def _score_pairs(score: Scoring, params: Any, pairs: reward_model.Batch) -> np.ndarray:
-  """Scores [N, 2], of the chosen texts and of the rejected ones."""
+  """Returns scores [N, 2] of the chosen texts and of the rejected ones."""
   tokens, mask = (np.asarray(x) for x in (pairs.tokens, pairs.mask))
   length = tokens.shape[-1]
   flat = score(params, tokens.reshape(-1, length), mask.reshape(-1, length))
   return flat.reshape(-1, 2)
 
 
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  # By name: without one, epoch 0 would have the numbers of the judge, whose seed it is.
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+  """Returns the order of the pairs in an epoch."""
+  # With a name, as otherwise epoch 0 would share its random numbers with the judge.
   name = zlib.crc32(b'preference')
   return np.random.default_rng((seed, name, epoch)).permutation(count)
 
 
-def _portion(data: reward_model.Batch, seed: int, step: int, size: int):
-  """The pairs of a step, counted from 1: every epoch in another order."""
+def pair_batch(
+  data: reward_model.Batch, seed: int, step: int, size: int
+) -> reward_model.Batch:
+  """Returns the pairs of a step; steps count from 1, every epoch is shuffled anew."""
   count = len(data.tokens)
   epoch, place = divmod(step - 1, count // size)
-  chosen = _order(seed, epoch, count)[place * size : (place + 1) * size]
+  chosen = permutation(seed, epoch, count)[place * size : (place + 1) * size]
   return reward_model.Batch(data.tokens[chosen], data.mask[chosen])
 
 
@@ -254,25 +259,25 @@ def train(
   mesh: jax.sharding.Mesh,
   seed: int,
 ) -> Any:
-  """Returns the parameters of a preference model, from the last checkpoint on.
+  """Trains a preference model; resumes from the last checkpoint.
 
-  They lie on `local_mesh(mesh)`, a copy on each device. Over the texts that it was
-  trained on, its scores have mean 0 and deviation 1.
+  Returns its parameters, replicated on `local_mesh(mesh)`. Its scores have mean 0 and
+  deviation 1 over the training texts.
 
   Args:
-    run: of which `phase` is a part.
-    phase: its name in logs and checkpoints.
-    params: of the policy to start from; they stay as they are.
-    policy: its functions, tokenizer and template.
+    run: the open run.
+    phase: name in logs and checkpoints.
+    params: of the policy to start from; not donated.
+    policy: the model, its tokenizer and template.
     pairs: see `judge.pairs`.
     config: see `PreferenceConfig`.
-    mesh: where the model is trained.
+    mesh: devices for training.
     seed: of the order of the pairs.
 
   Raises:
-    ValueError: see `updates` and `encode`; before any training.
-    TrainingError: the loss is no longer finite (the last checkpoint stays), or every
-      text has the same score.
+    ValueError: see `updates` and `encode`; raised before any training.
+    TrainingError: the loss is not finite (the last checkpoint is kept), or every text
+      has the same score.
   """
   steps, model = updates(pairs, config), policy.functions
   training, held_out = (
@@ -298,7 +303,7 @@ def train(
   state = supervised.fit(
     run,
     phase,
-    # Placed before the first step: another layout in the second would compile again.
+    # Placed now, as another sharding in the second step would compile again.
     like_params(mesh, optim.init(fresh, optimizer), params),
     update=functools.partial(
       reward_model.step,
@@ -306,7 +311,7 @@ def train(
       optimizer=optimizer,
       micro_batches=config.micro_batches,
     ),
-    batch=lambda step, _: _portion(training, seed, step, config.pairs_per_step),
+    batch=lambda step, _: pair_batch(training, seed, step, config.pairs_per_step),
     steps=steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint_every,
@@ -314,7 +319,7 @@ def train(
     mesh=mesh,
     measure=measure,
   )
-  measured = _order(seed, 0, len(training.tokens))[:MEASURED]
+  measured = permutation(seed, 0, len(training.tokens))[:MEASURED]
   sample = reward_model.Batch(training.tokens[measured], training.mask[measured])
   copies = _copies(state.params, mesh, here)
   scores = _score_pairs(score, copies, sample)
@@ -328,38 +333,38 @@ def train(
 
 
 def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:
-  """Parameters that are cut over a mesh, whole on each of the devices of `here`."""
+  """Returns parameters sharded over `mesh`, replicated on the devices of `here`."""
   whole = jax.device_get(replicate(mesh, params))
   return replicate(here, whole)
 
 
 def _width(model: DecoderFns, params: Any) -> int:
-  """D, of the decoder's hidden states."""
+  """Returns D, the width of the decoder's hidden states."""
   ids = jnp.zeros((1, 1), jnp.int32)
   hidden, _ = jax.eval_shape(model.forward, params, ids, ids, ids)
   return hidden.shape[-1]
 
 
 def _accuracy(score: Scoring, params: Any, pairs: reward_model.Batch) -> float:
-  """The share of pairs whose chosen text has the higher score; a tie is a half."""
+  """Returns the share of pairs whose chosen text scores higher; a tie counts half."""
   chosen, rejected = _score_pairs(score, params, pairs).T
   return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-  """The preference reward: of outputs, in numbers from -1 to 1.
+  """The preference reward of outputs, from -1 to 1.
 
-  Standardised scores go through tanh. It keeps their order, and an output unlike all
-  that the model was trained on, whose score may be anything, earns no more than a right
-  answer does (1) and cannot set the scale of its whole group. An output that shows
-  nothing gets -1, below which none can go, whatever the model would say of it.
+  It is the tanh of the standardised score. Tanh keeps the order and bounds the score of
+  outputs unlike the training texts: they earn no more than a right answer (1) and
+  cannot set the scale of a whole group. An output without shown text gets -1, the
+  lowest reward.
   """
 
   params: Any  # from `train`
-  policy: Policy  # that it was trained from
-  max_length: int  # T; texts are cut to it
-  mesh: jax.sharding.Mesh  # devices of this host, which have copies
+  policy: Policy  # that the model was trained from
+  max_length: int  # T; longer texts are truncated
+  mesh: jax.sharding.Mesh  # devices of this host, each with a copy
 
   @functools.cached_property
   def _score(self) -> Scoring:
@@ -368,7 +373,7 @@ class Scorer:
   def __call__(self, problems: Sequence[Problem], outputs: Sequence[str]) -> np.ndarray:
     """Returns a reward for each output, float32 [N].
 
-    Raises ValueError for a prompt that leaves no place for the text.
+    Raises ValueError for a prompt that leaves no room for the text.
     """
     shows = np.array([bool(parsing.visible(output)) for output in outputs], np.bool_)
     tokens, mask = encode(
