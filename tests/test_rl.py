@@ -535,7 +535,7 @@ def test_what_differs_between_problems_alone_teaches_nothing_within_groups(
   tmp_path, capsys, advantage
 ):
   pool: Any = ByProblem()
-  expected = '20 steps of rl every advantage was 0, .* easier or harder, or the reward'
+  expected = '20 steps of rl every advantage was 0, .* easier or harder problems'
   with pytest.raises(TrainingError, match=expected):
     train_written(
       tmp_path / 'run', steps_of(FLAT, 2), pool, GRPOConfig(advantage=advantage)

@@ -157,7 +157,7 @@ def check_versions(path: Path, found: Mapping[str, str]) -> None:
   if differing:
     raise ArtifactError(
       f'{path} was made with other problems, and may have learned from what is held '
-      f'out now ({"; ".join(differing)}); run that stage again in another folder'
+      f'out now ({"; ".join(differing)}); run it again in another folder'
     )
 
 
