@@ -1,9 +1,11 @@
-"""What thoughts are worth: a trained model with less and less time to think.
+"""Budget forcing: accuracy of a trained model with fewer and fewer tokens of thoughts.
 
-The thoughts of one model are cut after so many tokens, down to none, so that nothing
-but their length differs. The paper shows the other side: over R1-Zero's training longer
-thoughts and better answers come together (Nature version). The problems are those of
-the test split, as of the stage table; all that is said is about this one model.
+  python -m experiments.thinking --parent runs/final_rl
+
+Truncates the thoughts of one model after a given number of tokens, down to none, so
+that nothing but their length differs. The paper shows a correlation: during R1-Zero's
+training longer thoughts and better answers appear together (Nature version). Uses the
+problems of the test split, as the stage table does; the result is about this one model.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -35,15 +37,15 @@ QUESTION = 'What are thoughts worth?'
 
 @dataclasses.dataclass(frozen=True)
 class Thinking:
-  """The same model with less and less time to think."""
+  """One model with several budgets of thoughts."""
 
   parent: str = 'runs/final_rl'  # the work directory of any finished stage
   workdir: str = 'runs/thinking'  # thinking.json and the page
   seed: int = 0  # everything random follows from it
   data_dir: str | None = None  # of tensorflow-datasets; None is its own default
   budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
-  answer_length: int = 32  # tokens of an answer after thoughts that were cut
-  max_length: int = 320  # tokens of an output that is left as it is
+  answer_length: int = 32  # tokens of an answer after truncated thoughts
+  max_length: int = 320  # tokens of an output whose thoughts are not truncated
   evals: EvalConfig = EvalConfig(
     draw=SamplingConfig(temperature=0.6, top_p=0.95)  # the paper's protocol
   )
@@ -146,33 +148,33 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(config: Thinking) -> None:
-  """Measures every budget and writes down what comes out."""
+  """Measures every budget; writes thinking.json and thinking.html."""
   compilation.keep_on_disk()
   parent = artifact.load(config.parent)
-  where = problem_sets.problems_of(parent, config.data_dir)
-  where.check_length('max_length', config.max_length)
+  problems = problem_sets.problems_of(parent, config.data_dir)
+  problems.check_length('max_length', config.max_length)
   size = config.evals.prompts_per_batch
   devices = fit_mesh({'evals.prompts_per_batch': size})
   forcer = BudgetForcer(
-    Sampler(parent.policy, where.max_prompt_length, devices),
+    Sampler(parent.policy, problems.max_prompt_length, devices),
     max(config.budgets),
     config.answer_length,
   )
-  if forcer.positions > where.longest:
-    most = where.longest - (forcer.positions - forcer.largest)
+  if forcer.positions > problems.max_positions:
+    most = problems.max_positions - (forcer.positions - forcer.largest)
     raise ValueError(
       f'budgets: expected at most {most} tokens, as the model was trained on rows of '
-      f'{where.longest}, got {forcer.largest}; lower it, or answer_length'
+      f'{problems.max_positions}, got {forcer.largest}; lower it, or answer_length'
     )
-  problems = where.reasoning('test')[: config.evals.problems]
-  problems = problems[: len(problems) // size * size]
+  asked = problems.reasoning('test')[: config.evals.problems]
+  asked = asked[: len(asked) // size * size]
   workdir = open_workdir(config.workdir, config, may_change=machine_settings(config))
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
   with RewardPool(accuracy) as pool:
     rows = budget_forcing.measure(
       parent.params(devices),
       jax.random.key(problem_sets.own_seed(config.seed, 'thinking')),
-      problems,
+      asked,
       forcer=forcer,
       budgets=sorted(config.budgets),
       pool=pool,
@@ -182,7 +184,7 @@ def main(config: Thinking) -> None:
     )
   write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
   lines, said = table(rows), statements(rows)
-  facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
+  facts = f'{parent.name} · {len(asked)} problems · {rows[0]["k"]} outputs of each'
   parts = [page.table(lines), figure(rows)]
   html = page.page(QUESTION, facts, said, parts, 'thinking.json')
   write_whole(workdir / 'thinking.html', html)
