@@ -1,4 +1,4 @@
-"""The paper's figures in the form in which a report shows them beside its own."""
+"""The paper's results, in the form that the report shows next to its own."""
 
 from experiments.paper import data, results
 from r1jax.report.paper import Paper

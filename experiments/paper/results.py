@@ -1,14 +1,14 @@
-"""What the paper reached: in percent, but for the rating on Codeforces.
+"""The paper's results, in percent except for the Codeforces rating.
 
-Not ours, and not to be expected of a miniature; their shape is. An independent
-evaluation of the students' weights was up to 7 points away on AIME.
+They are not r1jax's results, and a miniature reproduces their order, not their values.
+An independent evaluation of the students' weights was up to 7 points away on AIME.
 """
 
 from typing import NamedTuple
 
 
 class TwoVersions(NamedTuple):
-  """A number in [N] and in [v1]; None where it is not there."""
+  """A number in [N] and in [v1]; None if that version does not give it."""
 
   nature: float | None
   first: float | None
@@ -27,7 +27,7 @@ R1_ZERO = {
 
 
 class Stages(NamedTuple):
-  """R1-Zero, then what comes out of each stage of `r1`."""
+  """Results of R1-Zero, and of the model after each stage of `r1`."""
 
   r1_zero: float
   dev1: float
@@ -49,7 +49,7 @@ STAGES = {  # [N]
 
 
 class Student(NamedTuple):
-  """A small model's results; None where the paper gives none."""
+  """Results of a student; None if the paper gives none."""
 
   aime_2024: float  # pass@1
   aime_2024_cons_64: float | None
