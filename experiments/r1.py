@@ -20,7 +20,7 @@ from experiments import distill
 from experiments.cold_start import COLD_START, ColdStart
 from experiments.distill import DISTILL, Distill
 from experiments.final_rl import FINAL_RL, FinalRL
-from experiments.paper.beside import PAPER
+from experiments.paper.results import PAPER
 from experiments.r1_zero import R1_ZERO, R1Zero
 from experiments.reasoning_rl import REASONING_RL, ReasoningRL
 from experiments.rejection_sft import REJECTION_SFT, RejectionSFT

@@ -6,6 +6,9 @@ An independent evaluation of the students' weights was up to 7 points away on AI
 
 from typing import NamedTuple
 
+from experiments.paper import data
+from r1jax.report.paper import Paper
+
 
 class TwoVersions(NamedTuple):
   """A number in [N] and in [v1]; None if that version does not give it."""
@@ -69,3 +72,24 @@ STUDENTS = {  # [N]; the keys of `distill.STUDENTS`
 }
 
 RL_32B = Student(47.0, None, 91.6, 55.0, 40.2, None)  # `distill.RL_32B`: RL alone [N]
+
+# The results that the report shows next to its own.
+PAPER = Paper(
+  zero=(
+    R1_ZERO['AIME 2024 pass@1, before'].nature,
+    R1_ZERO['AIME 2024 pass@1'].nature,
+  ),
+  stages=STAGES,
+  benchmarks=(
+    'AIME 2024',
+    'AIME 2024 cons@64',
+    'MATH-500',
+    'GPQA Diamond',
+    'LiveCodeBench',
+    'Codeforces',
+  ),
+  students=STUDENTS,
+  rl_32b=RL_32B,
+  data=data.SFT._asdict(),
+  data_tokens=data.SFT_MEAN_TOKENS,
+)
