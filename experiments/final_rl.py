@@ -108,10 +108,10 @@ def problem_order(
   """
   reasoning = problem_stream(problems.train[: len(REASONING)], config.shares, seed)
   first = config.general_after * config.rl.prompts_per_step
-  asked = Counter(reasoning(index).task for index in range(first))
+  used = Counter(reasoning(index).task for index in range(first))
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  begin = [asked[task] for task in problem_sets.TASKS]
+  begin = [used[task] for task in problem_sets.TASKS]
   everything = problem_stream(problems.train, [*shares, share], seed, begin)
 
   def problem_at(index: int) -> Problem:

@@ -30,7 +30,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
 
 
 ABLATION = ablation.Ablation(
-  question='Which objective learns most from as many outputs?',
+  question='Which objective learns most from the same outputs?',
   variants={name: algorithm(name) for name in NAMES},
   figures=(
     results.PASS_AT_1,

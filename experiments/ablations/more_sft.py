@@ -112,7 +112,7 @@ def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
 
 
 ABLATION = ablation.Ablation(
-  question='Does RL do more than as many tokens of SFT?',
+  question='Does RL do more than SFT on the same number of tokens?',
   variants={'rl': lambda base: base, 'more_sft': more_sft},
   launch=launch,
 )

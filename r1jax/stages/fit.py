@@ -37,8 +37,8 @@ def fit_stage_mesh(
     MeshError: a batch, a length or a model's axis does not divide.
   """
   sizes = batch_sizes(config)
-  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh = fit_mesh(sizes, mesh_config, asked)
+  prompts = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
+  mesh = fit_mesh(sizes, mesh_config, prompts)
   check_lengths(mesh, _lengths(config))
   for names in models:
     param_shardings(mesh, names)

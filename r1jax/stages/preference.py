@@ -241,7 +241,7 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 def pair_batch(
   data: reward_model.Batch, seed: int, step: int, size: int
 ) -> reward_model.Batch:
-  """Returns the pairs of a step; steps count from 1, every epoch is shuffled anew."""
+  """Returns the pairs of a step; steps count from 1, epochs are shuffled."""
   count = len(data.tokens)
   epoch, place = divmod(step - 1, count // size)
   chosen = permutation(seed, epoch, count)[place * size : (place + 1) * size]
