@@ -151,30 +151,30 @@ def main(config: Thinking) -> None:
   """Measures every budget; writes thinking.json and thinking.html."""
   compilation.keep_on_disk()
   parent = artifact.load(config.parent)
-  problems = problem_sets.problems_of(parent, config.data_dir)
-  problems.check_length('max_length', config.max_length)
+  problem_set = problem_sets.problems_of(parent, config.data_dir)
+  problem_set.check_length('max_length', config.max_length)
   size = config.evals.prompts_per_batch
   devices = fit_mesh({'evals.prompts_per_batch': size})
   forcer = BudgetForcer(
-    Sampler(parent.policy, problems.max_prompt_length, devices),
+    Sampler(parent.policy, problem_set.max_prompt_length, devices),
     max(config.budgets),
     config.answer_length,
   )
-  if forcer.positions > problems.max_positions:
-    most = problems.max_positions - (forcer.positions - forcer.largest)
+  if forcer.positions > problem_set.max_positions:
+    most = problem_set.max_positions - (forcer.positions - forcer.largest)
     raise ValueError(
       f'budgets: expected at most {most} tokens, as the model was trained on rows of '
-      f'{problems.max_positions}, got {forcer.largest}; lower it, or answer_length'
+      f'{problem_set.max_positions}, got {forcer.largest}; lower it, or answer_length'
     )
-  asked = problems.reasoning('test')[: config.evals.problems]
-  asked = asked[: len(asked) // size * size]
+  problems = problem_set.reasoning('test')[: config.evals.problems]
+  problems = problems[: len(problems) // size * size]
   workdir = open_workdir(config.workdir, config, may_change=machine_settings(config))
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
   with RewardPool(accuracy) as pool:
     rows = budget_forcing.measure(
       parent.params(devices),
       jax.random.key(problem_sets.own_seed(config.seed, 'thinking')),
-      asked,
+      problems,
       forcer=forcer,
       budgets=sorted(config.budgets),
       pool=pool,
@@ -184,7 +184,7 @@ def main(config: Thinking) -> None:
     )
   write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
   lines, said = table(rows), statements(rows)
-  facts = f'{parent.name} · {len(asked)} problems · {rows[0]["k"]} outputs of each'
+  facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
   parts = [page.table(lines), figure(rows)]
   html = page.page(QUESTION, facts, said, parts, 'thinking.json')
   write_whole(workdir / 'thinking.html', html)

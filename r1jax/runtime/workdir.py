@@ -158,7 +158,7 @@ def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
 
 
 def plain_config(config: Any) -> dict[str, Any]:
-  """Returns `config` after a JSON round trip: tuples become lists, paths strings."""
+  """`config` as `json` gives it back: tuples become lists, paths strings."""
   fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
   return json.loads(json.dumps(fields, default=os.fspath))
 
@@ -208,7 +208,7 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 
 def check_version(file: Path, fields: Mapping[str, Any]) -> None:
-  """Raises WorkdirError if r1jax's version has other settings than the file's."""
+  """Raises WorkdirError for a file of a version whose settings have other names."""
   version = fields.get(_VERSION, '0.1.0')
   if version.split('.')[:2] != __version__.split('.')[:2]:
     raise WorkdirError(

@@ -76,8 +76,7 @@ class Artifact:
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
     """Returns the parameters saved under a name, on the mesh, with their saved dtypes.
 
-    Raises:
-      ArtifactError: their digest is not the record's.
+    Raises ArtifactError if their digest is not the record's.
     """
     policy = self.policy
     if not policy.lora.rank:
@@ -97,8 +96,7 @@ class Artifact:
   def adapters(self, name: str = 'final') -> Any:
     """Returns the adapters saved under a name; the stage must have trained adapters.
 
-    Raises:
-      ArtifactError: their digest is not the record's.
+    Raises ArtifactError if their digest is not the record's.
     """
     init = functools.partial(lora.init, self.policy.config, self.policy.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
@@ -106,8 +104,7 @@ class Artifact:
   def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
     """Returns what was saved under a name, with its own dtypes or those of `like`.
 
-    Raises:
-      ArtifactError: its digest is not the record's, or it can't be read.
+    Raises ArtifactError if its digest is not the record's, or it can't be read.
     """
     saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
 
@@ -128,8 +125,7 @@ class Artifact:
   def source(self) -> HFCheckpoint:
     """Returns the hub checkpoint that the model comes from.
 
-    Raises:
-      ArtifactError: there is none, or it is gone or has changed.
+    Raises ArtifactError if there is none, or it is gone or has changed.
     """
     file = self.path / HUB / SOURCE
     if not file.exists():
@@ -150,8 +146,7 @@ class Artifact:
   def ancestor(self, name: str) -> Artifact:
     """Returns the stage of this name among this one and its ancestors.
 
-    Raises:
-      ArtifactError: there is none, or it has changed.
+    Raises ArtifactError if there is none, or it has changed.
     """
     found = self._find(name)
     if found is None:
@@ -180,11 +175,7 @@ class Artifact:
 
 
 def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
-  """Returns the finished stage in a work directory.
-
-  Args:
-    path: of the work directory.
-    *expected: names of the stages that are accepted; empty for any.
+  """Returns the finished stage in a work directory; its name must be `expected`.
 
   Raises:
     ArtifactError: there is none, it is another stage, or its tokenizer has changed.
@@ -233,8 +224,7 @@ class Source(NamedTuple):
 def read_source(workdir: Path) -> Source:
   """Returns the checkpoint that a run started from; see `from_hub.Pretrained.keep`.
 
-  Raises:
-    ArtifactError: the file is damaged.
+  Raises ArtifactError if the file is damaged.
   """
   file = workdir / HUB / SOURCE
   try:

@@ -108,10 +108,7 @@ class Learner:
     return functools.partial(score_tokens, model=self.model)
 
   def program(self, places: Any) -> Any:
-    """Returns the jitted `update.step`; it donates the state.
-
-    `places` are the state's shardings.
-    """
+    """Returns the jitted `update.step` for these shardings; it donates the state."""
 
     def step(state: TrainState, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
@@ -122,10 +119,7 @@ class Learner:
     return self._jit(step, (places, None), donated=(0,))
 
   def halves(self, places: Any) -> tuple[Any, Any]:
-    """Returns `program` as two jitted functions: gradient, and update.
-
-    The gradient does not take the optimizer's state.
-    """
+    """Returns `program` as two jitted functions: gradient without optimizer, update."""
 
     def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
