@@ -176,7 +176,7 @@ def test_a_grandparent_that_was_moved_away_is_missed(chain):
 def test_a_grandparent_that_was_run_anew_is_told_from_the_old_one(chain):
   shutil.rmtree(chain / 'zero')
   finish(chain / 'zero', 'r1_zero', seed=7, models=('final', 'base'))
-  with pytest.raises(ArtifactError, match=r'zero is not the r1_zero that .*cold comes'):
+  with pytest.raises(ArtifactError, match=r'zero is not the r1_zero that .*cold was trained'):
     artifact.load(chain / 'reasoning').ancestor('r1_zero')
 
 
