@@ -329,5 +329,5 @@ def test_a_wrong_parent_is_one_sentence_for_a_user(tmp_path, capsys):
     artifact.load(tmp_path, 'r1_zero')
   assert end.value.code == 1
   error = capsys.readouterr().err
-  assert error.startswith('error: parent: expected the work directory of r1_zero')
+  assert error.startswith('error: parent: expected the work directory of a finished r1_zero')
   assert len(error.splitlines()) == 1
