@@ -23,7 +23,8 @@ from r1jax.stages import preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rewarding import PreferenceReward
 from r1jax.stages.rl_config import RLConfig

@@ -28,7 +28,8 @@ from r1jax.sharding.mesh import MeshConfig, local_mesh, make_mesh
 from r1jax.sharding.place import replicate, reshard, unbox
 from r1jax.stages import preference
 from r1jax.stages.policy import Policy
-from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.stage import Stage

@@ -176,7 +176,9 @@ def test_a_grandparent_that_was_moved_away_is_missed(chain):
 def test_a_grandparent_that_was_run_anew_is_told_from_the_old_one(chain):
   shutil.rmtree(chain / 'zero')
   finish(chain / 'zero', 'r1_zero', seed=7, models=('final', 'base'))
-  with pytest.raises(ArtifactError, match=r'zero is not the r1_zero that .*cold was trained'):
+  with pytest.raises(
+    ArtifactError, match=r'zero is not the r1_zero that .*cold was trained'
+  ):
     artifact.load(chain / 'reasoning').ancestor('r1_zero')
 
 
@@ -329,5 +331,7 @@ def test_a_wrong_parent_is_one_sentence_for_a_user(tmp_path, capsys):
     artifact.load(tmp_path, 'r1_zero')
   assert end.value.code == 1
   error = capsys.readouterr().err
-  assert error.startswith('error: parent: expected the work directory of a finished r1_zero')
+  assert error.startswith(
+    'error: parent: expected the work directory of a finished r1_zero'
+  )
   assert len(error.splitlines()) == 1

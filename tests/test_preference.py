@@ -22,8 +22,9 @@ from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed, replicate
-from r1jax.stages import preference
-from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages import preference, preference_scoring
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.tasks import arithmetic
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.text.tokenizer import Tokenizer
@@ -218,7 +219,7 @@ PROBLEM = arithmetic.problem(34, '+', 21)
 
 
 def encode(tokenizer, outputs, max_length=40, problem=PROBLEM):
-  return preference.encode(
+  return preference_scoring.encode(
     [problem] * len(outputs),
     outputs,
     tokenizer=tokenizer,
