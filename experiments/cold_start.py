@@ -2,9 +2,9 @@
 
   python -m experiments.cold_start --parent runs/r1_zero
 
-DeepSeek-R1 (Nature version), cold start: R1-Zero's outputs are sampled, kept where they
-are right and readable, rewritten (here by a program), and the *base* model learns them.
-Cost on two CPU cores and results over seeds: docs/results.md.
+DeepSeek-R1 (Nature version), cold start: samples R1-Zero's outputs, keeps those that
+are right and readable, rewrites them (here with a program) and trains the *base* model
+on them. Cost on two CPU cores and results over seeds: docs/results.md.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class ColdStart(StageConfig):
 
   parent: str = 'runs/r1_zero'  # the work directory of r1_zero
   workdir: str = 'runs/cold_start'  # all files of the stage
-  shares: tuple[float, float, float, float] = (0.3, 0.15, 0.15, 0.4)  # of all tasks
+  shares: tuple[float, float, float, float] = (0.3, 0.15, 0.15, 0.4)  # of the tasks
   rejection: RejectionConfig = RejectionConfig(problems=320)
   sft: SFTConfig = SFTConfig(
     epochs=2,  # R1: 2 to 3
-    row_length=400,  # a summary may make an output longer than what was sampled
+    row_length=400,  # with a summary an output may be longer than when sampled
     optim=OptimConfig(
       learning_rate=3e-3,
       muon_learning_rate=0.005,
@@ -46,13 +46,13 @@ class ColdStart(StageConfig):
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
 
   def check(self, problems: problem_sets.Problems) -> None:
-    """Raises ValueError for settings that do not go with these problems."""
+    """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
     problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
 
 def run(stage: Stage, config: ColdStart) -> Trained:
-  """Samples, filters, rewrites, learns."""
+  """Samples, filters and rewrites outputs, and trains the base model on them."""
   train = stage.problems.train
   problem_at = problem_stream(train, config.shares, stage.seed)
   kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)

@@ -1,10 +1,10 @@
-"""Distillation: a small model learns from R1's outputs, and from what else there is.
+"""Distillation: trains a small model on R1's outputs, and compares other methods.
 
   python -m experiments.distill --parent runs/final_rl --student tiny
 
-DeepSeek-R1 (Nature version), distillation: SFT of Qwen and Llama on R1's outputs, and
-RL straight on the small model beside it. Here also SFT on answers without thoughts, and
-divergences token by token from the teacher. Cost on two CPU cores and results over
+DeepSeek-R1 (Nature version), distillation: SFT of Qwen and Llama on R1's outputs,
+compared with RL on the small model. Added here: SFT on answers without thoughts, and
+token-level KL divergence from the teacher. Cost on two CPU cores and results over
 seeds: docs/results.md.
 """
 
@@ -50,7 +50,7 @@ class Student:
   model: ModelConfig = ModelConfig(
     d_model=48, layers=2, heads=3, kv_heads=1, head_dim=16, d_ff=128, remat='dots'
   )
-  vocab_size: int = 0  # of a tokenizer of its own; 0 is the teacher's tokenizer
+  vocab_size: int = 0  # of its own tokenizer; 0 is the teacher's tokenizer
 
 
 STUDENTS = {
@@ -66,13 +66,13 @@ STUDENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Distill(StageConfig):
-  """A student that learns from R1, and what else could have been done with it."""
+  """A student trained from R1 by several methods, each from the same base."""
 
   parent: str = 'runs/final_rl'  # the work directory of the teacher
   workdir: str = 'runs/distill'  # all files of the stage
   student: Student = Student()
-  methods: tuple[str, ...] = METHODS[:3]  # some of `METHODS`; the first is handed on
-  shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of all tasks
+  methods: tuple[str, ...] = METHODS[:3]  # of `METHODS`; the first gives the result
+  shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of the tasks
   rejection: RejectionConfig = RejectionConfig(problems=960)  # at RL's temperature
   base: PretrainConfig = PretrainConfig(
     steps=2000,
@@ -85,13 +85,13 @@ class Distill(StageConfig):
       muon_learning_rate=0.015,
       warmup_steps=20,
       schedule='cosine',
-      eps=1e-6,  # so tuned, in all stages of the miniature
-      balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
+      eps=1e-6,  # tuned; the same in all stages of the miniature
+      balance_rate=0.001,  # DeepSeek-V3's; any experts are randomly initialized
     ),
   )
   sft: SFTConfig = SFTConfig(
     epochs=3,  # R1: 2 to 3
-    row_length=400,  # in a tokenizer of its own a text may have 10 % more tokens
+    row_length=400,  # with its own tokenizer a text may have 10 % more tokens
     optim=OptimConfig(
       learning_rate=3e-3,
       muon_learning_rate=0.005,
@@ -127,14 +127,14 @@ class Distill(StageConfig):
       )
 
   def check(self, problems: problem_sets.Problems) -> None:
-    """Raises ValueError for settings that do not go with these problems."""
+    """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
     longest = max(self.suite.max_length, *(n for _, n in self.rl.max_length))
     problems.check_row('base.row_length', self.base.row_length, longest)
     problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
   def _check_temperatures(self) -> None:
-    """Raises ValueError where methods would learn at several temperatures."""
+    """Raises ValueError if methods would learn at different temperatures."""
     draw = self.rejection.draw
     learned_at = {x for _, x in self.rl.temperature} if 'rl' in self.methods else set()
     learned_at |= {1.0} if set(self.methods) & set(TOKEN_LEVEL) else set()
@@ -144,22 +144,22 @@ class Distill(StageConfig):
     cut = others and draw != SamplingConfig(draw.temperature)
     if len(learned_at) > 1 or cut:
       raise ValueError(
-        'rejection.draw and rl.temperature: expected one temperature (1 where '
-        f'{", ".join(TOKEN_LEVEL)} are among the methods), and no top-k or top-p, as '
-        f'students are compared at one, got {sorted(learned_at)} and {draw}; set them '
-        'to the same, or leave some methods out'
+        'rejection.draw and rl.temperature: expected the same temperature (1 with the '
+        f'methods {", ".join(TOKEN_LEVEL)}) and no top-k or top-p, so that methods can '
+        f'be compared, got {sorted(learned_at)} and {draw}; set them to the same, or '
+        'remove some methods'
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-  """What all methods share."""
+  """The inputs that all methods share."""
 
-  stage: Stage  # the student's
+  stage: Stage  # of the student
   config: Distill
   teacher: Artifact
   problem_at: Callable[[int], Problem]
-  kept: list[rejection.Line]  # the teacher's outputs
+  kept: list[rejection.Line]  # outputs of the teacher
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
@@ -168,12 +168,15 @@ class Lesson:
 
 
 def sft(lesson: Lesson, base: Any) -> Any:
-  """SFT on the teacher's outputs."""
+  """Returns parameters after SFT on the teacher's outputs."""
   return lesson.stage.sft(base, lesson.pairs, lesson.config.sft)
 
 
 def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
-  """Returns the answers alone; they are short, so as many tokens are more epochs."""
+  """Returns outputs without thoughts, and a config with more epochs of them.
+
+  They are short; the epochs are chosen to train on as many tokens as `sft`.
+  """
   stage, config = lesson.stage, lesson.config
   found = [
     (question, '<think></think>' + output.partition('</think>')[2])
@@ -185,12 +188,12 @@ def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
 
 
 def answers(lesson: Lesson, base: Any) -> Any:
-  """SFT on the answers alone."""
+  """Returns parameters after SFT on the teacher's outputs without thoughts."""
   return lesson.stage.sft(base, *without_thoughts(lesson), phase='answers')
 
 
 def rl(lesson: Lesson, base: Any) -> Any:
-  """RL straight on the student, with the rewards of R1's second stage."""
+  """Returns parameters after RL on the student, with the rewards of R1's stage 2."""
   config = lesson.config
   with reward_pool(config.rl, reasoning_rl.ReasoningRL().rewards()) as rewarder:
     return lesson.stage.rl(
@@ -199,7 +202,11 @@ def rl(lesson: Lesson, base: Any) -> Any:
 
 
 def token_level(lesson: Lesson, base: Any, phase: str) -> Any:
-  """Token by token from the teacher, on its outputs or on the student's own."""
+  """Returns parameters after minimizing the KL divergence to the teacher.
+
+  The divergence is measured at each token of the teacher's outputs, or of the student's
+  own if `phase` is 'on_policy'.
+  """
   stage, config, teacher = lesson.stage, lesson.config, lesson.teacher
   student, teaches = stage.policy.functions, teacher.policy.functions
   epochs = stage.epochs(lesson.pairs, config.sft)
@@ -250,7 +257,7 @@ LEARN: dict[str, Callable[[Lesson, Any], Any]] = {
 def spent(
   lesson: Lesson, method: str, lines: Sequence[Mapping[str, Any]]
 ) -> compute.Tokens:
-  """Returns the tokens of a finished method; `lines` are of metrics.jsonl."""
+  """Returns the tokens that a method used, given the lines of metrics.jsonl."""
   stage, config = lesson.stage, lesson.config
   if method == 'rl':
     asked = range(config.rl.steps * config.rl.prompts_per_step)
@@ -276,7 +283,7 @@ def spent(
 
 
 def write_compute(lesson: Lesson, base: Any) -> None:
-  """Writes what each method has computed, beside `sft`, to compute.json."""
+  """Writes the compute of each method, relative to `sft`, to compute.json."""
   workdir = lesson.stage.run.workdir
   raw = (workdir / 'metrics.jsonl').read_bytes().splitlines()
   lines = [line for line in map(parse_line, raw) if line is not None]
@@ -290,7 +297,7 @@ def write_compute(lesson: Lesson, base: Any) -> None:
 def student_policy(
   config: Distill, stage: Stage, document: Callable[[int], tuple[str, str]]
 ) -> Policy:
-  """Returns the student, with the teacher's tokenizer or one of its own."""
+  """Returns the student, with the teacher's tokenizer or its own."""
   teacher = stage.policy
   tokenizer = teacher.tokenizer
   if config.student.vocab_size:
@@ -301,10 +308,10 @@ def student_policy(
 
 
 def run(stage: Stage, config: Distill) -> Trained:
-  """Samples from the teacher, trains the student's base, then every method on it."""
+  """Samples from the teacher, pretrains the student, applies every method to it."""
   teacher = stage.parent
-  world = teacher.ancestor('r1_zero').record['config']
-  writers, difficulty = corpus.config_of(world['web']), corpus.tasks_of(world['tasks'])
+  first = teacher.ancestor('r1_zero').record['config']
+  writers, difficulty = corpus.config_of(first['web']), corpus.tasks_of(first['tasks'])
   document = functools.partial(corpus.document, writers, difficulty, stage.seed)
   policy = student_policy(config, stage, document)
   stage.problems.check_prompts(policy.tokenizer, policy.template)
@@ -313,7 +320,7 @@ def run(stage: Stage, config: Distill) -> Trained:
   kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
   student = dataclasses.replace(stage, policy=policy)
   lesson = Lesson(student, config, teacher, problem_at, kept)
-  student.epochs(lesson.pairs, config.sft)  # one longer than a row is found out here
+  student.epochs(lesson.pairs, config.sft)  # raises if an example exceeds a row
   base = student.pretrain(document, config.base)
   learned = {name: LEARN[name](lesson, base) for name in config.methods}
   if hosts.is_primary():

@@ -2,10 +2,10 @@
 
   python -m experiments.final_rl --parent runs/rejection_sft
 
-DeepSeek-R1 (Nature version), second RL stage: rules reward reasoning, the words in the
-target language reward everything; instructions and the preference model come in only at
-the end of it, since longer leads to reward hacking. Temperature 0.7. Cost on two CPU
-cores and results over seeds: docs/results.md.
+DeepSeek-R1 (Nature version), second RL stage: rules reward reasoning, and all outputs
+get the language-consistency reward. Instructions and the preference model are added
+only towards the end, since more steps of them lead to reward hacking. Temperature 0.7.
+Cost on two CPU cores and results over seeds: docs/results.md.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ from r1jax.stages import preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rewarding import PreferenceReward
 from r1jax.stages.rl_config import RLConfig
@@ -33,15 +34,17 @@ from r1jax.tasks import REASONING, Problem
 
 @dataclasses.dataclass(frozen=True)
 class FinalRL(StageConfig):
-  """R1's last stage: RL on reasoning, then on instructions too, by preference."""
+  """R1's last stage: RL on reasoning, then also on instructions by preference."""
 
   parent: str = 'runs/rejection_sft'  # the work directory of rejection_sft
   workdir: str = 'runs/final_rl'  # all files of the stage
-  reasoning_weight: float = 1.0  # weight of the accuracy on reasoning problems
+  reasoning_weight: float = (
+    1.0  # weight of the accuracy reward, reasoning problems only
+  )
   language_weight: float = 1.0  # weight of the language-consistency reward
   preference_weight: float = 1.0  # weight of the preference model's reward
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
-  general_share: float = 0.5  # of instructions, once they come in
+  general_share: float = 0.5  # share of instructions after general_after
   general_after: int = 16  # steps on reasoning alone (R1: 1,300 of 1,700)
   judged: int = 640  # instructions whose outputs the judge compares
   judge: JudgeConfig = JudgeConfig()
@@ -76,19 +79,19 @@ class FinalRL(StageConfig):
       )
 
   def check(self, problems: Problems) -> None:
-    """Raises ValueError for settings that do not go with these problems."""
+    """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
-    there, size = len(problems.train[-1]), self.rl.prompts_per_step
-    if self.judged > there:
-      most = there // size * size
+    available, size = len(problems.train[-1]), self.rl.prompts_per_step
+    if self.judged > available:
+      most = available // size * size
       raise ValueError(
-        f'judged: expected at most the {there} instructions to learn from, got '
+        f'judged: expected at most the {available} instructions to learn from, got '
         f'{self.judged}; '
         + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
       )
 
   def rewards(self) -> list[Weighted]:
-    """Returns the rules; accuracy on all problems is measured and not rewarded."""
+    """Returns the rules; accuracy on all problems is measured, not rewarded."""
     return [
       Weighted('accuracy', rules.accuracy, 0.0),
       Weighted('reasoning', rules.reasoning, self.reasoning_weight),
@@ -100,16 +103,16 @@ class FinalRL(StageConfig):
 def problem_order(
   config: FinalRL, problems: Problems, seed: int
 ) -> Callable[[int], Problem]:
-  """Returns index -> problem: reasoning, from a step on mixed with instructions.
+  """Returns index -> problem: reasoning, mixed with instructions from a step on.
 
-  No problem is asked twice before all of its kind have been asked.
+  No problem is repeated before all problems of its task were used.
   """
   reasoning = problem_stream(problems.train[: len(REASONING)], config.shares, seed)
   first = config.general_after * config.rl.prompts_per_step
-  asked = Counter(reasoning(index).task for index in range(first))
+  used = Counter(reasoning(index).task for index in range(first))
   share = config.general_share
   shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  begin = [asked[task] for task in problem_sets.TASKS]
+  begin = [used[task] for task in problem_sets.TASKS]
   everything = problem_stream(problems.train, [*shares, share], seed, begin)
 
   def problem_at(index: int) -> Problem:
@@ -119,7 +122,7 @@ def problem_order(
 
 
 def preference_model(stage: Stage, config: FinalRL, params: Any) -> Scorer:
-  """Trains on what the judge says of the parent's outputs to instructions."""
+  """Returns a preference model of the judge's ranking of the parent's outputs."""
   optim.check_learning_rate(params, config.preference.optim, 'preference.optim')
   pairs = preference.judged_pairs(
     stage.run,
@@ -147,7 +150,7 @@ def preference_model(stage: Stage, config: FinalRL, params: Any) -> Scorer:
 
 
 def run(stage: Stage, config: FinalRL) -> Trained:
-  """Trains the preference model, then reinforces."""
+  """Trains the preference model, then the policy by RL."""
   before = stage.params()
   problem_at = problem_order(config, stage.problems, stage.seed)
   with reward_pool(config.rl, config.rewards(), config.preference_weight) as pool:

@@ -3,10 +3,11 @@
   python -m experiments.r1
 
 DeepSeek-R1 (Nature version): R1-Zero, the four stages of R1, distillation. Each stage
-is a module of its own that takes the work directory of the one before. A stage's folder
-is named by all that its result depends on, so a finished stage is not run again, and a
-changed setting runs again what depends on it. Every stage asks test problems once, at
-its end; its curves are on validation problems. Cost and results: docs/results.md.
+is a module that takes the work directory of the one before. A stage's folder name
+contains a digest of everything its result depends on, so a finished stage is not run
+again, and a changed setting reruns the stages that depend on it. Every stage is
+measured on test problems once, at its end; its curves are on validation problems. Cost
+and results: docs/results.md.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from experiments import distill
 from experiments.cold_start import COLD_START, ColdStart
 from experiments.distill import DISTILL, Distill
 from experiments.final_rl import FINAL_RL, FinalRL
-from experiments.paper.beside import PAPER
+from experiments.paper.results import PAPER
 from experiments.r1_zero import R1_ZERO, R1Zero
 from experiments.reasoning_rl import REASONING_RL, ReasoningRL
 from experiments.rejection_sft import REJECTION_SFT, RejectionSFT
@@ -28,7 +29,7 @@ from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.report import pipeline
 from r1jax.runtime import cli, hosts
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.workdir import (
   PIPELINE,
   RECORD,
@@ -42,7 +43,8 @@ from r1jax.stages import problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig
 from r1jax.stages.fit import fit_stage_mesh, parts
 
-FROM_ABOVE = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')  # of a stage, by `plan`
+# Fields of a stage's config that `plan` sets.
+PLANNED = ('workdir', 'parent', 'seed', 'data_dir', 'mesh')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +66,15 @@ class R1(StageConfig):
       stage = getattr(self, name)
       for field in dataclasses.fields(stage):
         value = getattr(stage, field.name)
-        if field.name in FROM_ABOVE and value != field.default:
+        if field.name in PLANNED and value != field.default:
           raise ValueError(
             f'{name}.{field.name}: expected to be left to the pipeline, got {value}; '
-            f'set --workdir, --seed, --data-dir and --mesh, which serve all stages'
+            f'set --workdir, --seed, --data-dir and --mesh, which apply to all stages'
           )
 
 
 class PlannedStage(NamedTuple):
-  """A stage of the pipeline, with the config that its folder is named by."""
+  """A stage of the pipeline, with its config and folder."""
 
   name: str
   experiment: Experiment
@@ -91,7 +93,7 @@ STAGES: dict[str, Experiment] = {
 
 
 def plan(config: R1) -> list[PlannedStage]:
-  """The stages in order, each with its folder and its parent's.
+  """Returns the stages in order, each with its folder and its parent's.
 
   A folder's name ends with a digest of the stage's settings and its parent's folder.
   """
@@ -118,9 +120,9 @@ def plan(config: R1) -> list[PlannedStage]:
 
 
 def main(config: R1) -> None:
-  """Runs what is not finished, in order.
+  """Runs the unfinished stages in order.
 
-  Raises MeshError, before the first, for one that can't be cut over the devices.
+  Raises MeshError, before the first stage, if one does not divide over the devices.
   """
   with hosts.connect(config):
     stages = plan(config)
@@ -137,9 +139,9 @@ def main(config: R1) -> None:
 
 
 def _check(stage: PlannedStage) -> None:
-  """Raises MeshError, with the stage's name, for what devices can't be given."""
+  """Raises MeshError, with the stage's name, if it does not divide over the devices."""
   config = stage.config
-  # Any number that can be cut: how many tokens there are, the tokenizer will say.
+  # Any divisible number, as the vocabulary is not known before the tokenizer.
   tokens = config.mesh.tensor * max(1, config.mesh.sampler_tensor)
   values = [value for _, value in parts(config)]
   models = [value for value in values if isinstance(value, ModelConfig)]
@@ -152,7 +154,7 @@ def _check(stage: PlannedStage) -> None:
 
 
 def _list(config: R1, stages: list[PlannedStage]) -> None:
-  """Writes down which folder each stage has."""
+  """Writes the folder of each stage to pipeline.json."""
   root = Path(config.workdir)
   root.mkdir(parents=True, exist_ok=True)
   folders = {stage.name: Path(stage.config.workdir).name for stage in stages}
@@ -160,6 +162,7 @@ def _list(config: R1, stages: list[PlannedStage]) -> None:
 
 
 def _run(number: int, count: int, stage: PlannedStage) -> None:
+  """Runs a stage unless it is finished."""
   done = (Path(stage.config.workdir) / RECORD).is_file()
   state = 'is finished' if done else 'begins'
   if hosts.is_primary():

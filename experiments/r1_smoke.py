@@ -1,9 +1,9 @@
-"""All of R1's machinery in some minutes: hardly anything is learned, everything is run.
+"""Smoke test of the whole R1 pipeline: runs every stage in some minutes.
 
   python -m experiments.r1_smoke
 
-Same code as `experiments.r1`, in a world so small that a model which has only learned
-the form is often right: equations whose solution is 1 or 2.
+Runs the code of `experiments.r1` on equations whose solution is 1 or 2, so that a model
+which has only learned the format is often right. It learns little else.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.model.config import ModelConfig
 from r1jax.runtime import cli
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.rejection import RejectionConfig
@@ -30,7 +30,7 @@ from r1jax.tasks.equations import EquationsConfig
 MODEL = ModelConfig(d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64)
 STUDENT = ModelConfig(d_model=16, layers=1, heads=1, kv_heads=1, head_dim=16, d_ff=32)
 SHARES = (0.0, 1.0, 0.0)  # equations alone
-ALL_SHARES = (0.0, 0.6, 0.0, 0.4)  # with instructions
+ALL_SHARES = (0.0, 0.6, 0.0, 0.4)  # equations and instructions
 SAMPLED = RejectionConfig(problems=16, samples=4, prompts_per_batch=4, max_length=64)
 EVALS = EvalConfig(problems=4, samples=4, prompts_per_batch=4)
 SUITE = SuiteConfig(
@@ -41,7 +41,7 @@ SUITE = SuiteConfig(
 def small(config: Any, **changes: Any) -> Any:
   """Returns a stage's config with the sizes of this experiment.
 
-  How it learns, such as its rates, stays as it is.
+  Learning rates and other settings stay unchanged.
   """
   replace = dataclasses.replace
   sizes: dict[str, Any] = {
@@ -89,7 +89,7 @@ def small(config: Any, **changes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class R1Smoke(R1):
-  """R1's machinery in some minutes."""
+  """The R1 pipeline at smoke-test size."""
 
   workdir: str = 'runs/r1_smoke'  # a folder for each stage, and the report
   r1_zero: R1Zero = small(

@@ -1,15 +1,15 @@
-"""R1-Zero in miniature: a base model that babbles reasoning, then pure RL on answers.
+"""R1-Zero in miniature: a base model that reasons badly, then pure RL.
 
   python -m experiments.r1_zero
 
-DeepSeek-R1 (arXiv 2501.12948), section 2. A small decoder reads a synthetic web of
-people who search, solve, calculate and follow instructions, badly; then GRPO teaches it
-reasoning by nothing but checked answers. Cost on two CPU cores and results over seeds:
-docs/results.md.
+DeepSeek-R1 (arXiv 2501.12948), section 2. Pretrains a small decoder on a synthetic web
+of people who search, solve, calculate and follow instructions, badly. Then GRPO teaches
+it reasoning with verifiable rewards alone. Cost on two CPU cores and results over
+seeds: docs/results.md.
 
-Curves during training are on problems of the validation split, by which settings are to
-be chosen; the row of the stage table at the end is the one use of the test split. The
-present settings were chosen before there was a validation split; see `tasks.splits`.
+Curves during training use the validation split; choose settings by them. The test split
+is used once, for the row of the stage table at the end. The present settings were
+chosen before there was a validation split; see `tasks.splits`.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ TEMPLATE = 'plain'
 class R1Zero(StageConfig):
   """R1-Zero in miniature."""
 
-  workdir: str = 'runs/r1_zero'  # all files of the run; it goes on from what is there
-  vocab_size: int = 400  # V, at most, of the tokenizer trained on the web
+  workdir: str = 'runs/r1_zero'  # all files of the run; an unfinished run in it resumes
+  vocab_size: int = 400  # V, at most, of the tokenizer trained on the synthetic web
   accuracy_weight: float = 1.0  # weight of the accuracy reward
-  format_weight: float = 0.0  # weight of the format reward; measured also with 0
-  language_weight: float = 0.0  # weight of the language reward; measured also with 0
+  format_weight: float = 0.0  # weight of the format reward; with 0 it is only measured
+  language_weight: float = 0.0  # weight of the language reward; with 0 only measured
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING` in RL
   tasks: TaskConfigs = TaskConfigs()
   web: CorpusConfig = CorpusConfig()
   model: ModelConfig = ModelConfig(
-    # remat: a CPU computes norms and softmax again faster than it loads them.
+    # remat: a CPU recomputes norms and softmax faster than it loads them.
     d_model=96,
     layers=3,
     heads=3,
@@ -60,7 +60,7 @@ class R1Zero(StageConfig):
     remat='dots',
   )
   base: PretrainConfig = PretrainConfig(
-    # Rows as long as a prompt and its longest output: later positions must be known.
+    # Rows hold a prompt and its longest output, so that all positions are trained.
     steps=5000,
     rows_per_step=6,
     row_length=352,
@@ -71,16 +71,16 @@ class R1Zero(StageConfig):
       muon_learning_rate=0.015,
       warmup_steps=20,
       schedule='cosine',
-      eps=1e-6,  # so tuned, in all stages of the miniature
-      balance_rate=0.001,  # DeepSeek-V3's; experts, if there are any, are new here
+      eps=1e-6,  # tuned; the same in all stages of the miniature
+      balance_rate=0.001,  # DeepSeek-V3's; any experts are randomly initialized
     ),
   )
   rl: RLConfig = RLConfig(
     steps=60,
     max_prompt_length=32,
     optim=OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6),
-    # The mean over outputs divides the credit of a long search by its length; over
-    # tokens it counts in full, and searching longer is learned sooner.
+    # The mean over outputs divides the credit of a long search by its length. With the
+    # mean over tokens it counts in full, and longer searches are learned sooner.
     grpo=dataclasses.replace(grpo.PRESETS['grpo'], mean='tokens', clip_high=0.28),
   )
   evals: EvalConfig = EvalConfig()
@@ -101,11 +101,11 @@ class R1Zero(StageConfig):
       )
 
   def rewards(self) -> list[Weighted]:
-    """Returns what an output is rewarded for.
+    """Returns the rewards of an output.
 
-    Form counts nothing by default: in groups without a right answer the z-score blows
-    up any other difference, and with a weight of 0.1 lengths fell from 77 to 38 tokens
-    in 8 steps. The language is measured, not rewarded.
+    The format has weight 0 by default: in groups without a right answer the z-score
+    amplifies any other difference, and with a weight of 0.1 lengths fell from 77 to 38
+    tokens in 8 steps. The language is measured, not rewarded.
     """
     return [
       Weighted('accuracy', rules.accuracy, self.accuracy_weight),
@@ -115,12 +115,12 @@ class R1Zero(StageConfig):
 
 
 def origin(config: R1Zero) -> Origin:
-  """Returns a new model, with the tokenizer that the run has or that is trained now."""
+  """Returns a new model, with the run's tokenizer, or a new one for a new run."""
   problems = problem_sets.new_problems(
     config.tasks,
     config.data_dir,
     max_prompt_length=config.rl.max_prompt_length,
-    longest=config.base.row_length,
+    max_positions=config.base.row_length,
   )
   document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
   file = Path(config.workdir) / artifact.TOKENIZER
@@ -137,7 +137,7 @@ def origin(config: R1Zero) -> Origin:
 
 
 def run(stage: Stage, config: R1Zero) -> Trained:
-  """Trains a base model, and reinforces it."""
+  """Pretrains a base model, then trains it by RL."""
   document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
   base = stage.pretrain(document, config.base)
   problems = stage.problems.train[: len(REASONING)]

@@ -1,10 +1,10 @@
-"""R1 stage 3: rejection sampling, and SFT from the base model.
+"""R1 stage 3: rejection sampling, and SFT of the base model.
 
   python -m experiments.rejection_sft --parent runs/reasoning_rl
 
-DeepSeek-R1 (Nature version), rejection sampling and SFT: the second stage's right and
-readable outputs to reasoning problems, and general data by careful writers, about a
-quarter of the set; the *base* model learns them in two epochs. Cost on two CPU cores
+DeepSeek-R1 (Nature version), rejection sampling and SFT: trains the *base* model for
+two epochs on the second stage's right and readable outputs to reasoning problems, and
+on general data by careful writers, about a quarter of the set. Cost on two CPU cores
 and results over seeds: docs/results.md.
 """
 
@@ -27,12 +27,12 @@ from r1jax.tasks import REASONING, Problem
 
 @dataclasses.dataclass(frozen=True)
 class RejectionSFT(StageConfig):
-  """R1's third stage: SFT of the base on the outputs that pass, and general data."""
+  """R1's third stage: SFT of the base model on accepted outputs and general data."""
 
   parent: str = 'runs/reasoning_rl'  # the work directory of reasoning_rl
   workdir: str = 'runs/rejection_sft'  # all files of the stage
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
-  general: int = 1000  # examples of general data (R1: 200k beside 600k)
+  general: int = 1000  # examples of general data (R1: 200k, with 600k of reasoning)
   writers: CorpusConfig = corpus.CAREFUL  # of the general data
   rejection: RejectionConfig = RejectionConfig(problems=960)
   sft: SFTConfig = SFTConfig(
@@ -54,7 +54,7 @@ class RejectionSFT(StageConfig):
       raise ValueError(f'general: expected 0 or more, got {self.general}')
 
   def check(self, problems: problem_sets.Problems) -> None:
-    """Raises ValueError for settings that do not go with these problems."""
+    """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
     problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
@@ -72,7 +72,7 @@ def general_data(
 
 
 def run(stage: Stage, config: RejectionSFT) -> Trained:
-  """Samples, filters, learns."""
+  """Samples and filters outputs, and trains the base model on them and general data."""
   zero = stage.parent.ancestor('r1_zero')
   *reasoning, instructions = stage.problems.train
   problem_at = problem_stream(reasoning, config.shares, stage.seed)

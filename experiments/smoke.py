@@ -1,9 +1,9 @@
-"""All of R1-Zero's machinery in a minute: nothing is learned, everything is run.
+"""Smoke test of R1-Zero: runs every part in a minute, learns nothing.
 
   python -m experiments.smoke
 
-Same code as `experiments.r1_zero` with a tiny model and a handful of steps; for a first
-look at a machine, and for tests that kill runs.
+Runs the code of `experiments.r1_zero` with a tiny model and a handful of steps, as a
+first check of a machine and in tests that kill runs.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from r1jax.stages.supervised import PretrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Smoke(R1Zero):
-  """R1-Zero's machinery in a minute."""
+  """R1-Zero at smoke-test size."""
 
-  workdir: str = 'runs/smoke'  # all files of the run; it goes on from what is there
-  language_weight: float = 1.0  # the language is all that such outputs differ in
+  workdir: str = 'runs/smoke'  # all files of the run; an unfinished run in it resumes
+  language_weight: float = 1.0  # such outputs differ in their language only
   model: ModelConfig = ModelConfig(
     d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64
   )
@@ -47,7 +47,7 @@ class Smoke(R1Zero):
     optim=R1Zero.rl.optim,
     grpo=R1Zero.rl.grpo,
   )
-  # In batches of the shape of a rollout, so that the sampler is compiled once.
+  # Batches have the shape of a rollout, so that the sampler compiles once.
   evals: EvalConfig = EvalConfig(problems=8, samples=4, prompts_per_batch=4)
   suite: SuiteConfig = SuiteConfig(
     reasoning=8, general=4, samples=4, prompts_per_batch=4, max_length=48

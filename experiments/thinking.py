@@ -1,9 +1,11 @@
-"""What thoughts are worth: a trained model with less and less time to think.
+"""Budget forcing: accuracy of a trained model with fewer and fewer tokens of thoughts.
 
-The thoughts of one model are cut after so many tokens, down to none, so that nothing
-but their length differs. The paper shows the other side: over R1-Zero's training longer
-thoughts and better answers come together (Nature version). The problems are those of
-the test split, as of the stage table; all that is said is about this one model.
+  python -m experiments.thinking --parent runs/final_rl
+
+Truncates the thoughts of one model after a given number of tokens, down to none, so
+that nothing but their length differs. The paper shows a correlation: during R1-Zero's
+training longer thoughts and better answers appear together (Nature version). Uses the
+problems of the test split, as the stage table does; the result is about this one model.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -18,8 +20,8 @@ from r1jax.report.words import LEVEL
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.runtime import cli, compilation
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.log import jsonable
-from r1jax.runtime.run import user_errors
 from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
@@ -34,7 +36,7 @@ QUESTION = 'What are thoughts worth?'
 
 @dataclasses.dataclass(frozen=True)
 class Thinking:
-  """The same model with less and less time to think."""
+  """One model with several budgets of thoughts."""
 
   parent: str = 'runs/final_rl'  # the work directory of any finished stage
   workdir: str = 'runs/thinking'  # thinking.json and the page
@@ -42,8 +44,8 @@ class Thinking:
   # Of tensorflow-datasets; None is its own default.
   data_dir: str | None = dataclasses.field(default=None, metadata=MACHINE)
   budgets: tuple[int, ...] = (0, 16, 32, 64, 128)  # tokens of thoughts
-  answer_length: int = 32  # tokens of an answer after thoughts that were cut
-  max_length: int = 320  # tokens of an output that is left as it is
+  answer_length: int = 32  # tokens of an answer after truncated thoughts
+  max_length: int = 320  # tokens of an output whose thoughts are not truncated
   evals: EvalConfig = EvalConfig(
     draw=SamplingConfig(temperature=0.6, top_p=0.95)  # the paper's protocol
   )
@@ -66,25 +68,25 @@ class Thinking:
 
 
 def main(config: Thinking) -> None:
-  """Measures every budget and writes down what comes out."""
+  """Measures every budget; writes thinking.json and thinking.html."""
   compilation.keep_on_disk()
   parent = artifact.load(config.parent)
-  where = problem_sets.problems_of(parent, config.data_dir)
-  where.check_length('max_length', config.max_length)
+  problem_set = problem_sets.problems_of(parent, config.data_dir)
+  problem_set.check_length('max_length', config.max_length)
   size = config.evals.prompts_per_batch
   devices = fit_mesh({'evals.prompts_per_batch': size})
   forcer = BudgetForcer(
-    Sampler(parent.policy, where.max_prompt_length, devices),
+    Sampler(parent.policy, problem_set.max_prompt_length, devices),
     max(config.budgets),
     config.answer_length,
   )
-  if forcer.positions > where.longest:
-    most = where.longest - (forcer.positions - forcer.largest)
+  if forcer.positions > problem_set.max_positions:
+    most = problem_set.max_positions - (forcer.positions - forcer.largest)
     raise ValueError(
       f'budgets: expected at most {most} tokens, as the model was trained on rows of '
-      f'{where.longest}, got {forcer.largest}; lower it, or answer_length'
+      f'{problem_set.max_positions}, got {forcer.largest}; lower it, or answer_length'
     )
-  problems = where.reasoning('test')[: config.evals.problems]
+  problems = problem_set.reasoning('test')[: config.evals.problems]
   problems = problems[: len(problems) // size * size]
   workdir = open_workdir(config.workdir, config, may_change=machine_settings(config))
   accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]

@@ -16,7 +16,7 @@ import rich.text
 import tyro
 
 from r1jax.runtime import cli, compilation
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import chat, problem_sets
 from r1jax.stages.chat import ChatSession

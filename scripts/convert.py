@@ -35,7 +35,7 @@ from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.model import decoder
 from r1jax.runtime import cli
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.workdir import RECORD, write_whole
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import param_shardings

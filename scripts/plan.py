@@ -40,7 +40,7 @@ from r1jax.planner import fit, measure, programs, report, topology
 from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
 from r1jax.runtime import cli
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages.rl_config import RLConfig
 

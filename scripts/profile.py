@@ -141,7 +141,7 @@ def main() -> None:
     experiment, default = _experiment(name)
     from r1jax import grpo
     from r1jax.runtime import cli
-    from r1jax.runtime.run import user_errors
+    from r1jax.runtime.errors import user_errors
 
     with user_errors():
       config = cli.parse(default, presets={'rl.grpo': grpo.PRESETS})

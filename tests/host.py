@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.optim import OptimConfig  # noqa: E402
 from r1jax.runtime import checkpoint, hosts  # noqa: E402
+from r1jax.runtime.digest import digest_of  # noqa: E402
 from r1jax.sampling.sampler import SamplingConfig  # noqa: E402
 from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from r1jax.sharding.place import to_device  # noqa: E402
@@ -93,7 +94,7 @@ def main(folder: Path) -> None:
   saved.save(1, state, {})
   saved.wait()
   again, _ = checkpoint.Checkpoints(folder / 'state').resume(state)
-  assert checkpoint.digest_of(again) == checkpoint.digest_of(state)
+  assert digest_of(again) == digest_of(state)
   everything = hosts.all_gather('tokens', (rollout.rows, rollout.tokens, rollout.logp))
   if hosts.is_primary():
     tokens: dict[int, list[int]] = {}

@@ -14,7 +14,8 @@ import pytest
 from r1jax import __version__
 from r1jax.model.config import ModelConfig
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
-from r1jax.runtime.run import start, user_errors
+from r1jax.runtime.errors import user_errors
+from r1jax.runtime.run import start
 from r1jax.runtime.workdir import WorkdirError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact
@@ -180,7 +181,7 @@ def test_stages_that_are_moved_together_are_still_found(chain, tmp_path):
 def test_a_grandparent_that_was_moved_away_is_missed(chain):
   (chain / 'zero').rename(chain / 'elsewhere')
   expected = (
-    r'zero has no stage.json, but .*cold comes from the r1_zero that was there; put'
+    r'zero has no stage.json, but .*cold was trained from the r1_zero that was there'
   )
   with pytest.raises(ArtifactError, match=expected):
     artifact.load(chain / 'reasoning').ancestor('r1_zero')
@@ -189,7 +190,9 @@ def test_a_grandparent_that_was_moved_away_is_missed(chain):
 def test_a_grandparent_that_was_run_anew_is_told_from_the_old_one(chain):
   shutil.rmtree(chain / 'zero')
   finish(chain / 'zero', 'r1_zero', seed=7, models=('final', 'base'))
-  with pytest.raises(ArtifactError, match=r'zero is not the r1_zero that .*cold comes'):
+  with pytest.raises(
+    ArtifactError, match=r'zero is not the r1_zero that .*cold was trained'
+  ):
     artifact.load(chain / 'reasoning').ancestor('r1_zero')
 
 
@@ -213,7 +216,7 @@ def test_an_unfinished_or_missing_stage_is_refused_with_the_command(
   with pytest.raises(ArtifactError) as error:
     artifact.load(tmp_path / 'run', 'cold_start')
   assert str(error.value) == (
-    'parent: expected the work directory of cold_start that has come to its end, but '
+    'parent: expected the work directory of a finished cold_start, but '
     f'{tmp_path}/run has no stage.json; run `python -m experiments.cold_start '
     f'--workdir {tmp_path}/run` first'
   )
@@ -258,7 +261,9 @@ def test_a_tokenizer_that_is_not_the_records_is_refused(chain, spoil):
     file.write_text(file.read_text()[:-30])
   else:
     file.unlink()
-  with pytest.raises(ArtifactError, match=f'{file} is not the one that stage.json'):
+  with pytest.raises(
+    ArtifactError, match=f'{file} does not match its digest in stage.json'
+  ):
     artifact.load(chain / 'cold')
 
 
@@ -278,11 +283,13 @@ def test_parameters_that_are_not_the_records_are_refused(chain, spoil):
   stage = artifact.load(chain / 'cold')  # that is not yet looked at
   left = sorted((chain / 'cold').rglob('*'))
   reason = {
-    'other': 'names; ',
-    'damaged': r'names \(.*model-final/1 is damaged .*\); ',
-    'gone': r'names \(.*model-final has no complete checkpoint\); ',
+    'other': '; ',
+    'damaged': r' \(.*model-final/1 is damaged .*\); ',
+    'gone': r' \(.*model-final has no complete checkpoint\); ',
   }[spoil]
-  expected = rf"cold: the parameters 'final' are not those that stage.json {reason}"
+  expected = (
+    rf"cold: the parameters 'final' do not match their digest in stage.json{reason}"
+  )
   with pytest.raises(ArtifactError, match=f'{expected}restore checkpoints/, or run'):
     stage.params(MESH)
   if spoil != 'gone':
@@ -298,7 +305,7 @@ def test_a_child_does_not_go_on_with_a_parent_that_was_replaced(chain, tmp_path)
     assert run.checkpoints['sft'].step == 5
   edit(chain / 'cold', parameters=1)
   replaced = artifact.load(chain / 'cold')
-  expected = r'cold/stage.json is not the one that the checkpoint of step 5 of sft'
+  expected = r'cold/stage.json has changed since the checkpoint of step 5 of sft'
   with (
     pytest.raises(WorkdirError, match=expected),
     start(child, phases=('sft',), digests=replaced.digests),
@@ -328,7 +335,7 @@ def test_a_stage_has_no_record_before_its_models_are_whole(tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match='the disk is full'):
       finish(tmp_path / 'run', 'cold_start')
   assert not (tmp_path / 'run' / 'stage.json').exists()
-  with pytest.raises(ArtifactError, match='has come to its end'):
+  with pytest.raises(ArtifactError, match='expected the work directory of a finished'):
     artifact.load(tmp_path / 'run', 'cold_start')
   assert finish(tmp_path / 'run', 'cold_start').name == 'cold_start'
 
@@ -338,5 +345,7 @@ def test_a_wrong_parent_is_one_sentence_for_a_user(tmp_path, capsys):
     artifact.load(tmp_path, 'r1_zero')
   assert end.value.code == 1
   error = capsys.readouterr().err
-  assert error.startswith('error: parent: expected the work directory of r1_zero')
+  assert error.startswith(
+    'error: parent: expected the work directory of a finished r1_zero'
+  )
   assert len(error.splitlines()) == 1

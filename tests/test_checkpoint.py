@@ -14,13 +14,8 @@ import numpy as np
 import pytest
 
 from r1jax.runtime import checkpoint
-from r1jax.runtime.checkpoint import (
-  KEEP,
-  CheckpointError,
-  Checkpoints,
-  digest_of,
-  number_sum,
-)
+from r1jax.runtime.checkpoint import KEEP, CheckpointError, Checkpoints
+from r1jax.runtime.digest import digest_of, number_sum
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
 
@@ -160,7 +155,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damage(tmp_path, monkeypatch, 
 
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, '_read', refuse)
-    with pytest.raises(CheckpointError, match='may be whole, so it is left'):
+    with pytest.raises(CheckpointError, match='may be intact, so it was not moved'):
       Checkpoints(tmp_path / 'rl')
   assert Checkpoints(tmp_path / 'rl').step == 1
 
@@ -180,7 +175,7 @@ def test_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(tmp_path):
   script = textwrap.dedent("""
     import pathlib, resource, signal, sys
     import numpy as np
-    from r1jax.stages.checkpoint import CheckpointError, Checkpoints
+    from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
     saved = Checkpoints(pathlib.Path(sys.argv[1]))
     saved.save(1, {'w': np.zeros(10, np.float32)}, {})
     saved.wait()
@@ -237,7 +232,7 @@ def test_kill_while_writing_leaves_the_last_checkpoint(tmp_path):
   script = textwrap.dedent("""
     import itertools, pathlib, sys
     import numpy as np
-    from r1jax.stages.checkpoint import Checkpoints
+    from r1jax.runtime.checkpoint import Checkpoints
     saved = Checkpoints(pathlib.Path(sys.argv[1]))
     array = np.random.default_rng(0).normal(size=2_000_000)
     for step in itertools.count((saved.step or 0) + 1):

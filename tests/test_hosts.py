@@ -17,6 +17,7 @@ import stages
 
 from r1jax.runtime import checkpoint
 from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.runtime.digest import by_path
 from r1jax.runtime.workdir import RECORD
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
@@ -112,7 +113,7 @@ def test_stages_of_two_hosts_sample_and_learn_as_one_does(tmp_path):
     written = (both / 'run' / name).read_text()
     assert written == (alone / 'run' / name).read_text()
   assert len(lines(both / 'run', 'outputs.jsonl')) == 32
-  found, before = arrays(both / 'found'), checkpoint._by_path(expected)
+  found, before = arrays(both / 'found'), by_path(expected)
   assert found.keys() == before.keys()
   for name in before:
     np.testing.assert_allclose(found[name], before[name], rtol=0, atol=1e-5)
@@ -185,10 +186,10 @@ def test_a_host_that_stops_or_dies_ends_the_others_and_all_resume(unbroken, tmp_
     last = error_in(tmp_path / f'host{1 - killed}.log')
     pid = processes[killed].pid
     assert last.startswith(f'error: host {killed} ({socket.gethostname()}, pid {pid})')
-    assert last.endswith('the run goes on from its last checkpoint')
+    assert last.endswith('the run resumes from its last checkpoint')
   logs, statuses = ends(smoke(tmp_path, workdir), tmp_path)
   assert statuses == [0, 0], logs
-  assert 'Going on from step' in logs[0]
+  assert 'Resuming from step' in logs[0]
   records = [json.loads((w / RECORD).read_text()) for w in (workdir, unbroken)]
   assert records[0]['params'] == records[1]['params']
   for name in ('metrics.jsonl', 'samples.jsonl'):
@@ -214,10 +215,10 @@ def error_in(log):
 HOST = """
 import dataclasses, sys, time
 from r1jax.runtime import hosts
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.sharding.mesh import MeshConfig
 
-hosts.ARRIVAL, hosts.PATIENCE, hosts.SILENCE = 5, 5, 30
+hosts.CONNECT_TIMEOUT, hosts.GATHER_TIMEOUT, hosts.HEARTBEAT_TIMEOUT = 5, 5, 30
 
 @dataclasses.dataclass
 class Config:
@@ -225,10 +226,10 @@ class Config:
   seed: int
 
 index, count, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-mesh = MeshConfig()
+config = MeshConfig()
 if what != 'slurm':
-  mesh = MeshConfig(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
-with user_errors(), hosts.connect(Config(mesh, index if what == 'seed' else 0)):
+  config = MeshConfig(coordinator=f'127.0.0.1:{port}', hosts=count, host=index)
+with user_errors(), hosts.connect(Config(config, index if what == 'seed' else 0)):
   assert hosts.all_gather('number', 10 * index) == [10 * n for n in range(count)]
   if what == 'fails' and index == 1:
     raise ValueError('reward: expected a number, got none')
@@ -288,7 +289,7 @@ def test_a_host_that_hangs_is_named(tmp_path):
   logs, statuses = three('sleeps', tmp_path)
   assert statuses == [1, 1, 1]
   for log in logs[0], logs[2]:
-    assert 'waited 5 s for what host 1 of 3 had to tell (rewards)' in log
+    assert "waited 5 s for 'rewards' from host 1 of 3" in log
 
 
 def test_a_host_that_does_not_start_is_reported(tmp_path):

@@ -14,7 +14,8 @@ from experiments import final_rl
 from r1jax.miniature import judge
 from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Pending, Scores
-from r1jax.runtime.run import TrainingError, start
+from r1jax.runtime.errors import TrainingError
+from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import evaluation_suite, preference, problem_sets
 from r1jax.stages.evaluation import EvalConfig
@@ -40,7 +41,7 @@ def test_judge_and_preference_model_draw_different_numbers():
   # numpy pads seeds with zeros, so that (5, 0) is 5.
   same = np.random.default_rng(5).permutation(50)
   np.testing.assert_array_equal(np.random.default_rng((5, 0)).permutation(50), same)
-  assert preference._order(5, 0, 50).tolist() != same.tolist()
+  assert preference.permutation(5, 0, 50).tolist() != same.tolist()
 
 
 class Keys:

@@ -19,13 +19,15 @@ from r1jax.miniature.judge import Pair
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
-from r1jax.runtime.run import Interruption, TrainingError, start
+from r1jax.runtime.errors import Interruption, TrainingError
+from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed, replicate
-from r1jax.stages import preference
+from r1jax.stages import preference, preference_scoring
 from r1jax.stages.policy import Policy
-from r1jax.stages.preference import PreferenceConfig, Scorer
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.tasks import arithmetic
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.text.tokenizer import Tokenizer
@@ -220,7 +222,7 @@ PROBLEM = arithmetic.problem(34, '+', 21)
 
 
 def encode(tokenizer, outputs, max_length=40, problem=PROBLEM):
-  return preference.encode(
+  return preference_scoring.encode(
     [problem] * len(outputs),
     outputs,
     tokenizer=tokenizer,
@@ -437,7 +439,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, tiny):
 def test_every_epoch_takes_other_pairs_together_and_none_twice():
   data = reward_model.Batch(np.arange(12)[:, None, None], np.ones((12, 1, 1)))
   steps = [
-    preference._portion(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)
+    preference.pair_batch(data, 0, step, 4).tokens.reshape(4) for step in range(1, 7)
   ]
   first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
   assert sorted(first) == sorted(second) == list(range(12))

@@ -39,7 +39,7 @@ PROBLEMS = Problems(
   validation=[problems(f'{task}-v', 2) for task in problem_sets.TASKS],
   test=[problems(task, 3 + n) for n, task in enumerate(problem_sets.TASKS)],
   max_prompt_length=32,
-  longest=352,
+  max_positions=352,
 )
 
 
@@ -95,7 +95,7 @@ def test_the_problems_are_those_of_the_first_stage(tmp_path):
   # A number of Countdown less and smaller: built in a moment.
   tasks = TaskConfigs(CountdownConfig(2, 6), EquationsConfig(3, 2, 4))
   found = problem_sets.problems_of(first_stage(tasks), str(tmp_path))
-  assert (found.max_prompt_length, found.longest) == (32, 352)
+  assert (found.max_prompt_length, found.max_positions) == (32, 352)
   for source, task in zip(found.train, problem_sets.TASKS, strict=True):
     assert {problem.task for problem in source} == {task}
   names = {p.id for p in equations.generate(tasks.equations, 'train')}

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from r1jax.runtime.progress import Progress, diagnose
+from r1jax.runtime.diagnose import diagnose
+from r1jax.runtime.progress import Progress
 from r1jax.statistics import Interval
 
 HEALTHY = {

@@ -26,7 +26,8 @@ from r1jax import tasks
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.rewards import filters
 from r1jax.runtime import compilation
-from r1jax.runtime.checkpoint import Checkpoints, digest_of
+from r1jax.runtime.checkpoint import Checkpoints
+from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from r1jax.rewards import filters
-from r1jax.runtime.run import Interruption, TrainingError, start
+from r1jax.runtime.errors import Interruption, TrainingError
+from r1jax.runtime.run import start
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import rejection
 from r1jax.stages.rejection import RejectionConfig, rejection_sample, select, statistics

@@ -13,7 +13,8 @@ import pytest
 from r1jax import statistics
 from r1jax.grpo import GRPOConfig
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
-from r1jax.runtime.run import Interruption, TrainingError, start, user_errors
+from r1jax.runtime.errors import Interruption, TrainingError, user_errors
+from r1jax.runtime.run import start
 
 
 def refuse_setting():

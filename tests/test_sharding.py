@@ -14,6 +14,7 @@ import pytest
 from r1jax.model.config import Experts, Latent, ModelConfig
 from r1jax.optim import OptimConfig
 from r1jax.runtime import checkpoint
+from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
@@ -187,4 +188,4 @@ def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
     command, capture_output=True, text=True, env={**os.environ, 'XLA_FLAGS': flags}
   )
   assert done.returncode == 0, done.stderr
-  assert done.stdout.split() == ['3', checkpoint.digest_of(state)]
+  assert done.stdout.split() == ['3', digest_of(state)]

@@ -173,7 +173,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(start, unbroken, tmp_path):
   process = start(tmp_path / 'run')
   output, errors = process.communicate(timeout=900)
   assert process.returncode == 0, errors
-  assert f'Going on from step {stopped} of rl' in output
+  assert f'Resuming from step {stopped} of rl' in output
   assert_same_run(tmp_path / 'run', unbroken[0])
 
 
@@ -195,7 +195,7 @@ def test_damaged_checkpoint_costs_only_its_own_steps(start, unbroken, tmp_path):
   assert process.returncode == 0, errors
   assert f'The checkpoint of step {damaged} in' in output
   assert 'is damaged' in output
-  assert f'Going on from step {damaged - 2} of rl' in output
+  assert f'Resuming from step {damaged - 2} of rl' in output
   assert_same_run(tmp_path / 'run', unbroken[0])
 
 
@@ -241,7 +241,7 @@ def swap_two_digits(path: Path) -> None:
   [
     ('metrics.jsonl', cut_the_last_line, 'expected 19 lines .* got 18; restore it'),
     ('metrics.jsonl', Path.unlink, 'expected 19 lines .* got 0; restore it'),
-    ('tokenizer.json', swap_two_digits, 'is not the one that .* step 12 of rl'),
+    ('tokenizer.json', swap_two_digits, 'has changed since .* step 12 of rl'),
   ],
 )
 def test_a_log_or_tokenizer_that_does_not_fit_the_checkpoint_is_refused(

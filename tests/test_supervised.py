@@ -13,7 +13,8 @@ import pytest
 
 from r1jax import sft
 from r1jax.runtime.checkpoint import Checkpoints
-from r1jax.runtime.run import TrainingError, start
+from r1jax.runtime.errors import TrainingError
+from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import supervised
 from r1jax.stages.examples import Epochs, Example, pack

@@ -1,1 +1,1 @@
-"""One setting changed, everything else the same: what of the recipe does what."""
+"""Ablations: one setting of the recipe changed, everything else the same."""

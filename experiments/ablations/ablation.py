@@ -1,12 +1,11 @@
 """An ablation: one stage in named variants, each with several seeds.
 
-A variant is a function from the stage's config to another one. Every run lies in a
-folder of its own, `<workdir>/<variant>-seed<n>`; a finished one is not run again, so an
-ablation that was killed goes on with the same command. What comes out is printed and
-written to `ablation.html`: a table on the test split, and curves on the validation
-split. A setting is to be chosen by the curves; whoever chooses by the table has tuned
-on what is reported. All runs start from one parent, so what is said holds given this
-parent: how much another one would change is not known.
+A variant is a function from the stage's config to another one. Every run has its own
+folder, `<workdir>/<variant>-seed<n>`. A finished run is not repeated, so the same
+command resumes an ablation that was killed. The result is printed and written to
+`ablation.html`: a table on the test split, and curves on the validation split. Choose
+settings by the curves; choosing by the table would tune on the test split. All runs
+start from one parent, and the result holds for this parent only.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from r1jax import tasks
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, summarise
 from r1jax.report.comparison import Comparison
 from r1jax.runtime import cli, workdir
-from r1jax.runtime.run import user_errors
+from r1jax.runtime.errors import user_errors
 from r1jax.runtime.workdir import (
   leaves,
   machine_settings,
@@ -29,12 +28,12 @@ from r1jax.runtime.workdir import (
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact
 
-OURS = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
+PLANNED = ('parent', 'workdir', 'data_dir')  # fields that the ablation sets in each run
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """What is compared."""
+  """The variants to compare, and how to run and show them."""
 
   question: str  # title of the page
   variants: Mapping[str, Callable[[Any], Any]]  # the first is compared with the others
@@ -45,7 +44,7 @@ class Ablation:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """Where and how often; `base` is what the variants change."""
+  """Folders, number of seeds, and the config that the variants change."""
 
   parent: str = 'runs/cold_start'  # the work directory of cold_start
   workdir: str = 'runs/ablation'  # a folder for each run, and the page
@@ -58,7 +57,7 @@ class Command:
       raise ValueError(f'seeds: expected 1 or more, got {self.seeds}')
     problem_sets.check_folders(self.workdir, self.data_dir)
     standard = type(self.base)()
-    for name in OURS:
+    for name in PLANNED:
       if getattr(self.base, name) != getattr(standard, name):
         raise ValueError(
           f'base.{name}: expected the default, as every run gets its own, got '
@@ -67,9 +66,9 @@ class Command:
 
 
 def with_rl(base: Any, **changes: Any) -> Any:
-  """Returns the config with other settings of its RL; `grpo` may be some of its own.
+  """Returns the config with changed RL settings; `grpo` may be a dict of changes.
 
-  `with_rl(base, steps=10, grpo={'kl_coef': 0.0})` changes these two alone.
+  `with_rl(base, steps=10, grpo={'kl_coef': 0.0})` changes these two settings only.
   """
   algorithm = changes.get('grpo')
   if isinstance(algorithm, dict):
@@ -78,7 +77,7 @@ def with_rl(base: Any, **changes: Any) -> Any:
 
 
 def plan(ablation: Ablation, config: Command) -> dict[str, list[Any]]:
-  """The config of every run, by variant, in the order of the seeds."""
+  """Returns the config of every run, by variant, in the order of the seeds."""
   places = {'parent': config.parent, 'data_dir': config.data_dir}
   found: dict[str, list[Any]] = {}
   for variant, change in ablation.variants.items():
@@ -96,10 +95,10 @@ def plan(ablation: Ablation, config: Command) -> dict[str, list[Any]]:
 
 
 def finished(run: Any, parent: Artifact) -> bool:
-  """Whether a run has come to its end.
+  """Returns whether a run is finished.
 
   Raises:
-    ValueError: another run has, in its folder.
+    ValueError: its folder holds a finished run with other settings.
   """
   if not (Path(run.workdir) / workdir.RECORD).is_file():
     return False
@@ -124,15 +123,15 @@ def finished(run: Any, parent: Artifact) -> bool:
 
 
 def run(ablation: Ablation, config: Command) -> Comparison:
-  """Runs what is not finished, a seed of every variant after the other; the result."""
+  """Runs what is not finished, seed by seed, and returns the result."""
   runs = plan(ablation, config)
   parent = artifact.load(config.parent, ablation.parent)
   turns = [stage for turn in zip(*runs.values(), strict=True) for stage in turn]
-  done = [finished(stage, parent) for stage in turns]  # before anything is run
-  for number, (stage, there) in enumerate(zip(turns, done, strict=True), start=1):
-    state = 'is finished' if there else 'begins'
+  done = [finished(stage, parent) for stage in turns]  # checked before the first run
+  for number, (stage, skip) in enumerate(zip(turns, done, strict=True), start=1):
+    state = 'is finished' if skip else 'begins'
     print(f'Run {number} of {len(turns)} {state}: {stage.workdir}')
-    if not there:
+    if not skip:
       ablation.launch(stage)
   paths = {
     variant: [Path(stage.workdir) for stage in stages]
@@ -144,7 +143,7 @@ def run(ablation: Ablation, config: Command) -> Comparison:
 
 
 def main(ablation: Ablation, default: Command) -> None:
-  """The command of an ablation."""
+  """Runs the command line of an ablation."""
   with user_errors():
     config = cli.parse(default)
     print('\n'.join([ablation.question, *run(ablation, config).lines]))

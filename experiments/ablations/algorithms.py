@@ -1,9 +1,9 @@
-"""The objectives of GRPO and four relatives, with as many outputs and updates.
+"""The objectives of GRPO and four relatives, with the same outputs and updates.
 
-Learning rate, group and clip of gradients are the base's for all; objectives differ as
-published (`grpo.PRESETS`), and nothing is tuned for any of them. What algorithms have
-beside an objective is left out, such as DAPO's dynamic sampling and its shaping of the
-rewards of overlong outputs; see `grpo.PUBLISHED`.
+Learning rate, group size and gradient clipping are those of the base. Objectives are as
+published (`grpo.PRESETS`), and nothing is tuned for any of them. Other parts of the
+algorithms are left out, such as DAPO's dynamic sampling and overlong reward shaping;
+see `grpo.PUBLISHED`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ NAMES = ('grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo')
 
 
 def algorithm(name: str) -> Callable[[Any], Any]:
-  """The variant with this objective; Dr. GRPO's constant is the longest output."""
+  """Returns the variant with this objective; Dr. GRPO's constant is `max_length`."""
 
   def change(base: Any) -> Any:
     preset = grpo.PRESETS[name]
@@ -31,7 +31,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
 
 
 ABLATION = ablation.Ablation(
-  question='Which objective learns most from as many outputs?',
+  question='Which objective learns most from the same outputs?',
   variants={name: algorithm(name) for name in NAMES},
   figures=(
     PASS_AT_1,

@@ -1,6 +1,7 @@
-"""A reward for short ways in reasoning RL: what it does to accuracy and length.
+"""A reward for shorter outputs in reasoning RL: its effect on accuracy and length.
 
-What the thoughts of a trained model are worth is measured by `experiments.thinking`.
+`experiments.thinking` measures how the accuracy of a trained model depends on the
+length of its thoughts.
 """
 
 import dataclasses
@@ -14,18 +15,18 @@ from r1jax.rewards import Weighted, length
 
 @dataclasses.dataclass(frozen=True)
 class Brief(reasoning_rl.ReasoningRL):
-  """Reasoning RL in which the shorter of two right answers may earn more."""
+  """Reasoning RL in which the shorter of two right outputs may earn more."""
 
   brevity_weight: float = 1.0  # weight of `length.shorter`
 
   def rewards(self) -> list[Weighted]:
-    """Returns those of reasoning RL, and the one for short ways."""
+    """Returns the rewards of reasoning RL, and the one for shorter outputs."""
     shorter = Weighted('shorter', length.shorter, self.brevity_weight)
     return [*super().rewards(), shorter]
 
 
 def brief(weight: float) -> Callable[[reasoning_rl.ReasoningRL], Brief]:
-  """The variant with this weight of the reward for short ways."""
+  """Returns the variant with this weight of the reward for shorter outputs."""
 
   def change(base: reasoning_rl.ReasoningRL) -> Brief:
     fields = {x.name: getattr(base, x.name) for x in dataclasses.fields(base)}
@@ -35,7 +36,7 @@ def brief(weight: float) -> Callable[[reasoning_rl.ReasoningRL], Brief]:
 
 
 ABLATION = ablation.Ablation(
-  question='Does a reward for short ways make thoughts shorter, and at what price?',
+  question='Does a reward for shorter outputs shorten thoughts, and at what price?',
   variants={'without': brief(0.0), 'with': brief(1.0)},
   figures=(
     PASS_AT_1,

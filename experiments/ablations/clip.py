@@ -1,8 +1,8 @@
 """R1's wide clip range against PPO's narrow one.
 
-R1 takes ε = 10, since a lower one stops the gradient of many tokens (Nature version):
-ratios above 11 are clipped, and below none, as 1 - 10 is under any ratio. PPO takes 0.2
-on both sides. With few updates a rollout, few ratios come near either.
+R1 uses ε = 10, since a lower one stops the gradient of many tokens (Nature version):
+ratios are clipped above 11 and never below, as no ratio is under 1 - 10. PPO uses 0.2
+on both sides. With few updates per rollout, few ratios come near either bound.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 
 def clip(epsilon: float) -> Callable[[Any], Any]:
-  """The variant that clips ratios to 1 - ε … 1 + ε; below 0 there are none to clip."""
+  """Returns the variant that clips ratios to 1 - ε … 1 + ε, but not below 0."""
   bounds = {'clip_low': min(epsilon, 1.0), 'clip_high': epsilon}
   return lambda base: ablation.with_rl(base, grpo=bounds)
 

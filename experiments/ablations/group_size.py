@@ -1,7 +1,7 @@
-"""Few large groups against many small ones, with as many outputs a step.
+"""Few large groups against many small ones, with the same number of outputs per step.
 
-A large group measures a problem's mean reward well; many small ones see more problems.
-R1 takes 16 outputs for each of 32 problems an update (Nature version).
+A large group estimates a problem's mean reward well; many small ones cover more
+problems. R1 uses 16 outputs for each of 32 problems per update (Nature version).
 """
 
 from typing import Any
@@ -10,17 +10,17 @@ from experiments.ablations import ablation
 
 
 def standard(base: Any) -> Any:
-  """The base itself."""
+  """Returns the base."""
   return base
 
 
 def quarter(base: Any) -> Any:
-  """A quarter of the outputs a problem, four times the problems."""
+  """Returns the base with a quarter of the group size and four times the problems."""
   return _resized(base, base.rl.group_size // 4, base.rl.prompts_per_step * 4)
 
 
 def fourfold(base: Any) -> Any:
-  """Four times the outputs a problem, a quarter of the problems."""
+  """Returns the base with four times the group size and a quarter of the problems."""
   return _resized(base, base.rl.group_size * 4, base.rl.prompts_per_step // 4)
 
 

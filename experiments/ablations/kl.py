@@ -1,7 +1,7 @@
-"""How strongly the policy is held to the reference.
+"""The coefficient of the KL penalty.
 
-R1 takes 0.001, DeepSeekMath 0.04 (arXiv 2402.03300); later work often leaves the
-penalty out, which also saves the reference's pass.
+R1 uses 0.001, DeepSeekMath 0.04 (arXiv 2402.03300). Later work often leaves the penalty
+out, which also saves the reference's forward pass.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 
 def penalty(coefficient: float) -> Callable[[Any], Any]:
-  """The variant with this coefficient."""
+  """Returns the variant with this coefficient."""
   return lambda base: ablation.with_rl(base, grpo={'kl_coef': coefficient})
 
 

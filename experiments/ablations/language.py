@@ -1,7 +1,7 @@
-"""What the language-consistency reward costs and buys.
+"""Costs and benefits of the language-consistency reward.
 
-R1's second stage adds it to the accuracy; the paper says that it costs a little of the
-accuracy and makes thoughts readable (Nature version).
+R1's second stage adds it to the accuracy. The paper reports that it lowers the accuracy
+a little and makes thoughts readable (Nature version).
 """
 
 import dataclasses

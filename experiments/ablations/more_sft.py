@@ -1,7 +1,7 @@
-"""RL against more of the SFT that came before it, at about equal tokens.
+"""RL against more epochs of the SFT before it, at about equal tokens.
 
-The paper's R1 learns by SFT first and by RL then. Here the cold start goes on: either
-with RL, or with more epochs of the examples it has learned from.
+The paper's R1 is trained by SFT first, then by RL. Here the cold start continues either
+with RL, or with more epochs of its own examples.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
 
-MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 over its steps)
+MEAN_LENGTH = 100  # tokens of an output in reasoning RL (80 to 120 during training)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class MoreSFT(StageConfig):
 
   parent: str = 'runs/cold_start'  # the work directory of cold_start
   workdir: str = 'runs/more_sft'  # all files of the stage
-  tokens: int = 1_500_000  # to learn from, in whole epochs, prompts included
-  # A quarter of the cold start's peak: the examples are known already.
+  tokens: int = 1_500_000  # to train on, rounded to whole epochs, prompts included
+  # A quarter of the cold start's peak, as the examples are learned already.
   optim: OptimConfig = OptimConfig(
     learning_rate=8e-4,
     muon_learning_rate=0.0012,
@@ -48,7 +48,7 @@ class MoreSFT(StageConfig):
 
 
 def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
-  """Returns as many tokens of SFT as RL of the base is expected to sample."""
+  """Returns SFT on as many tokens as RL of the base is expected to sample."""
   outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
   length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
   return MoreSFT(tokens=outputs * length, mesh=base.mesh, suite=base.suite)
@@ -57,10 +57,10 @@ def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
 def examples(
   parent: Artifact, sources: Sequence[Sequence[Problem]]
 ) -> list[tuple[str, str]]:
-  """The questions and outputs that the cold start has learned from.
+  """Returns the questions and outputs that the cold start was trained on.
 
   Raises:
-    ValueError: one is about a problem that there is no more.
+    ValueError: the problem of one of them no longer exists.
   """
   problems = {problem.id: problem for source in sources for problem in source}
   file = parent.path / 'outputs.jsonl'
@@ -78,13 +78,13 @@ def examples(
 
 
 def epochs(found: list[tuple[str, str]], parent: Artifact, tokens: int) -> int:
-  """How many passes over these examples come nearest to `tokens`, at least one."""
+  """Returns the number of epochs nearest to `tokens`, at least 1."""
   sizes = [len(ids) for pair in found for ids in parent.policy.example_ids(*pair)]
   return max(1, round(tokens / sum(sizes)))
 
 
 def run(stage: Stage, config: MoreSFT) -> Trained:
-  """Goes on with the cold start's SFT, in rows like its own."""
+  """Continues the cold start's SFT, with the same rows."""
   parent = stage.parent
   found = examples(parent, stage.problems.train)
   before = parent.record['config']['sft']
@@ -106,13 +106,13 @@ MORE_SFT = Experiment(
 
 
 def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
-  """Runs a variant by the stage that it is of."""
+  """Runs a variant: reasoning RL or more SFT."""
   experiment = MORE_SFT if isinstance(config, MoreSFT) else reasoning_rl.REASONING_RL
   experiment.launch(config)
 
 
 ABLATION = ablation.Ablation(
-  question='Does RL do more than as many tokens of SFT?',
+  question='Does RL do more than SFT on the same number of tokens?',
   variants={'rl': lambda base: base, 'more_sft': more_sft},
   launch=launch,
 )

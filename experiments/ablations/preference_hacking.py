@@ -1,8 +1,8 @@
-"""The preference reward at the end of the last stage, against from its first step on.
+"""The preference reward at the end of the last stage, against from its first step.
 
-R1 takes it for the last 400 of 1,700 steps alone, as longer leads to reward hacking
-(Nature version): the preference model's reward goes on rising while what it stands for
-does not. Here that is the judge, who can be asked about any output.
+R1 uses it for the last 400 of 1,700 steps only, since more leads to reward hacking
+(Nature version): the preference model's reward keeps rising while the true preference
+does not. Here the true preference is known: the judge can rate any output.
 """
 
 import dataclasses
@@ -19,47 +19,47 @@ from r1jax.runtime.log import parse_line
 from r1jax.stages import artifact, problem_sets
 from r1jax.tasks import REASONING, Problem
 
-WINDOW = 5  # steps; of one step some eight outputs to instructions are judged
+WINDOW = 5  # steps; about eight outputs to instructions are rated per step
 
 
 def late(base: Any) -> Any:
-  """The base, with an output of every problem written down."""
+  """Returns the base, with an output of every problem logged."""
   return ablation.with_rl(base, logged_samples=base.rl.prompts_per_step)
 
 
 def early(base: Any) -> Any:
-  """The same with instructions and the preference reward from the first step on."""
+  """Returns `late` with instructions and the preference reward from the first step."""
   return dataclasses.replace(late(base), general_after=0)
 
 
 def judged(run: Path) -> list[tuple[int, float]]:
-  """The judge's preference for outputs to instructions over the steps of a run."""
+  """Returns the judge's preference for outputs to instructions, by step of a run."""
   return _by_step(
     run, lambda problem, sample: baseline.preference(problem, sample['output'])
   )
 
 
 def modelled(run: Path) -> list[tuple[int, float]]:
-  """The preference model's reward of the same outputs."""
+  """Returns the preference model's reward of the same outputs, by step of a run."""
   return _by_step(run, lambda _, sample: sample['rewards']['preference'])
 
 
 def _by_step(
   run: Path, value: Callable[[Problem, Mapping[str, Any]], float]
 ) -> list[tuple[int, float]]:
-  """The running mean over steps of a value of the outputs to instructions."""
+  """Returns the running mean of a value of outputs to instructions, by step."""
   stage = artifact.load(run)
-  where = problem_sets.problems_of(stage, stage.record['config']['data_dir'])
-  (instructions,) = where.train[len(REASONING) :]
+  found = problem_sets.problems_of(stage, stage.record['config']['data_dir'])
+  (instructions,) = found.train[len(REASONING) :]
   problems = {problem.id: problem for problem in instructions}
-  found: dict[int, list[float]] = {}
+  values: dict[int, list[float]] = {}
   for raw in (run / 'samples.jsonl').read_bytes().splitlines():
     sample = parse_line(raw)
     if sample and sample['phase'] == 'rl' and sample['problem'] in problems:
       number = value(problems[sample['problem']], sample)
-      found.setdefault(sample['step'], []).append(number)
-  means = running_mean([sum(x) / len(x) for x in found.values()], WINDOW)
-  return [(step, x) for step, x in zip(found, means, strict=True) if x is not None]
+      values.setdefault(sample['step'], []).append(number)
+  means = running_mean([sum(x) / len(x) for x in values.values()], WINDOW)
+  return [(step, x) for step, x in zip(values, means, strict=True) if x is not None]
 
 
 ABLATION = ablation.Ablation(
@@ -71,7 +71,7 @@ ABLATION = ablation.Ablation(
     VariantFigure(
       'The preference model’s reward over RL steps',
       'Of outputs to instructions, from -1 to 1, the running mean over '
-      f'{WINDOW} steps of some eight outputs each. If it goes on rising where the '
+      f'{WINDOW} steps of about eight outputs each. If it keeps rising where the '
       'judge below does not, that is a sign of hacking; the curves are not tested.',
       modelled,
     ),

@@ -1,9 +1,9 @@
-"""A reference that is replaced by the policy now and then, against a fixed one.
+"""A reference that is regularly replaced by the policy, against a fixed one.
 
 R1-Zero replaces it every 400 of 10,400 steps (Nature version), so that the penalty
-bounds the speed of change and not its extent. Here it is replaced six times in a run.
-The coefficient is DeepSeekMath's 0.04: with R1's 0.001 the penalty hardly weighs in so
-few steps, whatever the reference is.
+bounds the speed of change and not its extent. Here it is replaced six times per run.
+The coefficient is DeepSeekMath's 0.04: with R1's 0.001 the penalty has hardly any
+effect in so few steps.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ from experiments.ablations import ablation
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 PENALTY = 0.04
-REPLACED = 6  # times in a run
+REPLACED = 6  # times per run
 
 
 def replaced(base: Any) -> Any:
-  """The variant whose reference follows the policy."""
+  """Returns the variant whose reference follows the policy."""
   every = max(1, base.rl.steps // REPLACED)
   return ablation.with_rl(fixed(base), reference_every=every)
 
 
 def fixed(base: Any) -> Any:
-  """The variant whose reference stays the parent."""
+  """Returns the variant whose reference stays the parent."""
   return ablation.with_rl(base, reference_every=0, grpo={'kl_coef': PENALTY})
 
 

@@ -1,21 +1,20 @@
-"""What the paper leaves open, and what r1jax takes.
+"""Details that the paper leaves open, and the choices of r1jax.
 
-A choice that is a setting names its place in this package, so that whoever doubts it
-can change it.
+A choice that is a setting names its field in this package, so that it can be changed.
 """
 
 from typing import Any, NamedTuple
 
 
 class Choice(NamedTuple):
-  """A question to which the paper has no answer, or more than one."""
+  """A question that the paper does not answer, or answers ambiguously."""
 
   question: str
-  paper: str  # what it says
-  ours: str
+  paper: str  # the paper's words on it
+  ours: str  # the choice of r1jax
   why: str
-  setting: str = ''  # where it stands, as an expression: module.CONSTANT.field
-  value: Any = None  # which it has there
+  setting: str = ''  # field with the choice, as an expression: module.CONSTANT.field
+  value: Any = None  # of that field
 
 
 CHOICES = (

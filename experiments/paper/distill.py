@@ -1,7 +1,7 @@
-"""Six students that learn from R1's outputs, and the RL that the paper held beside it.
+"""Distillation: the paper's six students, and RL on a small model for comparison.
 
-Paper: [N], the section on distillation. Examples alone, no RL: 2 to 3 epochs, batch 64,
-context 32,768, cosine to a tenth. What it reached: `results.STUDENTS`.
+Paper: [N], the section on distillation. SFT only, no RL: 2 to 3 epochs, batch 64,
+context 32,768, cosine to a tenth. Results: `results.STUDENTS`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from r1jax.optim import OptimConfig
 
 
 def _student(start: str, peak: float) -> SFT:
-  # Examples are about 800k [N]: ours are stage 3's. Of 2 to 3 epochs, 2 as there.
+  # About 800k examples [N]; ours: stage 3's. 2 to 3 epochs [N]; ours: 2, as in stage 3.
   return sft(start, examples=data.SFT.total, epochs=2, rows=64, peak=peak)
 
 
@@ -26,7 +26,7 @@ STUDENTS = {
   'Llama-70B': _student('Llama-3.3-70B-Instruct', 2e-5),
 }
 
-# R1-Zero's recipe straight on a model of 32B [N]; `results` says which of the two wins.
+# R1-Zero's recipe on a 32B model [N]; compare `results.RL_32B` with its student.
 RL_32B = dataclasses.replace(
   R1_ZERO,
   start='Qwen2.5-32B',

@@ -4,9 +4,9 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages.evaluation import EvalConfig
 
 EVALUATE = EvalConfig(
-  samples=64,  # 4 to 64 a question; cons@64 needs them all
+  samples=64,  # 4 to 64 per question; cons@64 needs 64
   draw=SamplingConfig(temperature=0.6, top_p=0.95),
 )
 MAX_LENGTH = 32_768  # tokens of an output
-OUTPUT_BEGINS = '<think>\n'  # written for the model, so that it thinks at all
-OVERLAP = 10  # words in a row that training data must not share with a test set
+OUTPUT_BEGINS = '<think>\n'  # prefilled, so that the model does not skip the thoughts
+OVERLAP = 10  # training data sharing a 10-gram of words with a test set is removed

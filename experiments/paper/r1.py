@@ -1,8 +1,8 @@
-"""R1 in four stages, each named by the model that comes out of it.
+"""R1 in four stages, each named after the model it produces.
 
-Paper: [N], the section on R1 and its methods. Cold start makes the thoughts readable,
-RL restores the reasoning that this costs, a second round of examples adds everything
-else, and a last RL what people prefer; see `results.STAGES`.
+Paper: [N], the section on R1 and its methods. The cold start makes the thoughts
+readable, RL restores the reasoning that this costs, SFT on a larger set adds everything
+else, and a last RL stage human preferences; see `results.STAGES`.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from experiments.paper import data
 from experiments.paper.r1_zero import R1_ZERO
 from experiments.paper.stage import BASE, RL, SFT, Rewards, rollouts, sft
 
-# Stage 1. Examples are outputs of R1-Zero at temperature 1.0: right, readable, without
-# repetition or mixed language, then rewritten in the first person [N].
+# Stage 1. Examples are R1-Zero's outputs at temperature 1.0 that are right, readable,
+# and without repetition or mixed language; rewritten in the first person [N].
 COLD_START = sft(
   BASE,
   examples=data.COLD_START_EXAMPLES,
@@ -21,7 +21,7 @@ COLD_START = sft(
   peak=5e-5,  # [N]
 )
 
-# Stage 2: as R1-Zero, with another clip range and one more reward [N].
+# Stage 2: like R1-Zero, with another clip range and one more reward [N].
 REASONING = dataclasses.replace(
   R1_ZERO,
   start='Dev1',
@@ -38,9 +38,9 @@ REASONING = dataclasses.replace(
   rewards=((0, Rewards(language=1.0)),),  # added to the others [N]
 )
 
-# Stage 3: from the base again, on samples that turned out right, and on other data [N].
-# Batch and learning rate are ours: those of stage 1. At 5,355 tokens an example these
-# are 2,055 updates or a few more, as no row is quite full.
+# Stage 3: from the base again, on right samples and other data [N]. Batch and learning
+# rate are ours: those of stage 1. At 5,355 tokens per example these are 2,055 updates,
+# or a few more, as no row is completely full.
 REJECTION = sft(
   BASE,
   examples=data.SFT.total,
@@ -49,11 +49,12 @@ REJECTION = sft(
   peak=5e-5,
 )
 
-# The last 400 of 1,700 steps: 1,300 steps are 81.25 rollouts, so from 82 of 107 on,
-# which leaves 25, and these are 400 steps. More of it led to reward hacking [N].
+# The preference reward is used in the last 400 of 1,700 steps, as more led to reward
+# hacking [N]. 1,300 steps are 81.25 rollouts, so it starts after 82 of 107 rollouts.
+# The other 25 are 400 steps.
 GENERAL_AFTER = rollouts(1_700 - 400)
 
-# Stage 4. What the paper does not say is ours: as in stage 2.
+# Stage 4. Settings that the paper does not give are ours: those of stage 2.
 ALL_SCENARIOS = dataclasses.replace(
   REASONING,
   start='Dev3',

@@ -1,12 +1,13 @@
-"""R1-Zero: pure RL on DeepSeek-V3-Base, no examples before it, rules as the reward.
+"""R1-Zero: pure RL on DeepSeek-V3-Base, without SFT, with rewards by rules.
 
   python -m experiments.paper.r1_zero --model.path DeepSeek-V3-Base --mesh.fsdp 64
   python -m scripts.plan experiments.paper.r1_zero --topology v5p:4x8x8 --mesh.fsdp 4
 
 Paper: [N], the section on R1-Zero and its methods. There AIME 2024 pass@1 went from
-15.6 to 77.9 %; see `results.R1_ZERO`. The command above is this run on a checkpoint of
-yours, on a laptop with a tiny one or on a pod; `experiments.grpo` is the same machinery
-at sizes for one machine. The paper's problems are not published: `--task` chooses some.
+15.6 to 77.9 %; see `results.R1_ZERO`. The first command runs this recipe on any
+checkpoint, on a laptop with a tiny one or on a pod; `experiments.grpo` runs the same
+code at sizes for one machine. The paper's problems are not published; `--task` chooses
+a task of r1jax instead.
 """
 
 import dataclasses

@@ -1,14 +1,17 @@
-"""What the paper reached: in percent, but for the rating on Codeforces.
+"""The paper's results, in percent except for the Codeforces rating.
 
-Not ours, and not to be expected of a miniature; their shape is. An independent
-evaluation of the students' weights was up to 7 points away on AIME.
+They are not r1jax's results, and a miniature reproduces their order, not their values.
+An independent evaluation of the students' weights was up to 7 points away on AIME.
 """
 
 from typing import NamedTuple
 
+from experiments.paper import data
+from r1jax.report.paper import Paper
+
 
 class TwoVersions(NamedTuple):
-  """A number in [N] and in [v1]; None where it is not there."""
+  """A number in [N] and in [v1]; None if that version does not give it."""
 
   nature: float | None
   first: float | None
@@ -27,7 +30,7 @@ R1_ZERO = {
 
 
 class Stages(NamedTuple):
-  """R1-Zero, then what comes out of each stage of `r1`."""
+  """Results of R1-Zero, and of the model after each stage of `r1`."""
 
   r1_zero: float
   dev1: float
@@ -49,7 +52,7 @@ STAGES = {  # [N]
 
 
 class Student(NamedTuple):
-  """A small model's results; None where the paper gives none."""
+  """Results of a student; None if the paper gives none."""
 
   aime_2024: float  # pass@1
   aime_2024_cons_64: float | None
@@ -69,3 +72,24 @@ STUDENTS = {  # [N]; the keys of `distill.STUDENTS`
 }
 
 RL_32B = Student(47.0, None, 91.6, 55.0, 40.2, None)  # `distill.RL_32B`: RL alone [N]
+
+# The results that the report shows next to its own.
+PAPER = Paper(
+  zero=(
+    R1_ZERO['AIME 2024 pass@1, before'].nature,
+    R1_ZERO['AIME 2024 pass@1'].nature,
+  ),
+  stages=STAGES,
+  benchmarks=(
+    'AIME 2024',
+    'AIME 2024 cons@64',
+    'MATH-500',
+    'GPQA Diamond',
+    'LiveCodeBench',
+    'Codeforces',
+  ),
+  students=STUDENTS,
+  rl_32b=RL_32B,
+  data=data.SFT._asdict(),
+  data_tokens=data.SFT_MEAN_TOKENS,
+)

@@ -1,4 +1,4 @@
-"""The two neural reward models of stage 4, which judge general prompts [N]."""
+"""The two neural reward models of stage 4, for general prompts [N]."""
 
 import dataclasses
 from typing import Literal
@@ -6,21 +6,21 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-  """What a reward model learns from, and what it is shown."""
+  """The training data and the input of a reward model."""
 
   examples: int
-  labels: Literal['pairs', 'points']  # which of two is better, or one judged alone
-  judges: Literal['summary', 'output']  # what follows the thoughts, or all of it
+  labels: Literal['pairs', 'points']  # which of two is better, or a label for each
+  judges: Literal['summary', 'output']  # input: text after the thoughts, or all text
   learning_rate: float = 6e-6
   batch_size: int = 256  # examples
   epochs: int = 1
 
 
-# A pair is judged 4 times, in random order, and kept where its scores are more than 1
-# apart; its sides are matched in length, so that length is no hint [N].
+# A pair is judged 4 times, in random order, and kept if its scores differ by more than
+# 1. Both sides have similar lengths, so that length is no cue [N].
 JUDGEMENTS = 4
 LEAST_DIFFERENCE = 1.0
 
 HELPFULNESS = RewardModel(examples=66_000, labels='pairs', judges='summary')
-# Its training is ours: as of the other.
+# Its training settings are ours: those of the helpfulness model.
 SAFETY = RewardModel(examples=106_000, labels='points', judges='output')

@@ -1,8 +1,8 @@
-"""What a stage of the paper is: reinforcement learning (`RL`) or examples (`SFT`).
+"""Types of the paper's stages: reinforcement learning (`RL`) and examples (`SFT`).
 
-Both hold configs of the project's own stages, so that what is said here is what
-`experiments.paper.r1_zero` runs and `scripts.plan` plans. Fields that no paper can
-know, such as micro-batches and worker processes, wait for a machine.
+Both hold the configs of r1jax's own stages, which `experiments.paper.r1_zero` runs and
+`scripts.plan` plans. Fields that depend on the machine, such as micro-batches and
+worker processes, have placeholder values.
 """
 
 import dataclasses
@@ -15,26 +15,26 @@ from r1jax.stages.supervised import SFTConfig
 
 BASE = 'DeepSeek-V3-Base'
 CONTEXT = 32_768  # tokens of a row of examples [N]
-MINIBATCHES = 16  # of a rollout: 8,192 outputs in parts of 512, an update each [N]
+MINIBATCHES = 16  # per rollout: 8,192 outputs in 16 updates of 512 [N]
 
 
 def rollouts(steps: int) -> int:
-  """Returns how many rollouts are sampled in the paper's first `steps` steps.
+  """Returns the number of rollouts in the paper's first `steps` steps, rounded up.
 
-  The paper counts updates, of which a rollout serves 16; `RLConfig` counts
-  rollouts. A rollout belongs to the step that follows it, so a part counts as one:
-  10,400 steps are 650 rollouts and 400 are 25, but 8,200 are 512.5, which makes 513
-  (the last one is sampled after step 8,192), and 1,700 are 106.25, which makes 107.
+  A step of the paper is an update, and a rollout serves 16 updates; `RLConfig` counts
+  rollouts. 10,400 steps are 650 rollouts, 400 are 25. 8,200 are 512.5, rounded up to
+  513 (the last one is sampled after step 8,192), and 1,700 are 106.25, rounded up to
+  107.
   """
   return -(-steps // MINIBATCHES)
 
 
 class Rewards(NamedTuple):
-  """Weights in the sum that is one output's reward; 0 leaves a reward out."""
+  """Weights of the rewards in their sum; 0 leaves a reward out."""
 
-  accuracy: float = 1.0  # is the answer right; by rules
-  format: float = 1.0  # is the form kept; by rules
-  language: float = 0.0  # words of the thoughts in the target language / all words
+  accuracy: float = 1.0  # whether the answer is right, by rules
+  format: float = 1.0  # whether the format is kept, by rules
+  language: float = 0.0  # share of the thoughts' words in the target language
   helpfulness: float = 0.0  # `reward_models.HELPFULNESS`, on general prompts
   safety: float = 0.0  # `reward_models.SAFETY`, on general prompts
 
@@ -80,14 +80,14 @@ class SFT:
 
 
 def sft(start: str, *, examples: int, epochs: int, rows: int, peak: float) -> SFT:
-  """Returns the stage that reads the examples `epochs` times.
+  """Returns a stage of SFT.
 
   Args:
     start: the model it starts from.
-    examples: how many there are.
+    examples: number of examples.
     epochs: passes over them.
-    rows: the paper's batch, here of rows that are filled with examples up to CONTEXT.
-    peak: learning rate, from which a cosine falls to a tenth.
+    rows: the paper's batch size, here in rows of CONTEXT tokens filled with examples.
+    peak: learning rate, which a cosine lowers to a tenth.
   """
   return SFT(
     start,
@@ -96,7 +96,7 @@ def sft(start: str, *, examples: int, epochs: int, rows: int, peak: float) -> SF
       epochs=epochs,
       rows_per_step=rows,
       row_length=CONTEXT,
-      micro_batches=rows,  # a row each, until a machine is chosen
+      micro_batches=rows,  # one row each; depends on the machine
       optim=OptimConfig(
         learning_rate=peak,
         warmup_steps=0,  # the paper names none

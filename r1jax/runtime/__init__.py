@@ -1,1 +1,1 @@
-"""A run on disk, on screen and over hosts; knows no RL."""
+"""A run on disk, on screen and over hosts; independent of algorithms and models."""

@@ -1,18 +1,15 @@
-"""Checkpoints: orbax writes them, a digest of every array proves them whole.
+"""Checkpoints: written by orbax, verified by a digest of their arrays.
 
-Each host writes the parts that its devices have, while the run goes on, and reads
-those that they are to have, on whatever mesh. A checkpoint appears under its step
-number only once it is complete, so a kill or a full disk leaves the ones before it as
-they were.
+Each host writes its devices' shards in the background, and reads the shards that its
+devices need, on any mesh. A checkpoint appears under its step number only once it is
+complete, so a kill or a full disk leaves earlier checkpoints intact.
 """
 
-import concurrent.futures
 import contextlib
 import errno
-import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,58 +19,62 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from r1jax.runtime import hosts
+from r1jax.runtime.digest import by_path, digest_arrays, digest_of
 
-# What the system says when a file may be whole but can't be read now.
+# System errors after which a file may be intact although it can't be read now.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# Of a checkpoint that is copied and written while the run goes on. A larger one the run
-# waits for: there may be no room for the copy.
+# Checkpoints up to this size are copied, and written while the run continues. For a
+# larger one the run waits, as there may be no memory for the copy.
 COPIED = 2**28  # bytes
-KEEP = 2  # newest; the older of them is there if the newest turns out damaged
+KEEP = 2  # newest checkpoints; the older one serves if the newest is damaged
 
 
 class CheckpointError(Exception):
-  """A checkpoint that can't be written or read; the message says what to do."""
+  """A checkpoint can't be written or read; the message says what to do."""
 
 
 class Checkpoints:
   """The checkpoints of one stage, in one folder.
 
-  Opening finds the newest one whose arrays match their digests and moves damaged ones
-  aside, to `<folder>-damaged`; `step` is its step, or None without any. With several
-  hosts all call the same methods.
+  Opening moves damaged checkpoints to `<folder>-damaged`, until the newest one matches
+  its digest. With several hosts, all hosts must call the same methods.
 
-  Of another run's, with `own` False, nothing is moved: `restore` looks.
+  With `own` False the folder belongs to another run: nothing is moved, and `restore`
+  verifies the digest.
+
+  Attributes:
+    warnings: a sentence for every damaged checkpoint.
   """
 
   def __init__(self, folder: Path, own: bool = True) -> None:
     self._folder = folder.absolute()
-    self.warnings: list[str] = []  # a sentence for every damaged checkpoint
+    self.warnings: list[str] = []
     if self._folder.exists() and not self._folder.is_dir():
       raise CheckpointError(
         f'{self._folder} is a file, expected a folder of checkpoints; move it away'
       )
-    # With several hosts one alone would read all that all have.
-    self._looked = own and hosts.count() == 1
-    if self._looked:
-      self._set_damaged_aside()
+    # Not with several hosts: each would have to read the arrays of all.
+    self._verified = own and hosts.count() == 1
+    if self._verified:
+      self._move_damaged()
     self._manager = _manager(self._folder)
     self._writing: int | None = None
 
   @property
   def step(self) -> int | None:
-    """The newest step, or None."""
+    """Step of the newest checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, tree: Any, manifest: dict[str, Any]) -> None:
-    """Begins to write a tree of arrays and a manifest of JSON values under `step`.
+    """Starts to write a tree of arrays and a manifest of JSON values under `step`.
 
-    Returns once the arrays are copied to the host; they are written while the run goes
-    on. `wait` says how it ended; so does the next `save`, which waits first. On a CPU
-    a large tree is not copied, and written when this returns.
+    Returns once the arrays are copied to the host; they are written in the background.
+    `wait`, or the next `save`, raises if writing failed. On a CPU a tree larger than
+    `COPIED` is not copied, and is on disk when this returns.
     """
     self.wait()
     content = {'digest': digest_of(tree), 'step': step, **manifest}
-    arrays = _by_path(tree)
+    arrays = by_path(tree)
     on_host = jax.default_backend() == 'cpu'
     size = sum(x.nbytes for x in arrays.values())
     if on_host and size <= COPIED:  # the next step uses their memory again
@@ -88,7 +89,7 @@ class Checkpoints:
       self.wait()
 
   def wait(self) -> None:
-    """Returns when the last checkpoint is on the disk.
+    """Waits until the last checkpoint is on disk.
 
     Raises:
       CheckpointError: the disk is full or the folder can't be written. Earlier
@@ -101,12 +102,12 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explained(self, step: int) -> Iterator[None]:
-    """Turns what orbax and tensorstore say about writing into what to do about it."""
+    """Turns errors of orbax and tensorstore into a CheckpointError with advice."""
     try:
       yield
-    except Exception as error:  # they wrap OSError in their own
+    except Exception as error:  # they wrap OSError in their own types
       self._writing = None
-      _hush()
+      _silence_orbax()
       whole = max(self._manager.all_steps(read=True), default=None)
       kept = f'the one of step {whole} is intact' if whole else 'none is kept'
       full = 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error)
@@ -117,13 +118,14 @@ class Checkpoints:
       ) from error
 
   def restore(self, like: Any) -> Any:
-    """Returns the newest checkpoint's arrays in the structure of `like`.
+    """Returns the newest checkpoint's arrays, structured and sharded like `like`.
 
-    They lie as those of `like`, which may be shapes alone, say that they do.
+    Args:
+      like: a tree of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      CheckpointError: its arrays are not those of `like` (names, shapes or types), or,
-        where opening has not looked, not those that were saved.
+      CheckpointError: names, shapes or types differ from `like`, or the arrays do not
+        match their digest (verified here unless it was on opening).
     """
     place = f'{self._folder}/{self.step}'
     flat, structure = jax.tree.flatten_with_path(like)
@@ -139,20 +141,20 @@ class Checkpoints:
     try:
       arrays, manifest = _read(self._folder, self._newest, wanted)
     except Exception as error:
-      _hush()
+      _silence_orbax()
       raise CheckpointError(
         f'{place} could not be read ({_first_line(error)}); restore it, or move it '
-        'away: the same command then goes on from the one before it'
+        'away: the same command then resumes from the one before it'
       ) from error
-    if not self._looked and _digest(arrays) != manifest['digest']:
+    if not self._verified and digest_arrays(arrays) != manifest['digest']:
       raise CheckpointError(
         f'{place} is damaged (its arrays do not match their digest); move it away: the '
-        'same command then goes on from the one before it'
+        'same command then resumes from the one before it'
       )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
   def in_own_types(self, like: Any) -> Any:
-    """Returns the shapes of `like` with the types that the newest checkpoint has.
+    """Returns the shapes of `like` with the newest checkpoint's dtypes.
 
     Raises CheckpointError without one.
     """
@@ -165,24 +167,24 @@ class Checkpoints:
     return jax.tree_util.tree_map_with_path(one, like)
 
   def resume(self, state: Any) -> tuple[Any, int]:
-    """Returns the newest checkpoint, placed like `state`, and its step.
+    """Returns the newest checkpoint, sharded like `state`, and its step.
 
-    Without any it is `state` itself, and step 0. Raises what `restore` raises.
+    Returns `state` itself and 0 if there is no checkpoint. Raises like `restore`.
     """
     return (state, 0) if self.step is None else (self.restore(state), self.step)
 
   def manifest(self) -> dict[str, Any]:
-    """The newest checkpoint's manifest: what `save` was given, with its digest.
+    """Returns the newest checkpoint's manifest: that of `save`, digest and step.
 
-    Raises CheckpointError where it can't be read.
+    Raises CheckpointError if it can't be read.
     """
     args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
     step = self._newest
     with _manager(self._folder) as manager:
       try:
         return manager.restore(step, args=args)['manifest']
-      except Exception as error:  # of several kinds
-        _hush()
+      except Exception as error:  # of several types
+        _silence_orbax()
         raise CheckpointError(
           f'the manifest of {self._folder}/{step} could not be read '
           f'({_first_line(error)}); restore it'
@@ -194,23 +196,23 @@ class Checkpoints:
       raise CheckpointError(f'{self._folder} has no complete checkpoint')
     return self.step
 
-  def _set_damaged_aside(self) -> None:
+  def _move_damaged(self) -> None:
     found = self._folder.glob('[1-9]*') if self._folder.exists() else ()
     steps = sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
     for step in steps:
       try:
         arrays, manifest = _read(self._folder, step, _shapes(self._folder, step))
-        if manifest['digest'] == _digest(arrays):
+        if manifest['digest'] == digest_arrays(arrays):
           if self.warnings:
             self.warnings.append(f'The one of step {step} before it is used.')
           return
         reason = 'its arrays do not match their digest'
-      except Exception as error:  # whatever a damaged file makes its reader raise
-        _hush()
+      except Exception as error:  # a damaged file can raise anything
+        _silence_orbax()
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) in REFUSED:
           raise CheckpointError(
             f'{self._folder}/{step} could not be read ({_first_line(error)}); it may '
-            'be whole, so it is left as it is'
+            'be intact, so it was not moved; fix that and run the same command'
           ) from error
         reason = _first_line(error)
       aside = self._folder.with_name(f'{self._folder.name}-damaged')
@@ -225,86 +227,14 @@ class Checkpoints:
       self.warnings.append(f'No whole checkpoint is left in {self._folder}.')
 
 
-def _hush() -> None:
-  """Keeps tasks that orbax leaves behind from printing tracebacks at the end."""
+def _silence_orbax() -> None:
+  """Silences tracebacks at exit from tasks that orbax leaves behind."""
   sys.unraisablehook = lambda unraisable: None
   logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
 
 
-def digest_of(tree: Any) -> str:
-  """The digest of a tree's arrays, as a checkpoint's manifest has it.
-
-  The SHA-256 of all names, types and shapes and of a sum over each array's numbers,
-  which does not depend on how the array is cut: see `number_sum`. All hosts call it.
-  """
-  return _digest(_by_path(tree))
-
-
-def _digest(arrays: dict[str, jax.Array]) -> str:
-  with concurrent.futures.ThreadPoolExecutor() as threads:
-    own = dict(zip(arrays, threads.map(_own_sum, arrays.values()), strict=True))
-  parts = hosts.all_gather('digest', own)
-  total = hashlib.sha256()
-  for name in sorted(arrays):
-    x, number = arrays[name], sum(part[name] for part in parts) % 2**64
-    total.update(f'{name} {x.dtype} {x.shape} {number:016x} '.encode())
-  return total.hexdigest()
-
-
-def number_sum(x: np.ndarray, first: Sequence[int] = ()) -> int:
-  """The sum, modulo 2^64, of an array's numbers, as bits, each times its weight.
-
-  The weight is the product of one for each index, odd and otherwise random, so any
-  change of one number changes the sum, and parts of an array add up to the whole.
-
-  Args:
-    x: the array, or a part of one.
-    first: the index in the array of the part's first number; none is the whole.
-  """
-  total = np.ascontiguousarray(x).view(f'u{x.dtype.itemsize}').reshape(x.shape)
-  for axis in reversed(range(x.ndim)):
-    start = first[axis] if first else 0
-    places = np.arange(start, start + x.shape[axis], dtype=np.uint64)
-    total = _weighted(total, _random(places + np.uint64(axis << 48)) | np.uint64(1))
-  return int(total)
-
-
-def _weighted(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """x @ weights in 64 bits, a cache's worth of rows at a time."""
-  flat = x.reshape(-1, x.shape[-1])
-  rows = max(1, 2**15 // max(1, flat.shape[1]))
-  total = np.zeros(len(flat), np.uint64)
-  for start in range(0, len(flat), rows):
-    some = slice(start, start + rows)
-    total[some] = flat[some].astype(np.uint64) @ weights
-  return total.reshape(x.shape[:-1])
-
-
-def _random(x: np.ndarray) -> np.ndarray:
-  """splitmix64 (Steele et al. 2014) of each number."""
-  x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
-
-
-def _own_sum(x: jax.Array) -> int:
-  """`number_sum` of the parts of an array that no other device or host counts."""
-  total = 0
-  for shard in x.addressable_shards:
-    if shard.replica_id == 0:
-      first = [cut.start or 0 for cut in shard.index]
-      total += number_sum(np.asarray(shard.data), first)
-  return total
-
-
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-  """Arrays by path: a name says more in an error than a position does."""
-  flat, _ = jax.tree.flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in flat}
-
-
 def _manager(folder: Path) -> ocp.CheckpointManager:
+  """Returns orbax's manager of a folder of checkpoints."""
   handlers = {
     'arrays': ocp.StandardCheckpointHandler(),
     'manifest': ocp.JsonCheckpointHandler(),
@@ -314,7 +244,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 
 
 def _shapes(folder: Path, step: int) -> dict[str, Any]:
-  """The arrays of a checkpoint, without their numbers."""
+  """Returns the shapes and dtypes of a checkpoint's arrays, by path."""
   with _manager(folder) as manager:
     found = manager.item_metadata(step)['arrays']
   return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found.items()}
@@ -323,7 +253,7 @@ def _shapes(folder: Path, step: int) -> dict[str, Any]:
 def _read(
   folder: Path, step: int, like: dict[str, Any]
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-  """Arrays that lie as those of `like` do, or on the first device; the manifest."""
+  """Returns arrays, sharded like `like` or on the first device, and the manifest."""
   first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   wanted = {
     name: jax.ShapeDtypeStruct(

@@ -1,10 +1,10 @@
-"""From the words of a command line to a checked experiment config.
+"""Parses a command line into a checked experiment config.
 
-An experiment is a frozen dataclass of plain fields and of groups (`grpo`, `model`),
-which are frozen dataclasses themselves. `parse` takes a default instance of it and
+An experiment's config is a frozen dataclass of plain fields and of groups (`rl`,
+`model`), which are frozen dataclasses themselves. `parse` takes a default instance and
 lets the command line change any field: `--seed 3`, `--rl.grpo.kl-coef 0`, or a whole
 group at once by the name of a preset: `--rl.grpo dapo`. Types and help come from the
-dataclass by way of tyro; what is here are presets, suggestions and short errors.
+dataclass through tyro; this module adds presets, suggestions and short errors.
 """
 
 import contextlib
@@ -39,17 +39,21 @@ RENAMED = {
 def parse(
   default: Config, argv: Sequence[str] | None = None, presets: Presets | None = None
 ) -> Config:
-  """The config that the command line asks for, starting from `default`.
+  """Returns `default` with the changes of a command line.
 
-  `argv` defaults to the words after the program's name. Field names may be written
-  with - or _, values after a space or =; the last of two settings of a field holds.
-  A preset replaces its group, and single fields then change the preset, in whichever
-  order both are given. Configs check themselves in `__post_init__` with a ValueError,
-  and see only the final values.
+  Field names may be written with - or _, values after a space or =. If a field is set
+  twice, the last value holds. A preset replaces its group, and single fields then
+  change the preset, in any order. Configs check their final values in `__post_init__`,
+  with a ValueError.
+
+  Args:
+    default: the config to start from.
+    argv: words of the command line; by default those after the program's name.
+    presets: by dotted path of a group.
 
   Raises:
-    SystemExit: 2 after one `error: ...` line on stderr, where a word can't be
-      understood or a config refuses its values; 0 after `--help`.
+    SystemExit: 2 after one `error: ...` line on stderr if a word is not understood or a
+      config rejects its values; 0 after `--help`.
   """
   words = list(sys.argv[1:] if argv is None else argv)
   presets = presets or {}
@@ -69,8 +73,8 @@ def parse(
 def _set_unchecked(config: Any, path: str, value: Any) -> None:
   """Sets the field at a dotted path in a copy of each group on the way.
 
-  Not by dataclasses.replace: that would check a preset against fields that the
-  remaining words are about to change.
+  Not dataclasses.replace: it would check a preset against fields that the remaining
+  words are about to change.
   """
   *groups, last = path.split('.')
   for group in groups:
@@ -83,7 +87,7 @@ def _set_unchecked(config: Any, path: str, value: Any) -> None:
 def _split_presets(
   words: list[str], presets: Presets
 ) -> tuple[list[str], dict[str, Any]]:
-  """The words that name no preset, and the chosen preset of each group."""
+  """Returns the words that name no preset, and the chosen preset of each group."""
   rest: list[str] = []
   chosen: dict[str, Any] = {}
   remaining = iter(words)
@@ -113,7 +117,7 @@ def _flag(name: str) -> str:
 
 
 def _field_flags(config: Any, prefix: str = '') -> list[str]:
-  """Every field's flag, in the order of definition, groups opened."""
+  """Returns the flags of all fields and of the fields of groups, in order."""
   flags = []
   for field in dataclasses.fields(config):
     name = prefix + field.name
@@ -165,7 +169,7 @@ def _suggestion(meant: Sequence[str]) -> str:
 
 
 def _description(default: Any, presets: Presets) -> str:
-  """The experiment's docstring and its presets, for the top of --help."""
+  """Returns the head of --help: the experiment's docstring and its presets."""
   lines = [
     f'{_flag(group)} PRESET sets the whole group: {", ".join(known)}'
     for group, known in presets.items()
@@ -174,13 +178,13 @@ def _description(default: Any, presets: Presets) -> str:
 
 
 def _parse_fields(start: Any, words: list[str], description: str) -> Any:
-  """`start` with the fields that `words` change, by tyro.
+  """Returns `start` with the fields that `words` set, parsed by tyro.
 
   Raises:
     ValueError: with tyro's reason in one line.
     SystemExit: 0, after --help.
   """
-  import tyro  # 0.3 s that a worker process importing an experiment need not spend
+  import tyro  # takes 0.3 s, which reward workers that import an experiment save
 
   registry = tyro.constructors.ConstructorRegistry()
   registry.primitive_rule(_name_or_function)
@@ -221,13 +225,13 @@ def _name_or_function(info: Any) -> Any:
 
 
 def _program() -> str:
-  """How the running module is started: `python -m experiments.r1_zero`."""
+  """Returns the command of the running module: `python -m experiments.r1_zero`."""
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   return f'python -m {spec.name}' if spec else sys.argv[0]
 
 
 def _unboxed(box: str) -> str:
-  """tyro's error in one line: without frame, colours, title and help text."""
+  """Returns tyro's error as one line, without frame, colours, title and help text."""
   plain = re.sub(r'\x1b\[[0-9;]*m', '', box)
   rows = [row.strip(' │|') for row in plain.splitlines()[1:]]
   lines = [row for row in rows if row.strip('╰╯+─-')]
@@ -237,15 +241,14 @@ def _unboxed(box: str) -> str:
     r'expected values as --help shows them, got \1',
     reason,
   )
-  # A check of the configs names its field; one that serves several groups says only
-  # which field of the group it is.
+  # A config's own check names its field, by full path or by the name in its group.
   named = re.match(r'Error parsing ([^\s:]+): (.*)', reason, re.DOTALL)
   if named is None:
     return reason.removeprefix('Error parsing ')
   place, text = named.groups()
   if place.startswith('--'):
     return f'{place}: {text}'
-  in_group = place.islower() and re.match(r'\w+: ', text)  # else the class, or said
+  in_group = place.islower() and re.match(r'\w+: ', text)  # else a class or a full path
   return f'{place.replace("-", "_")}.{text}' if in_group else text
 
 

@@ -1,4 +1,4 @@
-"""Compiled programs: kept on disk between runs, and counted while one goes on."""
+"""Compilation: the cache on disk, compiler options, and counts of compiled programs."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from r1jax.runtime import memory
 
-WORTH_KEEPING = (
-  0.1  # seconds of compilation; jax's own default, 1, leaves out small ones
-)
+# Programs that compile for at least this long are cached; jax's default, 1, leaves out
+# small ones.
+MIN_SECONDS = 0.1
 _COMPILED = '/jax/core/compile/backend_compile_duration'  # jax's name of the event
 
 
 def keep_on_disk() -> None:
-  """Lets later runs take compiled programs from the user's cache folder.
+  """Keeps compiled programs on disk for later runs.
 
-  Or from where JAX_COMPILATION_CACHE_DIR points to. Small ones too, unless
-  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise.
+  They go to JAX_COMPILATION_CACHE_DIR if it is set, else to the user's cache folder.
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS overrides `MIN_SECONDS`.
   """
-  config: Any = jax.config  # its fields are made at run time
+  config: Any = jax.config  # its fields are created at run time
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    config.update('jax_persistent_cache_min_compile_time_secs', WORTH_KEEPING)
+    config.update('jax_persistent_cache_min_compile_time_secs', MIN_SECONDS)
   if not config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     config.update('jax_compilation_cache_dir', str(Path(cache) / 'r1jax'))
@@ -34,11 +34,11 @@ def keep_on_disk() -> None:
 
 @contextlib.contextmanager
 def nothing_from_disk() -> Iterator[None]:
-  """Compiles what is inside even if it was kept: XLA tells only then how it did it."""
+  """Turns the cache off, as XLA reports costs only of programs that it compiles."""
   config: Any = jax.config
   before = config.jax_enable_compilation_cache
   config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # jax looks at its configuration once
+  compilation_cache.reset_cache()  # jax reads its configuration only once
   try:
     yield
   finally:
@@ -47,11 +47,11 @@ def nothing_from_disk() -> Iterator[None]:
 
 
 def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
-  """Compiler options of the programs of RL, for `jax.jit`.
+  """Returns compiler options for `jax.jit` of the RL programs.
 
-  On a CPU LLVM's level 1, where its own default is 3: programs come a quarter sooner,
-  and none of the sampler's or the learner's was slower. Without a mesh it is the
-  default device that counts.
+  On a CPU they lower LLVM's optimization level from 3 to 1: programs compile in three
+  quarters of the time, and neither the sampler's nor the learner's ran slower. Without
+  a mesh the default device decides.
   """
   device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
   on_cpu = device.platform == 'cpu'
@@ -59,16 +59,17 @@ def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
 
 
 class Compilations:
-  """Counts what is compiled, or loaded from disk, while it is open.
+  """Counts programs compiled, or loaded from disk, while it is open.
 
-  The compiler's memory, which may be that of several models, is given back each time.
+  Returns the compiler's memory to the system after each; it can be several times that
+  of the model.
   """
 
   def __init__(self) -> None:
     self._programs, self._seconds = 0, 0.0
 
   def since(self) -> tuple[int, float]:
-    """How many programs, and in how many seconds, since the last call."""
+    """Returns the number of programs and their seconds since the last call."""
     counted = self._programs, self._seconds
     self._programs, self._seconds = 0, 0.0
     return counted

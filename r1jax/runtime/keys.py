@@ -1,4 +1,4 @@
-"""Random keys by the name of their purpose."""
+"""Random keys by name."""
 
 import zlib
 
@@ -6,5 +6,5 @@ import jax
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-  """The child of `key` for a purpose, so that adding one changes no other."""
+  """Returns the child of `key` for a named purpose; a new name changes no other key."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -1,7 +1,7 @@
-"""What a run writes down while it runs: metrics.jsonl, samples.jsonl, TensorBoard.
+"""Logs of a run: metrics.jsonl, samples.jsonl and TensorBoard.
 
-`Log` writes them and `parse_line` reads a line of the first two back. Values are plain
-numbers under the names they have in metrics.jsonl; models and devices are unknown here.
+`Log` writes them; `parse_line` reads a line of the first two. Values are plain numbers
+under the names they have in metrics.jsonl. Nothing here knows models or devices.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, Self
 
 from r1jax.statistics import Interval
 
-# Evaluations are taken inside the RL loop and share its steps and its checkpoints.
+# Evaluations run inside the RL loop and share its steps and its checkpoints.
 LOOP_OF = {'eval': 'rl'}
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | None:
-  """The object in a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
+  """Returns a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
   try:
     line = json.loads(raw, parse_constant=lambda _: None)
   except ValueError:
@@ -34,16 +34,24 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
 
 
 class Log:
-  """The files of a run, open for writing; a context manager.
+  """The log files of a run, open for writing; a context manager.
 
-  Opening keeps only what the checkpoints stand for: `resume` maps a phase to its last
-  finished step, and lines past that step, lines of other phases and a half-written last
-  line are dropped, so that a run that was killed writes the same files as one that was
-  not. Each call reaches the file in one system call: write a step, then save it.
+  Opening drops lines past the step in `resume`, lines of other phases, and a
+  half-written last line. So a run that was killed and resumed writes the same files as
+  one that was not. Each call appends in one system call: write a step, then save it.
 
-  Raises ValueError if a line other than the last one is damaged or fewer than
-  `least_lines` of metrics.jsonl are left, and OSError with what to do if the disk is
-  full. `lines` is how many metrics.jsonl has.
+  Args:
+    workdir: the run's folder.
+    resume: last step with a checkpoint, by phase.
+    least_lines: lines that metrics.jsonl must have after dropping.
+
+  Attributes:
+    lines: number of lines in metrics.jsonl.
+
+  Raises:
+    ValueError: a line other than the last is damaged, or there are fewer than
+      `least_lines`.
+    OSError: the disk is full, or a file can't be written; the message says what to do.
   """
 
   def __init__(
@@ -67,10 +75,10 @@ class Log:
       file.close()
 
   def write(self, phase: str, step: int, **values: Any) -> None:
-    """Appends one line to metrics.jsonl and its numbers to TensorBoard.
+    """Appends one line to metrics.jsonl, and its numbers to TensorBoard.
 
-    Values are numbers (numpy scalars too), Intervals, None, or dicts of these; NaN and
-    infinity, which JSON has no word for, become null.
+    Values are numbers (numpy scalars too), Intervals, None, or dicts of these. NaN and
+    infinity, which JSON lacks, become null.
     """
     values = jsonable(values)
     line = {'phase': phase, 'step': step, **values}
@@ -84,8 +92,8 @@ class Log:
     self._samples.append(lines)
 
   def _write_event(self, phase: str, step: int, scalars: Mapping[str, float]) -> None:
-    # Not tensorboardX.SummaryWriter: its thread dies on a full disk, after which the
-    # queue to it fills up and the training loop hangs without a word.
+    # Not tensorboardX.SummaryWriter: its thread dies on a full disk; then its queue
+    # fills up and the training loop hangs without an error.
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -95,7 +103,7 @@ class Log:
       number = len(list(folder.glob('*')))  # the reader takes files in this order
       self._events[loop] = _File(folder / f'events.out.tfevents.{number:06d}')
       version = Event(wall_time=time.time(), file_version='brain.Event:2')
-      # The reader forgets what earlier files say from this step on.
+      # The reader drops the events of earlier files from this step on.
       purge_step = self._resume.get(loop, -1) + 1
       started = SessionLog(status=SessionLog.START)
       purge = Event(wall_time=time.time(), step=purge_step, session_log=started)
@@ -106,7 +114,7 @@ class Log:
 
 
 class _File:
-  """A file that only grows. Unbuffered: what was appended survives a kill."""
+  """A file open for appending. Unbuffered: what was appended survives a kill."""
 
   def __init__(self, path: Path) -> None:
     self._path = path
@@ -126,23 +134,23 @@ class _File:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-  """Turns what the system says about writing `path` into what to do about it."""
+  """Turns an OSError about writing `path` into one that says what to do."""
   try:
     yield
   except OSError as error:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = 'make room for it' if full else 'mend that'
+    remedy = 'make room for it' if full else 'fix that'
     raise OSError(
       f'cannot write {path} ({error.strerror}); {remedy}, then start the same command '
-      'again: it goes on from the last checkpoint'
+      'again: it resumes from the last checkpoint'
     ) from error
 
 
 def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> int:
-  """Rewrites `path`, atomically, without the lines past the step of their phase.
+  """Rewrites `path` atomically without the lines past the step of their phase.
 
-  Returns how many lines are left. Fewer than `least` are an error, and `path` is left
-  as it is.
+  Returns how many lines are left. Raises ValueError, and leaves `path` unchanged, if
+  these are fewer than `least`.
   """
   left = 0
   if not path.exists():
@@ -157,7 +165,7 @@ def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> i
           f'{path}, line {number}: expected a JSON object with a phase and a step, got '
           f'{raw[:40]!r}; delete that line, or choose another --workdir'
         )
-      if line is None:  # cut short, so the last one: the kill came in the middle of it
+      if line is None:  # the last line, half-written when the run was killed
         break
       phase = line['phase']
       if line['step'] <= resume.get(LOOP_OF.get(phase, phase), -1):
@@ -181,7 +189,7 @@ def _check_left(path: Path, left: int, least: int) -> None:
 
 
 def jsonable(value: Any) -> Any:
-  """`value` in the types of JSON, which has neither Intervals nor numpy's nor NaN."""
+  """Returns `value` in JSON's types: no Intervals, numpy types, NaN or infinity."""
   if isinstance(value, Interval):
     value = value._asdict()
   if isinstance(value, Mapping):
@@ -194,13 +202,13 @@ def jsonable(value: Any) -> Any:
 
 
 def _json_line(line: Any) -> bytes:
-  # backslashreplace: half a surrogate pair in a model's output is no reason to stop.
+  # backslashreplace: half a surrogate pair in a model's output must not end the run.
   text = json.dumps(line, ensure_ascii=False, allow_nan=False)
   return text.encode(errors='backslashreplace') + b'\n'
 
 
 def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
-  """The numbers inside `value`, each under the path that leads to it."""
+  """Yields the numbers inside `value`, each with its path."""
   if isinstance(value, Mapping):
     for name, item in value.items():
       yield from _scalars(f'{tag}/{name}', item)
@@ -209,7 +217,7 @@ def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _record(event: Any) -> bytes:
-  """`event` as TensorBoard reads it: length and content, a checksum after each."""
+  """Returns `event` as a TFRecord: length and content, a checksum after each."""
   from tensorboardX.record_writer import masked_crc32c
 
   content = event.SerializeToString()

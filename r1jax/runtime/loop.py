@@ -1,4 +1,4 @@
-"""The loop of one phase of training: resumes, counts, times, logs, saves and stops."""
+"""The loop over the steps of a training phase: times, logs, saves and stops."""
 
 import contextlib
 import time
@@ -10,19 +10,20 @@ import jax
 from r1jax.runtime import hosts
 from r1jax.runtime.run import Run, check_finite
 
-SETTLED = 3  # steps of a run after which nothing should be compiled any more
+SETTLED = 3  # steps after which nothing should compile any more
 
 
 class Loop:
-  """Iterates over the steps that a phase still has to make, from 1 to `steps`.
+  """Iterates over the remaining steps of a phase; they count from 1 to `steps`.
 
-  A step calls `log` with its metrics, and `save` if `saves_now`, with what the next
-  step starts from. Due are steps `log_every` and `save_every` apart, and the last one.
-  Steps with a checkpoint are shown, too; with `log_saves` they are also logged.
+  Each step calls `log` with its metrics and, if `saves_now`, `save` with the state. A
+  line of the log is due every `log_every` steps, a checkpoint every `save_every` steps,
+  and both after the last step.
+  With `log_saves` each step with a checkpoint is logged too.
 
   Attributes:
-    first: steps that an earlier process has made.
-    step: the step at hand.
+    first: number of steps done by an earlier process.
+    step: number of the current step.
   """
 
   def __init__(
@@ -37,13 +38,13 @@ class Loop:
     log_saves: bool = False,
     optim: str,
   ) -> None:
-    """Begins to measure time.
+    """Starts the clock of the first line of the log.
 
     Args:
-      run: of which `phase` is a part.
+      run: the open run.
       phase: its name in logs and checkpoints.
-      steps: in all.
-      first: steps of the checkpoint that the phase goes on from.
+      steps: of the whole phase.
+      first: step of the checkpoint that the phase resumes from.
       log_every: steps between two lines of the log.
       save_every: steps between two checkpoints.
       log_saves: whether each step with a checkpoint has a line in the log.
@@ -62,7 +63,7 @@ class Loop:
       yield step
 
   def due(self, every: int) -> bool:
-    """Whether this step is one of every so many, or the last."""
+    """Returns whether this step is a multiple of `every`, or the last."""
     return self.step % every == 0 or self.step == self.steps
 
   @property
@@ -84,11 +85,11 @@ class Loop:
     Returns an empty dictionary after a step that is not due.
 
     Args:
-      metrics: numbers, or arrays that stay on the device where the step is not due.
-        `loss` and `grad_norm` must be among them.
-      tokens: learned from since the last line; for the rate.
-      device: seconds that the device worked since the last line.
-      more: further metrics, computed where the step is due.
+      metrics: numbers, or arrays that stay on the device if the step is not due.
+        They must include `loss` and `grad_norm`.
+      tokens: learned from since the last line, for `tokens_per_second`.
+      device: seconds that the device was busy since the last line.
+      more: returns further metrics; called only if the step is due.
       samples: lines for samples.jsonl.
 
     Raises:
@@ -104,7 +105,8 @@ class Loop:
     if tokens:
       timed['tokens_per_second'] = tokens / seconds
     if device is not None:
-      # The share in which this step's host work and the last one's files held it up.
+      # Share of the time that the device waited for this step's host work and for the
+      # last step's files.
       timed['device_waited'] = max(0.0, 1 - device / seconds)
     values['time'] = timed
     if self.due(self._log_every) or self._log_saves:
@@ -116,7 +118,7 @@ class Loop:
     return values
 
   def _checked(self) -> dict[str, Any]:
-    """The step's metrics as numbers; raises TrainingError if they are not finite."""
+    """Returns the step's metrics as numbers; raises TrainingError if not finite."""
     values = {
       name: float(value) if isinstance(value, jax.Array) else value
       for name, value in (self._unchecked or {}).items()
@@ -127,7 +129,7 @@ class Loop:
     return values
 
   def restart_clock(self) -> None:
-    """Leaves out of the next line's seconds what was done since the last one."""
+    """Excludes the time since the last line from the next line's seconds."""
     self._began = time.monotonic()
 
   def say(self, sentence: str) -> None:
@@ -135,23 +137,23 @@ class Loop:
     self.run.progress.say(f'Step {self.step}: {sentence}')
 
   def say_compilations(self, seconds: float) -> None:
-    """Says what the first step took, and when a later one compiles."""
+    """Reports the time of the first step, and later steps that compile."""
     programs, compiling = self.run.compilations.since()
     done = self.step - self.first
     if done == 1:
       self.run.progress.say(
-        f'The first step took {seconds:.1f} s; compiling or loading {programs} '
-        f'programs took {compiling:.1f} s so far.'
+        f'The first step took {seconds:.1f} s; so far {compiling:.1f} s were spent on '
+        f'compiling or loading {programs} programs.'
       )
     elif programs and done > SETTLED:
       self.say(
-        f'{programs} programs had to be compiled or loaded, in {compiling:.1f} s; a '
-        'shape that changes at many steps costs that each time.'
+        f'{programs} programs were compiled or loaded, in {compiling:.1f} s; a shape '
+        'that changes often costs this time at every change.'
       )
 
   @contextlib.contextmanager
   def traced(self, step: int) -> Iterator[None]:
-    """Writes a trace for Perfetto and XProf if the step at hand is number `step`."""
+    """Writes a trace for Perfetto and XProf if the current step is number `step`."""
     if not (hosts.is_primary() and self.step == step):
       yield
       return
@@ -161,16 +163,16 @@ class Loop:
     self.run.progress.say(f'The trace of this step is in {folder}.')
 
   def saves_now(self) -> bool:
-    """Whether to `save` after this step: if it is due, or the run is to end."""
-    # Several hosts ask each other only at steps that are written down anyway.
+    """Returns whether to `save` after this step: it is due, or the run must end."""
+    # Several hosts ask each other only at steps that are logged or saved anyway.
     asks = self.due(self._log_every) or self.saves or hosts.count() == 1
     return asks and self.run.saves(self.saves)
 
   def save(self, tree: Any) -> None:
-    """Writes a checkpoint of what the next step starts from.
+    """Writes a checkpoint of the state that the next step starts from.
 
     Raises:
-      CheckpointError: it, or the one before, could not be written.
+      CheckpointError: this checkpoint, or the one before, could not be written.
       Interruption: the run was asked to stop.
       TrainingError: the loss or the gradient is not finite; nothing is written.
     """

@@ -1,116 +1,32 @@
-"""What a run shows while it runs: a live panel, or plain lines without a terminal.
+"""Shows a run on screen: a live panel, or plain lines without a terminal.
 
-`diagnose` puts numbers that explain why nothing is learned into words; `Progress` shows
-the numbers and says those words. Values go by their names in metrics.jsonl.
+Values go by their names in metrics.jsonl.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
+from r1jax.runtime.diagnose import findings
 from r1jax.runtime.log import jsonable
 
 if TYPE_CHECKING:
   from rich.console import Console, RenderableType
   from rich.live import Live
 
-STEPS_BETWEEN_REPEATS = 20  # a sentence said at every step is not read
+STEPS_BETWEEN_REPEATS = 20  # a sentence printed at every step is not read
 SECONDS_BETWEEN_FRAMES = 0.25
 SECONDS_BETWEEN_LINES = 5.0
-# Rewards of `r1jax.rewards.rules` that are 0 without the tags.
-_FORMAL = {'accuracy', 'format', 'reasoning'}
-
-
-def diagnose(values: Mapping[str, Any]) -> list[str]:
-  """Sentences on what stands in the way of learning, from the values of one RL step."""
-  return [sentence for _, sentence in _findings(values)]
-
-
-def _findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-  """Pairs of the metric that gives it away and the sentence about it."""
-
-  def value(name: str) -> float:
-    number = values.get(name)
-    return float('nan') if number is None else number  # NaN: every comparison fails
-
-  # Not by groups: an advantage may compare the outputs of several prompts.
-  flat = value('zero_advantages')
-  accuracy = (values.get('rewards') or {}).get('accuracy')
-  nothing = flat == 1 and value('reward_spread') == value('reward') == 0
-  if nothing and not (accuracy or 0) > 0:
-    yield (
-      'reward',
-      'Every reward of this step is 0, so there is nothing to learn from: make the '
-      'problems easier, or train the base model for longer; a checkpoint of the hub '
-      'may need another --model.template: chat_tags asks for the form by its own.',
-    )
-  elif flat > 0.9:
-    if accuracy is None:
-      why = 'outputs that are compared get the same reward; make the reward finer'
-    elif accuracy < 0.05:
-      why = 'hardly any output is right; make the problems easier'
-    elif accuracy > 0.95:
-      why = 'nearly every output is right; make the problems harder'
-    else:
-      why = (
-        'outputs of one problem are too much alike; raise rl.temperature, or make the '
-        'reward finer'
-      )
-    yield (
-      'zero_advantages',
-      f'The advantage of {flat:.0%} of the outputs is 0, and nothing is learned from '
-      f'them: {why}.',
-    )
-  if value('cut_off') > 0.3:
-    yield (
-      'cut_off',
-      f'{value("cut_off"):.0%} of the outputs are cut off before they end, which '
-      'teaches the policy to think less: raise rl.max_length.',
-    )
-  if value('unparsable') > 0.5 and _FORMAL & (values.get('rewards') or {}).keys():
-    yield (
-      'unparsable',
-      f'{value("unparsable"):.0%} of the outputs are not of the form <think>…</think>'
-      '<answer>…</answer> and cannot be right: train the base model for longer, or '
-      'give the format reward more weight; a checkpoint of the hub is asked for that '
-      'form, with an example, by --model.template chat_tags.',
-    )
-  clipped = value('clip_up') + value('clip_down')
-  if clipped > 0.3:
-    yield (
-      'clip_up',
-      f'{clipped:.0%} of the tokens are clipped, so the policy moves too far between '
-      'two rollouts: lower the learning rate, or make fewer updates from a rollout.',
-    )
-  # With weights in int8 it is expected, and corrected by `importance`.
-  if value('drift') > 1e-2 and values.get('importance') is None:
-    yield (
-      'drift',
-      f'Sampler and learner disagree by {value("drift"):.2g} nats on a token: they do '
-      'not compute the same policy; compare their precision and their temperature.',
-    )
-  if value('grad_norm') == 0:
-    yield (
-      'grad_norm',
-      'The gradient is exactly 0, so this step changed nothing: all advantages were 0, '
-      'or the mask leaves no token.',
-    )
-  if value('kl') > 1:
-    yield (
-      'kl',
-      f'The policy is {value("kl"):.2g} nats a token away from its reference and may '
-      'have come apart: lower the learning rate, or raise the KL coefficient.',
-    )
 
 
 class Progress:
-  """A view of the run on `console` (stdout by default); a context manager.
+  """Shows the run on `console` (stdout by default); a context manager.
 
-  On a terminal it is a panel that stays in place; elsewhere a line every few seconds.
-  Time left is extrapolated from the steps of the phase seen since its first update,
-  which leaves compilation out. `clock` gives seconds.
+  A terminal gets a panel that stays in place, anything else a line every few seconds.
+  The time left is extrapolated from the steps of the phase after its first update,
+  which leaves compilation out. `clock` returns seconds.
   """
 
   def __init__(
@@ -130,7 +46,7 @@ class Progress:
     if self._console.is_terminal and not self._console.is_dumb_terminal:
       from rich.live import Live
 
-      # Drawn on update only: a thread that redraws would take its time from the run.
+      # Drawn on update only: a redrawing thread would take time from the run.
       self._live = Live(console=self._console, auto_refresh=False)
       self._live.start()
     return self
@@ -141,17 +57,17 @@ class Progress:
       self._live = None
 
   def say(self, sentence: str) -> None:
-    """Prints a sentence that stays, above the panel."""
-    # In a file one sentence is one line, however narrow the console takes the file for.
+    """Prints a sentence above the panel, where it stays."""
+    # In a file, one sentence is one line, whatever width the console assumes.
     wrap = self._live is None
     self._console.print(sentence, markup=False, highlight=False, soft_wrap=wrap)
 
   def update(
     self, phase: str, step: int, total: int, values: Mapping[str, Any]
   ) -> None:
-    """Shows the values of `step` out of `total`, and says what `diagnose` finds.
+    """Shows the values of `step` out of `total`, and what `diagnose` finds.
 
-    The same values as for `Log.write`. Those of phase 'eval' stay on view beside the
+    Takes the same values as `Log.write`. Those of phase 'eval' stay visible during the
     steps that follow.
     """
     values = jsonable(values)
@@ -180,7 +96,7 @@ class Progress:
       self._live.update(_panel(phase, step, total, fields, left), refresh=True)
 
   def _say_findings(self, step: int, values: Mapping[str, Any]) -> None:
-    for kind, sentence in _findings(values):
+    for kind, sentence in findings(values):
       if step - self._said.get(kind, -STEPS_BETWEEN_REPEATS) >= STEPS_BETWEEN_REPEATS:
         self._said[kind] = step
         self.say(f'Step {step}: {sentence}')
@@ -189,12 +105,12 @@ class Progress:
 def _fields(
   values: Mapping[str, Any], evaluation: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-  """Name and text of what a step shows, without what was not measured."""
+  """Returns names and texts of a step's values, without those not measured."""
   speed = values.get('time', values).get('tokens_per_second')
   up, down = values.get('clip_up'), values.get('clip_down')
   clipped = None if up is None or down is None else up + down
   pass_at_1 = (evaluation.get('pass_at_1') or {}).get('mean')
-  loss = None if 'reward' in values else values.get('loss')  # in RL it tells nothing
+  loss = None if 'reward' in values else values.get('loss')  # meaningless in RL
   named = [
     ('tokens/s', speed, ',.0f'),
     ('loss', loss, '.3f'),
@@ -226,7 +142,7 @@ def _evaluation_fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _time_left(step: int, total: int, start: int, seconds: float) -> str | None:
-  """Time for the remaining steps as h:mm:ss or m:ss; None while the pace is unknown."""
+  """Returns the time left as h:mm:ss or m:ss; None while the pace is unknown."""
   if step <= start:
     return None
   left = round(seconds / (step - start) * (total - step))

@@ -1,51 +1,41 @@
-"""What every stage of a run shares: its folder, its log, its screen, its end.
+"""An open run: its folder, log, screen, checkpoints, and how it ends.
 
-`start` turns Ctrl-C into a checkpoint: the first one asks the stage to stop after the
-step at hand. `user_errors` turns a mistake that a user can mend into one sentence.
+The first Ctrl-C, or SIGTERM, asks the stage to save a checkpoint after the current step
+and stop.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import dis
-import io
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import jax
-
-from r1jax.rewards.pool import RewardError
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
 from r1jax.runtime.compilation import Compilations
-from r1jax.runtime.hosts import CleanStop
+from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.log import Log
 from r1jax.runtime.progress import Progress
 from r1jax.runtime.workdir import WorkdirError, machine_settings, open_workdir
 
-OLDEST = 600  # seconds since the last checkpoint after which one is written anyhow
-
-
-class TrainingError(CleanStop):
-  """A run that can't go on; the message says why and what to change."""
-
-
-class Interruption(CleanStop):
-  """The run was asked to stop, and the state is saved."""
+MAX_CHECKPOINT_AGE = 600  # seconds after which a checkpoint is written though not due
 
 
 def check_finite(
   phase: str, step: int, values: Mapping[str, float], optimizer: str
 ) -> None:
-  """Raises TrainingError where a step's loss or gradient is no longer a number.
+  """Raises TrainingError if a step's loss or gradient norm is not finite.
 
-  `optimizer` is the field of the config whose learning rate is to be lowered.
+  Args:
+    phase: of the step.
+    step: its number.
+    values: its metrics; `loss` and `grad_norm` are checked.
+    optimizer: the config's field with the optimizer's settings, for the message.
   """
   if not (math.isfinite(values['loss']) and math.isfinite(values['grad_norm'])):
     raise TrainingError(
@@ -59,45 +49,46 @@ def check_finite(
 class Run:
   """An open work directory.
 
-  Of a host other than the first, `log` and `progress` write and say nothing.
+  On hosts other than the first, `log` and `progress` do nothing.
   """
 
   workdir: Path
   log: Log | NullLog
   progress: Progress | NullLog
   checkpoints: dict[str, Checkpoints]  # by phase
-  digests: dict[str, str]  # of files that checkpoints depend on
+  digests: dict[str, str]  # of files that checkpoints depend on, by name
   compilations: Compilations
   interrupted: bool = False  # this host was asked to stop, by Ctrl-C or SIGTERM
-  ends: bool = False  # one of them was; stages save and raise `Interruption`
-  saved: float = dataclasses.field(default_factory=time.monotonic)  # or begun
+  ends: bool = False  # some host was; stages save and raise `Interruption`
+  # Time of the last checkpoint, or of the start.
+  saved: float = dataclasses.field(default_factory=time.monotonic)
 
   def stops(self) -> bool:
-    """Whether any host was asked to stop; all ask at the same step."""
+    """Returns whether a host was asked to stop; all hosts call it at the same step."""
     self.saves(due=False)
     return self.ends
 
   def saves(self, due: bool) -> bool:
-    """Whether a checkpoint is to be written now; all hosts ask at the same step.
+    """Returns whether to write a checkpoint now; all hosts call it at the same step.
 
-    One that is `due`, or because the run `ends`, or the last one is old: a machine that
-    is taken away in the middle of a long step takes no more than that with it.
+    True if one is `due`, if the run `ends`, or if the last one is older than
+    `MAX_CHECKPOINT_AGE`, so that a machine that is taken away loses no more than that.
     """
-    old = time.monotonic() - self.saved > OLDEST
+    old = time.monotonic() - self.saved > MAX_CHECKPOINT_AGE
     asked, late = zip(*hosts.all_gather('stop', (self.interrupted, old)), strict=True)
     self.ends = any(asked)
     return due or self.ends or any(late)
 
   def save(self, phase: str, step: int, tree: Any) -> None:
-    """Begins to write a checkpoint of what has been logged; ends a run that `stops`.
+    """Starts to write a checkpoint of the logged steps; ends the run if it `stops`.
 
     Raises:
-      CheckpointError: it, or the one before, could not be written.
+      CheckpointError: this checkpoint, or the one before, could not be written.
       Interruption: the run was asked to stop.
     """
     manifest = {'phase': phase, 'metrics_lines': self.log.lines, **self.digests}
     for name, saved in self.checkpoints.items():
-      if name != phase:  # this checkpoint is worth nothing without those before it
+      if name != phase:  # this checkpoint is useless without those of earlier phases
         saved.wait()
     self.checkpoints[phase].save(step, tree, manifest)
     self.saved = time.monotonic()
@@ -105,7 +96,7 @@ class Run:
       self.checkpoints[phase].wait()
       raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '
-        'The same command goes on from it.'
+        'The same command resumes from it.'
       )
 
 
@@ -116,17 +107,17 @@ def start(
   digests: Mapping[str, str] | None = None,
   versions: Mapping[str, str] | None = None,
 ) -> Iterator[Run]:
-  """Opens the run of `config`, new or to be continued, with its phases in order.
+  """Opens the run of `config`, new or resumed; a context manager.
 
   Args:
-    config: the experiment's.
-    phases: parts with checkpoints of their own.
-    digests: of files that a checkpoint is worth nothing without, by name.
+    config: of the experiment.
+    phases: parts of the run that have checkpoints, in order.
+    digests: of files that checkpoints depend on, by name.
     versions: of the problems, by task.
 
   Raises:
-    WorkdirError: the work directory holds something else, or can't be used, or one of
-      its files is not what it was when the checkpoint was written.
+    WorkdirError: the work directory holds something else, can't be used, or one of its
+      files has changed since the checkpoint was written.
     CheckpointError: see `Checkpoints`.
   """
   workdir = _open(config, versions or {})
@@ -140,8 +131,8 @@ def start(
   for name, digest in digests.items():
     if manifest.get(name, digest) != digest:
       raise WorkdirError(
-        f'{workdir / name} is not the one that the checkpoint of step '
-        f'{manifest["step"]} of {newest} belongs to; restore it, or choose another '
+        f'{workdir / name} has changed since the checkpoint of step '
+        f'{manifest["step"]} of {newest} was written; restore it, or choose another '
         '--workdir'
       )
   lines = manifest.get('metrics_lines', 0)
@@ -156,12 +147,12 @@ def start(
       for warning in saved.warnings:
         progress.say(warning)
     for phase, step in resume.items():
-      progress.say(f'Going on from step {step} of {phase} in {workdir}.')
+      progress.say(f'Resuming from step {step} of {phase} in {workdir}.')
     with _signals_set_flag(run):
       try:
         yield run
       except BaseException:
-        # The process may end now, and must not while a checkpoint is being written.
+        # The process may end after this, but not while a checkpoint is being written.
         for saved in checkpoints.values():
           try:
             saved.wait()
@@ -172,75 +163,8 @@ def start(
         saved.wait()
 
 
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-  """Ends the process with one sentence on stderr instead of a traceback.
-
-  Status 1 for what a user can mend, 130 after Ctrl-C. Other exceptions, and a
-  ValueError that a library raised, are bugs and keep their traceback.
-  """
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(
-        errors='replace'
-      )  # a locale without Polish is no reason to end
-  try:
-    yield
-  except Interruption as stop:
-    print(stop, file=sys.stderr)
-    sys.exit(130)
-  except KeyboardInterrupt:
-    print('Stopped; the last checkpoint is intact.', file=sys.stderr)
-    sys.exit(130)
-  except (
-    CheckpointError,
-    hosts.HostError,
-    RewardError,
-    TrainingError,
-    WorkdirError,
-    OSError,
-    ValueError,  # how configs and readers of files refuse, with a full sentence
-  ) as error:
-    if isinstance(error, ValueError) and not _is_ours(error):
-      raise
-    print(f'error: {_sentence(error)}', file=sys.stderr)
-    sys.exit(1)
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    print(
-      f'error: there is not enough memory ({str(error).splitlines()[0]:.200}); lower '
-      'the sizes of the model, rl.max_length, or rl.micro_batch_rows',
-      file=sys.stderr,
-    )
-    sys.exit(1)
-
-
-def _sentence(error: BaseException) -> str:
-  """What the error says; what the system says of a file, with what to do."""
-  if isinstance(error, OSError) and error.filename and str(error).startswith('[Errno'):
-    return (
-      f'{error.filename} cannot be used ({error.strerror}); mend that, or choose '
-      'another --workdir'
-    )
-  return str(error)
-
-
-def _is_ours(error: BaseException) -> bool:
-  """Whether r1jax or an experiment refused, and not a library that a bug misused."""
-  trace = error.__traceback__
-  while trace is not None and trace.tb_next is not None:
-    trace = trace.tb_next
-  if trace is None:
-    return False
-  code = trace.tb_frame.f_code.co_code
-  raised_here = dis.opname[code[trace.tb_lasti]] == 'RAISE_VARARGS'
-  package = trace.tb_frame.f_globals['__name__'].split('.')[0]
-  return raised_here and package in ('r1jax', 'experiments', '__main__')
-
-
 def _open(config: Any, versions: Mapping[str, str]) -> Path:
-  """The run's directory, which the first host opens, and all others see."""
+  """Returns the run's directory, opened by the first host and shared by all."""
   if hosts.is_primary():
     workdir = open_workdir(
       config.workdir, config, may_change=machine_settings(config), data=versions
@@ -250,14 +174,14 @@ def _open(config: Any, versions: Mapping[str, str]) -> Path:
     workdir = Path(config.workdir)
     if not workdir.is_dir():
       raise WorkdirError(
-        f'workdir: expected a folder that all hosts share, got {workdir}, which is not '
-        f'there on host {hosts.index()}'
+        f'workdir: expected a folder that all hosts share, got {workdir}, which does '
+        f'not exist on host {hosts.index()}'
       )
   return workdir
 
 
 class NullLog:
-  """Log and progress of a host other than the first, which writes and says them."""
+  """Stands in for log and progress on hosts other than the first; does nothing."""
 
   lines = 0
 
@@ -268,21 +192,21 @@ class NullLog:
     pass
 
   def write(self, phase: str, step: int, **values: Any) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def samples(self, samples: Any) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def say(self, sentence: str) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def update(self, phase: str, step: int, total: int, values: Any) -> None:
-    """Nothing."""
+    """Does nothing."""
 
 
 @contextlib.contextmanager
 def _signals_set_flag(run: Run) -> Iterator[None]:
-  """Lets Ctrl-C, and SIGTERM by which machines are taken away, end the run in order."""
+  """Lets Ctrl-C and SIGTERM (preemption) end the run after the current step."""
 
   def note(number: int, frame: Any) -> None:
     del frame

@@ -1,8 +1,8 @@
-"""The directory of a run: made, recognised, and held by one process at a time.
+"""The work directory of a run: created, recognised and locked.
 
-A run is named by its directory. The same command started again must find its own
-run there and go on from it; any other command must not touch it. `config.json` says
-whose run it is, `.lock` whether somebody is writing it now.
+A run is identified by its directory. The same command started again resumes the run
+there; any other command must not touch it. `config.json` holds the run's settings,
+`.lock` the process that writes it.
 """
 
 import dataclasses
@@ -20,22 +20,23 @@ from r1jax.hub import paths
 from r1jax.runtime.log import explained
 
 RECORD = 'stage.json'  # of a finished stage; see `stages.artifact`
-PIPELINE = 'pipeline.json'  # of the folder of a pipeline: stage -> folder, in order
+PIPELINE = 'pipeline.json'  # in a pipeline's folder: stage -> its folder, in order
 
 _CONFIG = 'config.json'
-_DATA = 'data'  # in it: the versions of the problems, by task
-_VERSION = 'version'  # in it: of r1jax, whose settings these are
-MACHINE = 'machine_settings'  # in it: names of those that may differ
+# Keys in it besides the settings:
+_DATA = 'data'  # versions of the problems, by task
+_VERSION = 'version'  # of r1jax
+MACHINE = 'machine_settings'  # names of the settings that may change between starts
 _LOCK = '.lock'
 _HALF_WRITTEN = '.config.json.new'
 
-# Directories this process holds, each with the open file that carries the lock: the
-# kernel lets go of it when the process ends, however it ends.
+# Directories locked by this process, with the file that carries the lock. The kernel
+# releases the lock when the process ends, however it ends.
 _held: dict[Path, int] = {}
 
 
 class WorkdirError(Exception):
-  """A work directory that this run can't use; the message says what to change."""
+  """The run can't use this work directory; the message says what to change."""
 
 
 def open_workdir(
@@ -45,20 +46,24 @@ def open_workdir(
   may_change: Collection[str] = ('workdir',),
   data: Mapping[str, str] | None = None,
 ) -> Path:
-  """The run's directory: new and marked with `config`, or the same run's from before.
+  """Creates a run's directory, or opens it again; returns its path.
 
-  `config` is a dataclass of JSON values, paths and further such dataclasses; beside it
-  the command is written down that started the run. Fields of
-  it named in `may_change` may differ from those of the earlier start, whose
-  `config.json` then stays as it is. The directory stays locked until this process ends.
-  `data` are the versions of the problems by task, where the run takes some; they may
-  not change, since what it learned from could be held out by now.
+  A new directory gets a `config.json` with the config and the command. An existing one
+  must hold the same config. The directory stays locked until this process ends.
+
+  Args:
+    path: of the directory.
+    config: a dataclass of JSON values, paths and further such dataclasses.
+    may_change: dotted names of fields that may differ from the first start;
+      `config.json` then stays unchanged.
+    data: versions of the run's problems, by task. They may not change: problems that
+      the run has learned from could be held out now.
 
   Raises:
-    WorkdirError: the directory can't be made or written, belongs to another run or to
-      something else, its problems are of other versions, its `config.json` is damaged,
-      or another process writes it.
-    ValueError: it is not one of this machine.
+    WorkdirError: the directory can't be created or written, holds another run or other
+      files, its problems have other versions, its `config.json` is damaged, or another
+      process writes it.
+    ValueError: the path is not on this machine.
   """
   paths.check_local('workdir', os.fspath(path))
   workdir = Path(path)
@@ -95,7 +100,8 @@ def open_workdir(
 
 
 def _refuse_foreign(workdir: Path) -> None:
-  # A kill between taking the lock and writing the config leaves these two at most.
+  """Raises WorkdirError for a directory with files but without a config."""
+  # A run killed before its config was written leaves these two files at most.
   found = {entry.name for entry in workdir.iterdir()} - {_LOCK, _HALF_WRITTEN}
   if found and _CONFIG not in found:
     raise WorkdirError(
@@ -105,6 +111,7 @@ def _refuse_foreign(workdir: Path) -> None:
 
 
 def _lock(workdir: Path) -> None:
+  """Locks the directory; raises WorkdirError if another process has."""
   key = workdir.resolve()
   if key in _held:
     return
@@ -126,9 +133,9 @@ def _lock(workdir: Path) -> None:
 
 
 def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
-  """Returns the dotted names of settings that a run may go on with other values of.
+  """Returns the dotted names of settings that may change when a run resumes.
 
-  Those of the machine and not of the experiment: the work directory, fields with the
+  They describe the machine, not the experiment: the work directory, fields with the
   metadata {'machine': True}, and all fields of a group whose class has `machine` set.
   """
   found = set() if prefix else {'workdir'}
@@ -163,7 +170,7 @@ def _name_or_path(value: Any) -> str:
 
 
 def _command() -> str | None:
-  """The command that started this process; None if that was no `python -m`."""
+  """Returns the command of this process; None if it is not a `python -m` command."""
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   if spec is None:
     return None
@@ -182,7 +189,7 @@ def _write(workdir: Path, fields: Mapping[str, Any]) -> None:
 
 
 def write_whole(file: Path, content: str) -> None:
-  """Writes a file whole or not at all. Raises OSError with what to do."""
+  """Writes a file atomically. Raises OSError with advice if that fails."""
   partial = file.with_name(f'{file.name}.partial')
   with explained(file):
     # JSON can hold half a surrogate pair, which UTF-8 can't.
@@ -232,7 +239,7 @@ def _compare(
     f'--{name.replace("_", "-")} is {_shown(before, name)} there and '
     f'{_shown(now, name)} here'
     for name in dict.fromkeys([*now, *before])
-    # As text, because nan is a value like any other here and differs from itself.
+    # As text, as nan differs from itself.
     if _shown(before, name) != _shown(now, name) and name not in may_change
   ]
   if differing:
@@ -259,7 +266,7 @@ def _compare_data(
 
 
 def leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Every value by its dotted name: {'grpo': {'kl_coef': 0}} -> {'grpo.kl_coef': 0}."""
+  """Returns values by dotted name: {'grpo': {'kl_coef': 0}} -> {'grpo.kl_coef': 0}."""
   found: dict[str, Any] = {}
   for name, value in fields.items():
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""Loops, files and logs: the only place where device and host lane meet."""
+"""The loops of R1's stages: the only place where device and host code meet."""

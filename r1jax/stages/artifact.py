@@ -1,9 +1,9 @@
-"""What a finished stage hands on: a model, and a record of where it comes from.
+"""The result of a finished stage: a model, and a record of its provenance.
 
-A stage that has come to its end leaves `stage.json` in its work directory: its config,
-the versions of its data, the digests of its parameters and its tokenizer, and the
-digests of the records of its parents, so that every model can be traced to a seed. The
-next stage takes that directory, and nothing else, to find all it needs.
+A finished stage has `stage.json` in its work directory: its config, the versions of its
+data, the digests of its parameters and its tokenizer, and the digests of its parents'
+records. So every model can be traced to a seed. The next stage needs only the path of
+that directory.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -27,7 +27,8 @@ from r1jax.model import lora
 from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import hosts
-from r1jax.runtime.checkpoint import CheckpointError, Checkpoints, digest_of
+from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
+from r1jax.runtime.digest import digest_of
 from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import (
   RECORD,
@@ -45,17 +46,17 @@ FIELDS = (
   'parents',
 )
 TOKENIZER = 'tokenizer.json'
-HUB = 'hub'  # folder in a run's: what came with a model of the hub, but its weights
-SOURCE = 'source.json'  # in it: where the weights lie
+HUB = 'hub'  # subfolder of a run: files of its hub checkpoint, without the weights
+SOURCE = 'source.json'  # in it: the path of the weights
 
 
 class ArtifactError(WorkdirError):
-  """A parent that a stage can't start from; the message says what to change."""
+  """A stage can't start from this parent; the message says what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-  """A finished stage, as found in its work directory."""
+  """A finished stage, loaded from its work directory."""
 
   path: Path
   record: Mapping[str, Any]  # stage.json
@@ -69,14 +70,13 @@ class Artifact:
 
   @property
   def digests(self) -> dict[str, str]:
-    """The files that a child's checkpoints depend on; see `run.start`."""
+    """Digests of the files that a child's checkpoints depend on; see `run.start`."""
     return {str(self.path.absolute() / RECORD): self.digest}
 
   def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
-    """The parameters under a name, placed on the mesh, in the types they were saved in.
+    """Returns the parameters saved under a name, on the mesh, with their saved dtypes.
 
-    Raises:
-      LineageError: they are not those that the record names.
+    Raises ArtifactError if their digest is not the record's.
     """
     policy = self.policy
     if not policy.lora.rank:
@@ -94,25 +94,23 @@ class Artifact:
     return jax.jit(lora.merged_in_dtype)(whole)
 
   def adapters(self, name: str = 'final') -> Any:
-    """The adapters under a name, of a stage that has learned some.
+    """Returns the adapters saved under a name; the stage must have trained adapters.
 
-    Raises:
-      LineageError: they are not those that the record names.
+    Raises ArtifactError if their digest is not the record's.
     """
     init = functools.partial(lora.init, self.policy.config, self.policy.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
   def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
-    """What was saved under a name, in types of its own or in those of `like`.
+    """Returns what was saved under a name, with its own dtypes or those of `like`.
 
-    Raises:
-      LineageError: it is not what the record names; with the reason if that is known.
+    Raises ArtifactError if its digest is not the record's, or it can't be read.
     """
     saved = Checkpoints(self.path / 'checkpoints' / f'model-{name}', own=False)
 
     def wrong(reason: str) -> ArtifactError:
       return ArtifactError(
-        f'{self.path}: the parameters {name!r} are not those that {RECORD} names'
+        f'{self.path}: the parameters {name!r} do not match their digest in {RECORD}'
         f'{reason}; restore checkpoints/, or run that stage again in another folder'
       )
 
@@ -121,14 +119,13 @@ class Artifact:
         raise wrong('')
       return saved.restore(saved.in_own_types(like) if own_types else like)
     except CheckpointError as error:
-      # What to do about a checkpoint that a run goes on from is no help here.
+      # Without the advice, which is for a run that resumes from its own checkpoint.
       raise wrong(f' ({str(error).split(";")[0]})') from error
 
   def source(self) -> HFCheckpoint:
-    """The checkpoint of the hub that the model comes from.
+    """Returns the hub checkpoint that the model comes from.
 
-    Raises:
-      LineageError: it comes from none, or that one has gone or is another by now.
+    Raises ArtifactError if there is none, or it is gone or has changed.
     """
     file = self.path / HUB / SOURCE
     if not file.exists():
@@ -142,16 +139,14 @@ class Artifact:
       ) from error
     if found.digest != kept.digest:
       raise ArtifactError(
-        f'{found.folder} is not the checkpoint that {self.path} comes from; put that '
-        'one back'
+        f'{found.folder} has changed since {self.path} was made from it; restore it'
       )
     return found
 
   def ancestor(self, name: str) -> Artifact:
-    """The stage of this name among this one, its parents and theirs.
+    """Returns the stage of this name among this one and its ancestors.
 
-    Raises:
-      LineageError: there is none, or it is no longer what it was.
+    Raises ArtifactError if there is none, or it has changed.
     """
     found = self._find(name)
     if found is None:
@@ -165,14 +160,14 @@ class Artifact:
       path = self.path / parent['path']
       if not (path / RECORD).is_file():
         raise ArtifactError(
-          f'{path} has no {RECORD}, but {self.path} comes from the {parent["stage"]} '
-          'that was there; put that folder back'
+          f'{path} has no {RECORD}, but {self.path} was trained from the '
+          f'{parent["stage"]} that was there; restore that folder'
         )
       stage = load(path)
       if stage.digest != parent['digest']:
         raise ArtifactError(
-          f'{path} is not the {parent["stage"]} that {self.path} comes from; '
-          'put that one back, or run the later stages again, in other folders'
+          f'{path} is not the {parent["stage"]} that {self.path} was trained from; '
+          'restore that one, or run the later stages again in other folders'
         )
       if found := stage._find(name):
         return found
@@ -180,20 +175,20 @@ class Artifact:
 
 
 def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
-  """The finished stage in a work directory, of one of the expected names if any are.
+  """Returns the finished stage in a work directory; its name must be `expected`.
 
   Raises:
-    LineageError: there is none, it is another stage, or its tokenizer is another one.
-    ValueError: the folder is not one of this machine.
+    ArtifactError: there is none, it is another stage, or its tokenizer has changed.
+    ValueError: the path is not on this machine.
   """
   paths.check_local('parent', os.fspath(path))
   path = Path(path)
   if not (path / RECORD).is_file():
-    what = f'{" or ".join(expected)}' if expected else 'a stage'
+    what = ' or '.join(expected) or 'stage'
     command = f'python -m experiments.{expected[0] if expected else "r1"}'
     raise ArtifactError(
-      f'parent: expected the work directory of {what} that has come to its end, but '
-      f'{path} has no {RECORD}; run `{command} --workdir {path}` first'
+      f'parent: expected the work directory of a finished {what}, but {path} has no '
+      f'{RECORD}; run `{command} --workdir {path}` first'
     )
   content = (path / RECORD).read_bytes()
   try:
@@ -204,7 +199,7 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ArtifactError(
       f'{path / RECORD} is damaged ({error!r}); restore it, or delete it and start '
-      'that stage again: it writes the record anew'
+      'that stage again: it writes a new record'
     ) from error
   if expected and read['stage'] not in expected:
     raise ArtifactError(
@@ -218,19 +213,18 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
 
 
 class Source(NamedTuple):
-  """The start of a run's model, as the run has kept it."""
+  """The hub checkpoint that a run started from, as stored by the run."""
 
   path: str  # of the checkpoint
   digest: str  # of the checkpoint
-  time: datetime.datetime | None  # when the run began, which its prompts may tell
-  chat_template_kwargs: dict[str, Any]  # variables that its prompts are written with
+  time: datetime.datetime | None  # start of the run; its prompts may contain the date
+  chat_template_kwargs: dict[str, Any]  # variables of its chat template
 
 
 def read_source(workdir: Path) -> Source:
-  """What a run has kept of its start; see `pretrained.Pretrained.keep`.
+  """Returns the checkpoint that a run started from; see `from_hub.Pretrained.keep`.
 
-  Raises:
-    LineageError: the file is damaged.
+  Raises ArtifactError if the file is damaged.
   """
   file = workdir / HUB / SOURCE
   try:
@@ -261,13 +255,13 @@ def _tokenizer(path: Path, digest: str) -> Tokenizer:
     tokenizer = None
   if tokenizer is None or tokenizer.digest != digest:
     raise ArtifactError(
-      f'{folder / TOKENIZER} is not the one that {RECORD} names; restore it'
+      f'{folder / TOKENIZER} does not match its digest in {RECORD}; restore it'
     )
   return tokenizer
 
 
 def finished(run: Run) -> bool:
-  """Whether the stage in this work directory has come to its end; says so."""
+  """Returns whether the stage in this work directory is finished, and reports it."""
   done = (run.workdir / RECORD).is_file()
   if done:
     run.progress.say(f'The stage in {run.workdir} is finished.')
@@ -283,17 +277,17 @@ def finish(
   parents: Sequence[Artifact] = (),
   versions: Mapping[str, str] | None = None,
 ) -> Artifact:
-  """Writes a stage's models and, last of all, its record.
+  """Writes a stage's models and, last, its record; returns the finished stage.
 
-  A record of the same models stays as it is, since children name its digest.
+  An existing record of the same models is kept, since children depend on its digest.
 
   Args:
-    run: the stage's, at its end.
+    run: of the stage, at its end.
     stage: its name.
-    config: the experiment's.
-    policy: what the parameters belong to.
-    params: by name; 'final' is what the next stage starts from.
-    parents: stages that this one has taken something from.
+    config: of the experiment.
+    policy: the model of the parameters.
+    params: by name; the next stage starts from 'final'.
+    parents: stages whose models or data this one used.
     versions: of the problems, by task.
   """
   digests = {}

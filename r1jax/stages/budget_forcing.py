@@ -1,10 +1,10 @@
-"""The chain of thought as a variable: the same model with less time to think.
+"""Budget forcing: measures a model whose thoughts are truncated after k tokens.
 
-Outputs are sampled once, as the model likes. For a budget of k tokens, those whose
-thoughts end in time stay as they are; the others are cut after k tokens of thoughts,
-the answer is opened in their place, and the model goes on from there. So all budgets
-share their samples: what differs between two of them is the cut alone, and a budget
-that no output reaches changes nothing.
+Outputs are sampled once without a budget. For a budget of k tokens, outputs with at
+most k tokens of thoughts stay unchanged. The others are truncated after k tokens of
+thoughts, the answer is opened, and the model continues from there. So all budgets share
+their samples and differ by the truncation alone; a budget that no output reaches
+changes nothing.
 """
 
 import dataclasses
@@ -28,27 +28,27 @@ from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import pad_left
 
-OPENING = ' <think>'  # as in the outputs that a model learns from
+OPENING = ' <think>'  # as in the training data
 CLOSING = '</think>\n<answer>'
-Budget = int | None  # tokens of thoughts; None is as many as the model likes
+Budget = int | None  # tokens of thoughts; None is no limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """Outputs of P problems, G each, some with their thoughts cut."""
+  """G outputs for each of P problems, some with truncated thoughts."""
 
   texts: list[list[str]]  # P lists of G
   thoughts: np.ndarray  # int [P, G], tokens between the tags
-  cut: np.ndarray  # bool [P, G], whether the thoughts were cut
+  cut: np.ndarray  # bool [P, G], whether the thoughts were truncated
 
 
 @dataclasses.dataclass(frozen=True)
 class BudgetForcer:
-  """Ends thoughts and opens the answer; one compiled program for all budgets."""
+  """Truncates thoughts and samples the answer; one compiled program for all budgets."""
 
   sampler: Sampler
-  largest: int  # budget, tokens; what is read before an answer is padded to its width
-  answer_length: int = 32  # tokens of an answer whose thoughts were cut, with its end
+  largest: int  # the largest budget, tokens; prompts and thoughts are padded to it
+  answer_length: int = 32  # tokens of an answer after truncated thoughts, with its end
 
   def __post_init__(self) -> None:
     if self.largest < 0:
@@ -58,13 +58,13 @@ class BudgetForcer:
 
   @functools.cached_property
   def forced(self) -> tuple[list[int], list[int]]:
-    """The tokens that are put before and after thoughts."""
+    """Token ids placed before and after truncated thoughts."""
     encode = self.sampler.policy.tokenizer.encode
     return encode(OPENING), encode(CLOSING)
 
   @property
   def positions(self) -> int:
-    """How many positions the longest prompt, thoughts and answer take."""
+    """Positions that the longest prompt, thoughts and answer take."""
     fixed = sum(map(len, self.forced)) + self.answer_length
     return self.sampler.max_prompt_length + self.largest + fixed
 
@@ -83,17 +83,17 @@ class BudgetForcer:
     )
 
   def thoughts(self, outputs: Rollout) -> tuple[np.ndarray, np.ndarray]:
-    """Where the thoughts of outputs begin, and how many tokens they have, [P, G].
+    """Returns where the thoughts of outputs begin, and their numbers of tokens, [P, G].
 
-    They begin after the first `<think>`, or where the output does if it has none, and
-    go on to the first `</think>` after that, or to the end of the output.
+    They begin after the first `<think>`, or at the start of an output without one. They
+    end at the next `</think>`, or at the end of the output.
     """
     (opens,), (closes,) = map(
       self.sampler.policy.tokenizer.encode, ('<think>', '</think>')
     )
     place = np.arange(outputs.tokens.shape[-1])
     tokens, lengths = outputs.tokens, outputs.lengths
-    # An output's end is no thought.
+    # The stop token is not part of the thoughts.
     end = np.where(outputs.cut_off, lengths, lengths - 1)[..., None]
     there = place < end
     starts = (tokens == opens) & there
@@ -111,12 +111,12 @@ class BudgetForcer:
     budget: Budget,
     draw: SamplingConfig,
   ) -> Answers:
-    """Returns the outputs with no more than `budget` tokens of thoughts each.
+    """Returns the outputs, each with at most `budget` tokens of thoughts.
 
-    Every row draws from a key of its own, the same at each budget.
+    Every output has its own key, the same for all budgets.
 
     Raises:
-      ValueError: for a budget above `largest`.
+      ValueError: the budget is above `largest`.
     """
     first, thoughts = self.thoughts(outputs)
     if budget is not None and not 0 <= budget <= self.largest:
@@ -124,49 +124,51 @@ class BudgetForcer:
     cut = np.zeros(thoughts.shape, bool) if budget is None else thoughts > budget
     texts = [list(group) for group in outputs.texts]
     chosen = np.argwhere(cut)
-    size = cut.size // cut.shape[1]  # P rows at a time, so that devices divide them
+    size = cut.size // cut.shape[1]  # P rows at a time, a multiple of the devices
     opening, closing = self.forced
     for begin in range(0, len(chosen), size):
       rows = chosen[begin : begin + size].tolist()
-      said = [
+      begun = [
         [*opening, *outputs.tokens[p, g, first[p, g] :][:budget].tolist(), *closing]
         for p, g in rows
       ]
-      asked = [outputs.prompts[p][outputs.prompt_mask[p]].tolist() for p, _ in rows]
+      prompts = [outputs.prompts[p][outputs.prompt_mask[p]].tolist() for p, _ in rows]
       ids = [p * cut.shape[1] + g for p, g in rows]
-      before = [[*a, *b] for a, b in zip(asked, said, strict=True)]
-      answers = self._go_on(params, key, before, ids, size, draw)
-      for (p, g), tokens, answer in zip(rows, said, answers, strict=True):
+      prefixes = [[*a, *b] for a, b in zip(prompts, begun, strict=True)]
+      answers = self._continue(params, key, prefixes, ids, size, draw)
+      for (p, g), tokens, answer in zip(rows, begun, answers, strict=True):
         texts[p][g] = self.sampler.policy.tokenizer.decode([*tokens, *answer])
     return Answers(texts, np.where(cut, budget or 0, thoughts), cut)
 
-  def _go_on(
+  def _continue(
     self,
     params: Any,
     key: jax.Array,
-    before: list[list[int]],
+    prefixes: list[list[int]],
     ids: list[int],
     size: int,
     draw: SamplingConfig,
   ) -> list[list[int]]:
-    """What follows these tokens, to its end; `size` rows, of which some are spare."""
-    spare = size - len(before)
+    """Samples continuations of at most `size` prefixes, which are padded to `size`."""
+    spare = size - len(prefixes)
     tokens, mask = pad_left(
-      before + [before[-1]] * spare,
+      prefixes + [prefixes[-1]] * spare,
       self.positions - self.answer_length,
       self.sampler.policy.tokenizer.pad_id,
     )
     numbers = np.array(ids + [ids[-1]] * spare)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-    said = self._sample(
+    sampled = self._sample(
       params,
       *put_batch(self.sampler.mesh, (keys, tokens, mask)),
       config=dataclasses.replace(draw, temperature=1.0),
       temperature=np.float32(draw.temperature),
     )
-    answers, lengths = jax.device_get((said.tokens[:, 0], said.mask[:, 0].sum(-1)))
+    answers, lengths = jax.device_get(
+      (sampled.tokens[:, 0], sampled.mask[:, 0].sum(-1))
+    )
     found = zip(answers, lengths, strict=True)
-    return [row[:n].tolist() for row, n in found][: len(before)]
+    return [row[:n].tolist() for row, n in found][: len(prefixes)]
 
 
 def answer(
@@ -180,9 +182,9 @@ def answer(
   max_length: int,
   draw: SamplingConfig,
 ) -> list[Answers]:
-  """Returns G answers to each problem at each budget; at None uncut.
+  """Returns G outputs for each problem, at each budget.
 
-  `max_length` is that of an output whose thoughts are not cut.
+  `max_length` limits outputs whose thoughts are not truncated.
   """
   outputs = forcer.sampler.sample(
     params, key, problems, group_size=group_size, max_length=max_length, draw=draw
@@ -203,16 +205,16 @@ def measure(
   max_length: int,
   confidence: float = 0.95,
 ) -> list[dict[str, Any]]:
-  """Returns a row for each budget, and a last one for thoughts as the model likes.
+  """Returns a row for each budget, and a last one without a budget.
 
-  A row holds pass@1, by task too, and the tokens of thoughts, with 95 % intervals that
-  are bootstrapped over problems (see `evaluate`); `right` by problem; and
-  `versus_free`, the difference in pass@1 to the last row, paired by problem, whose
-  interval has the `confidence` given. All of it is about this one model. The pool's
-  first reward is the accuracy.
+  A row holds pass@1 in total and by task, and the tokens of thoughts, with 95 %
+  intervals bootstrapped over problems (see `evaluation`); `right`, the right outputs of
+  each problem; and `versus_free`, the difference in pass@1 to the last row, paired by
+  problem, with an interval of the given `confidence`. All of it is about this one
+  model. The pool's first reward must be the accuracy.
 
   Raises:
-    ValueError: for problems that are no multiple of `config.prompts_per_batch`.
+    ValueError: the number of problems is no multiple of `config.prompts_per_batch`.
   """
   size, samples = config.prompts_per_batch, config.samples
   if not problems or len(problems) % size:
@@ -234,10 +236,10 @@ def measure(
       draw=config.draw,
     )
     found.append(answers)
-    asked = [problem for problem in chunk for _ in range(samples)]
-    texts = [[text for group in said.texts for text in group] for said in answers]
+    repeated = [problem for problem in chunk for _ in range(samples)]
+    texts = [[text for group in one.texts for text in group] for one in answers]
     # Scored while the next ones are sampled.
-    pending.append([pool.submit(asked, said) for said in texts])
+    pending.append([pool.submit(repeated, outputs) for outputs in texts])
   right = [
     np.concatenate([scores.result().values[:, 0] for scores in batches])
     for batches in zip(*pending, strict=True)
@@ -263,6 +265,7 @@ def _row(
   answers: Sequence[Answers],
   confidence: float,
 ) -> dict[str, Any]:
+  """Returns the row of a budget; see `measure`."""
   right_PG, free_PG = (x.reshape(len(problems), -1) for x in (right, free))
   thoughts_PG = np.concatenate([part.thoughts for part in answers])
   groups = [tasks.group(problem) for problem in problems]

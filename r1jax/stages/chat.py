@@ -1,4 +1,4 @@
-"""A conversation with a model: token by token, thoughts told apart from the answer."""
+"""Chats with a model: streams its output, with thoughts separate from the answer."""
 
 import dataclasses
 import functools
@@ -26,32 +26,32 @@ from r1jax.stages.policy import Policy
 from r1jax.text import parsing, templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
-SMALLEST = 64  # tokens that a prompt is padded to, or twice, four times, … as many
+SMALLEST = 64  # prompts are padded to 64, 128, 256, … tokens
 _TAG = re.compile('|'.join(parsing.TAGS))
 
 
 class TooLongError(ValueError):
-  """A conversation that the model cannot read to its end."""
+  """The conversation has more tokens than the model has positions."""
 
 
 class Chunk(NamedTuple):
   """A piece of an output."""
 
   text: str
-  thought: bool
+  thought: bool  # whether it belongs to the thoughts
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatSession:
-  """A model with its parameters."""
+  """A model with its parameters, ready to chat."""
 
   model: Policy
   params: Any
-  longest: int  # positions that the model knows; prompt and output have to fit
+  max_positions: int  # of prompt and output together
   draw: SamplingConfig
 
   @functools.cached_property
-  def _listen(self) -> Any:
+  def _prefill(self) -> Any:
     function = functools.partial(streaming.prefill, model=self.model.functions)
     options = compilation.options()
     return jax.jit(function, static_argnames='room', compiler_options=options)
@@ -63,11 +63,11 @@ class ChatSession:
     return jax.jit(turned, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property
-  def _speak(self) -> Any:
-    def step(params: Any, spoken: Any, token: jax.Array, uniform: jax.Array) -> Any:
+  def _decode_step(self) -> Any:
+    def step(params: Any, state: Any, token: jax.Array, uniform: jax.Array) -> Any:
       functions = self.model.functions
-      logits, spoken = streaming.decode_step(params, spoken, token, model=functions)
-      return self._draw(uniform, logits), spoken
+      logits, state = streaming.decode_step(params, state, token, model=functions)
+      return self._draw(uniform, logits), state
 
     options = compilation.options()
     return jax.jit(step, donate_argnums=1, compiler_options=options)
@@ -77,9 +77,9 @@ class ChatSession:
     return sample_token(uniform, logits, self.draw, temperature)[0]
 
   def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[str, list[int]]:
-    """The conversation as the model reads it, as text and ids.
+    """Returns the prompt of a conversation, as text and token ids.
 
-    Only the templates of a chat hold more than the last question.
+    Templates other than chat templates contain the last question only.
     """
     tokenizer, template = self.model.tokenizer, self.model.template
     if template in templates.CHATS:
@@ -92,24 +92,24 @@ class ChatSession:
     )
 
   def tokens(self, ids: Sequence[int], key: jax.Array, most: int) -> Iterator[int]:
-    """What follows these ids, up to a stop token, or to `most` tokens.
+    """Yields the tokens sampled after `ids`, up to a stop token or `most` tokens.
 
     Raises:
-      TooLongError: the model knows too few positions for the prompt.
+      TooLongError: the model has too few positions for the prompt.
     """
-    room = min(most, self.longest - len(ids))
+    room = min(most, self.max_positions - len(ids))
     if room < 1:
       raise TooLongError(
-        f'expected at most {self.longest - 1} tokens, the positions that the model '
-        f'knows less one for an answer, got a conversation of {len(ids)}'
+        f'expected at most {self.max_positions - 1} tokens, the positions that the '
+        f'model knows less one for an answer, got a conversation of {len(ids)}'
       )
     size = SMALLEST
     while size < len(ids):
       size *= 2
     tokenizer = self.model.tokenizer
     rows, mask = pad_left([list(ids)], size, tokenizer.pad_id)
-    room_at_most = min(most, self.longest)  # the same for all prompts
-    logits, spoken = self._listen(self.params, rows, mask, room=room_at_most)
+    room_at_most = min(most, self.max_positions)  # the same for all prompts
+    logits, state = self._prefill(self.params, rows, mask, room=room_at_most)
     uniform = np.asarray(jax.random.uniform(key, (room, 1)))
     token = self._draw(uniform[0], logits)
     for n in range(room):
@@ -118,12 +118,12 @@ class ChatSession:
         return
       yield found
       if n + 1 < room:
-        token, spoken = self._speak(self._turned, spoken, token, uniform[n + 1])
+        token, state = self._decode_step(self._turned, state, token, uniform[n + 1])
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
   ) -> Iterator[Chunk]:
-    """The answer to the last message, piece by piece, without its tags."""
+    """Yields the answer to the last message in pieces, without tags."""
     prompt, ids = self.prompt(messages)
     stream = self.model.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
@@ -131,7 +131,7 @@ class ChatSession:
 
 
 def split_thoughts(pieces: Iterator[str], thinking: bool = False) -> Iterator[Chunk]:
-  """Thoughts and the rest; what may become a tag is held back until it is known."""
+  """Yields text marked as thought or answer; holds back what may be part of a tag."""
   held = ''
   for piece in pieces:
     held += piece
@@ -157,17 +157,17 @@ def open_session(
   draw: SamplingConfig,
   chat_template_kwargs: str | None = None,
 ) -> ChatSession:
-  """A model to talk to: a finished stage's, or a checkpoint's of the hub.
+  """Returns a chat session with the model of a stage or of a hub checkpoint.
 
   Args:
-    path: the work directory of a stage, or the folder of a checkpoint.
-    template: None is the stage's, or the checkpoint's own.
-    draw: how tokens are drawn.
+    path: the work directory of a finished stage, or the folder of a checkpoint.
+    template: of the prompts; None is that of the stage or of the checkpoint.
+    draw: how to sample a token.
     chat_template_kwargs: variables for the chat template, in JSON; None is those that
       the stage was trained with.
 
   Raises:
-    ValueError: there is neither; see `artifact.load`, `from_hub.look_up`.
+    ValueError: the path holds neither; see `artifact.load`, `from_hub.look_up`.
   """
   mesh = make_mesh(jax.devices()[:1])
   folder = download(path, 'path')
@@ -180,7 +180,7 @@ def open_session(
     stage = artifact.load(folder)
     model = dataclasses.replace(
       stage.policy,
-      tokenizer=_of_today(stage, chat_template_kwargs),
+      tokenizer=_current_tokenizer(stage, chat_template_kwargs),
       template=template or stage.policy.template,
     )
     return ChatSession(model, stage.params(mesh), from_hub.positions(stage), draw)
@@ -190,14 +190,14 @@ def open_session(
     chat_template_kwargs=chat_template_kwargs or '',
   )
   found = from_hub.look_up(config)
-  longest = families.max_positions(found.checkpoint.raw)
-  # In the file's own type: float32 would double what a folder in bfloat16 takes.
+  max_positions = families.max_positions(found.checkpoint.raw)
+  # With the file's own dtype: float32 would take twice the memory of bfloat16.
   params = weights.read(found.checkpoint, param_shardings(mesh, found.policy.names))
-  return ChatSession(found.policy, params, longest, draw)
+  return ChatSession(found.policy, params, max_positions, draw)
 
 
-def _of_today(stage: Artifact, chat_template_kwargs: str | None) -> Tokenizer:
-  """The tokenizer of a stage, whose chat template tells today's date, not the run's."""
+def _current_tokenizer(stage: Artifact, chat_template_kwargs: str | None) -> Tokenizer:
+  """Returns the tokenizer of a stage; its chat template gets today's date."""
   if not (stage.path / artifact.HUB).exists():
     return stage.policy.tokenizer
   variables = artifact.read_source(stage.path).chat_template_kwargs

@@ -1,28 +1,28 @@
-"""What a method of distillation computes: tokens by what is done with them, operations.
+"""Compute of a distillation method: its tokens and floating-point operations.
 
-A forward pass takes about 2 operations a parameter and token, the gradient 4 more
-(Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Attention over the tokens before is
-left out, and so are padding and evaluations. A prompt counts once a problem, as its
-outputs share it in the sampler and, where they fit into a row, in the learner.
+A forward pass takes about 2 operations per parameter and token, the gradient 4 more
+(Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Attention scores, padding and
+evaluations are not counted. A prompt counts once per problem: its outputs share it in
+the sampler and, where they fit into one row, in the learner.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-FORWARD, GRADIENT = 2, 4  # operations a parameter and token
+FORWARD, GRADIENT = 2, 4  # operations per parameter and token
 
 
 class Tokens(NamedTuple):
-  """How many tokens go through a model, prompts included."""
+  """Numbers of tokens that go through a model, prompts included."""
 
-  learned: float = 0.0  # by the student, forward and backward
-  sampled: float = 0.0  # by the student, forward, one after the other
-  scored: float = 0.0  # by the student or its reference, forward, all at once
-  judged: float = 0.0  # by the teacher, forward, for its probabilities
+  learned: float = 0.0  # student, forward and backward
+  sampled: float = 0.0  # student, forward, one token at a time
+  scored: float = 0.0  # student or its reference, forward, whole rows
+  judged: float = 0.0  # teacher, forward, for its probabilities
 
 
 def operations(tokens: Tokens, student: int, teacher: int) -> float:
-  """Floating-point operations of these tokens, by models of so many parameters."""
+  """Returns the floating-point operations, given the models' numbers of parameters."""
   forward = tokens.learned + tokens.sampled + tokens.scored
   by_student = FORWARD * forward + GRADIENT * tokens.learned
   return student * by_student + teacher * FORWARD * tokens.judged
@@ -36,14 +36,14 @@ def of_rl(
   epochs: int,
   passes: int,
 ) -> Tokens:
-  """The tokens of RL.
+  """Returns the tokens of RL.
 
   Args:
-    lines: of metrics.jsonl, whose `length` is a step's tokens an output.
-    prompts: tokens of all problems that were asked.
-    outputs: of a step.
-    epochs: over a rollout.
-    passes: that score a rollout before it is learned, of the reference and the policy.
+    lines: of metrics.jsonl; `length` is the mean tokens of an output.
+    prompts: tokens of all prompts.
+    outputs: number of outputs per step.
+    epochs: passes of learning over a rollout.
+    passes: scoring passes over a rollout, of the reference and of the policy.
   """
   lengths = [line['length'] for line in lines if line['phase'] == 'rl']
   both = prompts + outputs * sum(lengths)
@@ -53,7 +53,7 @@ def of_rl(
 def of_own_outputs(
   lines: Iterable[Mapping[str, Any]], *, phase: str, steps: int
 ) -> Tokens:
-  """The tokens of on-policy distillation; steps that are not logged count as others."""
+  """Returns the tokens of on-policy distillation, extrapolated from logged steps."""
   counts = [line['tokens'] for line in lines if line['phase'] == phase]
   tokens = steps * sum(counts) / len(counts)
   return Tokens(learned=tokens, sampled=tokens, judged=tokens)
@@ -62,7 +62,7 @@ def of_own_outputs(
 def compared(
   spent: Mapping[str, Tokens], student: int, teacher: int, first: str
 ) -> dict[str, dict[str, float | None]]:
-  """By method: its tokens, its `operations`, and their ratio to those of `first`."""
+  """Returns by method: tokens, `operations`, and their ratio to those of `first`."""
   costs = {name: operations(tokens, student, teacher) for name, tokens in spent.items()}
   base = costs.get(first)
   return {

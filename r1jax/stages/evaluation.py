@@ -1,10 +1,9 @@
 """Evaluation on held-out problems: pass@1, pass@k, consensus, with intervals.
 
-Intervals are bootstrapped over problems, and over all problems of a group at once (such
-as Countdown's targets of the same numbers): samples of one problem are not independent,
-nor are answers to problems that are alike. They are about the model at hand: another
-seed makes another model, and by how much those differ no interval here says. The same
-step of the same seed always draws the same samples.
+Intervals are bootstrapped over groups of problems (such as Countdown's targets of the
+same numbers), since samples of one problem are not independent, nor are answers to
+similar problems. They hold for the given model; they do not cover the variance over
+training seeds. The same step and seed always draw the same samples.
 """
 
 import dataclasses
@@ -53,19 +52,19 @@ def evaluate(
   config: EvalConfig,
   max_length: int,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """Returns the metrics of one evaluation, and the samples to be shown.
+  """Returns the metrics of one evaluation, and the samples to show.
 
   Args:
     params: of the policy.
-    key: the samples come from it.
-    problems: to be answered; a multiple of `prompts_per_batch` wastes nothing.
-    sampler: how to sample.
-    rewarder: has a reward named `accuracy`, 1.0 for a right answer.
-    config: see `Config`.
-    max_length: T.
+    key: of the samples.
+    problems: to answer; a multiple of `prompts_per_batch` wastes no compute.
+    sampler: of the policy.
+    rewarder: must have a reward named `accuracy`, 1.0 for a right answer.
+    config: see `EvalConfig`.
+    max_length: T, tokens.
   """
   size = config.prompts_per_batch
-  answered: list[_Answered] = []  # of this host
+  answered: list[_Outputs] = []  # of this host
   pending = []
   for start in range(0, len(problems), size):
     chunk = list(problems[start : start + size])
@@ -84,7 +83,7 @@ def evaluate(
     for n in mine:
       number = start + int(sampled.rows[n])
       answered.append(
-        _answered(number, problems[number], sampled, n, number < config.shown)
+        _outputs(number, problems[number], sampled, n, number < config.shown)
       )
     pairs = [
       (chunk[sampled.rows[n]], output) for n in mine for output in sampled.texts[n]
@@ -114,23 +113,24 @@ def evaluate(
   return _summary(found, problems, values, config), shown
 
 
-class _Answered(NamedTuple):
-  """What is kept of the outputs to a problem."""
+class _Outputs(NamedTuple):
+  """Measurements of the outputs to one problem."""
 
   number: int  # of the problem
   length: np.ndarray  # int [G]
   cut_off: np.ndarray  # bool [G]
   unparsable: list[bool]
   reflective: list[bool]
-  agreed: bool  # whether the answer that most give is right
-  output: str | None  # the first, where it is to be shown
+  consensus: bool  # whether the most frequent answer is right
+  output: str | None  # the first output if it is shown
 
 
-def _answered(
+def _outputs(
   number: int, problem: Problem, sampled: Rollout, n: int, shown: bool
-) -> _Answered:
+) -> _Outputs:
+  """Returns the measurements of row `n` of a rollout."""
   group = sampled.texts[n]
-  return _Answered(
+  return _Outputs(
     number,
     sampled.lengths[n],
     sampled.cut_off[n],
@@ -142,11 +142,12 @@ def _answered(
 
 
 def _summary(
-  found: Sequence[_Answered],
+  found: Sequence[_Outputs],
   problems: Sequence[Problem],
   values_PG: dict[str, np.ndarray],
   config: EvalConfig,
 ) -> dict[str, Any]:
+  """Returns the metrics, given measurements and rewards of all problems."""
   correct_PG = values_PG['accuracy']
   metrics: dict[str, Any] = {
     'problems': len(found),
@@ -159,7 +160,7 @@ def _summary(
   for name, values in (
     ('pass_at_1', correct_PG),
     ('pass_at_k', pass_at_k),
-    ('consensus', np.array([one.agreed for one in found], float)),
+    ('consensus', np.array([one.consensus for one in found], float)),
     ('length', [one.length for one in found]),
     ('cut_off', [one.cut_off for one in found]),
     ('unparsable', [one.unparsable for one in found]),
@@ -173,15 +174,15 @@ def _summary(
   }
   if len(of_tasks := by_task(correct_PG, problems)) > 1:
     metrics['tasks'] = of_tasks
-  metrics['right'] = count.tolist()  # of k, a number a problem: for paired tests
-  metrics['groups'] = groups  # of the problems, for the same
+  metrics['right'] = count.tolist()  # right outputs of k by problem, for paired tests
+  metrics['groups'] = groups  # of the problems, for paired tests
   return metrics
 
 
 def by_task(
   values_PG: np.ndarray, problems: Sequence[Problem]
 ) -> dict[str, dict[str, float]]:
-  """The mean over the problems of each task with its interval, as plain data."""
+  """Returns the mean and interval over the problems of each task, as JSON values."""
   found = {}
   for name in dict.fromkeys(problem.task for problem in problems):
     places = [n for n, problem in enumerate(problems) if problem.task == name]
@@ -192,7 +193,7 @@ def by_task(
 
 
 def _consensus(problem: Problem, group: Sequence[str]) -> bool:
-  """Whether the answer that most of the group gives is right."""
+  """Returns whether the group's most frequent answer is right."""
   parsed = [parsing.parse(output) for output in group]
   answers = [part.answer if part else None for part in parsed]
   votes = [

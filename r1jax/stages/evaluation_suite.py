@@ -1,9 +1,9 @@
-"""A row of the stage table: a model on held-out problems of every kind.
+"""Measures a row of the stage table: a model on held-out problems of every kind.
 
 The paper compares its stages by reasoning, instruction following and preference (Nature
-version, table of the stages); language and readability are what it says of them in
-words. All models answer the same problems, of the test split, which nothing else is
-measured on: curves and choices are made with the validation split.
+version, table of the stages), and describes their language and readability. All models
+answer the same problems of the test split, which is used for nothing else; curves and
+choices of settings use the validation split.
 """
 
 import dataclasses
@@ -40,13 +40,13 @@ REWARDS = (
 class SuiteConfig:
   """How much to sample for a row of the stage table."""
 
-  reasoning: int = 96  # test problems, as many of each reasoning task
+  reasoning: int = 96  # test problems, the same number of each reasoning task
   general: int = 64  # test instructions
-  samples: int = 16  # outputs of each
+  samples: int = 16  # outputs per problem
   prompts_per_batch: int = 16  # problems sampled at a time
   max_length: int = 320  # T, tokens
-  # As in rollouts. At the paper's 0.6 and top-p 0.95 what a small model gets wrong by
-  # chance disappears, and with it most of what RL has to teach.
+  # As in rollouts. The paper's 0.6 and top-p 0.95 remove the random mistakes of a small
+  # model, and with them most of the gain of RL.
   draw: SamplingConfig = SamplingConfig()
   shown: int = 12  # problems of each kind whose first output is kept
 
@@ -61,7 +61,7 @@ class SuiteConfig:
 
 
 def file(workdir: Path, name: str) -> Path:
-  """Where a row is written; a stage with several models names each."""
+  """Returns the file of a model's row; `name` is that of the parameters."""
   return workdir / f'evaluation-{name}.json'
 
 
@@ -77,7 +77,7 @@ def measure(
   seed: int,
   name: str = 'final',
 ) -> dict[str, Any]:
-  """Returns a model's row and writes it, with outputs to show, to `file(name)`.
+  """Returns a model's row; writes it, with some outputs, to `file(workdir, name)`.
 
   `reasoning` and `general` are problems of the test split.
   """

@@ -1,4 +1,4 @@
-"""Rows of documents and of examples for supervised training."""
+"""Packs documents and examples into rows for supervised training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,20 +10,21 @@ from r1jax.stages.supervised import SFTConfig
 
 
 class Example(NamedTuple):
-  """Token ids of a prompt, from which nothing is learned, and of what follows it."""
+  """Token ids of a prompt, which has no loss, and of the output after it."""
 
   prompt: Sequence[int]
   output: Sequence[int]
 
 
 class Epochs:
-  """Batches of whole examples, each example once an epoch, in an order of the seed.
+  """Batches of whole examples, each once per epoch, shuffled by seed and epoch.
 
   Attributes:
-    steps: of all epochs.
-    tokens: of all epochs, prompts included.
+    steps: number of steps of all epochs.
+    tokens: number of tokens of all epochs, prompts included.
 
-  Raises ValueError without examples, or for one that is longer than a row.
+  Raises:
+    ValueError: there are no examples, or one is longer than a row.
   """
 
   def __init__(self, examples: Sequence[Example], config: SFTConfig, seed: int) -> None:
@@ -44,13 +45,13 @@ class Epochs:
     self.tokens = config.epochs * sum(len(x.prompt) + len(x.output) for x in examples)
 
   def batch(self, step: int, params: Any = None) -> sft.Batch:
-    """The rows of a step, counted from 1; the last step's may be padded."""
-    del params  # the examples are what they are
+    """Returns the rows of a step; steps count from 1, the last one may be padded."""
+    del params  # the examples do not depend on them
     rows = self._config.rows_per_step
     return self._filled(self._rows[(step - 1) * rows : step * rows], rows)
 
   def whole(self) -> sft.Batch:
-    """The rows of all steps as those of one."""
+    """Returns the rows of all steps as one batch."""
     return self._filled(self._rows, self.steps * self._config.rows_per_step)
 
   def _filled(self, examples: Sequence[Sequence[int]], rows: int) -> sft.Batch:
@@ -68,12 +69,12 @@ class Epochs:
 def _in_rows(
   order: Sequence[int], examples: Sequence[Example], length: int
 ) -> list[list[int]]:
-  """Examples side by side, each in the first of the last rows that has room for it."""
+  """Returns rows of indices: each example in the first recent row with room for it."""
   rows: list[list[int]] = []
   room: list[int] = []
   for index in order:
     size = len(examples[index].prompt) + len(examples[index].output)
-    recent = range(max(0, len(rows) - 16), len(rows))  # older ones are nearly full
+    recent = range(max(0, len(rows) - 16), len(rows))  # older rows are nearly full
     row = next((n for n in recent if room[n] >= size), None)
     if row is None:
       rows.append([])
@@ -90,7 +91,7 @@ def _empty(rows: int, length: int) -> sft.Batch:
 
 
 def _put(batch: Any, row: int, start: int, ids: Sequence[int], owner: int) -> None:
-  """Writes a document into a row; nothing is before its first token to predict it."""
+  """Writes a document into a row; its first token, without context, has no loss."""
   span = slice(start, start + len(ids))
   batch.tokens[row, span] = ids
   batch.positions[row, span] = np.arange(len(ids))
@@ -102,19 +103,19 @@ def _put(batch: Any, row: int, start: int, ids: Sequence[int], owner: int) -> No
 def pack(
   documents: Callable[[int], Sequence[int]], rows: int, length: int
 ) -> sft.Batch:
-  """Fills rows with documents one after the other; the last of a row is cut to fit.
+  """Returns rows filled with consecutive documents; the last of a row is truncated.
 
-  A cut depends on what stands before it alone, so what may follow a text keeps its
-  probability; leaving out what does not fit would favour short documents, and a quarter
-  of the places stayed empty.
+  Truncation depends only on the tokens before it, so it does not bias what follows a
+  text. Leaving out documents that do not fit would favour short ones, and left a
+  quarter of the positions empty.
 
   Args:
-    documents: gives the token ids of document 0, 1, …
+    documents: returns the token ids of document 0, 1, …
     rows: B.
     length: T.
 
   Returns:
-    A batch of numpy arrays.
+    A batch of numpy arrays [B, T].
   """
   batch = _empty(rows, length)
   index = 0

@@ -1,7 +1,7 @@
 """The bootstrap of every experiment: command line, hosts, lock, resume, record, report.
 
-An experiment is a config and a function (stage, config) -> what was trained. All that a
-run needs around it is here.
+An experiment is a config and a function (stage, config) -> `Trained`. This module does
+everything else that a run needs.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ import jax
 
 from r1jax import grpo, report, tasks
 from r1jax.runtime import cli, compilation, hosts
-from r1jax.runtime.run import start, user_errors
+from r1jax.runtime.errors import user_errors
+from r1jax.runtime.run import start
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact
@@ -27,11 +28,11 @@ from r1jax.stages.stage import Stage
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-  """What every stage's config has."""
+  """Fields of every stage's config."""
 
-  workdir: str = ''  # all files of the run; it goes on from what is there
-  seed: int = 0  # everything random follows from it
-  # Of tensorflow-datasets; None is its own default.
+  workdir: str = ''  # all files of the run; an unfinished run in it resumes
+  seed: int = 0  # of everything random
+  # Folder of tensorflow-datasets; None is its default.
   data_dir: str | None = dataclasses.field(default=None, metadata=MACHINE)
   mesh: MeshConfig = MeshConfig()  # how the devices are arranged
 
@@ -40,26 +41,26 @@ class StageConfig:
     problem_sets.check_folders(self.workdir, self.data_dir)
 
   def task_names(self) -> Sequence[str]:
-    """Returns the tasks whose problems the stage asks."""
+    """Returns the tasks whose problems the stage uses."""
     return problem_sets.TASKS
 
   def check(self, problems: Problems) -> None:
-    """Raises ValueError for settings that do not go with these problems."""
+    """Raises ValueError for settings that do not fit these problems."""
     problems.check(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What a stage starts from.
+  """The starting point of a stage.
 
   Fields:
     policy: the model, its tokenizer and template.
     problems: training and held-out problems.
     seed: of everything random in the stage.
     digests: of files that its checkpoints depend on, by name.
-    parents: finished stages.
-    keep: writes what the run needs besides its parameters into its folder.
-    params: (mesh) -> the parameters of a model that no stage has made.
+    parents: finished stages that it starts from.
+    keep: writes files that the run needs, such as its tokenizer, into its folder.
+    params: (mesh) -> parameters, for a model that does not come from a stage.
   """
 
   policy: Policy
@@ -73,13 +74,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What a stage leaves.
+  """The result of a stage.
 
   Fields:
-    params: by name; 'final' is what the next stage starts from. Those of another name
-      for the same parameters are not measured twice.
-    policy: that they belong to, where it is not the one that the stage started from.
-    parents: finished stages that it has taken something from, besides its parent.
+    params: by name; the next stage starts from 'final'. The same parameters under two
+      names are evaluated once.
+    policy: the model of the parameters; None is the one that the stage started from.
+    parents: finished stages that it used besides its parent.
   """
 
   params: Mapping[str, Any]
@@ -88,9 +89,9 @@ class Trained:
 
 
 def child_of(stage: str, *names: str) -> Callable[[Any], Origin]:
-  """Returns config -> the origin of a stage that follows one of these names.
+  """Returns config -> the origin of a stage whose parent has one of these names.
 
-  The seed is made of the config's and of the stage's own name; see
+  The seed is derived from the config's seed and the stage's name; see
   `problem_sets.own_seed`.
   """
 
@@ -113,10 +114,10 @@ class Experiment:
 
   Fields:
     name: of the stage, in its record.
-    origin: config -> what it starts from.
-    run: (stage, config) -> what it has trained.
-    phases: parts with checkpoints of their own, in order; or config -> these.
-    report: whether it writes report.html, for which a phase of RL is needed.
+    origin: config -> its starting point.
+    run: (stage, config) -> its result.
+    phases: parts that have checkpoints, in order; or config -> these.
+    report: whether to write report.html, which needs an RL phase.
   """
 
   name: str
@@ -126,7 +127,7 @@ class Experiment:
   report: bool = False
 
   def main(self, default: Any, presets: cli.Presets | None = None) -> None:
-    """Runs the config that the command line makes of `default`."""
+    """Runs the stage with `default`, changed by the command line."""
     algorithms = {
       f'{name}.grpo': grpo.PRESETS
       for name, part in parts(default)
@@ -136,11 +137,11 @@ class Experiment:
       self.launch(cli.parse(default, presets={**algorithms, **(presets or {})}))
 
   def launch(self, config: Any) -> None:
-    """Runs the stage to its end, from its last checkpoint on if there is one.
+    """Runs the stage to its end, resuming from its last checkpoint.
 
     Raises:
       MeshError: a batch or the model does not divide over the devices.
-      ValueError: settings do not go together; before anything expensive.
+      ValueError: settings are inconsistent; raised before anything expensive.
       WorkdirError: see `run.start`.
     """
     compilation.keep_on_disk()
@@ -173,7 +174,7 @@ class Experiment:
   def _finish(
     self, stage: Stage, config: Any, trained: Trained, versions: Mapping[str, str]
   ) -> None:
-    """Measures what was trained, and writes the report and the record."""
+    """Evaluates the trained models, and writes the report and the record."""
     policy = trained.policy or stage.policy
     for name, part in parts(config):
       if isinstance(part, SuiteConfig):

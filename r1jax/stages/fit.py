@@ -1,4 +1,4 @@
-"""Which devices can share the batches and lengths of a stage."""
+"""Chooses devices that divide the batches and lengths of a stage."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -29,16 +29,16 @@ def fit_stage_mesh(
   """Returns the devices that every batch of a stage can be sharded over.
 
   Args:
-    config: the stage's.
+    config: of the stage.
     mesh_config: how the devices are arranged.
-    models: trees of parameters' shapes with the names of their axes.
+    *models: parameter shapes with axis names; see `Policy.names`.
 
   Raises:
     MeshError: a batch, a length or a model's axis does not divide.
   """
   sizes = batch_sizes(config)
-  asked = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
-  mesh = fit_mesh(sizes, mesh_config, asked)
+  prompts = {name: size for name, size in sizes.items() if '.prompts_per_' in name}
+  mesh = fit_mesh(sizes, mesh_config, prompts)
   check_lengths(mesh, _lengths(config))
   for names in models:
     param_shardings(mesh, names)
@@ -47,7 +47,7 @@ def fit_stage_mesh(
 
 
 def stage_devices(run: Run, config: Any, mesh_config: MeshConfig) -> jax.sharding.Mesh:
-  """Returns `fit_stage_mesh`, and says which devices, where some are left over."""
+  """Returns `fit_stage_mesh`; reports which devices are used if some are left over."""
   mesh = fit_stage_mesh(config, mesh_config)
   if mesh.size < jax.device_count():
     run.progress.say(
@@ -71,7 +71,7 @@ def _lengths(config: Any) -> dict[str, int]:
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-  """Returns by name how many prompts or rows a config computes at a time."""
+  """Returns by name the numbers of prompts or rows that are computed at once."""
   found = {}
   for name, part in parts(config):
     if isinstance(part, RLConfig):

@@ -1,7 +1,7 @@
-"""A model of the hub as the start of a run, and what of it the run keeps.
+"""Starts a run from a checkpoint of the Hugging Face hub.
 
-The run's folder gets a copy of all files of the checkpoint but its weights, in `hub/`,
-so that what the run ends with can be written back as the hub has it.
+The run copies all files of the checkpoint except its weights to `hub/` in its folder,
+so that the trained model can be exported in the same layout.
 """
 
 from __future__ import annotations  # fields have the names of their modules
@@ -41,20 +41,20 @@ from r1jax.text import templates
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig:
-  """Which checkpoint, how it is asked, and in which precision it learns."""
+  """Which checkpoint, its prompt template and its precision."""
 
   # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
   path: str = ''
-  # Or 'chat_tags', 'r1_zero', 'plain', 'r1_chat'; see `text.templates`.
+  # 'chat', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see `text.templates`.
   template: str = templates.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
-  dtype: Literal['float32', 'bfloat16'] = 'float32'  # of products, keys and values
-  # Of the parameters, of the reference and of samplers; see docs/precision.md.
+  dtype: Literal['float32', 'bfloat16'] = 'float32'  # of matmuls, keys and values
+  # Of the policy, the reference and the sampler; see docs/precision.md.
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  adapter: str = ''  # a folder of PEFT whose adapters are added to the weights first
-  lora: LoraConfig = LoraConfig()  # adapters to train, instead of all parameters
+  adapter: str = ''  # folder of a PEFT adapter that is merged into the weights first
+  lora: LoraConfig = LoraConfig()  # adapters to train instead of all parameters
 
   def __post_init__(self) -> None:
     for name, known in (('remat', REMAT), ('dtype', DTYPES), ('param_dtype', DTYPES)):
@@ -65,13 +65,13 @@ class HubConfig:
         )
     if self.adapter and self.lora.rank:
       raise ValueError(
-        'model.adapter: expected none with model.lora.rank, since adapters are saved '
-        'without what they were learned on; train all parameters, or merge the other '
-        f'ones into a checkpoint first; got {self.adapter!r}'
+        'model.adapter: expected none with model.lora.rank, since trained adapters are '
+        'saved without the weights they were trained on; train all parameters, or '
+        f'merge that adapter into a checkpoint first; got {self.adapter!r}'
       )
     variables = chat_template.read_variables(self.chat_template_kwargs)
     if self.template not in templates.CHATS:
-      templates.render(self.template, '')  # says which there are
+      templates.render(self.template, '')  # raises for an unknown one
       if variables:
         raise ValueError(
           f'chat_template_kwargs: expected none with the template {self.template!r}, '
@@ -82,34 +82,34 @@ class HubConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A checkpoint that has been looked up: everything but its parameters."""
+  """A checkpoint of the hub, without its parameters."""
 
   checkpoint: HFCheckpoint
   policy: Policy
   config: HubConfig
   adapter: tuple[LoraConfig, Any] | None
-  time: datetime.datetime  # that the chat template is told
+  time: datetime.datetime  # passed to the chat template
 
   @property
   def digests(self) -> dict[str, str]:
-    """The files that the run's checkpoints depend on; see `run.start`."""
+    """Digests of the files that the run's checkpoints depend on; see `run.start`."""
     folder = self.checkpoint.folder.absolute()
     files = [folder / name for name in checkpoint_files.files(folder)]
     if self.config.adapter:
       adapter = Path(self.config.adapter).expanduser().absolute()
       files += [adapter / name for name in (peft_config.CONFIG, peft_config.FILE)]
-    told = {}
+    clock = {}
     if self.config.template in templates.CHATS and checkpoint_files.reads_clock(folder):
-      told[f'{artifact.HUB}/{artifact.SOURCE}'] = self.time.isoformat()
+      clock[f'{artifact.HUB}/{artifact.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,
       **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
       artifact.TOKENIZER: self.policy.tokenizer.digest,
-      **told,
+      **clock,
     }
 
   def params(self, mesh: jax.sharding.Mesh) -> Any:
-    """The parameters, read to where they lie on the mesh."""
+    """Returns the parameters, read from the checkpoint and placed on the mesh."""
     places = param_shardings(mesh, self.policy.names)
     base = weights.read(self.checkpoint, places, self.config.param_dtype)
     if self.adapter is None:
@@ -119,7 +119,7 @@ class Pretrained:
     return jax.jit(lora.merged_in_dtype)(lora.attach(base, there, config.scale))
 
   def keep(self, workdir: Path) -> None:
-    """Copies all but the weights to the run's folder, once."""
+    """Copies the checkpoint's files except its weights to a new run's folder."""
     folder = workdir / artifact.HUB
     if (folder / artifact.SOURCE).exists():
       return
@@ -134,13 +134,13 @@ class Pretrained:
 
 
 def began(workdir: str | os.PathLike[str]) -> datetime.datetime:
-  """When the run in this folder began; of a new one, now. The same on all hosts.
+  """Returns when the run in this folder began; now for a new one. Equal on all hosts.
 
-  A chat template may tell the date, and a run that goes on tomorrow has the prompts of
-  today.
+  A chat template may print the date, and a run that resumes tomorrow must have the same
+  prompts as today.
 
   Raises:
-    LineageError: what the run has kept of it is damaged.
+    ArtifactError: the run's file with that time is damaged.
   """
   kept = None
   if (Path(workdir) / artifact.HUB / artifact.SOURCE).exists():
@@ -149,14 +149,15 @@ def began(workdir: str | os.PathLike[str]) -> datetime.datetime:
 
 
 def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrained:
-  """Looks a checkpoint up, before anything expensive starts.
+  """Opens and checks a checkpoint without reading its weights.
 
   Args:
-    config: which one, and how it is asked.
-    time: that its chat template is told; None is now.
+    config: see `HubConfig`.
+    time: passed to its chat template; None is now.
 
   Raises:
-    ValueError: there is none in that place, or it can't be used; see `weights`, `hub`.
+    ValueError: there is no checkpoint at that path, or it can't be used; see
+      `hf_checkpoint`, `tokenizer_files`.
   """
   if not config.path:
     raise ValueError('model.path: expected the folder of a checkpoint, got none')
@@ -169,12 +170,12 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
       f'{checkpoint.folder}: expected at most {checkpoint.vocab_size} tokens, the rows '
       f'of the embedding, got a tokenizer of {tokenizer.vocab_size}'
     )
-  tokenizer.prompt_ids(config.template, '')  # a template that it can't write
+  tokenizer.prompt_ids(config.template, '')  # raises if the template can't be encoded
   changed = dataclasses.replace(
     checkpoint.config, remat=config.remat, dtype=config.dtype
   )
   if config.lora.rank:
-    lora.targets(changed, config.lora)  # says which there are
+    lora.targets(changed, config.lora)  # raises for unknown ones
   policy = Policy(
     changed, tokenizer, config.template, checkpoint.vocab_size, config.lora
   )
@@ -183,9 +184,9 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
 
 
 def kept(stage: Artifact) -> HFCheckpoint | None:
-  """The checkpoint that a stage's model comes from, or None if it was made here.
+  """Returns the checkpoint that a stage's model comes from, or None.
 
-  If that one has gone, what the run has kept of it, which is all but its weights.
+  If the checkpoint is gone, returns the run's copy of it, which has no weights.
   """
   folder = stage.path / artifact.HUB
   if not folder.exists():
@@ -198,7 +199,7 @@ def kept(stage: Artifact) -> HFCheckpoint | None:
 
 
 def positions(stage: Artifact) -> int:
-  """How many positions a stage's model knows, or has seen if it was made here."""
+  """Returns the positions of a stage's model: those of its config or its training."""
   like = kept(stage)
   if like is not None:
     return families.max_positions(like.raw)

@@ -32,24 +32,24 @@ from r1jax.stages.rollout import Rollout
 
 
 class ScoredRollout(NamedTuple):
-  """Log-probs [P, G, T] of a rollout's tokens, and the device's seconds for them."""
+  """Log-probs [P, G, T] of a rollout's tokens."""
 
-  old_logp: np.ndarray | None  # of the policy; None if the sampler was the policy
-  ref_logp: np.ndarray | None  # of the reference; None if no penalty needs it
-  seconds: float
+  old_logp: np.ndarray | None  # of the policy; None if they equal the sampler's
+  ref_logp: np.ndarray | None  # of the reference; None without a KL penalty
+  seconds: float  # of the device
 
 
 class Updated(NamedTuple):
-  """What the updates of one rollout leave."""
+  """The result of one rollout's updates."""
 
   state: TrainState
   metrics: dict[str, float]  # means over the updates
-  device_seconds: float  # from the first update to the last
-  seconds: float  # packing included
+  device_seconds: float  # from the first update's start to the last one's end
+  seconds: float  # with packing
 
 
 def all_learned(frozen: Any, params: Any) -> Any:
-  """Returns the model's parameters where all of them are learned."""
+  """Returns the model's parameters if all of them are learned."""
   del frozen
   return params
 
@@ -60,13 +60,13 @@ class Learner:
 
   Fields:
     model: the decoder's functions.
-    mesh: where the parameters are learned.
+    mesh: the learner's devices.
     config: see `RLConfig`.
     matrices: of the model, for Muon; see `optim.make`.
-    frozen: parameters that are not learned, such as the base of adapters.
+    frozen: parameters that are not learned, such as the weights under adapters.
     join: (frozen, learned) -> the model's parameters.
-    quantize: makes what samples of the model's parameters; None is themselves.
-    seed: of what is random about bfloat16 parameters; see `optim.make`.
+    quantize: model's parameters -> the sampler's; None is the identity.
+    seed: of stochastic rounding of bfloat16 parameters; see `optim.make`.
   """
 
   model: DecoderFns
@@ -80,23 +80,23 @@ class Learner:
 
   @functools.cached_property
   def tx(self) -> Any:
-    """The optimizer (optax) over all updates of the stage."""
+    """The optax optimizer; its schedule covers all updates of the stage."""
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
     return optim.make(self.config.optim, updates, self.matrices, self.seed)
 
   def start(self, params: Any) -> dict[str, Any]:
-    """Returns what a checkpoint holds, before the first step."""
-    # A copy: an update takes the memory of the state before it.
+    """Returns the content of a checkpoint before the first step."""
+    # A copy, as an update donates the memory of its input state.
     before = {
       'policy': optim.init(jax.tree.map(jnp.copy, params), self.tx),
       'reference': params,
     }
-    # Placed now: another layout in the second step would compile again.
+    # Placed now, as another sharding in the second step would compile again.
     return like_params(self.mesh, before, params)
 
   def like(self, params: Any) -> dict[str, Any]:
-    """Returns the shapes of what `start` returns, and their shardings."""
+    """Returns shapes and shardings of the result of `start`."""
     shapes = jax.eval_shape(
       lambda params: {'policy': optim.init(params, self.tx), 'reference': params},
       params,
@@ -108,10 +108,7 @@ class Learner:
     return functools.partial(score_tokens, model=self.model)
 
   def program(self, places: Any) -> Any:
-    """`update.step` for `jax.jit`; the old state's memory is used for the new one.
-
-    `places` is where the state lies, before and after.
-    """
+    """Returns the jitted `update.step` for these shardings; it donates the state."""
 
     def step(state: TrainState, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
@@ -122,10 +119,7 @@ class Learner:
     return self._jit(step, (places, None), donated=(0,))
 
   def halves(self, places: Any) -> tuple[Any, Any]:
-    """`program` in two: what gives the gradient, and what makes the update of it.
-
-    The first one does without the optimizer's state.
-    """
+    """Returns `program` as two jitted functions: gradient without optimizer, update."""
 
     def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
@@ -156,7 +150,7 @@ class Learner:
 
   @functools.cached_property
   def compiled_update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One update, by `program` or its `halves`, compiled for where the state lies."""
+    """One update, by `program` or its `halves`, compiled for the state's shardings."""
     made: list[Any] = []
 
     def update(state: TrainState, *args: Any) -> Any:
@@ -167,28 +161,28 @@ class Learner:
         return made[0](state, *args)
       gradients, apply = made[0]
       grads, metrics = gradients(state.params, *args)
-      jax.block_until_ready(grads)  # the optimizer's state has room only now
+      jax.block_until_ready(grads)  # before that the optimizer's state has no room
       state, more = apply(to_device(state), grads)
       return self.waiting(state), metrics | more
 
     return update
 
   def waiting(self, state: TrainState) -> TrainState:
-    """Returns the state as it is kept between updates: offloaded, if asked for."""
+    """Returns the state for the time between updates: offloaded if `config.offload`."""
     if not self.config.offload:
       return state
     return dataclasses.replace(state, opt_state=to_host(state.opt_state))
 
   def reference(self, params: Any) -> Any:
-    """Returns a reference's parameters as they are kept: offloaded, if asked for."""
+    """Returns a reference's parameters: offloaded if `config.offload`."""
     return to_host(params) if self.config.offload else params
 
   def whole(self, params: Any) -> Any:
-    """Returns the model's parameters, given those that are learned."""
+    """Returns all parameters of the model, given the learned ones."""
     return self.join(self.frozen, params)
 
   def for_sampling(self, params: Any) -> Any:
-    """Returns what rollouts are sampled with: the policy, or its quantized weights."""
+    """Returns the sampler's parameters: the policy's, quantized if asked for."""
     return self._quantize(self.whole(params))
 
   @functools.cached_property
@@ -199,7 +193,7 @@ class Learner:
 
   @functools.cached_property
   def scoring(self) -> Any:
-    """Log-probs [N, P, B, T], a micro-batch at a time, compiled."""
+    """The jitted scoring program: log-probs [N, P, B, T], N micro-batches in a loop."""
 
     def score(params: Any, rows: Any, count: jax.Array, temperature: jax.Array):
       def one(index: jax.Array, logp: jax.Array) -> jax.Array:
@@ -217,7 +211,7 @@ class Learner:
   def score(
     self, policy: Any, reference: Any, rollout: Rollout, temperature: float
   ) -> ScoredRollout:
-    """Returns the log-probs that the update needs besides the sampler's."""
+    """Returns the log-probs that an update needs besides the sampler's."""
     old_logp, ref_logp, first, second = None, None, 0.0, 0.0
     if self.quantize is not None:
       old_logp, first = self.log_probs(policy, rollout, temperature)
@@ -229,7 +223,7 @@ class Learner:
   def log_probs(
     self, params: Any, rollout: Rollout, temperature: float
   ) -> tuple[np.ndarray, float]:
-    """Returns log-probs of a rollout's tokens, [P, G, T], and the device's seconds."""
+    """Returns log-probs [P, G, T] of a rollout's tokens, and the device's seconds."""
     layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
     rows = (
       layout.by_prompt(rollout.prompts),
@@ -247,7 +241,7 @@ class Learner:
     return layout.undo(logp, rollout.tokens.shape), seconds
 
   def advantage(self, reward_PG: np.ndarray) -> np.ndarray:
-    """Returns `grpo.group_advantage` of the host's numbers, [P, G]."""
+    """Returns `grpo.group_advantage` [P, G] of rewards in host memory."""
     return np.asarray(
       grpo.group_advantage(jnp.asarray(reward_PG), config=self.config.grpo)
     )
@@ -264,12 +258,12 @@ class Learner:
     """Makes all updates of one rollout: `epochs` passes of `minibatches` each.
 
     Args:
-      state: before them; its memory is used for the new one.
-      rollout: the outputs that this host has.
-      advantage_PG: of the outputs that this host has.
-      scores: likewise.
-      key: the cuts into mini-batches come from it.
-      temperature: that the rollout was sampled at.
+      state: to update; its memory is donated.
+      rollout: outputs of this host.
+      advantage_PG: of the outputs of this host.
+      scores: log-probs of the outputs of this host.
+      key: of the split into mini-batches.
+      temperature: of the rollout.
     """
     began, first, values = time.monotonic(), None, []
     old_logp, sampler_logp = rollout.logp, None
@@ -293,18 +287,18 @@ class Learner:
         state, metrics = self.compiled_update(
           state, self.frozen, self._feed(packed), count, np.float32(temperature)
         )
-        values.append(metrics)  # not fetched: the next part is packed meanwhile
+        values.append(metrics)  # fetched later: the next mini-batch is packed meanwhile
     values = jax.device_get(values)
     ended = time.monotonic()
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    # Before the first update the learner is what sampled, but for rounding.
+    # Before the first update, learner and sampler differ by rounding alone.
     means['drift'] = float(values[0]['drift'])
     return Updated(state, means, ended - (first or ended), ended - began)
 
   def minibatches(self, key: jax.Array) -> np.ndarray:
-    """Returns which problems each mini-batch takes, [minibatches, problems].
+    """Returns the problems of each mini-batch, [minibatches, problems].
 
-    It takes as many of each part that devices have, as far as the numbers allow.
+    A mini-batch takes the same number of problems from every shard, as far as possible.
     """
     prompts, minibatches = self.config.prompts_per_step, self.config.minibatches
     if minibatches == 1:
@@ -315,10 +309,10 @@ class Learner:
     return dealt.T.reshape(minibatches, -1)
 
   def layout(self, rollout: Rollout, chosen: np.ndarray) -> packing.Layout:
-    """Returns where the tokens of the chosen problems' outputs lie in micro-batches.
+    """Returns the packing of the chosen problems' outputs into micro-batches.
 
-    Lays out the outputs that this host has, in as many micro-batches as the fullest
-    part of any host needs.
+    Packs the outputs of this host. All hosts make as many micro-batches as the fullest
+    shard needs.
     """
     prompts, group_size = rollout.all_lengths.shape
     parts, length = self._shards, rollout.tokens.shape[-1]
@@ -333,7 +327,7 @@ class Learner:
       length,
       rows // parts * len(held),
       prompt_rows,
-      # Rows are in order: where a problem stands among those that this host has.
+      # Rows are sorted: the index of a problem among those of this host.
       [np.searchsorted(rollout.rows, by_part[n]).tolist() for n in held],
       room=-(-len(chosen) // parts),
     )

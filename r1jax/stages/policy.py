@@ -1,4 +1,4 @@
-"""A model that can be asked: config, tokenizer and template, without parameters."""
+"""A policy: model config, tokenizer and prompt template, without parameters."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ from r1jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """A model without its parameters: what it is, and how it reads and is asked."""
+  """A model without its parameters: config, tokenizer and prompt template."""
 
   config: ModelConfig
   tokenizer: Tokenizer
-  template: str  # a name in text.TEMPLATES, or text.CHAT
-  rows: int = 0  # of the embedding; 0 is as many as the tokenizer has tokens
-  lora: LoraConfig = LoraConfig()  # with a rank, what a stage saves are adapters
+  template: str  # a name in `templates.TEMPLATES`, or `templates.CHAT`
+  rows: int = 0  # of the embedding; 0 is the tokenizer's number of tokens
+  lora: LoraConfig = LoraConfig()  # with a rank, a stage trains and saves adapters
 
   @property
   def vocab_size(self) -> int:
@@ -38,12 +38,16 @@ class Policy:
 
   @property
   def matrices(self) -> Any:
-    """Its matrices, for Muon; see `optim.make`."""
+    """The model's matrices, for Muon; see `optim.make`."""
     return decoder.matrices(self.config)
 
   def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
-    """Random parameters, placed on the mesh."""
-    places = param_shardings(mesh, self.names)  # says what does not fit
+    """Returns random parameters, placed on the mesh.
+
+    Raises:
+      MeshError: the mesh does not divide them.
+    """
+    places = param_shardings(mesh, self.names)
 
     def init(seed: jax.Array) -> Any:
       return unbox(self.boxed(jax.random.key(seed)))
@@ -52,19 +56,19 @@ class Policy:
 
   @functools.cached_property
   def names(self) -> Any:
-    """The parameters' shapes, with the names of their axes."""
+    """The parameters' shapes, with names of their axes."""
     return decoder.names(self.config, self.vocab_size)
 
   def boxed(self, key: jax.Array) -> Any:
-    """Random parameters that carry the names of their axes."""
+    """Returns random parameters, with names of their axes."""
     return decoder.init(self.config, self.vocab_size, key)
 
   def prompt(self, question: str) -> str:
-    """Returns a question as the model sees it."""
+    """Returns the prompt of a question."""
     return self.tokenizer.prompt(self.template, question)
 
   def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
-    """The tokens of a rendered question, and of an output with its end."""
+    """Returns token ids of a question's prompt, and of an output with its end."""
     output = parsing.remainder(self.prompt(question), output)
     if not templates.is_chat(self.template):
       output = f' {output}'

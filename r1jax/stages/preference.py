@@ -1,8 +1,7 @@
-"""Training of the preference model on the judge's pairs, and the reward it gives.
+"""Trains the preference model on the judge's pairs.
 
-The model reads a prompt and what a user is shown, never the thoughts, as the paper's
-helpfulness reward does. The pairs of step n are a function of (seed, n), so a run that
-was killed goes on to the same bits.
+The pairs of step n are a function of (seed, n), so a resumed run is bit-for-bit
+identical.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,36 +20,33 @@ from r1jax import optim, reward_model, tasks
 from r1jax.miniature import judge as judging
 from r1jax.miniature.judge import JudgeConfig, Pair
 from r1jax.optim import OptimConfig, TrainState
-from r1jax.runtime import compilation, hosts
+from r1jax.runtime import hosts
+from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
-from r1jax.runtime.run import Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import local_mesh
-from r1jax.sharding.place import like_params, put_batch, replicate
+from r1jax.sharding.place import like_params, replicate
 from r1jax.stages import supervised
 from r1jax.stages.policy import Policy
+from r1jax.stages.preference_scoring import Scoring, encode_pairs, score_pairs, scoring
 from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem, splits
-from r1jax.text import parsing
-from r1jax.text.tokenizer import Tokenizer
 
-ROWS = 64  # texts scored at a time, or a few more so that they divide over the devices
 MEASURED = 256  # pairs for mean and deviation; their 512 texts give the mean to 4 %
-LOWEST = -1.0  # reward of what shows nothing; tanh never goes below
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-  """How long and in which portions to train; what is held out."""
+  """How long to train, in which batches, and what is held out."""
 
   epochs: int = 1  # passes over the pairs (the paper: 1)
-  pairs_per_step: int = 32  # B (the paper: 256); what does not fill a step is left out
+  pairs_per_step: int = 32  # B (the paper: 256); an incomplete last batch is dropped
   micro_batches: int = 1  # parts of the pairs that a gradient is summed over
   max_length: int = 128  # T, tokens of prompt, shown text and end of sequence
-  checkpoint_every: int = 50  # steps; held-out pairs are scored as often, and at last
+  checkpoint_every: int = 50  # steps; held-out pairs are scored at each checkpoint
   log_every: int = 10  # steps
   held_out: float = 0.1  # share of the problems; at least one problem unless it is 0
   optim: OptimConfig = OptimConfig()
@@ -76,7 +72,7 @@ class PreferenceConfig:
 def split(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
   """Returns the pairs to train on and the held-out ones.
 
-  No problem of one part is in the other, nor is its twin; see `tasks.group`.
+  Problems of the same group (`tasks.group`) are on the same side.
   """
   names = [tasks.group(pair.problem) for pair in pairs]
   ordered = sorted(
@@ -93,7 +89,7 @@ def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
   """Returns how many updates `train` makes on these pairs.
 
   Raises:
-    ValueError: the pairs that are not held out are fewer than a step needs.
+    ValueError: there are fewer training pairs than a step needs.
   """
   training, _ = split(pairs, config.held_out)
   if len(training) < config.pairs_per_step:
@@ -117,16 +113,18 @@ def judged_pairs(
   max_length: int,
   seed: int,
 ) -> list[Pair]:
-  """Returns what the judge prefers among a policy's outputs; counts in pairs.json.
+  """Returns pairs of a policy's outputs as ranked by the judge.
+
+  Writes their counts to pairs.json.
 
   Args:
-    run: the stage's.
+    run: the open run.
     sampler: of the policy.
     params: of the policy.
     problems: instructions; a multiple of `prompts`.
     judge: how the judge compares.
     prompts: problems sampled at a time.
-    group_size: outputs to each.
+    group_size: outputs per problem.
     max_length: T, tokens.
     seed: of the samples and of the judge.
   """
@@ -149,96 +147,20 @@ def judged_pairs(
   return pairs
 
 
-def encode(
-  problems: Sequence[Problem],
-  outputs: Sequence[str],
-  *,
-  tokenizer: Tokenizer,
-  template: str,
-  max_length: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns tokens int32 [N, T] and mask bool [N, T] of what the model reads.
-
-  That is the prompt, the shown text, cut at the right where it is too long, and an end
-  of sequence, where the score is read; then padding.
-
-  Raises:
-    ValueError: a prompt leaves no place for a token of the text.
-  """
-  tokens = np.full((len(outputs), max_length), tokenizer.pad_id, np.int32)
-  mask = np.zeros(tokens.shape, np.bool_)
-  for row, (problem, output) in enumerate(zip(problems, outputs, strict=True)):
-    prompt = tokenizer.prompt_ids(template, problem.question)
-    if len(prompt) + 2 > max_length:
-      raise ValueError(
-        f'preference.max_length: expected at least {len(prompt) + 2}, the tokens of '
-        f'the prompt of {problem.id!r} and 2 more, got {max_length}'
-      )
-    shown = tokenizer.encode_after(parsing.visible(output))
-    ids = [*(prompt + shown)[: max_length - 1], tokenizer.eos_id]
-    tokens[row, : len(ids)] = ids
-    mask[row, : len(ids)] = True
-  return tokens, mask
-
-
-def _encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> reward_model.Batch:
-  """Both sides of each pair, [N, 2, T]."""
-  problems = [pair.problem for pair in pairs for _ in range(2)]
-  outputs = [output for pair in pairs for output in (pair.chosen, pair.rejected)]
-  tokens, mask = encode(problems, outputs, **encoding)
-  shape = (len(pairs), 2, -1)
-  return reward_model.Batch(tokens.reshape(shape), mask.reshape(shape))
-
-
-Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
-
-
-def _scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
-  """(params, tokens, mask [N, T]) -> scores [N], in batches of one fixed shape.
-
-  Of devices of this host, which have copies of the parameters: each host has texts of
-  its own, or all have the same and need not wait for each other.
-  """
-  rows = -(-ROWS // mesh.size) * mesh.size
-  function = jax.jit(
-    on_mesh(mesh, functools.partial(reward_model.score, forward=model.forward)),
-    compiler_options=compilation.options(mesh),
-  )
-
-  def score(params: Any, tokens_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
-    scores_N = np.zeros(len(tokens_NT), np.float32)
-    for first in range(0, len(tokens_NT), rows):
-      part = slice(first, first + rows)
-      missing = max(0, first + rows - len(tokens_NT))
-      batch = tuple(
-        np.pad(x_NT[part], ((0, missing), (0, 0))) for x_NT in (tokens_NT, mask_NT)
-      )
-      got_B = jax.device_get(function(params, *put_batch(mesh, batch)))
-      scores_N[part] = got_B[: rows - missing]
-    return scores_N
-
-  return score
-
-
-def _score_pairs(score: Scoring, params: Any, pairs: reward_model.Batch) -> np.ndarray:
-  """Scores [N, 2], of the chosen texts and of the rejected ones."""
-  tokens, mask = (np.asarray(x) for x in (pairs.tokens, pairs.mask))
-  length = tokens.shape[-1]
-  flat = score(params, tokens.reshape(-1, length), mask.reshape(-1, length))
-  return flat.reshape(-1, 2)
-
-
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  # By name: without one, epoch 0 would have the numbers of the judge, whose seed it is.
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+  """Returns the order of the pairs in an epoch."""
+  # With a name, as otherwise epoch 0 would share its random numbers with the judge.
   name = zlib.crc32(b'preference')
   return np.random.default_rng((seed, name, epoch)).permutation(count)
 
 
-def _portion(data: reward_model.Batch, seed: int, step: int, size: int):
-  """The pairs of a step, counted from 1: every epoch in another order."""
+def pair_batch(
+  data: reward_model.Batch, seed: int, step: int, size: int
+) -> reward_model.Batch:
+  """Returns the pairs of a step; steps count from 1, epochs are shuffled."""
   count = len(data.tokens)
   epoch, place = divmod(step - 1, count // size)
-  chosen = _order(seed, epoch, count)[place * size : (place + 1) * size]
+  chosen = permutation(seed, epoch, count)[place * size : (place + 1) * size]
   return reward_model.Batch(data.tokens[chosen], data.mask[chosen])
 
 
@@ -253,29 +175,29 @@ def train(
   mesh: jax.sharding.Mesh,
   seed: int,
 ) -> Any:
-  """Returns the parameters of a preference model, from the last checkpoint on.
+  """Trains a preference model; resumes from the last checkpoint.
 
-  They lie on `local_mesh(mesh)`, a copy on each device. Over the texts that it was
-  trained on, its scores have mean 0 and deviation 1.
+  Returns its parameters, replicated on `local_mesh(mesh)`. Its scores have mean 0 and
+  deviation 1 over the training texts.
 
   Args:
-    run: of which `phase` is a part.
-    phase: its name in logs and checkpoints.
-    params: of the policy to start from; they stay as they are.
-    policy: its functions, tokenizer and template.
+    run: the open run.
+    phase: name in logs and checkpoints.
+    params: of the policy to start from; not donated.
+    policy: the model, its tokenizer and template.
     pairs: see `judge.pairs`.
     config: see `PreferenceConfig`.
-    mesh: where the model is trained.
+    mesh: devices for training.
     seed: of the order of the pairs.
 
   Raises:
-    ValueError: see `updates` and `encode`; before any training.
-    TrainingError: the loss is no longer finite (the last checkpoint stays), or every
-      text has the same score.
+    ValueError: see `updates` and `encode`; raised before any training.
+    TrainingError: the loss is not finite (the last checkpoint is kept), or every text
+      has the same score.
   """
   steps, model = updates(pairs, config), policy.functions
   training, held_out = (
-    _encode_pairs(
+    encode_pairs(
       part,
       tokenizer=policy.tokenizer,
       template=policy.template,
@@ -286,7 +208,7 @@ def train(
   optimizer = optim.make(config.optim, steps, seed=seed)
   fresh = reward_model.init(params, _width(model, params))
   here = local_mesh(mesh)
-  score = _scoring(model, here)
+  score = scoring(model, here)
 
   def measure(_: Any, state: TrainState, saves: bool) -> dict[str, float]:
     if not saves or not len(held_out.tokens):
@@ -297,7 +219,7 @@ def train(
   state = supervised.fit(
     run,
     phase,
-    # Placed before the first step: another layout in the second would compile again.
+    # Placed now, as another sharding in the second step would compile again.
     like_params(mesh, optim.init(fresh, optimizer), params),
     update=functools.partial(
       reward_model.step,
@@ -305,7 +227,7 @@ def train(
       optimizer=optimizer,
       micro_batches=config.micro_batches,
     ),
-    batch=lambda step, _: _portion(training, seed, step, config.pairs_per_step),
+    batch=lambda step, _: pair_batch(training, seed, step, config.pairs_per_step),
     steps=steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint_every,
@@ -314,10 +236,10 @@ def train(
     mesh=mesh,
     measure=measure,
   )
-  measured = _order(seed, 0, len(training.tokens))[:MEASURED]
+  measured = permutation(seed, 0, len(training.tokens))[:MEASURED]
   sample = reward_model.Batch(training.tokens[measured], training.mask[measured])
   copies = _copies(state.params, mesh, here)
-  scores = _score_pairs(score, copies, sample)
+  scores = score_pairs(score, copies, sample)
   if not scores.std():
     raise TrainingError(
       f'the preference model of {phase} gives every text the score {scores.mean():g} '
@@ -328,56 +250,19 @@ def train(
 
 
 def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:
-  """Parameters that are cut over a mesh, whole on each of the devices of `here`."""
+  """Returns parameters sharded over `mesh`, replicated on the devices of `here`."""
   whole = jax.device_get(replicate(mesh, params))
   return replicate(here, whole)
 
 
 def _width(model: DecoderFns, params: Any) -> int:
-  """D, of the decoder's hidden states."""
+  """Returns D, the width of the decoder's hidden states."""
   ids = jnp.zeros((1, 1), jnp.int32)
   hidden, _ = jax.eval_shape(model.forward, params, ids, ids, ids)
   return hidden.shape[-1]
 
 
 def _accuracy(score: Scoring, params: Any, pairs: reward_model.Batch) -> float:
-  """The share of pairs whose chosen text has the higher score; a tie is a half."""
-  chosen, rejected = _score_pairs(score, params, pairs).T
+  """Returns the share of pairs whose chosen text scores higher; a tie counts half."""
+  chosen, rejected = score_pairs(score, params, pairs).T
   return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scorer:
-  """The preference reward: of outputs, in numbers from -1 to 1.
-
-  Standardised scores go through tanh. It keeps their order, and an output unlike all
-  that the model was trained on, whose score may be anything, earns no more than a right
-  answer does (1) and cannot set the scale of its whole group. An output that shows
-  nothing gets -1, below which none can go, whatever the model would say of it.
-  """
-
-  params: Any  # from `train`
-  policy: Policy  # that it was trained from
-  max_length: int  # T; texts are cut to it
-  mesh: jax.sharding.Mesh  # devices of this host, which have copies
-
-  @functools.cached_property
-  def _score(self) -> Scoring:
-    return _scoring(self.policy.functions, self.mesh)
-
-  def __call__(self, problems: Sequence[Problem], outputs: Sequence[str]) -> np.ndarray:
-    """Returns a reward for each output, float32 [N].
-
-    Raises ValueError for a prompt that leaves no place for the text.
-    """
-    shows = np.array([bool(parsing.visible(output)) for output in outputs], np.bool_)
-    tokens, mask = encode(
-      problems,
-      outputs,
-      tokenizer=self.policy.tokenizer,
-      template=self.policy.template,
-      max_length=self.max_length,
-    )
-    rewards = np.full(len(outputs), LOWEST, np.float32)
-    rewards[shows] = np.tanh(self._score(self.params, tokens[shows], mask[shows]))
-    return rewards

@@ -1,4 +1,4 @@
-"""The problems that a chain of stages learns from and is measured on."""
+"""Training and held-out problems of a chain of stages."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
 TASKS = (*REASONING, *GENERAL)
-TOKENIZER_DOCUMENTS = 2000  # that a tokenizer is trained on
+TOKENIZER_DOCUMENTS = 2000  # documents to train a tokenizer on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,54 +29,54 @@ class Problems:
 
   Fields:
     train: problems to learn from, a list for each of `TASKS`.
-    validation: held-out problems for curves and choices, likewise.
+    validation: held-out problems for curves and choices, a list for each task.
     max_prompt_length: S, tokens.
-    longest: positions that the base model has seen, T of its training.
-    test: held-out problems for what is reported at the end, likewise; none where
-      nothing is.
+    max_positions: of the base model; T of its training if it is trained here.
+    test: held-out problems for the final results, a list for each task; empty if
+      nothing is reported.
   """
 
   train: list[list[Problem]]
   validation: list[list[Problem]]
   max_prompt_length: int
-  longest: int
+  max_positions: int
   test: list[list[Problem]] = dataclasses.field(default_factory=list)
 
   def reasoning(self, split: str) -> list[Problem]:
-    """Reasoning problems of 'validation' or 'test', a task after the other by turns."""
+    """Returns reasoning problems of 'validation' or 'test'; tasks alternate."""
     return store.by_turns(self._held_out(split)[: len(REASONING)])
 
   def general(self, split: str) -> list[Problem]:
-    """Instructions of 'validation' or 'test'."""
+    """Returns instructions of 'validation' or 'test'."""
     return store.by_turns(self._held_out(split)[len(REASONING) :])
 
   def _held_out(self, split: str) -> list[list[Problem]]:
     return {'validation': self.validation, 'test': self.test}[split]
 
   def check_length(self, field: str, max_length: int) -> None:
-    """Raises ValueError for outputs at positions that the base model never saw."""
-    most = self.longest - self.max_prompt_length
+    """Raises ValueError if outputs may exceed the base model's positions."""
+    most = self.max_positions - self.max_prompt_length
     if most < 1:
       raise ValueError(
-        f'max_prompt_length: expected less than the {self.longest} positions that the '
-        f'model knows, got {self.max_prompt_length}'
+        f'max_prompt_length: expected less than the {self.max_positions} positions '
+        f'that the model knows, got {self.max_prompt_length}'
       )
     if max_length > most:
       raise ValueError(
         f'{field}: expected at most {most}, as the base model was trained on rows of '
-        f'{self.longest} tokens with prompts of {self.max_prompt_length}, got '
+        f'{self.max_positions} tokens with prompts of {self.max_prompt_length}, got '
         f'{max_length}'
       )
 
   def check_prompts(self, tokenizer: Tokenizer, template: str) -> None:
-    """Raises ValueError for a problem that is too long for a prompt."""
+    """Raises ValueError for a prompt longer than `max_prompt_length`."""
     sources = [*self.train, *self.validation, *self.test]
     for problem in (p for source in sources for p in source):
       ids = tokenizer.prompt_ids(template, problem.question)
       pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
 
   def check(self, config: Any) -> None:
-    """Raises ValueError for lengths in a stage's config that do not go together."""
+    """Raises ValueError if a length in a stage's config exceeds the positions."""
     for field in dataclasses.fields(config):
       part = getattr(config, field.name)
       if isinstance(part, RejectionConfig | SuiteConfig):
@@ -86,7 +86,7 @@ class Problems:
         self.check_length(f'{field.name}.max_length', longest)
 
   def check_row(self, field: str, row_length: int, max_length: int) -> None:
-    """Raises ValueError for rows that a prompt and its output may not fit into."""
+    """Raises ValueError for rows shorter than a prompt and its output."""
     least = self.max_prompt_length + max_length
     if row_length < least:
       raise ValueError(
@@ -96,7 +96,7 @@ class Problems:
 
 
 def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
-  """Raises ValueError for shares by which no problems of these tasks can be drawn."""
+  """Raises ValueError unless there is a share of 0 or more for each task, not all 0."""
   usable = len(shares) == len(names) and all(0 <= x < math.inf for x in shares)
   if not usable or not sum(shares):
     raise ValueError(
@@ -106,30 +106,32 @@ def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
 
 
 def check_seed(seed: int) -> None:
-  """Raises ValueError for one that no random numbers can be made from."""
+  """Raises ValueError unless the seed fits into 32 bits."""
   if not 0 <= seed < 2**32:
     raise ValueError(f'seed: expected 0 to 4294967295, got {seed}')
 
 
 def check_folders(workdir: str, data_dir: str | None) -> None:
-  """Raises ValueError where a folder is named by nothing."""
+  """Raises ValueError for an empty path."""
   if not workdir or data_dir == '':
     raise ValueError('workdir and data_dir: expected the path of a folder, got none')
 
 
 def own_seed(seed: int, stage: str) -> int:
-  """A stage's seed: with the same one it would begin with its parent's problems.
+  """Returns a stage's seed, which differs from its parent's.
 
-  What a parent has learned by heart is no test, and little to learn from.
+  With the same seed the stage would begin with the parent's problems, which the parent
+  may have memorized.
   """
   return zlib.crc32(f'{seed} {stage}'.encode())
 
 
 def problems_of(stage: Artifact, data_dir: str | None) -> Problems:
-  """The setting of the lineage that `stage` belongs to.
+  """Returns the problems of the chain of stages that `stage` belongs to.
 
-  Raises LineageError where its problems were of another version: what is held out here
-  it may have learned from.
+  Raises:
+    ArtifactError: they had another version when the chain began, so it may have learned
+      from problems that are held out now.
   """
   first = stage.ancestor('r1_zero')
   check_versions(first.path, first.record.get('data') or {})
@@ -138,14 +140,14 @@ def problems_of(stage: Artifact, data_dir: str | None) -> Problems:
     corpus.tasks_of(config['tasks']),
     data_dir,
     max_prompt_length=config['rl']['max_prompt_length'],
-    longest=config['base']['row_length'],
+    max_positions=config['base']['row_length'],
   )
 
 
 def check_versions(path: Path, found: Mapping[str, str]) -> None:
-  """Raises LineageError if a stage's problems, by task, are of other versions.
+  """Raises ArtifactError unless the problems of the stage at `path` are current.
 
-  `path` is that of the stage.
+  `found` are their versions by task.
   """
   differing = [
     f'{task} was {found.get(task, "none")} there and is {version} here'
@@ -160,13 +162,17 @@ def check_versions(path: Path, found: Mapping[str, str]) -> None:
 
 
 def new_problems(
-  difficulty: TaskConfigs, data_dir: str | None, *, max_prompt_length: int, longest: int
+  difficulty: TaskConfigs,
+  data_dir: str | None,
+  *,
+  max_prompt_length: int,
+  max_positions: int,
 ) -> Problems:
-  """A setting with the problems of this difficulty, built on first use."""
+  """Returns the problems of this difficulty; builds their files on first use."""
   train, validation, test = (
     store.sources(TASKS, difficulty, split, data_dir) for split in splits.SPLITS
   )
-  return Problems(train, validation, max_prompt_length, longest, test)
+  return Problems(train, validation, max_prompt_length, max_positions, test)
 
 
 def tokenizer(
@@ -175,8 +181,15 @@ def tokenizer(
   template: str,
   vocab_size: int,
 ) -> Tokenizer:
-  """The run's tokenizer, or for a new run one of the first documents."""
-  # Without config.json the folder is new, or somebody else's, which `start` refuses.
+  """Returns the run's tokenizer; for a new run, trains it on the first documents.
+
+  Args:
+    file: of the run's tokenizer.
+    document: returns question and output of document 0, 1, …
+    template: of the prompts.
+    vocab_size: V, at most.
+  """
+  # Without config.json the folder is new, or not a run's, which `start` rejects.
   if file.exists() and file.with_name('config.json').exists():
     return Tokenizer.load(file)
   pairs = map(document, range(TOKENIZER_DOCUMENTS))
@@ -192,10 +205,13 @@ def problem_stream(
   seed: int,
   begin: Sequence[int] | None = None,
 ) -> Callable[[int], Problem]:
-  """Returns index -> problem: endless passes over each source, in orders of their own.
+  """Returns index -> problem: a mix of endless, shuffled passes over each source.
 
-  Any stretch of indices takes from the sources by their shares. With `begin` the passes
-  over source n go on after its first begin[n] problems, as if these had been asked.
+  Args:
+    sources: lists of problems.
+    shares: of the sources, in any range of indices.
+    seed: of the shuffles.
+    begin: number of problems to skip, by source; None skips none.
   """
   passes = [
     grain.MapDataset.source(problems)

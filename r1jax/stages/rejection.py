@@ -1,8 +1,8 @@
-"""Rejection sampling: several outputs of a problem, of which the good ones are kept.
+"""Rejection sampling: samples several outputs per problem and keeps the good ones.
 
-R1's third stage samples several outputs a prompt and keeps the right and readable ones;
-its first stage does the same with R1-Zero's outputs (Nature version). What is written
-down is every output with what is wrong with it, so that the set can be looked through.
+R1's third stage samples several outputs per prompt and keeps the right and readable
+ones; its first stage does the same with R1-Zero's outputs (Nature version). Every
+output is written to a file with its faults, so that the selection can be inspected.
 """
 
 import dataclasses
@@ -17,25 +17,26 @@ import numpy as np
 
 from r1jax.rewards import filters
 from r1jax.runtime import hosts
+from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.log import explained, jsonable
-from r1jax.runtime.run import Interruption, Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem
 
-Line = dict[str, Any]  # of the file: an output, its problem, and what is wrong with it
-SELECTION = ('duplicate', 'surplus')  # why good outputs are left out
+Line = dict[str, Any]  # of the file: an output, its problem and its faults
+SELECTION = ('duplicate', 'surplus')  # faults of outputs that are right but not kept
 
 
 @dataclasses.dataclass(frozen=True)
 class RejectionConfig:
   """How much to sample and how much of it to keep."""
 
-  problems: int = 480  # that are asked
-  samples: int = 16  # outputs of each
-  most_a_problem: int = 4  # that are kept; the first ones
+  problems: int = 480  # problems to sample for
+  samples: int = 16  # outputs per problem
+  most_a_problem: int = 4  # outputs kept per problem, at most; the first ones
   prompts_per_batch: int = 16  # problems sampled at a time
   max_length: int = 320  # T, tokens
   draw: SamplingConfig = SamplingConfig()  # R1's first stage: temperature 1
@@ -56,27 +57,35 @@ class RejectionConfig:
 def rejection_sample(
   run: Run,
   params: Any,
-  order: Callable[[int], Problem],
+  problem_at: Callable[[int], Problem],
   *,
   sampler: Sampler,
   config: RejectionConfig,
   seed: int,
 ) -> list[Line]:
-  """Returns what is kept of the outputs to `config.problems` problems.
+  """Samples outputs of `config.problems` problems, and returns those that are kept.
 
-  All outputs are written to `outputs.jsonl`, a batch at a time; a run that was killed
-  goes on with the batch at hand. `rejection.json` counts what became of them.
+  All outputs are written to `outputs.jsonl`, a batch at a time; a killed run resumes at
+  the first missing batch. `rejection.json` has the statistics.
+
+  Args:
+    run: the open run.
+    params: of the policy.
+    problem_at: index -> problem.
+    sampler: of the policy.
+    config: see `RejectionConfig`.
+    seed: of the samples.
 
   Raises:
-    Interruption: Ctrl-C was pressed.
-    TrainingError: nothing was kept.
+    Interruption: the run was asked to stop.
+    TrainingError: no output is kept.
   """
   file = run.workdir / 'outputs.jsonl'
   lines = _complete(file, config)
   key = named_key(jax.random.key(seed), 'rejection')
   size = config.prompts_per_batch
   for batch in range(len(lines) // (size * config.samples), config.problems // size):
-    chosen = [order(index) for index in range(batch * size, (batch + 1) * size)]
+    chosen = [problem_at(index) for index in range(batch * size, (batch + 1) * size)]
     outputs = sampler.sample(
       params,
       jax.random.fold_in(key, batch),
@@ -86,7 +95,7 @@ def rejection_sample(
       draw=config.draw,
     )
     groups = [
-      _judged(chosen[row], group, lengths)
+      _lines(chosen[row], group, lengths)
       for row, group, lengths in zip(
         outputs.rows, outputs.texts, outputs.lengths, strict=True
       )
@@ -100,7 +109,7 @@ def rejection_sample(
     good = np.mean([not line['faults'] for line in lines])
     run.progress.update('sampling', asked, config.problems, {'accepted': good})
     if run.stops():
-      raise Interruption(f'Stopped after {asked} problems. The same command goes on.')
+      raise Interruption(f'Stopped after {asked} problems. The same command resumes.')
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)
   content = json.dumps(jsonable(counted), indent=2) + '\n'
@@ -118,10 +127,10 @@ def rejection_sample(
   return kept
 
 
-def _judged(
+def _lines(
   problem: Problem, group: Sequence[str], lengths: Sequence[int]
 ) -> list[Line]:
-  """A line for each output to a problem."""
+  """Returns a line for each output to a problem."""
   return [
     {
       'problem': problem.id,
@@ -136,18 +145,18 @@ def _judged(
 
 
 def _complete(file: Path, config: RejectionConfig) -> list[Line]:
-  """The lines of the batches that the file has whole; it is cut to them."""
+  """Returns the lines of complete batches, and drops the others from the file."""
   if not file.exists():
     return []
   lines: list[Line] = []
   for raw in file.read_bytes().splitlines():
     try:
       lines.append(json.loads(raw))
-    except ValueError:  # the kill came in the middle of it
+    except ValueError:  # half-written when the run was killed
       break
   size = config.prompts_per_batch * config.samples
   lines = lines[: len(lines) // size * size]
-  if hosts.is_primary():  # others read the same before and after
+  if hosts.is_primary():  # other hosts read the same lines before and after
     write_whole(file, _json_lines(lines))
   return lines
 
@@ -157,9 +166,9 @@ def _json_lines(lines: Iterable[Line]) -> str:
 
 
 def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
-  """The outputs without fault, each once, at most so many of a problem.
+  """Returns outputs without faults, each once, at most `most_a_problem` per problem.
 
-  Those left out get the fault that says why, one of `SELECTION`.
+  Outputs that are left out get one of `SELECTION` as their fault.
   """
   kept: list[Line] = []
   seen: set[tuple[str, str]] = set()
@@ -181,9 +190,9 @@ def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
 
 
 def statistics(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
-  """By task: problems, outputs, those kept and their mean tokens, and why others not.
+  """Returns by task: problems, outputs, kept outputs, their mean tokens, and faults.
 
-  An output with several faults is counted under the first of them.
+  An output with several faults is counted under its first.
   """
   by_task: dict[str, list[Line]] = {}
   for line in lines:

@@ -1,6 +1,6 @@
-"""Rewards of a rollout, by rules and by a preference model.
+"""Rewards a rollout by rules and by a preference model.
 
-Rules run in worker processes, the preference model on the device. R1's last stage adds
+Rules run in worker processes, the preference model on the device. R1's last stage uses
 both (Nature version): rules for reasoning, the preference model for general prompts.
 """
 
@@ -13,16 +13,16 @@ import numpy as np
 
 from r1jax.rewards.pool import Pending, RewardPool, Scores
 from r1jax.runtime import hosts
-from r1jax.runtime.run import TrainingError
+from r1jax.runtime.errors import TrainingError
 from r1jax.stages.rollout import Rollout
 from r1jax.tasks import GENERAL, Problem
 from r1jax.text import parsing
 
-LARGEST_REWARD = 1e15  # squares of it, and sums of many of them, fit into float32
+LARGEST_REWARD = 1e15  # sums of its squares over a batch fit into float32
 
 
 class Rewarder(Protocol):
-  """What rewards outputs: a `RewardPool`, or a `PreferenceReward` around one."""
+  """Rewards outputs: a `RewardPool`, or a `PreferenceReward` around one."""
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -36,15 +36,15 @@ class Rewarder(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceReward:
-  """Rewards by rule, and by a preference model for general prompts."""
+  """Rewards outputs by rules, and to general prompts also by a preference model."""
 
   pool: RewardPool
   scorer: Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
-  weight: float  # of the preference, in the sum
+  weight: float  # of the preference reward in the sum
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The pool's rewards, and after them 'preference'."""
+    """Names of the pool's rewards, then 'preference'."""
     return (*self.pool.names, 'preference')
 
   def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
@@ -70,9 +70,9 @@ class PreferenceReward:
 
 
 class Rewards(NamedTuple):
-  """The rewards of a rollout, and what else is measured of its texts.
+  """Rewards of a rollout, and other measurements of its texts.
 
-  P counts the problems of one host, or of all once they are gathered.
+  P counts the problems of one host, or of all hosts after gathering.
   """
 
   rows: np.ndarray  # int [P], which problems
@@ -89,7 +89,7 @@ class Rewards(NamedTuple):
   def metrics(
     self, rollout: Rollout, advantage_PG: np.ndarray, names: Sequence[str]
   ) -> dict[str, Any]:
-    """Returns what metrics.jsonl says of a step's outputs."""
+    """Returns the metrics of a step's outputs for metrics.jsonl."""
     spread = self.total.max(1) - self.total.min(1)
     return {
       'reward': float(self.total.mean()),
@@ -112,13 +112,13 @@ class Rewards(NamedTuple):
 def reward(
   rewarder: Rewarder, problems: Sequence[Problem], rollout: Rollout, logged: int
 ) -> tuple[Rewards, float]:
-  """Returns the rewards of all hosts' outputs, and the seconds that they took.
+  """Returns the rewards of all hosts' outputs, and the seconds spent.
 
   Args:
     rewarder: see `Rewarder`.
-    problems: of the step, those of all hosts.
-    rollout: the outputs that this host has.
-    logged: of so many problems the first output becomes a line of samples.jsonl.
+    problems: of the step, on all hosts.
+    rollout: outputs of this host.
+    logged: number of problems whose first output becomes a line of samples.jsonl.
   """
   began = time.monotonic()
   local = _reward_local(rewarder, problems, rollout, logged)
@@ -129,7 +129,7 @@ def reward(
 def _reward_local(
   rewarder: Rewarder, problems: Sequence[Problem], rollout: Rollout, logged: int
 ) -> Rewards:
-  """Returns the rewards of the outputs that this host speaks for."""
+  """Returns the rewards of the outputs that this host owns."""
   mine = np.flatnonzero(rollout.own)
   rows, texts = rollout.rows[mine], [rollout.texts[n] for n in mine]
   shape = len(mine), rollout.tokens.shape[1]
@@ -178,7 +178,7 @@ def _in_order(parts: Sequence[Rewards]) -> Rewards:
 
 
 def check_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
-  """Raises TrainingError for a weighted sum that has no advantage in float32."""
+  """Raises TrainingError for a weighted sum that is too large for float32."""
   wrong = np.argwhere(~(np.abs(rewards.total) <= LARGEST_REWARD))  # NaN too
   if len(wrong):
     p, g = wrong[0]
@@ -186,8 +186,8 @@ def check_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
     raise TrainingError(
       f'the rewards of an output of step {step} add up to {rewards.total[p, g]:.3g} ('
       + ', '.join(f'{name} {value:.3g}' for name, value in parts)
-      + f'), and {LARGEST_REWARD:g} is the most that advantages are computed of; lower '
-      'that reward or its weight, in another --workdir'
+      + f'), expected at most {LARGEST_REWARD:g}; lower that reward or its weight, in '
+      'another --workdir'
     )
 
 

@@ -1,8 +1,8 @@
-"""Reinforcement learning on checked answers: rollout, rewards, advantage, updates.
+"""Reinforcement learning with verifiable rewards: rollout, rewards, advantage, updates.
 
-Everything random in step n comes from (seed, n): the problems from a shuffle with
-random access, the samples and the cut into mini-batches from children of one key.
-Nothing random is stored, and a killed run goes on to the same bits.
+Everything random in step n is derived from (seed, n): the problems from a shuffle with
+random access, the samples and the split into mini-batches from children of one key. No
+random state is stored, and a resumed run is bit-for-bit identical.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ import numpy as np
 from r1jax import optim
 from r1jax.choice import label
 from r1jax.optim import TrainState
+from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
-from r1jax.runtime.run import Run, TrainingError
+from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages.evaluation import EvalConfig, evaluate
@@ -29,14 +30,14 @@ from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
-FLAT = 20  # first steps with no advantage but 0 after which a run ends
-SHORT = 0.1  # of the learning rate; shorter updates are said to be
-LARGE = 100  # times Adam's eps; no longer small beside a gradient of such an rms
+FLAT = 20  # a run ends if every advantage of its first 20 steps was 0
+SHORT = 0.1  # of the learning rate; shorter updates are reported
+LARGE = 100  # times Adam's eps; an rms gradient above this is not slowed by eps
 
 
 @dataclasses.dataclass(frozen=True)
 class Actors:
-  """Who takes part in a step: what samples, what rewards, what learns."""
+  """The parts of an RL step: sampler, rewarder and learner."""
 
   sampler: Sampler
   rewarder: Rewarder
@@ -51,9 +52,9 @@ def step(
   key: jax.Array,
   number: int,
 ) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]]]:
-  """Makes one rollout and its updates; `number` counts the steps from 1 on.
+  """Makes one rollout and its updates; steps are numbered from 1.
 
-  Returns the new state, the metrics, and some outputs to look at.
+  Returns the new state, the metrics, and lines for samples.jsonl.
   """
   sampler, rewarder, learner = actors.sampler, actors.rewarder, actors.learner
   config, before = learner.config, number - 1
@@ -114,23 +115,25 @@ def train(
   evals: EvalConfig,
   seed: int,
 ) -> Any:
-  """Returns the policy after `config.steps` rollouts, from the last checkpoint on.
+  """Trains a policy; resumes from the last checkpoint.
+
+  Returns its learned parameters after `config.steps` rollouts.
 
   Args:
-    run: of which `phase` is a part.
-    phase: its name in logs and checkpoints.
-    params: makes what is learned of the policy to start from, and the first reference.
+    run: the open run.
+    phase: name in logs and checkpoints.
+    params: returns the learned parameters to start from, also the first reference.
     actors: see `Actors`.
-    problem_at: index -> the problem to learn from; see `problem_stream`.
-    held_out: the validation split, to be evaluated on and never learned from.
+    problem_at: index -> problem; see `problem_stream`.
+    held_out: problems of the validation split, for evaluation.
     evals: how to evaluate.
-    seed: everything random follows from it.
+    seed: of everything random.
 
   Raises:
     ValueError: the learning rate is too small for the policy to change.
     RewardError: a reward failed on every output of a step.
-    TrainingError: rewards, advantages or the loss are no longer finite, or from the
-      first step on every advantage was 0. The last checkpoint stays.
+    TrainingError: rewards, advantages or the loss are not finite, or every advantage of
+      the first `FLAT` steps was 0. The last checkpoint is kept.
   """
   learner, config = actors.learner, actors.learner.config
   state, reference, first = _resume(run, phase, params, learner)
@@ -155,7 +158,7 @@ def train(
       f'Step {config.profile_step} is done, so it can no longer be traced.'
     )
   weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  flat = not first  # so far nothing could be learned
+  flat = not first  # whether every advantage so far was 0
   loop.restart_clock()
   for number in loop:
     size = config.prompts_per_step
@@ -171,10 +174,10 @@ def train(
     flat = flat and metrics['zero_advantages'] == 1
     if flat and number == FLAT:
       raise TrainingError(
-        f'in {FLAT} steps of {phase} every advantage was 0, as the rewards that are '
-        f'compared were equal (the last mean is {metrics["reward"]:.3g}), so nothing '
-        'was learned; make the problems easier or harder, or the reward finer, in '
-        'another --workdir'
+        f'in the first {FLAT} steps of {phase} every advantage was 0, as all rewards '
+        f'that are compared were equal (last mean is {metrics["reward"]:.3g}), so '
+        'nothing was learned; use easier or harder problems, or a finer reward, and a '
+        'new --workdir'
       )
     if config.reference_every and number % config.reference_every == 0:
       reference = learner.reference(jax.tree.map(jnp.copy, state.params))
@@ -184,8 +187,8 @@ def train(
       loop.restart_clock()
     loop.say_compilations(metrics['time']['seconds'])
     settling = number - first <= SETTLED
-    if settling and (said := short_updates(config, number, metrics, weights)):
-      loop.say(said)
+    if settling and (warning := short_updates(config, number, metrics, weights)):
+      loop.say(warning)
     if loop.saves_now():
       loop.save(to_device({'policy': state, 'reference': reference}))
   return state.params
@@ -194,12 +197,12 @@ def train(
 def _resume(
   run: Run, phase: str, params: Callable[[], Any], learner: Learner
 ) -> tuple[TrainState, Any, int]:
-  """Returns state, reference and steps of the last checkpoint, or of the start."""
+  """Returns state, reference and step of the last checkpoint, or of the start."""
   checkpoints, before = run.checkpoints[phase], params()
   optim.check_learning_rate(before, learner.config.optim, 'rl.optim', learner.matrices)
   first, like = checkpoints.step or 0, learner.like(before)
   saved = {} if first else learner.start(before)
-  del before  # of a large model there is no room for one more
+  del before  # a large model would not fit a second time
   saved = saved or checkpoints.restore(like)
   state = learner.waiting(saved.pop('policy'))
   return state, learner.reference(saved.pop('reference')), first
@@ -213,7 +216,7 @@ def _evaluate(
   config: EvalConfig,
   root: jax.Array,
 ) -> None:
-  """Evaluates the policy of the loop's step, writes and shows what comes out."""
+  """Evaluates the policy after the loop's step; logs and shows the result."""
   values, shown = evaluate(
     params,
     named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
@@ -232,16 +235,16 @@ def _evaluate(
 def short_updates(
   config: RLConfig, number: int, metrics: Mapping[str, Any], weights: int
 ) -> str | None:
-  """Returns what to say of a step whose updates are far shorter than the learning rate.
+  """Returns a warning if a step's updates are far shorter than the learning rate.
 
-  Updates are short too where most mini-batches have no gradient; that is not the doing
-  of Adam's eps, and not said.
+  Returns None if not, or if they are short because most mini-batches have no gradient,
+  which does not depend on Adam's eps.
 
   Args:
     config: of the stage.
     number: of the step.
     metrics: of the step.
-    weights: how many are learned.
+    weights: number of learned parameters.
   """
   rates, each = config.optim, config.epochs * config.minibatches
   # Not by groups: an advantage may compare the outputs of several prompts.

@@ -1,4 +1,4 @@
-"""The settings of an RL stage, checked when they are written down; its schedules."""
+"""The config of an RL stage, checked on construction, and its schedules."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
 
 MOST_WORKERS = 256  # processes
-MACHINE = {'machine': True}  # of fields that a run may go on with other values of
+MACHINE = {'machine': True}  # metadata of fields that may change when a run resumes
 LONGEST = 2**20  # tokens of an output
 
 
@@ -17,34 +17,34 @@ LONGEST = 2**20  # tokens of an output
 class RLConfig:
   """One RL stage. Schedules are pairs (after this many rollouts, value).
 
-  The temperature is of the rollout and of all log-probs that are learned from. So the
-  metrics kl and entropy are of the models at it, and kl is what grpo.kl_coef weighs.
+  The temperature applies to the rollout and to all log-probs in the loss. So the
+  metrics kl and entropy are measured at it, and grpo.kl_coef weights that kl.
   """
 
   steps: int = 40  # rollouts
-  prompts_per_step: int = 16  # P, of a rollout (R1-Zero: 512, 32 an update)
+  prompts_per_step: int = 16  # P, of a rollout (R1-Zero: 512, 32 per update)
   group_size: int = 16  # G (R1-Zero: 16)
   max_prompt_length: int = 24  # S, tokens
   max_length: tuple[tuple[int, int], ...] = ((0, 320),)  # T, tokens, by step
   temperature: tuple[tuple[int, float], ...] = ((0, 1.0),)  # by step
   epochs: int = 1  # passes over a rollout
-  int8_rollout: bool = False  # sample with weights in int8; costs a pass of the policy
-  minibatches: int = 2  # parts of a rollout, an update each (R1-Zero: 16)
-  micro_batch_rows: int = 16  # rows of T tokens in the parts of a gradient's sum
+  int8_rollout: bool = False  # sample with int8 weights; costs a scoring pass
+  minibatches: int = 2  # updates per epoch, a part of the rollout each (R1-Zero: 16)
+  micro_batch_rows: int = 16  # rows of T tokens; a gradient is summed over these parts
   offload: bool = dataclasses.field(
     default=False, metadata=MACHINE
-  )  # optimizer and reference wait in the host's memory
-  reference_every: int = 0  # steps until the policy is the reference (R1: 400 updates)
+  )  # keep optimizer state and reference in host memory
+  reference_every: int = 0  # steps between updates of the reference (R1: 400 updates)
   evaluate_every: int = 10  # steps
   checkpoint_every: int = 10  # steps
   profile_step: int = dataclasses.field(
     default=0, metadata=MACHINE
-  )  # step whose trace is written to <workdir>/profile; 0 is none
-  logged_samples: int = 4  # outputs a step that are written to samples.jsonl
+  )  # step to trace into <workdir>/profile; 0 is none
+  logged_samples: int = 4  # outputs per step that are written to samples.jsonl
   reward_workers: int = dataclasses.field(default=2, metadata=MACHINE)  # processes
   reward_timeout: float = dataclasses.field(
     default=5.0, metadata=MACHINE
-  )  # seconds an output
+  )  # seconds per output
   optim: OptimConfig = OptimConfig()
   grpo: GRPOConfig = GRPOConfig()
 
@@ -80,7 +80,7 @@ class RLConfig:
       )
     grpo.check_group_size(self.grpo, self.group_size, self.prompts_per_step)
     _check_schedule('max_length', self.max_length, 1, LONGEST)
-    # Equal outputs teach nothing.
+    # Not 0, as equal outputs have no advantage.
     _check_schedule('temperature', self.temperature, 0.01, 100)
 
 
@@ -98,5 +98,5 @@ def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> No
 
 
 def value_at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
-  """The value of a schedule after `step` rollouts: of its last pair that has begun."""
+  """Returns the value of a schedule after `step` rollouts."""
   return [value for start, value in schedule if start <= step][-1]

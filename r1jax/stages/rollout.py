@@ -1,4 +1,4 @@
-"""From problems to texts: renders prompts, samples on device, decodes."""
+"""Samples rollouts: renders prompts, samples on the device, decodes texts."""
 
 import concurrent.futures
 import dataclasses
@@ -38,43 +38,44 @@ from r1jax.text import parsing
 from r1jax.text.tokenizer import pad_left
 
 _COMPILES = threading.Lock()
-# Programs run side by side where the weights are smaller. From about here on each core
-# waits for memory, and reads them once for all prompts.
+# Below this size programs run in parallel on a CPU's cores. Above it memory bandwidth
+# is the limit, and one program reads the weights once for all prompts.
 LARGE_WEIGHTS = 2**27  # bytes
-_LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores are taken for free
+_LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores count as available
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """A group of outputs for each of P problems: those that this host has.
+  """Outputs of this host: a group of G for each of P problems.
 
-  With one host these are all that there are.
+  With one host these are all outputs. Otherwise hosts may hold copies of the same ones;
+  one of them owns an output.
   """
 
-  rows: np.ndarray  # int [P], which of the problems
-  own: np.ndarray  # bool [P], those that this host speaks for: others may have them too
+  rows: np.ndarray  # int [P], indices of the problems
+  own: np.ndarray  # bool [P], whether this host owns the outputs
   prompts: np.ndarray  # int32 [P, S], padded on the left
   prompt_mask: np.ndarray  # bool [P, S]
   tokens: np.ndarray  # int32 [P, G, T], 0 beyond an output's end
   logp: np.ndarray  # float32 [P, G, T], nats, under the policy that sampled
   lengths: np.ndarray  # int [P, G], tokens with the stop token
-  all_lengths: np.ndarray  # int [all, G], those that other hosts have included
+  all_lengths: np.ndarray  # int [all, G], of the outputs of all hosts
   cut_off: np.ndarray  # bool [P, G], no stop token within the limit
   texts: list[list[str]]  # P lists of G
   prompt_texts: list[str]  # P
   device_seconds: float  # from the first program's start to the last one's end
-  seconds: float  # tokenizing included
+  seconds: float  # with tokenizing
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleProgram:
-  """The compiled sampler of a model on a mesh. Knows no text.
+  """The compiled sampler of a model on a mesh; works on token ids.
 
   Fields:
     model: the decoder's functions.
     stop_ids: tokens that end a completion.
-    mesh: where the parameters are learned.
-    layout: how samplers use these devices.
+    mesh: the learner's devices.
+    layout: how the sampler uses these devices.
     names: of the parameters' axes; needed for more than one device.
   """
 
@@ -86,25 +87,25 @@ class SampleProgram:
 
   @functools.cached_property
   def sampling_mesh(self) -> jax.sharding.Mesh:
-    """The devices as samplers use them."""
+    """The devices as the sampler uses them."""
     return sampler_mesh(self.mesh, self.layout)
 
   @functools.cached_property
   def sampling_names(self) -> Any:
-    """The names of the parameters' axes, of those that samplers shard."""
+    """Names of the parameters' axes that the sampler shards."""
     if self.layout.sampler_gathers:
       return self.names
     return without_gathers(self.names)
 
   def place(self, params: Any) -> Any:
-    """Returns the parameters resharded for sampling, on the devices; once a step."""
+    """Returns the parameters resharded on device for sampling; called once per step."""
     if self.mesh.size == 1 or self.names is None:
       return params
     return reshard(self.sampling_mesh, params, self.sampling_names)
 
   @functools.cached_property
   def compiled(self) -> Callable[..., tuple[generate.Completions, jax.Array]]:
-    """`generate.sample` for `jax.jit`, with the completions' lengths [P, G]."""
+    """The jitted `generate.sample`, which also returns the lengths [P, G]."""
 
     def function(
       params: Any,
@@ -125,7 +126,7 @@ class SampleProgram:
       )
       return completions, completions.mask.sum(-1)
 
-    # Outputs lie where they are learned from, and every host knows all lengths.
+    # Completions are sharded for the learner; every host gets all lengths.
     places = None
     if self.sampling_mesh.size > 1:
       places = named_sharding(self.mesh, 'prompt'), named_sharding(self.mesh)
@@ -137,7 +138,7 @@ class SampleProgram:
     )
 
   def parallel_parts(self, prompts: int, params: Any) -> int:
-    """Returns how many programs to run at once: a small model keeps one core busy."""
+    """Returns how many programs to run in parallel: of a small model, one per core."""
     if self.sampling_mesh.size > 1 or jax.default_backend() != 'cpu':
       return 1
     if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > LARGE_WEIGHTS:
@@ -153,8 +154,8 @@ class Sampler:
   Fields:
     policy: the model, its tokenizer and template.
     max_prompt_length: S, tokens.
-    mesh: where the parameters are learned.
-    layout: how samplers use these devices.
+    mesh: the learner's devices.
+    layout: how the sampler uses these devices.
   """
 
   policy: Policy
@@ -164,7 +165,7 @@ class Sampler:
 
   @functools.cached_property
   def program(self) -> SampleProgram:
-    """What runs on the devices."""
+    """The part that runs on the devices."""
     policy = self.policy
     return SampleProgram(
       policy.functions,
@@ -175,7 +176,7 @@ class Sampler:
     )
 
   def encode(self, problems: Sequence[Problem]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns token ids and mask [P, S]; ValueError for a prompt longer than S."""
+    """Returns token ids and mask [P, S]; raises ValueError for a prompt above S."""
     tokenizer, template = self.policy.tokenizer, self.policy.template
     rows = [tokenizer.prompt_ids(template, p.question) for p in problems]
     return pad_left(rows, self.max_prompt_length, tokenizer.pad_id)
@@ -190,17 +191,17 @@ class Sampler:
     max_length: int,
     draw: SamplingConfig,
   ) -> Rollout:
-    """Samples `group_size` outputs of each problem, in parts side by side on a CPU.
+    """Returns `group_size` outputs of each problem.
 
-    Each host is given all problems, and encodes and decodes those of its devices.
+    Every host gets all problems, and encodes and decodes those of its devices.
 
     Args:
       params: of the policy.
-      key: problem n draws from its n-th child.
-      problems: to be answered.
+      key: its n-th child is the key of problem n.
+      problems: to answer.
       group_size: G.
       max_length: T, tokens.
-      draw: how to draw a token.
+      draw: how to sample a token.
     """
     began = time.monotonic()
     rows, own = _local_rows(self.mesh, len(problems))
@@ -211,7 +212,7 @@ class Sampler:
     sample = functools.partial(
       self.program.compiled,
       self.program.place(params),
-      # Another temperature is another number, not another program.
+      # The temperature is an argument, so that a new one compiles nothing.
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
@@ -220,7 +221,7 @@ class Sampler:
 
     def part(rows: slice) -> tuple[generate.Completions, np.ndarray]:
       arrays = (key_data[rows], prompts[rows], prompt_mask[rows])
-      with _COMPILES:  # once, and not once a thread; a call returns before it has run
+      with _COMPILES:  # compiles once, not once per thread; the call is asynchronous
         placed = feed_rows(self.mesh, arrays)
         found, lengths = sample(*put_batch(self.program.sampling_mesh, placed))
       return fetch_rows(self.mesh, found), np.asarray(lengths)
@@ -234,7 +235,7 @@ class Sampler:
     completions, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     tokens, lengths = completions.tokens, all_lengths[rows]
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
-    asked = [self.policy.prompt(problem.question) for problem in mine]
+    prompt_texts = [self.policy.prompt(problem.question) for problem in mine]
     return Rollout(
       rows=rows,
       own=own,
@@ -245,8 +246,8 @@ class Sampler:
       lengths=lengths,
       all_lengths=all_lengths,
       cut_off=~np.isin(last, self.policy.tokenizer.stop_ids),
-      texts=self._texts(asked, tokens, lengths),
-      prompt_texts=asked,
+      texts=self._texts(prompt_texts, tokens, lengths),
+      prompt_texts=prompt_texts,
       device_seconds=device_seconds,
       seconds=time.monotonic() - began,
     )
@@ -258,7 +259,7 @@ class Sampler:
     group_size, max_length = tokens.shape[1:]
     flat = tokens.reshape(-1, max_length)
     cut: list[Any] = [row[:n] for row, n in zip(flat, lengths.reshape(-1), strict=True)]
-    # An output begins with what its prompt has opened for it.
+    # An output begins with the tag that its prompt has opened.
     opened = [parsing.opened(prompt) for prompt in prompts]
     texts = [
       opened[n // group_size] + text
@@ -269,16 +270,16 @@ class Sampler:
 
 
 def of_all_hosts(outputs: Rollout, values: Sequence[Any]) -> list[Any]:
-  """Returns a value for each problem, where hosts have those of their own outputs."""
+  """Returns the values of all hosts' problems in order, given those of this host."""
   own = [(n, x) for n, x, o in zip(outputs.rows, values, outputs.own, strict=True) if o]
-  told = [pair for part in hosts.all_gather('outputs', own) for pair in part]
-  return [value for _, value in sorted(told, key=lambda pair: pair[0])]
+  pairs = [pair for part in hosts.all_gather('outputs', own) for pair in part]
+  return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def _local_rows(
   mesh: jax.sharding.Mesh, problems: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Which of so many problems this host has, and whether it is the first that does."""
+  """Returns the indices of this host's problems, and whether it owns each."""
   holders = shard_owners(mesh)
   rows = np.arange(problems).reshape(len(holders), -1)
   here = local_shards(mesh)

@@ -1,6 +1,6 @@
-"""A stage at work: what the stages of R1 do with a model, in one run.
+"""The operations of R1's stages on a policy: pretrain, SFT, RL, sampling, evaluation.
 
-What differs between stages is data; it stands in `experiments/`.
+`experiments/` holds what differs between stages: data, rewards and settings.
 """
 
 import dataclasses
@@ -47,11 +47,11 @@ class Stage:
     run: the open work directory.
     policy: the model, its tokenizer and template.
     problems: training and held-out problems.
-    mesh: the devices.
-    seed: everything random in the stage follows from it.
-    layout: how samplers use the devices.
+    mesh: the learner's devices.
+    seed: of everything random in the stage.
+    layout: how the sampler uses the devices.
     parents: the finished stages that this one starts from.
-    source: (mesh) -> the parameters of a model that no stage has made.
+    source: (mesh) -> parameters, for a model that does not come from a stage.
   """
 
   run: Run
@@ -77,7 +77,7 @@ class Stage:
   def params(self, name: str = 'final') -> Any:
     """Returns the parameters that the stage starts from, on the mesh.
 
-    Those of the parent by this name, or those of the checkpoint that it reads.
+    They are those that the parent saved under this name, or those of `source`.
     """
     if self.source is not None:
       return self.source(self.mesh)
@@ -86,10 +86,10 @@ class Stage:
   def pretrain(
     self, document: Callable[[int], tuple[str, str]], config: PretrainConfig
   ) -> Any:
-    """Returns the parameters of a base model, trained from random numbers.
+    """Returns the parameters of a base model, trained from random initialization.
 
     Args:
-      document: gives question and output of document 0, 1, …
+      document: returns question and output of document 0, 1, …
       config: see `PretrainConfig`.
 
     Raises:
@@ -112,7 +112,7 @@ class Stage:
   def epochs(
     self, pairs: Sequence[tuple[str, str]], config: SFTConfig
   ) -> examples.Epochs:
-    """Returns pairs of a question and an output as rows of tokens."""
+    """Returns batches of rows made of pairs of a question and an output."""
     ids = [Example(*self.policy.example_ids(*pair)) for pair in pairs]
     return Epochs(ids, config, self.seed)
 
@@ -145,7 +145,7 @@ class Stage:
   ) -> Any:
     """Returns the parameters after supervised training; see `supervised.train`.
 
-    `step` is by default `sft.step` of the policy.
+    `step` defaults to `sft.step` of the policy.
 
     Raises:
       ValueError: the learning rate is too small for the parameters to change.
@@ -192,14 +192,14 @@ class Stage:
   ) -> Callable[[int, Any], Batch]:
     """Returns (step, params) -> rows of outputs sampled with these parameters.
 
-    Where they take more rows than `config.rows_per_step`, there are twice or three
-    times as many: leaving out what does not fit would favour short outputs.
+    If they do not fit into `config.rows_per_step` rows, the batch has a multiple of
+    that: leaving out outputs that do not fit would favour short ones.
 
     Args:
       problem_at: index -> problem.
-      prompts: problems of a step.
+      prompts: problems per step.
       max_length: T, tokens.
-      config: rows of a step.
+      config: rows per step.
     """
     key = named_key(jax.random.key(self.seed), 'own outputs')
     once = dataclasses.replace(config, epochs=1)
@@ -229,13 +229,14 @@ class Stage:
   ) -> Any:
     """Returns the policy after RL.
 
+    For a policy with adapters these are the learned adapters.
+
     Args:
-      params: makes the parameters to start from. Of a policy with adapters these are
-        learned and returned; `params` are those of the model without them.
+      params: returns the model's parameters to start from, without adapters.
       rewarder: rewards the outputs.
       problem_at: index -> problem; see `problem_stream`.
       config: of the stage.
-      evals: how to evaluate on the validation split meanwhile.
+      evals: how to evaluate on the validation split during training.
     """
     note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
     if note:
@@ -255,7 +256,7 @@ class Stage:
   def _learner(
     self, config: RLConfig, params: Callable[[], Any]
   ) -> tuple[Learner, Callable[[], Any]]:
-    """Returns what learns, and what makes the parameters that it learns."""
+    """Returns the learner, and a function that returns its initial parameters."""
     policy = self.policy
 
     def quantize(params: Any) -> Any:
@@ -282,9 +283,9 @@ class Stage:
     return learner, functools.partial(replicate, self.mesh, adapters)
 
   def measure(self, params: Mapping[str, Any], config: SuiteConfig) -> None:
-    """Measures a row of the stage table for each of these parameters, by name.
+    """Measures a row of the stage table for each of the named parameters.
 
-    This is the one place where a stage asks problems of the test split.
+    Only this method uses problems of the test split.
     """
     for name, tree in params.items():
       evaluation_suite.measure(
@@ -311,10 +312,10 @@ def _examples(rollout: Rollout) -> list[Example]:
 
 
 def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -> None:
-  """Raises ValueError for rewards that nothing could be measured or learned by.
+  """Raises ValueError without a reward 'accuracy', or if all weights are 0.
 
-  Without one named 'accuracy', which evaluations count, or where all weights are 0;
-  `preference_weight` is of a reward that is added to theirs.
+  Evaluations count the reward 'accuracy'. `preference_weight` is the weight of a reward
+  that is added to these.
   """
   if 'accuracy' not in (names := [reward.name for reward in rewards]):
     raise ValueError(

@@ -1,7 +1,7 @@
 """Supervised training: base models, SFT, distillation and the preference model.
 
-What is learned from in step n is a function of (seed, n), so a run that was killed goes
-on to the same bits.
+The batch of step n is a function of (seed, n), so a resumed run is bit-for-bit
+identical.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from r1jax.sharding.place import like_params, put_batch
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """How many rows a step learns from; `PretrainConfig` and `SFTConfig` say how long."""
+  """Rows per step; `PretrainConfig` and `SFTConfig` add the length of training."""
 
   rows_per_step: int = 16  # B
   row_length: int = 256  # T
@@ -47,14 +47,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Rows):
-  """Rows filled with documents, the last one of a row cut: a base model's training."""
+  """Training of a base model on rows filled with documents, the last one truncated."""
 
   steps: int = 1000  # updates
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig(Rows):
-  """Passes over whole examples: supervised fine-tuning (SFT)."""
+  """Supervised fine-tuning (SFT): passes over whole examples."""
 
   rows_per_step: int = 6  # B (R1: 128)
   row_length: int = 352  # T
@@ -83,27 +83,26 @@ def fit(
   tokens: Callable[[Any], int] = lambda batch: 0,
   measure: Callable[[Any, TrainState, bool], Mapping[str, Any]] | None = None,
 ) -> TrainState:
-  """Returns the state after `steps` updates, from the last checkpoint on.
+  """Returns the state after `steps` updates; resumes from the last checkpoint.
 
   Args:
-    run: of which `phase` is a part.
-    phase: its name in logs and checkpoints.
-    state: to start from where there is no checkpoint, placed on the mesh. Its memory is
-      used for the next.
+    run: the open run.
+    phase: name in logs and checkpoints.
+    state: to start from if there is no checkpoint, placed on the mesh; donated.
     update: (state, batch, *constants) -> state, metrics; compiled here.
-    batch: (step, from 1 on, and the parameters then) -> what to learn from.
+    batch: (step, parameters before it) -> batch; steps count from 1.
     steps: updates.
     log_every: steps between two lines of the log.
     checkpoint_every: steps between two checkpoints.
     log_saves: whether each step with a checkpoint has a line in the log.
     optim_field: the config's field with the optimizer's settings, for errors.
-    mesh: where the model is trained.
-    constants: arrays that `update` takes too, such as a teacher's parameters.
-    tokens: how many tokens of a batch are learned from.
-    measure: (batch, state, whether a checkpoint is due) -> more to log.
+    mesh: devices for training.
+    constants: further arguments of `update`, such as a teacher's parameters.
+    tokens: batch -> number of tokens with a loss.
+    measure: (batch, state, whether a checkpoint is due) -> further metrics.
 
   Raises:
-    TrainingError: the loss is no longer finite. The last checkpoint stays.
+    TrainingError: the loss is not finite. The last checkpoint is kept.
   """
   state, first = run.checkpoints[phase].resume(state)
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -153,18 +152,18 @@ def train(
   """Returns the parameters after `steps` updates on rows; see `fit`.
 
   Args:
-    run: of which `phase` is a part.
-    phase: its name in logs and checkpoints.
-    params: to start from; they stay as they are.
-    step: `sft.step` or like it, without optimizer and micro-batches.
-    batch: (step, parameters) -> rows. Where it gives a multiple of the config's rows,
-      there are as many times the micro-batches, and this shape compiles once more.
+    run: the open run.
+    phase: name in logs and checkpoints.
+    params: to start from; not donated.
+    step: such as `sft.step`, without optimizer and micro-batches.
+    batch: (step, parameters) -> rows. If it returns a multiple of the config's rows,
+      the micro-batches multiply too, and the program compiles for that shape.
     steps: updates.
     config: see `Rows`.
     optimizer: see `optim.make`.
-    mesh: where the model is trained.
+    mesh: devices for training.
     optim_field: the config's field with the optimizer's settings, for errors.
-    constants: arrays that `step` takes too.
+    constants: further arguments of `step`.
   """
 
   def update(state: TrainState, batch: sft.Batch, *constants: Any) -> Any:
@@ -172,8 +171,8 @@ def train(
     parts = times * config.micro_batches
     return step(state, batch, *constants, optimizer=optimizer, micro_batches=parts)
 
-  # A copy, as an update takes the memory of the state before it. Placed before the
-  # first step: another layout in the second would compile again.
+  # A copy, as an update donates the memory of its input state. Placed now, as another
+  # sharding in the second step would compile again.
   state = optim.init(jax.tree.map(jnp.copy, params), optimizer)
   state = fit(
     run,
@@ -188,7 +187,7 @@ def train(
     mesh=mesh,
     constants=constants,
     tokens=lambda rows: int(rows.weights.sum()),
-    # Of this step, prompts included.
+    # Tokens of this step, with prompts.
     measure=lambda rows, *_: {'tokens': int((rows.documents > 0).sum())},
   )
   return state.params
