@@ -81,7 +81,7 @@ def test_a_silent_hub_is_tried_once(monkeypatch, tmp_path):
   monkeypatch.setattr(network, 'check', silent)
   with pytest.raises(
     chat_template.HubError,
-    match=r'fetched .https://.*: Name or service not known.; give the folder',
+    match=r'downloaded .https://.*: Name or service not known.; give the folder',
   ):
     download('hf://owner/a-name-that-nobody-has')
   assert asked == [constants.ENDPOINT]
