@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from r1jax import grpo
+from r1jax import algorithms
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
@@ -81,7 +81,7 @@ class R1Zero(StageConfig):
     optim=OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6),
     # The mean over outputs divides the credit of a long search by its length. With the
     # mean over tokens it counts in full, and longer searches are learned sooner.
-    grpo=dataclasses.replace(grpo.PRESETS['grpo'], mean='tokens', clip_high=0.28),
+    grpo=dataclasses.replace(algorithms.PRESETS['grpo'], mean='tokens', clip_high=0.28),
   )
   evals: EvalConfig = EvalConfig()
   suite: SuiteConfig = SuiteConfig()

@@ -9,7 +9,7 @@ the accuracy. Cost on two CPU cores and results over seeds: docs/results.md.
 
 import dataclasses
 
-from r1jax import grpo
+from r1jax import algorithms
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import problem_sets
@@ -24,7 +24,7 @@ from r1jax.tasks import REASONING
 # R1's ε = 10 on both sides, see `paper.choices`. With two updates per rollout few
 # ratios come near a bound.
 GRPO = dataclasses.replace(
-  grpo.PRESETS['grpo'], mean='tokens', clip_low=1.0, clip_high=10.0
+  algorithms.PRESETS['grpo'], mean='tokens', clip_low=1.0, clip_high=10.0
 )
 
 

@@ -32,7 +32,7 @@ if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
   count = f'--xla_force_host_platform_device_count={asked[1]}'
   os.environ['XLA_FLAGS'] = f'{flags} {count}'.strip()
 
-from r1jax import grpo
+from r1jax import algorithms
 from r1jax.hub import families, storage
 from r1jax.model import presets
 from r1jax.model.config import ModelConfig
@@ -188,10 +188,10 @@ if __name__ == '__main__':
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
     if experiment in ('-h', '--help'):
       print(__doc__.strip(), end='\n\n')
-      cli.parse(Plan(), ['--help'], presets={'rl.grpo': grpo.PRESETS})
+      cli.parse(Plan(), ['--help'], presets={'rl.grpo': algorithms.PRESETS})
     if not experiment or experiment.startswith('-'):
       raise programs.PlanError('expected an experiment first, such as experiments.grpo')
     check_words(sys.argv[2:])
     start, model_of_its_own = defaults(experiment)
-    chosen = cli.parse(start, sys.argv[2:], presets={'rl.grpo': grpo.PRESETS})
+    chosen = cli.parse(start, sys.argv[2:], presets={'rl.grpo': algorithms.PRESETS})
     main(chosen, model_of_its_own)

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from experiments import grpo, r1, r1_zero
-from r1jax.grpo import PRESETS as ALGORITHMS
+from r1jax.algorithms import PRESETS as ALGORITHMS
 from r1jax.runtime.cli import parse
 
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo
-from r1jax.grpo import GRPOConfig
+from r1jax import algorithms, grpo
+from r1jax.grpo import GRPOConfig, Totals, objective
 
-objective = jax.jit(grpo.objective, static_argnames='config')
+objective = jax.jit(objective, static_argnames='config')
 gradient = jax.jit(
-  jax.value_and_grad(grpo.objective, has_aux=True), static_argnames='config'
+  jax.value_and_grad(objective, has_aux=True), static_argnames='config'
 )
 # float32 rounds at 6e-8; a dozen roundings of numbers near 1
 TOLERANCE = 1e-6
@@ -290,7 +290,7 @@ LENGTHS = np.array([[2, 1], [1, 1]])
   ],
 )
 def test_slopes_of_the_presets(name, slope):
-  config = grpo.PRESETS[name]
+  config = algorithms.PRESETS[name]
   mask = np.arange(3) < LENGTHS[..., None]
   logp = np.full((2, 2, 3), -1.5, np.float32)
   advantage = grpo.group_advantage(jnp.array([[1.0, 0], [3, 0]]), config=config)
@@ -326,7 +326,7 @@ def test_bounds_of_the_presets(name, low, high):
     np.ones((2, 2, 3), bool),
     old_logp=np.zeros_like(log_ratio),
     ref_logp=log_ratio,
-    config=grpo.PRESETS[name],
+    config=algorithms.PRESETS[name],
   )
   assert np.sign(got[..., 0]).tolist() == [[-1, 0], [1, 0]]
   assert (metrics['clip_up'], metrics['clip_down']) == (0.25, 0.25)
@@ -342,7 +342,7 @@ def test_bound_of_cispo_is_dapos_upper_one():
     mask,
     old_logp=np.zeros_like(logp),
     ref_logp=None,
-    config=grpo.PRESETS['cispo'],
+    config=algorithms.PRESETS['cispo'],
   )
   np.testing.assert_allclose(got[0, :, 0], [-1.27 / 2, -1.28 / 2], rtol=TOLERANCE)
 
@@ -381,7 +381,7 @@ def test_on_policy_gradient_is_reinforce(ratio, surrogate, mean):
   @jax.grad
   def slope(logits_TV):
     logp_PGT = jax.nn.log_softmax(logits_TV)[np.arange(3), tokens_PGT]
-    return grpo.objective(
+    return objective(
       logp_PGT,
       jnp.asarray(advantage_PG, jnp.float32),
       jnp.asarray(mask_PGT),
@@ -394,7 +394,7 @@ def test_on_policy_gradient_is_reinforce(ratio, surrogate, mean):
   np.testing.assert_allclose(got, -reinforce_TV, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize('name', grpo.PRESETS)
+@pytest.mark.parametrize('name', algorithms.PRESETS)
 def test_loss_ignores_masked_tokens(name):
   rng = np.random.default_rng(2)
   logps = rng.normal(-2, 0.3, (3, 2, 2, 3)).astype(np.float32)
@@ -408,7 +408,7 @@ def test_loss_ignores_masked_tokens(name):
       mask,
       old_logp=old_logp,
       ref_logp=ref_logp,
-      config=grpo.PRESETS[name],
+      config=algorithms.PRESETS[name],
     )
 
   clean = run(*logps)
@@ -523,7 +523,7 @@ def kl_k1(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   return logp - ref_logp
 
 
-def summed(mask: jax.Array, total: grpo.Totals, config: GRPOConfig) -> jax.Array:
+def summed(mask: jax.Array, total: Totals, config: GRPOConfig) -> jax.Array:
   del total, config
   return mask
 
@@ -540,7 +540,7 @@ def test_a_choice_may_be_a_function_of_an_experiment():
   reward = jnp.array([[0.0, 1.0, 1.0]])
   advantage = grpo.group_advantage(reward, config=config)
   assert advantage.tolist() == [[-1.0, 1.0, 1.0]]
-  loss, metrics = grpo.objective(
+  loss, metrics = objective(
     jnp.log(jnp.full((1, 3, 2), 0.5)),
     advantage,
     jnp.array([[[1, 1], [1, 0], [1, 0]]], bool),
@@ -559,14 +559,14 @@ def test_a_function_of_a_table_is_the_choice_of_its_name():
     advantage=grpo.group_zscore, surrogate=grpo.clipped, mean=grpo.mean_outputs
   )
   assert config == GRPOConfig()
-  assert grpo.preset_of(config) == 'grpo'
+  assert algorithms.preset_of(config) == 'grpo'
   with pytest.raises(ValueError, match="advantage 'group_zscore' compares"):
     grpo.check_group_size(config, 1, 4)
 
 
 def test_a_function_that_compares_a_group_may_say_so(monkeypatch):
   config = GRPOConfig(advantage=signs)
-  assert grpo.preset_of(config) is None
+  assert algorithms.preset_of(config) is None
   grpo.check_group_size(config, 1, 1)
   monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, signs})
   with pytest.raises(ValueError, match='the advantage signs compares the samples of a'):
@@ -580,11 +580,11 @@ def test_a_function_without_a_name_is_refused():
 
 
 def test_a_preset_is_recognised_with_any_constant():
-  for name, preset in grpo.PRESETS.items():
+  for name, preset in algorithms.PRESETS.items():
     longer = dataclasses.replace(preset, constant_length=7)
-    assert grpo.preset_of(preset) == grpo.preset_of(longer) == name
+    assert algorithms.preset_of(preset) == algorithms.preset_of(longer) == name
     other = dataclasses.replace(preset, clip_high=0.123)
-    assert grpo.preset_of(other) is None
+    assert algorithms.preset_of(other) is None
 
 
 def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
@@ -596,9 +596,9 @@ def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
     'rloo': ('without its KL', 'from the reward'),
     'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
   }
-  assert grpo.PUBLISHED.keys() == expected.keys()
+  assert algorithms.PUBLISHED.keys() == expected.keys()
   for name, words in expected.items():
-    assert all(word in grpo.PUBLISHED[name] for word in words)
+    assert all(word in algorithms.PUBLISHED[name] for word in words)
 
 
 def test_one_output_cannot_be_whitened():
@@ -629,7 +629,7 @@ def test_a_ratio_beyond_float32_leaves_a_finite_gradient():
 
   def loss(logp, name):
     config = GRPOConfig(ratio=name, kl='none', kl_coef=0.0)
-    return grpo.objective(
+    return objective(
       logp, advantage, mask, old_logp=old_logp, ref_logp=None, config=config
     )[0]
 
@@ -670,7 +670,7 @@ def test_importance_makes_the_samplers_gradient_that_of_the_policy():
 
   def loss(logits):
     logp = jax.nn.log_softmax(logits)
-    return grpo.objective(
+    return objective(
       logp[None, :, None],
       jnp.asarray(4 * sampler * advantage, jnp.float32)[None],
       jnp.ones((1, 4, 1), bool),

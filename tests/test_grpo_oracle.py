@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo
-from r1jax.grpo import GRPOConfig
+from r1jax import algorithms, grpo
+from r1jax.grpo import GRPOConfig, objective
 
 VECTORS = np.load(
   pathlib.Path(__file__).parent / 'vectors/grpo_family.npz', allow_pickle=False
 )
 gradient = jax.jit(
-  jax.value_and_grad(grpo.objective, has_aux=True), static_argnames='config'
+  jax.value_and_grad(objective, has_aux=True), static_argnames='config'
 )
 # TRL's name -> our preset; bnpo is GRPO with the mean over tokens.
 TYPES = {
-  'grpo': grpo.PRESETS['grpo'],
-  'bnpo': dataclasses.replace(grpo.PRESETS['grpo'], mean='tokens'),
-  'dr_grpo': grpo.PRESETS['dr_grpo'],
-  'dapo': grpo.PRESETS['dapo'],
-  'cispo': grpo.PRESETS['cispo'],
+  'grpo': algorithms.PRESETS['grpo'],
+  'bnpo': dataclasses.replace(algorithms.PRESETS['grpo'], mean='tokens'),
+  'dr_grpo': algorithms.PRESETS['dr_grpo'],
+  'dapo': algorithms.PRESETS['dapo'],
+  'cispo': algorithms.PRESETS['cispo'],
 }
 # Ours -> TRL's, which round to float32.
 METRICS = {
@@ -54,7 +54,7 @@ def settings(case):
   config = TYPES[kind]
   if level == 'sequence':
     config = (
-      grpo.PRESETS['gspo']
+      algorithms.PRESETS['gspo']
       if kind == 'grpo'
       else dataclasses.replace(config, ratio='geometric')
     )

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import grpo, optim, packing, update
-from r1jax.grpo import GRPOConfig
+from r1jax import algorithms, optim, packing, update
+from r1jax.grpo import GRPOConfig, objective
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
@@ -85,7 +85,7 @@ def random_outputs(prompts, group_size, length, seed=0):
   )
 
 
-def make_step(config=grpo.PRESETS['grpo'], optimizer=SGD, score=bigram):
+def make_step(config=algorithms.PRESETS['grpo'], optimizer=SGD, score=bigram):
   return jax.jit(
     functools.partial(update.step, score=score, optimizer=optimizer, config=config),
     compiler_options=QUICK,
@@ -102,12 +102,12 @@ def close(got, expected, **tolerance):
   )
 
 
-@pytest.mark.parametrize('name', grpo.PRESETS)
+@pytest.mark.parametrize('name', algorithms.PRESETS)
 def test_a_step_does_not_depend_on_the_micro_batches(name):
   outputs = random_outputs(prompts=4, group_size=3, length=5)
   tokens = outputs.lengths.sum(1).tolist()
   assert len(set(tokens)) > 1, 'parts of equal size would hide a wrong total'
-  state, step = optim.init(table(), SGD), make_step(grpo.PRESETS[name])
+  state, step = optim.init(table(), SGD), make_step(algorithms.PRESETS[name])
   packed = [outputs.packed(rows) for rows in (8, 4, 2)]
   assert [int(count) for _, count in packed] == [1, 2, 4]
   one, two, four = (step(state, *batch, jnp.float32(0.7)) for batch in packed)
@@ -140,7 +140,7 @@ def test_a_step_follows_the_gradient_of_the_objective(sampled_by_another):
       outputs.tokens,
       temperature=temperature,
     )
-    return grpo.objective(
+    return objective(
       logp,
       outputs.advantage,
       outputs.mask,
@@ -251,7 +251,7 @@ def test_a_sharded_step_matches_a_single_device():
   boxed = random_boxed(MODEL)
   model = DecoderFns(*decoder.functions(MODEL, VOCAB))
   step = make_step(
-    grpo.PRESETS['grpo'],
+    algorithms.PRESETS['grpo'],
     score=functools.partial(score_tokens, model=model),
   )
   rollout, count = random_outputs(prompts=8, group_size=2, length=6).packed(rows=8)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import grpo
+from r1jax import algorithms, grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Pending, Scores
@@ -145,7 +145,7 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
   model = DecoderFns(nothing, logits, nothing, both)
   config = RLConfig(prompts_per_step=8, micro_batch_rows=8)
   learner = Learner(model, make_mesh(jax.devices()[:4]), config)
-  no_penalty = dataclasses.replace(config, grpo=grpo.PRESETS['dapo'])
+  no_penalty = dataclasses.replace(config, grpo=algorithms.PRESETS['dapo'])
   dapo = dataclasses.replace(learner, config=no_penalty)
   # No penalty and the policy itself as the sampler: nothing is scored.
   assert dapo.score({}, {}, nothing, 1.0)[:2] == (None, None)
@@ -224,7 +224,7 @@ def test_separate_sampler_params_add_a_scoring_pass(monkeypatch):
   def double(params):
     return {'x': 2 * params['x']}
 
-  learner = learner_on(1, RLConfig(grpo=grpo.PRESETS['dapo']), quantize=double)
+  learner = learner_on(1, RLConfig(grpo=algorithms.PRESETS['dapo']), quantize=double)
   assert learner.for_sampling({'x': jnp.float32(3)}) == {'x': 6}
   monkeypatch.setattr(
     Learner, 'log_probs', lambda self, params, rollout, t: (params['x'] * t, 2.0)
@@ -490,7 +490,7 @@ class ByProblem(Right):
     return Pending(lambda: scores)
 
 
-def steps_of(count, group_size, algorithm=grpo.PRESETS['grpo']):
+def steps_of(count, group_size, algorithm=algorithms.PRESETS['grpo']):
   return RLConfig(
     steps=count,
     prompts_per_step=4,

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import cold_start, final_rl, r1_zero, reasoning_rl
 from experiments import grpo as grpo_experiment
-from r1jax import grpo
+from r1jax import algorithms
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
@@ -123,18 +123,20 @@ def test_on_policy_rows_hold_the_outputs_and_no_padding(monkeypatch):
   np.testing.assert_array_equal(again.tokens, found.tokens)
 
 
-@pytest.mark.parametrize('name', grpo.PRESETS)
+@pytest.mark.parametrize('name', algorithms.PRESETS)
 def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
   said: list[str] = []
   monkeypatch.setattr(Stage, 'sampler', None)
   monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
   policy: Any = SimpleNamespace(functions=None, matrices=None, lora=LoraConfig())
   run: Any = SimpleNamespace(progress=SimpleNamespace(say=said.append))
-  config = dataclasses.replace(r1_zero.R1Zero().rl, grpo=grpo.PRESETS[name])
+  config = dataclasses.replace(r1_zero.R1Zero().rl, grpo=algorithms.PRESETS[name])
   nothing: Any = None
   stage_of(policy, 0, run).rl(nothing, nothing, nothing, config, EvalConfig())
-  expected = name in grpo.PUBLISHED
-  assert said == ([f'The algorithm is {grpo.PUBLISHED[name]}.'] if expected else [])
+  expected = name in algorithms.PUBLISHED
+  assert said == (
+    [f'The algorithm is {algorithms.PUBLISHED[name]}.'] if expected else []
+  )
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):

@@ -20,7 +20,7 @@ import torch
 import torch_updates
 from torch_updates import LENGTH, LONGEST, MINIBATCHES, TEMPERATURE, UPDATES, VOCAB
 
-from r1jax import grpo, optim, packing, update
+from r1jax import algorithms, grpo, optim, packing, update
 from r1jax.hub import weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import config as config_lib
@@ -134,7 +134,7 @@ def stored(theirs, folder):
 
 def updates(name, model, settings, sampled_by_another):
   """As `torch_updates.run`, by the calls that `stages.rl` makes."""
-  algorithm = grpo.PRESETS[name]
+  algorithm = algorithms.PRESETS[name]
   optimizer = optim.make(settings, UPDATES)
   step = jax.jit(
     functools.partial(
@@ -189,9 +189,9 @@ def by_output(lists):
   return np.stack([padded(group, LENGTH) for group in lists])
 
 
-CASES = [(name, tuple(MODELS)[n % 2], False) for n, name in enumerate(grpo.PRESETS)] + [
-  ('grpo', 'qwen3', True)
-]
+CASES = [
+  (name, tuple(MODELS)[n % 2], False) for n, name in enumerate(algorithms.PRESETS)
+] + [('grpo', 'qwen3', True)]
 
 
 @pytest.mark.parametrize(('name', 'family', 'sampled_by_another'), CASES)

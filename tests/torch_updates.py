@@ -233,7 +233,7 @@ def run(name, config, start, reference, settings, sampled_by_another):
   """Tensors after the updates, by name, and each update's metrics.
 
   Args:
-    name: of a preset of `grpo.PRESETS`.
+    name: of a preset of `algorithms.PRESETS`.
     config: of transformers, with the sizes of the decoder.
     start: the policy's tensors by name.
     reference: those of the reference.

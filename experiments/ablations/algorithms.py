@@ -1,9 +1,9 @@
 """The objectives of GRPO and four relatives, with the same outputs and updates.
 
 Learning rate, group size and gradient clipping are those of the base. Objectives are as
-published (`grpo.PRESETS`), and nothing is tuned for any of them. Other parts of the
-algorithms are left out, such as DAPO's dynamic sampling and overlong reward shaping;
-see `grpo.PUBLISHED`.
+published (`algorithms.PRESETS`), and nothing is tuned for any of them. Other parts of
+the algorithms are left out, such as DAPO's dynamic sampling and overlong reward
+shaping; see `algorithms.PUBLISHED`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.ablations import ablation
-from r1jax import grpo
+from r1jax import algorithms
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
 NAMES = ('grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo')
@@ -21,7 +21,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
   """Returns the variant with this objective; Dr. GRPO's constant is `max_length`."""
 
   def change(base: Any) -> Any:
-    preset = grpo.PRESETS[name]
+    preset = algorithms.PRESETS[name]
     if preset.mean == 'constant':
       longest = max(length for _, length in base.rl.max_length)
       preset = dataclasses.replace(preset, constant_length=longest)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from r1jax import grpo, report, tasks
+from r1jax import algorithms, report, tasks
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.errors import user_errors
 from r1jax.runtime.run import start
@@ -128,13 +128,13 @@ class Experiment:
 
   def main(self, default: Any, presets: cli.Presets | None = None) -> None:
     """Runs the stage with `default`, changed by the command line."""
-    algorithms = {
-      f'{name}.grpo': grpo.PRESETS
+    named = {
+      f'{name}.grpo': algorithms.PRESETS
       for name, part in parts(default)
       if isinstance(part, RLConfig)
     }
     with user_errors():
-      self.launch(cli.parse(default, presets={**algorithms, **(presets or {})}))
+      self.launch(cli.parse(default, presets={**named, **(presets or {})}))
 
   def launch(self, config: Any) -> None:
     """Runs the stage to its end, resuming from its last checkpoint.

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from r1jax import grpo, sft
+from r1jax import algorithms, sft
 from r1jax import optim as optimizers
 from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
@@ -238,7 +238,7 @@ class Stage:
       config: of the stage.
       evals: how to evaluate on the validation split during training.
     """
-    note = grpo.PUBLISHED.get(grpo.preset_of(config.grpo) or '')
+    note = algorithms.PUBLISHED.get(algorithms.preset_of(config.grpo) or '')
     if note:
       self.run.progress.say(f'The algorithm is {note}.')
     learner, params = self._learner(config, params)
