@@ -21,6 +21,7 @@ from r1jax import distill
 from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.log import parse_line
 from r1jax.runtime.workdir import write_whole
@@ -31,7 +32,6 @@ from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.fit import fit_stage_mesh
-from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig

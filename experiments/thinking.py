@@ -19,6 +19,7 @@ from r1jax.report import budget
 from r1jax.report.words import LEVEL
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import cli, compilation
 from r1jax.runtime.errors import user_errors
 from r1jax.runtime.log import jsonable
@@ -29,7 +30,6 @@ from r1jax.stages import artifact, budget_forcing, problem_sets
 from r1jax.stages.budget_forcing import BudgetForcer
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.rl_config import MACHINE
-from r1jax.stages.rollout import Sampler
 
 QUESTION = 'What are thoughts worth?'
 

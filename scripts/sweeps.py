@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench import SHAPES, Shape, flops, iterate, machinery
+from scripts.bench import iterate, machinery
+from scripts.shapes import SHAPES, Shape, flops
 
 if TYPE_CHECKING:
   import jax
@@ -141,8 +142,8 @@ def uneven() -> None:
 
   def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
     """Returns median µs per token, and the outputs' mean and largest length."""
+    from r1jax.rollout.policy import Policy
     from r1jax.sampling.sampler import SamplingConfig
-    from r1jax.stages.policy import Policy
 
     class Drawn(Policy):
       """A policy with another model's functions."""

@@ -17,15 +17,15 @@ import numpy as np  # noqa: E402
 
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.optim import OptimConfig  # noqa: E402
+from r1jax.rollout.policy import Policy  # noqa: E402
+from r1jax.rollout.sampler import Sampler  # noqa: E402
 from r1jax.runtime import checkpoint, hosts  # noqa: E402
 from r1jax.runtime.digest import digest_of  # noqa: E402
 from r1jax.sampling.sampler import SamplingConfig  # noqa: E402
 from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from r1jax.sharding.place import to_device  # noqa: E402
 from r1jax.stages.learner import Learner  # noqa: E402
-from r1jax.stages.policy import Policy  # noqa: E402
 from r1jax.stages.rl_config import RLConfig  # noqa: E402
-from r1jax.stages.rollout import Sampler  # noqa: E402
 from r1jax.tasks import Problem  # noqa: E402
 from r1jax.text.tokenizer import Tokenizer  # noqa: E402
 

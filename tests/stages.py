@@ -20,13 +20,13 @@ from experiments import distill
 from r1jax.miniature.judge import Pair
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import checkpoint, hosts
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import MeshConfig, local_mesh, make_mesh
 from r1jax.sharding.place import replicate, reshard, unbox
 from r1jax.stages import preference
-from r1jax.stages.policy import Policy
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems

@@ -13,6 +13,7 @@ import pytest
 
 from r1jax import __version__
 from r1jax.model.config import ModelConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
 from r1jax.runtime.errors import user_errors
 from r1jax.runtime.run import start
@@ -20,7 +21,6 @@ from r1jax.runtime.workdir import WorkdirError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact
 from r1jax.stages.artifact import ArtifactError
-from r1jax.stages.policy import Policy
 from r1jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(['wait, I will check: 2+3=5'] * 3, 264)

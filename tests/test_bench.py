@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import bench
+from scripts import bench, shapes
+from scripts.shapes import Shape
 
-TINY = bench.Shape(
+TINY = Shape(
   vocabulary=7,
   d_model=6,
   layers=2,
@@ -45,7 +46,7 @@ def count(shape, attention):
 
 @pytest.mark.parametrize('attention', [True, False])
 def test_a_multiply_add_counts_as_two_operations(attention):
-  work = bench.flops(TINY, attention)
+  work = shapes.flops(TINY, attention)
   forward = 2 * count(TINY, attention)
   assert work == {'rollout': forward, 'reference': forward, 'update': 3 * forward}
 
@@ -56,7 +57,9 @@ def test_decoding_reads_all_weights_and_the_cache_at_every_step(dtype, size):
   weights = 2 * (72 + 2 * 24 + 72 + 90) + 42
   # two layers, keys and values of 4 channels: 4 of a prompt, 2.5 of each output
   cache = 2 * 2 * 4 * 2 * (4 + 3 * 2.5)
-  assert bench.rollout_bytes(TINY._replace(dtype=dtype)) == 5 * (weights + cache) * size
+  assert (
+    shapes.rollout_bytes(TINY._replace(dtype=dtype)) == 5 * (weights + cache) * size
+  )
 
 
 def test_an_iteration_runs_the_programs_of_the_stage():

@@ -9,9 +9,9 @@ import pytest
 
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages.evaluation import EvalConfig, evaluate
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 

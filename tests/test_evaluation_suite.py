@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from r1jax.miniature import baseline
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.run import start
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import evaluation_suite
 from r1jax.stages.evaluation_suite import SuiteConfig, file, measure
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import arithmetic, equations, instructions, store
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.tasks.equations import EquationsConfig

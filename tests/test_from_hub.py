@@ -31,14 +31,14 @@ from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
+from r1jax.rollout.policy import Policy
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.run import start
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact, chat, from_hub
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.policy import Policy
-from r1jax.stages.rollout import Sampler
 from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import gsm8k
 from r1jax.tasks.gsm8k import GSM8KConfig

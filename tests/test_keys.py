@@ -14,6 +14,7 @@ from experiments import final_rl
 from r1jax.miniature import judge
 from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Pending, Scores
+from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
@@ -24,7 +25,6 @@ from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Rollout
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem

@@ -22,6 +22,7 @@ from r1jax.model.decode import layer_weights
 from r1jax.model.linear import dense
 from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
+from r1jax.rollout.sampler import Sampler
 from r1jax.sampling import generate
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
@@ -32,7 +33,6 @@ from r1jax.stages import from_hub
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 ALL = LoraConfig(rank=3, alpha=6.0, targets='.*')

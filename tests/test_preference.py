@@ -19,13 +19,13 @@ from r1jax.miniature.judge import Pair
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed, replicate
 from r1jax.stages import preference, preference_scoring
-from r1jax.stages.policy import Policy
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer
 from r1jax.tasks import arithmetic

@@ -25,6 +25,7 @@ from experiments.rejection_sft import REJECTION_SFT, RejectionSFT
 from r1jax import tasks
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.rewards import filters
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
 from r1jax.runtime.checkpoint import Checkpoints
 from r1jax.runtime.digest import digest_of
@@ -34,7 +35,6 @@ from r1jax.sharding.rules import MeshError
 from r1jax.stages import evaluation_suite, problem_sets, rejection
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.experiment import Experiment
-from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig

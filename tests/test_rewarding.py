@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from r1jax.rewards.pool import Scores
-from r1jax.stages.rewarding import PreferenceReward
+from r1jax.rollout.rewarding import PreferenceReward
 from r1jax.tasks import Problem
 
 REASONING = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})

@@ -17,6 +17,8 @@ from r1jax import algorithms, grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Pending, Scores
+from r1jax.rollout.rewarding import LARGEST_REWARD
+from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
@@ -25,10 +27,8 @@ from r1jax.sharding.place import feed_rows, replicate
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import problem_stream
-from r1jax.stages.rewarding import LARGEST_REWARD
 from r1jax.stages.rl import FLAT, Actors, short_updates, train
 from r1jax.stages.rl_config import RLConfig, value_at
-from r1jax.stages.rollout import Rollout
 from r1jax.tasks import Problem
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from r1jax.model.config import ModelConfig
+from r1jax.rollout.policy import Policy
+from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_boxed
-from r1jax.stages.policy import Policy
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 

@@ -13,15 +13,15 @@ import pytest
 
 from r1jax.model.config import Experts, Latent, ModelConfig
 from r1jax.optim import OptimConfig
+from r1jax.rollout.policy import Policy
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import checkpoint
 from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
 from r1jax.stages.learner import Learner
-from r1jax.stages.policy import Policy
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 

@@ -13,12 +13,12 @@ from experiments import grpo as grpo_experiment
 from r1jax import algorithms
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
+from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import rl, stage, supervised
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.fit import fit_stage_mesh
-from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, reward_pool

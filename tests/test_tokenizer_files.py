@@ -15,8 +15,8 @@ from r1jax import tasks
 from r1jax.hub import chat_template, tokenizer_files
 from r1jax.model.config import ModelConfig
 from r1jax.rewards import rules
+from r1jax.rollout.policy import Policy
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.policy import Policy
 from r1jax.text import parsing, templates
 
 MESSAGES = [

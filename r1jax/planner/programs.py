@@ -17,6 +17,7 @@ from r1jax import packing
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.optim import TrainState
+from r1jax.rollout.sampler import SampleProgram
 from r1jax.runtime import compilation
 from r1jax.sampling import streaming
 from r1jax.sampling.decoder_api import DecoderFns
@@ -32,7 +33,6 @@ from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import SampleProgram
 from r1jax.update import PackedRows
 
 Shapes = Any  # a tree of jax.ShapeDtypeStruct, each with a sharding

@@ -26,6 +26,7 @@ from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import from_dict
 from r1jax.model.lora import LoraConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
 from r1jax.runtime.digest import digest_of
@@ -38,7 +39,6 @@ from r1jax.runtime.workdir import (
   write_whole,
 )
 from r1jax.sharding.place import param_shardings, replicate, unbox
-from r1jax.stages.policy import Policy
 from r1jax.text.tokenizer import Tokenizer
 
 FIELDS = (

@@ -17,6 +17,7 @@ import numpy as np
 
 from r1jax import statistics, tasks
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import compilation
 from r1jax.runtime.keys import named_key
 from r1jax.sampling import generate
@@ -24,7 +25,6 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import put_batch
 from r1jax.stages import evaluation
 from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import pad_left
 

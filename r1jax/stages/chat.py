@@ -13,6 +13,7 @@ import numpy as np
 from r1jax.hub import chat_template, families, tokenizer_files, weights
 from r1jax.hub.download import download
 from r1jax.model import decode
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
 from r1jax.runtime.workdir import RECORD
 from r1jax.sampling import streaming
@@ -22,7 +23,6 @@ from r1jax.sharding.place import param_shardings
 from r1jax.stages import artifact, from_hub
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.policy import Policy
 from r1jax.text import parsing, templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
 

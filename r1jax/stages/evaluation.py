@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from r1jax import statistics, tasks
+from r1jax.rollout.rewarding import Rewarder
+from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import hosts
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages.rewarding import Rewarder
-from r1jax.stages.rollout import Rollout, Sampler
 from r1jax.tasks import Problem
 from r1jax.text import parsing
 

@@ -17,6 +17,7 @@ import jax
 from r1jax.miniature import baseline
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import hosts
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.log import jsonable
@@ -25,7 +26,6 @@ from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import evaluation
 from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 REWARDS = (

@@ -30,12 +30,12 @@ from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import DTYPES, REMAT
 from r1jax.model.lora import LoraConfig
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.workdir import write_whole
 from r1jax.sharding.place import param_shardings, replicate
 from r1jax.stages import artifact
 from r1jax.stages.artifact import Artifact, ArtifactError
-from r1jax.stages.policy import Policy
 from r1jax.text import templates
 
 

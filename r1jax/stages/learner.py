@@ -12,6 +12,7 @@ import numpy as np
 
 from r1jax import grpo, optim, packing, update
 from r1jax.optim import TrainState
+from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.score import score_tokens
@@ -28,7 +29,6 @@ from r1jax.sharding.place import (
 )
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Rollout
 
 
 class ScoredRollout(NamedTuple):

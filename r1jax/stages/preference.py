@@ -20,6 +20,8 @@ from r1jax import optim, reward_model, tasks
 from r1jax.miniature import judge as judging
 from r1jax.miniature.judge import JudgeConfig, Pair
 from r1jax.optim import OptimConfig, TrainState
+from r1jax.rollout.policy import Policy
+from r1jax.rollout.sampler import Sampler, of_all_hosts
 from r1jax.runtime import hosts
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
@@ -30,9 +32,7 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import local_mesh
 from r1jax.sharding.place import like_params, replicate
 from r1jax.stages import supervised
-from r1jax.stages.policy import Policy
 from r1jax.stages.preference_scoring import Scoring, encode_pairs, score_pairs, scoring
-from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem, splits
 
 MEASURED = 256  # pairs for mean and deviation; their 512 texts give the mean to 4 %
@@ -240,13 +240,18 @@ def train(
   sample = reward_model.Batch(training.tokens[measured], training.mask[measured])
   copies = _copies(state.params, mesh, here)
   scores = score_pairs(score, copies, sample)
+  _check_scores(phase, steps, scores)
+  return reward_model.standardised(copies, scores)
+
+
+def _check_scores(phase: str, steps: int, scores: np.ndarray) -> None:
+  """Raises TrainingError where all texts have the same score."""
   if not scores.std():
     raise TrainingError(
       f'the preference model of {phase} gives every text the score {scores.mean():g} '
       f'after {steps} steps; raise preference.optim.learning_rate or preference.epochs '
       'and choose another --workdir'
     )
-  return reward_model.standardised(copies, scores)
 
 
 def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:

@@ -14,11 +14,11 @@ import numpy as np
 
 from r1jax import reward_model
 from r1jax.miniature.judge import Pair
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.place import put_batch
-from r1jax.stages.policy import Policy
 from r1jax.tasks import Problem
 from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from r1jax.rewards import filters
+from r1jax.rollout.sampler import Sampler, of_all_hosts
 from r1jax.runtime import hosts
 from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.keys import named_key
@@ -23,7 +24,6 @@ from r1jax.runtime.log import explained, jsonable
 from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages.rollout import Sampler, of_all_hosts
 from r1jax.tasks import Problem
 
 Line = dict[str, Any]  # of the file: an output, its problem and its faults

@@ -17,6 +17,8 @@ import numpy as np
 from r1jax import optim
 from r1jax.choice import label
 from r1jax.optim import TrainState
+from r1jax.rollout.rewarding import Rewarder, check_advantages, check_rewards, reward
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
@@ -25,9 +27,7 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages.evaluation import EvalConfig, evaluate
 from r1jax.stages.learner import Learner
-from r1jax.stages.rewarding import Rewarder, check_advantages, check_rewards, reward
 from r1jax.stages.rl_config import RLConfig, value_at
-from r1jax.stages.rollout import Sampler
 from r1jax.tasks import Problem
 
 FLAT = 20  # a run ends if every advantage of its first 20 steps was 0
@@ -173,12 +173,7 @@ def train(
     metrics = loop.log(metrics, tokens=tokens, device=device, samples=samples)
     flat = flat and metrics['zero_advantages'] == 1
     if flat and number == FLAT:
-      raise TrainingError(
-        f'in the first {FLAT} steps of {phase} every advantage was 0, as all rewards '
-        f'that are compared were equal (last mean is {metrics["reward"]:.3g}), so '
-        'nothing was learned; use easier or harder problems, or a finer reward, and a '
-        'new --workdir'
-      )
+      raise _nothing_learned(phase, metrics['reward'])
     if config.reference_every and number % config.reference_every == 0:
       reference = learner.reference(jax.tree.map(jnp.copy, state.params))
       loop.say('the policy is the new reference.')
@@ -192,6 +187,15 @@ def train(
     if loop.saves_now():
       loop.save(to_device({'policy': state, 'reference': reference}))
   return state.params
+
+
+def _nothing_learned(phase: str, reward: float) -> TrainingError:
+  """Returns the error of a run whose first steps had no advantage but 0."""
+  return TrainingError(
+    f'in the first {FLAT} steps of {phase} every advantage was 0, as all rewards that '
+    f'are compared were equal (last mean is {reward:.3g}), so nothing was learned; use '
+    'easier or harder problems, or a finer reward, and a new --workdir'
+  )
 
 
 def _resume(

@@ -15,6 +15,9 @@ from r1jax import optim as optimizers
 from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.policy import Policy
+from r1jax.rollout.rewarding import Rewarder
+from r1jax.rollout.sampler import Rollout, Sampler, of_all_hosts
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
@@ -27,12 +30,9 @@ from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.examples import Epochs, Example
 from r1jax.stages.learner import Learner
-from r1jax.stages.policy import Policy
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
-from r1jax.stages.rewarding import Rewarder
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.rollout import Rollout, Sampler, of_all_hosts
 from r1jax.stages.supervised import PretrainConfig, SFTConfig, StepFunction
 from r1jax.tasks import Problem
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from r1jax.rewards.pool import Pending, RewardPool, Scores
+from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import hosts
 from r1jax.runtime.errors import TrainingError
-from r1jax.stages.rollout import Rollout
 from r1jax.tasks import GENERAL, Problem
 from r1jax.text import parsing
 

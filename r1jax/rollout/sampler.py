@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation, hosts
 from r1jax.sampling import generate
 from r1jax.sampling.decoder_api import DecoderFns
@@ -32,7 +33,6 @@ from r1jax.sharding.place import (
   without_gathers,
 )
 from r1jax.sharding.rules import named_sharding
-from r1jax.stages.policy import Policy
 from r1jax.tasks import Problem
 from r1jax.text import parsing
 from r1jax.text.tokenizer import pad_left

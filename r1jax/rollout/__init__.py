@@ -1,0 +1,1 @@
+"""From problems to outputs and their rewards: policy, sampler, rewarder."""
