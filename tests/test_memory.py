@@ -41,7 +41,7 @@ def phases():
 
 def times_the_parameters(phase):
   memory = phase.program.lower(*phase.args).compile().memory_analysis()
-  params = phase.given['policy' if phase.name == 'update' else 'reference']
+  params = phase.arguments['policy' if phase.name == 'update' else 'reference']
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return (memory.temp_size_in_bytes + new) / size
