@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from experiments import reasoning_rl
 from r1jax import distill
@@ -167,7 +168,7 @@ class Lesson:
     return [(line['question'], line['output']) for line in self.kept]
 
 
-def sft(lesson: Lesson, base: Any) -> Any:
+def sft(lesson: Lesson, base: optax.Params) -> Any:
   """Returns parameters after SFT on the teacher's outputs."""
   return lesson.stage.sft(base, lesson.pairs, lesson.config.sft)
 
@@ -187,12 +188,12 @@ def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
   return found, dataclasses.replace(config.sft, epochs=epochs)
 
 
-def answers(lesson: Lesson, base: Any) -> Any:
+def answers(lesson: Lesson, base: optax.Params) -> Any:
   """Returns parameters after SFT on the teacher's outputs without thoughts."""
   return lesson.stage.sft(base, *without_thoughts(lesson), phase='answers')
 
 
-def rl(lesson: Lesson, base: Any) -> Any:
+def rl(lesson: Lesson, base: optax.Params) -> Any:
   """Returns parameters after RL on the student, with the rewards of R1's stage 2."""
   config = lesson.config
   with reward_pool(config.rl, reasoning_rl.ReasoningRL().rewards()) as rewarder:
@@ -201,7 +202,7 @@ def rl(lesson: Lesson, base: Any) -> Any:
     )
 
 
-def token_level(lesson: Lesson, base: Any, phase: str) -> Any:
+def token_level(lesson: Lesson, base: optax.Params, phase: str) -> Any:
   """Returns parameters after minimizing the KL divergence to the teacher.
 
   The divergence is measured at each token of the teacher's outputs, or of the student's
@@ -282,7 +283,7 @@ def spent(
   return compute.Tokens(learned=epochs.tokens, judged=judged)
 
 
-def write_compute(lesson: Lesson, base: Any) -> None:
+def write_compute(lesson: Lesson, base: optax.Params) -> None:
   """Writes the compute of each method, relative to `sft`, to compute.json."""
   workdir = lesson.stage.run.workdir
   raw = (workdir / 'metrics.jsonl').read_bytes().splitlines()

@@ -11,7 +11,8 @@ Cost on two CPU cores and results over seeds: docs/results.md.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+
+import optax
 
 from experiments.reasoning_rl import GRPO
 from r1jax import optim
@@ -121,7 +122,7 @@ def problem_order(
   return problem_at
 
 
-def preference_model(stage: Stage, config: FinalRL, params: Any) -> Scorer:
+def preference_model(stage: Stage, config: FinalRL, params: optax.Params) -> Scorer:
   """Returns a preference model of the judge's ranking of the parent's outputs."""
   optim.check_learning_rate(params, config.preference.optim, 'preference.optim')
   pairs = preference.judged_pairs(

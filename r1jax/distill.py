@@ -78,7 +78,7 @@ def agreement(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array
 
 
 def loss(
-  params: Any,
+  params: optax.Params,
   batch: Rows,
   *,
   teacher_params: Any,

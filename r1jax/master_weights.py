@@ -91,7 +91,7 @@ def in_float32(
     seed: of the initial masters and of stochastic rounding.
   """
 
-  def init(params: Any) -> Any:
+  def init(params: optax.Params) -> Any:
     state = _cast_moments(rule.init(params), moments)
     if kind == 'none' or not any(map(is_rounded, jax.tree.leaves(params))):
       return state
@@ -141,7 +141,7 @@ def as_float32(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def masters(params: Any, state: Any) -> Any:
+def masters(params: optax.Params, state: Any) -> Any:
   """Returns the float32 weights: the masters, or the parameters if there are none."""
   if not isinstance(state, Masters):
     return as_float32(params)
@@ -152,7 +152,9 @@ def masters(params: Any, state: Any) -> Any:
   )
 
 
-def add(params: Any, updates: Any, state: Any, step: jax.Array) -> tuple[Any, Any]:
+def add(
+  params: optax.Params, updates: Any, state: Any, step: jax.Array
+) -> tuple[Any, Any]:
   """Returns the parameters after an update, and the optimizer's state.
 
   Without masters and stochastic rounding, the sum is rounded to nearest.
@@ -201,7 +203,7 @@ def _cast_moments(state: Any, dtype: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, state)
 
 
-def moving_share(params: Any, steps: Any) -> jax.Array:
+def moving_share(params: optax.Params, steps: Any) -> jax.Array:
   """Returns the share of weights that a step of this size changes, rounded to nearest.
 
   Args:

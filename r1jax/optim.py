@@ -88,7 +88,7 @@ class OptimConfig:
 class TrainState:
   """Parameters, the optimizer's state, and the number of updates so far."""
 
-  params: Any
+  params: optax.Params
   opt_state: Any
   step: jax.Array  # int32 []
 
@@ -159,7 +159,7 @@ def _is_axes(leaf: Any) -> bool:
   return leaf is None or isinstance(leaf, tuple)
 
 
-def _decay_mask(matrices: Any, params: Any) -> Any:
+def _decay_mask(matrices: Any, params: optax.Params) -> Any:
   """Returns which parameters decay: weight matrices, not gains, biases or embeddings.
 
   Decay pulls to 0, which is no good value for a gain or a bias. The embedding of a
@@ -191,7 +191,7 @@ def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedu
 
 
 def check_learning_rate(
-  params: Any, config: OptimConfig, field: str, matrices: Any = None
+  params: optax.Params, config: OptimConfig, field: str, matrices: Any = None
 ) -> None:
   """Checks that the weights' precision does not round the learning rate away.
 
@@ -214,7 +214,7 @@ def check_learning_rate(
   if not moving or (kind == 'float32' and min(sizes) >= 1e-7):
     return
 
-  def share(params: Any) -> jax.Array:
+  def share(params: optax.Params) -> jax.Array:
     weights = params if kind == 'bfloat16' else master_weights.as_float32(params)
     leaves = jax.tree.leaves(weights)
     return master_weights.moving_share([leaves[n] for n in moving], sizes)
@@ -233,7 +233,7 @@ def check_learning_rate(
     )
 
 
-def _step_sizes(params: Any, config: OptimConfig, matrices: Any) -> Any:
+def _step_sizes(params: optax.Params, config: OptimConfig, matrices: Any) -> Any:
   """Returns the size of an update at the peak rate, one number per parameter.
 
   Adam moves each weight by about the rate. Muon's update of a matrix has singular
@@ -251,7 +251,7 @@ def _step_sizes(params: Any, config: OptimConfig, matrices: Any) -> Any:
   return jax.tree.map(one, matrices, params, is_leaf=_is_axes)
 
 
-def init(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init(params: optax.Params, optimizer: optax.GradientTransformation) -> TrainState:
   """Returns the state before the first update."""
   return TrainState(params, optimizer.init(params), jnp.int32(0))
 
@@ -276,7 +276,7 @@ def split_micro_batches(batch: Any, parts: int) -> Any:
 
 
 def gradients(
-  params: Any,
+  params: optax.Params,
   parts: Any,
   *,
   loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],

@@ -47,7 +47,7 @@ def init(decoder_params: Any, width: int) -> dict[str, Any]:
 
 
 def score(
-  params: Any,
+  params: optax.Params,
   tokens_BT: jax.Array,
   mask_BT: jax.Array,
   *,
@@ -77,7 +77,7 @@ def bradley_terry(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
   return -jax.nn.log_sigmoid(chosen - rejected)
 
 
-def standardised(params: Any, scores: jax.Array | np.ndarray) -> Any:
+def standardised(params: optax.Params, scores: jax.Array | np.ndarray) -> Any:
   """Returns the parameters of the model whose scores are (score - mean) / std.
 
   Pairs determine scores only up to a constant, and training fixes no scale.
@@ -95,7 +95,7 @@ def standardised(params: Any, scores: jax.Array | np.ndarray) -> Any:
 
 
 def loss(
-  params: Any,
+  params: optax.Params,
   batch: Batch,
   *,
   forward: Callable[..., Any],

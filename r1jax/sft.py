@@ -30,7 +30,7 @@ class Batch:
 
 
 def cross_entropy(
-  params: Any,
+  params: optax.Params,
   batch: Batch,
   *,
   forward: Callable[..., Any],

@@ -54,7 +54,7 @@ def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
 
 
 def gradients(
-  params: Any,
+  params: optax.Params,
   rollout: PackedRows,
   count: jax.Array,
   temperature: jax.Array,
@@ -84,7 +84,7 @@ def gradients(
     jnp.maximum(rollout.lengths.sum(), 1),
   )
 
-  def loss(params: Any, part: PackedRows) -> Any:
+  def loss(params: optax.Params, part: PackedRows) -> Any:
     logp, entropy = score(
       params,
       part.prompts,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax import packing
 from r1jax.model import decoder
@@ -252,7 +253,9 @@ def _sampling(
     output='cache',
   )
 
-  def decode(params: Any, state: Any, token: jax.Array, uniform: jax.Array) -> Any:
+  def decode(
+    params: optax.Params, state: Any, token: jax.Array, uniform: jax.Array
+  ) -> Any:
     logits, state = streaming.decode_step(params, state, token, model=model)
     drawn = sample_token(uniform, logits, SamplingConfig(), jnp.float32(1))
     return drawn, state

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation, hosts
@@ -97,7 +98,7 @@ class SampleProgram:
       return self.names
     return without_gathers(self.names)
 
-  def place(self, params: Any) -> Any:
+  def place(self, params: optax.Params) -> Any:
     """Returns the parameters resharded on device for sampling; called once per step."""
     if self.mesh.size == 1 or self.names is None:
       return params
@@ -108,7 +109,7 @@ class SampleProgram:
     """The jitted `generate.sample`, which also returns the lengths [P, G]."""
 
     def function(
-      params: Any,
+      params: optax.Params,
       key_data: jax.Array,
       prompts: jax.Array,
       mask: jax.Array,
@@ -137,7 +138,7 @@ class SampleProgram:
       compiler_options=compilation.options(self.sampling_mesh),
     )
 
-  def parallel_parts(self, prompts: int, params: Any) -> int:
+  def parallel_parts(self, prompts: int, params: optax.Params) -> int:
     """Returns how many programs to run in parallel: of a small model, one per core."""
     if self.sampling_mesh.size > 1 or jax.default_backend() != 'cpu':
       return 1
@@ -183,7 +184,7 @@ class Sampler:
 
   def sample(
     self,
-    params: Any,
+    params: optax.Params,
     key: jax.Array,
     problems: Sequence[Problem],
     *,

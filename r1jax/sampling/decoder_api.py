@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 class DecoderFns(NamedTuple):
@@ -21,7 +22,7 @@ class DecoderFns(NamedTuple):
 
 
 def read_prompts(
-  params: Any, prompts: jax.Array, prompt_mask: jax.Array, model: DecoderFns
+  params: optax.Params, prompts: jax.Array, prompt_mask: jax.Array, model: DecoderFns
 ) -> tuple[jax.Array, tuple[Any, jax.Array], jax.Array]:
   """Returns last hidden states [P, D], the prompts as a segment, and lengths [P]."""
   hidden_PSD, kv = model.forward(params, *prompt_segment(prompts, prompt_mask))

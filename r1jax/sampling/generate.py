@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax.sampling.cache import (
   CACHE_BLOCK,
@@ -66,7 +67,7 @@ class _State(NamedTuple):
 
 
 def sample(
-  params: Any,
+  params: optax.Params,
   keys: jax.Array,
   prompts: jax.Array,
   prompt_mask: jax.Array,

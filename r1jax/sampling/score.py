@@ -1,9 +1,8 @@
 """Log-probs and entropies of given tokens."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax.sampling.decoder_api import DecoderFns, prompt_segment
 from r1jax.sampling.logprob import hidden_logp
@@ -11,7 +10,7 @@ from r1jax.sharding.constrain import num_shards
 
 
 def score_tokens(
-  params: Any,
+  params: optax.Params,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   tokens: jax.Array,

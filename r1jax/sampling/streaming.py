@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax.sampling.cache import by_layer, empty_block
 from r1jax.sampling.decoder_api import DecoderFns, read_prompts
@@ -19,7 +20,7 @@ class DecodeState(NamedTuple):
 
 
 def prefill(
-  params: Any,
+  params: optax.Params,
   prompts: jax.Array,
   prompt_mask: jax.Array,
   *,
@@ -46,7 +47,7 @@ def prefill(
 
 
 def decode_step(
-  params: Any, state: DecodeState, token: jax.Array, *, model: DecoderFns
+  params: optax.Params, state: DecodeState, token: jax.Array, *, model: DecoderFns
 ) -> tuple[jax.Array, DecodeState]:
   """Appends a token to each row, int32 [B]; returns next logits [B, V] and the state.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from r1jax.sharding.place import is_box
@@ -62,7 +63,7 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, named_sharding(mesh, *logical))
 
 
-def constrain_params(params: Any, boxed: Any) -> Any:
+def constrain_params(params: optax.Params, boxed: Any) -> Any:
   """Returns parameters sharded by their axis names; their gradients are sharded alike.
 
   Leaves of another shape, such as adapters, are left to the compiler.

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 
 from r1jax.sharding.mesh import divisors, local_shards
@@ -128,7 +129,7 @@ def without_gathers(boxed: Any) -> Any:
   return jax.tree.map(one, boxed, is_leaf=is_box)
 
 
-def reshard(mesh: Mesh, params: Any, boxed: Any) -> Any:
+def reshard(mesh: Mesh, params: optax.Params, boxed: Any) -> Any:
   """Moves parameters to another mesh of the same devices, by their axis names.
 
   Arrays of other shapes, such as LoRA adapters or int8 scales, are replicated.
@@ -143,7 +144,7 @@ def reshard(mesh: Mesh, params: Any, boxed: Any) -> Any:
   return jax.tree.map(one, param_shardings(mesh, boxed), unbox(boxed), params)
 
 
-def like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
+def like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   """Places a tree with parameter-like arrays, such as an optimizer's state.
 
   An array whose path ends with that of a parameter of the same shape is sharded like
@@ -152,7 +153,7 @@ def like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
   return _put(tree, shardings_like_params(mesh, tree, params))
 
 
-def shardings_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
+def shardings_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   """Returns the shardings that `like_params` uses; both trees may be shapes."""
   known = {
     _keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -169,7 +170,7 @@ def shardings_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def abstract_like_params(mesh: Mesh, tree: Any, params: Any) -> Any:
+def abstract_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   """Returns the tree as `jax.ShapeDtypeStruct`s with the shardings of `like_params`."""
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

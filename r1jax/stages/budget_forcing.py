@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax import statistics, tasks
 from r1jax.rewards.pool import RewardPool
@@ -104,7 +105,7 @@ class BudgetForcer:
 
   def __call__(
     self,
-    params: Any,
+    params: optax.Params,
     key: jax.Array,
     outputs: Rollout,
     *,
@@ -142,7 +143,7 @@ class BudgetForcer:
 
   def _continue(
     self,
-    params: Any,
+    params: optax.Params,
     key: jax.Array,
     prefixes: list[list[int]],
     ids: list[int],
@@ -172,7 +173,7 @@ class BudgetForcer:
 
 
 def answer(
-  params: Any,
+  params: optax.Params,
   key: jax.Array,
   problems: Sequence[Problem],
   *,
@@ -194,7 +195,7 @@ def answer(
 
 
 def measure(
-  params: Any,
+  params: optax.Params,
   key: jax.Array,
   problems: Sequence[Problem],
   *,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from r1jax.hub import chat_template, families, tokenizer_files, weights
 from r1jax.hub.download import download
@@ -46,7 +47,7 @@ class ChatSession:
   """A model with its parameters, ready to chat."""
 
   model: Policy
-  params: Any
+  params: optax.Params
   max_positions: int  # of prompt and output together
   draw: SamplingConfig
 
@@ -64,7 +65,9 @@ class ChatSession:
 
   @functools.cached_property
   def _decode_step(self) -> Any:
-    def step(params: Any, state: Any, token: jax.Array, uniform: jax.Array) -> Any:
+    def step(
+      params: optax.Params, state: Any, token: jax.Array, uniform: jax.Array
+    ) -> Any:
       functions = self.model.functions
       logits, state = streaming.decode_step(params, state, token, model=functions)
       return self._draw(uniform, logits), state

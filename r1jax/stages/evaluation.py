@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from r1jax import statistics, tasks
 from r1jax.rollout.rewarding import Rewarder
@@ -43,7 +44,7 @@ class EvalConfig:
 
 
 def evaluate(
-  params: Any,
+  params: optax.Params,
   key: jax.Array,
   problems: Sequence[Problem],
   *,

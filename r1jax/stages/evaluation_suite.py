@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from r1jax.miniature import baseline
 from r1jax.rewards import Weighted, rules
@@ -67,7 +68,7 @@ def file(workdir: Path, name: str) -> Path:
 
 def measure(
   run: Run,
-  params: Any,
+  params: optax.Params,
   reasoning: Sequence[Problem],
   general: Sequence[Problem],
   *,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from r1jax import grpo, optim, packing, update
 from r1jax.optim import TrainState
@@ -48,7 +49,7 @@ class Updated(NamedTuple):
   seconds: float  # with packing
 
 
-def all_learned(frozen: Any, params: Any) -> Any:
+def all_learned(frozen: optax.Params, params: optax.Params) -> Any:
   """Returns the model's parameters if all of them are learned."""
   del frozen
   return params
@@ -85,7 +86,7 @@ class Learner:
     updates = config.steps * config.epochs * config.minibatches
     return optim.make(self.config.optim, updates, self.matrices, self.seed)
 
-  def start(self, params: Any) -> dict[str, Any]:
+  def start(self, params: optax.Params) -> dict[str, Any]:
     """Returns the content of a checkpoint before the first step."""
     # A copy, as an update donates the memory of its input state.
     before = {
@@ -95,7 +96,7 @@ class Learner:
     # Placed now, as another sharding in the second step would compile again.
     return like_params(self.mesh, before, params)
 
-  def like(self, params: Any) -> dict[str, Any]:
+  def like(self, params: optax.Params) -> dict[str, Any]:
     """Returns shapes and shardings of the result of `start`."""
     shapes = jax.eval_shape(
       lambda params: {'policy': optim.init(params, self.tx), 'reference': params},
@@ -110,7 +111,7 @@ class Learner:
   def program(self, places: Any) -> Any:
     """Returns the jitted `update.step` for these shardings; it donates the state."""
 
-    def step(state: TrainState, frozen: Any, *rollout: Any) -> Any:
+    def step(state: TrainState, frozen: optax.Params, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
       return update.step(
         state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
@@ -121,7 +122,7 @@ class Learner:
   def halves(self, places: Any) -> tuple[Any, Any]:
     """Returns `program` as two jitted functions: gradient without optimizer, update."""
 
-    def gradients(params: Any, frozen: Any, *rollout: Any) -> Any:
+    def gradients(params: optax.Params, frozen: optax.Params, *rollout: Any) -> Any:
       score = self._scoring_with(frozen)
       return update.gradients(params, *rollout, score=score, config=self.config.grpo)
 
@@ -133,8 +134,8 @@ class Learner:
       self._jit(apply, (places, None), donated=(0,)),
     )
 
-  def _scoring_with(self, frozen: Any) -> Callable[..., Any]:
-    def score(params: Any, *rows: Any, **settings: Any) -> Any:
+  def _scoring_with(self, frozen: optax.Params) -> Callable[..., Any]:
+    def score(params: optax.Params, *rows: Any, **settings: Any) -> Any:
       return self._score(self.join(frozen, params), *rows, **settings)
 
     return score
@@ -173,15 +174,15 @@ class Learner:
       return state
     return dataclasses.replace(state, opt_state=to_host(state.opt_state))
 
-  def reference(self, params: Any) -> Any:
+  def reference(self, params: optax.Params) -> Any:
     """Returns a reference's parameters: offloaded if `config.offload`."""
     return to_host(params) if self.config.offload else params
 
-  def whole(self, params: Any) -> Any:
+  def whole(self, params: optax.Params) -> Any:
     """Returns all parameters of the model, given the learned ones."""
     return self.join(self.frozen, params)
 
-  def for_sampling(self, params: Any) -> Any:
+  def for_sampling(self, params: optax.Params) -> Any:
     """Returns the sampler's parameters: the policy's, quantized if asked for."""
     return self._quantize(self.whole(params))
 
@@ -195,7 +196,9 @@ class Learner:
   def scoring(self) -> Any:
     """The jitted scoring program: log-probs [N, P, B, T], N micro-batches in a loop."""
 
-    def score(params: Any, rows: Any, count: jax.Array, temperature: jax.Array):
+    def score(
+      params: optax.Params, rows: Any, count: jax.Array, temperature: jax.Array
+    ):
       def one(index: jax.Array, logp: jax.Array) -> jax.Array:
         part = jax.tree.map(lambda x: x[index], rows)
         return logp.at[index].set(
@@ -209,7 +212,7 @@ class Learner:
     return self._jit(score, place)
 
   def score(
-    self, policy: Any, reference: Any, rollout: Rollout, temperature: float
+    self, policy: Any, reference: optax.Params, rollout: Rollout, temperature: float
   ) -> ScoredRollout:
     """Returns the log-probs that an update needs besides the sampler's."""
     old_logp, ref_logp, first, second = None, None, 0.0, 0.0
@@ -221,7 +224,7 @@ class Learner:
     return ScoredRollout(old_logp, ref_logp, first + second)
 
   def log_probs(
-    self, params: Any, rollout: Rollout, temperature: float
+    self, params: optax.Params, rollout: Rollout, temperature: float
   ) -> tuple[np.ndarray, float]:
     """Returns log-probs [P, G, T] of a rollout's tokens, and the device's seconds."""
     layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))

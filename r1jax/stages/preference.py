@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from r1jax import optim, reward_model, tasks
 from r1jax.miniature import judge as judging
@@ -104,7 +105,7 @@ def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
 def judged_pairs(
   run: Run,
   sampler: Sampler,
-  params: Any,
+  params: optax.Params,
   problems: Sequence[Problem],
   *,
   judge: JudgeConfig,
@@ -167,7 +168,7 @@ def pair_batch(
 def train(
   run: Run,
   phase: str,
-  params: Any,
+  params: optax.Params,
   *,
   policy: Policy,
   pairs: Sequence[Pair],
@@ -254,20 +255,22 @@ def _check_scores(phase: str, steps: int, scores: np.ndarray) -> None:
     )
 
 
-def _copies(params: Any, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh) -> Any:
+def _copies(
+  params: optax.Params, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh
+) -> Any:
   """Returns parameters sharded over `mesh`, replicated on the devices of `here`."""
   whole = jax.device_get(replicate(mesh, params))
   return replicate(here, whole)
 
 
-def _width(model: DecoderFns, params: Any) -> int:
+def _width(model: DecoderFns, params: optax.Params) -> int:
   """Returns D, the width of the decoder's hidden states."""
   ids = jnp.zeros((1, 1), jnp.int32)
   hidden, _ = jax.eval_shape(model.forward, params, ids, ids, ids)
   return hidden.shape[-1]
 
 
-def _accuracy(score: Scoring, params: Any, pairs: reward_model.Batch) -> float:
+def _accuracy(score: Scoring, params: optax.Params, pairs: reward_model.Batch) -> float:
   """Returns the share of pairs whose chosen text scores higher; a tie counts half."""
   chosen, rejected = score_pairs(score, params, pairs).T
   return float(np.mean(0.5 + 0.5 * np.sign(chosen - rejected)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax import reward_model
 from r1jax.miniature.judge import Pair
@@ -83,7 +84,9 @@ def scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
     compiler_options=compilation.options(mesh),
   )
 
-  def score(params: Any, tokens_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
+  def score(
+    params: optax.Params, tokens_NT: np.ndarray, mask_NT: np.ndarray
+  ) -> np.ndarray:
     scores_N = np.zeros(len(tokens_NT), np.float32)
     for first in range(0, len(tokens_NT), rows):
       part = slice(first, first + rows)
@@ -98,7 +101,9 @@ def scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:
   return score
 
 
-def score_pairs(score: Scoring, params: Any, pairs: reward_model.Batch) -> np.ndarray:
+def score_pairs(
+  score: Scoring, params: optax.Params, pairs: reward_model.Batch
+) -> np.ndarray:
   """Returns scores [N, 2] of the chosen texts and of the rejected ones."""
   tokens, mask = (np.asarray(x) for x in (pairs.tokens, pairs.mask))
   length = tokens.shape[-1]
@@ -116,7 +121,7 @@ class Scorer:
   lowest reward.
   """
 
-  params: Any  # from `train`
+  params: optax.Params  # from `train`
   policy: Policy  # that the model was trained from
   max_length: int  # T; longer texts are truncated
   mesh: jax.sharding.Mesh  # devices of this host, each with a copy

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.rewards import filters
 from r1jax.rollout.sampler import Sampler, of_all_hosts
@@ -56,7 +57,7 @@ class RejectionConfig:
 
 def rejection_sample(
   run: Run,
-  params: Any,
+  params: optax.Params,
   problem_at: Callable[[int], Problem],
   *,
   sampler: Sampler,

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from r1jax import optim
 from r1jax.choice import label
@@ -47,7 +48,7 @@ class Actors:
 def step(
   actors: Actors,
   state: TrainState,
-  reference: Any,
+  reference: optax.Params,
   problems: Sequence[Problem],
   key: jax.Array,
   number: int,
@@ -214,7 +215,7 @@ def _resume(
 
 def _evaluate(
   loop: Loop,
-  params: Any,
+  params: optax.Params,
   held_out: Sequence[Problem],
   actors: Actors,
   config: EvalConfig,

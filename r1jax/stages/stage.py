@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from r1jax import algorithms, sft
 from r1jax import optim as optimizers
@@ -96,7 +97,7 @@ class Stage:
       ValueError: the learning rate is too small for the parameters to change.
     """
 
-    def batch(step: int, params: Any) -> Batch:
+    def batch(step: int, params: optax.Params) -> Batch:
       del params
 
       def ids(index: int) -> list[int]:
@@ -118,7 +119,7 @@ class Stage:
 
   def sft(
     self,
-    params: Any,
+    params: optax.Params,
     pairs: Sequence[tuple[str, str]],
     config: SFTConfig,
     phase: str = 'sft',
@@ -134,7 +135,7 @@ class Stage:
   def train(
     self,
     phase: str,
-    params: Any,
+    params: optax.Params,
     batch: Callable[[int, Any], Batch],
     steps: int,
     config: supervised.Rows,
@@ -170,7 +171,10 @@ class Stage:
     )
 
   def rejection_sample(
-    self, params: Any, problem_at: Callable[[int], Problem], config: RejectionConfig
+    self,
+    params: optax.Params,
+    problem_at: Callable[[int], Problem],
+    config: RejectionConfig,
   ) -> list[rejection.Line]:
     """Returns the outputs of the policy that `rejection.rejection_sample` keeps."""
     return rejection.rejection_sample(
@@ -204,7 +208,7 @@ class Stage:
     key = named_key(jax.random.key(self.seed), 'own outputs')
     once = dataclasses.replace(config, epochs=1)
 
-    def batch(step: int, params: Any) -> Batch:
+    def batch(step: int, params: optax.Params) -> Batch:
       chosen = [problem_at(n) for n in range((step - 1) * prompts, step * prompts)]
       rollout = self.sampler.sample(
         params,
@@ -259,7 +263,7 @@ class Stage:
     """Returns the learner, and a function that returns its initial parameters."""
     policy = self.policy
 
-    def quantize(params: Any) -> Any:
+    def quantize(params: optax.Params) -> Any:
       return decoder.quantize(lora.merged(params), policy.config)
 
     learner = Learner(

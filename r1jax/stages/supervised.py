@@ -138,7 +138,7 @@ def fit(
 def train(
   run: Run,
   phase: str,
-  params: Any,
+  params: optax.Params,
   *,
   step: StepFunction,
   batch: Callable[[int, Any], sft.Batch],
