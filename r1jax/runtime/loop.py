@@ -142,8 +142,8 @@ class Loop:
       )
     elif programs and done > SETTLED:
       self.say(
-        f'{programs} programs were compiled or loaded, in {compiling:.1f} s; a shape '
-        'that changes often costs this time at every change.'
+        f'{programs} programs had to be compiled or loaded, in {compiling:.1f} s; a '
+        'shape that changes often costs this time at every change.'
       )
 
   @contextlib.contextmanager
