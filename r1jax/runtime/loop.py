@@ -142,13 +142,13 @@ class Loop:
     done = self.step - self.first
     if done == 1:
       self.run.progress.say(
-        f'The first step took {seconds:.1f} s; so far {compiling:.1f} s were spent on '
-        f'compiling or loading {programs} programs.'
+        f'The first step took {seconds:.1f} s; compiling or loading {programs} '
+        f'programs took {compiling:.1f} s so far.'
       )
     elif programs and done > SETTLED:
       self.say(
-        f'{programs} programs were compiled or loaded, in {compiling:.1f} s; a shape '
-        'that changes often costs this time at every change.'
+        f'{programs} programs had to be compiled or loaded, in {compiling:.1f} s; a '
+        'shape that changes often costs this time at every change.'
       )
 
   @contextlib.contextmanager
