@@ -36,8 +36,8 @@ MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
   """Returns median seconds by phase, and attention's share of the update's FLOPs."""
-  trainer, saved = machinery(shape)
-  once = functools.partial(iterate, shape, trainer, saved['reference'])
+  stage, saved = machinery(shape)
+  once = functools.partial(iterate, shape, stage, saved['reference'])
   state, _ = once(saved['policy'], 0)  # compiles
   rows = []
   for n in range(1, ITERATIONS + 1):
@@ -119,8 +119,8 @@ def uneven() -> None:
   sampler = stage.sampler
   plain = sampler.policy.functions
 
-  def decoding(params: Any) -> Callable[..., Any]:
-    decode = plain.decoding(params)
+  def make_decode(params: Any) -> Callable[..., Any]:
+    decode = plain.make_decode(params)
 
     def also_where(token_B, position_B, context, column):
       hidden, written = decode(token_B, position_B, context, column)
@@ -170,7 +170,7 @@ def uneven() -> None:
         lengths.append(outputs.lengths)
     return statistics.median(times), float(np.mean(lengths)), int(np.max(lengths))
 
-  ending = plain._replace(logits=logits, decoding=decoding)
+  ending = plain._replace(logits=logits, make_decode=make_decode)
   skewed, mean, longest = measure(ending, stop, shape.length)
   equal, *_ = measure(plain, shape.vocabulary, round(mean))
   print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs per token')
