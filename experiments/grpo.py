@@ -1,13 +1,13 @@
-"""GRPO on a model of the hub: reward its right answers, and keep it near what it was.
+"""GRPO on a checkpoint of the hub, rewarded for right answers.
 
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --task gsm8k
 
-The folder is as on the hub: config.json, safetensors, tokenizer.json, chat template.
-`python -m scripts.convert WORKDIR --to hf OUT` writes what was learned in the same
-layout. Without a checkpoint at hand, `experiments.r1_zero` makes a model from nothing.
+The folder has config.json, safetensors, tokenizer.json and a chat template.
+`python -m scripts.convert WORKDIR --to hf OUT` writes the trained model in the same
+layout. Without a checkpoint, `experiments.r1_zero` trains a model from scratch.
 
-All evaluations are on the validation split; the test split is left to whoever measures
-what comes out, once no setting is to be chosen any more.
+Evaluations use the validation split. The test split is left for the evaluation of the
+final model, when no setting will be chosen any more.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from r1jax.tasks import splits, store
 class GRPO(StageConfig):
   """GRPO on a pretrained model."""
 
-  workdir: str = 'runs/grpo'  # all files of the run; it goes on from what is there
+  workdir: str = 'runs/grpo'  # all files of the run; an existing run is resumed
   task: str = 'countdown'  # a module of r1jax.tasks, at its own difficulty
   accuracy_weight: float = 1.0  # weight of the accuracy reward
   format_weight: float = 1.0  # weight of the format reward (R1-Zero: the same)

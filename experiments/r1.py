@@ -40,7 +40,7 @@ from r1jax.runtime.workdir import (
 )
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import problem_sets
-from r1jax.stages.experiment import Experiment, StageConfig
+from r1jax.stages.experiment import Experiment, StageConfig, algorithm_presets
 from r1jax.stages.fit import fit_stage_mesh, parts
 
 # Fields of a stage's config that `plan` sets.
@@ -173,4 +173,4 @@ def _run(number: int, count: int, stage: PlannedStage) -> None:
 
 if __name__ == '__main__':
   with user_errors():
-    main(cli.parse(R1()))
+    main(cli.parse(R1(), presets=algorithm_presets(R1())))

@@ -18,12 +18,12 @@ from experiments.r1_zero import R1Zero
 from experiments.reasoning_rl import ReasoningRL
 from experiments.rejection_sft import RejectionSFT
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
-from r1jax.miniature.judge import JudgeConfig
 from r1jax.model.config import ModelConfig
 from r1jax.runtime import cli
 from r1jax.runtime.errors import user_errors
 from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages.experiment import algorithm_presets
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.tasks.equations import EquationsConfig
 
@@ -102,9 +102,7 @@ class R1Smoke(R1):
   cold_start: ColdStart = small(ColdStart(), shares=ALL_SHARES)
   reasoning_rl: ReasoningRL = small(ReasoningRL(), shares=SHARES)
   rejection_sft: RejectionSFT = small(RejectionSFT(), shares=SHARES, general=16)
-  final_rl: FinalRL = small(
-    FinalRL(), shares=SHARES, general_after=2, judged=16, judge=JudgeConfig()
-  )
+  final_rl: FinalRL = small(FinalRL(), shares=SHARES, general_after=2, judged=16)
   distill_small: Distill = small(
     Distill(),
     shares=ALL_SHARES,
@@ -118,4 +116,4 @@ class R1Smoke(R1):
 
 if __name__ == '__main__':
   with user_errors():
-    r1.main(cli.parse(R1Smoke()))
+    r1.main(cli.parse(R1Smoke(), presets=algorithm_presets(R1Smoke())))

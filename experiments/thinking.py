@@ -8,8 +8,6 @@ training longer thoughts and better answers appear together (Nature version). Us
 problems of the test split, as the stage table does; the result is about this one model.
 """
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
 import json
 

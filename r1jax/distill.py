@@ -93,7 +93,7 @@ def loss(
 
   Args:
     params: of the student.
-    batch: see `Rows`; a position has the weight of the token it predicts.
+    batch: see `RowsConfig`; a position has the weight of the token it predicts.
     teacher_params: of the teacher; they get no gradient.
     forward: the student's (params, tokens, positions, documents) -> hidden states
       [B, T, D], _.

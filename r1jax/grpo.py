@@ -2,8 +2,8 @@
 
 An algorithm is five choices, each a small pure function: advantage, ratio, surrogate,
 KL estimate, mean. A choice is a name in a table below or any function of the same
-signature. `PRESETS` names the published combinations. Arrays are [P, G, T] (prompts,
-samples of a prompt, positions) or [P, G]; the group is an axis.
+signature. `algorithms.PRESETS` names the published combinations. Arrays are [P, G, T]
+(prompts, samples of a prompt, positions) or [P, G]; the group is an axis.
 
 Sources: GRPO DeepSeekMath (arXiv 2402.03300) and DeepSeek-R1; Dr. GRPO 2503.20783;
 DAPO 2503.14476; GSPO 2507.18071; CISPO (MiniMax-M1) 2506.13585; RLOO 2402.14740;
@@ -182,7 +182,7 @@ def kl_k3(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
   return _exp(log_ratio) - log_ratio - 1
 
 
-# --- Mean: which weight each token has in the loss -----------------------------------
+# --- Mean: (mask, totals, config) -> weight of each token in the loss [P, G, T] ------
 
 
 class Totals(NamedTuple):

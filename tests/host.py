@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
   sampler = Sampler(policy, CONFIG.max_prompt_length, mesh, layout)
   learner = Learner(policy.functions, mesh, CONFIG)
   state, reference = learner.start(policy.init(mesh, 0)).values()
-  state, reference = learner.waiting(state), learner.reference(reference)
+  state, reference = learner.offload_state(state), learner.offload_reference(reference)
   problems = [Problem(str(n), '', f'make {n} from 3 5 2', {}) for n in range(8)]
   key = jax.random.key(1)
   rollout = sampler.sample(

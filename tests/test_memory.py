@@ -14,7 +14,7 @@ from r1jax.rollout import sampler
 from r1jax.rollout.sampler import SampleProgram
 from r1jax.runtime import checkpoint
 from r1jax.runtime.checkpoint import Checkpoints
-from r1jax.sharding.mesh import ONE_DEVICE, make_mesh
+from r1jax.sharding.mesh import REPLICATED, make_mesh
 from r1jax.stages.rl_config import RLConfig
 
 # Weights are nearly all of what there is: 32 tokens in 10 layers of 0.8 million.
@@ -33,7 +33,7 @@ STAGE = RLConfig(
 
 @pytest.fixture(scope='module')
 def phases():
-  work = PlannedRun(MODEL, 64, STAGE, ONE_DEVICE, 'float32')
+  work = PlannedRun(MODEL, 64, STAGE, REPLICATED, 'float32')
   found = programs.phases(work, jax.devices()[:1])
   return {phase.name: phase for phase in found if phase.name in ('score', 'update')}
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import optax
-
 from experiments import final_rl, reasoning_rl
 from r1jax import tasks
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, summarise
@@ -67,7 +65,7 @@ class Command:
         )
 
 
-def with_rl(base: optax.Params, **changes: Any) -> Any:
+def with_rl(base: Any, **changes: Any) -> Any:
   """Returns the config with changed RL settings; `grpo` may be a dict of changes.
 
   `with_rl(base, steps=10, grpo={'kl_coef': 0.0})` changes these two settings only.

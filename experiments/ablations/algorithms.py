@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from experiments.ablations import ablation
 from r1jax import algorithms
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
@@ -22,7 +20,7 @@ NAMES = ('grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo')
 def algorithm(name: str) -> Callable[[Any], Any]:
   """Returns the variant with this objective; Dr. GRPO's constant is `max_length`."""
 
-  def change(base: optax.Params) -> Any:
+  def change(base: Any) -> Any:
     preset = algorithms.PRESETS[name]
     if preset.mean == 'constant':
       longest = max(length for _, length in base.rl.max_length)

@@ -6,27 +6,25 @@ problems. R1 uses 16 outputs for each of 32 problems per update (Nature version)
 
 from typing import Any
 
-import optax
-
 from experiments.ablations import ablation
 
 
-def standard(base: optax.Params) -> Any:
+def standard(base: Any) -> Any:
   """Returns the base."""
   return base
 
 
-def quarter(base: optax.Params) -> Any:
+def quarter(base: Any) -> Any:
   """Returns the base with a quarter of the group size and four times the problems."""
   return _resized(base, base.rl.group_size // 4, base.rl.prompts_per_step * 4)
 
 
-def fourfold(base: optax.Params) -> Any:
+def fourfold(base: Any) -> Any:
   """Returns the base with four times the group size and a quarter of the problems."""
   return _resized(base, base.rl.group_size * 4, base.rl.prompts_per_step // 4)
 
 
-def _resized(base: optax.Params, group_size: int, prompts: int) -> Any:
+def _resized(base: Any, group_size: int, prompts: int) -> Any:
   outputs = base.rl.group_size * base.rl.prompts_per_step
   if group_size * prompts != outputs:
     raise ValueError(

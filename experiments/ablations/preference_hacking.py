@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import optax
-
 from experiments import final_rl
 from experiments.ablations import ablation
 from r1jax.miniature import baseline
@@ -24,12 +22,12 @@ from r1jax.tasks import REASONING, Problem
 WINDOW = 5  # steps; about eight outputs to instructions are rated per step
 
 
-def late(base: optax.Params) -> Any:
+def late(base: Any) -> Any:
   """Returns the base, with an output of every problem logged."""
   return ablation.with_rl(base, logged_samples=base.rl.prompts_per_step)
 
 
-def early(base: optax.Params) -> Any:
+def early(base: Any) -> Any:
   """Returns `late` with instructions and the preference reward from the first step."""
   return dataclasses.replace(late(base), general_after=0)
 

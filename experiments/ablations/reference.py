@@ -8,8 +8,6 @@ effect in so few steps.
 
 from typing import Any
 
-import optax
-
 from experiments.ablations import ablation
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 
@@ -17,13 +15,13 @@ PENALTY = 0.04
 REPLACED = 6  # times per run
 
 
-def replaced(base: optax.Params) -> Any:
+def replaced(base: Any) -> Any:
   """Returns the variant whose reference follows the policy."""
   every = max(1, base.rl.steps // REPLACED)
   return ablation.with_rl(fixed(base), reference_every=every)
 
 
-def fixed(base: optax.Params) -> Any:
+def fixed(base: Any) -> Any:
   """Returns the variant whose reference stays the parent."""
   return ablation.with_rl(base, reference_every=0, grpo={'kl_coef': PENALTY})
 

@@ -23,7 +23,7 @@ from r1jax.stages.experiment import Experiment
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
 
-TEMPLATE = 'r1_zero'  # a name in text.TEMPLATES: [v1], Table 1
+TEMPLATE = 'r1_zero'  # a name in text.templates.TEMPLATES: [v1], Table 1
 
 R1_ZERO = RL(
   start=BASE,

@@ -289,6 +289,3 @@ def _qwen_experts(fields: Fields) -> Experts:
     dense=dense[first:],
     normalised=fields.flag('norm_topk_prob', False),
   )
-
-
-# --- Tensors: one table, both ways ----------------------------------------------------

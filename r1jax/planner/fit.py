@@ -8,9 +8,7 @@ from r1jax import optim
 from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
 from r1jax.planner.topology import Chip
-from r1jax.sharding.mesh import (
-  slice_of,
-)
+from r1jax.sharding.mesh import slice_of
 
 
 def fits(found: Sequence[Measurement], chip: Chip) -> bool:

@@ -26,10 +26,7 @@ from r1jax.planner.programs import (
 )
 from r1jax.planner.topology import Chip
 from r1jax.runtime import checkpoint, compilation
-from r1jax.sharding.mesh import (
-  make_mesh,
-  slice_of,
-)
+from r1jax.sharding.mesh import make_mesh, slice_of
 
 
 @dataclasses.dataclass(frozen=True)

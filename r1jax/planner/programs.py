@@ -24,12 +24,7 @@ from r1jax.sampling import streaming
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig, sample_token
 from r1jax.sharding.constrain import on_mesh
-from r1jax.sharding.mesh import (
-  MeshConfig,
-  check_lengths,
-  check_rows,
-  make_mesh,
-)
+from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
 from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.learner import Learner

@@ -177,7 +177,7 @@ def _in_order(parts: Sequence[Rewards]) -> Rewards:
   return Rewards(*map(all_of, *parts))
 
 
-def check_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
+def check_finite_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
   """Raises TrainingError for a weighted sum that is too large for float32."""
   wrong = np.argwhere(~(np.abs(rewards.total) <= LARGEST_REWARD))  # NaN too
   if len(wrong):
@@ -196,7 +196,7 @@ def check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
   wrong = advantage_PG[~np.isfinite(advantage_PG)]
   if wrong.size:
     raise TrainingError(
-      f'the advantage {name!r} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
+      f'the advantage {name} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
       f'outputs of step {step}, whose rewards are all finite; correct the function, or '
       'choose another grpo.advantage, in another --workdir'
     )

@@ -20,7 +20,7 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import (
-  ONE_DEVICE,
+  REPLICATED,
   MeshConfig,
   local_shards,
   sampler_mesh,
@@ -83,7 +83,7 @@ class SampleProgram:
   model: DecoderFns
   stop_ids: Sequence[int]
   mesh: jax.sharding.Mesh
-  layout: MeshConfig = ONE_DEVICE
+  layout: MeshConfig = REPLICATED
   names: Any = None
 
   @functools.cached_property
@@ -99,7 +99,7 @@ class SampleProgram:
     return without_gathers(self.names)
 
   def place(self, params: optax.Params) -> Any:
-    """Returns the parameters resharded on device for sampling; called once per step."""
+    """Returns the parameters resharded on the devices for sampling."""
     if self.mesh.size == 1 or self.names is None:
       return params
     return reshard(self.sampling_mesh, params, self.sampling_names)
@@ -162,7 +162,7 @@ class Sampler:
   policy: Policy
   max_prompt_length: int
   mesh: jax.sharding.Mesh
-  layout: MeshConfig = ONE_DEVICE
+  layout: MeshConfig = REPLICATED
 
   @functools.cached_property
   def program(self) -> SampleProgram:

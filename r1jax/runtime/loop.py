@@ -80,9 +80,9 @@ class Loop:
     more: Callable[[], Mapping[str, Any]] = dict,
     samples: Iterable[Mapping[str, Any]] = (),
   ) -> dict[str, Any]:
-    """Logs and shows the metrics of a step that is due, and returns them.
+    """Logs and shows the metrics of a step that is due.
 
-    Returns an empty dictionary after a step that is not due.
+    Returns what the log says of it, or nothing where it has no line.
 
     Args:
       metrics: numbers, or arrays that stay on the device if the step is not due.
@@ -99,7 +99,7 @@ class Loop:
     if not (self.due(self._log_every) or self.saves):
       return {}
     now = time.monotonic()  # writing this line counts for the next one
-    seconds, self._began = now - self._began, now
+    seconds = now - self._began
     values = {**self._checked(), **more()}
     timed = {**values.get('time', {}), 'seconds': seconds}
     if tokens:
@@ -109,12 +109,14 @@ class Loop:
       # last step's files.
       timed['device_waited'] = max(0.0, 1 - device / seconds)
     values['time'] = timed
-    if self.due(self._log_every) or self._log_saves:
-      self.run.log.write(self.phase, self.step, **values)
-      self.run.log.samples(
-        {'phase': self.phase, 'step': self.step, **sample} for sample in samples
-      )
     self.run.progress.update(self.phase, self.step, self.steps, values)
+    if not (self.due(self._log_every) or self._log_saves):
+      return {}
+    self._began = now
+    self.run.log.write(self.phase, self.step, **values)
+    self.run.log.samples(
+      {'phase': self.phase, 'step': self.step, **sample} for sample in samples
+    )
     return values
 
   def _checked(self) -> dict[str, Any]:

@@ -70,11 +70,11 @@ class MeshConfig:
     return self.fsdp * self.tensor * self.expert * self.context
 
 
-ONE_DEVICE = MeshConfig()  # one replica of the model per device
+REPLICATED = MeshConfig()  # one replica of the model per device
 
 
 def make_mesh(
-  devices: Sequence[jax.Device] | None = None, config: MeshConfig = ONE_DEVICE
+  devices: Sequence[jax.Device] | None = None, config: MeshConfig = REPLICATED
 ) -> Mesh:
   """Returns a mesh of all (or the given) devices.
 
@@ -136,7 +136,7 @@ def divisors(number: int) -> list[int]:
 
 def fit_mesh(
   sizes: dict[str, int],
-  config: MeshConfig = ONE_DEVICE,
+  config: MeshConfig = REPLICATED,
   sampled: dict[str, int] | None = None,
 ) -> Mesh:
   """Returns the largest mesh that divides batches of all these sizes.
@@ -192,7 +192,7 @@ def check_rows(
       )
 
 
-def sampler_mesh(mesh: Mesh, config: MeshConfig = ONE_DEVICE) -> Mesh:
+def sampler_mesh(mesh: Mesh, config: MeshConfig = REPLICATED) -> Mesh:
   """Returns the mesh of the same devices that samplers use.
 
   A decode step reads all parameters, so gathering them at each step would be slow.

@@ -6,7 +6,7 @@ records. So every model can be traced to a seed. The next stage needs only the p
 that directory.
 """
 
-from __future__ import annotations  # fields have the names of their modules
+from __future__ import annotations
 
 import dataclasses
 import datetime

@@ -108,6 +108,17 @@ def child_of(stage: str, *names: str) -> Callable[[Any], Origin]:
   return origin
 
 
+def algorithm_presets(config: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns `algorithms.PRESETS` by the path of each algorithm in a config."""
+  found: dict[str, Any] = {}
+  for name, part in parts(config):
+    if isinstance(part, RLConfig):
+      found[f'{prefix}{name}.grpo'] = algorithms.PRESETS
+    elif isinstance(part, StageConfig):
+      found |= algorithm_presets(part, f'{prefix}{name}.')
+  return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """A stage that can be launched.
@@ -127,14 +138,13 @@ class Experiment:
   report: bool = False
 
   def main(self, default: Any, presets: cli.Presets | None = None) -> None:
-    """Runs the stage with `default`, changed by the command line."""
-    named = {
-      f'{name}.grpo': algorithms.PRESETS
-      for name, part in parts(default)
-      if isinstance(part, RLConfig)
-    }
+    """Runs the stage with `default`, changed by the command line.
+
+    Besides `presets`, algorithms can be named for every `RLConfig`: `--rl.grpo dapo`.
+    """
+    known = {**algorithm_presets(default), **(presets or {})}
     with user_errors():
-      self.launch(cli.parse(default, presets={**named, **(presets or {})}))
+      self.launch(cli.parse(default, presets=known))
 
   def launch(self, config: Any) -> None:
     """Runs the stage to its end, resuming from its last checkpoint.
@@ -176,7 +186,7 @@ class Experiment:
   ) -> None:
     """Evaluates the trained models, and writes the report and the record."""
     policy = trained.policy or stage.policy
-    for name, part in parts(config):
+    for _, part in parts(config):
       if isinstance(part, SuiteConfig):
         done: list[Any] = []
         once = {}
@@ -184,7 +194,11 @@ class Experiment:
           if not any(params is other for other in done):
             once[label] = params
           done.append(params)
-        dataclasses.replace(stage, policy=policy).measure(once, getattr(config, name))
+        # The same stage has its sampler compiled already.
+        measured = stage
+        if trained.policy is not None:
+          measured = dataclasses.replace(stage, policy=trained.policy)
+        measured.measure(once, part)
     if self.report and hosts.is_primary():
       report.write(stage.run.workdir)
     artifact.finish(

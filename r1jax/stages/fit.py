@@ -14,7 +14,7 @@ from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.supervised import Rows
+from r1jax.stages.supervised import RowsConfig
 
 
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
@@ -65,7 +65,7 @@ def _lengths(config: Any) -> dict[str, int]:
       found[f'{name}.max_prompt_length'] = part.max_prompt_length
       for _, length in part.max_length:
         found[f'{name}.max_length'] = length
-    if isinstance(part, Rows):
+    if isinstance(part, RowsConfig):
       found[f'{name}.row_length'] = part.row_length
   return found
 
@@ -79,7 +79,7 @@ def batch_sizes(config: Any) -> dict[str, int]:
       found[f'{name}.micro_batch_rows'] = part.micro_batch_rows
     if isinstance(part, RejectionConfig | EvalConfig | SuiteConfig):
       found[f'{name}.prompts_per_batch'] = part.prompts_per_batch
-    if isinstance(part, Rows):
+    if isinstance(part, RowsConfig):
       rows = part.rows_per_step // part.micro_batches
       found[f'{name}.rows_per_step / {name}.micro_batches'] = rows
     if isinstance(part, PreferenceConfig):

@@ -4,8 +4,6 @@ The run copies all files of the checkpoint except its weights to `hub/` in its f
 so that the trained model can be exported in the same layout.
 """
 
-from __future__ import annotations  # fields have the names of their modules
-
 import dataclasses
 import datetime
 import hashlib

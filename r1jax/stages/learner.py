@@ -44,7 +44,7 @@ class Updated(NamedTuple):
   """The result of one rollout's updates."""
 
   state: TrainState
-  metrics: dict[str, float]  # means over the updates
+  metrics: dict[str, float]  # means over the updates, but `drift` is the first's
   device_seconds: float  # from the first update's start to the last one's end
   seconds: float  # with packing
 
@@ -164,17 +164,17 @@ class Learner:
       grads, metrics = gradients(state.params, *args)
       jax.block_until_ready(grads)  # before that the optimizer's state has no room
       state, more = apply(to_device(state), grads)
-      return self.waiting(state), metrics | more
+      return self.offload_state(state), metrics | more
 
     return update
 
-  def waiting(self, state: TrainState) -> TrainState:
+  def offload_state(self, state: TrainState) -> TrainState:
     """Returns the state for the time between updates: offloaded if `config.offload`."""
     if not self.config.offload:
       return state
     return dataclasses.replace(state, opt_state=to_host(state.opt_state))
 
-  def reference(self, params: optax.Params) -> Any:
+  def offload_reference(self, params: optax.Params) -> Any:
     """Returns a reference's parameters: offloaded if `config.offload`."""
     return to_host(params) if self.config.offload else params
 

@@ -18,7 +18,12 @@ import optax
 from r1jax import optim
 from r1jax.choice import label
 from r1jax.optim import TrainState
-from r1jax.rollout.rewarding import Rewarder, check_advantages, check_rewards, reward
+from r1jax.rollout.rewarding import (
+  Rewarder,
+  check_advantages,
+  check_finite_rewards,
+  reward,
+)
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
@@ -69,13 +74,13 @@ def step(
     max_length=value_at(config.max_length, before),
     draw=SamplingConfig(temperature),
   )
-  with ThreadPoolExecutor(1) as device:  # scores the tokens while texts are rewarded
-    scoring = device.submit(
+  with ThreadPoolExecutor(1) as executor:  # scores the tokens while texts are rewarded
+    scoring = executor.submit(
       learner.score, state.params, reference, rollout, temperature
     )
     rewards, waited = reward(rewarder, problems, rollout, config.logged_samples)
     scores = scoring.result()
-  check_rewards(number, rewards, rewarder.names)
+  check_finite_rewards(number, rewards, rewarder.names)
   advantage_PG = learner.advantage(rewards.total)
   check_advantages(number, advantage_PG, label(config.grpo.advantage))
   learned = learner.update(
@@ -135,6 +140,7 @@ def train(
     RewardError: a reward failed on every output of a step.
     TrainingError: rewards, advantages or the loss are not finite, or every advantage of
       the first `FLAT` steps was 0. The last checkpoint is kept.
+    CheckpointError, Interruption: see `Loop.save`.
   """
   learner, config = actors.learner, actors.learner.config
   state, reference, first = _resume(run, phase, params, learner)
@@ -159,7 +165,8 @@ def train(
       f'Step {config.profile_step} is done, so it can no longer be traced.'
     )
   weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  flat = not first  # whether every advantage so far was 0
+  # Whether every advantage so far was 0; of a resumed run that is not known.
+  flat = not first
   loop.restart_clock()
   for number in loop:
     size = config.prompts_per_step
@@ -176,7 +183,7 @@ def train(
     if flat and number == FLAT:
       raise _nothing_learned(phase, metrics['reward'])
     if config.reference_every and number % config.reference_every == 0:
-      reference = learner.reference(jax.tree.map(jnp.copy, state.params))
+      reference = learner.offload_reference(jax.tree.map(jnp.copy, state.params))
       loop.say('the policy is the new reference.')
     if loop.due(config.evaluate_every):
       measure()
@@ -190,12 +197,12 @@ def train(
   return state.params
 
 
-def _nothing_learned(phase: str, reward: float) -> TrainingError:
+def _nothing_learned(phase: str, mean_reward: float) -> TrainingError:
   """Returns the error of a run whose first steps had no advantage but 0."""
   return TrainingError(
     f'in the first {FLAT} steps of {phase} every advantage was 0, as all rewards that '
-    f'are compared were equal (last mean is {reward:.3g}), so nothing was learned; use '
-    'easier or harder problems, or a finer reward, and a new --workdir'
+    f'are compared were equal (last mean is {mean_reward:.3g}), so nothing was '
+    'learned; use easier or harder problems, or a finer reward, and a new --workdir'
   )
 
 
@@ -209,8 +216,8 @@ def _resume(
   saved = {} if first else learner.start(before)
   del before  # a large model would not fit a second time
   saved = saved or checkpoints.restore(like)
-  state = learner.waiting(saved.pop('policy'))
-  return state, learner.reference(saved.pop('reference')), first
+  state = learner.offload_state(saved.pop('policy'))
+  return state, learner.offload_reference(saved.pop('reference')), first
 
 
 def _evaluate(

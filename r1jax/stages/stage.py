@@ -138,7 +138,7 @@ class Stage:
     params: optax.Params,
     batch: Callable[[int, Any], Batch],
     steps: int,
-    config: supervised.Rows,
+    config: supervised.RowsConfig,
     optim_field: str,
     *,
     step: StepFunction | None = None,
@@ -336,6 +336,6 @@ def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -
 def reward_pool(
   config: RLConfig, rewards: Sequence[Weighted], preference_weight: float = 0.0
 ) -> RewardPool:
-  """Returns the processes that reward outputs by rules; see `check_rewards`."""
+  """Returns the processes that reward outputs by rules; see `check_finite_rewards`."""
   check_rewards(rewards, preference_weight)
   return RewardPool(rewards, config.reward_workers, config.reward_timeout)

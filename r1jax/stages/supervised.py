@@ -21,7 +21,7 @@ from r1jax.sharding.place import like_params, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowsConfig:
   """Rows per step; `PretrainConfig` and `SFTConfig` add the length of training."""
 
   rows_per_step: int = 16  # B
@@ -46,14 +46,14 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(Rows):
+class PretrainConfig(RowsConfig):
   """Training of a base model on rows filled with documents, the last one truncated."""
 
   steps: int = 1000  # updates
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTConfig(Rows):
+class SFTConfig(RowsConfig):
   """Supervised fine-tuning (SFT): passes over whole examples."""
 
   rows_per_step: int = 6  # B (R1: 128)
@@ -143,7 +143,7 @@ def train(
   step: StepFunction,
   batch: Callable[[int, Any], sft.Batch],
   steps: int,
-  config: Rows,
+  config: RowsConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   optim_field: str,
@@ -159,7 +159,7 @@ def train(
     batch: (step, parameters) -> rows. If it returns a multiple of the config's rows,
       the micro-batches multiply too, and the program compiles for that shape.
     steps: updates.
-    config: see `Rows`.
+    config: see `RowsConfig`.
     optimizer: see `optim.make`.
     mesh: devices for training.
     optim_field: the config's field with the optimizer's settings, for errors.
