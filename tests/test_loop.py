@@ -223,7 +223,7 @@ def test_a_long_step_is_saved_though_it_is_not_due(run, monkeypatch):
   next(iter(loop))
   loop.log(FINITE)
   assert not loop.saves_now()
-  monkeypatch.setattr(run_module, 'OLDEST', -1)
+  monkeypatch.setattr(run_module, 'MAX_CHECKPOINT_AGE', -1)
   assert loop.saves_now()
   loop.save({'w': np.ones(2)})
   assert saved(run) == [1]

@@ -474,7 +474,7 @@ def test_a_reward_that_never_differs_ends_the_run(tmp_path):
     evaluate_every=100,
     checkpoint_every=100,
   )
-  with pytest.raises(TrainingError, match=r'20 steps of rl .* last mean is 1'):
+  with pytest.raises(TrainingError, match=r'20 steps of rl .*last mean is 1'):
     train_written(tmp_path / 'flat', config, Right())
   policy, _, _ = train_written(tmp_path / 'once', config, RightOnce())
   assert policy['x'] == FLAT + 5
