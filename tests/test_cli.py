@@ -10,6 +10,7 @@ import pytest
 from experiments import grpo, r1, r1_zero
 from r1jax.algorithms import PRESETS as ALGORITHMS
 from r1jax.runtime.cli import parse
+from r1jax.stages.experiment import algorithm_presets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,3 +345,12 @@ def test_a_flag_of_a_stage_of_the_pipeline_gets_its_new_name(capsys, before, now
 )
 def test_the_new_names_are_taken(words):
   assert parse(r1_zero.R1Zero(), words) != r1_zero.R1Zero()
+
+
+def test_the_algorithm_of_each_stage_of_the_pipeline_is_chosen_by_name():
+  default = r1.R1()
+  words = ['--r1-zero.rl.grpo', 'dapo', '--final-rl.rl.grpo.kl-coef', '0']
+  found = parse(default, words, algorithm_presets(default))
+  assert found.r1_zero.rl.grpo == ALGORITHMS['dapo']
+  assert found.reasoning_rl == default.reasoning_rl
+  assert found.final_rl.rl.grpo.kl_coef == 0

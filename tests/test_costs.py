@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from r1jax.planner import costs
+from r1jax.runtime import compilation
 from r1jax.sharding.constrain import constrain, on_mesh
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
@@ -21,7 +22,8 @@ def text_of(function, folder, *args):
     'xla_dump_hlo_as_text': True,
     'xla_dump_hlo_pass_re': '.*spmd-partitioning',
   }
-  jax.jit(function).lower(*args).compile(compiler_options=options)
+  with compilation.nothing_from_disk():
+    jax.jit(function).lower(*args).compile(compiler_options=options)
   (found,) = Path(folder).glob('*after_*spmd-partitioning.before*')
   return found.read_text()
 

@@ -343,7 +343,9 @@ def test_an_unusable_address_is_refused(index, tmp_path):
       words, capture_output=True, text=True, timeout=60, env=ENVIRONMENT
     )
   assert done.returncode == 1
-  expected = f'host 0 did not answer at 127.0.0.1:{port}' if index else f'port {port}'
+  expected = f'host 0 did not answer at 127.0.0.1:{port}'
+  if not index:
+    expected = f'expected a free port on this host, which is host 0, got {port}'
   assert done.stderr.startswith(f'error: mesh.coordinator: {expected}')
   assert len(done.stderr.splitlines()) == 1
 

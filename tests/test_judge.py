@@ -190,7 +190,7 @@ def test_equal_outputs_for_all_problems_are_refused():
   # Noise alone would make some pairs clear.
   config = JudgeConfig(noise=5.0)
   outputs = [[shows('5 a'), shows('5 b')], [shows('7 a'), shows('7 b')]]
-  with pytest.raises(ValueError, match=r'gives all outputs .* in each of 2'):
+  with pytest.raises(ValueError, match=r'gives all outputs .* for each of 2'):
     judge.pairs([ENGLISH] * 2, outputs, 0, config)
 
 

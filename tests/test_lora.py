@@ -256,7 +256,7 @@ def test_a_pattern_without_a_match_names_the_matrices(kind):
     ({'rank': -1}, 'lora.rank: expected 0 or more, got -1'),
     ({'alpha': float('nan')}, 'lora.alpha: expected a finite number'),
     ({'rank': 1, 'alpha': 0.0}, 'lora.alpha: expected more than 0 with lora.rank'),
-    ({'targets': '('}, r'lora.targets: expected a pattern, got .\('),
+    ({'targets': '('}, r'lora.targets: expected a regular expression, got .\('),
   ],
 )
 def test_impossible_adapters_are_refused(fields, message):

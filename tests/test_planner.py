@@ -330,7 +330,7 @@ def test_replicas_are_on_different_slices():
   assert found.shape['data'] == 2
   for n, copy in enumerate(found.devices):
     assert {slice_of(device) for device in copy.flat} == {n}
-  message = r'mesh.data: .* the 2 slices, got 1; .* within the 4 .* axes come to 8$'
+  message = r'mesh.data: .* the 2 slices, got 1; .* fit in the 4 .* other axes is 8$'
   with pytest.raises(MeshError, match=message):
     make_mesh(two, MeshConfig(fsdp=8))
 
