@@ -201,6 +201,14 @@ def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
   return saved['policy'], saved['reference']
 
 
+def _cached(mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """Returns the shape of a part of the decode state with its sharding."""
+  heads = [] if x.ndim < 4 else ['kv_heads' if x.shape[1] > 1 else None]
+  axes = ['prompt', *heads, None, None][: x.ndim] if x.ndim else []
+  sharding = named_sharding(mesh, *axes)
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def _sampling(
   plan: PlannedRun, sampler: SampleProgram, resident: dict[str, float], offloaded: float
 ) -> Iterator[Phase]:
@@ -213,10 +221,10 @@ def _sampling(
   shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
   params = _with_shardings(shapes, shardings)
   options = compilation.options(mesh)
-  on_rows = named_sharding(mesh, 'prompt')
 
   def rows(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=on_rows)
+    sharding = named_sharding(mesh, 'prompt')
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   shape = (plan.rl.prompts_per_step, plan.rl.max_prompt_length)
   prompts = rows(*shape, dtype=jnp.int32), rows(*shape, dtype=jnp.bool_)
@@ -228,13 +236,7 @@ def _sampling(
   )
   _, state = jax.eval_shape(prefill, params, *prompts)
 
-  def cached(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    heads = [] if x.ndim < 4 else ['kv_heads' if x.shape[1] > 1 else None]
-    axes = ['prompt', *heads, None, None][: x.ndim] if x.ndim else []
-    sharding = named_sharding(mesh, *axes)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  state = jax.tree.map(cached, state)
+  state = jax.tree.map(functools.partial(_cached, mesh), state)
   places = jax.tree.map(lambda x: x.sharding, state)
   yield Phase(
     'prefill',

@@ -161,16 +161,13 @@ def train(
   if not first:
     measure()
   if 0 < config.profile_step <= first:
-    run.progress.say(
-      f'Step {config.profile_step} is done, so it can no longer be traced.'
-    )
+    loop.say(f'step {config.profile_step} is done and can no longer be traced.')
   weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   # Whether every advantage so far was 0; of a resumed run that is not known.
   flat = not first
   loop.restart_clock()
   for number in loop:
-    size = config.prompts_per_step
-    problems = [problem_at(n) for n in range((number - 1) * size, number * size)]
+    problems = [problem_at(n) for n in config.problem_numbers(number)]
     key = jax.random.fold_in(root, number)
     with loop.traced(config.profile_step):
       state, metrics, samples = step(actors, state, reference, problems, key, number)

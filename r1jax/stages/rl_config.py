@@ -83,6 +83,10 @@ class RLConfig:
     # Not 0, as equal outputs have no advantage.
     _check_schedule('temperature', self.temperature, 0.01, 100)
 
+  def problem_numbers(self, step: int) -> range:
+    """Returns the indices of a step's problems, of all that the stage asks in order."""
+    return range((step - 1) * self.prompts_per_step, step * self.prompts_per_step)
+
 
 def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> None:
   starts = [start for start, _ in schedule]
