@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from r1jax.rewards.pool import Scores
-from r1jax.rollout.rewarding import PreferenceReward
+from r1jax.rollout import rewarding
+from r1jax.rollout.rewarding import PreferenceReward, Rewards, reward
 from r1jax.tasks import Problem
 
 REASONING = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})
@@ -74,3 +75,24 @@ def test_without_instructions_the_preference_model_is_not_asked():
 def test_failures_are_those_that_the_pool_counts():
   scores, _ = scored([REASONING, GENERAL, REASONING, GENERAL])
   assert (scores.errors, scores.failures, scores.timeouts) == (['one failed'], 2, 1)
+
+
+def rewards_of(rows):
+  """The rewards of one host; every number is that of its problem."""
+  number = np.array(rows, np.float32)[:, None]
+  flags = number > 1
+  return Rewards(
+    np.array(rows), number[..., None], number, flags, flags, flags, 1, 2, [], {}
+  )
+
+
+def test_rewards_of_all_hosts_are_in_the_order_of_the_problems(monkeypatch):
+  parts = [rewards_of([3, 1]), rewards_of([0, 2])]
+  monkeypatch.setattr(rewarding, '_reward_local', lambda *given: parts[0])
+  monkeypatch.setattr(rewarding.hosts, 'all_gather', lambda name, local: parts)
+  nothing: Any = None  # unused here
+  found, seconds = reward(nothing, [], nothing, 0)
+  assert found.rows.tolist() == found.total[:, 0].tolist() == [0, 1, 2, 3]
+  assert found.cut_off[:, 0].tolist() == [False, False, True, True]
+  assert (found.failures, found.timeouts) == (2, 4)
+  assert seconds >= 0

@@ -233,6 +233,16 @@ def test_separate_sampler_params_add_a_scoring_pass(monkeypatch):
   assert scores == (1.5, None, 2.0)  # of the policy; dapo needs none of the reference
 
 
+def test_the_penalty_is_measured_against_the_reference(monkeypatch):
+  learner = learner_on(1, RLConfig(grpo=GRPOConfig(kl_coef=0.1)))
+  monkeypatch.setattr(
+    Learner, 'log_probs', lambda self, params, rollout, t: (params['x'] * t, 2.0)
+  )
+  policy, reference = {'x': jnp.float32(3)}, {'x': jnp.float32(5)}
+  scores = learner.score(policy, reference, rollout_of(1), 0.5)
+  assert scores == (None, 2.5, 2.0)  # the sampler is the policy, which needs no pass
+
+
 def test_quantized_weights_sample_and_the_policy_itself_is_evaluated(tmp_path):
   config = RLConfig(
     steps=2, prompts_per_step=2, group_size=2, minibatches=1, evaluate_every=2

@@ -62,3 +62,18 @@ def test_lengths_cut_offs_and_texts_follow_from_the_tokens(params, monkeypatch):
     prompt = rollout.prompts[p][rollout.prompt_mask[p]].tolist()
     assert TOKENIZER.decode(prompt) == f'User: {problem.question}\nAssistant:'
     assert rollout.prompt_texts[p] == TOKENIZER.decode(prompt)
+
+
+def test_each_problem_draws_from_a_key_of_its_own(params):
+  same = [PROBLEMS[0]] * 2
+  rollout = Sampler(POLICY, 30, MESH).sample(
+    params,
+    jax.random.key(3),
+    same,
+    group_size=3,
+    max_length=40,
+    draw=SamplingConfig(),
+  )
+  np.testing.assert_array_equal(rollout.prompts[0], rollout.prompts[1])
+  # Of some 270 tokens, equally likely at first: six outputs are hardly ever alike.
+  assert len({tuple(row) for row in rollout.tokens.reshape(6, -1).tolist()}) == 6

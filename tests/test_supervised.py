@@ -205,10 +205,19 @@ CONFIG = PretrainConfig(
 )
 
 
-def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(tmp_path):
+def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(
+  tmp_path, monkeypatch
+):
   rng = np.random.default_rng(0)
   examples = [Example([1], rng.integers(2, 6, 7).tolist()) for _ in range(4)]
-  seen = []
+  seen, parts = [], []
+  step = sft.step
+
+  def recorded(*args, **settings):
+    parts.append(settings['micro_batches'])
+    return step(*args, **settings)
+
+  monkeypatch.setattr(sft, 'step', recorded)
 
   def learned(name, **fields):
     config = SFTConfig(**{'epochs': 1, 'row_length': 8, 'log_every': 100, **fields})
@@ -223,6 +232,7 @@ def test_twice_the_rows_are_one_update_of_twice_the_micro_batches(tmp_path):
 
   narrow = learned('narrow', rows_per_step=2, micro_batches=2)
   whole = learned('whole', rows_per_step=4, micro_batches=1)
+  assert parts == [4, 1]  # four rows: twice 2, and once 4 in one part
   # sums in another order
   np.testing.assert_allclose(narrow, whole, rtol=1e-5, atol=1e-7)
   # The last step is logged, with the tokens of its rows: 4 prompts of 1, outputs of 7.
