@@ -16,8 +16,9 @@ from r1jax.model.lora import LoraConfig
 from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
-from r1jax.stages import rl, stage, supervised
+from r1jax.stages import artifact, problem_sets, rl, stage, supervised
 from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages.experiment import child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import RLConfig
@@ -195,3 +196,16 @@ def test_a_model_that_samplers_cannot_cut_is_refused():
   expected = 'mesh.sampler_tensor 2: expected a divisor of 1, the axis kv_heads'
   with pytest.raises(MeshError, match=expected):
     fit_stage_mesh(config, config.mesh, policy.names)
+
+
+def test_stages_with_one_seed_have_seeds_of_their_own(monkeypatch):
+  parent: Any = SimpleNamespace(policy='policy', digests={'stage.json': 'digest'})
+  monkeypatch.setattr(artifact, 'load', lambda path, *names: parent)
+  monkeypatch.setattr(problem_sets, 'problems_of', lambda stage, data_dir: 'problems')
+  config = cold_start.ColdStart(seed=7)
+  origins = [child_of(name, 'r1_zero')(config) for name in ('cold_start', 'final_rl')]
+  expected = [problem_sets.own_seed(7, name) for name in ('cold_start', 'final_rl')]
+  assert [origin.seed for origin in origins] == expected
+  assert len({*expected, 7}) == 3
+  assert origins[0].parents == (parent,)
+  assert origins[0].digests == {'stage.json': 'digest'}
