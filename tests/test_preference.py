@@ -375,8 +375,17 @@ def lines(workdir):
   return [{**json.loads(line), 'time': None} for line in content]
 
 
-def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny):
-  pairs = yes_is_better(240)
+def test_the_better_word_is_learned_for_problems_never_seen(
+  tmp_path, tiny, monkeypatch
+):
+  pairs, scored = yes_is_better(240), []
+  accuracy = preference._accuracy
+
+  def recorded(score, params, measured):
+    scored.append(len(measured.tokens))
+    return accuracy(score, params, measured)
+
+  monkeypatch.setattr(preference, '_accuracy', recorded)
   config = PreferenceConfig(
     epochs=2, pairs_per_step=12, max_length=40, held_out=0.2, log_every=5, optim=ADAM
   )
@@ -400,6 +409,7 @@ def test_the_better_word_is_learned_for_problems_never_seen(tmp_path, tiny):
   # Every training text was measured, so their scores have mean 0 and deviation 1.
   seen, unseen = preference.split(pairs, 0.2)
   assert len(seen) < preference.MEASURED
+  assert scored == [len(unseen)] != [len(seen)]
   problems = [pair.problem for pair in seen] * 2
   outputs = [pair.chosen for pair in seen] + [pair.rejected for pair in seen]
   scores = np.arctanh(np.float64(scorer(problems, outputs)))
