@@ -45,11 +45,6 @@ class ColdStart(StageConfig):
     super().__post_init__()
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
 
-  def check(self, problems: problem_sets.Problems) -> None:
-    """Raises ValueError for settings that do not fit these problems."""
-    super().check(problems)
-    problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
-
 
 def run(stage: Stage, config: ColdStart) -> Trained:
   """Samples, filters and rewrites outputs, and trains the base model on them."""

@@ -18,10 +18,11 @@ import jax
 import optax
 
 from experiments import reasoning_rl
+from experiments.cold_start import ColdStart
+from experiments.r1_zero import R1Zero
 from r1jax import distill
 from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
-from r1jax.optim import OptimConfig
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.log import parse_line
@@ -75,36 +76,18 @@ class Distill(StageConfig):
   methods: tuple[str, ...] = METHODS[:3]  # of `METHODS`; the first gives the result
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of the tasks
   rejection: RejectionConfig = RejectionConfig(problems=960)  # at RL's temperature
-  base: PretrainConfig = PretrainConfig(
-    steps=2000,
-    rows_per_step=6,
-    row_length=352,
-    micro_batches=3,
-    checkpoint_every=500,
-    optim=OptimConfig(
-      learning_rate=1e-2,
-      muon_learning_rate=0.015,
-      warmup_steps=20,
-      schedule='cosine',
-      eps=1e-6,  # tuned; the same in all stages of the miniature
-      balance_rate=0.001,  # DeepSeek-V3's; any experts are randomly initialized
-    ),
+  base: PretrainConfig = dataclasses.replace(
+    R1Zero.base, steps=2000, checkpoint_every=500
   )
   sft: SFTConfig = SFTConfig(
     epochs=3,  # R1: 2 to 3
     row_length=400,  # with its own tokenizer a text may have 10 % more tokens
-    optim=OptimConfig(
-      learning_rate=3e-3,
-      muon_learning_rate=0.005,
-      warmup_steps=20,
-      schedule='cosine',
-      eps=1e-6,
-    ),
+    optim=ColdStart.sft.optim,
   )
   rl: RLConfig = RLConfig(
     steps=40,
     evaluate_every=40,
-    optim=OptimConfig(learning_rate=8e-4, schedule='cosine', eps=1e-6),
+    optim=R1Zero.rl.optim,
     grpo=reasoning_rl.GRPO,
   )
   evals: EvalConfig = EvalConfig(problems=48)
@@ -132,7 +115,6 @@ class Distill(StageConfig):
     super().check(problems)
     longest = max(self.suite.max_length, *(n for _, n in self.rl.max_length))
     problems.check_row('base.row_length', self.base.row_length, longest)
-    problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
   def _check_temperatures(self) -> None:
     """Raises ValueError if methods would learn at different temperatures."""

@@ -12,9 +12,9 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
+from experiments.cold_start import ColdStart
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig
-from r1jax.optim import OptimConfig
 from r1jax.stages import problem_sets
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
@@ -35,16 +35,7 @@ class RejectionSFT(StageConfig):
   general: int = 1000  # examples of general data (R1: 200k, with 600k of reasoning)
   writers: CorpusConfig = corpus.CAREFUL  # of the general data
   rejection: RejectionConfig = RejectionConfig(problems=960)
-  sft: SFTConfig = SFTConfig(
-    epochs=2,
-    optim=OptimConfig(
-      learning_rate=3e-3,
-      muon_learning_rate=0.005,
-      warmup_steps=20,
-      schedule='cosine',
-      eps=1e-6,
-    ),
-  )
+  sft: SFTConfig = SFTConfig(epochs=2, optim=ColdStart.sft.optim)
   suite: SuiteConfig = SuiteConfig()
 
   def __post_init__(self) -> None:
@@ -52,11 +43,6 @@ class RejectionSFT(StageConfig):
     problem_sets.check_shares(self.shares, REASONING)
     if self.general < 0:
       raise ValueError(f'general: expected 0 or more, got {self.general}')
-
-  def check(self, problems: problem_sets.Problems) -> None:
-    """Raises ValueError for settings that do not fit these problems."""
-    super().check(problems)
-    problems.check_row('sft.row_length', self.sft.row_length, self.rejection.max_length)
 
 
 def general_data(

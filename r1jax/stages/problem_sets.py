@@ -11,10 +11,12 @@ import grain
 
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
+from r1jax.stages import fit
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
+from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions
 from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
@@ -76,14 +78,21 @@ class Problems:
       pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
 
   def check(self, config: Any) -> None:
-    """Raises ValueError if a length in a stage's config exceeds the positions."""
-    for field in dataclasses.fields(config):
-      part = getattr(config, field.name)
+    """Raises ValueError if a length in a stage's config does not fit.
+
+    Outputs must fit into the positions, and what rejection sampling keeps into the rows
+    of SFT.
+    """
+    parts = list(fit.parts(config))
+    kept = [part.max_length for _, part in parts if isinstance(part, RejectionConfig)]
+    for name, part in parts:
       if isinstance(part, RejectionConfig | SuiteConfig):
-        self.check_length(f'{field.name}.max_length', part.max_length)
+        self.check_length(f'{name}.max_length', part.max_length)
       if isinstance(part, RLConfig):
         longest = max(length for _, length in part.max_length)
-        self.check_length(f'{field.name}.max_length', longest)
+        self.check_length(f'{name}.max_length', longest)
+      if isinstance(part, SFTConfig) and kept:
+        self.check_row(f'{name}.row_length', part.row_length, max(kept))
 
   def check_row(self, field: str, row_length: int, max_length: int) -> None:
     """Raises ValueError for rows shorter than a prompt and its output."""
