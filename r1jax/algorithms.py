@@ -31,14 +31,14 @@ PRESETS = {
 # How a preset differs from the algorithm that it is named after.
 PUBLISHED = {
   'dr_grpo': 'Dr. GRPO (2503.20783), which divides by the maximum length of an output: '
-  'set grpo.constant_length to the largest rl.max_length',
+  'set rl.grpo.constant_length to the largest rl.max_length',
   'dapo': 'two of the four parts of DAPO (2503.14476), the higher clip above and the '
   'mean over tokens; without its dynamic sampling (groups of equal rewards are kept, '
   'and give no gradient) and its overlong reward shaping',
   'cispo': 'the objective of CISPO (2506.13585), without its dynamic sampling and '
   "length penalty; the upper bound is DAPO's 0.28, since the paper gives none",
   'rloo': 'RLOO (2402.14740) without its KL penalty, which the paper subtracts from '
-  'the reward; here a penalty is part of the loss, see grpo.kl',
+  'the reward; here a penalty is part of the loss, see rl.grpo.kl',
   'reinforce_pp': 'REINFORCE++ (2501.03262) with advantages whitened over the batch, '
   'one per output, and the KL as k2 in the loss, as in its variant with a group '
   'baseline; without a baseline the paper subtracts k1 from the reward of each token, '

@@ -258,7 +258,7 @@ def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
     raise ValueError(
       f'rl.group_size: the advantage {label(config.advantage)} compares the samples '
       f'of a prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
-      "grpo.advantage to 'batch_whitened'"
+      "rl.grpo.advantage to 'batch_whitened'"
     )
   if group_size * prompts < 2 and config.advantage == 'batch_whitened':
     raise ValueError(
@@ -274,8 +274,8 @@ def group_advantage(reward: jax.Array, *, config: GRPOConfig) -> jax.Array:
   advantage = choose(ADVANTAGES, config.advantage)(reward)
   if advantage.shape != reward.shape:
     raise ValueError(
-      f'grpo.advantage: expected {label(config.advantage)} to return one number per '
-      f'output, {reward.shape}, got {advantage.shape}; fix the function'
+      f'rl.grpo.advantage: expected {label(config.advantage)} to return one number '
+      f'per output, {reward.shape}, got {advantage.shape}; fix the function'
     )
   return advantage
 

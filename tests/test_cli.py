@@ -354,3 +354,29 @@ def test_the_algorithm_of_each_stage_of_the_pipeline_is_chosen_by_name():
   assert found.r1_zero.rl.grpo == ALGORITHMS['dapo']
   assert found.reasoning_rl == default.reasoning_rl
   assert found.final_rl.rl.grpo.kl_coef == 0
+
+
+@pytest.mark.parametrize(
+  ('words', 'sentence'),
+  [
+    # A check names its field, the field after its group, a group's field, or several.
+    (['--r1-zero.base.steps', '0'], 'r1_zero.base.steps: expected 1 or more, got 0'),
+    (['--r1-zero.rl.steps', '0'], 'r1_zero.rl.steps: expected 1 or more, got 0'),
+    (
+      ['--final-rl.rl.grpo.clip-low', '2'],
+      'final_rl.rl.grpo.clip_low: expected 0 to 1, got 2.0',
+    ),
+    (
+      ['--r1-zero.base.row-length', '9'],
+      'r1_zero.base.row_length: expected at least 352',
+    ),
+    (
+      ['--distill-tiny.rejection.draw.temperature', '0.5'],
+      'distill_tiny: rejection.draw and rl.temperature: expected the same',
+    ),
+  ],
+)
+def test_a_mistake_in_a_stage_of_the_pipeline_names_the_stage(capsys, words, sentence):
+  with pytest.raises(SystemExit):
+    parse(r1.R1(), words)
+  assert capsys.readouterr().err.startswith(f'error: {sentence}')

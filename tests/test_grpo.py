@@ -474,7 +474,8 @@ def test_a_group_of_one_is_refused(name):
   config = GRPOConfig(advantage=name)
   message = (
     f'rl.group_size: the advantage {name!r} compares the samples of a prompt and needs '
-    "2 or more, got 1; raise rl.group_size, or set grpo.advantage to 'batch_whitened'"
+    '2 or more, got 1; raise rl.group_size, or set rl.grpo.advantage to '
+    "'batch_whitened'"
   )
   for call in (
     lambda: grpo.check_group_size(config, 1, 4),

@@ -198,5 +198,5 @@ def check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
     raise TrainingError(
       f'the advantage {name} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
       f'outputs of step {step}, whose rewards are all finite; correct the function, or '
-      'choose another grpo.advantage, in another --workdir'
+      'choose another rl.grpo.advantage, in another --workdir'
     )

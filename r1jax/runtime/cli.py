@@ -241,15 +241,19 @@ def _unboxed(box: str) -> str:
     r'expected values as --help shows them, got \1',
     reason,
   )
-  # A config's own check names its field, by full path or by the name in its group.
+  # A config's own check names its field within its group, or with the group's name, or
+  # it names several fields.
   named = re.match(r'Error parsing ([^\s:]+): (.*)', reason, re.DOTALL)
   if named is None:
     return reason.removeprefix('Error parsing ')
   place, text = named.groups()
   if place.startswith('--'):
     return f'{place}: {text}'
-  in_group = place.islower() and re.match(r'\w+: ', text)  # else a class or a full path
-  return f'{place.replace("-", "_")}.{text}' if in_group else text
+  if not place.islower():  # the class of the whole config
+    return text
+  place = place.replace('-', '_')
+  text = text.removeprefix(place.rpartition('.')[2] + '.')
+  return f'{place}{"." if re.match(r"[a-z0-9_.]+: ", text) else ": "}{text}'
 
 
 def _fail(sentence: str) -> NoReturn:
