@@ -78,7 +78,7 @@ def chat_loop(config: Chat) -> None:
   session = chat.open_session(
     config.path, config.template, config.draw, config.chat_template_kwargs
   )
-  for remark in session.model.tokenizer.remarks:
+  for remark in session.policy.tokenizer.remarks:
     print(remark, file=sys.stderr)
   console = rich.console.Console(highlight=False)
   root = jax.random.key(config.seed)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from examples import evaluation
 
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import (
@@ -51,25 +52,6 @@ def write_stage(folder, stage, config, parents=()):
   }
   (folder / 'stage.json').write_text(json.dumps(record))
   return artifact.load(folder)
-
-
-def evaluation(right, k=4, length=90.0, general=0.5, lang=1.0, preference=0.5):
-  """A row of the stage table; `right` counts by problem."""
-  share = sum(right) / (k * len(right))
-  return {
-    'reasoning': {
-      'k': k,
-      'right': list(right),
-      'groups': [str(n) for n in range(len(right))],
-      'pass_at_1': {'mean': share},
-      'length': {'mean': length},
-      'rewards': {'language': {'mean': lang}},
-    },
-    'general': {
-      'pass_at_1': {'mean': general},
-      'rewards': {'preference': {'mean': preference}},
-    },
-  }
 
 
 class Launch:

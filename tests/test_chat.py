@@ -40,14 +40,14 @@ def test_an_answer_has_the_tokens_of_the_sampler(folder):
     jax.random.split(jax.random.key(0), 1),
     jnp.asarray([ids]),
     jnp.ones((1, len(ids)), bool),
-    model=session.model.functions,
+    model=session.policy.functions,
     config=GREEDY,
     group_size=1,
     max_length=30,
-    stop_ids=session.model.tokenizer.stop_ids,
+    stop_ids=session.policy.tokenizer.stop_ids,
   )
   mask = expected.mask[0, 0]
-  stops = session.model.tokenizer.stop_ids
+  stops = session.policy.tokenizer.stop_ids
   assert tokens == [n for n in expected.tokens[0, 0][mask].tolist() if n not in stops]
   assert tokens
 

@@ -80,7 +80,7 @@ def test_a_resumed_loop_goes_on_from_its_own_checkpoint(tmp_path):
       for _ in (loop := loop_of(run, steps, first=first)):
         state = {'w': state['w'] + 1}
         loop.log(FINITE)
-        if loop.saves_now():
+        if loop.must_save():
           loop.save(state)
       return first, state['w'].tolist(), [line['step'] for line in lines(run)]
 
@@ -101,8 +101,8 @@ def test_due_steps_are_logged_shown_and_saved(run, log_saves, logged):
   for step in loop:
     if loop.log(FINITE):
       returned.append(step)
-    assert loop.saves == loop.saves_now() == (step in (5, 10, 11))
-    if loop.saves_now():
+    assert loop.save_due == loop.must_save() == (step in (5, 10, 11))
+    if loop.must_save():
       loop.save({'w': np.full(2, step)})
   # Every second step and the last one; those with a checkpoint are shown.
   assert returned == [line['step'] for line in lines(run)] == logged
@@ -141,7 +141,7 @@ def test_a_step_that_is_not_due_writes_nothing_and_fetches_nothing(run):
     array.delete()  # would raise if it were read
   run.progress = SimpleNamespace(update=pytest.fail)
   assert loop.log(on_device, more=pytest.fail, samples=[{'output': 'yes'}]) == {}
-  assert not loop.saves_now()
+  assert not loop.must_save()
   assert lines(run) == lines(run, 'samples.jsonl') == []
 
 
@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_is_never_saved(run):
   next(steps)
   assert loop.log({'loss': jnp.float32(math.nan), 'grad_norm': 1.0}) == {}
   run.interrupted = True
-  assert loop.saves_now()
+  assert loop.must_save()
   with pytest.raises(TrainingError, match=r'sft is nan .* at step 2'):
     loop.save({'w': np.ones(2)})
   assert run.checkpoints['sft'].step is None
@@ -205,11 +205,11 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_at_hand(run):
   steps = iter(loop)
   next(steps)
   assert loop.log(FINITE) == {}
-  assert not loop.saves_now()
+  assert not loop.must_save()
   next(steps)
   run.interrupted = True
   assert loop.log(FINITE) == {}
-  assert loop.saves_now()
+  assert loop.must_save()
   with pytest.raises(Interruption, match='Stopped at step 2 of sft; the checkpoint'):
     loop.save({'w': np.ones(2)})
   assert saved(run) == [2]
@@ -222,9 +222,9 @@ def test_a_long_step_is_saved_though_it_is_not_due(run, monkeypatch):
   loop = loop_of(run, 10, log_every=10, save_every=10)
   next(iter(loop))
   loop.log(FINITE)
-  assert not loop.saves_now()
+  assert not loop.must_save()
   monkeypatch.setattr(run_module, 'MAX_CHECKPOINT_AGE', -1)
-  assert loop.saves_now()
+  assert loop.must_save()
   loop.save({'w': np.ones(2)})
   assert saved(run) == [1]
   assert lines(run) == []

@@ -4,27 +4,10 @@ import re
 
 import hypothesis
 import pytest
+from examples import PIECES
 from hypothesis import strategies
 
 from r1jax.text import parsing
-
-# Pieces of which garbage that looks like an output is made.
-PIECES = strategies.sampled_from(
-  [
-    *parsing.TAGS,
-    '<',
-    '>',
-    '<think',
-    'answer>',
-    '</',
-    ' ',
-    '\n',
-    '\u00a0',
-    'x',
-    '16',
-    '\0',
-  ]
-)
 
 
 @pytest.mark.parametrize(

@@ -5,28 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import evaluation
 
 from r1jax.report import ablation, comparison, words
 from r1jax.report.ablation import VariantFigure
-
-
-def evaluation(right, k=4, length=90.0, general=0.5, lang=1.0, preference=0.5):
-  """A row of the stage table; `right` counts by problem."""
-  share = sum(right) / (k * len(right))
-  return {
-    'reasoning': {
-      'k': k,
-      'right': list(right),
-      'groups': [str(n) for n in range(len(right))],
-      'pass_at_1': {'mean': share},
-      'length': {'mean': length},
-      'rewards': {'language': {'mean': lang}},
-    },
-    'general': {
-      'pass_at_1': {'mean': general},
-      'rewards': {'preference': {'mean': preference}},
-    },
-  }
 
 
 def test_cells_hold_the_mean_over_seeds_and_its_t_interval():

@@ -114,15 +114,15 @@ def test_a_phase_does_not_go_on_from_a_checkpoint_that_is_not_there(
 
 def test_a_checkpoint_is_written_when_the_last_one_is_old(experiment, monkeypatch):
   with start(experiment, phases=('rl',)) as run:
-    assert run.saves(due=True)
+    assert run.must_save(due=True)
     began = time.monotonic()
     monkeypatch.setattr('r1jax.runtime.run.time.monotonic', lambda: began + 599)
-    assert not run.saves(due=False)
+    assert not run.must_save(due=False)
     monkeypatch.setattr('r1jax.runtime.run.time.monotonic', lambda: began + 601)
-    assert run.saves(due=False)
+    assert run.must_save(due=False)
     run.save('rl', 1, {'w': np.ones(2)})
-    assert not run.saves(due=False)
-    assert not run.ends
+    assert not run.must_save(due=False)
+    assert not run.ending
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -131,11 +131,11 @@ def test_a_signal_lets_the_run_save_and_stop(experiment, capsys, number):
   stopped = pytest.raises(Interruption, match='Stopped at step 3 of rl')
   with stopped, start(experiment, phases=('rl',)) as run:
     run.save('rl', 2, {'w': np.ones(2)})
-    assert not run.stops()
-    assert not run.saves(due=False)
+    assert not run.must_stop()
+    assert not run.must_save(due=False)
     os.kill(os.getpid(), number)
-    assert run.stops()
-    assert run.saves(due=False)
+    assert run.must_stop()
+    assert run.must_save(due=False)
     run.save('rl', 3, {'w': np.ones(2)})
   assert 'saving after this step' in capsys.readouterr().out
   assert signal.getsignal(number) == before

@@ -7,6 +7,7 @@ import re
 import hypothesis
 import numpy as np
 import pytest
+from examples import PIECES
 from hypothesis import strategies
 
 from r1jax.text import parsing
@@ -18,25 +19,6 @@ CORPUS = [
   'User: make 7 from 9 4 2\nAssistant: <think>czekaj, sprawdź: błąd. no, wait</think>'
   '<answer>9-4+2</answer>',
 ] * 20
-
-
-# Pieces of which garbage that looks like an output is made.
-PIECES = strategies.sampled_from(
-  [
-    *parsing.TAGS,
-    '<',
-    '>',
-    '<think',
-    'answer>',
-    '</',
-    ' ',
-    '\n',
-    '\u00a0',
-    'x',
-    '16',
-    '\0',
-  ]
-)
 
 
 @pytest.fixture(scope='module')

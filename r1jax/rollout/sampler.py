@@ -77,14 +77,14 @@ class SampleProgram:
     stop_ids: tokens that end a completion.
     mesh: the learner's devices.
     layout: how the sampler uses these devices.
-    names: of the parameters' axes; needed for more than one device.
+    names: of the parameters' axes.
   """
 
   model: DecoderFns
   stop_ids: Sequence[int]
   mesh: jax.sharding.Mesh
-  layout: MeshConfig = REPLICATED
-  names: Any = None
+  layout: MeshConfig
+  names: Any
 
   @functools.cached_property
   def sampling_mesh(self) -> jax.sharding.Mesh:
@@ -100,7 +100,7 @@ class SampleProgram:
 
   def place(self, params: optax.Params) -> Any:
     """Returns the parameters resharded on the devices for sampling."""
-    if self.mesh.size == 1 or self.names is None:
+    if self.mesh.size == 1:
       return params
     return reshard(self.sampling_mesh, params, self.sampling_names)
 

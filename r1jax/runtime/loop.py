@@ -16,7 +16,7 @@ SETTLED = 3  # steps after which nothing should compile any more
 class Loop:
   """Iterates over the remaining steps of a phase; they count from 1 to `steps`.
 
-  Each step calls `log` with its metrics and, if `saves_now`, `save` with the state. A
+  Each step calls `log` with its metrics and, if `must_save`, `save` with the state. A
   line of the log is due every `log_every` steps, a checkpoint every `save_every` steps,
   and both after the last step.
   With `log_saves` each step with a checkpoint is logged too.
@@ -67,7 +67,7 @@ class Loop:
     return self.step % every == 0 or self.step == self.steps
 
   @property
-  def saves(self) -> bool:
+  def save_due(self) -> bool:
     """Whether a checkpoint is due after this step."""
     return self.due(self._save_every)
 
@@ -96,7 +96,7 @@ class Loop:
       TrainingError: the loss or the gradient is not finite.
     """
     self._unchecked = metrics
-    if not (self.due(self._log_every) or self.saves):
+    if not (self.due(self._log_every) or self.save_due):
       return {}
     now = time.monotonic()  # writing this line counts for the next one
     seconds = now - self._began
@@ -164,11 +164,11 @@ class Loop:
       yield
     self.run.progress.say(f'The trace of this step is in {folder}.')
 
-  def saves_now(self) -> bool:
+  def must_save(self) -> bool:
     """Returns whether to `save` after this step: it is due, or the run must end."""
     # Several hosts ask each other only at steps that are logged or saved anyway.
-    asks = self.due(self._log_every) or self.saves or hosts.count() == 1
-    return asks and self.run.saves(self.saves)
+    asks = self.due(self._log_every) or self.save_due or hosts.count() == 1
+    return asks and self.run.must_save(self.save_due)
 
   def save(self, tree: Any) -> None:
     """Writes a checkpoint of the state that the next step starts from.

@@ -59,28 +59,28 @@ class Run:
   digests: dict[str, str]  # of files that checkpoints depend on, by name
   compilations: Compilations
   interrupted: bool = False  # this host was asked to stop, by Ctrl-C or SIGTERM
-  ends: bool = False  # some host was; stages save and raise `Interruption`
+  ending: bool = False  # some host was; stages save and raise `Interruption`
   # Time of the last checkpoint, or of the start.
-  saved: float = dataclasses.field(default_factory=time.monotonic)
+  last_save: float = dataclasses.field(default_factory=time.monotonic)
 
-  def stops(self) -> bool:
+  def must_stop(self) -> bool:
     """Returns whether a host was asked to stop; all hosts call it at the same step."""
-    self.saves(due=False)
-    return self.ends
+    self.must_save(due=False)
+    return self.ending
 
-  def saves(self, due: bool) -> bool:
+  def must_save(self, due: bool) -> bool:
     """Returns whether to write a checkpoint now; all hosts call it at the same step.
 
-    True if one is `due`, if the run `ends`, or if the last one is older than
+    True if one is `due`, if the run is `ending`, or if the last one is older than
     `MAX_CHECKPOINT_AGE`, so that a machine that is taken away loses no more than that.
     """
-    old = time.monotonic() - self.saved > MAX_CHECKPOINT_AGE
+    old = time.monotonic() - self.last_save > MAX_CHECKPOINT_AGE
     asked, late = zip(*hosts.all_gather('stop', (self.interrupted, old)), strict=True)
-    self.ends = any(asked)
-    return due or self.ends or any(late)
+    self.ending = any(asked)
+    return due or self.ending or any(late)
 
   def save(self, phase: str, step: int, tree: Any) -> None:
-    """Starts to write a checkpoint of the logged steps; ends the run if it `stops`.
+    """Starts to write a checkpoint of the logged steps; stops if the run is `ending`.
 
     Raises:
       CheckpointError: this checkpoint, or the one before, could not be written.
@@ -91,8 +91,8 @@ class Run:
       if name != phase:  # this checkpoint is useless without those of earlier phases
         saved.wait()
     self.checkpoints[phase].save(step, tree, manifest)
-    self.saved = time.monotonic()
-    if self.ends:
+    self.last_save = time.monotonic()
+    if self.ending:
       self.checkpoints[phase].wait()
       raise Interruption(
         f'Stopped at step {step} of {phase}; the checkpoint is written. '

@@ -46,29 +46,29 @@ class Chunk(NamedTuple):
 class ChatSession:
   """A model with its parameters, ready to chat."""
 
-  model: Policy
+  policy: Policy
   params: optax.Params
   max_positions: int  # of prompt and output together
   draw: SamplingConfig
 
   @functools.cached_property
   def _prefill(self) -> Any:
-    function = functools.partial(streaming.prefill, model=self.model.functions)
+    function = functools.partial(streaming.prefill, model=self.policy.functions)
     options = compilation.options()
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
   @functools.cached_property
-  def _turned(self) -> Any:
+  def _decode_params(self) -> Any:
     """The parameters as they are read at each token: once a conversation."""
-    turned = functools.partial(decode.decode_params, self.model.config)
-    return jax.jit(turned, compiler_options=compilation.options())(self.params)
+    function = functools.partial(decode.decode_params, self.policy.config)
+    return jax.jit(function, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property
   def _decode_step(self) -> Any:
     def step(
       params: optax.Params, state: Any, token: jax.Array, uniform: jax.Array
     ) -> Any:
-      functions = self.model.functions
+      functions = self.policy.functions
       logits, state = streaming.decode_step(params, state, token, model=functions)
       return self._draw(uniform, logits), state
 
@@ -84,7 +84,7 @@ class ChatSession:
 
     Templates other than chat templates contain the last question only.
     """
-    tokenizer, template = self.model.tokenizer, self.model.template
+    tokenizer, template = self.policy.tokenizer, self.policy.template
     if template in templates.CHATS:
       prompt = tokenizer.chat_prompt(templates.with_example(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
@@ -109,7 +109,7 @@ class ChatSession:
     size = SMALLEST
     while size < len(ids):
       size *= 2
-    tokenizer = self.model.tokenizer
+    tokenizer = self.policy.tokenizer
     rows, mask = pad_left([list(ids)], size, tokenizer.pad_id)
     room_at_most = min(most, self.max_positions)  # the same for all prompts
     logits, state = self._prefill(self.params, rows, mask, room=room_at_most)
@@ -121,14 +121,16 @@ class ChatSession:
         return
       yield found
       if n + 1 < room:
-        token, state = self._decode_step(self._turned, state, token, uniform[n + 1])
+        token, state = self._decode_step(
+          self._decode_params, state, token, uniform[n + 1]
+        )
 
   def answer(
     self, messages: Sequence[dict[str, str]], key: jax.Array, most: int
   ) -> Iterator[Chunk]:
     """Yields the answer to the last message in pieces, without tags."""
     prompt, ids = self.prompt(messages)
-    stream = self.model.tokenizer.stream()
+    stream = self.policy.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
     yield from split_thoughts(pieces, parsing.opened(prompt).strip() == '<think>')
 

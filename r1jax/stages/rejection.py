@@ -109,7 +109,7 @@ def rejection_sample(
     asked = (batch + 1) * size
     good = np.mean([not line['faults'] for line in lines])
     run.progress.update('sampling', asked, config.problems, {'accepted': good})
-    if run.stops():
+    if run.must_stop():
       raise Interruption(f'Stopped after {asked} problems. The same command resumes.')
   kept = select(lines, config.most_a_problem)
   counted = statistics(lines)

@@ -189,7 +189,7 @@ def train(
     settling = number - first <= SETTLED
     if settling and (warning := short_updates(config, number, metrics, weights)):
       loop.say(warning)
-    if loop.saves_now():
+    if loop.must_save():
       loop.save(to_device({'policy': state, 'reference': reference}))
   return state.params
 

@@ -126,11 +126,11 @@ def fit(
     state, metrics = step_fn(state, put_batch(mesh, rows), *constants)
 
     def more(rows: Any = rows, state: TrainState = state) -> Mapping[str, Any]:
-      return measure(rows, state, loop.saves) if measure else {}
+      return measure(rows, state, loop.save_due) if measure else {}
 
     if loop.log(metrics, tokens=learned, more=more):
       learned = 0
-    if loop.saves_now():
+    if loop.must_save():
       loop.save(state)
   return state
 
