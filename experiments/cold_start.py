@@ -9,10 +9,10 @@ on them. Cost on two CPU cores and results over seeds: docs/results.md.
 
 import dataclasses
 
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
 from r1jax.stages import problem_sets
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig

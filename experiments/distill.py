@@ -21,6 +21,8 @@ from experiments import reasoning_rl
 from experiments.cold_start import ColdStart
 from experiments.r1_zero import R1Zero
 from r1jax import distill
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
 from r1jax.rollout.policy import Policy
@@ -30,8 +32,6 @@ from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import artifact, compute, problem_sets, rejection
 from r1jax.stages.artifact import Artifact
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import problem_stream

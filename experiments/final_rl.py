@@ -16,14 +16,14 @@ import optax
 
 from experiments.reasoning_rl import GRPO
 from r1jax import optim
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rollout.rewarding import PreferenceReward
 from r1jax.sharding.mesh import local_mesh
 from r1jax.stages import preference, problem_sets
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer

@@ -14,11 +14,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from r1jax import tasks
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.hub import families
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import from_hub
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.experiment import Experiment, Origin, StageConfig, Trained
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.problem_sets import Problems, problem_stream

@@ -17,12 +17,12 @@ from experiments.r1 import R1
 from experiments.r1_zero import R1Zero
 from experiments.reasoning_rl import ReasoningRL
 from experiments.rejection_sft import RejectionSFT
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
 from r1jax.runtime import cli
 from r1jax.runtime.errors import user_errors
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import algorithm_presets
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.tasks.equations import EquationsConfig

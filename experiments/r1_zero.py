@@ -17,6 +17,8 @@ import functools
 from pathlib import Path
 
 from r1jax import algorithms
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
@@ -24,8 +26,6 @@ from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.rollout.policy import Policy
 from r1jax.stages import artifact, problem_sets
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, Origin, StageConfig, Trained
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig

@@ -10,11 +10,11 @@ the accuracy. Cost on two CPU cores and results over seeds: docs/results.md.
 import dataclasses
 
 from r1jax import algorithms
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import problem_sets
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig

@@ -13,10 +13,10 @@ import random
 from collections.abc import Sequence
 
 from experiments.cold_start import ColdStart
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig
 from r1jax.stages import problem_sets
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig

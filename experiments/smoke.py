@@ -9,9 +9,9 @@ first check of a machine and in tests that kill runs.
 import dataclasses
 
 from experiments.r1_zero import R1_ZERO, R1Zero
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.model.config import ModelConfig
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import PretrainConfig
 

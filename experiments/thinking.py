@@ -13,6 +13,9 @@ import json
 
 import jax
 
+from r1jax.evaluation import budget_forcing
+from r1jax.evaluation.budget_forcing import BudgetForcer
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.report import budget
 from r1jax.report.words import LEVEL
 from r1jax.rewards import Weighted, rules
@@ -24,9 +27,7 @@ from r1jax.runtime.log import jsonable
 from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
-from r1jax.stages import artifact, budget_forcing, problem_sets
-from r1jax.stages.budget_forcing import BudgetForcer
-from r1jax.stages.evaluation import EvalConfig
+from r1jax.stages import artifact, problem_sets
 from r1jax.stages.rl_config import MACHINE
 
 QUESTION = 'What are thoughts worth?'

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import thinking as experiment
+from r1jax.evaluation import budget_forcing
+from r1jax.evaluation.budget_forcing import BudgetForcer
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.model.config import ModelConfig
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Rollout, Sampler
@@ -18,9 +21,6 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_boxed
-from r1jax.stages import budget_forcing
-from r1jax.stages.budget_forcing import BudgetForcer
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.evaluation.evaluate import EvalConfig, evaluate
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages.evaluation import EvalConfig, evaluate
 from r1jax.tasks import Problem
 
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from r1jax.evaluation import suite
+from r1jax.evaluation.suite import SuiteConfig, file, measure
 from r1jax.miniature import baseline
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.run import start
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages import evaluation_suite
-from r1jax.stages.evaluation_suite import SuiteConfig, file, measure
 from r1jax.tasks import arithmetic, equations, instructions, store
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.tasks.equations import EquationsConfig
@@ -150,5 +150,5 @@ def test_impossible_settings_are_named(fields, expected):
 
 
 def test_every_reward_of_a_row_has_another_name():
-  names = [reward.name for reward in evaluation_suite.REWARDS]
+  names = [reward.name for reward in suite.REWARDS]
   assert names == ['accuracy', 'language', 'readable', 'preference']

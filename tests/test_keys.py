@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from experiments import final_rl
+from r1jax.evaluation import suite
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import judge
 from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Pending, Scores
@@ -18,9 +21,7 @@ from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
-from r1jax.stages import evaluation_suite, preference, problem_sets
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
+from r1jax.stages import preference, problem_sets
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rejection import RejectionConfig
@@ -118,7 +119,7 @@ def keys(monkeypatch):
   """Notes the keys that stages draw from, instead of sampling and learning."""
   found = Keys()
   monkeypatch.setattr(Stage, 'sampler', Silent(found))
-  monkeypatch.setattr(evaluation_suite, 'RewardPool', Pool)
+  monkeypatch.setattr(suite, 'RewardPool', Pool)
   minibatches = Learner.minibatches
 
   def noted(learner, key):

@@ -23,6 +23,7 @@ from experiments.final_rl import FINAL_RL, FinalRL
 from experiments.reasoning_rl import REASONING_RL, ReasoningRL
 from experiments.rejection_sft import REJECTION_SFT, RejectionSFT
 from r1jax import tasks
+from r1jax.evaluation import suite
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.rewards import filters
 from r1jax.rollout.policy import Policy
@@ -32,7 +33,7 @@ from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
-from r1jax.stages import evaluation_suite, problem_sets, rejection
+from r1jax.stages import problem_sets, rejection
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.experiment import Experiment
 from r1jax.stages.problem_sets import Problems
@@ -340,9 +341,7 @@ def test_every_model_has_its_row_of_the_stage_table(unbroken):
       expected -= {'final'}  # the same model as the first method's
     assert rows == expected
     for row in rows:
-      measured = json.loads(
-        evaluation_suite.file(folder, row).read_text(encoding='utf-8')
-      )
+      measured = json.loads(suite.file(folder, row).read_text(encoding='utf-8'))
       assert measured['reasoning']['problems'] == 4
       assert 0 <= measured['general']['rewards']['preference']['mean'] <= 1
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from r1jax import algorithms, grpo
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Pending, Scores
@@ -24,7 +25,6 @@ from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import feed_rows, replicate
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl import FLAT, Actors, short_updates, train

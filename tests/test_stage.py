@@ -11,13 +11,13 @@ import pytest
 from experiments import cold_start, final_rl, r1_zero, reasoning_rl
 from experiments import grpo as grpo_experiment
 from r1jax import algorithms
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import artifact, problem_sets, rl, stage, supervised
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.stages.experiment import child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import Problems

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from experiments import reasoning_rl
 from experiments.ablations import ablation
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
 from r1jax.sharding.mesh import check_rows
 from r1jax.stages import rejection
 from r1jax.stages.artifact import Artifact
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig

@@ -1,7 +1,7 @@
 """How the paper evaluates: sampled, not greedy, and without a system prompt [N]."""
 
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages.evaluation import EvalConfig
 
 EVALUATE = EvalConfig(
   samples=64,  # 4 to 64 per question; cons@64 needs 64

@@ -1,1 +1,1 @@
-"""The loops of R1's stages: the only place where device and host code meet."""
+"""The loops of R1's stages: RL, SFT, rejection sampling, the preference model."""

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from r1jax import algorithms, report, tasks
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.errors import user_errors
@@ -19,7 +20,6 @@ from r1jax.runtime.run import start
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.fit import fit_stage_mesh, parts, stage_devices
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import MACHINE, RLConfig

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.runtime.run import Run
 from r1jax.sharding.mesh import MeshConfig, check_lengths, fit_mesh, sampler_mesh
 from r1jax.sharding.place import param_shardings
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig

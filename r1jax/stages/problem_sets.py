@@ -9,11 +9,11 @@ from typing import Any
 
 import grain
 
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
 from r1jax.stages import fit
 from r1jax.stages.artifact import Artifact, ArtifactError
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import SFTConfig

@@ -17,6 +17,7 @@ import optax
 
 from r1jax import optim
 from r1jax.choice import label
+from r1jax.evaluation.evaluate import EvalConfig, evaluate
 from r1jax.optim import TrainState
 from r1jax.rollout.rewarding import (
   Rewarder,
@@ -31,7 +32,6 @@ from r1jax.runtime.loop import SETTLED, Loop
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
-from r1jax.stages.evaluation import EvalConfig, evaluate
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.tasks import Problem

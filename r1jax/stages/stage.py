@@ -13,6 +13,9 @@ import optax
 
 from r1jax import algorithms, sft
 from r1jax import optim as optimizers
+from r1jax.evaluation import suite
+from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.evaluation.suite import SuiteConfig
 from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
@@ -25,10 +28,8 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.place import replicate
-from r1jax.stages import evaluation_suite, examples, rejection, rl, supervised
+from r1jax.stages import examples, rejection, rl, supervised
 from r1jax.stages.artifact import Artifact
-from r1jax.stages.evaluation import EvalConfig
-from r1jax.stages.evaluation_suite import SuiteConfig
 from r1jax.stages.examples import Epochs, Example
 from r1jax.stages.learner import Learner
 from r1jax.stages.problem_sets import Problems
@@ -292,7 +293,7 @@ class Stage:
     Only this method uses problems of the test split.
     """
     for name, tree in params.items():
-      evaluation_suite.measure(
+      suite.measure(
         self.run,
         tree,
         self.problems.reasoning('test'),

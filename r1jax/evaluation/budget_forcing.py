@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from r1jax import statistics, tasks
+from r1jax.evaluation.evaluate import EvalConfig, by_task
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import compilation
@@ -24,8 +25,6 @@ from r1jax.runtime.keys import named_key
 from r1jax.sampling import generate
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import put_batch
-from r1jax.stages import evaluation
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import pad_left
 
@@ -276,7 +275,7 @@ def _row(
     'problems': len(problems),
     'k': right_PG.shape[1],
     'pass_at_1': statistics.bootstrap(right_PG, seed=0, groups=groups)._asdict(),
-    'tasks': evaluation.by_task(right_PG, problems),
+    'tasks': by_task(right_PG, problems),
     'thoughts': statistics.bootstrap(thoughts_PG, seed=0, groups=groups)._asdict(),
     'cut': float(np.concatenate([part.cut for part in answers]).mean()),
     'right': right_PG.sum(1).astype(int).tolist(),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 
+from r1jax.evaluation.evaluate import EvalConfig, evaluate
 from r1jax.miniature import baseline
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
@@ -25,8 +26,6 @@ from r1jax.runtime.log import jsonable
 from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages import evaluation
-from r1jax.stages.evaluation import EvalConfig
 from r1jax.tasks import Problem
 
 REWARDS = (
@@ -89,7 +88,7 @@ def measure(
       ('reasoning', reasoning, config.reasoning),
       ('general', general, config.general),
     ):
-      values, shown = evaluation.evaluate(
+      values, shown = evaluate(
         params,
         named_key(root, kind),
         problems[:count],
