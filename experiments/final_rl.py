@@ -21,12 +21,11 @@ from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.rollout.rewarding import PreferenceReward
 from r1jax.sharding.mesh import local_mesh
 from r1jax.stages import preference, problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.preference import PreferenceConfig
-from r1jax.stages.preference_scoring import Scorer
+from r1jax.stages.preference_scoring import PreferenceReward, Scorer
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool

@@ -5,17 +5,19 @@ the outputs of a prompt are packed by first fit into rows of T positions. A few 
 share one computed prompt, and a micro-batch has a fixed number of rows. Only the number
 of micro-batches depends on the lengths, not their shape, so the update compiles once.
 
-This is host code, in numpy; `r1jax.update` has the device's part.
+Packing is host code, in numpy; `unpack` runs on the device.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from r1jax.update import PackedRows
-
+Array = Any  # jax.Array, or numpy's on the host
 ROW_OUTPUTS = 4  # outputs per row, at most; `unpack` makes B times as many rows
 
 
@@ -64,6 +66,27 @@ class Layout:
     real = self.tokens >= 0
     x_PGT.reshape(-1)[self.tokens[real]] = x_NPBT[real]
     return x_PGT
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PackedRows:
+  """A rollout as N micro-batches of packed rows; see `Layout`.
+
+  P is the number of prompts of a micro-batch, P' in the layout.
+  """
+
+  prompts: Array  # int32 [N, P, S], padded on the left
+  prompt_mask: Array  # bool [N, P, S]
+  tokens: Array  # int32 [N, P, B, T], outputs of one prompt, several per row
+  offsets: Array  # int32 [N, P, B, T], position of a token within its output
+  documents: Array  # int32 [N, P, B, T], an id per output; 0 is padding
+  old_logp: Array  # float32 [N, P, B, T], under the policy before its updates
+  ref_logp: Array | None  # float32 [N, P, B, T]; None without a reference
+  sampler_logp: Array | None  # float32 [N, P, B, T]; None if the policy sampled
+  advantage: Array  # float32 [N, P, O]
+  starts: Array  # int32 [N, P, O], first position of an output in the B * T positions
+  lengths: Array  # int32 [N, P, O], tokens of an output; 0 for none
 
 
 def _take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -150,6 +173,55 @@ def plan(
   return dataclasses.replace(layout, count=-(-most // at_a_time))
 
 
+def plan_for_host(
+  host_PG: np.ndarray,
+  rows: np.ndarray,
+  all_PG: np.ndarray,
+  chosen: np.ndarray,
+  *,
+  length: int,
+  prompt_length: int,
+  micro_batch_rows: int,
+  shards: int,
+  held: Sequence[int],
+) -> Layout:
+  """Returns a layout for this host's part of the outputs to the chosen prompts.
+
+  All hosts make as many micro-batches as the fullest shard needs.
+
+  Args:
+    host_PG: tokens of each output of this host.
+    rows: int [P], rising, the index of each of its prompts among those of all hosts.
+    all_PG: tokens of each output of all hosts.
+    chosen: indices of prompts among those of all hosts.
+    length: T, positions of a row.
+    prompt_length: S, positions of a prompt.
+    micro_batch_rows: of all shards.
+    shards: parts of the prompts, each on other devices.
+    held: the shards of this host.
+  """
+  prompts, group_size = all_PG.shape
+  prompt_rows = rows_of_a_prompt(
+    group_size, prompt_length, length, micro_batch_rows, shards
+  )
+  by_shard = [chosen[chosen // (prompts // shards) == n] for n in range(shards)]
+  layout = plan(
+    host_PG,
+    length,
+    micro_batch_rows // shards * len(held),
+    prompt_rows,
+    [np.searchsorted(rows, by_shard[n]).tolist() for n in held],
+    room=-(-len(chosen) // shards),
+  )
+  elsewhere = [
+    slots(all_PG[by_shard[n]], length, prompt_rows)
+    for n in set(range(shards)) - set(held)
+  ]
+  at_a_time = micro_batch_rows // shards // prompt_rows
+  count = max([layout.count, *(-(-used // at_a_time) for used in elsewhere)])
+  return dataclasses.replace(layout, count=count)
+
+
 def slots(length_PG: np.ndarray, length: int, prompt_rows: int) -> int:
   """Returns the number of prompts that `plan` computes for outputs of these lengths."""
   rows = (len(first_fit(length_G, length, ROW_OUTPUTS)) for length_G in length_PG)
@@ -230,3 +302,20 @@ def pack(
     starts=layout.starts,
     lengths=layout.lengths,
   )
+
+
+def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
+  """Returns packed rows as one output per row, [P, O, T].
+
+  The inverse of `Layout.by_token`, for one micro-batch on the device. After an output's
+  end a row holds values of other outputs, which the caller must mask.
+
+  Args:
+    x_PBT: one number per token.
+    starts: int32 [P, O], first position of an output in the B * T positions.
+  """
+  prompts, rows, length = x_PBT.shape
+  place_POT = starts[..., None] + jnp.arange(length)[None, None]
+  place_PX = jnp.minimum(place_POT, rows * length - 1).reshape(prompts, -1)
+  x_PX = jnp.take_along_axis(x_PBT.reshape(prompts, -1), place_PX, axis=1)
+  return x_PX.reshape(place_POT.shape)

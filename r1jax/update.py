@@ -1,6 +1,5 @@
 """One update of the policy: the gradient of a rollout's loss, and the optimizer."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,46 +10,7 @@ import optax
 from r1jax import optim
 from r1jax.grpo import GRPOConfig, Totals, objective
 from r1jax.optim import Metrics, TrainState
-
-Array = Any  # jax.Array, or numpy's on the host
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class PackedRows:
-  """A rollout as N micro-batches of packed rows; see `r1jax.packing.Layout`.
-
-  P is the number of prompts of a micro-batch, P' in the layout.
-  """
-
-  prompts: Array  # int32 [N, P, S], padded on the left
-  prompt_mask: Array  # bool [N, P, S]
-  tokens: Array  # int32 [N, P, B, T], outputs of one prompt, several per row
-  offsets: Array  # int32 [N, P, B, T], position of a token within its output
-  documents: Array  # int32 [N, P, B, T], an id per output; 0 is padding
-  old_logp: Array  # float32 [N, P, B, T], under the policy before its updates
-  ref_logp: Array | None  # float32 [N, P, B, T]; None without a reference
-  sampler_logp: Array | None  # float32 [N, P, B, T]; None if the policy sampled
-  advantage: Array  # float32 [N, P, O]
-  starts: Array  # int32 [N, P, O], first position of an output in the B * T positions
-  lengths: Array  # int32 [N, P, O], tokens of an output; 0 for none
-
-
-def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
-  """Returns packed rows as one output per row, [P, O, T].
-
-  The inverse of `Layout.by_token`, for one micro-batch on the device. After an output's
-  end a row holds values of other outputs, which the caller must mask.
-
-  Args:
-    x_PBT: one number per token.
-    starts: int32 [P, O], first position of an output in the B * T positions.
-  """
-  prompts, rows, length = x_PBT.shape
-  place_POT = starts[..., None] + jnp.arange(length)[None, None]
-  place_PX = jnp.minimum(place_POT, rows * length - 1).reshape(prompts, -1)
-  x_PX = jnp.take_along_axis(x_PBT.reshape(prompts, -1), place_PX, axis=1)
-  return x_PX.reshape(place_POT.shape)
+from r1jax.packing import PackedRows, unpack
 
 
 def gradients(

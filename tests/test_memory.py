@@ -10,8 +10,7 @@ import pytest
 from r1jax.model.config import ModelConfig
 from r1jax.planner import programs
 from r1jax.planner.programs import PlannedRun
-from r1jax.rollout import sampler
-from r1jax.rollout.sampler import SampleProgram
+from r1jax.rollout.sample_program import LARGE_WEIGHTS, SampleProgram
 from r1jax.runtime import checkpoint
 from r1jax.runtime.checkpoint import Checkpoints
 from r1jax.sharding.mesh import REPLICATED, make_mesh
@@ -76,7 +75,7 @@ def test_a_large_checkpoint_is_written_before_save_returns(tmp_path, monkeypatch
 def test_large_weights_are_sampled_from_by_one_program():
   model: Any = None  # unused here
   program = SampleProgram(model, (), make_mesh(jax.devices()[:1]), REPLICATED, None)
-  large = jax.ShapeDtypeStruct((sampler.LARGE_WEIGHTS // 4 + 1,), jnp.float32)
+  large = jax.ShapeDtypeStruct((LARGE_WEIGHTS // 4 + 1,), jnp.float32)
 
   class Sized:
     nbytes = large.size * large.dtype.itemsize

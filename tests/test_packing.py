@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from r1jax import packing, update
+from r1jax import packing
+from r1jax.packing import unpack
 
 
 def test_first_fit_takes_the_longest_first():
@@ -95,7 +96,7 @@ def test_rows_that_do_not_divide_by_the_devices_are_refused():
 def test_unpack_puts_each_output_in_a_row_of_its_own():
   # Two rows of four: outputs of 3, 1 and 2 tokens, and an empty place.
   rows = jnp.array([[[1, 2, 3, 4], [5, 6, 0, 0]]])
-  got = update.unpack(rows, jnp.array([[0, 3, 4, 0]]))
+  got = unpack(rows, jnp.array([[0, 3, 4, 0]]))
   expected = [[1, 2, 3, 4], [4, 5, 6, 0], [5, 6, 0, 0], [1, 2, 3, 4]]
   np.testing.assert_array_equal(got, [expected])
 

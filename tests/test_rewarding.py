@@ -7,7 +7,8 @@ import numpy as np
 
 from r1jax.rewards.pool import Scores
 from r1jax.rollout import rewarding
-from r1jax.rollout.rewarding import PreferenceReward, Rewards, reward
+from r1jax.rollout.rewarding import Rewards, reward
+from r1jax.stages.preference_scoring import PreferenceReward
 from r1jax.tasks import Problem
 
 REASONING = Problem('2-3=5', 'countdown', 'make 5 from 2 3', {})

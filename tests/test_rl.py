@@ -26,9 +26,11 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import feed_rows, replicate
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
+from r1jax.stages.learner_program import LearnerProgram
 from r1jax.stages.problem_sets import problem_stream
-from r1jax.stages.rl import FLAT, Actors, short_updates, train
+from r1jax.stages.rl import FLAT, Actors, train
 from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.stages.update_size import short_updates
 from r1jax.tasks import Problem
 
 
@@ -181,7 +183,7 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
     ),
     axis=1,
   )
-  compiled: Any = learner.scoring
+  compiled: Any = learner.program.score
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()
   assert 'all-gather' not in program
@@ -288,7 +290,7 @@ def update(monkeypatch, seed=0, old=None, **fields):
     state = dataclasses.replace(state, params=number + 1)
     return state, {'drift': number, 'loss': number}
 
-  monkeypatch.setattr(Learner, 'compiled_update', staticmethod(compiled_update))
+  monkeypatch.setattr(LearnerProgram, 'update', staticmethod(compiled_update))
   algorithm = GRPOConfig(kl_coef=0.1)
   learner = learner_on(
     1, RLConfig(prompts_per_step=8, minibatches=2, grpo=algorithm, **fields)

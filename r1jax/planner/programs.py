@@ -18,7 +18,8 @@ from r1jax import packing
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
 from r1jax.optim import TrainState
-from r1jax.rollout.sampler import SampleProgram
+from r1jax.packing import PackedRows
+from r1jax.rollout.sample_program import SampleProgram
 from r1jax.runtime import compilation
 from r1jax.sampling import streaming
 from r1jax.sampling.decoder_api import DecoderFns
@@ -29,7 +30,6 @@ from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
-from r1jax.update import PackedRows
 
 Shapes = Any  # a tree of jax.ShapeDtypeStruct, each with a sharding
 
@@ -152,7 +152,7 @@ def _learning(
     )
     yield Phase(
       'score',
-      learner.scoring,
+      learner.program.score,
       (params, rows, count, scalar),
       {'reference': params, 'rows': rows},
       {'policy': bytes_per_device(params)} | ({} if offload else optimizer),
@@ -167,10 +167,10 @@ def _learning(
   inputs = {'policy': state.params, 'rows': rollout}
   kept = {'policy': state.params, 'optimizer': state.opt_state}
   if not offload:
-    program = learner.program(shardings)
+    program = learner.program.step(shardings)
     yield Phase('update', program, (state, *rest), kept | inputs, reference, *loops)
     return
-  gradients, apply = learner.halves(shardings)
+  gradients, apply = learner.program.halves(shardings)
   args = (state.params, *rest)
   yield Phase('gradient', gradients, args, inputs, {}, *loops, output='gradient')
   grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)

@@ -4,18 +4,17 @@ Rules run in worker processes, the preference model on the device. R1's last sta
 both (Nature version): rules for reasoning, the preference model for general prompts.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from r1jax.rewards.pool import Pending, RewardPool, Scores
+from r1jax.rewards.pool import Pending
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import hosts
 from r1jax.runtime.errors import TrainingError
-from r1jax.tasks import GENERAL, Problem
+from r1jax.tasks import Problem
 from r1jax.text import parsing
 
 LARGEST_REWARD = 1e15  # sums of its squares over a batch fit into float32
@@ -32,41 +31,6 @@ class Rewarder(Protocol):
   def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
     """Starts to score `texts[i]` as output for `problems[i]`."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class PreferenceReward:
-  """Rewards outputs by rules, and to general prompts also by a preference model."""
-
-  pool: RewardPool
-  scorer: Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
-  weight: float  # of the preference reward in the sum
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """Names of the pool's rewards, then 'preference'."""
-    return (*self.pool.names, 'preference')
-
-  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
-    """Starts to score `texts[i]` as output for `problems[i]`."""
-    pending = self.pool.submit(problems, texts)
-    general = np.array([problem.task in GENERAL for problem in problems], bool)
-    preference = np.zeros(len(texts), np.float32)
-    if general.any():
-      chosen = np.flatnonzero(general).tolist()
-      preference[chosen] = self.scorer(
-        [problems[n] for n in chosen], [texts[n] for n in chosen]
-      )
-
-    def collect() -> Scores:
-      scores = pending.result()
-      return dataclasses.replace(
-        scores,
-        values=np.column_stack([scores.values, preference]),
-        total=scores.total + self.weight * preference,
-      )
-
-    return Pending(collect)
 
 
 class Rewards(NamedTuple):

@@ -11,24 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax import grpo, optim, packing, update
+from r1jax import grpo, optim, packing
 from r1jax.optim import TrainState
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
-from r1jax.sampling.score import score_tokens
-from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import local_shards
 from r1jax.sharding.place import (
   abstract_like_params,
-  device_sharding,
   feed_rows,
   fetch_rows,
   like_params,
   to_device,
   to_host,
 )
-from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.sharding.rules import shard_count
+from r1jax.stages.learner_program import LearnerProgram, all_learned, offloaded
 from r1jax.stages.rl_config import RLConfig
 
 
@@ -47,12 +45,6 @@ class Updated(NamedTuple):
   metrics: dict[str, float]  # means over the updates, but `drift` is the first's
   device_seconds: float  # from the first update's start to the last one's end
   seconds: float  # with packing
-
-
-def all_learned(frozen: optax.Params, params: optax.Params) -> Any:
-  """Returns the model's parameters if all of them are learned."""
-  del frozen
-  return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,74 +97,13 @@ class Learner:
     return abstract_like_params(self.mesh, shapes, params)
 
   @functools.cached_property
-  def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    return functools.partial(score_tokens, model=self.model)
-
-  def program(self, places: Any) -> Any:
-    """Returns the jitted `update.step` for these shardings; it donates the state."""
-
-    def step(state: TrainState, frozen: optax.Params, *rollout: Any) -> Any:
-      score = self._scoring_with(frozen)
-      return update.step(
-        state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
-      )
-
-    return self._jit(step, (places, None), donated=(0,))
-
-  def halves(self, places: Any) -> tuple[Any, Any]:
-    """Returns `program` as two jitted functions: gradient without optimizer, update."""
-
-    def gradients(params: optax.Params, frozen: optax.Params, *rollout: Any) -> Any:
-      score = self._scoring_with(frozen)
-      return update.gradients(params, *rollout, score=score, config=self.config.grpo)
-
-    def apply(state: TrainState, grads: Any) -> Any:
-      return optim.apply(state, grads, optimizer=self.tx)
-
-    return (
-      self._jit(gradients, (places.params, None)),
-      self._jit(apply, (places, None), donated=(0,)),
-    )
-
-  def _scoring_with(self, frozen: optax.Params) -> Callable[..., Any]:
-    def score(params: optax.Params, *rows: Any, **settings: Any) -> Any:
-      return self._score(self.join(frozen, params), *rows, **settings)
-
-    return score
-
-  def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
-    mesh = self.mesh
-    return jax.jit(
-      on_mesh(mesh, function),
-      donate_argnums=donated,
-      out_shardings=places,
-      compiler_options=compilation.options(mesh),
-    )
-
-  @functools.cached_property
-  def compiled_update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One update, by `program` or its `halves`, compiled for the state's shardings."""
-    made: list[Any] = []
-
-    def update(state: TrainState, *args: Any) -> Any:
-      if not made:
-        places = jax.tree.map(device_sharding, state)
-        made.append((self.halves if self.config.offload else self.program)(places))
-      if not self.config.offload:
-        return made[0](state, *args)
-      gradients, apply = made[0]
-      grads, metrics = gradients(state.params, *args)
-      jax.block_until_ready(grads)  # before that the optimizer's state has no room
-      state, more = apply(to_device(state), grads)
-      return self.offload_state(state), metrics | more
-
-    return update
+  def program(self) -> LearnerProgram:
+    """The part that runs on the devices."""
+    return LearnerProgram(self.model, self.mesh, self.config, self.tx, self.join)
 
   def offload_state(self, state: TrainState) -> TrainState:
     """Returns the state for the time between updates: offloaded if `config.offload`."""
-    if not self.config.offload:
-      return state
-    return dataclasses.replace(state, opt_state=to_host(state.opt_state))
+    return offloaded(state) if self.config.offload else state
 
   def offload_reference(self, params: optax.Params) -> Any:
     """Returns a reference's parameters: offloaded if `config.offload`."""
@@ -191,25 +122,6 @@ class Learner:
     if self.quantize is None:
       return lambda params: params
     return jax.jit(self.quantize, compiler_options=compilation.options())
-
-  @functools.cached_property
-  def scoring(self) -> Any:
-    """The jitted scoring program: log-probs [N, P, B, T], N micro-batches in a loop."""
-
-    def score(
-      params: optax.Params, rows: Any, count: jax.Array, temperature: jax.Array
-    ):
-      def one(index: jax.Array, logp: jax.Array) -> jax.Array:
-        part = jax.tree.map(lambda x: x[index], rows)
-        return logp.at[index].set(
-          self._score(params, *part, temperature=temperature)[0]
-        )
-
-      return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
-
-    mesh = self.mesh
-    place = None if mesh.size == 1 else named_sharding(mesh, None, 'prompt')
-    return self._jit(score, place)
 
   def score(
     self, policy: Any, reference: optax.Params, rollout: Rollout, temperature: float
@@ -238,7 +150,7 @@ class Learner:
     count, scalar = np.int32(layout.count), np.float32(temperature)
     rows = self._feed(rows)
     began = time.monotonic()
-    logp = self.scoring(self.whole(params), rows, count, scalar)
+    logp = self.program.score(self.whole(params), rows, count, scalar)
     logp = fetch_rows(self.mesh, logp, axis=1)
     seconds = time.monotonic() - began
     return layout.undo(logp, rollout.tokens.shape), seconds
@@ -287,7 +199,7 @@ class Learner:
         )
         first = first or time.monotonic()
         count = np.int32(layout.count)
-        state, metrics = self.compiled_update(
+        state, metrics = self.program.update(
           state, self.frozen, self._feed(packed), count, np.float32(temperature)
         )
         values.append(metrics)  # fetched later: the next mini-batch is packed meanwhile
@@ -312,35 +224,18 @@ class Learner:
     return dealt.T.reshape(minibatches, -1)
 
   def layout(self, rollout: Rollout, chosen: np.ndarray) -> packing.Layout:
-    """Returns the packing of the chosen problems' outputs into micro-batches.
-
-    Packs the outputs of this host. All hosts make as many micro-batches as the fullest
-    shard needs.
-    """
-    prompts, group_size = rollout.all_lengths.shape
-    parts, length = self._shards, rollout.tokens.shape[-1]
-    rows = self.config.micro_batch_rows
-    prompt_rows = packing.rows_of_a_prompt(
-      group_size, rollout.prompts.shape[1], length, rows, parts
-    )
-    by_part = [chosen[chosen // (prompts // parts) == n] for n in range(parts)]
-    held = local_shards(self.mesh)
-    layout = packing.plan(
+    """Returns the packing of this host's outputs to the chosen problems."""
+    return packing.plan_for_host(
       rollout.lengths,
-      length,
-      rows // parts * len(held),
-      prompt_rows,
-      # Rows are sorted: the index of a problem among those of this host.
-      [np.searchsorted(rollout.rows, by_part[n]).tolist() for n in held],
-      room=-(-len(chosen) // parts),
+      rollout.rows,
+      rollout.all_lengths,
+      chosen,
+      length=rollout.tokens.shape[-1],
+      prompt_length=rollout.prompts.shape[1],
+      micro_batch_rows=self.config.micro_batch_rows,
+      shards=self._shards,
+      held=local_shards(self.mesh),
     )
-    elsewhere = [
-      packing.slots(rollout.all_lengths[by_part[n]], length, prompt_rows)
-      for n in set(range(parts)) - set(held)
-    ]
-    at_a_time = rows // parts // prompt_rows
-    count = max([layout.count, *(-(-used // at_a_time) for used in elsewhere)])
-    return dataclasses.replace(layout, count=count)
 
   @property
   def _shards(self) -> int:

@@ -15,12 +15,13 @@ import optax
 
 from r1jax import reward_model
 from r1jax.miniature.judge import Pair
+from r1jax.rewards.pool import Pending, RewardPool, Scores
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.place import put_batch
-from r1jax.tasks import Problem
+from r1jax.tasks import GENERAL, Problem
 from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer
 
@@ -146,3 +147,38 @@ class Scorer:
     rewards = np.full(len(outputs), LOWEST, np.float32)
     rewards[shows] = np.tanh(self._score(self.params, tokens[shows], mask[shows]))
     return rewards
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceReward:
+  """Rewards outputs by rules, and to general prompts also by a preference model."""
+
+  pool: RewardPool
+  scorer: Callable[[Sequence[Problem], Sequence[str]], np.ndarray]
+  weight: float  # of the preference reward in the sum
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the pool's rewards, then 'preference'."""
+    return (*self.pool.names, 'preference')
+
+  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
+    """Starts to score `texts[i]` as output for `problems[i]`."""
+    pending = self.pool.submit(problems, texts)
+    general = np.array([problem.task in GENERAL for problem in problems], bool)
+    preference = np.zeros(len(texts), np.float32)
+    if general.any():
+      chosen = np.flatnonzero(general).tolist()
+      preference[chosen] = self.scorer(
+        [problems[n] for n in chosen], [texts[n] for n in chosen]
+      )
+
+    def collect() -> Scores:
+      scores = pending.result()
+      return dataclasses.replace(
+        scores,
+        values=np.column_stack([scores.values, preference]),
+        total=scores.total + self.weight * preference,
+      )
+
+    return Pending(collect)

@@ -6,13 +6,12 @@ random state is stored, and a resumed run is bit-for-bit identical.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from r1jax import optim
@@ -33,12 +32,11 @@ from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages.learner import Learner
-from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.stages.rl_config import value_at
+from r1jax.stages.update_size import short_updates
 from r1jax.tasks import Problem
 
 FLAT = 20  # a run ends if every advantage of its first 20 steps was 0
-SHORT = 0.1  # of the learning rate; shorter updates are reported
-LARGE = 100  # times Adam's eps; an rms gradient above this is not slowed by eps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,37 +237,3 @@ def _evaluate(
   run.log.write('eval', number, split='validation', **values)
   run.log.samples({'phase': 'eval', 'step': number, **sample} for sample in shown)
   run.progress.update('eval', number, loop.steps, values)
-
-
-def short_updates(
-  config: RLConfig, number: int, metrics: Mapping[str, Any], weights: int
-) -> str | None:
-  """Returns a warning if a step's updates are far shorter than the learning rate.
-
-  Returns None if not, or if they are short because most mini-batches have no gradient,
-  which does not depend on Adam's eps.
-
-  Args:
-    config: of the stage.
-    number: of the step.
-    metrics: of the step.
-    weights: number of learned parameters.
-  """
-  rates, each = config.optim, config.epochs * config.minibatches
-  # Not by groups: an advantage may compare the outputs of several prompts.
-  learns = metrics['grad_norm'] > 0 and metrics['zero_advantages'] < 1
-  if rates.muon_learning_rate or not learns:
-    return None
-  rate = optim.schedule(rates, rates.learning_rate, config.steps * each)
-  updates = range((number - 1) * each, number * each)
-  mean = np.mean([float(rate(n)) for n in updates])
-  if not mean:
-    return 'rl.optim.learning_rate is 0, so nothing is learned; raise that.'
-  entry = min(metrics['grad_norm'], rates.max_grad_norm) / weights**0.5
-  if metrics['update_size'] >= SHORT * mean or entry > LARGE * rates.eps:
-    return None
-  return (
-    f'An update moved a weight by {metrics["update_size"] / mean:.1%} of the learning '
-    f'rate on average: the gradient is smaller than rl.optim.eps = {rates.eps:g}; '
-    'lower that.'
-  )

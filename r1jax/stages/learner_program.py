@@ -1,0 +1,137 @@
+"""The compiled programs of a learner: scoring packed rows, updating the policy."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax import optim, update
+from r1jax.optim import TrainState
+from r1jax.runtime import compilation
+from r1jax.sampling.decoder_api import DecoderFns
+from r1jax.sampling.score import score_tokens
+from r1jax.sharding.constrain import on_mesh
+from r1jax.sharding.place import device_sharding, to_device, to_host
+from r1jax.sharding.rules import named_sharding
+from r1jax.stages.rl_config import RLConfig
+
+
+def all_learned(frozen: optax.Params, params: optax.Params) -> Any:
+  """Returns the model's parameters if all of them are learned."""
+  del frozen
+  return params
+
+
+def offloaded(state: TrainState) -> TrainState:
+  """Returns the state with the optimizer's part in host memory."""
+  return dataclasses.replace(state, opt_state=to_host(state.opt_state))
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerProgram:
+  """The compiled part of a `Learner`; works on packed rows of token ids.
+
+  Fields:
+    model: the decoder's functions.
+    mesh: the learner's devices.
+    config: see `RLConfig`.
+    tx: the optax optimizer.
+    join: (frozen, learned) -> the model's parameters.
+  """
+
+  model: DecoderFns
+  mesh: jax.sharding.Mesh
+  config: RLConfig
+  tx: optax.GradientTransformation
+  join: Callable[[Any, Any], Any] = all_learned
+
+  @functools.cached_property
+  def score(self) -> Any:
+    """The jitted scoring program: log-probs [N, P, B, T], N micro-batches in a loop."""
+
+    def score(
+      params: optax.Params, rows: Any, count: jax.Array, temperature: jax.Array
+    ):
+      def one(index: jax.Array, logp: jax.Array) -> jax.Array:
+        part = jax.tree.map(lambda x: x[index], rows)
+        return logp.at[index].set(
+          self._score(params, *part, temperature=temperature)[0]
+        )
+
+      return jax.lax.fori_loop(0, count, one, jnp.zeros(rows[2].shape))
+
+    mesh = self.mesh
+    place = None if mesh.size == 1 else named_sharding(mesh, None, 'prompt')
+    return self._jit(score, place)
+
+  @functools.cached_property
+  def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """One update, by `step` or its `halves`, compiled for the state's shardings.
+
+    (state, frozen, rollout, count, temperature) -> the new state, and metrics. Donates
+    the state.
+    """
+    made: list[Any] = []
+
+    def update(state: TrainState, *args: Any) -> Any:
+      if not made:
+        places = jax.tree.map(device_sharding, state)
+        made.append((self.halves if self.config.offload else self.step)(places))
+      if not self.config.offload:
+        return made[0](state, *args)
+      gradients, apply = made[0]
+      grads, metrics = gradients(state.params, *args)
+      jax.block_until_ready(grads)  # before that the optimizer's state has no room
+      state, more = apply(to_device(state), grads)
+      return offloaded(state), metrics | more
+
+    return update
+
+  def step(self, places: Any) -> Any:
+    """Returns the jitted `update.step` for these shardings; it donates the state."""
+
+    def step(state: TrainState, frozen: optax.Params, *rollout: Any) -> Any:
+      score = self._scoring_with(frozen)
+      return update.step(
+        state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
+      )
+
+    return self._jit(step, (places, None), donated=(0,))
+
+  def halves(self, places: Any) -> tuple[Any, Any]:
+    """Returns `step` as two jitted functions: gradient without optimizer, update."""
+
+    def gradients(params: optax.Params, frozen: optax.Params, *rollout: Any) -> Any:
+      score = self._scoring_with(frozen)
+      return update.gradients(params, *rollout, score=score, config=self.config.grpo)
+
+    def apply(state: TrainState, grads: Any) -> Any:
+      return optim.apply(state, grads, optimizer=self.tx)
+
+    return (
+      self._jit(gradients, (places.params, None)),
+      self._jit(apply, (places, None), donated=(0,)),
+    )
+
+  @functools.cached_property
+  def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    return functools.partial(score_tokens, model=self.model)
+
+  def _scoring_with(self, frozen: optax.Params) -> Callable[..., Any]:
+    def score(params: optax.Params, *rows: Any, **settings: Any) -> Any:
+      return self._score(self.join(frozen, params), *rows, **settings)
+
+    return score
+
+  def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
+    mesh = self.mesh
+    return jax.jit(
+      on_mesh(mesh, function),
+      donate_argnums=donated,
+      out_shardings=places,
+      compiler_options=compilation.options(mesh),
+    )
