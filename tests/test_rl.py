@@ -18,7 +18,6 @@ from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Pending, Scores
-from r1jax.rollout.rewarding import LARGEST_REWARD
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
@@ -28,9 +27,9 @@ from r1jax.sharding.place import feed_rows, replicate
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.learner_program import LearnerProgram
 from r1jax.stages.problem_sets import problem_stream
-from r1jax.stages.rl import FLAT, Actors, train
+from r1jax.stages.rl import Actors, train
+from r1jax.stages.rl_checks import FLAT, LARGEST_REWARD, short_updates
 from r1jax.stages.rl_config import RLConfig, value_at
-from r1jax.stages.update_size import short_updates
 from r1jax.tasks import Problem
 
 

@@ -18,6 +18,7 @@ from r1jax import statistics, tasks
 from r1jax.rollout.rewarding import Rewarder
 from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import hosts
+from r1jax.runtime.loop import Loop
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.tasks import Problem
 from r1jax.text import parsing
@@ -112,6 +113,28 @@ def evaluate(
     for one in found[: config.shown]
   ]
   return _summary(found, problems, values, config), shown
+
+
+def evaluate_and_log(
+  loop: Loop,
+  params: optax.Params,
+  key: jax.Array,
+  problems: Sequence[Problem],
+  *,
+  config: EvalConfig,
+  **settings: Any,
+) -> None:
+  """Evaluates a policy after the loop's step on the first of the validation problems.
+
+  Logs and shows the metrics. The arguments are those of `evaluate`.
+  """
+  values, shown = evaluate(
+    params, key, problems[: config.problems], config=config, **settings
+  )
+  run, step = loop.run, loop.step
+  run.log.write('eval', step, split='validation', **values)
+  run.log.samples({'phase': 'eval', 'step': step, **sample} for sample in shown)
+  run.progress.update('eval', step, loop.steps, values)
 
 
 class _Outputs(NamedTuple):

@@ -13,11 +13,8 @@ import numpy as np
 from r1jax.rewards.pool import Pending
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import hosts
-from r1jax.runtime.errors import TrainingError
 from r1jax.tasks import Problem
 from r1jax.text import parsing
-
-LARGEST_REWARD = 1e15  # sums of its squares over a batch fit into float32
 
 
 class Rewarder(Protocol):
@@ -139,28 +136,3 @@ def _in_order(parts: Sequence[Rewards]) -> Rewards:
     return sum(fields, start=type(fields[0])())
 
   return Rewards(*map(all_of, *parts))
-
-
-def check_finite_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> None:
-  """Raises TrainingError for a weighted sum that is too large for float32."""
-  wrong = np.argwhere(~(np.abs(rewards.total) <= LARGEST_REWARD))  # NaN too
-  if len(wrong):
-    p, g = wrong[0]
-    parts = zip(names, rewards.values[p, g].tolist(), strict=True)
-    raise TrainingError(
-      f'the rewards of an output of step {step} add up to {rewards.total[p, g]:.3g} ('
-      + ', '.join(f'{name} {value:.3g}' for name, value in parts)
-      + f'), expected at most {LARGEST_REWARD:g}; lower that reward or its weight, in '
-      'another --workdir'
-    )
-
-
-def check_advantages(step: int, advantage_PG: np.ndarray, name: str) -> None:
-  """Raises TrainingError for advantages that are not finite."""
-  wrong = advantage_PG[~np.isfinite(advantage_PG)]
-  if wrong.size:
-    raise TrainingError(
-      f'the advantage {name} is {wrong[0]} for {wrong.size} of {advantage_PG.size} '
-      f'outputs of step {step}, whose rewards are all finite; correct the function, or '
-      'choose another rl.grpo.advantage, in another --workdir'
-    )

@@ -16,27 +16,25 @@ import optax
 
 from r1jax import optim
 from r1jax.choice import label
-from r1jax.evaluation.evaluate import EvalConfig, evaluate
+from r1jax.evaluation.evaluate import EvalConfig, evaluate_and_log
 from r1jax.optim import TrainState
-from r1jax.rollout.rewarding import (
-  Rewarder,
-  check_advantages,
-  check_finite_rewards,
-  reward,
-)
+from r1jax.rollout.rewarding import Rewarder, reward
 from r1jax.rollout.sampler import Sampler
-from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages.learner import Learner
+from r1jax.stages.rl_checks import (
+  FLAT,
+  check_advantages,
+  check_finite_rewards,
+  nothing_learned,
+  short_updates,
+)
 from r1jax.stages.rl_config import value_at
-from r1jax.stages.update_size import short_updates
 from r1jax.tasks import Problem
-
-FLAT = 20  # a run ends if every advantage of its first 20 steps was 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +151,16 @@ def train(
   )
 
   def measure() -> None:
-    policy = learner.whole(state.params)
-    _evaluate(loop, policy, held_out, actors, evals, root)
+    evaluate_and_log(
+      loop,
+      learner.whole(state.params),
+      named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
+      held_out,
+      sampler=actors.sampler,
+      rewarder=actors.rewarder,
+      config=evals,
+      max_length=value_at(config.max_length, loop.steps),
+    )
 
   if not first:
     measure()
@@ -176,7 +182,7 @@ def train(
     metrics = loop.log(metrics, tokens=tokens, device=device, samples=samples)
     flat = flat and metrics['zero_advantages'] == 1
     if flat and number == FLAT:
-      raise _nothing_learned(phase, metrics['reward'])
+      raise nothing_learned(phase, metrics['reward'])
     if config.reference_every and number % config.reference_every == 0:
       reference = learner.offload_reference(jax.tree.map(jnp.copy, state.params))
       loop.say('the policy is the new reference.')
@@ -192,15 +198,6 @@ def train(
   return state.params
 
 
-def _nothing_learned(phase: str, mean_reward: float) -> TrainingError:
-  """Returns the error of a run whose first steps had no advantage but 0."""
-  return TrainingError(
-    f'in the first {FLAT} steps of {phase} every advantage was 0, as all rewards that '
-    f'are compared were equal (last mean is {mean_reward:.3g}), so nothing was '
-    'learned; use easier or harder problems, or a finer reward, and a new --workdir'
-  )
-
-
 def _resume(
   run: Run, phase: str, params: Callable[[], Any], learner: Learner
 ) -> tuple[TrainState, Any, int]:
@@ -213,27 +210,3 @@ def _resume(
   saved = saved or checkpoints.restore(like)
   state = learner.offload_state(saved.pop('policy'))
   return state, learner.offload_reference(saved.pop('reference')), first
-
-
-def _evaluate(
-  loop: Loop,
-  params: optax.Params,
-  held_out: Sequence[Problem],
-  actors: Actors,
-  config: EvalConfig,
-  root: jax.Array,
-) -> None:
-  """Evaluates the policy after the loop's step; logs and shows the result."""
-  values, shown = evaluate(
-    params,
-    named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
-    held_out[: config.problems],
-    sampler=actors.sampler,
-    rewarder=actors.rewarder,
-    config=config,
-    max_length=value_at(actors.learner.config.max_length, loop.steps),
-  )
-  run, number = loop.run, loop.step
-  run.log.write('eval', number, split='validation', **values)
-  run.log.samples({'phase': 'eval', 'step': number, **sample} for sample in shown)
-  run.progress.update('eval', number, loop.steps, values)
