@@ -14,7 +14,6 @@ from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
 from r1jax.stages import problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
@@ -49,7 +48,7 @@ class ColdStart(StageConfig):
 def run(stage: Stage, config: ColdStart) -> Trained:
   """Samples, filters and rewrites outputs, and trains the base model on them."""
   train = stage.problems.train
-  problem_at = problem_stream(train, config.shares, stage.seed)
+  problem_at = stage.problem_stream(config.shares)
   kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
   problems = {problem.id: problem for source in train for problem in source}
   pairs = [

@@ -23,18 +23,15 @@ from experiments.r1_zero import R1Zero
 from r1jax import distill
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
-from r1jax.miniature import corpus
 from r1jax.model.config import ModelConfig
-from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.log import parse_line
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.stages import artifact, compute, problem_sets, rejection
+from r1jax.stages import compute, from_scratch, problem_sets, rejection
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.fit import fit_stage_mesh
-from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, reward_pool
@@ -113,7 +110,7 @@ class Distill(StageConfig):
   def check(self, problems: problem_sets.Problems) -> None:
     """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
-    longest = max(self.suite.max_length, *(n for _, n in self.rl.max_length))
+    longest = max(self.suite.max_length, self.rl.longest)
     problems.check_row('base.row_length', self.base.row_length, longest)
 
   def _check_temperatures(self) -> None:
@@ -277,39 +274,24 @@ def write_compute(lesson: Lesson, base: optax.Params) -> None:
   write_whole(workdir / 'compute.json', json.dumps(found, indent=2) + '\n')
 
 
-def student_policy(
-  config: Distill, stage: Stage, document: Callable[[int], tuple[str, str]]
-) -> Policy:
-  """Returns the student, with the teacher's tokenizer or its own."""
-  teacher = stage.policy
-  tokenizer = teacher.tokenizer
-  if config.student.vocab_size:
-    file = stage.run.workdir / artifact.TOKENIZER
-    size = config.student.vocab_size
-    tokenizer = problem_sets.tokenizer(file, document, teacher.template, size)
-  return Policy(config.student.model, tokenizer, teacher.template)
-
-
 def run(stage: Stage, config: Distill) -> Trained:
   """Samples from the teacher, pretrains the student, applies every method to it."""
   teacher = stage.parent
-  first = teacher.ancestor('r1_zero').record['config']
-  writers, difficulty = corpus.config_of(first['web']), corpus.tasks_of(first['tasks'])
-  document = functools.partial(corpus.document, writers, difficulty, stage.seed)
-  policy = student_policy(config, stage, document)
-  stage.problems.check_prompts(policy.tokenizer, policy.template)
-  fit_stage_mesh(config, config.mesh, policy.names)
-  problem_at = problem_stream(stage.problems.train, config.shares, stage.seed)
+  documents = from_scratch.documents_like(teacher, stage.seed)
+  student = from_scratch.student_stage(
+    stage, config.student.model, config.student.vocab_size, documents
+  )
+  fit_stage_mesh(config, config.mesh, student.policy.names)
+  problem_at = stage.problem_stream(config.shares)
   kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
-  student = dataclasses.replace(stage, policy=policy)
   lesson = Lesson(student, config, teacher, problem_at, kept)
   student.epochs(lesson.pairs, config.sft)  # raises if an example exceeds a row
-  base = student.pretrain(document, config.base)
+  base = student.pretrain(documents, config.base)
   learned = {name: LEARN[name](lesson, base) for name in config.methods}
   if hosts.is_primary():
     write_compute(lesson, base)
   final = learned[config.methods[0]]
-  return Trained({'base': base, **learned, 'final': final}, policy)
+  return Trained({'base': base, **learned, 'final': final}, student.policy)
 
 
 DISTILL = Experiment(

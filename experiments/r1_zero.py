@@ -7,34 +7,26 @@ of people who search, solve, calculate and follow instructions, badly. Then GRPO
 it reasoning with verifiable rewards alone. Cost on two CPU cores and results over
 seeds: docs/results.md.
 
-Curves during training use the validation split; choose settings by them. The test split
-is used once, for the row of the stage table at the end. The present settings were
-chosen before there was a validation split; see `tasks.splits`.
+Choose settings by the curves, which use the validation split; the stage table uses the
+test split, once. The present settings are older than this; see `tasks.splits`.
 """
 
 import dataclasses
-import functools
-from pathlib import Path
 
 from r1jax import algorithms
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
-from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.rollout.policy import Policy
-from r1jax.stages import artifact, problem_sets
-from r1jax.stages.experiment import Experiment, Origin, StageConfig, Trained
-from r1jax.stages.problem_sets import problem_stream
+from r1jax.stages import from_scratch
+from r1jax.stages.experiment import Experiment, StageConfig, Trained
+from r1jax.stages.problem_sets import check_shares
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
 from r1jax.stages.supervised import PretrainConfig
 from r1jax.tasks import REASONING
-from r1jax.text.tokenizer import check_vocab_size
-
-TEMPLATE = 'plain'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +42,13 @@ class R1Zero(StageConfig):
   tasks: TaskConfigs = TaskConfigs()
   web: CorpusConfig = CorpusConfig()
   model: ModelConfig = ModelConfig(
-    # remat: a CPU recomputes norms and softmax faster than it loads them.
     d_model=96,
     layers=3,
     heads=3,
     kv_heads=1,
     head_dim=32,
     d_ff=256,
-    remat='dots',
+    remat='dots',  # a CPU recomputes norms and softmax faster than it loads them
   )
   base: PretrainConfig = PretrainConfig(
     # Rows hold a prompt and its longest output, so that all positions are trained.
@@ -88,17 +79,9 @@ class R1Zero(StageConfig):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    check_vocab_size(self.vocab_size)
+    from_scratch.check(self)
     check_rewards(self.rewards())
-    problem_sets.check_shares(self.shares, REASONING)
-    outputs = max(self.suite.max_length, *(n for _, n in self.rl.max_length))
-    longest = self.rl.max_prompt_length + outputs
-    if self.base.row_length < longest:
-      raise ValueError(
-        f'base.row_length: expected at least {longest} = rl.max_prompt_length + '
-        f'rl.max_length or suite.max_length, got {self.base.row_length}; at positions '
-        'that the base model never saw it writes garbage'
-      )
+    check_shares(self.shares, REASONING)
 
   def rewards(self) -> list[Weighted]:
     """Returns the rewards of an output.
@@ -114,40 +97,18 @@ class R1Zero(StageConfig):
     ]
 
 
-def origin(config: R1Zero) -> Origin:
-  """Returns a new model, with the run's tokenizer, or a new one for a new run."""
-  problems = problem_sets.new_problems(
-    config.tasks,
-    config.data_dir,
-    max_prompt_length=config.rl.max_prompt_length,
-    max_positions=config.base.row_length,
-  )
-  document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
-  file = Path(config.workdir) / artifact.TOKENIZER
-  tokenizer = problem_sets.tokenizer(file, document, TEMPLATE, config.vocab_size)
-  problems.check_prompts(tokenizer, TEMPLATE)
-
-  def keep(workdir: Path) -> None:
-    if not (workdir / file.name).exists():
-      tokenizer.save(workdir / file.name)
-
-  policy = Policy(config.model, tokenizer, TEMPLATE)
-  digests = {file.name: tokenizer.digest}
-  return Origin(policy, problems, config.seed, digests, keep=keep)
-
-
 def run(stage: Stage, config: R1Zero) -> Trained:
   """Pretrains a base model, then trains it by RL."""
-  document = functools.partial(corpus.document, config.web, config.tasks, config.seed)
-  base = stage.pretrain(document, config.base)
-  problems = stage.problems.train[: len(REASONING)]
-  problem_at = problem_stream(problems, config.shares, stage.seed)
+  base = stage.pretrain(from_scratch.documents(config), config.base)
+  problem_at = stage.problem_stream(config.shares)
   with reward_pool(config.rl, config.rewards()) as rewarder:
     final = stage.rl(lambda: base, rewarder, problem_at, config.rl, config.evals)
   return Trained({'base': base, 'final': final})
 
 
-R1_ZERO = Experiment('r1_zero', origin, run, phases=('base', 'rl'), report=True)
+R1_ZERO = Experiment(
+  'r1_zero', from_scratch.origin, run, phases=('base', 'rl'), report=True
+)
 
 if __name__ == '__main__':
   R1_ZERO.main(R1Zero())

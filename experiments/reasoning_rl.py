@@ -16,7 +16,6 @@ from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
 from r1jax.tasks import REASONING
@@ -62,8 +61,7 @@ class ReasoningRL(StageConfig):
 
 def run(stage: Stage, config: ReasoningRL) -> Trained:
   """Trains the cold start's model by RL."""
-  problems = stage.problems.train[: len(REASONING)]
-  problem_at = problem_stream(problems, config.shares, stage.seed)
+  problem_at = stage.problem_stream(config.shares)
   with reward_pool(config.rl, config.rewards()) as rewarder:
     params = stage.rl(stage.params, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})

@@ -18,7 +18,6 @@ from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig
 from r1jax.stages import problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
@@ -60,11 +59,10 @@ def general_data(
 def run(stage: Stage, config: RejectionSFT) -> Trained:
   """Samples and filters outputs, and trains the base model on them and general data."""
   zero = stage.parent.ancestor('r1_zero')
-  *reasoning, instructions = stage.problems.train
-  problem_at = problem_stream(reasoning, config.shares, stage.seed)
+  problem_at = stage.problem_stream(config.shares)
   kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
   pairs = [(line['question'], line['output']) for line in kept]
-  pairs += general_data(config, instructions, stage.seed)
+  pairs += general_data(config, stage.problems.train[-1], stage.seed)
   params = stage.sft(zero.params(stage.mesh, 'base'), pairs, config.sft)
   return Trained({'final': params}, parents=(zero,))
 

@@ -20,7 +20,7 @@ from r1jax import tasks as all_tasks
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.runtime.workdir import plain_config
-from r1jax.stages import problem_sets
+from r1jax.stages import from_scratch, problem_sets
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import RLConfig
@@ -179,8 +179,8 @@ def test_a_run_keeps_its_tokenizer_and_a_folder_without_a_run_gets_a_new_one(tmp
   file = tmp_path / 'tokenizer.json'
   Tokenizer.train(['aaaa'], 270).save(file)
   old = Tokenizer.load(file).digest
-  new = problem_sets.tokenizer(file, document, 'plain', 300)
+  new = from_scratch.tokenizer(file, document, 'plain', 300)
   assert new.vocab_size == 300
   assert new.digest != old  # somebody else's file is not taken
   (tmp_path / 'config.json').write_text('{}')
-  assert problem_sets.tokenizer(file, document, 'plain', 300).digest == old
+  assert from_scratch.tokenizer(file, document, 'plain', 300).digest == old

@@ -23,8 +23,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
   def change(base: Any) -> Any:
     preset = algorithms.PRESETS[name]
     if preset.mean == 'constant':
-      longest = max(length for _, length in base.rl.max_length)
-      preset = dataclasses.replace(preset, constant_length=longest)
+      preset = dataclasses.replace(preset, constant_length=base.rl.longest)
     return ablation.with_rl(base, grpo=preset)
 
   return change

@@ -51,7 +51,7 @@ class PlannedRun:
   @property
   def length(self) -> int:
     """The most tokens of an output."""
-    return max(n for _, n in self.rl.max_length)
+    return self.rl.longest
 
   @property
   def tokens(self) -> int:

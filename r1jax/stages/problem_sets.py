@@ -18,11 +18,9 @@ from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions
-from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
 TASKS = (*REASONING, *GENERAL)
-TOKENIZER_DOCUMENTS = 2000  # documents to train a tokenizer on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +87,7 @@ class Problems:
       if isinstance(part, RejectionConfig | SuiteConfig):
         self.check_length(f'{name}.max_length', part.max_length)
       if isinstance(part, RLConfig):
-        longest = max(length for _, length in part.max_length)
-        self.check_length(f'{name}.max_length', longest)
+        self.check_length(f'{name}.max_length', part.longest)
       if isinstance(part, SFTConfig) and kept:
         self.check_row(f'{name}.row_length', part.row_length, max(kept))
 
@@ -182,30 +179,6 @@ def new_problems(
     store.sources(TASKS, difficulty, split, data_dir) for split in splits.SPLITS
   )
   return Problems(train, validation, max_prompt_length, max_positions, test)
-
-
-def tokenizer(
-  file: Path,
-  document: Callable[[int], tuple[str, str]],
-  template: str,
-  vocab_size: int,
-) -> Tokenizer:
-  """Returns the run's tokenizer; for a new run, trains it on the first documents.
-
-  Args:
-    file: of the run's tokenizer.
-    document: returns question and output of document 0, 1, …
-    template: of the prompts.
-    vocab_size: V, at most.
-  """
-  # Without config.json the folder is new, or not a run's, which `start` rejects.
-  if file.exists() and file.with_name('config.json').exists():
-    return Tokenizer.load(file)
-  pairs = map(document, range(TOKENIZER_DOCUMENTS))
-  texts = (
-    f'{templates.render(template, question)} {output}' for question, output in pairs
-  )
-  return Tokenizer.train(texts, vocab_size)
 
 
 def problem_stream(

@@ -83,6 +83,11 @@ class RLConfig:
     # Not 0, as equal outputs have no advantage.
     _check_schedule('temperature', self.temperature, 0.01, 100)
 
+  @property
+  def longest(self) -> int:
+    """The largest T of the schedule, tokens."""
+    return max(length for _, length in self.max_length)
+
   def problem_numbers(self, step: int) -> range:
     """Returns the indices of a step's problems, of all that the stage asks in order."""
     return range((step - 1) * self.prompts_per_step, step * self.prompts_per_step)

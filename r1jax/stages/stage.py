@@ -28,7 +28,7 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.place import replicate
-from r1jax.stages import examples, rejection, rl, supervised
+from r1jax.stages import examples, problem_sets, rejection, rl, supervised
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.examples import Epochs, Example
 from r1jax.stages.learner import Learner
@@ -84,6 +84,11 @@ class Stage:
     if self.source is not None:
       return self.source(self.mesh)
     return self.parent.params(self.mesh, name)
+
+  def problem_stream(self, shares: Sequence[float]) -> Callable[[int], Problem]:
+    """Returns index -> training problem; `shares` are of the first tasks, in order."""
+    sources = self.problems.train[: len(shares)]
+    return problem_sets.problem_stream(sources, shares, self.seed)
 
   def pretrain(
     self, document: Callable[[int], tuple[str, str]], config: PretrainConfig

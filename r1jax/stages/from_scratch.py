@@ -1,0 +1,124 @@
+"""Starts a run from random initialization, to train on the synthetic web.
+
+A chain of stages begins with such a model. A student of distillation is another one,
+trained on documents of the same kind.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from r1jax.miniature import corpus
+from r1jax.model.config import ModelConfig
+from r1jax.rollout.policy import Policy
+from r1jax.stages import artifact, problem_sets
+from r1jax.stages.artifact import Artifact
+from r1jax.stages.experiment import Origin
+from r1jax.stages.stage import Stage
+from r1jax.text import templates
+from r1jax.text.tokenizer import Tokenizer, check_vocab_size
+
+TEMPLATE = 'plain'
+TOKENIZER_DOCUMENTS = 2000  # documents to train a tokenizer on
+
+Document = Callable[[int], tuple[str, str]]  # index -> question and output
+
+
+def documents(config: Any) -> Document:
+  """Returns document 0, 1, … of the web of a config: fields web, tasks and seed."""
+  return functools.partial(corpus.document, config.web, config.tasks, config.seed)
+
+
+def documents_like(parent: Artifact, seed: int) -> Document:
+  """Returns other documents of the web that the chain of stages began with."""
+  first = parent.ancestor('r1_zero').record['config']
+  web, tasks = corpus.config_of(first['web']), corpus.tasks_of(first['tasks'])
+  return functools.partial(corpus.document, web, tasks, seed)
+
+
+def origin(config: Any) -> Origin:
+  """Returns a new model, with the run's tokenizer, or a new one for a new run.
+
+  Args:
+    config: of the stage, with the fields web, tasks, vocab_size, model, base and rl.
+  """
+  problems = problem_sets.new_problems(
+    config.tasks,
+    config.data_dir,
+    max_prompt_length=config.rl.max_prompt_length,
+    max_positions=config.base.row_length,
+  )
+  file = Path(config.workdir) / artifact.TOKENIZER
+  run_tokenizer = tokenizer(file, documents(config), TEMPLATE, config.vocab_size)
+  problems.check_prompts(run_tokenizer, TEMPLATE)
+
+  def keep(workdir: Path) -> None:
+    if not (workdir / file.name).exists():
+      run_tokenizer.save(workdir / file.name)
+
+  policy = Policy(config.model, run_tokenizer, TEMPLATE)
+  digests = {file.name: run_tokenizer.digest}
+  return Origin(policy, problems, config.seed, digests, keep=keep)
+
+
+def student_stage(
+  stage: Stage, model: ModelConfig, vocab_size: int, document: Document
+) -> Stage:
+  """Returns the stage with another, new model in place of its policy.
+
+  Args:
+    stage: of the teacher.
+    model: of the student.
+    vocab_size: V, at most, of a tokenizer of its own; 0 is the teacher's tokenizer.
+    document: see `tokenizer`.
+
+  Raises:
+    ValueError: a prompt is longer than `max_prompt_length`.
+  """
+  teacher = stage.policy
+  own = teacher.tokenizer
+  if vocab_size:
+    file = stage.run.workdir / artifact.TOKENIZER
+    own = tokenizer(file, document, teacher.template, vocab_size)
+  stage.problems.check_prompts(own, teacher.template)
+  return dataclasses.replace(stage, policy=Policy(model, own, teacher.template))
+
+
+def tokenizer(
+  file: Path, document: Document, template: str, vocab_size: int
+) -> Tokenizer:
+  """Returns the run's tokenizer; for a new run, trains it on the first documents.
+
+  Args:
+    file: of the run's tokenizer.
+    document: returns question and output of document 0, 1, …
+    template: of the prompts.
+    vocab_size: V, at most.
+  """
+  # Without config.json the folder is new, or not a run's, which `start` rejects.
+  if file.exists() and file.with_name('config.json').exists():
+    return Tokenizer.load(file)
+  pairs = map(document, range(TOKENIZER_DOCUMENTS))
+  texts = (
+    f'{templates.render(template, question)} {output}' for question, output in pairs
+  )
+  return Tokenizer.train(texts, vocab_size)
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for a small vocabulary, or a base whose rows are too short.
+
+  Args:
+    config: of the stage, with the fields vocab_size, base, rl and suite.
+  """
+  check_vocab_size(config.vocab_size)
+  outputs = max(config.suite.max_length, config.rl.longest)
+  longest = config.rl.max_prompt_length + outputs
+  if config.base.row_length < longest:
+    raise ValueError(
+      f'base.row_length: expected at least {longest} = rl.max_prompt_length + '
+      f'rl.max_length or suite.max_length, got {config.base.row_length}; at positions '
+      'that the base model never saw it writes garbage'
+    )
