@@ -9,27 +9,20 @@ Cost on two CPU cores and results over seeds: docs/results.md.
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable
-
-import optax
 
 from experiments.reasoning_rl import GRPO
-from r1jax import optim
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
-from r1jax.sharding.mesh import local_mesh
-from r1jax.stages import preference, problem_sets
+from r1jax.stages import problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.preference import PreferenceConfig
-from r1jax.stages.preference_scoring import PreferenceReward, Scorer
-from r1jax.stages.problem_sets import Problems, problem_stream
+from r1jax.stages.preference import PreferenceConfig, check_judged
+from r1jax.stages.preference_scoring import PreferenceReward
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
-from r1jax.tasks import REASONING, Problem
+from r1jax.tasks import REASONING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +31,8 @@ class FinalRL(StageConfig):
 
   parent: str = 'runs/rejection_sft'  # the work directory of rejection_sft
   workdir: str = 'runs/final_rl'  # all files of the stage
-  reasoning_weight: float = (
-    1.0  # weight of the accuracy reward, reasoning problems only
-  )
+  # weight of the accuracy reward, reasoning problems only
+  reasoning_weight: float = 1.0
   language_weight: float = 1.0  # weight of the language-consistency reward
   preference_weight: float = 1.0  # weight of the preference model's reward
   shares: tuple[float, float, float] = (0.5, 0.25, 0.25)  # of `tasks.REASONING`
@@ -65,30 +57,13 @@ class FinalRL(StageConfig):
     super().__post_init__()
     problem_sets.check_shares(self.shares, REASONING)
     check_rewards(self.rewards(), self.preference_weight)
-    if not 0 <= self.general_share <= 1:
-      raise ValueError(f'general_share: expected 0 to 1, got {self.general_share}')
-    if not 0 <= self.general_after <= self.rl.steps:
-      raise ValueError(
-        f'general_after: expected 0 to rl.steps = {self.rl.steps}, got '
-        f'{self.general_after}'
-      )
-    if self.judged < 1 or self.judged % self.rl.prompts_per_step:
-      raise ValueError(
-        f'judged: expected a multiple of rl.prompts_per_step = '
-        f'{self.rl.prompts_per_step}, got {self.judged}'
-      )
+    problem_sets.check_general(self.general_share, self.general_after, self.rl.steps)
+    check_judged(self.judged, self.rl.prompts_per_step)
 
-  def check(self, problems: Problems) -> None:
+  def check(self, problems: problem_sets.Problems) -> None:
     """Raises ValueError for settings that do not fit these problems."""
     super().check(problems)
-    available, size = len(problems.train[-1]), self.rl.prompts_per_step
-    if self.judged > available:
-      most = available // size * size
-      raise ValueError(
-        f'judged: expected at most the {available} instructions to learn from, got '
-        f'{self.judged}; '
-        + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
-      )
+    check_judged(self.judged, self.rl.prompts_per_step, len(problems.train[-1]))
 
   def rewards(self) -> list[Weighted]:
     """Returns the rules; accuracy on all problems is measured, not rewarded."""
@@ -100,61 +75,17 @@ class FinalRL(StageConfig):
     ]
 
 
-def problem_order(
-  config: FinalRL, problems: Problems, seed: int
-) -> Callable[[int], Problem]:
-  """Returns index -> problem: reasoning, mixed with instructions from a step on.
-
-  No problem is repeated before all problems of its task were used.
-  """
-  reasoning = problem_stream(problems.train[: len(REASONING)], config.shares, seed)
-  first = config.general_after * config.rl.prompts_per_step
-  used = Counter(reasoning(index).task for index in range(first))
-  share = config.general_share
-  shares = [(1 - share) * x / sum(config.shares) for x in config.shares]
-  begin = [used[task] for task in problem_sets.TASKS]
-  everything = problem_stream(problems.train, [*shares, share], seed, begin)
-
-  def problem_at(index: int) -> Problem:
-    return reasoning(index) if index < first else everything(index - first)
-
-  return problem_at
-
-
-def preference_model(stage: Stage, config: FinalRL, params: optax.Params) -> Scorer:
-  """Returns a preference model of the judge's ranking of the parent's outputs."""
-  optim.check_learning_rate(params, config.preference.optim, 'preference.optim')
-  pairs = preference.judged_pairs(
-    stage.run,
-    stage.sampler,
-    params,
-    stage.problems.train[-1][: config.judged],
-    judge=config.judge,
-    prompts=config.rl.prompts_per_step,
-    group_size=config.rl.group_size,
-    max_length=max(n for _, n in config.rl.max_length),
-    seed=stage.seed,
-  )
-  trained = preference.train(
-    stage.run,
-    'preference',
-    params,
-    policy=stage.policy,
-    pairs=pairs,
-    config=config.preference,
-    mesh=stage.mesh,
-    seed=stage.seed,
-  )
-  local = local_mesh(stage.mesh)
-  return Scorer(trained, stage.policy, config.preference.max_length, local)
-
-
 def run(stage: Stage, config: FinalRL) -> Trained:
   """Trains the preference model, then the policy by RL."""
-  before = stage.params()
-  problem_at = problem_order(config, stage.problems, stage.seed)
+  before, train = stage.params(), stage.problems.train
+  first = config.general_after * config.rl.prompts_per_step
+  problem_at = problem_sets.stream_with_general(
+    train, config.shares, stage.seed, general_share=config.general_share, first=first
+  )
   with reward_pool(config.rl, config.rewards(), config.preference_weight) as pool:
-    scorer = preference_model(stage, config, before)
+    scorer = stage.preference_model(
+      before, train[-1][: config.judged], config.judge, config.preference, config.rl
+    )
     rewarder = PreferenceReward(pool, scorer, config.preference_weight)
     params = stage.rl(lambda: before, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})

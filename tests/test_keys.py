@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import final_rl
 from r1jax.evaluation import suite
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import judge
+from r1jax.miniature.judge import JudgeConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.rewards.pool import Pending, Scores
 from r1jax.rollout.sampler import Rollout
@@ -23,6 +23,7 @@ from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import preference, problem_sets
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
+from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
@@ -160,9 +161,10 @@ def draw_everything(keys, stage):
   keys.now = 'suite'
   stage.measure({'final': {}}, suite)
   keys.now = 'judged'
-  last = final_rl.FinalRL(rl=RLConfig(steps=40, prompts_per_step=4), judged=16)
+  asked = stage.problems.train[-1][:16]
+  size = RLConfig(prompts_per_step=4)
   with pytest.raises(Enough):
-    final_rl.preference_model(stage, last, {})
+    stage.preference_model({}, asked, JudgeConfig(), PreferenceConfig(), size)
 
 
 def test_no_two_draws_of_a_stage_share_a_key(keys, tmp_path, monkeypatch):

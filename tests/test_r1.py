@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from experiments import distill, final_rl, r1, r1_smoke, rejection_sft
+from experiments import distill, r1, r1_smoke, rejection_sft
 from experiments.cold_start import COLD_START, ColdStart
 from experiments.distill import DISTILL, Distill
 from experiments.final_rl import FINAL_RL, FinalRL
@@ -36,7 +36,7 @@ from r1jax.sharding.rules import MeshError
 from r1jax.stages import problem_sets, rejection
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.experiment import Experiment
-from r1jax.stages.problem_sets import Problems
+from r1jax.stages.problem_sets import Problems, stream_with_general
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage
@@ -300,7 +300,7 @@ def test_each_stage_starts_from_the_model_that_the_paper_says(
   monkeypatch.setattr(Stage, 'rl', lambda stage, params, *rest: sft(stage, params()))
   monkeypatch.setattr(Stage, 'rejection_sample', lambda *_: [])
   monkeypatch.setattr(Experiment, '_finish', lambda *_: None)
-  monkeypatch.setattr(final_rl, 'preference_model', lambda *_: None)
+  monkeypatch.setattr(Stage, 'preference_model', lambda *_: None)
   config = dataclasses.replace(
     getattr(CONFIG, stage),
     parent=str(unbroken[parent]),
@@ -563,14 +563,9 @@ def problems(task, count):
 
 def test_instructions_come_into_the_last_stage_after_so_many_steps():
   sets = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
-  config = FinalRL(
-    rl=RLConfig(steps=40, prompts_per_step=10),
-    judged=10,
-    shares=(1.0, 1.0, 0.0),
-    general_share=0.25,
-    general_after=30,
+  problem_at = stream_with_general(
+    sets.train, (1.0, 1.0, 0.0), seed=0, general_share=0.25, first=300
   )
-  problem_at = final_rl.problem_order(config, sets, 0)
   drawn = [problem_at(index).task for index in range(400)]
   assert collections.Counter(drawn[:300]) == {'countdown': 150, 'equations': 150}
   last = collections.Counter(drawn[300:])
@@ -581,6 +576,15 @@ def test_instructions_come_into_the_last_stage_after_so_many_steps():
   assert not last['arithmetic']
 
 
+def test_the_last_stage_asks_the_first_instruction_after_general_after_steps(unbroken):
+  assert CONFIG.final_rl.general_after == 2  # of 4 steps
+  raw = (unbroken['final_rl'] / 'samples.jsonl').read_text(encoding='utf-8')
+  samples = [json.loads(line) for line in raw.splitlines()]
+  known = {p.id for p in instructions.generate(InstructionsConfig(), 'train')}
+  steps = {x['step'] for x in samples if x['phase'] == 'rl' and x['problem'] in known}
+  assert steps == {3, 4}
+
+
 def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
   difficulty = TaskConfigs()
   generated = [
@@ -589,13 +593,21 @@ def test_the_last_stage_asks_no_problem_twice_before_all_of_its_kind():
   ]
   sets = Problems(generated, [], 32, 352)
   config = FinalRL()
-  problem_at = final_rl.problem_order(config, sets, 7)
   count = config.rl.steps * config.rl.prompts_per_step
+  first = config.general_after * config.rl.prompts_per_step
+  share = config.general_share
+
+  def mixed(sets):
+    return stream_with_general(
+      sets.train, config.shares, 7, general_share=share, first=first
+    )
+
+  problem_at = mixed(sets)
   asked = [problem_at(n).id for n in range(count)]
   assert len(asked) == len(set(asked)) == 640
   # Few problems: a pass over those of a task ends before the next begins.
   few = Problems([problems(t, 50) for t in problem_sets.TASKS], [], 32, 352)
-  problem_at = final_rl.problem_order(config, few, 7)
+  problem_at = mixed(few)
   found = [problem_at(n) for n in range(640)]
   for task in problem_sets.TASKS:
     ids = [problem.id for problem in found if problem.task == task]

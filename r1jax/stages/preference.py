@@ -102,6 +102,23 @@ def updates(pairs: Sequence[Pair], config: PreferenceConfig) -> int:
   return config.epochs * (len(training) // config.pairs_per_step)
 
 
+def check_judged(judged: int, prompts: int, available: int | None = None) -> None:
+  """Raises ValueError unless the judged instructions fill batches of `prompts`.
+
+  `available` is the number of instructions to learn from, if it is known.
+  """
+  if judged < 1 or judged % prompts:
+    raise ValueError(
+      f'judged: expected a multiple of rl.prompts_per_step = {prompts}, got {judged}'
+    )
+  if available is not None and judged > available:
+    most = available // prompts * prompts
+    raise ValueError(
+      f'judged: expected at most the {available} instructions to learn from, got '
+      f'{judged}; ' + (f'set it to {most}' if most else 'lower rl.prompts_per_step')
+    )
+
+
 def judged_pairs(
   run: Run,
   sampler: Sampler,

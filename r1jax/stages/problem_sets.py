@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
     )
 
 
+def check_general(share: float, after: int, steps: int) -> None:
+  """Raises ValueError unless a share of instructions follows some of `steps` steps."""
+  if not 0 <= share <= 1:
+    raise ValueError(f'general_share: expected 0 to 1, got {share}')
+  if not 0 <= after <= steps:
+    raise ValueError(f'general_after: expected 0 to rl.steps = {steps}, got {after}')
+
+
 def check_seed(seed: int) -> None:
   """Raises ValueError unless the seed fits into 32 bits."""
   if not 0 <= seed < 2**32:
@@ -205,3 +214,34 @@ def problem_stream(
   ]
   mixed = grain.MapDataset.mix(passes, [share for share in shares if share])
   return lambda index: mixed[index]
+
+
+def stream_with_general(
+  sources: Sequence[Sequence[Problem]],
+  shares: Sequence[float],
+  seed: int,
+  *,
+  general_share: float,
+  first: int,
+) -> Callable[[int], Problem]:
+  """Returns index -> problem: reasoning, from index `first` on mixed with instructions.
+
+  No problem is repeated before all problems of its task were used.
+
+  Args:
+    sources: lists of problems, one for each of `TASKS`.
+    shares: of the reasoning tasks, among themselves.
+    seed: of the shuffles.
+    general_share: of instructions, from index `first` on.
+    first: number of problems before it.
+  """
+  reasoning = problem_stream(sources[: len(REASONING)], shares, seed)
+  used = Counter(reasoning(index).task for index in range(first))
+  mix = [(1 - general_share) * share / sum(shares) for share in shares]
+  begin = [used[task] for task in TASKS]
+  everything = problem_stream(sources, [*mix, general_share], seed, begin)
+
+  def problem_at(index: int) -> Problem:
+    return reasoning(index) if index < first else everything(index - first)
+
+  return problem_at

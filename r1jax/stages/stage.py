@@ -16,6 +16,7 @@ from r1jax import optim as optimizers
 from r1jax.evaluation import suite
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
+from r1jax.miniature.judge import JudgeConfig
 from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
@@ -26,12 +27,14 @@ from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sft import Batch
-from r1jax.sharding.mesh import MeshConfig
+from r1jax.sharding.mesh import MeshConfig, local_mesh
 from r1jax.sharding.place import replicate
-from r1jax.stages import examples, problem_sets, rejection, rl, supervised
+from r1jax.stages import examples, preference, problem_sets, rejection, rl, supervised
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.examples import Epochs, Example
 from r1jax.stages.learner import Learner
+from r1jax.stages.preference import PreferenceConfig
+from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
@@ -228,6 +231,50 @@ class Stage:
       return Epochs(found, once, self.seed + step).whole()
 
     return batch
+
+  def preference_model(
+    self,
+    params: optax.Params,
+    problems: Sequence[Problem],
+    judge: JudgeConfig,
+    config: PreferenceConfig,
+    rl_config: RLConfig,
+  ) -> Scorer:
+    """Returns a preference model of the judge's ranking of the policy's outputs.
+
+    Args:
+      params: of the policy, which samples the outputs; the model starts from them.
+      problems: instructions; a multiple of `rl_config.prompts_per_step`.
+      judge: how the judge compares.
+      config: of the preference model.
+      rl_config: sizes of the batches of outputs.
+
+    Raises:
+      ValueError: the learning rate is too small for the parameters to change.
+    """
+    optimizers.check_learning_rate(params, config.optim, 'preference.optim')
+    pairs = preference.judged_pairs(
+      self.run,
+      self.sampler,
+      params,
+      problems,
+      judge=judge,
+      prompts=rl_config.prompts_per_step,
+      group_size=rl_config.group_size,
+      max_length=rl_config.longest,
+      seed=self.seed,
+    )
+    trained = preference.train(
+      self.run,
+      'preference',
+      params,
+      policy=self.policy,
+      pairs=pairs,
+      config=config,
+      mesh=self.mesh,
+      seed=self.seed,
+    )
+    return Scorer(trained, self.policy, config.max_length, local_mesh(self.mesh))
 
   def rl(
     self,
