@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import pytest
 
-from experiments import distill
+from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.miniature.judge import Pair
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
@@ -26,11 +26,12 @@ from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import MeshConfig, local_mesh, make_mesh
 from r1jax.sharding.place import replicate, reshard, unbox
-from r1jax.stages import preference
+from r1jax.stages import distillation, preference
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rejection import RejectionConfig
+from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
@@ -96,10 +97,19 @@ def sft(stage: Stage) -> Any:
 def on_policy(stage: Stage) -> Any:
   """Distillation token by token, on the student's own outputs."""
   teacher: Any = SimpleNamespace(policy=TEACHER, params=functools.partial(put, TEACHER))
-  config = distill.Distill(sft=SFT, rejection=SAMPLED)
   kept = [{'question': question, 'output': output} for question, output in EXAMPLES]
-  lesson = distill.Lesson(stage, config, teacher, lambda n: PROBLEMS[n % 40], kept)
-  return distill.token_level(lesson, put(POLICY, stage.mesh), 'on_policy')
+  lesson = distillation.Lesson(
+    stage,
+    teacher,
+    lambda n: PROBLEMS[n % 40],
+    kept,
+    max_length=SAMPLED.max_length,
+    sft=SFT,
+    rl=RLConfig(),
+    rewards=(),
+    evals=EvalConfig(),
+  )
+  return distillation.token_level(lesson, put(POLICY, stage.mesh), 'on_policy')
 
 
 def sampled(stage: Stage) -> Any:

@@ -21,7 +21,7 @@ from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
-from r1jax.stages import preference, problem_sets
+from r1jax.stages import distillation, preference, problem_sets
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.problem_sets import Problems, problem_stream
@@ -147,7 +147,9 @@ def draw_everything(keys, stage):
   with pytest.raises(TrainingError, match='none of 32 outputs is kept'):
     stage.rejection_sample({}, problem_at, sampled)
   keys.now = 'own outputs'
-  batch = stage.own_outputs(problem_at, prompts=4, max_length=4, config=SFTConfig())
+  batch = distillation.own_outputs(
+    stage, problem_at, prompts=4, max_length=4, config=SFTConfig()
+  )
   for step in (1, 2, 3, 4):
     batch(step, {})
   config = RLConfig(

@@ -33,7 +33,7 @@ from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
 from r1jax.sharding.rules import MeshError
-from r1jax.stages import problem_sets, rejection
+from r1jax.stages import distillation, problem_sets, rejection
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.experiment import Experiment
 from r1jax.stages.problem_sets import Problems, stream_with_general
@@ -645,13 +645,22 @@ def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
     'output': f'<think>{"12" * 40}</think>\nso\n<answer>3</answer>',
   }
   policy = Policy(distill.Student().model, tokenizer, 'plain')
-  config = Distill(sft=SFTConfig(epochs=3))
   nothing: Any = None  # unused here
   kept: list[rejection.Line] = [line]
   stage = Stage(nothing, policy, nothing, nothing, 0)
-  lesson = distill.Lesson(stage, config, nothing, nothing, kept)
-  distill.LEARN['sft'](lesson, None)
-  distill.LEARN['answers'](lesson, None)
+  lesson = distillation.Lesson(
+    stage,
+    teacher=nothing,
+    problem_at=nothing,
+    kept=kept,
+    max_length=320,
+    sft=SFTConfig(epochs=3),
+    rl=nothing,
+    rewards=nothing,
+    evals=nothing,
+  )
+  distillation.METHODS['sft'](lesson, None)
+  distillation.METHODS['answers'](lesson, None)
   assert learned['sft'] == ([('q', line['output'])], 3)
   examples, epochs = learned['answers']
   assert examples == [('q', '<think></think>\nso\n<answer>3</answer>')]

@@ -17,7 +17,7 @@ from r1jax.model.lora import LoraConfig
 from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
-from r1jax.stages import artifact, problem_sets, rl, stage, supervised
+from r1jax.stages import artifact, distillation, problem_sets, rl, stage, supervised
 from r1jax.stages.experiment import child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import Problems
@@ -88,7 +88,8 @@ def test_on_policy_rows_hold_the_outputs_and_no_padding(monkeypatch):
   sampler: Any = Written()
   config = SFTConfig(epochs=9, rows_per_step=2, row_length=12, micro_batches=1)
   monkeypatch.setattr(Stage, 'sampler', sampler)
-  batch = stage_of(None, seed=1).own_outputs(
+  batch = distillation.own_outputs(
+    stage_of(None, seed=1),
     lambda index: Problem(str(7 + index), 'countdown', '', {}),
     prompts=4,
     config=config,
@@ -110,7 +111,8 @@ def test_on_policy_rows_hold_the_outputs_and_no_padding(monkeypatch):
   ]
   assert second.tokens.shape == (2, 12)
   # Outputs that fill more rows than those of a step are all there, in twice as many.
-  narrow = stage_of(None, seed=1).own_outputs(
+  narrow = distillation.own_outputs(
+    stage_of(None, seed=1),
     lambda index: Problem(str(7 + index), 'countdown', '', {}),
     prompts=4,
     config=dataclasses.replace(config, rows_per_step=1),

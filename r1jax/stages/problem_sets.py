@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 
+from r1jax import tasks
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
@@ -17,8 +18,8 @@ from r1jax.stages import fit
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
-from r1jax.stages.supervised import SFTConfig
-from r1jax.tasks import GENERAL, REASONING, Problem, splits, store, versions
+from r1jax.stages.supervised import PretrainConfig, SFTConfig
+from r1jax.tasks import GENERAL, REASONING, Problem, splits, store
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
 TASKS = (*REASONING, *GENERAL)
@@ -79,18 +80,25 @@ class Problems:
   def check(self, config: Any) -> None:
     """Raises ValueError if a length in a stage's config does not fit.
 
-    Outputs must fit into the positions, and what rejection sampling keeps into the rows
-    of SFT.
+    Outputs must fit into the positions and into the rows of a base model, and what
+    rejection sampling keeps into the rows of SFT.
     """
     parts = list(fit.parts(config))
+    outputs: list[int] = []
     kept = [part.max_length for _, part in parts if isinstance(part, RejectionConfig)]
     for name, part in parts:
       if isinstance(part, RejectionConfig | SuiteConfig):
         self.check_length(f'{name}.max_length', part.max_length)
       if isinstance(part, RLConfig):
         self.check_length(f'{name}.max_length', part.longest)
+        outputs.append(part.longest)
+      if isinstance(part, SuiteConfig):
+        outputs.append(part.max_length)
       if isinstance(part, SFTConfig) and kept:
         self.check_row(f'{name}.row_length', part.row_length, max(kept))
+    for name, part in parts:
+      if isinstance(part, PretrainConfig):
+        self.check_row(f'{name}.row_length', part.row_length, max(outputs, default=0))
 
   def check_row(self, field: str, row_length: int, max_length: int) -> None:
     """Raises ValueError for rows shorter than a prompt and its output."""
@@ -166,7 +174,7 @@ def check_versions(path: Path, found: Mapping[str, str]) -> None:
   """
   differing = [
     f'{task} was {found.get(task, "none")} there and is {version} here'
-    for task, version in versions(TASKS).items()
+    for task, version in tasks.versions(TASKS).items()
     if found.get(task) != version
   ]
   if differing:

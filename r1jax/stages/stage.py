@@ -22,10 +22,9 @@ from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.rewarding import Rewarder
-from r1jax.rollout.sampler import Rollout, Sampler, of_all_hosts
+from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
-from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig, local_mesh
 from r1jax.sharding.place import replicate
@@ -195,43 +194,6 @@ class Stage:
       seed=self.seed,
     )
 
-  def own_outputs(
-    self,
-    problem_at: Callable[[int], Problem],
-    *,
-    prompts: int,
-    max_length: int,
-    config: SFTConfig,
-  ) -> Callable[[int, Any], Batch]:
-    """Returns (step, params) -> rows of outputs sampled with these parameters.
-
-    If they do not fit into `config.rows_per_step` rows, the batch has a multiple of
-    that: leaving out outputs that do not fit would favour short ones.
-
-    Args:
-      problem_at: index -> problem.
-      prompts: problems per step.
-      max_length: T, tokens.
-      config: rows per step.
-    """
-    key = named_key(jax.random.key(self.seed), 'own outputs')
-    once = dataclasses.replace(config, epochs=1)
-
-    def batch(step: int, params: optax.Params) -> Batch:
-      chosen = [problem_at(n) for n in range((step - 1) * prompts, step * prompts)]
-      rollout = self.sampler.sample(
-        params,
-        jax.random.fold_in(key, step),
-        chosen,
-        group_size=1,
-        max_length=max_length,
-        draw=SamplingConfig(),
-      )
-      found = of_all_hosts(rollout, _examples(rollout))
-      return Epochs(found, once, self.seed + step).whole()
-
-    return batch
-
   def preference_model(
     self,
     params: optax.Params,
@@ -355,17 +317,6 @@ class Stage:
         seed=self.seed,
         name=name,
       )
-
-
-def _examples(rollout: Rollout) -> list[Example]:
-  """Returns the first output to each problem of this host, with its prompt."""
-  return [
-    Example(
-      rollout.prompts[n][rollout.prompt_mask[n]].tolist(),
-      rollout.tokens[n, 0, : rollout.lengths[n, 0]].tolist(),
-    )
-    for n in range(len(rollout.rows))
-  ]
 
 
 def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -> None:
