@@ -15,16 +15,13 @@ from collections.abc import Sequence
 
 from r1jax import tasks
 from r1jax.evaluation.evaluate import EvalConfig
-from r1jax.hub import families
 from r1jax.optim import OptimConfig
 from r1jax.rewards import Weighted, rules
 from r1jax.stages import from_hub
-from r1jax.stages.experiment import Experiment, Origin, StageConfig, Trained
+from r1jax.stages.experiment import Experiment, StageConfig, Trained
 from r1jax.stages.from_hub import HubConfig
-from r1jax.stages.problem_sets import Problems, problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
-from r1jax.tasks import splits, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,40 +68,15 @@ class GRPO(StageConfig):
     ]
 
 
-def problems_of(config: GRPO, longest: int) -> Problems:
-  """Returns the problems of the task; a model's texts have `longest` tokens at most."""
-  difficulty = tasks.module(config.task).SETTINGS()
-  train, validation, test = (
-    store.load(config.task, difficulty, split, config.data_dir)
-    for split in splits.SPLITS
-  )
-  return Problems([train], [validation], config.rl.max_prompt_length, longest, [test])
-
-
-def origin(config: GRPO) -> Origin:
-  """Returns the checkpoint's model, all but its parameters."""
-  found = from_hub.look_up(config.model, from_hub.began(config.workdir))
-  problems = problems_of(config, families.max_positions(found.checkpoint.raw))
-  problems.check_prompts(found.policy.tokenizer, found.policy.template)
-  return Origin(
-    found.policy,
-    problems,
-    config.seed,
-    found.digests,
-    keep=found.keep,
-    params=found.params,
-  )
-
-
 def run(stage: Stage, config: GRPO) -> Trained:
   """Reads the checkpoint and trains it."""
-  problem_at = problem_stream(stage.problems.train, [1.0], stage.seed)
+  problem_at = stage.problem_stream([1.0])
   with reward_pool(config.rl, config.rewards()) as rewarder:
     params = stage.rl(stage.params, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})
 
 
-EXPERIMENT = Experiment('grpo', origin, run, phases=('rl',), report=True)
+EXPERIMENT = Experiment('grpo', from_hub.origin, run, phases=('rl',), report=True)
 
 if __name__ == '__main__':
   EXPERIMENT.main(GRPO())

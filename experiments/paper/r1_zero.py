@@ -13,12 +13,13 @@ a task of r1jax instead.
 import dataclasses
 from typing import ClassVar
 
-from experiments import grpo as on_hub_models
+from experiments import grpo
 from experiments.grpo import GRPO
 from experiments.paper import data
 from experiments.paper.stage import BASE, MINIBATCHES, RL, Rewards, rollouts
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
+from r1jax.stages import from_hub
 from r1jax.stages.experiment import Experiment
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
@@ -71,7 +72,7 @@ class PaperR1Zero(GRPO):
 
 
 EXPERIMENT = Experiment(
-  'paper_r1_zero', on_hub_models.origin, on_hub_models.run, phases=('rl',), report=True
+  'paper_r1_zero', from_hub.origin, grpo.run, phases=('rl',), report=True
 )
 
 if __name__ == '__main__':

@@ -32,8 +32,9 @@ from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.workdir import write_whole
 from r1jax.sharding.place import param_shardings, replicate
-from r1jax.stages import artifact
+from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact, ArtifactError
+from r1jax.stages.experiment import Origin
 from r1jax.text import templates
 
 
@@ -129,6 +130,26 @@ class Pretrained:
       'chat_template_kwargs': self.config.chat_template_kwargs,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
+
+
+def origin(config: Any) -> Origin:
+  """Returns the checkpoint's model, all but its parameters, and problems of one task.
+
+  Args:
+    config: of the stage, with the fields model (`HubConfig`), task and rl.
+  """
+  found = look_up(config.model, began(config.workdir))
+  policy = found.policy
+  problems = problem_sets.problems_of_task(
+    config.task,
+    config.data_dir,
+    max_prompt_length=config.rl.max_prompt_length,
+    max_positions=families.max_positions(found.checkpoint.raw),
+  )
+  problems.check_prompts(policy.tokenizer, policy.template)
+  return Origin(
+    policy, problems, config.seed, found.digests, keep=found.keep, params=found.params
+  )
 
 
 def began(workdir: str | os.PathLike[str]) -> datetime.datetime:

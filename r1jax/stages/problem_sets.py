@@ -198,6 +198,17 @@ def new_problems(
   return Problems(train, validation, max_prompt_length, max_positions, test)
 
 
+def problems_of_task(
+  task: str, data_dir: str | None, *, max_prompt_length: int, max_positions: int
+) -> Problems:
+  """Returns the problems of one task, at its own difficulty."""
+  difficulty = tasks.module(task).SETTINGS()
+  train, validation, test = (
+    store.load(task, difficulty, split, data_dir) for split in splits.SPLITS
+  )
+  return Problems([train], [validation], max_prompt_length, max_positions, [test])
+
+
 def problem_stream(
   sources: Sequence[Sequence[Problem]],
   shares: Sequence[float],
