@@ -8,15 +8,17 @@ on them. Cost on two CPU cores and results over seeds: docs/results.md.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
-from r1jax.stages import problem_sets
+from r1jax.stages import problem_sets, rejection
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import SFTConfig
+from r1jax.tasks import Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +47,22 @@ class ColdStart(StageConfig):
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
 
 
-def run(stage: Stage, config: ColdStart) -> Trained:
-  """Samples, filters and rewrites outputs, and trains the base model on them."""
-  train = stage.problems.train
-  problem_at = stage.problem_stream(config.shares)
-  kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
-  problems = {problem.id: problem for source in train for problem in source}
-  pairs = [
+def examples(
+  kept: Sequence[rejection.Line], sources: Sequence[Sequence[Problem]]
+) -> list[tuple[str, str]]:
+  """Returns the questions and rewritten outputs to train on."""
+  problems = {problem.id: problem for source in sources for problem in source}
+  return [
     (line['question'], rewriting.rewrite(problems[line['problem']], line['output']))
     for line in kept
   ]
+
+
+def run(stage: Stage, config: ColdStart) -> Trained:
+  """Samples, filters and rewrites outputs, and trains the base model on them."""
+  problem_at = stage.problem_stream(config.shares)
+  kept = stage.rejection_sample(stage.params(), problem_at, config.rejection)
+  pairs = examples(kept, stage.problems.train)
   return Trained({'final': stage.sft(stage.params('base'), pairs, config.sft)})
 
 

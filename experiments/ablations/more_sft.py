@@ -5,13 +5,11 @@ with RL, or with more epochs of its own examples.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
-from experiments import reasoning_rl
+from experiments import cold_start, reasoning_rl
 from experiments.ablations import ablation
 from r1jax.evaluation.suite import SuiteConfig
-from r1jax.miniature import rewriting
 from r1jax.optim import OptimConfig
 from r1jax.sharding.mesh import check_rows
 from r1jax.stages import rejection
@@ -50,7 +48,7 @@ class MoreSFT(StageConfig):
 def more_sft(base: reasoning_rl.ReasoningRL) -> MoreSFT:
   """Returns SFT on as many tokens as RL of the base is expected to sample."""
   outputs = base.rl.steps * base.rl.prompts_per_step * base.rl.group_size
-  length = min(MEAN_LENGTH, max(n for _, n in base.rl.max_length))
+  length = min(MEAN_LENGTH, base.rl.longest)
   return MoreSFT(tokens=outputs * length, mesh=base.mesh, suite=base.suite)
 
 
@@ -62,19 +60,15 @@ def examples(
   Raises:
     ValueError: the problem of one of them no longer exists.
   """
-  problems = {problem.id: problem for source in sources for problem in source}
-  file = parent.path / 'outputs.jsonl'
-  lines = [json.loads(raw) for raw in file.read_bytes().splitlines()]
-  kept = rejection.select(lines, parent.record['config']['rejection']['most_a_problem'])
-  if unknown := {line['problem'] for line in kept} - set(problems):
+  most = parent.record['config']['rejection']['most_a_problem']
+  kept = rejection.kept_outputs(parent.path, most)
+  known = {problem.id for source in sources for problem in source}
+  if unknown := {line['problem'] for line in kept} - known:
     raise ValueError(
-      f'{file}: expected outputs to the problems of its R1-Zero, got one to '
-      f'{min(unknown)}; run cold_start again in another folder'
+      f'{parent.path / rejection.OUTPUTS}: expected outputs to the problems of its '
+      f'R1-Zero, got one to {min(unknown)}; run cold_start again in another folder'
     )
-  return [
-    (line['question'], rewriting.rewrite(problems[line['problem']], line['output']))
-    for line in kept
-  ]
+  return cold_start.examples(kept, sources)
 
 
 def epochs(found: list[tuple[str, str]], parent: Artifact, tokens: int) -> int:
@@ -87,14 +81,8 @@ def run(stage: Stage, config: MoreSFT) -> Trained:
   """Continues the cold start's SFT, with the same rows."""
   parent = stage.parent
   found = examples(parent, stage.problems.train)
-  before = parent.record['config']['sft']
-  sft = SFTConfig(
-    **{
-      **before,
-      'epochs': epochs(found, parent, config.tokens),
-      'optim': config.optim,
-    }
-  )
+  changes = {'epochs': epochs(found, parent, config.tokens), 'optim': config.optim}
+  sft = SFTConfig(**{**parent.record['config']['sft'], **changes})
   name = "the cold start's sft.rows_per_step / sft.micro_batches"
   check_rows(stage.mesh, {name: sft.rows_per_step // sft.micro_batches})
   return Trained({'final': stage.sft(stage.params(), found, sft)})

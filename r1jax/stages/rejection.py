@@ -28,6 +28,7 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.tasks import Problem
 
 Line = dict[str, Any]  # of the file: an output, its problem and its faults
+OUTPUTS = 'outputs.jsonl'
 SELECTION = ('duplicate', 'surplus')  # faults of outputs that are right but not kept
 
 
@@ -81,7 +82,7 @@ def rejection_sample(
     Interruption: the run was asked to stop.
     TrainingError: no output is kept.
   """
-  file = run.workdir / 'outputs.jsonl'
+  file = run.workdir / OUTPUTS
   lines = _complete(file, config)
   key = named_key(jax.random.key(seed), 'rejection')
   size = config.prompts_per_batch
@@ -164,6 +165,12 @@ def _complete(file: Path, config: RejectionConfig) -> list[Line]:
 
 def _json_lines(lines: Iterable[Line]) -> str:
   return ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+
+
+def kept_outputs(workdir: Path, most_a_problem: int) -> list[Line]:
+  """Returns the outputs that a finished stage kept; see `select`."""
+  raw = (workdir / OUTPUTS).read_bytes().splitlines()
+  return select([json.loads(line) for line in raw], most_a_problem)
 
 
 def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
