@@ -50,12 +50,7 @@ class Thinking:
   )
 
   def __post_init__(self) -> None:
-    if not self.budgets or min(self.budgets) < 0:
-      raise ValueError(
-        f'budgets: expected one or more numbers of 0 or more, got {self.budgets}'
-      )
-    if len(set(self.budgets)) < len(self.budgets):
-      raise ValueError(f'budgets: expected different numbers, got {self.budgets}')
+    budget_forcing.check_budgets(self.budgets)
     for field in ('answer_length', 'max_length'):
       if getattr(self, field) < 1:
         raise ValueError(f'{field}: expected 1 or more, got {getattr(self, field)}')
@@ -79,17 +74,11 @@ def main(config: Thinking) -> None:
     max(config.budgets),
     config.answer_length,
   )
-  if forcer.positions > problem_set.max_positions:
-    most = problem_set.max_positions - (forcer.positions - forcer.largest)
-    raise ValueError(
-      f'budgets: expected at most {most} tokens, as the model was trained on rows of '
-      f'{problem_set.max_positions}, got {forcer.largest}; lower it, or answer_length'
-    )
+  forcer.check(problem_set.max_positions)
   problems = problem_set.reasoning('test')[: config.evals.problems]
   problems = problems[: len(problems) // size * size]
   workdir = open_workdir(config.workdir, config, may_change=machine_settings(config))
-  accuracy = [Weighted('accuracy', rules.accuracy, 1.0)]
-  with RewardPool(accuracy) as pool:
+  with RewardPool([Weighted('accuracy', rules.accuracy, 1.0)]) as pool:
     rows = budget_forcing.measure(
       parent.params(devices),
       jax.random.key(problem_sets.own_seed(config.seed, 'thinking')),

@@ -33,6 +33,16 @@ CLOSING = '</think>\n<answer>'
 Budget = int | None  # tokens of thoughts; None is no limit
 
 
+def check_budgets(budgets: Sequence[int]) -> None:
+  """Raises ValueError unless these are different numbers of 0 or more tokens."""
+  if not budgets or min(budgets) < 0:
+    raise ValueError(
+      f'budgets: expected one or more numbers of 0 or more, got {budgets}'
+    )
+  if len(set(budgets)) < len(budgets):
+    raise ValueError(f'budgets: expected different numbers, got {budgets}')
+
+
 @dataclasses.dataclass(frozen=True)
 class Answers:
   """G outputs for each of P problems, some with truncated thoughts."""
@@ -55,6 +65,15 @@ class BudgetForcer:
       raise ValueError(f'budgets: expected 0 tokens or more, got {self.largest}')
     if self.answer_length < 1:
       raise ValueError(f'answer_length: expected 1 or more, got {self.answer_length}')
+
+  def check(self, max_positions: int) -> None:
+    """Raises ValueError if the largest budget exceeds the model's positions."""
+    if self.positions > max_positions:
+      most = max_positions - (self.positions - self.largest)
+      raise ValueError(
+        f'budgets: expected at most {most} tokens, as the model was trained on rows of '
+        f'{max_positions}, got {self.largest}; lower it, or answer_length'
+      )
 
   @functools.cached_property
   def forced(self) -> tuple[list[int], list[int]]:
