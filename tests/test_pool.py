@@ -267,8 +267,11 @@ from r1jax.rewards.pool import RewardPool
 if __name__ == '__mp_main__' and 'early' in sys.argv:  # in a worker that is starting
   os.killpg(0, signal.SIGINT)
 
+def moody(problem, text):
+  return test_pool.moody(problem, text)
+
 if __name__ == '__main__':
-  rewards = [Weighted('moody', test_pool.moody, 1.0)]
+  rewards = [Weighted('moody', moody, 1.0)]
   with RewardPool(rewards, workers=1, timeout=1e6) as pool:
     pool.submit([test_pool.PROBLEM], ['1']).result()
     pending = pool.submit([test_pool.PROBLEM], ['hang'])
@@ -318,6 +321,17 @@ def test_only_the_parent_receives_an_interrupt(program, when):
   _, told = parent.communicate(timeout=60)
   assert told.splitlines()[-1] == 'KeyboardInterrupt'
   assert told.count('Traceback') == 1
+
+
+def test_workers_import_the_main_module_only_for_a_reward_of_it(program):
+  text = PROGRAM.replace("'moody', moody", "'moody', test_pool.moody")
+  Path(program).write_text(f"{text}\nassert __name__ == '__main__'")
+  parent = start([program])
+  try:
+    assert parent.stdout.readline() == 'ready\n'
+  finally:
+    parent.kill()
+    parent.communicate(timeout=60)
 
 
 def test_a_main_module_that_workers_cannot_import_is_reported():

@@ -7,22 +7,23 @@ sentence. A reward that fails on *every* output is a bug, and the pool raises.
 An output is one task with all its rewards. If the process does not survive a task, the
 pool runs each reward alone to find the one at fault.
 
-Workers are spawned, since forking a process with the threads of jax can deadlock. A
-spawned worker imports the program's main module once, so that module needs the usual
-`if __name__ == '__main__'`. The import runs in the background from `__enter__` on.
+Workers are spawned, since forking a process with the threads of jax can deadlock. They
+import the modules of the rewards, in the background from `__enter__` on, and the
+program's main module, which often imports jax, only if a reward is defined there; then
+it needs the usual `if __name__ == '__main__'`.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import resource_tracker
-from typing import NamedTuple, Self
+from multiprocessing import context, resource_tracker
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pebble
@@ -31,7 +32,7 @@ from r1jax.rewards import Weighted, worker
 from r1jax.tasks import Problem
 
 SENTENCES = 5  # failures that are described; the rest are counted
-START_LIMIT = 120.0  # seconds for a first worker to import the main module
+START_LIMIT = 120.0  # seconds for a first worker to import what it needs
 HOPELESS = 16  # outputs; if these first ones all time out, so will the rest
 POLL = 1.0  # seconds between checks that the workers are alive
 
@@ -58,6 +59,27 @@ class Scores:
   errors: list[str]
   failures: int
   timeouts: int
+
+
+class _Worker(context.SpawnProcess):
+  """A process that doesn't import the program's main module."""
+
+  @staticmethod
+  def _Popen(process_obj: Any) -> Any:  # noqa: N802
+    # What a process does if there is no such module, as in an interactive session.
+    main = sys.modules['__main__']
+    spec, file = main.__spec__, vars(main).pop('__file__', None)
+    main.__spec__ = None
+    try:
+      return context.SpawnProcess._Popen(process_obj)
+    finally:
+      main.__spec__ = spec
+      if file is not None:
+        main.__file__ = file
+
+
+class _WithoutMain(context.SpawnContext):
+  Process = _Worker
 
 
 class _Task(NamedTuple):
@@ -107,6 +129,8 @@ class RewardPool:
       raise ValueError(f'timeout: expected a number of seconds above 0, got {timeout}')
     for reward in rewards:
       _check_importable(reward)
+    of_main = b'__main__' in pickle.dumps(rewards)
+    self._context = context.SpawnContext() if of_main else _WithoutMain()
     self._rewards = tuple(rewards)
     self._workers = workers
     self._timeout = timeout
@@ -136,7 +160,7 @@ class RewardPool:
   def _start(self) -> None:
     self._pool = pebble.ProcessPool(
       max_workers=self._workers,
-      context=multiprocessing.get_context('spawn'),
+      context=self._context,
       initializer=worker.follow_parent,
     )
     # Workers inherit the signal mask of the pool's threads, and these that of this
