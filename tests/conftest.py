@@ -4,12 +4,13 @@ import os
 import signal
 
 import hypothesis
+import machines
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Eight devices, so that sharding is tested on a laptop.
 flags = os.environ.get('XLA_FLAGS', '')
-os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=8'.strip()
+os.environ['XLA_FLAGS'] = f'{machines.cpus(8)} {flags}'.strip()
 # [B] + [B, T] is a mistake more often than it is meant.
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['JAX_DEBUG_KEY_REUSE'] = '1'

@@ -9,9 +9,11 @@ import os
 import sys
 from pathlib import Path
 
+import machines
+
 index, count, port = map(int, sys.argv[1:4])
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={8 // count}'
+os.environ['XLA_FLAGS'] = machines.cpus(8 // count)
 
 import numpy as np  # noqa: E402
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import machines
 import pytest
 
 from r1jax.evaluation.evaluate import EvalConfig
@@ -184,5 +185,5 @@ def main(index: int, count: int, port: int, folder: Path) -> None:
 if __name__ == '__main__':
   numbers = [int(word) for word in sys.argv[1:4]]
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={4 // numbers[1]}'
+  os.environ['XLA_FLAGS'] = machines.cpus(4 // numbers[1])
   main(numbers[0], numbers[1], numbers[2], Path(sys.argv[4]))

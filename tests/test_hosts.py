@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import machines
 import numpy as np
 import pytest
 import stages
@@ -135,8 +136,8 @@ def smoke(folder, workdir, count=2):
   words = [sys.executable, '-m', 'experiments.smoke', '--workdir', str(workdir), *SHORT]
   words += ['--mesh.coordinator', f'127.0.0.1:{free_port()}']
   words += ['--mesh.hosts', str(count), '--mesh.host', '{index}']
-  devices = f'--xla_force_host_platform_device_count={4 // count}'
-  return begin(words, count, folder, ENVIRONMENT | {'XLA_FLAGS': devices})
+  devices = {'XLA_FLAGS': machines.cpus(4 // count)}
+  return begin(words, count, folder, ENVIRONMENT | devices)
 
 
 def wait_for(workdir, step, processes):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import machines
 import pytest
 
 from experiments import distill, r1, r1_smoke, rejection_sft
@@ -226,7 +227,7 @@ def begin(shared):
       # Restarts would spend their time on compiling the same functions again.
       'JAX_COMPILATION_CACHE_DIR': str(shared / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'XLA_FLAGS': '',
+      'XLA_FLAGS': machines.cpus(1),
     }
     return subprocess.Popen(
       [*command, '--data-dir', str(shared / 'data')],

@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 import jax
+import machines
 import numpy as np
 import pytest
 
@@ -183,7 +184,7 @@ def test_a_checkpoint_of_eight_devices_is_read_by_sixteen(tmp_path):
     print(step, checkpoint.digest_of(found))
   """
   command = [sys.executable, '-c', textwrap.dedent(script), str(tmp_path / 'a')]
-  flags = '--xla_force_host_platform_device_count=16'
+  flags = machines.cpus(16)
   done = subprocess.run(
     command, capture_output=True, text=True, env={**os.environ, 'XLA_FLAGS': flags}
   )
