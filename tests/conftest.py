@@ -15,6 +15,12 @@ os.environ['XLA_FLAGS'] = f'{machines.cpus(8)} {flags}'.strip()
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['JAX_DEBUG_KEY_REUSE'] = '1'
 
+import jax  # noqa: E402
+
+jax.devices()  # reads XLA_FLAGS
+# The TPU's compiler, which some tests load, ends a process with flags of CPUs.
+os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {flags}'.strip()
+
 # A job in the background ignores Ctrl-C, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
