@@ -21,6 +21,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import context, resource_tracker
 from typing import Any, NamedTuple, Self
@@ -61,21 +62,25 @@ class Scores:
   timeouts: int
 
 
+_MAIN_HIDDEN = threading.Lock()  # pools start workers in threads of their own
+
+
 class _Worker(context.SpawnProcess):
   """A process that doesn't import the program's main module."""
 
   @staticmethod
   def _Popen(process_obj: Any) -> Any:  # noqa: N802
     # What a process does if there is no such module, as in an interactive session.
-    main = sys.modules['__main__']
-    spec, file = main.__spec__, vars(main).pop('__file__', None)
-    main.__spec__ = None
-    try:
-      return context.SpawnProcess._Popen(process_obj)
-    finally:
-      main.__spec__ = spec
-      if file is not None:
-        main.__file__ = file
+    with _MAIN_HIDDEN:
+      main = sys.modules['__main__']
+      spec, file = main.__spec__, vars(main).pop('__file__', None)
+      main.__spec__ = None
+      try:
+        return context.SpawnProcess._Popen(process_obj)
+      finally:
+        main.__spec__ = spec
+        if file is not None:
+          main.__file__ = file
 
 
 class _WithoutMain(context.SpawnContext):
