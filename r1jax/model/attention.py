@@ -48,6 +48,7 @@ def write(block: KV, new: KV, column: jax.Array) -> KV:
 
   def put(into: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     x = x.reshape(x.shape[:1] + x.shape[-2:]) if into.ndim == 3 else x
+    x = x.astype(into.dtype)  # see `cache.for_writing`
     return jax.lax.dynamic_update_slice_in_dim(into, x, column, axis)
 
   k = put(block.k, new.k, -1)

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from r1jax.model.attention import KV, attend
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.decode import score_scale
-from r1jax.model.linear import dense, swiglu
+from r1jax.model.linear import LONG_PRODUCT, SHORT, dense, swiglu
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain
 
-SHORT = 32  # channels; LoRA ranks are rarely larger
 # Maps a compressed cache to keys and values; the identity for grouped-query attention.
 Expand = Callable[[KV], KV]
 
@@ -243,7 +242,10 @@ def _is_long_product(primitive: Any, *operands: Any, **params: Any) -> bool:
   """Whether to keep an activation: a product with more than `SHORT` input channels.
 
   Those of LoRA adapters have fewer; recomputing them is cheaper than keeping them.
+  Products in bfloat16 go by their name, as a policy does not see into `linear.product`.
   """
+  if primitive.name == 'name':
+    return params['name'] == LONG_PRODUCT
   kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   if not kept(primitive, *operands, **params):
     return False

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.linear import Int8, Lora
+from r1jax.model.linear import Int8, Lora, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain
@@ -147,10 +148,11 @@ class Layer:
     weights, dtype = self.weights[name], self.config.dtype
     x_DB = x_DB.astype(dtype)
     if isinstance(weights, Lora):
-      out_FB = weights.w @ x_DB + weights.b @ (weights.a @ x_DB)
+      out_FB = _product(weights.w, x_DB)
+      out_FB += _product(weights.b, _product(weights.a, x_DB))
     else:
       values, scale = weights
-      out_FB = values.astype(dtype) @ x_DB
+      out_FB = _product(values.astype(dtype), x_DB)
       out_FB = out_FB if scale is None else out_FB * scale
     bias = self.weights.get(f'{name}_bias')
     return out_FB if bias is None else out_FB + bias.astype(dtype)
@@ -222,7 +224,10 @@ class Layer:
     return out_DB
 
   def _swiglu(self, prefix: str, h_DB: jax.Array) -> jax.Array:
-    gate, up = (self.times(f'{prefix}{name}', h_DB) for name in ('gate', 'up'))
+    kind = vector_dtype(self.config.dtype)
+    gate, up = (
+      self.times(f'{prefix}{name}', h_DB).astype(kind) for name in ('gate', 'up')
+    )
     return self.times(f'{prefix}down', nn.silu(gate) * up)
 
   def __call__(
@@ -259,6 +264,19 @@ class Layer:
 def _constrain_cache(x: jax.Array) -> jax.Array:
   """Shards keys or values by rows, and by kv heads where there are several."""
   return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
+
+
+def _product(w_FD: jax.Array, x_DB: jax.Array) -> jax.Array:
+  """Returns w @ x in the type of x.
+
+  XLA's CPU compiler uses the bfloat16 units only for a float32 result and a right
+  operand whose rows are contiguous, so it must not keep x as a transposed array.
+  """
+  if not uses_product(str(x_DB.dtype)):
+    return w_FD @ x_DB
+  x_DB = with_layout_constraint(x_DB, Layout((0, 1)))
+  found = jnp.matmul(w_FD, x_DB, preferred_element_type=jnp.float32)
+  return found.astype(x_DB.dtype)
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:

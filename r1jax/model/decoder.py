@@ -17,7 +17,7 @@ from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
 from r1jax.model.decode import DecodeParams, make_decode
-from r1jax.model.linear import Int8
+from r1jax.model.linear import Int8, product, uses_product
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
 
 # Parameters that stay float32 in a bfloat16 model: trained routing biases are near 7,
@@ -121,6 +121,8 @@ class Decoder(nn.Module):
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """Returns the logits of the next token, [..., V], float32 or more."""
     dtype = self.config.dtype
+    if uses_product(dtype):
+      return product(x_BTD.astype(dtype), self.head_VD, 1)
     return jnp.einsum(
       '...d,vd->...v',
       x_BTD.astype(dtype),

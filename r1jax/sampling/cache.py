@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from r1jax.sharding.constrain import platform
+
 # Positions of the first block of the decoding cache. Each later block is as long as all
 # before it, so there are few. A full block is only read: the decode loop writes to one
 # block and attends to those that exist.
@@ -24,14 +26,25 @@ def map_columns(function: Callable[..., jax.Array], *kvs: Any) -> Any:
 
 
 def empty_block(kv: Any, rows: int, width: int) -> Any:
-  """Returns a zero block for keys and values like these; see `attention.write`."""
+  """Returns a zero block to write keys and values like these; see `attention.write`."""
 
   def zeros(axis: int, x: jax.Array) -> jax.Array:
     shape = [rows, *x.shape[1:]]
     shape[axis] = width
     return jnp.zeros([n for i, n in enumerate(shape) if i != 1 or n > 1], x.dtype)
 
-  return map_columns(zeros, kv)
+  return for_writing(map_columns(zeros, kv))
+
+
+def for_writing(kv: Any) -> Any:
+  """Returns a tree of `KV` in the type in which positions are written to it.
+
+  On a CPU that is float32 at least: to write a position of a bfloat16 array, XLA's CPU
+  compiler converts the whole array.
+  """
+  if platform() != 'cpu':
+    return kv
+  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), kv)
 
 
 def join_blocks(*kvs: Any) -> Any:

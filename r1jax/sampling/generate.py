@@ -22,6 +22,7 @@ from r1jax.sampling.cache import (
   CACHE_BLOCK,
   by_layer,
   empty_block,
+  for_writing,
   join_blocks,
   map_columns,
   slice_columns,
@@ -184,7 +185,8 @@ def _decode_in_blocks(
 
     empty = [empty_block(kv, rows, width) for kv in prompt[0]]  # of each layer
     state, block = jax.lax.while_loop(unfinished, body, (state, empty))
-    blocks.append(block)
+    # Full blocks are only read.
+    blocks.append(jax.tree.map(lambda x, kv: x.astype(kv.dtype), block, prompt[0]))
     start += width
   return state, [join_blocks(*kvs) for kvs in zip(*blocks, strict=True)]
 
@@ -205,6 +207,7 @@ def _decode_compacted(
     kept = jnp.argsort(state.done)[:compacted]  # stable: unfinished rows come first
     few = jax.tree.map(lambda x: x[kept] if x.ndim else x, state)
     past, mask = segment(kept)
+    past = for_writing(past)
     few, past = _decode_in_segment(few, past, mask, step, compact)
 
     def own_segment(rows: jax.Array) -> Any:
