@@ -172,16 +172,9 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
 
   compilation.keep_on_disk()
   s = shape
-  stage, saved = machinery(s)
-  once = functools.partial(iterate, s, stage, saved['reference'])
-  began = time.monotonic()
-  state, _ = once(saved['policy'], 0)
-  first = {'iteration': time.monotonic() - began, 'launch': began - LAUNCHED}
-  rows = []
-  for n in range(1, iterations + 1):
-    state, seconds = once(state, n)
-    rows.append(seconds)
-  memory = _peak_memory()  # before the ceilings, which take more
+  with compilation.Compilations():  # as in a run
+    first, rows = _iterations(s, iterations)
+    memory = _peak_memory()  # before the ceilings, which take more
   ceiling = ceilings(s.dtype)
   by_phase = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
   work = flops(s)
@@ -203,6 +196,22 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
       name: work[name] / by_phase[name] / ceiling['product'] for name in work
     },
   }
+
+
+def _iterations(
+  shape: Shape, iterations: int
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+  """The first iteration's seconds and those before it, and the others' by phase."""
+  stage, saved = machinery(shape)
+  once = functools.partial(iterate, shape, stage, saved['reference'])
+  began = time.monotonic()
+  state, _ = once(saved['policy'], 0)
+  first = {'iteration': time.monotonic() - began, 'launch': began - LAUNCHED}
+  rows = []
+  for n in range(1, iterations + 1):
+    state, seconds = once(state, n)
+    rows.append(seconds)
+  return first, rows
 
 
 def _peak_memory() -> float:

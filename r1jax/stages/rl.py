@@ -151,21 +151,10 @@ def train(
   )
 
   def measure() -> None:
-    evaluate_and_log(
-      loop,
-      learner.whole(state.params),
-      named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
-      held_out,
-      sampler=actors.sampler,
-      rewarder=actors.rewarder,
-      config=evals,
-      max_length=value_at(config.max_length, loop.steps),
-    )
+    _evaluate(loop, learner.whole(state.params), held_out, actors, evals, root)
 
   if not first:
     measure()
-  if 0 < config.profile_step <= first:
-    loop.say(f'step {config.profile_step} is done and can no longer be traced.')
   weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   # Whether every advantage so far was 0; of a resumed run that is not known.
   flat = not first
@@ -205,8 +194,31 @@ def _resume(
   checkpoints, before = run.checkpoints[phase], params()
   optim.check_learning_rate(before, learner.config.optim, 'rl.optim', learner.matrices)
   first, like = checkpoints.step or 0, learner.like(before)
+  if 0 < (traced := learner.config.profile_step) <= first:
+    run.progress.say(f'Step {traced} is done and can no longer be traced.')
   saved = {} if first else learner.start(before)
   del before  # a large model would not fit a second time
   saved = saved or checkpoints.restore(like)
   state = learner.offload_state(saved.pop('policy'))
   return state, learner.offload_reference(saved.pop('reference')), first
+
+
+def _evaluate(
+  loop: Loop,
+  params: optax.Params,
+  held_out: Sequence[Problem],
+  actors: Actors,
+  config: EvalConfig,
+  root: jax.Array,
+) -> None:
+  """Evaluates the policy after the loop's step; logs and shows the result."""
+  evaluate_and_log(
+    loop,
+    params,
+    named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
+    held_out,
+    sampler=actors.sampler,
+    rewarder=actors.rewarder,
+    config=config,
+    max_length=value_at(actors.learner.config.max_length, loop.steps),
+  )
