@@ -17,7 +17,6 @@ from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.model.config import ModelConfig
 from r1jax.stages import distillation, from_scratch, problem_sets
-from r1jax.stages.distillation import check_methods
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.rejection import RejectionConfig
@@ -76,7 +75,9 @@ class Distill(StageConfig):
   def __post_init__(self) -> None:
     super().__post_init__()
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
-    check_methods(self.methods, self.rejection, self.rl, self.student.vocab_size)
+    distillation.check_methods(
+      self.methods, self.rejection, self.rl, self.student.vocab_size
+    )
 
 
 def run(stage: Stage, config: Distill) -> Trained:
@@ -99,7 +100,7 @@ def run(stage: Stage, config: Distill) -> Trained:
     rewards=reasoning_rl.ReasoningRL().rewards(),
     evals=config.evals,
   )
-  student.epochs(lesson.pairs, config.sft)  # raises if an example exceeds a row
+  _ = lesson.epochs  # raises if an example exceeds a row
   base = student.pretrain(documents, config.base)
   learned = {name: distillation.METHODS[name](lesson, base) for name in config.methods}
   distillation.write_compute(lesson, config.methods, base)

@@ -286,9 +286,11 @@ def test_int8_weights_are_off_by_half_a_step_at_most():
   np.testing.assert_array_equal(small['norm']['gain'], params['norm']['gain'])
 
 
-def test_int8_weights_equal_their_dequantized_values():
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_int8_weights_equal_their_dequantized_values(dtype):
   params = random_params(SMALL)
   small = decoder.quantize(params, SMALL)
+  config = dataclasses.replace(SMALL, dtype=dtype)
 
   def wide(leaf, axes):
     return leaf.values * jnp.expand_dims(leaf.scale, axes[0]) if axes else leaf
@@ -300,10 +302,13 @@ def test_int8_weights_equal_their_dequantized_values():
     is_leaf=lambda leaf: isinstance(leaf, Int8),
   )
   tokens = np.random.default_rng(11).integers(VOCAB, size=(2, 9))
-  expected, _ = forward(SMALL, restored, tokens)
-  hidden, _ = forward(SMALL, small, tokens)
-  np.testing.assert_allclose(hidden, expected, **CLOSE)
-  assert np.abs(hidden - forward(SMALL, params, tokens)[0]).max() > 1e-3
+  expected, _ = forward(config, restored, tokens)
+  hidden, _ = forward(config, small, tokens)
+  if dtype == 'float32':
+    np.testing.assert_allclose(hidden, expected, **CLOSE)
+  else:  # the dequantized weights are rounded to 2^-9, int8 values are exact
+    np.testing.assert_allclose(hidden, expected, atol=12 * 2**-8)
+  assert np.abs(hidden - forward(config, params, tokens)[0]).max() > 1e-3
 
 
 def test_init_has_the_stated_variances_and_different_layers():

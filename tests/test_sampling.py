@@ -334,29 +334,31 @@ def test_a_completion_ends_after_its_first_stop_token(params, monkeypatch):
   assert len(lengths) > 3
 
 
-@pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
+@pytest.mark.parametrize('kind', ['bfloat16', 'int8', 'int8 bfloat16'])
 def test_scores_agree_with_a_sampler_of_lower_precision(params, kind):
-  config = dataclasses.replace(SMALL, dtype='bfloat16') if kind == 'bfloat16' else SMALL
+  config = dataclasses.replace(SMALL, dtype='bfloat16') if 'bfloat16' in kind else SMALL
   model = DecoderFns(*decoder.functions(config, VOCAB))
-  sampler = decoder.quantize(params, config) if kind == 'int8' else params
+  sampler = decoder.quantize(params, config) if 'int8' in kind else params
   drawn = sample(sampler, model=model)
   score = jax.jit(functools.partial(score_tokens, model=model))
   same, _ = score(sampler, PROMPTS, PROMPT_MASK, drawn.tokens)
   # Of the same weights: bfloat16 rounds to 2^-9, in sums of another order.
-  closeness = 0.05 if kind == 'bfloat16' else 1e-4
+  closeness = 0.05 if 'bfloat16' in kind else 1e-4
   np.testing.assert_allclose(drawn.logp, same, atol=closeness)
-  if kind == 'int8':
+  if 'int8' in kind:
     other, _ = score(params, PROMPTS, PROMPT_MASK, drawn.tokens)
     drift = np.abs(drawn.logp - other).mean()
     assert 1e-3 < drift < 0.1, drift
 
 
 # With one kv head the cache has another shape; see `attention.write`.
-@pytest.mark.parametrize('kv_heads', [1, 2])
-def test_compaction_changes_no_completion(monkeypatch, kv_heads):
+@pytest.mark.parametrize(
+  ('kv_heads', 'dtype'), [(1, 'float32'), (2, 'float32'), (2, 'bfloat16')]
+)
+def test_compaction_changes_no_completion(monkeypatch, kv_heads, dtype):
   monkeypatch.setattr(cache, 'CACHE_BLOCK', 4)
   monkeypatch.setattr(generate, 'MIN_ROWS', 1)
-  config = dataclasses.replace(SMALL, kv_heads=kv_heads)
+  config = dataclasses.replace(SMALL, kv_heads=kv_heads, dtype=dtype)
   model = DecoderFns(*decoder.functions(config, VOCAB))
   plain, moved = (
     sample(
@@ -373,6 +375,11 @@ def test_compaction_changes_no_completion(monkeypatch, kv_heads):
   lengths = np.sort(plain.mask.sum(-1).ravel())
   assert lengths[-5] < lengths[-2] < lengths[-1], lengths
   assert lengths[-1] > 14
+  if dtype == 'bfloat16':  # sums of another order may round to the next number
+    same = moved.tokens == plain.tokens
+    assert same.mean() > 0.9
+    np.testing.assert_allclose(moved.logp[same], plain.logp[same], atol=0.05)
+    return
   np.testing.assert_array_equal(moved.tokens, plain.tokens)
   np.testing.assert_array_equal(moved.mask, plain.mask)
   np.testing.assert_allclose(moved.logp, plain.logp, **CLOSE)

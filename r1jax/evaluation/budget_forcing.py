@@ -227,7 +227,7 @@ def measure(
   """Returns a row for each budget, and a last one without a budget.
 
   A row holds pass@1 in total and by task, and the tokens of thoughts, with 95 %
-  intervals bootstrapped over problems (see `evaluation`); `right`, the right outputs of
+  intervals bootstrapped over problems (see `evaluate`); `right`, the right outputs of
   each problem; and `versus_free`, the difference in pass@1 to the last row, paired by
   problem, with an interval of the given `confidence`. All of it is about this one
   model. The pool's first reward must be the accuracy.

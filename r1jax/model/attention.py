@@ -231,12 +231,24 @@ def _attend_one(
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   top = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - top[..., None])
-  out = _product(weights.astype(values.dtype), values)
+  out = _product(_rounded(weights, q_BTHC.dtype).astype(values.dtype), values)
 
   def by_row(x_BKRQ: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BKRQ, 3, 1).reshape(rows, length, heads, *x_BKRQ.shape[4:])
 
   return by_row(out), by_row(top), by_row(weights.sum(-1))
+
+
+def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Returns x with the precision of `dtype`.
+
+  A block that is written to may be float32 in a bfloat16 model (`cache.for_writing`).
+  Its weights are rounded as in other blocks, so that a block's type changes nothing.
+  """
+  kind = jnp.finfo(dtype)
+  if kind.bits >= jnp.finfo(x.dtype).bits:
+    return x
+  return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 def _product(x_BKRQM: jax.Array, y_BKMN: jax.Array) -> jax.Array:

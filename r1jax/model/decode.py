@@ -128,7 +128,9 @@ def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any
       return w.reshape(-1, 1)
     width = inputs.get(name, config.d_model)
     if isinstance(w, Int8):
-      return left(w.values, width), w.scale.reshape(-1, 1).astype(config.dtype)
+      return left(w.values, width), w.scale.reshape(-1, 1).astype(
+        vector_dtype(config.dtype)
+      )
     if isinstance(w, Lora):
       w, a, b = (x.astype(config.dtype) for x in w)
       return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
@@ -152,8 +154,7 @@ class Layer:
       out_FB += _product(weights.b, _product(weights.a, x_DB))
     else:
       values, scale = weights
-      out_FB = _product(values.astype(dtype), x_DB)
-      out_FB = out_FB if scale is None else out_FB * scale
+      out_FB = _product(values.astype(dtype), x_DB, scale)
     bias = self.weights.get(f'{name}_bias')
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
@@ -266,17 +267,22 @@ def _constrain_cache(x: jax.Array) -> jax.Array:
   return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 
 
-def _product(w_FD: jax.Array, x_DB: jax.Array) -> jax.Array:
-  """Returns w @ x in the type of x.
+def _product(
+  w_FD: jax.Array, x_DB: jax.Array, scale_F1: jax.Array | None = None
+) -> jax.Array:
+  """Returns w @ x, times the scale, in the type of x.
 
   XLA's CPU compiler uses the bfloat16 units only for a float32 result and a right
   operand whose rows are contiguous, so it must not keep x as a transposed array.
   """
-  if not uses_product(str(x_DB.dtype)):
-    return w_FD @ x_DB
-  x_DB = with_layout_constraint(x_DB, Layout((0, 1)))
-  found = jnp.matmul(w_FD, x_DB, preferred_element_type=jnp.float32)
-  return found.astype(x_DB.dtype)
+  dtype = x_DB.dtype
+  if uses_product(str(dtype)):
+    x_DB = with_layout_constraint(x_DB, Layout((0, 1)))
+    out_FB = jnp.matmul(w_FD, x_DB, preferred_element_type=jnp.float32)
+  else:
+    out_FB = w_FD @ x_DB
+  out_FB = out_FB if scale_F1 is None else out_FB * scale_F1
+  return out_FB.astype(dtype)
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:

@@ -125,7 +125,7 @@ def dense(x_BTD: jax.Array, w: Weight, dtype: str = 'float32') -> jax.Array:
   if uses_product(dtype):
     out_BTF = product(x_BTD.astype(dtype), values)
     if scale is not None:
-      out_BTF *= scale.reshape(-1)
+      out_BTF *= scale.reshape(-1)[None, None]
     if inputs > SHORT:  # by name, and in float32: see `cache.for_writing`
       out_BTF = checkpoint_name(out_BTF, LONG_PRODUCT)
     return out_BTF.astype(dtype)

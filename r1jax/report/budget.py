@@ -1,7 +1,7 @@
 """The result of budget forcing: accuracy with less and less time to think.
 
-A row is what `stages.budget_forcing.measure` returns for one budget; in the last row
-the model thinks as long as it likes.
+A row is what `evaluation.budget_forcing.measure` returns for one budget; in the last
+row the model thinks as long as it likes.
 """
 
 from collections.abc import Mapping, Sequence

@@ -10,7 +10,8 @@ pool runs each reward alone to find the one at fault.
 Workers are spawned, since forking a process with the threads of jax can deadlock. They
 import the modules of the rewards, in the background from `__enter__` on, and the
 program's main module, which often imports jax, only if a reward is defined there; then
-it needs the usual `if __name__ == '__main__'`.
+it needs the usual `if __name__ == '__main__'`. So a reward of another module can't rely
+on what the main module does when it is imported.
 """
 
 import concurrent.futures
@@ -73,9 +74,10 @@ class _Worker(context.SpawnProcess):
     # What a process does if there is no such module, as in an interactive session.
     with _MAIN_HIDDEN:
       main = sys.modules['__main__']
-      spec, file = main.__spec__, vars(main).pop('__file__', None)
-      main.__spec__ = None
+      spec, file = main.__spec__, getattr(main, '__file__', None)
       try:
+        main.__spec__ = None
+        vars(main).pop('__file__', None)
         return context.SpawnProcess._Popen(process_obj)
       finally:
         main.__spec__ = spec

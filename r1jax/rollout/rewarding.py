@@ -1,8 +1,4 @@
-"""Rewards a rollout by rules and by a preference model.
-
-Rules run in worker processes, the preference model on the device. R1's last stage uses
-both (Nature version): rules for reasoning, the preference model for general prompts.
-"""
+"""Rewards a rollout: submits its outputs, and gathers the rewards of all hosts."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +14,7 @@ from r1jax.text import parsing
 
 
 class Rewarder(Protocol):
-  """Rewards outputs: a `RewardPool`, or a `PreferenceReward` around one."""
+  """Rewards outputs by rules, as a `RewardPool` does, or by other means."""
 
   @property
   def names(self) -> tuple[str, ...]:

@@ -13,14 +13,8 @@ from r1jax.runtime import compilation
 from r1jax.sampling import generate
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.constrain import on_mesh
-from r1jax.sharding.mesh import (
-  MeshConfig,
-  sampler_mesh,
-)
-from r1jax.sharding.place import (
-  reshard,
-  without_gathers,
-)
+from r1jax.sharding.mesh import MeshConfig, sampler_mesh
+from r1jax.sharding.place import reshard, without_gathers
 from r1jax.sharding.rules import named_sharding
 
 # Below this size programs run in parallel on a CPU's cores. Above it memory bandwidth

@@ -17,17 +17,8 @@ from r1jax.rollout.sample_program import SampleProgram
 from r1jax.runtime import hosts
 from r1jax.sampling import generate
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.sharding.mesh import (
-  REPLICATED,
-  MeshConfig,
-  local_shards,
-  shard_owners,
-)
-from r1jax.sharding.place import (
-  feed_rows,
-  fetch_rows,
-  put_batch,
-)
+from r1jax.sharding.mesh import REPLICATED, MeshConfig, local_shards, shard_owners
+from r1jax.sharding.place import feed_rows, fetch_rows, put_batch
 from r1jax.tasks import Problem
 from r1jax.text import parsing
 from r1jax.text.tokenizer import pad_left

@@ -39,8 +39,8 @@ def empty_block(kv: Any, rows: int, width: int) -> Any:
 def for_writing(kv: Any) -> Any:
   """Returns a tree of `KV` in the type in which positions are written to it.
 
-  On a CPU that is float32 at least: to write a position of a bfloat16 array, XLA's CPU
-  compiler converts the whole array.
+  On a CPU that is float32 at least, twice the bytes of bfloat16: to write a position of
+  a bfloat16 array, XLA's CPU compiler converts the whole array.
   """
   if platform() != 'cpu':
     return kv

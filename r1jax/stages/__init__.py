@@ -1,1 +1,1 @@
-"""The loops of R1's stages: RL, SFT, rejection sampling, the preference model."""
+"""The loops of R1's stages: RL, SFT, rejection sampling, distillation."""

@@ -62,7 +62,7 @@ class Lesson:
     """Pairs of a question and the teacher's output."""
     return [(line['question'], line['output']) for line in self.kept]
 
-  @property
+  @functools.cached_property
   def epochs(self) -> Epochs:
     """Batches of rows of these pairs; ValueError if one exceeds a row."""
     return self.stage.epochs(self.pairs, self.sft)
