@@ -231,24 +231,16 @@ def _attend_one(
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   top = jax.lax.stop_gradient(scores.max(-1))
   weights = jnp.exp(scores - top[..., None])
-  out = _product(_rounded(weights, q_BTHC.dtype).astype(values.dtype), values)
+  rounded, kind = weights.astype(values.dtype), jnp.finfo(q_BTHC.dtype)
+  if kind.bits < jnp.finfo(values.dtype).bits:
+    # A float32 block of a bfloat16 model, see `cache.for_writing`: rounded as in others.
+    rounded = jax.lax.reduce_precision(rounded, kind.nexp, kind.nmant)
+  out = _product(rounded, values)
 
   def by_row(x_BKRQ: jax.Array) -> jax.Array:
     return jnp.moveaxis(x_BKRQ, 3, 1).reshape(rows, length, heads, *x_BKRQ.shape[4:])
 
   return by_row(out), by_row(top), by_row(weights.sum(-1))
-
-
-def _rounded(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Returns x with the precision of `dtype`.
-
-  A block that is written to may be float32 in a bfloat16 model (`cache.for_writing`).
-  Its weights are rounded as in other blocks, so that a block's type changes nothing.
-  """
-  kind = jnp.finfo(dtype)
-  if kind.bits >= jnp.finfo(x.dtype).bits:
-    return x
-  return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 def _product(x_BKRQM: jax.Array, y_BKMN: jax.Array) -> jax.Array:
