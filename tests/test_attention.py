@@ -194,3 +194,18 @@ def test_products_after_rope_depend_only_on_the_distance():
 
   np.testing.assert_allclose(product(5, 2), product(45, 42), rtol=1e-4)
   assert abs(product(5, 2) - product(5, 3)) > 1e-2
+
+
+def test_a_block_of_a_wider_type_attends_as_one_of_the_queries_type():
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+    for shape in ((3, 1, 4, 16), (3, 2, 16, 40), (3, 2, 40, 16))
+  )
+  seen = jnp.ones((3, 40), bool)
+  narrow = attention.attend_all(q, [(KV(k, v), seen)])
+  wide = KV(k.astype(jnp.float32), v.astype(jnp.float32))
+  # Weights that were not rounded to 2^-9 would be off by about 1e-3.
+  np.testing.assert_allclose(
+    attention.attend_all(q, [(wide, seen)]), narrow, rtol=1e-5, atol=1e-5
+  )

@@ -233,7 +233,7 @@ def _attend_one(
   weights = jnp.exp(scores - top[..., None])
   rounded, kind = weights.astype(values.dtype), jnp.finfo(q_BTHC.dtype)
   if kind.bits < jnp.finfo(values.dtype).bits:
-    # A float32 block of a bfloat16 model, see `cache.for_writing`: rounded as in others.
+    # A float32 block of a bfloat16 model (`cache.for_writing`) is rounded like others.
     rounded = jax.lax.reduce_precision(rounded, kind.nexp, kind.nmant)
   out = _product(rounded, values)
 
