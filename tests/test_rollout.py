@@ -1,6 +1,7 @@
 """From problems to texts, with a small random model and a real tokenizer."""
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 
 from r1jax.model.config import ModelConfig
 from r1jax.rollout.policy import Policy
+from r1jax.rollout.sample_program import SampleProgram
 from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
-from r1jax.sharding.mesh import make_mesh
+from r1jax.sharding.mesh import REPLICATED, MeshConfig, make_mesh
 from r1jax.sharding.place import put_boxed
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import Tokenizer
@@ -27,9 +29,9 @@ def params():
   return put_boxed(MESH, POLICY.boxed(jax.random.key(0)))
 
 
-def sample(params, cores, monkeypatch):
+def sample(params, cores, monkeypatch, layout=REPLICATED):
   monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(cores), raising=False)
-  return Sampler(POLICY, 30, MESH).sample(
+  return Sampler(POLICY, 30, MESH, layout).sample(
     params,
     jax.random.key(3),
     PROBLEMS,
@@ -47,6 +49,31 @@ def test_samples_do_not_depend_on_the_number_of_cores(params, monkeypatch):
     np.testing.assert_array_equal(other.prompts, one.prompts)
     np.testing.assert_allclose(other.logp, one.logp, rtol=1e-5, atol=1e-5)
     assert other.texts == one.texts
+
+
+@pytest.mark.parametrize(('cores', 'slots'), [(1, 5), (2, 4), (4, 1)])
+def test_samples_do_not_depend_on_the_slots(params, monkeypatch, cores, slots):
+  every = sample(params, 1, monkeypatch)
+  found = sample(params, cores, monkeypatch, MeshConfig(sampler_slots=slots))
+  np.testing.assert_array_equal(found.tokens, every.tokens)
+  np.testing.assert_array_equal(found.lengths, every.lengths)
+  np.testing.assert_allclose(found.logp, every.logp, rtol=1e-5, atol=1e-5)
+
+
+def test_programs_in_parallel_share_the_slots():
+  def slots(count, outputs, parts, devices=1):
+    mesh = make_mesh(jax.devices()[:devices])
+    layout = MeshConfig(sampler_slots=count)
+    nothing: Any = None  # unused here
+    program = SampleProgram(nothing, (), mesh, layout, None)
+    return program.slots(outputs, parts)
+
+  assert slots(8, 100, 1) == 8
+  assert slots(8, 100, 2) == 4
+  assert slots(1, 100, 2) == 1
+  assert slots(8, 100, 1, devices=4) == 32
+  # All at once, as no output would wait.
+  assert slots(0, 100, 1) == slots(8, 8, 1) == slots(8, 32, 1, devices=4) == 0
 
 
 def test_lengths_cut_offs_and_texts_follow_from_the_tokens(params, monkeypatch):

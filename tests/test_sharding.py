@@ -55,6 +55,12 @@ MESHES = {
   'fsdp 8': {'fsdp': 8},
   'fsdp 4 tensor 2': {'fsdp': 4, 'tensor': 2},
   'expert 4 fsdp 2': {'expert': 4, 'fsdp': 2, 'sampler_gathers': True},
+  'fsdp 4 tensor 2 in slots': {
+    'fsdp': 4,
+    'tensor': 2,
+    'sampler_tensor': 2,
+    'sampler_slots': 2,
+  },
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
   'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
@@ -115,6 +121,7 @@ def step(model_name, mesh_name):
   [
     ('qwen', 'fsdp 8'),
     ('qwen', 'fsdp 4 tensor 2'),
+    ('qwen', 'fsdp 4 tensor 2 in slots'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
     ('deepseek', 'data 2 expert 2 context 2'),

@@ -184,7 +184,7 @@ MESH = {
   f'mesh.{name}'
   for name in (
     *('data', 'fsdp', 'tensor', 'expert', 'context'),
-    *('sampler_tensor', 'sampler_expert', 'sampler_gathers'),
+    *('sampler_tensor', 'sampler_expert', 'sampler_gathers', 'sampler_slots'),
     *('coordinator', 'hosts', 'host'),
   )
 }

@@ -187,11 +187,28 @@ def attend_all(
 ) -> jax.Array:
   """Returns softmax(scale q k^T) v over the segments, [B, T, H, C].
 
-  Like `attend`, but the queries' own keys and values are among the segments.
+  Like `attend`, but the queries' own keys and values are among the segments. A segment
+  with a mask of more rows than its `KV`, B' of them, is of the first B' rows of queries
+  alone, one each.
   """
-  return _merge(
-    [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in segments]
-  )
+  return _merge([_attend_first(q_BTHC, kv, mask, scale) for kv, mask in segments])
+
+
+def _attend_first(
+  q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`_attend_one`; without weight in rows that the segment is not of."""
+  rows = len(kv.k)
+  if len(mask) <= rows:
+    return _attend_one(q_BTHC, kv, mask[:, None], scale)
+  found = _attend_one(q_BTHC[:rows], kv, mask[:rows, None], scale)
+
+  def pad(x: jax.Array, value: float) -> jax.Array:
+    others = [(0, len(q_BTHC) - rows)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, others, constant_values=value)
+
+  out, top, total = map(pad, found, (0.0, MASKED, 0.0))
+  return out, top, total
 
 
 def _merge(parts: Sequence[tuple[Any, jax.Array, Any]]) -> jax.Array:

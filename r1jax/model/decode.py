@@ -20,7 +20,7 @@ from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.linear import Int8, Lora, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
-from r1jax.sharding.constrain import constrain
+from r1jax.sharding.constrain import constrain, constrain_rows
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -249,7 +249,7 @@ class Layer:
       # Write before reading: the other order would make XLA copy the cache.
       *others, (last, mask) = segments
       last = write(last, own, column)
-      last = jax.tree.map(_constrain_cache, last)
+      last = jax.tree.map(constrain_rows, last)
     with jax.named_scope('attend'):
       scale = score_scale(self.config)
       attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
@@ -260,11 +260,6 @@ class Layer:
       h_DB = self.norm('mlp_norm', x_DB)
     with jax.named_scope('mlp'):
       return x_DB + self.mlp(h_DB), last
-
-
-def _constrain_cache(x: jax.Array) -> jax.Array:
-  """Shards keys or values by rows, and by kv heads where there are several."""
-  return constrain(x, 'prompt', *['kv_heads', None, None][4 - x.ndim :])
 
 
 def _product(

@@ -10,12 +10,12 @@ import jax
 import optax
 
 from r1jax.runtime import compilation
-from r1jax.sampling import generate
+from r1jax.sampling import continuous, generate
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, sampler_mesh
 from r1jax.sharding.place import reshard, without_gathers
-from r1jax.sharding.rules import named_sharding
+from r1jax.sharding.rules import named_sharding, shard_count
 
 # Below this size programs run in parallel on a CPU's cores. Above it memory bandwidth
 # is the limit, and one program reads the weights once for all prompts.
@@ -61,23 +61,33 @@ class SampleProgram:
 
   @functools.cached_property
   def compiled(self) -> Callable[..., tuple[generate.Completions, jax.Array]]:
-    """The jitted `generate.sample`, which also returns the lengths [P, G]."""
+    """The jitted sampler, which also returns the lengths [P, G].
+
+    With `slots` it is `continuous.sample`, otherwise `generate.sample`.
+    """
+    shards = self._shards
 
     def function(
       params: optax.Params,
       key_data: jax.Array,
       prompts: jax.Array,
       mask: jax.Array,
+      slots: int,
       **settings: Any,
     ) -> tuple[generate.Completions, jax.Array]:
-      completions = generate.sample(
+      sample: Callable[..., generate.Completions]
+      if slots:
+        sample = functools.partial(continuous.sample, slots=slots, shards=shards)
+      else:
+        compact = self.sampling_mesh.size == 1
+        sample = functools.partial(generate.sample, compact=compact)
+      completions = sample(
         params,
         jax.random.wrap_key_data(key_data),
         prompts,
         mask,
         model=self.model,
         stop_ids=self.stop_ids,
-        compact=self.sampling_mesh.size == 1,
         **settings,
       )
       return completions, completions.mask.sum(-1)
@@ -88,7 +98,7 @@ class SampleProgram:
       places = named_sharding(self.mesh, 'prompt'), named_sharding(self.mesh)
     return jax.jit(
       on_mesh(self.sampling_mesh, function),
-      static_argnames=('config', 'group_size', 'max_length'),
+      static_argnames=('config', 'group_size', 'max_length', 'slots'),
       out_shardings=places,
       compiler_options=compilation.options(self.sampling_mesh),
     )
@@ -101,3 +111,18 @@ class SampleProgram:
       return 1
     cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
     return max(n for n in range(1, cores + 1) if prompts % n == 0)
+
+  def slots(self, outputs: int, parts: int) -> int:
+    """Returns how many of its outputs a program decodes at a time; 0 is all.
+
+    Args:
+      outputs: that the program samples, on all devices.
+      parts: programs that run in parallel.
+    """
+    slots = max(1, self.layout.sampler_slots // parts) * self._shards
+    return slots if self.layout.sampler_slots and slots < outputs else 0
+
+  @property
+  def _shards(self) -> int:
+    """Number of devices, or groups of them, that prompts are sharded over."""
+    return shard_count(self.sampling_mesh, 'prompt')

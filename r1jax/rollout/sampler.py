@@ -111,6 +111,8 @@ class Sampler:
     prompts, prompt_mask = self.encode(mine)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     key_data = np.asarray(jax.random.key_data(keys))
+    parts = self.program.parallel_parts(len(mine), params)
+    outputs = len(problems) * group_size // parts
     sample = functools.partial(
       self.program.compiled,
       self.program.place(params),
@@ -118,6 +120,7 @@ class Sampler:
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
+      slots=self.program.slots(outputs, parts),
       temperature=np.float32(draw.temperature),
     )
 
@@ -128,13 +131,13 @@ class Sampler:
         found, lengths = sample(*put_batch(self.program.sampling_mesh, placed))
       return fetch_rows(self.mesh, found), np.asarray(lengths)
 
-    size = len(mine) // self.program.parallel_parts(len(mine), params)
+    size = len(mine) // parts
     started = time.monotonic()
     slices = [slice(start, start + size) for start in range(0, len(mine), size)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
-      parts = list(threads.map(part, slices))
+      found = list(threads.map(part, slices))
     device_seconds = time.monotonic() - started
-    completions, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    completions, all_lengths = jax.tree.map(lambda *x: np.concatenate(x), *found)
     tokens, lengths = completions.tokens, all_lengths[rows]
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=-1)[..., 0]
     prompt_texts = [self.policy.prompt(problem.question) for problem in mine]

@@ -63,6 +63,12 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, named_sharding(mesh, *logical))
 
 
+def constrain_rows(x: jax.Array) -> jax.Array:
+  """Returns x, sharded by rows; keys and values [B, K, ..] also by kv heads."""
+  axes = ['kv_heads', None, None] if x.ndim == 4 else [None] * (x.ndim - 1)
+  return constrain(x, 'prompt', *axes)
+
+
 def constrain_params(params: optax.Params, boxed: Any) -> Any:
   """Returns parameters sharded by their axis names; their gradients are sharded alike.
 

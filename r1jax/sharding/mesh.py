@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh
 
 from r1jax.sharding.rules import AXES, RULES, MeshError, named_sharding, shard_count
 
+_FROM_ZERO = ('data', 'sampler_tensor', 'sampler_expert', 'sampler_slots', 'host')
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -36,6 +38,9 @@ class MeshConfig:
   # Whether samplers also shard the other parameters over `sampler_expert`: this takes
   # less memory, but each decode step gathers them.
   sampler_gathers: bool = False
+  # Outputs that a sampler decodes at a time on the devices of one prompt; a finished
+  # one makes room for the next. 0: all of a batch.
+  sampler_slots: int = 0
   # For several hosts, where the environment does not name them: address of the first
   # (host:port), number of hosts, and the index of this one.
   coordinator: str = ''
@@ -43,9 +48,8 @@ class MeshConfig:
   host: int = 0
 
   def __post_init__(self) -> None:
-    for name in (*AXES, 'sampler_tensor', 'sampler_expert', 'hosts', 'host'):
-      zero = name in ('data', 'sampler_tensor', 'sampler_expert', 'host')
-      value, least = getattr(self, name), 0 if zero else 1
+    for name in (*AXES[1:], *_FROM_ZERO, 'hosts'):
+      value, least = getattr(self, name), 0 if name in _FROM_ZERO else 1
       if value < least:
         raise MeshError(f'mesh.{name}: expected {least} or more, got {value}')
     if self.coordinator and not re.fullmatch(r'.+:\d+', self.coordinator):
