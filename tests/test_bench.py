@@ -69,3 +69,15 @@ def test_an_iteration_runs_the_programs_of_the_stage():
   assert seconds.keys() == {'rollout', 'reference', 'update'}
   assert int(state.step) == 1
   assert (np.asarray(state.params['embedding']) != old['embedding']).any()
+
+
+def test_an_update_of_adapters_computes_no_gradient_of_the_weights():
+  # inputs and outputs: query 6+12, key and value 6+4, out 12+6, three of 6+5
+  ends = 18 + 2 * 10 + 18 + 3 * 11
+  tokens = 2 * 4 + 2 * 3 * 4  # the prompts', and all but the last of each output
+  adapters = 2 * 2 * 2 * ends * tokens  # operations, layers, rank
+  products = 2 * count(TINY, attention=False)
+  attention = 2 * count(TINY, attention=True) - products
+  work = shapes.flops(TINY._replace(lora_rank=2))
+  assert work['rollout'] == work['reference'] == products + attention
+  assert work['update'] == 2 * products + 3 * attention + 3 * adapters
