@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from scripts.shapes import HERE, SHAPES, Shape, flops, rollout_bytes
 
@@ -57,111 +57,6 @@ def _median(call: Callable[[], Any], times: int) -> float:
     jax.block_until_ready(call())
     seconds.append(time.monotonic() - began)
   return statistics.median(seconds)
-
-
-class _Tokenizer:
-  """Every text is a random prompt; no token ends a completion."""
-
-  pad_id = 0
-
-  def __init__(self, shape: Shape) -> None:
-    self.shape, self.stop_ids = shape, (shape.vocabulary,)
-
-  def prompt(self, template: str, question: str) -> str:
-    del template
-    return question
-
-  def prompt_ids(self, template: str, question: str) -> list[int]:
-    import numpy as np
-
-    rng = np.random.default_rng(len(self.prompt(template, question)))
-    return rng.integers(2, self.shape.vocabulary, self.shape.prompt_length).tolist()
-
-  def decode_batch(self, rows: Any) -> list[str]:
-    return [''] * len(rows)
-
-
-class Machinery(NamedTuple):
-  """The stage's own machinery for a shape."""
-
-  sampler: Any
-  learner: Any
-
-
-def machinery(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
-  """Returns what a stage of RL works with, and what it starts from."""
-  import jax
-
-  from r1jax.grpo import GRPOConfig
-  from r1jax.model import decoder
-  from r1jax.model.config import ModelConfig
-  from r1jax.rollout.policy import Policy
-  from r1jax.rollout.sampler import Sampler
-  from r1jax.sharding.mesh import fit_mesh
-  from r1jax.sharding.place import put_boxed
-  from r1jax.stages.learner import Learner
-  from r1jax.stages.rl_config import RLConfig
-
-  s = shape
-  config = ModelConfig(
-    s.d_model,
-    s.layers,
-    s.heads,
-    s.kv_heads,
-    s.head_dim,
-    s.d_ff,
-    remat='dots',
-    dtype=s.dtype,
-  )
-  mesh = fit_mesh({'prompts': s.prompts, 'rows': s.micro_batch_rows})
-  tokenizer: Any = _Tokenizer(s)
-  policy = Policy(config, tokenizer, 'plain', s.vocabulary)
-  stage = RLConfig(
-    prompts_per_step=s.prompts,
-    group_size=s.group_size,
-    minibatches=1,
-    micro_batch_rows=s.micro_batch_rows,
-    grpo=GRPOConfig(kl_coef=0.04),
-  )
-  learner = Learner(policy.functions, mesh, stage)
-  init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
-  start = learner.start(put_boxed(mesh, init(jax.random.key(0))))
-  return Machinery(Sampler(policy, s.prompt_length, mesh), learner), start
-
-
-def iterate(
-  shape: Shape, stage: Machinery, reference: Any, state: Any, n: int
-) -> tuple[Any, dict[str, float]]:
-  """One iteration: the new state, and the seconds of rollout, reference and update."""
-  import jax
-  import numpy as np
-
-  from r1jax.sampling.sampler import SamplingConfig
-  from r1jax.tasks import Problem
-
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
-  key = jax.random.key(n)
-  began = time.monotonic()
-  rollout = stage.sampler.sample(
-    stage.learner.for_sampling(state.params),
-    key,
-    problems,
-    group_size=shape.group_size,
-    max_length=shape.length,
-    draw=SamplingConfig(),
-  )
-  assert (rollout.lengths == shape.length).all()
-  sampled = time.monotonic()
-  scores = stage.learner.score(state.params, reference, rollout, 1.0)
-  referred = time.monotonic()
-  advantage = stage.learner.advantage(np.mean(rollout.tokens % 2 == 0, axis=-1))
-  state = stage.learner.update(state, rollout, advantage, scores, key, 1.0).state
-  jax.block_until_ready(state)
-  return state, {
-    'rollout': sampled - began,
-    'reference': referred - sampled,
-    'update': time.monotonic() - referred,
-  }
 
 
 def measure(shape: Shape, iterations: int) -> dict[str, Any]:
@@ -202,7 +97,9 @@ def _iterations(
   shape: Shape, iterations: int
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
   """The first iteration's seconds and those before it, and the others' by phase."""
-  stage, saved = machinery(shape)
+  from scripts.iteration import iterate, of_shape
+
+  stage, saved = of_shape(shape)
   once = functools.partial(iterate, shape, stage, saved['reference'])
   began = time.monotonic()
   state, _ = once(saved['policy'], 0)

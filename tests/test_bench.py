@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import bench, shapes
+from scripts import iteration, shapes
 from scripts.shapes import Shape
 
 TINY = Shape(
@@ -63,9 +63,11 @@ def test_decoding_reads_all_weights_and_the_cache_at_every_step(dtype, size):
 
 
 def test_an_iteration_runs_the_programs_of_the_stage():
-  stage, before = bench.machinery(TINY)
+  stage, before = iteration.of_shape(TINY)
   old = jax.device_get(before['policy'].params)
-  state, seconds = bench.iterate(TINY, stage, before['reference'], before['policy'], 1)
+  state, seconds = iteration.iterate(
+    TINY, stage, before['reference'], before['policy'], 1
+  )
   assert seconds.keys() == {'rollout', 'reference', 'update'}
   assert int(state.step) == 1
   assert (np.asarray(state.params['embedding']) != old['embedding']).any()
