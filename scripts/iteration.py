@@ -1,13 +1,14 @@
-"""One GRPO iteration of a shape, with a stage's own machinery.
+"""One GRPO iteration of a shape or a checkpoint, with a stage's own machinery.
 
 Prompts are random tokens and outputs have one length, so that every iteration is the
 same work. A stage's other parts, from problems to rewards, are left out.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
+from r1jax.stages import from_hub
+from r1jax.stages.from_hub import HubConfig, Pretrained
 from r1jax.stages.learner import Learner, learner_of
 from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
@@ -70,6 +73,25 @@ def of_shape(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
   lora = LoraConfig(s.lora_rank)
   policy = Policy(config, tokenizer, 'plain', s.vocabulary, lora)
   return _started(shape, policy, functools.partial(policy.init, seed=0))
+
+
+def look_up(
+  path: str, dtype: Literal['float32', 'bfloat16'], lora_rank: int
+) -> Pretrained:
+  """Returns a checkpoint as `experiments.grpo` opens it, without reading its weights.
+
+  Raises:
+    ValueError: there is no checkpoint at that path, or it can't be used.
+  """
+  lora = LoraConfig(lora_rank)
+  return from_hub.look_up(HubConfig(path, 'plain', dtype=dtype, lora=lora))
+
+
+def of_checkpoint(found: Pretrained, shape: Shape) -> tuple[Machinery, dict[str, Any]]:
+  """Returns a checkpoint's machinery, and what it starts from."""
+  tokenizer: Any = RandomPrompts(shape)
+  policy = dataclasses.replace(found.policy, tokenizer=tokenizer)
+  return _started(shape, policy, found.params)
 
 
 def _started(
