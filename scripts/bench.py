@@ -5,10 +5,12 @@ of JSON a shape, then one table. `mini` and `small` are work on which other syst
 been measured: P prompts of 32 tokens, G completions of exactly 128, temperature 1, KL
 to a reference, clipped surrogate, one AdamW update; `r1_zero` has the sizes of that
 experiment, `qwen2.5-0.5b` and `qwen2.5-1.5b` those of these models, for a GPU or TPU.
-Each shape is a process of its own, so that its first step is a cold one and its peak
-memory its own, and then a second one, that finds the first one's compiled programs. The
-ceilings, a large product and a large copy, are measured in the same process, right
-after. `scripts.sweeps` measures what length, group and uneven lengths cost.
+`--model FOLDER` is the same work with a checkpoint, opened as `experiments.grpo` opens
+it, and `--lora RANK` trains adapters. Each shape is a process of its own, so that its
+first step is a cold one and its peak memory its own, and then a second one, that finds
+the first one's compiled programs. The ceilings, a large product and a large copy, are
+measured in the same process, right after. `scripts.sweeps` measures what length, group
+and uneven lengths cost.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from scripts.shapes import HERE, SHAPES, Shape, flops, rollout_bytes
+from scripts.shapes import HERE, SHAPES, Shape, flops, of_model, rollout_bytes
 
 LAUNCHED = time.monotonic()  # before jax is imported: a user waits for that too
 
@@ -59,113 +62,11 @@ def _median(call: Callable[[], Any], times: int) -> float:
   return statistics.median(seconds)
 
 
-class _Tokenizer:
-  """Every text is a random prompt; no token ends a completion."""
+def measure(shape: Shape, start: Callable[[], Any], iterations: int) -> dict[str, Any]:
+  """One shape: seconds by phase, the first iteration's, memory and ceilings.
 
-  pad_id = 0
-
-  def __init__(self, shape: Shape) -> None:
-    self.shape, self.stop_ids = shape, (shape.vocabulary,)
-
-  def prompt(self, template: str, question: str) -> str:
-    del template
-    return question
-
-  def prompt_ids(self, template: str, question: str) -> list[int]:
-    import numpy as np
-
-    rng = np.random.default_rng(len(self.prompt(template, question)))
-    return rng.integers(2, self.shape.vocabulary, self.shape.prompt_length).tolist()
-
-  def decode_batch(self, rows: Any) -> list[str]:
-    return [''] * len(rows)
-
-
-class Machinery(NamedTuple):
-  """The stage's own machinery for a shape."""
-
-  sampler: Any
-  learner: Any
-
-
-def machinery(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
-  """Returns what a stage of RL works with, and what it starts from."""
-  import jax
-
-  from r1jax.grpo import GRPOConfig
-  from r1jax.model import decoder
-  from r1jax.model.config import ModelConfig
-  from r1jax.rollout.policy import Policy
-  from r1jax.rollout.sampler import Sampler
-  from r1jax.sharding.mesh import fit_mesh
-  from r1jax.sharding.place import put_boxed
-  from r1jax.stages.learner import Learner
-  from r1jax.stages.rl_config import RLConfig
-
-  s = shape
-  config = ModelConfig(
-    s.d_model,
-    s.layers,
-    s.heads,
-    s.kv_heads,
-    s.head_dim,
-    s.d_ff,
-    remat='dots',
-    dtype=s.dtype,
-  )
-  mesh = fit_mesh({'prompts': s.prompts, 'rows': s.micro_batch_rows})
-  tokenizer: Any = _Tokenizer(s)
-  policy = Policy(config, tokenizer, 'plain', s.vocabulary)
-  stage = RLConfig(
-    prompts_per_step=s.prompts,
-    group_size=s.group_size,
-    minibatches=1,
-    micro_batch_rows=s.micro_batch_rows,
-    grpo=GRPOConfig(kl_coef=0.04),
-  )
-  learner = Learner(policy.functions, mesh, stage)
-  init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
-  start = learner.start(put_boxed(mesh, init(jax.random.key(0))))
-  return Machinery(Sampler(policy, s.prompt_length, mesh), learner), start
-
-
-def iterate(
-  shape: Shape, stage: Machinery, reference: Any, state: Any, n: int
-) -> tuple[Any, dict[str, float]]:
-  """One iteration: the new state, and the seconds of rollout, reference and update."""
-  import jax
-  import numpy as np
-
-  from r1jax.sampling.sampler import SamplingConfig
-  from r1jax.tasks import Problem
-
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
-  key = jax.random.key(n)
-  began = time.monotonic()
-  rollout = stage.sampler.sample(
-    stage.learner.for_sampling(state.params),
-    key,
-    problems,
-    group_size=shape.group_size,
-    max_length=shape.length,
-    draw=SamplingConfig(),
-  )
-  assert (rollout.lengths == shape.length).all()
-  sampled = time.monotonic()
-  scores = stage.learner.score(state.params, reference, rollout, 1.0)
-  referred = time.monotonic()
-  advantage = stage.learner.advantage(np.mean(rollout.tokens % 2 == 0, axis=-1))
-  state = stage.learner.update(state, rollout, advantage, scores, key, 1.0).state
-  jax.block_until_ready(state)
-  return state, {
-    'rollout': sampled - began,
-    'reference': referred - sampled,
-    'update': time.monotonic() - referred,
-  }
-
-
-def measure(shape: Shape, iterations: int) -> dict[str, Any]:
-  """One shape: seconds by phase, the first iteration's, memory and ceilings."""
+  `start` returns the machinery and what it starts from; see `scripts.iteration`.
+  """
   import jax
 
   from r1jax.runtime import compilation
@@ -173,18 +74,17 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
   compilation.keep_on_disk()
   s = shape
   with compilation.Compilations():  # as in a run
-    first, rows = _iterations(s, iterations)
+    first, rows = _iterations(s, start, iterations)
     memory = _peak_memory()  # before the ceilings, which take more
   ceiling = ceilings(s.dtype)
   by_phase = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
   work = flops(s)
   total = [sum(row.values()) for row in rows]
+  tokens = s.prompts * s.group_size * s.length
   return {
+    **s._asdict(),
     'device': jax.devices()[0].device_kind,
-    'rollout_tokens_per_second': s.prompts
-    * s.group_size
-    * s.length
-    / by_phase['rollout'],
+    'rollout_tokens_per_second': tokens / by_phase['rollout'],
     'seconds': {**by_phase, 'iteration': statistics.median(total)},
     'first_seconds': first,
     'peak_memory_mb': memory / 1e6,
@@ -199,10 +99,12 @@ def measure(shape: Shape, iterations: int) -> dict[str, Any]:
 
 
 def _iterations(
-  shape: Shape, iterations: int
+  shape: Shape, start: Callable[[], Any], iterations: int
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
   """The first iteration's seconds and those before it, and the others' by phase."""
-  stage, saved = machinery(shape)
+  from scripts.iteration import iterate
+
+  stage, saved = start()
   once = functools.partial(iterate, shape, stage, saved['reference'])
   began = time.monotonic()
   state, _ = once(saved['policy'], 0)
@@ -256,26 +158,52 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
   )
 
 
-def _alone(name: str, dtype: str, iterations: int, cache: str) -> dict[str, Any]:
+def _alone(words: Sequence[str], cache: str) -> dict[str, Any]:
   """What a process of its own measures, with its compiled programs in `cache`."""
-  command = [sys.executable, '-m', 'scripts.bench', '--alone', '--shapes', name]
-  command += ['--iterations', str(iterations), '--dtype', dtype]
+  command = [sys.executable, '-m', 'scripts.bench', *words, '--alone']
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache}
   printed = subprocess.run(
-    command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    command, check=False, stdout=subprocess.PIPE, text=True, env=environment
   )
+  if printed.returncode == 2:  # it has said what is wrong with the input
+    sys.exit(2)
+  printed.check_returncode()
   row: dict[str, Any] = json.loads(printed.stdout.strip().splitlines()[-1])
   return row
 
 
-def main() -> None:
-  """Measures each shape in a process of its own and prints what it says."""
-  parser = argparse.ArgumentParser(
+# What flags may be at the least; advantages compare 2 outputs.
+LEAST = {'iterations': 1, 'prompts': 1, 'group_size': 2, 'length': 1, 'lora': 1}
+
+
+def _refuse(sentence: str) -> NoReturn:
+  print(f'error: {sentence}', file=sys.stderr)
+  sys.exit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser that answers with one sentence, without its usage."""
+
+  def error(self, message: str) -> NoReturn:
+    _refuse(message)
+
+
+def _parsed() -> argparse.Namespace:
+  """What the command line says; ends the process if that is impossible."""
+  parser = _Parser(
     prog='python -m scripts.bench',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=HERE)
+  what = parser.add_mutually_exclusive_group()
+  what.add_argument('--shapes', nargs='+', choices=SHAPES, default=HERE)
+  what.add_argument(
+    '--model', metavar='FOLDER', help='of a checkpoint, or hf://owner/name'
+  )
+  parser.add_argument('--lora', type=int, metavar='RANK', help='of adapters to train')
+  parser.add_argument('--prompts', type=int, help='of an iteration; 4 for --model')
+  parser.add_argument('--group-size', type=int, help='outputs of each; 8 for --model')
+  parser.add_argument('--length', type=int, help='of outputs; 128 for --model')
   parser.add_argument(
     '--iterations', type=int, default=7, help='warm ones; their median is taken'
   )
@@ -284,19 +212,54 @@ def main() -> None:
   )
   parser.add_argument('--alone', action='store_true', help=argparse.SUPPRESS)
   given = parser.parse_args()
-  if given.iterations < 1:
-    parser.error(f'--iterations: expected 1 or more, got {given.iterations}')
-  if given.alone:
+  for name, least in LEAST.items():
+    value = getattr(given, name)
+    if value is not None and value < least:
+      flag = name.replace('_', '-')
+      _refuse(f'--{flag}: expected {least} or more, got {value}')
+  return given
+
+
+def _chosen(given: argparse.Namespace) -> tuple[str, Shape, Callable[[], Any]]:
+  """The one shape's name, the shape, and what starts it.
+
+  Raises:
+    ValueError: the checkpoint can't be used, or its FLOPs are not counted.
+  """
+  from scripts import iteration
+
+  sizes = {name: getattr(given, name) for name in ('prompts', 'group_size', 'length')}
+  sizes = {name: size for name, size in sizes.items() if size is not None}
+  rank = given.lora or 0
+  if given.model is None:
     (name,) = given.shapes
-    shape = SHAPES[name]._replace(dtype=given.dtype)
-    print(json.dumps({'shape': name, **measure(shape, given.iterations)}))
+    shape = SHAPES[name]._replace(dtype=given.dtype, lora_rank=rank, **sizes)
+    return name, shape, functools.partial(iteration.of_shape, shape)
+  found = iteration.look_up(given.model, given.dtype, rank)
+  shape = of_model(found.policy.config, found.policy.vocab_size, rank)._replace(**sizes)
+  start = functools.partial(iteration.of_checkpoint, found, shape)
+  return Path(given.model).name, shape, start
+
+
+def main() -> None:
+  """Measures each shape in a process of its own and prints what it says."""
+  given = _parsed()
+  if given.alone:
+    try:
+      name, shape, start = _chosen(given)
+    except (OSError, ValueError) as error:
+      _refuse(str(error))
+    print(json.dumps({'shape': name, **measure(shape, start, given.iterations)}))
     return
-  rows = {}
-  for name in given.shapes:
+  rows: dict[str, dict[str, Any]] = {}
+  each = [['--shapes', name] for name in given.shapes] if given.model is None else [[]]
+  for one in each:
+    words = [*sys.argv[1:], *one]  # the last of two equal flags holds
     with tempfile.TemporaryDirectory() as cache:
-      row = _alone(name, given.dtype, given.iterations, cache)
-      row['cached_seconds'] = _alone(name, given.dtype, 1, cache)['first_seconds']
-    rows[name] = row
+      row = _alone(words, cache)
+      again = _alone([*words, '--iterations', '1'], cache)
+    row['cached_seconds'] = again['first_seconds']
+    rows[row['shape']] = row
     print(json.dumps(row), flush=True)
   print(_table(rows))
 

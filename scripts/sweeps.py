@@ -10,8 +10,6 @@ median, against a rollout in which all outputs have the mean length. Numbers are
 over warm iterations.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import functools
@@ -19,14 +17,19 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scripts.bench import iterate, machinery
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+from jax.typing import ArrayLike
+
+from r1jax.rollout.policy import Policy
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.tasks import Problem
+from scripts.iteration import RandomPrompts, iterate, of_shape
 from scripts.shapes import SHAPES, Shape, flops
-
-if TYPE_CHECKING:
-  import jax
-  from jax.typing import ArrayLike
 
 ITERATIONS = 5
 TOKENS = 2**15  # of all outputs
@@ -36,7 +39,7 @@ MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
   """Returns median seconds by phase, and attention's share of the update's FLOPs."""
-  stage, saved = machinery(shape)
+  stage, saved = of_shape(shape)
   once = functools.partial(iterate, shape, stage, saved['reference'])
   state, _ = once(saved['policy'], 0)  # compiles
   rows = []
@@ -95,9 +98,6 @@ def hazard(length: ArrayLike) -> jax.Array:
   Lengths are log-normal, with the median `MEDIAN` and a 99th percentile ten times as
   large.
   """
-  import jax.numpy as jnp
-  from jax.scipy.stats import norm
-
   length = jnp.asarray(length)
   deviation = math.log(10) / TAIL
   z = jnp.log(length / MEDIAN) / deviation
@@ -107,14 +107,8 @@ def hazard(length: ArrayLike) -> jax.Array:
 
 def uneven() -> None:
   """Prints the time of log-normal lengths against equal ones."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from r1jax.tasks import Problem
-
   shape = SHAPES['r1_zero']._replace(length=10 * MEDIAN)
-  stage, saved = machinery(shape)
+  stage, saved = of_shape(shape)
   params, stop = saved['policy'].params, 0
   sampler = stage.sampler
   plain = sampler.policy.functions
@@ -142,15 +136,13 @@ def uneven() -> None:
 
   def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
     """Returns median µs per token, and the outputs' mean and largest length."""
-    from r1jax.rollout.policy import Policy
-    from r1jax.sampling.sampler import SamplingConfig
 
     class Drawn(Policy):
       """A policy with another model's functions."""
 
       functions = model
 
-    tokenizer: Any = type(sampler.policy.tokenizer)(shape)
+    tokenizer: Any = RandomPrompts(shape)
     tokenizer.stop_ids = (eos_id,)
     policy = Drawn(sampler.policy.config, tokenizer, 'plain', shape.vocabulary)
     drawn = dataclasses.replace(sampler, policy=policy)

@@ -12,9 +12,12 @@ import numpy as np
 import optax
 
 from r1jax import grpo, optim, packing
+from r1jax.model import decoder, lora
 from r1jax.optim import TrainState
+from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import compilation
+from r1jax.runtime.keys import named_key
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import local_shards
 from r1jax.sharding.place import (
@@ -22,6 +25,7 @@ from r1jax.sharding.place import (
   feed_rows,
   fetch_rows,
   like_params,
+  replicate,
   to_device,
   to_host,
 )
@@ -243,3 +247,44 @@ class Learner:
 
   def _feed(self, parts: Any) -> Any:
     return feed_rows(self.mesh, parts, axis=1)
+
+
+def learner_of(
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+  config: RLConfig,
+  params: Callable[[], Any],
+  seed: int,
+) -> tuple[Learner, Callable[[], Any]]:
+  """Returns a policy's learner, and what returns its learned parameters at the start.
+
+  Args:
+    policy: with adapters, these are what is learned.
+    mesh: the learner's devices.
+    config: see `RLConfig`.
+    params: returns the model's parameters to start from, without adapters.
+    seed: of the adapters, and of what is random in the optimizer.
+  """
+
+  def quantize(params: optax.Params) -> Any:
+    return decoder.quantize(lora.merged(params), policy.config)
+
+  learner = Learner(
+    policy.functions,
+    mesh,
+    config,
+    policy.matrices,
+    quantize=quantize if config.int8_rollout else None,
+    seed=seed,
+  )
+  if not policy.lora.rank:
+    return learner, params
+  learner = dataclasses.replace(
+    learner,
+    matrices=None,
+    frozen=params(),
+    join=functools.partial(lora.attach, scale=policy.lora.scale),
+  )
+  key = named_key(jax.random.key(seed), 'adapters')
+  adapters = lora.init(policy.config, policy.lora, key)
+  return learner, functools.partial(replicate, mesh, adapters)

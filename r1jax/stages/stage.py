@@ -17,21 +17,18 @@ from r1jax.evaluation import suite
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
-from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.rewarding import Rewarder
 from r1jax.rollout.sampler import Sampler
-from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
 from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig, local_mesh
-from r1jax.sharding.place import replicate
 from r1jax.stages import examples, preference, problem_sets, rejection, rl, supervised
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.examples import Epochs, Example
-from r1jax.stages.learner import Learner
+from r1jax.stages.learner import learner_of
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems
@@ -260,7 +257,7 @@ class Stage:
     note = algorithms.PUBLISHED.get(algorithms.preset_of(config.grpo) or '')
     if note:
       self.run.progress.say(f'The algorithm is {note}.')
-    learner, params = self._learner(config, params)
+    learner, params = learner_of(self.policy, self.mesh, config, params, self.seed)
     return rl.train(
       self.run,
       'rl',
@@ -271,35 +268,6 @@ class Stage:
       evals=evals,
       seed=self.seed,
     )
-
-  def _learner(
-    self, config: RLConfig, params: Callable[[], Any]
-  ) -> tuple[Learner, Callable[[], Any]]:
-    """Returns the learner, and a function that returns its initial parameters."""
-    policy = self.policy
-
-    def quantize(params: optax.Params) -> Any:
-      return decoder.quantize(lora.merged(params), policy.config)
-
-    learner = Learner(
-      policy.functions,
-      self.mesh,
-      config,
-      policy.matrices,
-      quantize=quantize if config.int8_rollout else None,
-      seed=self.seed,
-    )
-    if not policy.lora.rank:
-      return learner, params
-    learner = dataclasses.replace(
-      learner,
-      matrices=None,
-      frozen=params(),
-      join=functools.partial(lora.attach, scale=policy.lora.scale),
-    )
-    key = named_key(jax.random.key(self.seed), 'adapters')
-    adapters = lora.init(policy.config, policy.lora, key)
-    return learner, functools.partial(replicate, self.mesh, adapters)
 
   def measure(self, params: Mapping[str, Any], config: SuiteConfig) -> None:
     """Measures a row of the stage table for each of the named parameters.
