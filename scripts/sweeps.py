@@ -5,9 +5,9 @@
 prints a table for each. `length`: the same number of tokens in longer outputs, so that
 the share of attention grows. `group`: the same number of outputs from fewer prompts
 that are as long as an output, so that the prompts' share of the work falls as 1 / G.
-`uneven`: a rollout with log-normal lengths, whose 99th percentile is ten times their
-median, against a rollout in which all outputs have the mean length. Numbers are medians
-over warm iterations.
+`uneven`: outputs with log-normal lengths, whose 99th percentile is ten times their
+median, in batches and in slots (`--mesh.sampler-slots`), against outputs that all have
+the mean length, also of the model `small`. Numbers are medians over warm iterations.
 """
 
 import argparse
@@ -26,7 +26,10 @@ from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
 from r1jax.rollout.policy import Policy
+from r1jax.rollout.sampler import Sampler
+from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import MeshConfig
 from r1jax.tasks import Problem
 from scripts.iteration import RandomPrompts, iterate, of_shape
 from scripts.shapes import SHAPES, Shape, flops
@@ -35,6 +38,9 @@ ITERATIONS = 5
 TOKENS = 2**15  # of all outputs
 PROMPT = 24
 MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
+SLOTS, WAITING = 32, 4  # outputs decoded at a time, groups that wait per slot
+UNEVEN = 3  # times that uneven lengths are sampled
+STOP = 0  # the token that ends an output of uneven length
 
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
@@ -106,12 +112,26 @@ def hazard(length: ArrayLike) -> jax.Array:
 
 
 def uneven() -> None:
-  """Prints the time of log-normal lengths against equal ones."""
-  shape = SHAPES['r1_zero']._replace(length=10 * MEDIAN)
-  stage, saved = of_shape(shape)
-  params, stop = saved['policy'].params, 0
-  sampler = stage.sampler
-  plain = sampler.policy.functions
+  """Prints the time of log-normal lengths against equal ones, of two models."""
+  for name in ('r1_zero', 'small'):
+    shape = SHAPES[name]._replace(length=10 * MEDIAN)
+    stage, saved = of_shape(shape)
+    plain = stage.sampler.policy.functions
+    sample = functools.partial(_sample, stage.sampler, saved['policy'].params, shape)
+    batches, lengths = sample(_ending(plain, shape), STOP, shape.length)
+    slots, _ = sample(_ending(plain, shape), STOP, shape.length, SLOTS)
+    mean = round(np.mean(lengths))
+    equal, _ = sample(plain, shape.vocabulary, mean)
+    print(
+      f'{name}, lengths of mean {mean}, longest {np.max(lengths)}: in batches '
+      f'{batches:.1f} µs per token, in {SLOTS} slots {slots:.1f}; all {mean}: '
+      f'{equal:.1f}; ratios {batches / equal:.2f} and {slots / equal:.2f}',
+      flush=True,
+    )
+
+
+def _ending(plain: DecoderFns, shape: Shape) -> DecoderFns:
+  """Returns functions that end outputs with `STOP` at random; see `hazard`."""
 
   def make_decode(params: Any) -> Callable[..., Any]:
     decode = plain.make_decode(params)
@@ -125,48 +145,63 @@ def uneven() -> None:
   def logits(params: Any, hidden: Any) -> jax.Array:
     """Returns the model's logits, with the probability of EOS set to the hazard."""
     if not isinstance(hidden, tuple):
-      return plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
+      return plain.logits(params, hidden).at[..., STOP].set(-jnp.inf)
     hidden, position = hidden
     ends = hazard(position - shape.prompt_length + 2.0)
-    others = plain.logits(params, hidden).at[..., stop].set(-jnp.inf)
+    others = plain.logits(params, hidden).at[..., STOP].set(-jnp.inf)
     odds = jnp.log(ends) - jnp.log1p(-ends)
-    return others.at[..., stop].set(jax.nn.logsumexp(others, axis=-1) + odds)
+    return others.at[..., STOP].set(jax.nn.logsumexp(others, axis=-1) + odds)
 
-  problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
+  return plain._replace(logits=logits, make_decode=make_decode)
 
-  def measure(model: Any, eos_id: int, most: int) -> tuple[float, float, int]:
-    """Returns median µs per token, and the outputs' mean and largest length."""
 
-    class Drawn(Policy):
-      """A policy with another model's functions."""
+def _sample(
+  sampler: Sampler,
+  params: Any,
+  shape: Shape,
+  model: DecoderFns,
+  eos_id: int,
+  most: int,
+  slots: int = 0,
+) -> tuple[float, np.ndarray]:
+  """Returns median µs per token of `WAITING` groups per slot, and their lengths.
 
-      functions = model
+  Without `slots` the prompts are sampled `shape.prompts` at a time.
+  """
 
-    tokenizer: Any = RandomPrompts(shape)
-    tokenizer.stop_ids = (eos_id,)
-    policy = Drawn(sampler.policy.config, tokenizer, 'plain', shape.vocabulary)
-    drawn = dataclasses.replace(sampler, policy=policy)
-    times, lengths = [], []
-    for n in range(ITERATIONS + 1):
-      began = time.monotonic()
-      outputs = drawn.sample(
+  class Drawn(Policy):
+    """A policy with another model's functions."""
+
+    functions = model
+
+  tokenizer: Any = RandomPrompts(shape)
+  tokenizer.stop_ids = (eos_id,)
+  policy = Drawn(sampler.policy.config, tokenizer, 'plain', shape.vocabulary)
+  layout = MeshConfig(sampler_slots=slots)
+  drawn = dataclasses.replace(sampler, policy=policy, layout=layout)
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(WAITING * SLOTS)]
+  size = len(problems) if slots else shape.prompts
+
+  def once(seed: int) -> np.ndarray:
+    found = [
+      drawn.sample(
         params,
-        jax.random.key(n),
-        problems,
+        jax.random.fold_in(jax.random.key(seed), start),
+        problems[start : start + size],
         group_size=shape.group_size,
         max_length=most,
         draw=SamplingConfig(),
-      )
-      if n:
-        times.append(1e6 * (time.monotonic() - began) / outputs.lengths.sum())
-        lengths.append(outputs.lengths)
-    return statistics.median(times), float(np.mean(lengths)), int(np.max(lengths))
+      ).lengths
+      for start in range(0, len(problems), size)
+    ]
+    return np.concatenate(found)
 
-  ending = plain._replace(logits=logits, make_decode=make_decode)
-  skewed, mean, longest = measure(ending, stop, shape.length)
-  equal, *_ = measure(plain, shape.vocabulary, round(mean))
-  print(f'log-normal, mean {mean:.0f}, longest {longest}: {skewed:.1f} µs per token')
-  print(f'all {mean:.0f} tokens: {equal:.1f} µs per token; ratio {skewed / equal:.2f}')
+  times, lengths = [], [once(0)]  # compiles
+  for n in range(1, UNEVEN + 1):
+    began = time.monotonic()
+    lengths.append(once(n))
+    times.append(1e6 * (time.monotonic() - began) / lengths[-1].sum())
+  return statistics.median(times), np.concatenate(lengths)
 
 
 SWEEPS = {'length': length, 'group': group, 'uneven': uneven}
