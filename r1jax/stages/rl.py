@@ -18,7 +18,8 @@ from r1jax import optim
 from r1jax.choice import label
 from r1jax.evaluation.evaluate import EvalConfig, evaluate_and_log
 from r1jax.optim import TrainState
-from r1jax.rollout.rewarding import Rewarder, reward
+from r1jax.rewards.pool import Rewarder
+from r1jax.rollout.rewarding import reward
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop

@@ -19,9 +19,8 @@ from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.model import decoder, lora
 from r1jax.rewards import Weighted
-from r1jax.rewards.pool import RewardPool
+from r1jax.rewards.pool import Rewarder, RewardPool
 from r1jax.rollout.policy import Policy
-from r1jax.rollout.rewarding import Rewarder
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
