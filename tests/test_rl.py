@@ -171,17 +171,8 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
   np.testing.assert_allclose(logp, np.where(real, expected, 0), rtol=1e-6)
 
   layout = learner.layout(rollout, np.arange(8))
-  rows = feed_rows(
-    learner.mesh,
-    (
-      layout.by_prompt(prompts),
-      layout.by_prompt(prompts >= 0),
-      layout.by_token(tokens),
-      layout.offsets,
-      layout.documents,
-    ),
-    axis=1,
-  )
+  inputs = layout.inputs(prompts, prompts >= 0, tokens)
+  rows = feed_rows(learner.mesh, inputs, axis=1)
   compiled: Any = learner.program.score
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()

@@ -143,18 +143,11 @@ def _learning(
     return sum(arrays.values()) if offload else 0.0
 
   if plan.rl.grpo.kl_coef:
-    rows = (
-      rollout.prompts,
-      rollout.prompt_mask,
-      rollout.tokens,
-      rollout.offsets,
-      rollout.documents,
-    )
     yield Phase(
       'score',
       learner.program.score,
-      (params, rows, count, scalar),
-      {'reference': params, 'rows': rows},
+      (params, rollout.inputs, count, scalar),
+      {'reference': params, 'rows': rollout.inputs},
       {'policy': bytes_per_device(params)} | ({} if offload else optimizer),
       plan.rl.minibatches,
       parts,

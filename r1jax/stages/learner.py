@@ -140,15 +140,9 @@ class Learner:
   ) -> tuple[np.ndarray, float]:
     """Returns log-probs [P, G, T] of a rollout's tokens, and the device's seconds."""
     layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
-    rows = (
-      layout.by_prompt(rollout.prompts),
-      layout.by_prompt(rollout.prompt_mask),
-      layout.by_token(rollout.tokens),
-      layout.offsets,
-      layout.documents,
-    )
+    inputs = layout.inputs(rollout.prompts, rollout.prompt_mask, rollout.tokens)
+    rows = self._feed(inputs)
     count, scalar = np.int32(layout.count), np.float32(temperature)
-    rows = self._feed(rows)
     began = time.monotonic()
     logp = self.program.score(self.whole(params), rows, count, scalar)
     logp = fetch_rows(self.mesh, logp, axis=1)
