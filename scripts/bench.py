@@ -99,6 +99,7 @@ def machinery(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
   from r1jax.rollout.sampler import Sampler
   from r1jax.sharding.mesh import fit_mesh
   from r1jax.sharding.place import put_boxed
+  from r1jax.stages import rl_state
   from r1jax.stages.learner import Learner
   from r1jax.stages.rl_config import RLConfig
 
@@ -125,7 +126,7 @@ def machinery(shape: Shape) -> tuple[Machinery, dict[str, Any]]:
   )
   learner = Learner(policy.functions, mesh, stage)
   init = jax.jit(functools.partial(decoder.init, config, s.vocabulary))
-  start = learner.start(put_boxed(mesh, init(jax.random.key(0))))
+  start = rl_state.start(learner, put_boxed(mesh, init(jax.random.key(0))))
   return Machinery(Sampler(policy, s.prompt_length, mesh), learner), start
 
 

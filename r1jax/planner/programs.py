@@ -28,6 +28,7 @@ from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
 from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 
@@ -190,7 +191,7 @@ def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
   shardings = param_shardings(mesh, names)
   shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
   params = _with_shardings(shapes, shardings)
-  saved = learner.like(params)
+  saved = rl_state.like(learner, params)
   return saved['policy'], saved['reference']
 
 

@@ -18,10 +18,8 @@ from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import local_shards
 from r1jax.sharding.place import (
-  abstract_like_params,
   feed_rows,
   fetch_rows,
-  like_params,
   to_device,
   to_host,
 )
@@ -77,24 +75,6 @@ class Learner:
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
     return optim.make(self.config.optim, updates, self.matrices, self.seed)
-
-  def start(self, params: optax.Params) -> dict[str, Any]:
-    """Returns the content of a checkpoint before the first step."""
-    # A copy, as an update donates the memory of its input state.
-    before = {
-      'policy': optim.init(jax.tree.map(jnp.copy, params), self.tx),
-      'reference': params,
-    }
-    # Placed now, as another sharding in the second step would compile again.
-    return like_params(self.mesh, before, params)
-
-  def like(self, params: optax.Params) -> dict[str, Any]:
-    """Returns shapes and shardings of the result of `start`."""
-    shapes = jax.eval_shape(
-      lambda params: {'policy': optim.init(params, self.tx), 'reference': params},
-      params,
-    )
-    return abstract_like_params(self.mesh, shapes, params)
 
   @functools.cached_property
   def program(self) -> LearnerProgram:
