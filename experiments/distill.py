@@ -110,7 +110,7 @@ def run(stage: Stage, config: Distill) -> Trained:
 
 DISTILL = Experiment(
   'distill',
-  child_of('distill', 'final_rl', 'rejection_sft', 'reasoning_rl'),
+  child_of('final_rl', 'rejection_sft', 'reasoning_rl'),
   run,
   phases=lambda config: ('base', *config.methods),
 )

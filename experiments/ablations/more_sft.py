@@ -88,9 +88,7 @@ def run(stage: Stage, config: MoreSFT) -> Trained:
   return Trained({'final': stage.sft(stage.params(), found, sft)})
 
 
-MORE_SFT = Experiment(
-  'more_sft', child_of('more_sft', 'cold_start'), run, phases=('sft',)
-)
+MORE_SFT = Experiment('more_sft', child_of('cold_start'), run, phases=('sft',))
 
 
 def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:

@@ -60,7 +60,7 @@ def origin(config: Any) -> Origin:
 
   policy = Policy(config.model, run_tokenizer, TEMPLATE)
   digests = {file.name: run_tokenizer.digest}
-  return Origin(policy, problems, config.seed, digests, keep=keep)
+  return Origin(policy, problems, digests, keep=keep)
 
 
 def student_stage(
