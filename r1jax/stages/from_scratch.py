@@ -15,7 +15,8 @@ from r1jax.rollout.policy import Policy
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.experiment import Origin
 from r1jax.stages.fit import fit_stage_mesh
-from r1jax.stages.stage import Stage
+from r1jax.stages.stage import Stage, check_rewards
+from r1jax.tasks import REASONING
 from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, check_vocab_size
 
@@ -103,10 +104,14 @@ def tokenizer(
 
 
 def check(config: Any) -> None:
-  """Raises ValueError for a small vocabulary, or a base whose rows are too short.
+  """Raises ValueError for settings that can't teach a new model to reason.
+
+  They are a small vocabulary, rows too short for outputs, and rewards or shares of the
+  reasoning tasks that are all 0.
 
   Args:
-    config: of the stage, with the fields vocab_size, base, rl and suite.
+    config: of the stage, with the fields vocab_size, base, shares, rl and suite, and
+      the method `rewards`.
   """
   check_vocab_size(config.vocab_size)
   outputs = max(config.suite.max_length, config.rl.longest)
@@ -117,3 +122,5 @@ def check(config: Any) -> None:
       f'rl.max_length or suite.max_length, got {config.base.row_length}; at positions '
       'that the base model never saw it writes garbage'
     )
+  check_rewards(config.rewards())
+  problem_sets.check_shares(config.shares, REASONING)
