@@ -63,7 +63,7 @@ def student(stage: Stage, config: Any) -> tuple[Stage, Document]:
 
   Args:
     stage: of the teacher.
-    config: of the stage, with the fields student (`Student`) and mesh.
+    config: of the stage, with the fields student (`distillation.Student`) and mesh.
 
   Raises:
     MeshError: the student does not divide over the devices.
