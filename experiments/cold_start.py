@@ -66,9 +66,7 @@ def run(stage: Stage, config: ColdStart) -> Trained:
   return Trained({'final': stage.sft(stage.params('base'), pairs, config.sft)})
 
 
-COLD_START = Experiment(
-  'cold_start', child_of('cold_start', 'r1_zero'), run, phases=('sft',)
-)
+COLD_START = Experiment('cold_start', child_of('r1_zero'), run, phases=('sft',))
 
 if __name__ == '__main__':
   COLD_START.main(ColdStart())

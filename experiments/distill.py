@@ -18,28 +18,18 @@ from r1jax.evaluation.suite import SuiteConfig
 from r1jax.model.config import ModelConfig
 from r1jax.stages import distillation, from_scratch, problem_sets
 from r1jax.stages.experiment import Experiment, StageConfig, Trained, child_of
-from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
 
-METHODS = tuple(distillation.METHODS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Student:
-  """A small model and its tokenizer."""
-
-  model: ModelConfig = ModelConfig(
-    d_model=48, layers=2, heads=3, kv_heads=1, head_dim=16, d_ff=128, remat='dots'
-  )
-  vocab_size: int = 0  # of its own tokenizer; 0 is the teacher's tokenizer
-
-
 STUDENTS = {
-  'small': Student(),
-  'tiny': Student(
+  'small': distillation.Student(
+    ModelConfig(
+      d_model=48, layers=2, heads=3, kv_heads=1, head_dim=16, d_ff=128, remat='dots'
+    )
+  ),
+  'tiny': distillation.Student(
     ModelConfig(
       d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=96, remat='dots'
     ),
@@ -54,17 +44,17 @@ class Distill(StageConfig):
 
   parent: str = 'runs/final_rl'  # the work directory of the teacher
   workdir: str = 'runs/distill'  # all files of the stage
-  student: Student = Student()
-  methods: tuple[str, ...] = METHODS[:3]  # of `METHODS`; the first gives the result
+  student: distillation.Student = STUDENTS['small']
+  # of `METHODS`; the first gives the result
+  methods: tuple[str, ...] = ('sft', 'answers', 'rl')
   shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)  # of the tasks
   rejection: RejectionConfig = RejectionConfig(problems=960)  # at RL's temperature
   base: PretrainConfig = dataclasses.replace(
     R1Zero.base, steps=2000, checkpoint_every=500
   )
-  sft: SFTConfig = SFTConfig(
+  sft: SFTConfig = dataclasses.replace(
+    ColdStart.sft,  # rows of 400: its own tokenizer may give 10 % more tokens
     epochs=3,  # R1: 2 to 3
-    row_length=400,  # with its own tokenizer a text may have 10 % more tokens
-    optim=ColdStart.sft.optim,
   )
   rl: RLConfig = RLConfig(
     steps=40, evaluate_every=40, optim=R1Zero.rl.optim, grpo=reasoning_rl.GRPO
@@ -75,23 +65,16 @@ class Distill(StageConfig):
   def __post_init__(self) -> None:
     super().__post_init__()
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
-    distillation.check_methods(
-      self.methods, self.rejection, self.rl, self.student.vocab_size
-    )
+    distillation.check_methods(self.methods, self.rejection, self.rl, self.student)
 
 
 def run(stage: Stage, config: Distill) -> Trained:
   """Samples from the teacher, pretrains the student, applies every method to it."""
-  teacher = stage.parent
-  documents = from_scratch.documents_like(teacher, stage.seed)
-  student = from_scratch.student_stage(
-    stage, config.student.model, config.student.vocab_size, documents
-  )
-  fit_stage_mesh(config, config.mesh, student.policy.names)
+  student, documents = from_scratch.student(stage, config)
   problem_at = stage.problem_stream(config.shares)
   lesson = distillation.Lesson(
     student,
-    teacher,
+    stage.parent,
     problem_at,
     kept=stage.rejection_sample(stage.params(), problem_at, config.rejection),
     max_length=config.rejection.max_length,
@@ -100,17 +83,15 @@ def run(stage: Stage, config: Distill) -> Trained:
     rewards=reasoning_rl.ReasoningRL().rewards(),
     evals=config.evals,
   )
-  _ = lesson.epochs  # raises if an example exceeds a row
   base = student.pretrain(documents, config.base)
-  learned = {name: distillation.METHODS[name](lesson, base) for name in config.methods}
-  distillation.write_compute(lesson, config.methods, base)
+  learned = distillation.learn(lesson, base, config.methods)
   final = learned[config.methods[0]]
   return Trained({'base': base, **learned, 'final': final}, student.policy)
 
 
 DISTILL = Experiment(
   'distill',
-  child_of('distill', 'final_rl', 'rejection_sft', 'reasoning_rl'),
+  child_of('final_rl', 'rejection_sft', 'reasoning_rl'),
   run,
   phases=lambda config: ('base', *config.methods),
 )

@@ -92,11 +92,7 @@ def run(stage: Stage, config: FinalRL) -> Trained:
 
 
 FINAL_RL = Experiment(
-  'final_rl',
-  child_of('final_rl', 'rejection_sft'),
-  run,
-  phases=('preference', 'rl'),
-  report=True,
+  'final_rl', child_of('rejection_sft'), run, phases=('preference', 'rl'), report=True
 )
 
 if __name__ == '__main__':

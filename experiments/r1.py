@@ -40,6 +40,7 @@ from r1jax.runtime.workdir import (
 )
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import problem_sets
+from r1jax.stages.distillation import Student
 from r1jax.stages.experiment import Experiment, StageConfig, algorithm_presets
 from r1jax.stages.fit import fit_stage_mesh, parts
 
@@ -145,7 +146,7 @@ def _check(stage: PlannedStage) -> None:
   tokens = config.mesh.tensor * max(1, config.mesh.sampler_tensor)
   values = [value for _, value in parts(config)]
   models = [value for value in values if isinstance(value, ModelConfig)]
-  models += [value.model for value in values if isinstance(value, distill.Student)]
+  models += [value.model for value in values if isinstance(value, Student)]
   names = [decoder.names(model, tokens) for model in models]
   try:
     fit_stage_mesh(config, config.mesh, *names)

@@ -9,7 +9,7 @@ which has only learned the format is often right. It learns little else.
 import dataclasses
 from typing import Any
 
-from experiments import distill, r1
+from experiments import r1
 from experiments.cold_start import ColdStart
 from experiments.distill import Distill
 from experiments.final_rl import FinalRL
@@ -23,6 +23,8 @@ from r1jax.miniature.corpus import CorpusConfig, TaskConfigs
 from r1jax.model.config import ModelConfig
 from r1jax.runtime import cli
 from r1jax.runtime.errors import user_errors
+from r1jax.stages import distillation
+from r1jax.stages.distillation import Student
 from r1jax.stages.experiment import algorithm_presets
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.tasks.equations import EquationsConfig
@@ -106,11 +108,11 @@ class R1Smoke(R1):
   distill_small: Distill = small(
     Distill(),
     shares=ALL_SHARES,
-    methods=distill.METHODS,
-    student=distill.Student(STUDENT),
+    methods=tuple(distillation.METHODS),
+    student=Student(STUDENT),
   )
   distill_tiny: Distill = small(
-    Distill(), shares=ALL_SHARES, student=distill.Student(STUDENT, vocab_size=280)
+    Distill(), shares=ALL_SHARES, student=Student(STUDENT, vocab_size=280)
   )
 
 

@@ -68,11 +68,7 @@ def run(stage: Stage, config: ReasoningRL) -> Trained:
 
 
 REASONING_RL = Experiment(
-  'reasoning_rl',
-  child_of('reasoning_rl', 'cold_start'),
-  run,
-  phases=('rl',),
-  report=True,
+  'reasoning_rl', child_of('cold_start'), run, phases=('rl',), report=True
 )
 
 if __name__ == '__main__':

@@ -68,7 +68,7 @@ def run(stage: Stage, config: RejectionSFT) -> Trained:
 
 
 REJECTION_SFT = Experiment(
-  'rejection_sft', child_of('rejection_sft', 'reasoning_rl'), run, phases=('sft',)
+  'rejection_sft', child_of('reasoning_rl'), run, phases=('sft',)
 )
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ problems of the test split, as the stage table does; the result is about this on
 """
 
 import dataclasses
-import json
 
 import jax
 
@@ -23,8 +22,7 @@ from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import cli, compilation
 from r1jax.runtime.errors import user_errors
-from r1jax.runtime.log import jsonable
-from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
+from r1jax.runtime.workdir import machine_settings, open_workdir
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
 from r1jax.stages import artifact, problem_sets
@@ -90,11 +88,8 @@ def main(config: Thinking) -> None:
       max_length=config.max_length,
       confidence=1 - LEVEL / len(config.budgets),
     )
-  write_whole(workdir / 'thinking.json', json.dumps(jsonable(rows), indent=2) + '\n')
   facts = f'{parent.name} · {len(problems)} problems · {rows[0]["k"]} outputs of each'
-  result = budget.summarise(QUESTION, facts, rows)
-  write_whole(workdir / 'thinking.html', result.html)
-  print('\n'.join([*result.lines, str(workdir / 'thinking.html')]))
+  print('\n'.join(budget.write(workdir, QUESTION, facts, rows)))
 
 
 if __name__ == '__main__':

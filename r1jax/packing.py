@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # jax.Array, or numpy's on the host
+Inputs = tuple[Array, Array, Array, Array, Array]  # see `PackedRows.inputs`
 ROW_OUTPUTS = 4  # outputs per row, at most; `unpack` makes B times as many rows
 
 
@@ -60,6 +61,18 @@ class Layout:
     """Returns the outputs' array as [N, P', O], 0 in empty slots."""
     return _take(x_PG, self.outputs)
 
+  def inputs(
+    self, prompts: np.ndarray, prompt_mask: np.ndarray, tokens: np.ndarray
+  ) -> Inputs:
+    """Returns a rollout's `PackedRows.inputs`, given arrays [P, S] and [P, G, T]."""
+    return (
+      self.by_prompt(prompts),
+      self.by_prompt(prompt_mask),
+      self.by_token(tokens),
+      self.offsets,
+      self.documents,
+    )
+
   def undo(self, x_NPBT: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Returns an array of `by_token` as [P, G, T], 0 after the outputs' ends."""
     x_PGT = np.zeros(shape, x_NPBT.dtype)
@@ -87,6 +100,11 @@ class PackedRows:
   advantage: Array  # float32 [N, P, O]
   starts: Array  # int32 [N, P, O], first position of an output in the B * T positions
   lengths: Array  # int32 [N, P, O], tokens of an output; 0 for none
+
+  @property
+  def inputs(self) -> Inputs:
+    """What a model scores, in the order of `score_tokens`."""
+    return self.prompts, self.prompt_mask, self.tokens, self.offsets, self.documents
 
 
 def _take(x: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -290,11 +308,7 @@ def pack(
     return None if x_PGT is None else layout.by_token(x_PGT)
 
   return PackedRows(
-    prompts=layout.by_prompt(prompts),
-    prompt_mask=layout.by_prompt(prompt_mask),
-    tokens=layout.by_token(tokens),
-    offsets=layout.offsets,
-    documents=layout.documents,
+    *layout.inputs(prompts, prompt_mask, tokens),
     old_logp=layout.by_token(old_logp),
     ref_logp=by_token(ref_logp),
     sampler_logp=by_token(sampler_logp),

@@ -45,29 +45,18 @@ def gradients(
   )
 
   def loss(params: optax.Params, part: PackedRows) -> Any:
-    logp, entropy = score(
-      params,
-      part.prompts,
-      part.prompt_mask,
-      part.tokens,
-      part.offsets,
-      part.documents,
-      temperature=temperature,
+    logp, entropy = score(params, *part.inputs, temperature=temperature)
+    logp, old_logp, ref_logp, sampler_logp = jax.tree.map(
+      lambda x_PBT: unpack(x_PBT, part.starts),
+      (logp, part.old_logp, part.ref_logp, part.sampler_logp),  # None stays None
     )
-
-    def by_output(x_PBT: jax.Array) -> jax.Array:
-      return unpack(x_PBT, part.starts)
-
-    def by_output_if_given(x_PBT: jax.Array | None) -> jax.Array | None:
-      return None if x_PBT is None else by_output(x_PBT)
-
     value, metrics = objective(
-      by_output(logp),
+      logp,
       part.advantage,
       jnp.arange(part.tokens.shape[-1])[None, None] < part.lengths[..., None],
-      old_logp=by_output(part.old_logp),
-      ref_logp=by_output_if_given(part.ref_logp),
-      sampler_logp=by_output_if_given(part.sampler_logp),
+      old_logp=old_logp,
+      ref_logp=ref_logp,
+      sampler_logp=sampler_logp,
       config=config,
       total=total,
     )

@@ -21,9 +21,9 @@ from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
-from r1jax.stages import from_hub
+from r1jax.stages import from_hub, rl_state
 from r1jax.stages.from_hub import HubConfig, Pretrained
-from r1jax.stages.learner import Learner, learner_of
+from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
 from scripts.shapes import Shape
@@ -105,11 +105,11 @@ def _started(
     micro_batch_rows=shape.micro_batch_rows,
     grpo=GRPOConfig(kl_coef=0.04),
   )
-  learner, start = learner_of(
+  learner, start = rl_state.learner_of(
     policy, mesh, config, functools.partial(params, mesh), seed=0
   )
   sampler = Sampler(policy, shape.prompt_length, mesh)
-  return Machinery(sampler, learner), learner.start(start())
+  return Machinery(sampler, learner), rl_state.start(learner, start())
 
 
 def iterate(

@@ -26,6 +26,7 @@ from r1jax.runtime.digest import digest_of  # noqa: E402
 from r1jax.sampling.sampler import SamplingConfig  # noqa: E402
 from r1jax.sharding.mesh import MeshConfig, make_mesh  # noqa: E402
 from r1jax.sharding.place import to_device  # noqa: E402
+from r1jax.stages import rl_state  # noqa: E402
 from r1jax.stages.learner import Learner  # noqa: E402
 from r1jax.stages.rl_config import RLConfig  # noqa: E402
 from r1jax.tasks import Problem  # noqa: E402
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
   policy = Policy(QWEN, tokenizer, 'plain', 272)
   sampler = Sampler(policy, CONFIG.max_prompt_length, mesh, layout)
   learner = Learner(policy.functions, mesh, CONFIG)
-  state, reference = learner.start(policy.init(mesh, 0)).values()
+  state, reference = rl_state.start(learner, policy.init(mesh, 0)).values()
   state, reference = learner.offload_state(state), learner.offload_reference(reference)
   problems = [Problem(str(n), '', f'make {n} from 3 5 2', {}) for n in range(8)]
   key = jax.random.key(1)

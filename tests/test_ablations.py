@@ -4,7 +4,10 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax
 import pytest
 from examples import evaluation
 
@@ -21,9 +24,12 @@ from r1jax import __version__, tasks
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import workdir
+from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import ArtifactError
 from r1jax.stages.problem_sets import Problems
+from r1jax.stages.stage import Stage
+from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import instructions
 from r1jax.text.tokenizer import Tokenizer
 
@@ -295,16 +301,28 @@ def test_the_reward_for_short_ways_joins_those_of_reasoning_rl():
   assert (shorter.name, shorter.weight) == ('shorter', 0.5)
 
 
-def test_more_sft_reads_about_as_many_tokens_as_rl_samples(tmp_path):
+def test_more_sft_reads_about_as_many_tokens_as_rl_samples():
   # 60 steps of 16 prompts, 16 outputs of 100 tokens each.
   config = more_sft.more_sft(reasoning_rl.ReasoningRL())
   assert config.tokens == 60 * 16 * 16 * 100
-  parent = write_stage(tmp_path / 'cold', 'cold_start', {})
+
+
+@pytest.mark.parametrize(('tokens', 'epochs'), [(7, 7), (7 + 1 / 3, 7), (0.01, 1)])
+def test_more_sft_makes_whole_epochs(tmp_path, monkeypatch, tokens, epochs):
+  settings = dataclasses.asdict(SFTConfig(epochs=2, row_length=80))
+  parent = write_stage(tmp_path / 'cold', 'cold_start', {'sft': settings})
   pairs = [('solve 3x+4=19', '<think>x</think><answer>5</answer>')] * 3
   size = 3 * sum(map(len, parent.policy.example_ids(*pairs[0])))
-  assert more_sft.epochs(pairs, parent, 7 * size) == 7
-  assert more_sft.epochs(pairs, parent, 7 * size + size // 3) == 7
-  assert more_sft.epochs(pairs, parent, 1) == 1
+  nothing: Any = SimpleNamespace(train=[])  # the examples are given
+  mesh = make_mesh(jax.devices()[:1])
+  stage = Stage(nothing, parent.policy, nothing, mesh, 0, parents=(parent,))
+  monkeypatch.setattr(more_sft, 'examples', lambda *_: pairs)
+  monkeypatch.setattr(Stage, 'params', lambda _: 'the model of the cold start')
+  monkeypatch.setattr(Stage, 'sft', lambda _, *given: given)
+  config = more_sft.MoreSFT(tokens=round(tokens * size))
+  expected = SFTConfig(epochs=epochs, row_length=80, optim=config.optim)
+  learned = more_sft.run(stage, config).params['final']
+  assert learned == ('the model of the cold start', pairs, expected)
 
 
 def test_more_sft_learns_what_the_cold_start_has_learned(tmp_path):

@@ -39,8 +39,8 @@ def saved(run):
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def loop_of(run, steps, **settings):
-  return Loop(run, 'sft', steps, optim='sft.optim', **settings)
+def loop_of(run, steps, optim='sft.optim', **settings):
+  return Loop(run, 'sft', steps, optim=optim, **settings)
 
 
 class Clock:
@@ -180,6 +180,22 @@ def test_a_due_step_that_is_not_finite_is_refused(run, name, value):
   with pytest.raises(TrainingError, match=expected):
     loop.log({**FINITE, name: jnp.float32(value)}, more=pytest.fail)
   assert lines(run) == []
+
+
+def test_a_phase_without_an_optimizer_has_neither_loss_nor_gradient(run):
+  for step in (loop := loop_of(run, 2, optim=None)):
+    assert loop.log({'accepted': step / 4})['accepted'] == step / 4
+  assert [(line['step'], line['accepted']) for line in lines(run)] == [
+    (1, 0.25),
+    (2, 0.5),
+  ]
+
+
+def test_training_without_a_loss_is_a_bug(run):
+  loop = loop_of(run, 2)
+  next(iter(loop))
+  with pytest.raises(KeyError, match='grad_norm'):
+    loop.log({'loss': 0.5})
 
 
 def test_a_step_that_is_not_finite_is_never_saved(run):

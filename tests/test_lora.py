@@ -29,7 +29,7 @@ from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sampling.score import score_tokens
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.rules import named_sharding
-from r1jax.stages import from_hub
+from r1jax.stages import from_hub, rl_state
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
@@ -294,7 +294,7 @@ def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
     join = functools.partial(lora.attach, scale=settings.lora.scale)
     learner = dataclasses.replace(learner, frozen=base, join=join)
     params = lora.init(found.policy.config, settings.lora, jax.random.key(0))
-  saved = learner.start(params)
+  saved = rl_state.start(learner, params)
   state = saved['policy']
   problems = [Problem(f'{n}', 'x', f'{n}', {}) for n in range(4)]
   before = jax.tree.map(np.array, base)

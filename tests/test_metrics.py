@@ -57,6 +57,31 @@ def test_killed_and_resumed_run_writes_what_an_unkilled_one_writes(
     assert seen_by_tensorboard(killed / 'tensorboard' / phase) == expected
 
 
+@pytest.mark.parametrize('step', [0, 2, 3])
+def test_a_phase_without_a_checkpoint_keeps_its_lines_up_to_where_it_resumes(
+  tmp_path, step
+):
+  def play(start: dict[str, int], first: int) -> None:
+    with Log(tmp_path, start) as log:
+      log.write('base', start.get('base', 0) + 1)
+      log.resume('rejection', first)
+      for n in range(first + 1, 4):
+        log.write('rejection', n, accepted=n / 4)
+        log.samples([{'phase': 'rejection', 'step': n}])
+      assert log.lines == len(lines_of(tmp_path / 'metrics.jsonl'))
+
+  play({}, 0)
+  play({'base': 1}, step)
+  earlier = [('base', 1), *(('rejection', n + 1) for n in range(step)), ('base', 2)]
+  expected = [*earlier, *(('rejection', n + 1) for n in range(step, 3))]
+  found = lines_of(tmp_path / 'metrics.jsonl')
+  assert [(line['phase'], line['step']) for line in found] == expected
+  assert [line['step'] for line in lines_of(tmp_path / 'samples.jsonl')] == [1, 2, 3]
+  assert seen_by_tensorboard(tmp_path / 'tensorboard' / 'rejection') == [
+    (n, 'rejection/accepted', n / 4) for n in (1, 2, 3)
+  ]
+
+
 def seen_by_tensorboard(folder: Path) -> list[tuple[int, str, float]]:
   """Step, tag and value, by TensorBoard's rules: files by name, a restart purges."""
   values: list[tuple[int, str, float]] = []

@@ -320,14 +320,14 @@ def test_a_record_names_the_models_that_lie_beside_it(unbroken):
       assert saved.manifest()['digest'] == digest
     names = {
       'r1_zero': {'base', 'final'},
-      'distill_small': {'base', 'final', *distill.METHODS},
-      'distill_tiny': {'base', 'final', *distill.METHODS[:3]},
+      'distill_small': {'base', 'final', *distillation.METHODS},
+      'distill_tiny': {'base', 'final', *Distill.methods},
     }
     assert set(found['params']) == names.get(name, {'final'})
   small, tiny = (record(unbroken[f'distill_{name}']) for name in ('small', 'tiny'))
   assert small['params']['final'] == small['params']['sft']
   # Every way of learning leads elsewhere.
-  assert len(set(small['params'].values())) == 1 + len(distill.METHODS)
+  assert len(set(small['params'].values())) == 1 + len(distillation.METHODS)
   teacher = record(unbroken['final_rl'])['files']
   assert small['files'] == teacher != tiny['files']
 
@@ -348,7 +348,7 @@ def test_every_model_has_its_row_of_the_stage_table(unbroken):
 
 
 def test_students_say_what_each_method_has_computed(unbroken):
-  for name, methods in (('small', distill.METHODS), ('tiny', distill.METHODS[:3])):
+  for name, methods in (('small', distillation.METHODS), ('tiny', Distill.methods)):
     folder = unbroken[f'distill_{name}']
     found = json.loads((folder / 'compute.json').read_text())
     assert set(found) == set(methods)
@@ -533,7 +533,7 @@ def test_impossible_lessons_are_named(fields, expected):
 
 
 def test_students_learn_and_are_measured_at_one_temperature():
-  config = Distill(methods=distill.METHODS)
+  config = Distill(methods=tuple(distillation.METHODS))
   one = SamplingConfig(temperature=1.0)
   assert config.rejection.draw == config.suite.draw == config.evals.draw == one
   assert config.rl.temperature == ((0, 1.0),)
@@ -645,7 +645,7 @@ def test_answers_alone_are_learned_with_the_same_compute(monkeypatch):
     'question': 'q',
     'output': f'<think>{"12" * 40}</think>\nso\n<answer>3</answer>',
   }
-  policy = Policy(distill.Student().model, tokenizer, 'plain')
+  policy = Policy(distill.STUDENTS['small'].model, tokenizer, 'plain')
   nothing: Any = None  # unused here
   kept: list[rejection.Line] = [line]
   stage = Stage(nothing, policy, nothing, nothing, 0)

@@ -135,6 +135,56 @@ def test_every_batch_has_other_problems_and_another_key(unbroken):
   assert len(set(sampler.keys)) == 3
 
 
+def logged(workdir) -> list[tuple[str, int, float]]:
+  """Phase, step and accepted share of each line of the log."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [(line['phase'], line['step'], line['accepted']) for line in lines]
+
+
+# Of the four outputs to each problem one is wrong.
+LOGGED = [('rejection', step, 0.75) for step in (1, 2, 3)]
+
+
+def test_every_batch_has_a_line_in_the_log(unbroken):
+  workdir, _, _ = unbroken
+  assert logged(workdir) == LOGGED
+  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
+    assert json.loads(line)['time'].keys() == {'seconds'}
+
+
+@pytest.mark.parametrize('batches', [0, 1, 2, 3])
+def test_a_batch_that_was_logged_but_not_written_is_logged_once(
+  unbroken, tmp_path, batches
+):
+  before, _, _ = unbroken
+  workdir, again = tmp_path / 'run', Written()
+  outputs = (before / 'outputs.jsonl').read_bytes().splitlines(keepends=True)
+  metrics = (before / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+  with start(Experiment(str(workdir)), phases=()):
+    (workdir / 'outputs.jsonl').write_bytes(b''.join(outputs[: batches * 2 * 4]))
+  (workdir / 'metrics.jsonl').write_bytes(b''.join(metrics[: batches + 1]))
+  sample(workdir, again)
+  assert len(again.asked) == 3 - batches
+  assert logged(workdir) == LOGGED
+
+
+def test_the_log_of_the_batches_is_kept_when_a_later_phase_resumes(unbroken, tmp_path):
+  _, kept, _ = unbroken
+  experiment = Experiment(str(tmp_path / 'run'))
+  asked: Any = Written()
+  for step in (1, 2):
+    with start(experiment, phases=('sft',)) as run:
+      asked.run = run
+      found = rejection_sample(
+        run, 'params', problem, sampler=asked, config=CONFIG, seed=3
+      )
+      assert found == kept
+      run.log.write('sft', step, accepted=0)
+      run.save('sft', step, {'w': np.ones(2)})
+  assert logged(tmp_path / 'run') == [*LOGGED, ('sft', 1, 0), ('sft', 2, 0)]
+  assert len(asked.asked) == 3
+
+
 def places(content: bytes) -> list[int]:
   """Where a kill may have cut the file, and what makes each place a special one."""
   ends = [n + 1 for n, byte in enumerate(content) if byte == ord('\n')]
@@ -181,10 +231,14 @@ def test_ctrl_c_stops_after_the_current_batch_and_the_run_resumes(unbroken, tmp_
     sample(tmp_path / 'run', sampler)
   lines = (tmp_path / 'run' / 'outputs.jsonl').read_bytes().splitlines()
   assert len(lines) == 2 * 2 * 4
+  assert logged(tmp_path / 'run') == LOGGED[:2]
   assert not (tmp_path / 'run' / 'rejection.json').exists()
-  assert sample(tmp_path / 'run', Written()) == kept
+  again = Written()
+  assert sample(tmp_path / 'run', again) == kept
+  assert again.asked == [['4+1', '5+1']]
   name = 'outputs.jsonl'
   assert (tmp_path / 'run' / name).read_bytes() == (before / name).read_bytes()
+  assert logged(tmp_path / 'run') == LOGGED
 
 
 def test_nothing_to_learn_from_is_an_error_with_the_reason(tmp_path):

@@ -24,6 +24,7 @@ from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import feed_rows, replicate
+from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.learner_program import LearnerProgram
 from r1jax.stages.problem_sets import problem_stream
@@ -171,17 +172,8 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
   np.testing.assert_allclose(logp, np.where(real, expected, 0), rtol=1e-6)
 
   layout = learner.layout(rollout, np.arange(8))
-  rows = feed_rows(
-    learner.mesh,
-    (
-      layout.by_prompt(prompts),
-      layout.by_prompt(prompts >= 0),
-      layout.by_token(tokens),
-      layout.offsets,
-      layout.documents,
-    ),
-    axis=1,
-  )
+  inputs = layout.inputs(prompts, prompts >= 0, tokens)
+  rows = feed_rows(learner.mesh, inputs, axis=1)
   compiled: Any = learner.program.score
   arguments: Any = ({}, rows, jnp.int32(layout.count), jnp.float32(1))
   program = compiled.lower(*arguments).compile().as_text()
@@ -192,7 +184,7 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
 def test_the_policy_that_a_stage_starts_from_stays_as_it_is():
   learner = learner_on(1, RLConfig())
   given = {'x': replicate(learner.mesh, jnp.full(4, 3.0))}
-  started = learner.start(given)
+  started = rl_state.start(learner, given)
   double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
   double(started['policy'])  # as an update does: the old state's memory is gone
   np.testing.assert_array_equal(given['x'], 3)

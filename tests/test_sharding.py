@@ -21,6 +21,7 @@ from r1jax.runtime.digest import digest_of
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import named_sharding
+from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 from r1jax.tasks import Problem
@@ -97,7 +98,7 @@ def step(model_name, mesh_name):
   policy = Policy(MODELS[model_name], TOKENIZER, 'plain', 288)
   sampler = Sampler(policy, CONFIG.max_prompt_length, mesh, layout)
   learner = Learner(policy.functions, mesh, CONFIG)
-  before = learner.start(policy.init(mesh, 0))
+  before = rl_state.start(learner, policy.init(mesh, 0))
   state, reference = before['policy'], before['reference']
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   key = jax.random.key(1)
@@ -152,7 +153,7 @@ def test_a_checkpoint_is_restored_bit_for_bit_on_other_devices(devices, tmp_path
   def state(devices, layout):
     mesh = make_mesh(jax.devices()[:devices], layout)
     learner = Learner(POLICY.functions, mesh, CONFIG)
-    return learner.start(POLICY.init(mesh, 0))
+    return rl_state.start(learner, POLICY.init(mesh, 0))
 
   before = state(8, MeshConfig(fsdp=4, tensor=2))
   before['policy'].params['embedding'] += 1

@@ -18,7 +18,7 @@ from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
 from r1jax.stages import artifact, distillation, problem_sets, rl, stage, supervised
-from r1jax.stages.experiment import child_of
+from r1jax.stages.experiment import Experiment, Origin, child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import RLConfig
@@ -205,9 +205,14 @@ def test_stages_with_one_seed_have_seeds_of_their_own(monkeypatch):
   monkeypatch.setattr(artifact, 'load', lambda path, *names: parent)
   monkeypatch.setattr(problem_sets, 'problems_of', lambda stage, data_dir: 'problems')
   config = cold_start.ColdStart(seed=7)
-  origins = [child_of(name, 'r1_zero')(config) for name in ('cold_start', 'final_rl')]
-  expected = [problem_sets.own_seed(7, name) for name in ('cold_start', 'final_rl')]
-  assert [origin.seed for origin in origins] == expected
+  start, names = child_of('r1_zero'), ('cold_start', 'final_rl')
+  origin, run = start(config), cold_start.run
+  stages = [Experiment(name, start, run, phases=()) for name in names]
+  expected = [problem_sets.own_seed(7, name) for name in names]
+  assert [stage.seed(config, origin) for stage in stages] == expected
   assert len({*expected, 7}) == 3
-  assert origins[0].parents == (parent,)
-  assert origins[0].digests == {'stage.json': 'digest'}
+  assert origin.parents == (parent,)
+  assert origin.digests == {'stage.json': 'digest'}
+  # One that starts from no other stage has the seed that it was given.
+  new = Origin(origin.policy, origin.problems, {})
+  assert stages[0].seed(config, new) == 7

@@ -30,12 +30,8 @@ class MoreSFT(StageConfig):
   workdir: str = 'runs/more_sft'  # all files of the stage
   tokens: int = 1_500_000  # to train on, rounded to whole epochs, prompts included
   # A quarter of the cold start's peak, as the examples are learned already.
-  optim: OptimConfig = OptimConfig(
-    learning_rate=8e-4,
-    muon_learning_rate=0.0012,
-    warmup_steps=20,
-    schedule='cosine',
-    eps=1e-6,
+  optim: OptimConfig = dataclasses.replace(
+    cold_start.ColdStart.sft.optim, learning_rate=8e-4, muon_learning_rate=0.0012
   )
   suite: SuiteConfig = SuiteConfig()
 
@@ -71,26 +67,19 @@ def examples(
   return cold_start.examples(kept, sources)
 
 
-def epochs(found: list[tuple[str, str]], parent: Artifact, tokens: int) -> int:
-  """Returns the number of epochs nearest to `tokens`, at least 1."""
-  sizes = [len(ids) for pair in found for ids in parent.policy.example_ids(*pair)]
-  return max(1, round(tokens / sum(sizes)))
-
-
 def run(stage: Stage, config: MoreSFT) -> Trained:
   """Continues the cold start's SFT, with the same rows."""
   parent = stage.parent
   found = examples(parent, stage.problems.train)
-  changes = {'epochs': epochs(found, parent, config.tokens), 'optim': config.optim}
-  sft = SFTConfig(**{**parent.record['config']['sft'], **changes})
+  sft = SFTConfig(**{**parent.record['config']['sft'], 'optim': config.optim})
+  epoch = stage.epochs(found, sft).tokens / sft.epochs
+  sft = dataclasses.replace(sft, epochs=max(1, round(config.tokens / epoch)))
   name = "the cold start's sft.rows_per_step / sft.micro_batches"
   check_rows(stage.mesh, {name: sft.rows_per_step // sft.micro_batches})
   return Trained({'final': stage.sft(stage.params(), found, sft)})
 
 
-MORE_SFT = Experiment(
-  'more_sft', child_of('more_sft', 'cold_start'), run, phases=('sft',)
-)
+MORE_SFT = Experiment('more_sft', child_of('cold_start'), run, phases=('sft',))
 
 
 def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:

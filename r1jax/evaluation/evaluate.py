@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from r1jax import statistics, tasks
-from r1jax.rollout.rewarding import Rewarder
+from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import hosts
 from r1jax.runtime.loop import Loop

@@ -28,6 +28,7 @@ from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
 from r1jax.sharding.place import param_shardings, unbox
 from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 
@@ -143,18 +144,11 @@ def _learning(
     return sum(arrays.values()) if offload else 0.0
 
   if plan.rl.grpo.kl_coef:
-    rows = (
-      rollout.prompts,
-      rollout.prompt_mask,
-      rollout.tokens,
-      rollout.offsets,
-      rollout.documents,
-    )
     yield Phase(
       'score',
       learner.program.score,
-      (params, rows, count, scalar),
-      {'reference': params, 'rows': rows},
+      (params, rollout.inputs, count, scalar),
+      {'reference': params, 'rows': rollout.inputs},
       {'policy': bytes_per_device(params)} | ({} if offload else optimizer),
       plan.rl.minibatches,
       parts,
@@ -197,7 +191,7 @@ def state_of(plan: PlannedRun, learner: Learner) -> tuple[TrainState, Shapes]:
   shardings = param_shardings(mesh, names)
   shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
   params = _with_shardings(shapes, shardings)
-  saved = learner.like(params)
+  saved = rl_state.like(learner, params)
   return saved['policy'], saved['reference']
 
 

@@ -4,7 +4,9 @@ A row is what `evaluation.budget_forcing.measure` returns for one budget; in the
 row the model thinks as long as it likes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from r1jax.report.chart import ROLES, Curve, CurveFigure
@@ -15,9 +17,22 @@ from r1jax.report.comparison import (
   level_sentence,
 )
 from r1jax.report.words import LEVEL
+from r1jax.runtime.log import jsonable
+from r1jax.runtime.workdir import write_whole
 from r1jax.statistics import Interval
 
 BudgetRow = Mapping[str, Any]
+
+
+def write(
+  workdir: Path, title: str, facts: str, rows: Sequence[BudgetRow]
+) -> list[str]:
+  """Writes thinking.json and thinking.html; returns the result for the terminal."""
+  content = json.dumps(jsonable(rows), indent=2) + '\n'
+  write_whole(workdir / 'thinking.json', content)
+  result, page = summarise(title, facts, rows), workdir / 'thinking.html'
+  write_whole(page, result.html)
+  return [*result.lines, str(page)]
 
 
 def summarise(title: str, facts: str, rows: Sequence[BudgetRow]) -> Comparison:

@@ -25,7 +25,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import context, resource_tracker
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pebble
@@ -107,6 +107,19 @@ class Pending:
       RewardError: a reward failed on every output.
     """
     return self._collect()
+
+
+class Rewarder(Protocol):
+  """Rewards outputs by rules, as a `RewardPool` does, or by other means."""
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The rewards' names, in the order of `Scores.values`."""
+    ...
+
+  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
+    """Starts to score `texts[i]` as output for `problems[i]`."""
+    ...
 
 
 class RewardPool:

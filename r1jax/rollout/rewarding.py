@@ -2,28 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from r1jax.rewards.pool import Pending
+from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import hosts
 from r1jax.tasks import Problem
 from r1jax.text import parsing
-
-
-class Rewarder(Protocol):
-  """Rewards outputs by rules, as a `RewardPool` does, or by other means."""
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """The rewards' names, in the order of `Scores.values`."""
-    ...
-
-  def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
-    """Starts to score `texts[i]` as output for `problems[i]`."""
-    ...
 
 
 class Rewards(NamedTuple):

@@ -13,7 +13,7 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,8 @@ from r1jax.statistics import Interval
 
 # Evaluations run inside the RL loop and share its steps and its checkpoints.
 LOOP_OF = {'eval': 'rl'}
+# Rejection sampling resumes from the file of its outputs.
+WITHOUT_CHECKPOINT = ('rejection',)
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | None:
@@ -39,6 +41,7 @@ class Log:
   Opening drops lines past the step in `resume`, lines of other phases, and a
   half-written last line. So a run that was killed and resumed writes the same files as
   one that was not. Each call appends in one system call: write a step, then save it.
+  Phases `WITHOUT_CHECKPOINT` keep all their lines until they call `resume`.
 
   Args:
     workdir: the run's folder.
@@ -64,15 +67,30 @@ class Log:
     self._events: dict[str, _File] = {}
 
   def __enter__(self) -> Self:
-    metrics, samples = self._workdir / 'metrics.jsonl', self._workdir / 'samples.jsonl'
-    self.lines = _drop_unfinished(metrics, self._resume, self._least_lines)
-    _drop_unfinished(samples, self._resume)
-    self._metrics, self._samples = _File(metrics), _File(samples)
+    def last(phase: str) -> float:
+      if phase in WITHOUT_CHECKPOINT:
+        return math.inf
+      return self._resume.get(LOOP_OF.get(phase, phase), -1)
+
+    self._open(last, self._least_lines)
     return self
 
   def __exit__(self, *exception: object) -> None:
     for file in self._metrics, self._samples, *self._events.values():
       file.close()
+
+  def _open(self, last: Callable[[str], float], least_lines: int = 0) -> None:
+    metrics, samples = self._workdir / 'metrics.jsonl', self._workdir / 'samples.jsonl'
+    self.lines = _drop_unfinished(metrics, last, least_lines)
+    _drop_unfinished(samples, last)
+    self._metrics, self._samples = _File(metrics), _File(samples)
+
+  def resume(self, phase: str, step: int) -> None:
+    """Drops the lines past `step` of a phase without a checkpoint."""
+    self._resume[phase] = step
+    self._metrics.close()
+    self._samples.close()
+    self._open(lambda other: step if other == phase else math.inf)
 
   def write(self, phase: str, step: int, **values: Any) -> None:
     """Appends one line to metrics.jsonl, and its numbers to TensorBoard.
@@ -146,8 +164,8 @@ def explained(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> int:
-  """Rewrites `path` atomically without the lines past the step of their phase.
+def _drop_unfinished(path: Path, last: Callable[[str], float], least: int = 0) -> int:
+  """Rewrites `path` atomically without the lines past the `last` step of their phase.
 
   Returns how many lines are left. Raises ValueError, and leaves `path` unchanged, if
   these are fewer than `least`.
@@ -167,8 +185,7 @@ def _drop_unfinished(path: Path, resume: Mapping[str, int], least: int = 0) -> i
         )
       if line is None:  # the last line, half-written when the run was killed
         break
-      phase = line['phase']
-      if line['step'] <= resume.get(LOOP_OF.get(phase, phase), -1):
+      if line['step'] <= last(line['phase']):
         kept.write(raw.removesuffix(b'\n') + b'\n')
         left += 1
     kept.flush()

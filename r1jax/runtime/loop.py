@@ -1,4 +1,4 @@
-"""The loop over the steps of a training phase: times, logs, saves and stops."""
+"""The loop over the steps of a phase: times, logs, saves and stops."""
 
 import contextlib
 import time
@@ -16,10 +16,10 @@ SETTLED = 3  # steps after which nothing should compile any more
 class Loop:
   """Iterates over the remaining steps of a phase; they count from 1 to `steps`.
 
-  Each step calls `log` with its metrics and, if `must_save`, `save` with the state. A
-  line of the log is due every `log_every` steps, a checkpoint every `save_every` steps,
-  and both after the last step.
-  With `log_saves` each step with a checkpoint is logged too.
+  Each step calls `log` with its metrics and, if `must_save`, `save` with the state; a
+  phase that trains nothing writes its results to a file of its own instead. A line of
+  the log is due every `log_every` steps, a checkpoint every `save_every` steps, and
+  both after the last step. With `log_saves` each step with a checkpoint is logged too.
 
   Attributes:
     first: number of steps done by an earlier process.
@@ -36,7 +36,7 @@ class Loop:
     log_every: int = 1,
     save_every: int = 1,
     log_saves: bool = False,
-    optim: str,
+    optim: str | None,
   ) -> None:
     """Starts the clock of the first line of the log.
 
@@ -44,11 +44,12 @@ class Loop:
       run: the open run.
       phase: its name in logs and checkpoints.
       steps: of the whole phase.
-      first: step of the checkpoint that the phase resumes from.
+      first: the step that the phase resumes from.
       log_every: steps between two lines of the log.
       save_every: steps between two checkpoints.
       log_saves: whether each step with a checkpoint has a line in the log.
-      optim: the config's field with the optimizer's settings, for error messages.
+      optim: the config's field with the optimizer's settings, for error messages; None
+        for a phase that trains nothing.
     """
     self.run, self.phase, self.steps, self.first = run, phase, steps, first
     self.step = first
@@ -86,7 +87,7 @@ class Loop:
 
     Args:
       metrics: numbers, or arrays that stay on the device if the step is not due.
-        They must include `loss` and `grad_norm`.
+        In training they must include `loss` and `grad_norm`.
       tokens: learned from since the last line, for `tokens_per_second`.
       device: seconds that the device was busy since the last line.
       more: returns further metrics; called only if the step is due.
@@ -120,12 +121,12 @@ class Loop:
     return values
 
   def _checked(self) -> dict[str, Any]:
-    """Returns the step's metrics as numbers; raises TrainingError if not finite."""
+    """Returns the step's metrics as numbers; raises TrainingError as `log` does."""
     values = {
       name: float(value) if isinstance(value, jax.Array) else value
       for name, value in (self._unchecked or {}).items()
     }
-    if values:
+    if values and self._optim is not None:
       check_finite(self.phase, self.step, values, self._optim)
     self._unchecked = None
     return values

@@ -191,6 +191,9 @@ class NullLog:
   def __exit__(self, *exception: object) -> None:
     pass
 
+  def resume(self, phase: str, step: int) -> None:
+    """Does nothing."""
+
   def write(self, phase: str, step: int, **values: Any) -> None:
     """Does nothing."""
 

@@ -11,6 +11,7 @@ import optax
 
 from r1jax import distill
 from r1jax.evaluation.evaluate import EvalConfig
+from r1jax.model.config import ModelConfig
 from r1jax.rewards import Weighted
 from r1jax.rollout.sampler import Rollout, of_all_hosts
 from r1jax.runtime import hosts
@@ -32,6 +33,14 @@ TOKEN_LEVEL = ('forward_kl', 'reverse_kl', 'on_policy')
 
 
 @dataclasses.dataclass(frozen=True)
+class Student:
+  """A small model and its tokenizer."""
+
+  model: ModelConfig
+  vocab_size: int = 0  # of its own tokenizer; 0 is the teacher's tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
 class Lesson:
   """The inputs that all methods share.
 
@@ -45,6 +54,9 @@ class Lesson:
     rl: of RL; on-policy distillation has its number of prompts.
     rewards: of RL.
     evals: how RL is evaluated during training.
+
+  Raises:
+    ValueError: an output of the teacher exceeds a row.
   """
 
   stage: Stage
@@ -57,6 +69,9 @@ class Lesson:
   rewards: Sequence[Weighted]
   evals: EvalConfig
 
+  def __post_init__(self) -> None:
+    _ = self.epochs  # raises here, not after the training of a base model
+
   @property
   def pairs(self) -> list[tuple[str, str]]:
     """Pairs of a question and the teacher's output."""
@@ -64,7 +79,7 @@ class Lesson:
 
   @functools.cached_property
   def epochs(self) -> Epochs:
-    """Batches of rows of these pairs; ValueError if one exceeds a row."""
+    """Batches of rows of these pairs."""
     return self.stage.epochs(self.pairs, self.sft)
 
 
@@ -153,6 +168,13 @@ METHODS: dict[str, Callable[[Lesson, Any], Any]] = {
 }
 
 
+def learn(lesson: Lesson, base: optax.Params, methods: Sequence[str]) -> dict[str, Any]:
+  """Returns the student's parameters by method; writes the compute of each."""
+  learned = {name: METHODS[name](lesson, base) for name in methods}
+  write_compute(lesson, methods, base)
+  return learned
+
+
 def own_outputs(
   stage: Stage,
   problem_at: Callable[[int], Problem],
@@ -204,7 +226,7 @@ def _examples(rollout: Rollout) -> list[Example]:
 
 
 def check_methods(
-  methods: Sequence[str], rejection: RejectionConfig, rl: RLConfig, own_vocab_size: int
+  methods: Sequence[str], rejection: RejectionConfig, rl: RLConfig, student: Student
 ) -> None:
   """Raises ValueError for methods that are unknown or that can't be compared.
 
@@ -212,7 +234,7 @@ def check_methods(
     methods: names in `METHODS`, each once.
     rejection: how the teacher's outputs are sampled.
     rl: of RL on the student.
-    own_vocab_size: V of the student's own tokenizer; 0 is the teacher's tokenizer.
+    student: with or without a tokenizer of its own.
   """
   known = [name for name in METHODS if name in methods]
   if not known or sorted(known) != sorted(methods):
@@ -221,7 +243,7 @@ def check_methods(
     )
   _check_temperatures(methods, rejection.draw, rl)
   token_level = [name for name in methods if name in TOKEN_LEVEL]
-  if token_level and own_vocab_size:
+  if token_level and student.vocab_size:
     raise ValueError(
       f'methods: expected none of {TOKEN_LEVEL} for a student with a tokenizer of '
       f'its own, since they compare probabilities of the same tokens, got '

@@ -56,7 +56,6 @@ class Origin:
   Fields:
     policy: the model, its tokenizer and template.
     problems: training and held-out problems.
-    seed: of everything random in the stage.
     digests: of files that its checkpoints depend on, by name.
     parents: finished stages that it starts from.
     keep: writes files that the run needs, such as its tokenizer, into its folder.
@@ -65,7 +64,6 @@ class Origin:
 
   policy: Policy
   problems: Problems
-  seed: int
   digests: Mapping[str, str]
   parents: tuple[Artifact, ...] = ()
   keep: Callable[[Path], None] | None = None
@@ -88,19 +86,14 @@ class Trained:
   parents: tuple[Artifact, ...] = ()
 
 
-def child_of(stage: str, *names: str) -> Callable[[Any], Origin]:
-  """Returns config -> the origin of a stage whose parent has one of these names.
-
-  The seed is derived from the config's seed and the stage's name; see
-  `problem_sets.own_seed`.
-  """
+def child_of(*names: str) -> Callable[[Any], Origin]:
+  """Returns config -> the origin of a stage whose parent has one of these names."""
 
   def origin(config: Any) -> Origin:
     parent = artifact.load(config.parent, *names)
     return Origin(
       parent.policy,
       problem_sets.problems_of(parent, config.data_dir),
-      problem_sets.own_seed(config.seed, stage),
       parent.digests,
       (parent,),
     )
@@ -172,7 +165,7 @@ class Experiment:
             origin.policy,
             origin.problems,
             stage_devices(run, config, config.mesh),
-            origin.seed,
+            self.seed(config, origin),
             config.mesh,
             origin.parents,
             origin.params,
@@ -180,6 +173,12 @@ class Experiment:
           self._finish(stage, config, self.run(stage, config), versions)
     if self.report and hosts.is_primary():
       print('\n'.join(report.result(config.workdir)))
+
+  def seed(self, config: Any, origin: Origin) -> int:
+    """Returns the stage's seed: the config's, or its own if it has a parent."""
+    if not origin.parents:
+      return config.seed
+    return problem_sets.own_seed(config.seed, self.name)
 
   def _finish(
     self, stage: Stage, config: Any, trained: Trained, versions: Mapping[str, str]

@@ -147,9 +147,7 @@ def origin(config: Any) -> Origin:
     max_positions=families.max_positions(found.checkpoint.raw),
   )
   problems.check_prompts(policy.tokenizer, policy.template)
-  return Origin(
-    policy, problems, config.seed, found.digests, keep=found.keep, params=found.params
-  )
+  return Origin(policy, problems, found.digests, keep=found.keep, params=found.params)
 
 
 def began(workdir: str | os.PathLike[str]) -> datetime.datetime:

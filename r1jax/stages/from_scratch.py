@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from r1jax.miniature import corpus
-from r1jax.model.config import ModelConfig
 from r1jax.rollout.policy import Policy
 from r1jax.stages import artifact, problem_sets
-from r1jax.stages.artifact import Artifact
 from r1jax.stages.experiment import Origin
-from r1jax.stages.stage import Stage
+from r1jax.stages.fit import fit_stage_mesh
+from r1jax.stages.stage import Stage, check_rewards
+from r1jax.tasks import REASONING
 from r1jax.text import templates
 from r1jax.text.tokenizer import Tokenizer, check_vocab_size
 
@@ -29,13 +29,6 @@ Document = Callable[[int], tuple[str, str]]  # index -> question and output
 def documents(config: Any) -> Document:
   """Returns document 0, 1, … of the web of a config: fields web, tasks and seed."""
   return functools.partial(corpus.document, config.web, config.tasks, config.seed)
-
-
-def documents_like(parent: Artifact, seed: int) -> Document:
-  """Returns other documents of the web that the chain of stages began with."""
-  first = parent.ancestor('r1_zero').record['config']
-  web, tasks = corpus.config_of(first['web']), corpus.tasks_of(first['tasks'])
-  return functools.partial(corpus.document, web, tasks, seed)
 
 
 def origin(config: Any) -> Origin:
@@ -60,30 +53,33 @@ def origin(config: Any) -> Origin:
 
   policy = Policy(config.model, run_tokenizer, TEMPLATE)
   digests = {file.name: run_tokenizer.digest}
-  return Origin(policy, problems, config.seed, digests, keep=keep)
+  return Origin(policy, problems, digests, keep=keep)
 
 
-def student_stage(
-  stage: Stage, model: ModelConfig, vocab_size: int, document: Document
-) -> Stage:
-  """Returns the stage with another, new model in place of its policy.
+def student(stage: Stage, config: Any) -> tuple[Stage, Document]:
+  """Returns the stage with a new student as its policy, and documents to train it on.
+
+  They are other documents of the web that the chain of stages began with.
 
   Args:
     stage: of the teacher.
-    model: of the student.
-    vocab_size: V, at most, of a tokenizer of its own; 0 is the teacher's tokenizer.
-    document: see `tokenizer`.
+    config: of the stage, with the fields student (`distillation.Student`) and mesh.
 
   Raises:
+    MeshError: the student does not divide over the devices.
     ValueError: a prompt is longer than `max_prompt_length`.
   """
-  teacher = stage.policy
-  own = teacher.tokenizer
-  if vocab_size:
+  first = stage.parent.ancestor('r1_zero').record['config']
+  web, tasks = corpus.config_of(first['web']), corpus.tasks_of(first['tasks'])
+  document = functools.partial(corpus.document, web, tasks, stage.seed)
+  own, template = stage.policy.tokenizer, stage.policy.template
+  if config.student.vocab_size:
     file = stage.run.workdir / artifact.TOKENIZER
-    own = tokenizer(file, document, teacher.template, vocab_size)
-  stage.problems.check_prompts(own, teacher.template)
-  return dataclasses.replace(stage, policy=Policy(model, own, teacher.template))
+    own = tokenizer(file, document, template, config.student.vocab_size)
+  stage.problems.check_prompts(own, template)
+  policy = Policy(config.student.model, own, template)
+  fit_stage_mesh(config, config.mesh, policy.names)
+  return dataclasses.replace(stage, policy=policy), document
 
 
 def tokenizer(
@@ -108,10 +104,14 @@ def tokenizer(
 
 
 def check(config: Any) -> None:
-  """Raises ValueError for a small vocabulary, or a base whose rows are too short.
+  """Raises ValueError for settings that can't teach a new model to reason.
+
+  They are a small vocabulary, rows too short for outputs, and rewards or shares of the
+  reasoning tasks that are all 0.
 
   Args:
-    config: of the stage, with the fields vocab_size, base, rl and suite.
+    config: of the stage, with the fields vocab_size, base, shares, rl and suite, and
+      the method `rewards`.
   """
   check_vocab_size(config.vocab_size)
   outputs = max(config.suite.max_length, config.rl.longest)
@@ -122,3 +122,5 @@ def check(config: Any) -> None:
       f'rl.max_length or suite.max_length, got {config.base.row_length}; at positions '
       'that the base model never saw it writes garbage'
     )
+  check_rewards(config.rewards())
+  problem_sets.check_shares(config.shares, REASONING)

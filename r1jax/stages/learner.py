@@ -12,20 +12,14 @@ import numpy as np
 import optax
 
 from r1jax import grpo, optim, packing
-from r1jax.model import decoder, lora
 from r1jax.optim import TrainState
-from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import compilation
-from r1jax.runtime.keys import named_key
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import local_shards
 from r1jax.sharding.place import (
-  abstract_like_params,
   feed_rows,
   fetch_rows,
-  like_params,
-  replicate,
   to_device,
   to_host,
 )
@@ -82,24 +76,6 @@ class Learner:
     updates = config.steps * config.epochs * config.minibatches
     return optim.make(self.config.optim, updates, self.matrices, self.seed)
 
-  def start(self, params: optax.Params) -> dict[str, Any]:
-    """Returns the content of a checkpoint before the first step."""
-    # A copy, as an update donates the memory of its input state.
-    before = {
-      'policy': optim.init(jax.tree.map(jnp.copy, params), self.tx),
-      'reference': params,
-    }
-    # Placed now, as another sharding in the second step would compile again.
-    return like_params(self.mesh, before, params)
-
-  def like(self, params: optax.Params) -> dict[str, Any]:
-    """Returns shapes and shardings of the result of `start`."""
-    shapes = jax.eval_shape(
-      lambda params: {'policy': optim.init(params, self.tx), 'reference': params},
-      params,
-    )
-    return abstract_like_params(self.mesh, shapes, params)
-
   @functools.cached_property
   def program(self) -> LearnerProgram:
     """The part that runs on the devices."""
@@ -144,15 +120,9 @@ class Learner:
   ) -> tuple[np.ndarray, float]:
     """Returns log-probs [P, G, T] of a rollout's tokens, and the device's seconds."""
     layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
-    rows = (
-      layout.by_prompt(rollout.prompts),
-      layout.by_prompt(rollout.prompt_mask),
-      layout.by_token(rollout.tokens),
-      layout.offsets,
-      layout.documents,
-    )
+    inputs = layout.inputs(rollout.prompts, rollout.prompt_mask, rollout.tokens)
+    rows = self._feed(inputs)
     count, scalar = np.int32(layout.count), np.float32(temperature)
-    rows = self._feed(rows)
     began = time.monotonic()
     logp = self.program.score(self.whole(params), rows, count, scalar)
     logp = fetch_rows(self.mesh, logp, axis=1)
@@ -247,44 +217,3 @@ class Learner:
 
   def _feed(self, parts: Any) -> Any:
     return feed_rows(self.mesh, parts, axis=1)
-
-
-def learner_of(
-  policy: Policy,
-  mesh: jax.sharding.Mesh,
-  config: RLConfig,
-  params: Callable[[], Any],
-  seed: int,
-) -> tuple[Learner, Callable[[], Any]]:
-  """Returns a policy's learner, and what returns its learned parameters at the start.
-
-  Args:
-    policy: with adapters, these are what is learned.
-    mesh: the learner's devices.
-    config: see `RLConfig`.
-    params: returns the model's parameters to start from, without adapters.
-    seed: of the adapters, and of what is random in the optimizer.
-  """
-
-  def quantize(params: optax.Params) -> Any:
-    return decoder.quantize(lora.merged(params), policy.config)
-
-  learner = Learner(
-    policy.functions,
-    mesh,
-    config,
-    policy.matrices,
-    quantize=quantize if config.int8_rollout else None,
-    seed=seed,
-  )
-  if not policy.lora.rank:
-    return learner, params
-  learner = dataclasses.replace(
-    learner,
-    matrices=None,
-    frozen=params(),
-    join=functools.partial(lora.attach, scale=policy.lora.scale),
-  )
-  key = named_key(jax.random.key(seed), 'adapters')
-  adapters = lora.init(policy.config, policy.lora, key)
-  return learner, functools.partial(replicate, mesh, adapters)

@@ -22,6 +22,7 @@ from r1jax.runtime import hosts
 from r1jax.runtime.errors import Interruption, TrainingError
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.log import explained, jsonable
+from r1jax.runtime.loop import Loop
 from r1jax.runtime.run import Run
 from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
@@ -68,7 +69,8 @@ def rejection_sample(
   """Samples outputs of `config.problems` problems, and returns those that are kept.
 
   All outputs are written to `outputs.jsonl`, a batch at a time; a killed run resumes at
-  the first missing batch. `rejection.json` has the statistics.
+  the first missing batch. A batch is a step of the phase 'rejection' in the log, with
+  the share of outputs without faults. `rejection.json` has the statistics.
 
   Args:
     run: the open run.
@@ -86,11 +88,15 @@ def rejection_sample(
   lines = _complete(file, config)
   key = named_key(jax.random.key(seed), 'rejection')
   size = config.prompts_per_batch
-  for batch in range(len(lines) // (size * config.samples), config.problems // size):
-    chosen = [problem_at(index) for index in range(batch * size, (batch + 1) * size)]
+  first = len(lines) // (size * config.samples)
+  run.log.resume('rejection', first)
+  loop = Loop(run, 'rejection', config.problems // size, first=first, optim=None)
+  for step in loop:
+    asked = step * size
+    chosen = [problem_at(index) for index in range(asked - size, asked)]
     outputs = sampler.sample(
       params,
-      jax.random.fold_in(key, batch),
+      jax.random.fold_in(key, step - 1),
       chosen,
       group_size=config.samples,
       max_length=config.max_length,
@@ -103,13 +109,12 @@ def rejection_sample(
       )
     ]
     new = [line for group in of_all_hosts(outputs, groups) for line in group]
+    # The log first: a resumed run drops its lines of batches that the file lacks.
+    loop.log({'accepted': np.mean([not line['faults'] for line in new])})
     if hosts.is_primary():
       with explained(file), file.open('a', encoding='utf-8') as end:
         end.write(_json_lines(new))
     lines += new
-    asked = (batch + 1) * size
-    good = np.mean([not line['faults'] for line in lines])
-    run.progress.update('sampling', asked, config.problems, {'accepted': good})
     if run.must_stop():
       raise Interruption(f'Stopped after {asked} problems. The same command resumes.')
   kept = select(lines, config.most_a_problem)

@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import optim
 from r1jax.choice import label
 from r1jax.evaluation.evaluate import EvalConfig, evaluate_and_log
 from r1jax.optim import TrainState
-from r1jax.rollout.rewarding import Rewarder, reward
+from r1jax.rewards.pool import Rewarder
+from r1jax.rollout.rewarding import reward
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
+from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_checks import (
   FLAT,
@@ -139,7 +140,7 @@ def train(
     CheckpointError, Interruption: see `Loop.save`.
   """
   learner, config = actors.learner, actors.learner.config
-  state, reference, first = _resume(run, phase, params, learner)
+  state, reference, first = rl_state.resume(learner, params, run, phase)
   root = jax.random.key(seed)
   loop = Loop(
     run,
@@ -151,7 +152,16 @@ def train(
   )
 
   def measure() -> None:
-    _evaluate(loop, learner.whole(state.params), held_out, actors, evals, root)
+    evaluate_and_log(
+      loop,
+      learner.whole(state.params),
+      named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
+      held_out,
+      sampler=actors.sampler,
+      rewarder=actors.rewarder,
+      config=evals,
+      max_length=value_at(config.max_length, config.steps),
+    )
 
   if not first:
     measure()
@@ -185,40 +195,3 @@ def train(
     if loop.must_save():
       loop.save(to_device({'policy': state, 'reference': reference}))
   return state.params
-
-
-def _resume(
-  run: Run, phase: str, params: Callable[[], Any], learner: Learner
-) -> tuple[TrainState, Any, int]:
-  """Returns state, reference and step of the last checkpoint, or of the start."""
-  checkpoints, before = run.checkpoints[phase], params()
-  optim.check_learning_rate(before, learner.config.optim, 'rl.optim', learner.matrices)
-  first, like = checkpoints.step or 0, learner.like(before)
-  if 0 < (traced := learner.config.profile_step) <= first:
-    run.progress.say(f'Step {traced} is done and can no longer be traced.')
-  saved = {} if first else learner.start(before)
-  del before  # a large model would not fit a second time
-  saved = saved or checkpoints.restore(like)
-  state = learner.offload_state(saved.pop('policy'))
-  return state, learner.offload_reference(saved.pop('reference')), first
-
-
-def _evaluate(
-  loop: Loop,
-  params: optax.Params,
-  held_out: Sequence[Problem],
-  actors: Actors,
-  config: EvalConfig,
-  root: jax.Array,
-) -> None:
-  """Evaluates the policy after the loop's step; logs and shows the result."""
-  evaluate_and_log(
-    loop,
-    params,
-    named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
-    held_out,
-    sampler=actors.sampler,
-    rewarder=actors.rewarder,
-    config=config,
-    max_length=value_at(actors.learner.config.max_length, loop.steps),
-  )

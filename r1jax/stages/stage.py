@@ -18,17 +18,23 @@ from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature.judge import JudgeConfig
 from r1jax.rewards import Weighted
-from r1jax.rewards.pool import RewardPool
+from r1jax.rewards.pool import Rewarder, RewardPool
 from r1jax.rollout.policy import Policy
-from r1jax.rollout.rewarding import Rewarder
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime.run import Run
 from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig, local_mesh
-from r1jax.stages import examples, preference, problem_sets, rejection, rl, supervised
+from r1jax.stages import (
+  examples,
+  preference,
+  problem_sets,
+  rejection,
+  rl,
+  rl_state,
+  supervised,
+)
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.examples import Epochs, Example
-from r1jax.stages.learner import learner_of
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.preference_scoring import Scorer
 from r1jax.stages.problem_sets import Problems
@@ -257,7 +263,9 @@ class Stage:
     note = algorithms.PUBLISHED.get(algorithms.preset_of(config.grpo) or '')
     if note:
       self.run.progress.say(f'The algorithm is {note}.')
-    learner, params = learner_of(self.policy, self.mesh, config, params, self.seed)
+    learner, params = rl_state.learner_of(
+      self.policy, self.mesh, config, params, self.seed
+    )
     return rl.train(
       self.run,
       'rl',

@@ -1,0 +1,105 @@
+"""What an RL stage carries from step to step: the policy's state and the reference.
+
+A checkpoint holds both. Before the first step they are made from the parameters that
+the stage starts from.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax import optim
+from r1jax.model import decoder, lora
+from r1jax.optim import TrainState
+from r1jax.rollout.policy import Policy
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.run import Run
+from r1jax.sharding.place import abstract_like_params, like_params, replicate
+from r1jax.stages.learner import Learner
+from r1jax.stages.rl_config import RLConfig
+
+
+def learner_of(
+  policy: Policy,
+  mesh: jax.sharding.Mesh,
+  config: RLConfig,
+  params: Callable[[], Any],
+  seed: int,
+) -> tuple[Learner, Callable[[], Any]]:
+  """Returns a policy's learner, and what returns its learned parameters at the start.
+
+  Args:
+    policy: with adapters, these are what is learned.
+    mesh: the learner's devices.
+    config: see `RLConfig`.
+    params: returns the model's parameters to start from, without adapters.
+    seed: of the adapters, and of what is random in the optimizer.
+  """
+
+  def quantize(params: optax.Params) -> Any:
+    return decoder.quantize(lora.merged(params), policy.config)
+
+  learner = Learner(
+    policy.functions,
+    mesh,
+    config,
+    policy.matrices,
+    quantize=quantize if config.int8_rollout else None,
+    seed=seed,
+  )
+  if not policy.lora.rank:
+    return learner, params
+  learner = dataclasses.replace(
+    learner,
+    matrices=None,
+    frozen=params(),
+    join=functools.partial(lora.attach, scale=policy.lora.scale),
+  )
+  key = named_key(jax.random.key(seed), 'adapters')
+  adapters = lora.init(policy.config, policy.lora, key)
+  return learner, functools.partial(replicate, mesh, adapters)
+
+
+def start(learner: Learner, params: optax.Params) -> dict[str, Any]:
+  """Returns the content of a checkpoint before the first step."""
+  # A copy, as an update donates the memory of its input state.
+  before = {
+    'policy': optim.init(jax.tree.map(jnp.copy, params), learner.tx),
+    'reference': params,
+  }
+  # Placed now, as another sharding in the second step would compile again.
+  return like_params(learner.mesh, before, params)
+
+
+def like(learner: Learner, params: optax.Params) -> dict[str, Any]:
+  """Returns shapes and shardings of the result of `start`."""
+  shapes = jax.eval_shape(
+    lambda params: {'policy': optim.init(params, learner.tx), 'reference': params},
+    params,
+  )
+  return abstract_like_params(learner.mesh, shapes, params)
+
+
+def resume(
+  learner: Learner, params: Callable[[], Any], run: Run, phase: str
+) -> tuple[TrainState, Any, int]:
+  """Returns state, reference and step of the last checkpoint, or of the start.
+
+  Raises:
+    ValueError: the learning rate is too small for the policy to change.
+  """
+  checkpoints, before = run.checkpoints[phase], params()
+  optim.check_learning_rate(before, learner.config.optim, 'rl.optim', learner.matrices)
+  first, shapes = checkpoints.step or 0, like(learner, before)
+  if 0 < (traced := learner.config.profile_step) <= first:
+    run.progress.say(f'Step {traced} is done and can no longer be traced.')
+  saved = {} if first else start(learner, before)
+  del before  # a large model would not fit a second time
+  saved = saved or checkpoints.restore(shapes)
+  state = learner.offload_state(saved.pop('policy'))
+  return state, learner.offload_reference(saved.pop('reference')), first
