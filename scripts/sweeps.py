@@ -7,7 +7,7 @@ the share of attention grows. `group`: the same number of outputs from fewer pro
 that are as long as an output, so that the prompts' share of the work falls as 1 / G.
 `uneven`: outputs with log-normal lengths, whose 99th percentile is ten times their
 median, in batches and in slots (`--mesh.sampler-slots`), against outputs that all have
-the mean length, also of the model `small`. Numbers are medians over warm iterations.
+the mean length, also of the model `small`. The others are medians of five iterations.
 """
 
 import argparse
@@ -39,7 +39,6 @@ TOKENS = 2**15  # of all outputs
 PROMPT = 24
 MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
 SLOTS, WAITING = 32, 4  # outputs decoded at a time, groups that wait per slot
-UNEVEN = 3  # times that uneven lengths are sampled
 STOP = 0  # the token that ends an output of uneven length
 
 
@@ -164,7 +163,7 @@ def _sample(
   most: int,
   slots: int = 0,
 ) -> tuple[float, np.ndarray]:
-  """Returns median µs per token of `WAITING` groups per slot, and their lengths.
+  """Returns µs per token of `WAITING` groups per slot, and their lengths.
 
   Without `slots` the prompts are sampled `shape.prompts` at a time.
   """
@@ -182,26 +181,21 @@ def _sample(
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(WAITING * SLOTS)]
   size = len(problems) if slots else shape.prompts
 
-  def once(seed: int) -> np.ndarray:
-    found = [
-      drawn.sample(
-        params,
-        jax.random.fold_in(jax.random.key(seed), start),
-        problems[start : start + size],
-        group_size=shape.group_size,
-        max_length=most,
-        draw=SamplingConfig(),
-      ).lengths
-      for start in range(0, len(problems), size)
-    ]
-    return np.concatenate(found)
+  def batch(seed: int, start: int) -> np.ndarray:
+    return drawn.sample(
+      params,
+      jax.random.fold_in(jax.random.key(seed), start),
+      problems[start : start + size],
+      group_size=shape.group_size,
+      max_length=most,
+      draw=SamplingConfig(),
+    ).lengths
 
-  times, lengths = [], [once(0)]  # compiles
-  for n in range(1, UNEVEN + 1):
-    began = time.monotonic()
-    lengths.append(once(n))
-    times.append(1e6 * (time.monotonic() - began) / lengths[-1].sum())
-  return statistics.median(times), np.concatenate(lengths)
+  batch(0, 0)  # compiles
+  began = time.monotonic()
+  starts = range(0, len(problems), size)
+  lengths = np.concatenate([batch(1, start) for start in starts])
+  return 1e6 * (time.monotonic() - began) / lengths.sum(), lengths
 
 
 SWEEPS = {'length': length, 'group': group, 'uneven': uneven}
