@@ -4,11 +4,14 @@
   python -m scripts.chat ~/models/Qwen…
 
 Thoughts are dim, the answer is plain. Ctrl-C stops an answer; at the prompt, Ctrl-C or
-Ctrl-D ends the program. `--prompt 'make 16 from 3 5 2'` asks one question.
+Ctrl-D ends the program. `--prompt 'make 16 from 3 5 2'` asks one question. With
+`--dtype bfloat16` or `--int8 True` the weights take a half or a quarter of the memory;
+`scripts.chat_speed` says how fast that is.
 """
 
 import dataclasses
 import sys
+from typing import Literal
 
 import jax
 import rich.console
@@ -33,6 +36,9 @@ class Chat:
   # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
   system: str | None = None  # system message
+  # Of products, keys and values; None is the stage's, and float32 for a checkpoint
+  dtype: Literal['float32', 'bfloat16'] | None = None
+  int8: bool = False  # weights in int8: a quarter of the bytes, a little less exact
   max_length: int = 2048  # the most tokens of an answer
   seed: int = 0
   draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # as in R1
@@ -76,7 +82,12 @@ def chat_loop(config: Chat) -> None:
     )
   compilation.keep_on_disk()
   session = chat.open_session(
-    config.path, config.template, config.draw, config.chat_template_kwargs
+    config.path,
+    config.template,
+    config.draw,
+    config.chat_template_kwargs,
+    config.dtype,
+    config.int8,
   )
   for remark in session.policy.tokenizer.remarks:
     print(remark, file=sys.stderr)

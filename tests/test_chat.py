@@ -143,9 +143,9 @@ def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
   prepared = []
   real = chat.decode.decode_params
 
-  def counted(config, params):
+  def counted(config, params, single):
     prepared.append(config)
-    return real(config, params)
+    return real(config, params, single)
 
   monkeypatch.setattr(chat.decode, 'decode_params', counted)
   tokens = [list(session.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.model.kernels import flash_tpu
-from r1jax.sharding.constrain import AxisNames, num_shards, shard_mapped
+from r1jax.sharding.constrain import AxisNames, num_shards, platform, shard_mapped
 
 # Finite, so that a fully masked segment gets weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
@@ -43,12 +43,15 @@ def write(block: KV, new: KV, column: jax.Array) -> KV:
   """Returns the block with one position's keys and values at `column`.
 
   The block has no axis K if there is one kv head: with an axis of size 1 XLA would copy
-  the block at each write instead of updating it in place.
+  the block at each write instead of updating it in place. For the same reason a CPU
+  writes to one row without its axis.
   """
 
   def put(into: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     x = x.reshape(x.shape[:1] + x.shape[-2:]) if into.ndim == 3 else x
     x = x.astype(into.dtype)  # see `cache.for_writing`
+    if len(into) == 1 and platform() == 'cpu':
+      return jax.lax.dynamic_update_slice_in_dim(into[0], x[0], column, axis)[None]
     return jax.lax.dynamic_update_slice_in_dim(into, x, column, axis)
 
   k = put(block.k, new.k, -1)

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from r1jax.model import one_row
 from r1jax.model.attention import KV, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.linear import Int8, Lora, uses_product, vector_dtype
+from r1jax.model.linear import Int8, Lora, to_int8, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
-from r1jax.sharding.constrain import constrain, constrain_rows
+from r1jax.sharding.constrain import constrain, constrain_rows, platform
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -33,14 +34,23 @@ class DecodeParams(NamedTuple):
 
   outside: dict[str, Any]  # embedding, final norm and head
   layers: list[dict[str, Any]]  # weights by name, see `layer_weights`
+  head: Any = None  # a left operand like those of the layers; None: it is in `outside`
 
 
-def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
+def decode_params(
+  config: ModelConfig, params: Any, single: bool = False
+) -> DecodeParams:
   """Returns the parameters prepared for `make_decode` and for the logits.
 
   `make_decode` does this itself when it gets plain parameters: once per program, so
   once for a loop over tokens. Where each token is a call of a program, as in a chat,
   call this once in a program of its own.
+
+  Args:
+    config: of the model.
+    params: parameters; matrices may be `Int8`.
+    single: decode steps have one row. On a CPU weights then get the form that
+      `one_row.product` reads, and with `Int8` matrices the head is rounded like them.
   """
   stacks = [name for name, _, _ in config.stacks]
   outside = {name: x for name, x in params.items() if name not in stacks}
@@ -49,11 +59,32 @@ def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
   tied_dtype = jnp.promote_types(outside[head].dtype, config.dtype)
   outside[head] = outside[head].astype(tied_dtype if config.tied else config.dtype)
   layers = [
-    layer_weights(config, params[name], n)
+    layer_weights(config, params[name], n, single)
     for name, count, _ in config.stacks
     for n in range(count)
   ]
-  return DecodeParams(outside, layers)
+  int8 = any(isinstance(w, Int8) for name in stacks for w in params[name].values())
+  left = None
+  if single and (int8 or config.dtype == 'bfloat16') and platform() == 'cpu':
+    w = outside[head] if config.tied else outside.pop(head)
+    if int8:
+      values, scale = to_int8(w.astype(jnp.float32), (1,))
+      left = values, scale[:, None]
+    else:
+      left = _for_one_row(w.astype(config.dtype)), None
+  return DecodeParams(outside, layers, left)
+
+
+def _for_one_row(w_FD: jax.Array) -> jax.Array:
+  """Returns a left operand in the form that `one_row.product` reads, if it can be."""
+  served = platform() == 'cpu' and one_row.serves(w_FD.shape[1])
+  return one_row.bits(w_FD) if served and w_FD.dtype == jnp.bfloat16 else w_FD
+
+
+def row_logits(config: ModelConfig, head: Any, x_BD: jax.Array) -> jax.Array:
+  """Returns the logits [B, V] in float32, with the head of `DecodeParams`."""
+  values, scale = head
+  return _sum(values, x_BD.astype(config.dtype).T, scale).T
 
 
 def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
@@ -98,12 +129,14 @@ _UNCHANGED = (
 )
 
 
-def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
+def layer_weights(
+  config: ModelConfig, blocks: Any, layer: int, single: bool = False
+) -> dict[str, Any]:
   """Returns a layer's weights as left operands: matrices [out, in], the rest [D, 1].
 
   The weights in `_UNCHANGED` keep their layout. With float32 products an adapter is
   merged into its matrix; with bfloat16 it stays separate, as the sum would round it
-  away.
+  away. With `single` the matrices have the form for one row.
   """
   inputs = {
     'out': config.heads * config.value_dim,
@@ -134,7 +167,8 @@ def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any
     if isinstance(w, Lora):
       w, a, b = (x.astype(config.dtype) for x in w)
       return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
-    return left(w.astype(config.dtype), width), None
+    w = left(w.astype(config.dtype), width)
+    return _for_one_row(w) if single else w, None
 
   return {name: prepare(name) for name in blocks}
 
@@ -154,7 +188,7 @@ class Layer:
       out_FB += _product(weights.b, _product(weights.a, x_DB))
     else:
       values, scale = weights
-      out_FB = _product(values.astype(dtype), x_DB, scale)
+      out_FB = _product(values, x_DB, scale)
     bias = self.weights.get(f'{name}_bias')
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
@@ -265,19 +299,26 @@ class Layer:
 def _product(
   w_FD: jax.Array, x_DB: jax.Array, scale_F1: jax.Array | None = None
 ) -> jax.Array:
-  """Returns w @ x, times the scale, in the type of x.
+  """Returns w @ x, times the scale, in the type of x."""
+  return _sum(w_FD, x_DB, scale_F1).astype(x_DB.dtype)
+
+
+def _sum(w_FD: jax.Array, x_DB: jax.Array, scale_F1: jax.Array | None) -> jax.Array:
+  """Returns w @ x, times the scale, in the type of the sums.
 
   XLA's CPU compiler uses the bfloat16 units only for a float32 result and a right
   operand whose rows are contiguous, so it must not keep x as a transposed array.
   """
   dtype = x_DB.dtype
-  if uses_product(str(dtype)):
+  few = x_DB.shape[1] == 1 and platform() == 'cpu' and one_row.serves(len(x_DB))
+  if few and w_FD.dtype in (one_row.BITS, jnp.int8):
+    out_FB = one_row.product(w_FD, x_DB)
+  elif uses_product(str(dtype)):
     x_DB = with_layout_constraint(x_DB, Layout((0, 1)))
-    out_FB = jnp.matmul(w_FD, x_DB, preferred_element_type=jnp.float32)
+    out_FB = jnp.matmul(w_FD.astype(dtype), x_DB, preferred_element_type=jnp.float32)
   else:
-    out_FB = w_FD @ x_DB
-  out_FB = out_FB if scale_F1 is None else out_FB * scale_F1
-  return out_FB.astype(dtype)
+    out_FB = w_FD.astype(dtype) @ x_DB
+  return out_FB if scale_F1 is None else out_FB * scale_F1
 
 
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:

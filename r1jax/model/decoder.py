@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
-from r1jax.model.decode import DecodeParams, make_decode
-from r1jax.model.linear import Int8, product, uses_product
+from r1jax.model.decode import DecodeParams, make_decode, row_logits
+from r1jax.model.linear import Int8, product, to_int8, uses_product
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
 
 # Parameters that stay float32 in a bfloat16 model: trained routing biases are near 7,
@@ -174,8 +174,11 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]
     return apply({'params': params}, *args, method=method)
 
   def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    outside = params.outside if isinstance(params, DecodeParams) else params
-    return apply({'params': outside}, hidden, method='logits')
+    if isinstance(params, DecodeParams):
+      if params.head is not None:
+        return row_logits(config, params.head, hidden)
+      params = params.outside
+    return apply({'params': params}, hidden, method='logits')
 
   methods = ('__call__', 'with_prompts')
   forward, with_prompts = (functools.partial(call, method) for method in methods)
@@ -215,10 +218,7 @@ def quantize(params: Any, config: ModelConfig) -> Any:
     if axes is None or path[-1].key in FLOAT32:
       return w
     inputs, _ = axes
-    largest = jnp.max(jnp.abs(w), axis=inputs, keepdims=True)
-    scale = jnp.maximum(largest, 1e-30) / 127
-    values = jnp.round(w / scale).astype(jnp.int8)
-    return Int8(values, jnp.squeeze(scale, inputs))
+    return to_int8(w, inputs)
 
   return jax.tree_util.tree_map_with_path(
     one, matrices(config), params, is_leaf=lambda x: x is None or isinstance(x, tuple)

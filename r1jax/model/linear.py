@@ -21,6 +21,13 @@ class Int8(NamedTuple):
   scale: jax.Array  # float32, the matrix's output axes
 
 
+def to_int8(w: jax.Array, inputs: tuple[int, ...]) -> Int8:
+  """Returns weights rounded to multiples of 1/127 of an output's largest weight."""
+  largest = jnp.max(jnp.abs(w), axis=inputs, keepdims=True)
+  scale = jnp.maximum(largest, 1e-30) / 127
+  return Int8(jnp.round(w / scale).astype(jnp.int8), jnp.squeeze(scale, inputs))
+
+
 class Lora(NamedTuple):
   """A weight matrix and its LoRA adapter: the layer multiplies by w + a b."""
 

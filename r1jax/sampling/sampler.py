@@ -6,6 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from r1jax.sharding.constrain import platform
+
+MANY = 4096  # tokens; with as many top-p does not sort on a CPU
 CDF_BLOCK = 128  # tokens; the search finds a block first, then the token in it
 
 
@@ -41,14 +44,43 @@ def draw_logits(
     smallest = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
     logits = jnp.where(logits < smallest, -jnp.inf, logits)
   if top_p < 1:
+    logits = jnp.where(logits < _smallest(logits, top_p), -jnp.inf, logits)
+  return logits
+
+
+def _smallest(logits: jax.Array, top_p: float) -> jax.Array:
+  """Returns the smallest logit that top-p keeps, [..., 1].
+
+  A CPU takes 27 ms to sort 151,936 logits, as long as a model of half a billion
+  parameters. With many it searches instead, by halving the numbers that it may be: the
+  smallest x such that logits above x have less than `top_p` of the probability.
+  """
+  if platform() != 'cpu' or logits.shape[-1] < MANY:
     ordered = -jnp.sort(-logits, axis=-1)
     probability = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    smallest = jnp.min(
-      jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True
-    )
-    logits = jnp.where(logits < smallest, -jnp.inf, logits)
-  return logits
+    kept = jnp.where(before < top_p, ordered, jnp.inf)
+    return jnp.min(kept, axis=-1, keepdims=True)
+  probability = jax.nn.softmax(logits, axis=-1)
+
+  def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    low, high = ends
+    middle = (low & high) + ((low ^ high) >> 1)  # rounded down, without overflow
+    above = jnp.where(order > middle, probability, 0).sum(axis=-1, keepdims=True)
+    right = above < top_p
+    return jnp.where(right, low, middle + 1), jnp.where(right, middle, high)
+
+  order = _as_integer(logits)
+  ends = order.min(axis=-1, keepdims=True), order.max(axis=-1, keepdims=True)
+  _, found = jax.lax.fori_loop(0, 32, halve, ends)
+  smallest = jnp.where(order >= found, logits, jnp.inf)
+  return jnp.min(smallest, axis=-1, keepdims=True)
+
+
+def _as_integer(x: jax.Array) -> jax.Array:
+  """Returns integers in the order of these float32 numbers."""
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+  return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
 
 
 @jax.named_scope('draw')
