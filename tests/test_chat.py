@@ -180,3 +180,21 @@ def test_a_folder_keeps_its_type(tmp_path):
   session = chat.open_session(str(tmp_path / 'm'), None, GREEDY)
   assert {x.dtype.name for x in jax.tree.leaves(session.params)} == {'bfloat16'}
   assert list(session.tokens([5, 7], jax.random.key(0), 5))
+
+
+@pytest.mark.parametrize(('dtype', 'int8'), [('bfloat16', False), ('float32', True)])
+def test_rounded_weights_give_nearly_the_same_logits(dtype, int8, tmp_path):
+  checkpoint(tmp_path / 'm', 'qwen2', hidden_size=64, intermediate_size=128)
+  path = str(tmp_path / 'm')
+  whole = chat.open_session(path, None, GREEDY)
+  small = chat.open_session(path, None, GREEDY, dtype=dtype, int8=int8)
+  found = []
+  for session in (whole, small):
+    model = session.policy.functions
+    row = (session.params, jnp.asarray([[3, 5, 2]]), jnp.ones((1, 3), bool))
+    _, state = streaming.prefill(*row, model=model, room=4)
+    token = jnp.asarray([7])
+    decoded = streaming.decode_step(session.decode_params, state, token, model=model)
+    found.append(np.asarray(decoded[0]))
+  assert small.decode_params.head is not None
+  assert np.abs(found[1] - found[0]).max() < 0.05 * np.abs(found[0]).max()

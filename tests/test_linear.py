@@ -108,3 +108,14 @@ def test_a_cpu_learns_with_products_of_bfloat16_factors(batch):
   products = factors(program.as_text())
   # 7 matrices of a layer and the head: forward, and twice in the gradient.
   assert products.count(('bf16', 'bf16')) >= 8 * 3
+
+
+@pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
+def test_one_column_is_multiplied_as_by_numpy(kind):
+  rng = np.random.default_rng(0)
+  w = jnp.asarray(rng.integers(-127, 128, size=(5, 192))).astype(kind)
+  x = rng.standard_normal((192, 1)).astype(np.float32)
+  stored = one_row.bits(w) if kind == 'bfloat16' else w
+  expected = np.asarray(w, np.float64) @ x
+  # float32 sums of 192 terms below 400
+  np.testing.assert_allclose(one_row.product(stored, x), expected, atol=1e-2)

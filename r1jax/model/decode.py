@@ -64,7 +64,7 @@ def decode_params(
     for n in range(count)
   ]
   int8 = any(isinstance(w, Int8) for name in stacks for w in params[name].values())
-  left = None
+  left: tuple[jax.Array, jax.Array | None] | None = None
   if single and (int8 or config.dtype == 'bfloat16') and platform() == 'cpu':
     w = outside[head] if config.tied else outside.pop(head)
     if int8:

@@ -8,13 +8,14 @@ import optax
 
 from r1jax.sampling.cache import by_layer, empty_block
 from r1jax.sampling.decoder_api import DecoderFns, read_prompts
+from r1jax.sharding.constrain import platform
 
 
 class DecodeState(NamedTuple):
   """The KV cache of B rows that are decoded one token at a time."""
 
   prompt: Any  # keys and values of the prompts by layer, and their mask
-  past: Any  # keys and values of the outputs by layer
+  past: Any  # keys and values of the outputs by layer; see `_kept`
   length: jax.Array  # int32 [B], tokens of the prompt
   t: jax.Array  # int32 [], tokens of the output so far
 
@@ -40,7 +41,8 @@ def prefill(
   """
   last_PD, (kv, mask), length_P = read_prompts(params, prompts, prompt_mask, model)
   layers = by_layer(kv)
-  past = [empty_block(layer, len(prompts) * group_size, room) for layer in layers]
+  rows = len(prompts) * group_size
+  past = _kept([empty_block(layer, rows, room) for layer in layers], rows)
   logits = model.logits(params, last_PD)
   length_B = jnp.repeat(length_P, group_size)
   return logits, DecodeState((layers, mask), past, length_B, jnp.int32(0))
@@ -53,10 +55,27 @@ def decode_step(
 
   The cache must have space for it; see `prefill`.
   """
-  room = state.past[0].k.shape[-1]
+  past = state.past
+  room = past[0].k.shape[-1]
   seen = (jnp.arange(room) <= state.t)[None]
-  context = [state.prompt, (state.past, seen)]
+  if _single(len(token)):
+    past = jax.tree.map(lambda x: x[None], past)
+  context = [state.prompt, (past, seen)]
   position = state.length + state.t
   hidden_BD, past = model.make_decode(params)(token, position, context, state.t)
   logits = model.logits(params, hidden_BD)
+  past = _kept(past, len(token))
   return logits, state._replace(past=past, t=state.t + 1)
+
+
+def _single(rows: int) -> bool:
+  return rows == 1 and platform() == 'cpu'
+
+
+def _kept(past: Any, rows: int) -> Any:
+  """Returns blocks of keys and values; those of one row on a CPU without its axis.
+
+  With the axis XLA would write each position twice, once into a copy of the block:
+  `attention.write` writes without it too.
+  """
+  return jax.tree.map(lambda x: x[0], past) if _single(rows) else past
