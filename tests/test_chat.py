@@ -184,7 +184,7 @@ def test_a_folder_keeps_its_type(tmp_path):
 
 @pytest.mark.parametrize(('dtype', 'int8'), [('bfloat16', False), ('float32', True)])
 def test_rounded_weights_give_nearly_the_same_logits(dtype, int8, tmp_path):
-  checkpoint(tmp_path / 'm', 'qwen2', hidden_size=64, intermediate_size=128)
+  checkpoint(tmp_path / 'm', 'qwen2', {'hidden_size': 64, 'intermediate_size': 128})
   path = str(tmp_path / 'm')
   whole = chat.open_session(path, None, GREEDY)
   small = chat.open_session(path, None, GREEDY, dtype=dtype, int8=int8)

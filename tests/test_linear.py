@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.model import decode, decoder, linear
+from r1jax.model import decode, decoder, linear, one_row
 from r1jax.model.config import ModelConfig
 from r1jax.sharding.place import unbox
 
@@ -116,6 +116,7 @@ def test_one_column_is_multiplied_as_by_numpy(kind):
   w = jnp.asarray(rng.integers(-127, 128, size=(5, 192))).astype(kind)
   x = rng.standard_normal((192, 1)).astype(np.float32)
   stored = one_row.bits(w) if kind == 'bfloat16' else w
-  expected = np.asarray(w, np.float64) @ x
+  found = np.asarray(one_row.product(stored, jnp.asarray(x)))
+  expected: np.ndarray = np.asarray(w, np.float64) @ x
   # float32 sums of 192 terms below 400
-  np.testing.assert_allclose(one_row.product(stored, x), expected, atol=1e-2)
+  np.testing.assert_allclose(found, expected, atol=1e-2)
