@@ -27,7 +27,7 @@ from r1jax.sampling.sampler import SamplingConfig, sample_token
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
 from r1jax.sharding.place import param_shardings, unbox
-from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.sharding.rules import MeshError, named_sharding, shard_count
 from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
@@ -97,6 +97,11 @@ def phases(plan: PlannedRun, devices: Sequence[jax.Device]) -> Iterator[Phase]:
   Raises:
     MeshError, ValueError: a size is not divisible by the mesh.
   """
+  if slots := plan.mesh.sampler_slots:
+    raise MeshError(
+      'mesh.sampler_slots: expected 0, as a plan is for samplers that decode all '
+      f'outputs at once, got {slots}'
+    )
   mesh = make_mesh(devices, plan.mesh)
   sizes = ('prompts_per_step', 'micro_batch_rows')
   check_rows(mesh, {f'rl.{name}': getattr(plan.rl, name) for name in sizes})
