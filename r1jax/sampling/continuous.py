@@ -31,6 +31,7 @@ from r1jax.sampling.slots import (
   append,
   empty_columns,
   empty_slots,
+  in_parts,
   new_block,
   refill,
 )
@@ -86,8 +87,6 @@ def sample(
       outputs from the same part of the prompts.
   """
   stops = jnp.asarray(stop_ids, jnp.int32)
-  last_PD, (prompt_kv, _), length_P = read_prompts(params, prompts, prompt_mask, model)
-  every = jnp.arange(len(prompts) * group_size)
 
   def draw(row_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array) -> Any:
     def uniform(row: jax.Array, t: jax.Array) -> jax.Array:
@@ -96,10 +95,20 @@ def sample(
 
     return sample_token(jax.vmap(uniform)(row_B, t_B), logits_BV, config, temperature)
 
-  logits_NV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
-  token_N, logp_N = draw(every, jnp.zeros_like(every), logits_NV)
-  ended = jnp.isin(token_N, stops)
-  queue = Queue(by_layer(prompt_kv), prompt_mask, length_P, token_N, ended)
+  def first(prompts: jax.Array, mask: jax.Array, row_PG: jax.Array) -> Any:
+    """Returns the prompts' part of the queue, and its tokens' log-probs [P, G]."""
+    last_PD, (kv, _), length_P = read_prompts(params, prompts, mask, model)
+    logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
+    row_B = row_PG.reshape(-1)
+    token_B, logp_B = draw(row_B, jnp.zeros_like(row_B), logits_BV)
+    token_PG, logp_PG = token_B.reshape(row_PG.shape), logp_B.reshape(row_PG.shape)
+    ended_PG = jnp.isin(token_PG, stops)
+    return Queue(by_layer(kv), mask, length_P, token_PG, ended_PG), logp_PG
+
+  every = jnp.arange(len(prompts) * group_size).reshape(len(prompts), -1)
+  most = slots // shards // group_size
+  queue, logp = in_parts(first, (prompts, prompt_mask, every), most, shards)
+  queue = queue._replace(token=queue.token.reshape(-1), ended=queue.ended.reshape(-1))
   decoding = _Decoding(
     decode=model.make_decode(params),
     logits=functools.partial(model.logits, params),
@@ -110,7 +119,7 @@ def sample(
     slots=slots,
     shards=shards,
   )
-  carry = decoding.start(token_N, logp_N)
+  carry = decoding.start(logp.reshape(-1))
   if max_length > 1:
     carry = jax.lax.while_loop(decoding.unfinished, decoding.block, carry)
   stop = jnp.isin(carry.tokens, stops)
@@ -169,9 +178,9 @@ class _Decoding:
     """The sizes of a step."""
     return _sizes(self.slots, self.shards)
 
-  def start(self, token_N: jax.Array, logp_N: jax.Array) -> _Carry:
-    """Returns the first carry; the slots are empty."""
-    shape = len(token_N), self.max_length
+  def start(self, logp_N: jax.Array) -> _Carry:
+    """Returns the first carry, given the first log-probs; the slots are empty."""
+    shape = len(logp_N), self.max_length
     slots = empty_slots(self.queue, self.slots)
     following = jnp.zeros(self.shards, jnp.int32)
     return _Carry(
@@ -179,7 +188,7 @@ class _Decoding:
       [empty_columns(self.queue, self.slots, width) for width in self.widths],
       following,
       self.size(slots, following),
-      jnp.zeros(shape, jnp.int32).at[:, 0].set(token_N),
+      jnp.zeros(shape, jnp.int32).at[:, 0].set(self.queue.token),
       jnp.zeros(shape).at[:, 0].set(logp_N),
     )
 

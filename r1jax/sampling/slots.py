@@ -97,6 +97,27 @@ def by_shard(shards: int, function: Callable[..., Any], *trees: Any) -> Any:
   return jax.tree.map(lambda x: constrain_rows(x.reshape(-1, *x.shape[2:])), found)
 
 
+def in_parts(function: Callable[..., Any], arrays: Any, most: int, shards: int) -> Any:
+  """Returns function(*arrays), computed for a part of the first axis at a time.
+
+  A part has an equal number of each shard's rows, `most` or less, but one at least. So
+  prompts take no more memory than the outputs that are decoded.
+  """
+  each = len(jax.tree.leaves(arrays)[0]) // shards
+  size = max(n for n in range(1, max(1, min(most, each)) + 1) if each % n == 0)
+
+  def split(x: jax.Array) -> jax.Array:
+    x = x.reshape(shards, -1, size, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(-1, shards * size, *x.shape[3:])
+
+  def join(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, shards, size, *x.shape[2:])
+    return constrain_rows(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:]))
+
+  found = jax.lax.map(lambda part: function(*part), jax.tree.map(split, arrays))
+  return jax.tree.map(join, found)
+
+
 def refill(
   slots: Slots, following: jax.Array, queue: Queue, column: jax.Array, shards: int
 ) -> tuple[Slots, jax.Array]:
