@@ -218,7 +218,8 @@ def test_prompts_are_computed_with_no_more_rows_than_slots(
     slots=slots,
   )
   prompts = np.arange(1, 9, dtype=np.int32)[:, None]
-  found = sample({}, KEYS[:8], prompts, np.ones((8, 1), bool))
+  keys = jax.random.split(jax.random.key(0), 8)
+  found = sample({}, keys, prompts, np.ones((8, 1), bool))
   lengths = np.asarray(found.mask).sum(-1)
   np.testing.assert_array_equal(lengths, np.tile(prompts, group_size))
   assert set(seen) == {at_a_time}
