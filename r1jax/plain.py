@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeGuard
 
-JsonObject = Mapping[str, Any]  # as `json` reads and writes it
-JsonDict = dict[str, Any]  # one that may still change
+JsonObject = Mapping[str, Any]  # as `json` reads it
+JsonDict = dict[str, Any]  # one that is being made or changed
 
 
 class Config(Protocol):

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 import jax
 from jax.sharding import Sharding
 
-T = TypeVar('T')  # a tree, or its leaves
-
+# A tree, of which a function keeps the structure. Its arrays may change from numpy's to
+# JAX's or back.
+T = TypeVar('T')
 # A nest of dicts, lists and tuples with such leaves.
 Tree: TypeAlias = T | Sequence['Tree[T]'] | Mapping[str, 'Tree[T]']
 
 
 class Box(Protocol):
-  """A parameter, or its shape, with the logical names of its axes."""
+  """A parameter, or its shape, with the logical names of its axes: flax's box."""
 
   @property
   def names(self) -> tuple[str | None, ...]:

@@ -137,7 +137,9 @@ def reshard(mesh: Mesh, params: optax.Params, boxed: Boxed) -> optax.Params:
   Arrays of other shapes, such as LoRA adapters or int8 scales, are replicated.
   """
 
-  def one(place: NamedSharding, like: jax.Array, leaf: Tree[jax.Array]) -> Tree:
+  def one(
+    place: NamedSharding, like: jax.Array, leaf: Tree[jax.Array]
+  ) -> Tree[jax.Array]:
     return jax.tree.map(
       lambda x: _put(x, place if x.shape == like.shape else named_sharding(mesh)),
       leaf,
