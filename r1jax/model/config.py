@@ -8,8 +8,9 @@ of queries and keys, RoPE scaling) and in groups of fields that are off by defau
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from r1jax.plain import JsonObject
 
 REMAT = ('none', 'dots', 'full')
 DTYPES = ('float32', 'bfloat16')
@@ -260,7 +261,7 @@ class ModelConfig:
 GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}
 
 
-def from_dict(fields: Mapping[str, Any]) -> ModelConfig:
+def from_dict(fields: JsonObject) -> ModelConfig:
   """Returns the config from its `dataclasses.asdict`.
 
   Raises:

@@ -7,20 +7,22 @@ time.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from r1jax.model.attention import KV, attend_all, write
+from r1jax.model.attention import attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.linear import Int8, Lora, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain, constrain_rows
+from r1jax.trees import KV, Decode, KVByLayer, Segment
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -28,14 +30,18 @@ def score_scale(config: ModelConfig) -> float:
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
+# By name: an array, a `Lora`, or a matrix and its scale; see `layer_weights`.
+LayerWeights = dict[str, Any]
+
+
 class DecodeParams(NamedTuple):
   """Parameters in the layout that decode steps read, prepared once for many steps."""
 
-  outside: dict[str, Any]  # embedding, final norm and head
-  layers: list[dict[str, Any]]  # weights by name, see `layer_weights`
+  outside: dict[str, optax.Params]  # embedding, final norm and head
+  layers: list[LayerWeights]  # weights by name, see `layer_weights`
 
 
-def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
+def decode_params(config: ModelConfig, params: optax.Params) -> DecodeParams:
   """Returns the parameters prepared for `make_decode` and for the logits.
 
   `make_decode` does this itself when it gets plain parameters: once per program, so
@@ -56,7 +62,7 @@ def decode_params(config: ModelConfig, params: Any) -> DecodeParams:
   return DecodeParams(outside, layers)
 
 
-def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
+def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Decode:
   """Returns `decode(tokens, positions, context, column)` for one token per row.
 
   `decode` returns hidden states [B, D], and the last segment of the context with the
@@ -75,9 +81,9 @@ def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
   def decode(
     token_B: jax.Array,
     position_B: jax.Array,
-    context: Sequence[tuple[Sequence[KV], jax.Array]],
+    context: Sequence[Segment],
     column: jax.Array,
-  ) -> tuple[jax.Array, list[KV]]:
+  ) -> tuple[jax.Array, KVByLayer]:
     x_DB = outside['embedding'][token_B].astype(jnp.float32).T
     written = []
     for n, layer in enumerate(layers):
@@ -98,7 +104,9 @@ _UNCHANGED = (
 )
 
 
-def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any]:
+def layer_weights(
+  config: ModelConfig, blocks: optax.Params, layer: int
+) -> LayerWeights:
   """Returns a layer's weights as left operands: matrices [out, in], the rest [D, 1].
 
   The weights in `_UNCHANGED` keep their layout. With float32 products an adapter is
@@ -142,7 +150,7 @@ def layer_weights(config: ModelConfig, blocks: Any, layer: int) -> dict[str, Any
 class Layer:
   """`Block` for one position per row."""
 
-  def __init__(self, config: ModelConfig, weights: dict[str, Any]):
+  def __init__(self, config: ModelConfig, weights: LayerWeights):
     self.config, self.weights = config, weights
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:

@@ -79,12 +79,14 @@ def _with_load(
 
 def _with_load_forward(
   weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
-) -> Any:
+) -> tuple[jax.Array, jax.Array]:
   del balance_E
   return weight_NA, load_E
 
 
-def _with_load_backward(load_E: jax.Array, slope_NA: jax.Array) -> Any:
+def _with_load_backward(
+  load_E: jax.Array, slope_NA: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   return slope_NA, load_E, jnp.zeros_like(load_E)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from r1jax.sampling.slots import (
   new_block,
   refill,
 )
+from r1jax.trees import Decode, KVByLayer, T
 
 WIDTHS = 1, 1, 2, 4  # of the past's segments, from the newest
 FEWER = 4  # fewer rows are decoded when one of so many is left
@@ -53,7 +54,7 @@ class _Carry(NamedTuple):
   """The carry of the loop over blocks."""
 
   slots: Slots
-  past: list[list[Any]]  # segments from the newest, keys and values by layer
+  past: list[KVByLayer]  # segments from the newest
   following: jax.Array  # int32 [shards], outputs taken from the queue
   size: jax.Array  # int32 [], which `_Size` the steps have
   tokens: jax.Array  # int32 [N, T]
@@ -88,7 +89,9 @@ def sample(
   """
   stops = jnp.asarray(stop_ids, jnp.int32)
 
-  def draw(row_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array) -> Any:
+  def draw(
+    row_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     def uniform(row: jax.Array, t: jax.Array) -> jax.Array:
       key = jax.random.fold_in(keys[row // group_size], t)
       return jax.random.uniform(key, (group_size,))[row % group_size]
@@ -158,9 +161,9 @@ class _Decoding:
     shards: of slots and of the queue.
   """
 
-  decode: Callable[..., Any]
+  decode: Decode
   logits: Callable[[jax.Array], jax.Array]
-  draw: Callable[..., Any]
+  draw: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
   stops: jax.Array
   queue: Queue
   max_length: int
@@ -231,7 +234,7 @@ class _Decoding:
     return jnp.argmax(jnp.stack(fits))
 
   def turns(
-    self, size: _Size, slots: Slots, past: list[list[Any]], following: jax.Array
+    self, size: _Size, slots: Slots, past: list[KVByLayer], following: jax.Array
   ) -> tuple[Slots, Block, jax.Array]:
     """Decodes a block of columns; refills slots as they are done."""
     block = new_block(self.queue, self.slots)
@@ -243,7 +246,7 @@ class _Decoding:
     step = functools.partial(self.step, read)
     if size.rows < self.slots:  # then no output waits
 
-      def cut(tree: Any) -> Any:
+      def cut(tree: T) -> T:
         return jax.tree.map(lambda x: x[: size.rows] if x.ndim else x, tree)
 
       more = functools.partial(self.more, jnp.zeros(self.shards, bool))
@@ -276,7 +279,7 @@ class _Decoding:
     return (block.column < BLOCK) & ~due.any() & ~slots.done.all()
 
   def step(
-    self, past: list[list[Any]], carry: tuple[Slots, Block]
+    self, past: list[KVByLayer], carry: tuple[Slots, Block]
   ) -> tuple[Slots, Block]:
     """Feeds the newest tokens and draws the next ones."""
     slots, block = carry

@@ -1,6 +1,6 @@
 """One token at a time: `prefill` and `decode_step`, for chat and budget forcing."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,14 @@ import optax
 
 from r1jax.sampling.cache import by_layer, empty_block
 from r1jax.sampling.decoder_api import DecoderFns, read_prompts
+from r1jax.trees import KVByLayer, Segment
 
 
 class DecodeState(NamedTuple):
   """The KV cache of B rows that are decoded one token at a time."""
 
-  prompt: Any  # keys and values of the prompts by layer, and their mask
-  past: Any  # keys and values of the outputs by layer
+  prompt: Segment
+  past: KVByLayer  # of the outputs
   length: jax.Array  # int32 [B], tokens of the prompt
   t: jax.Array  # int32 [], tokens of the output so far
 
