@@ -98,7 +98,9 @@ def sample(
 
     return sample_token(jax.vmap(uniform)(row_B, t_B), logits_BV, config, temperature)
 
-  def first(prompts: jax.Array, mask: jax.Array, row_PG: jax.Array) -> Any:
+  def first(
+    prompts: jax.Array, mask: jax.Array, row_PG: jax.Array
+  ) -> tuple[Queue, jax.Array]:
     """Returns the prompts' part of the queue, and its tokens' log-probs [P, G]."""
     last_PD, (kv, _), length_P = read_prompts(params, prompts, mask, model)
     logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)

@@ -99,7 +99,9 @@ def by_shard(shards: int, function: Callable[[*Ts], T], *trees: *Ts) -> T:
   return jax.tree.map(lambda x: constrain_rows(x.reshape(-1, *x.shape[2:])), found)
 
 
-def in_parts(function: Callable[..., Any], arrays: Any, most: int, shards: int) -> Any:
+def in_parts(
+  function: Callable[..., T], arrays: tuple[jax.Array, ...], most: int, shards: int
+) -> T:
   """Returns function(*arrays), computed for a part of the first axis at a time.
 
   A part has an equal number of each shard's rows, `most` or less, but one at least. So
