@@ -48,7 +48,8 @@ def rotate_queries(
   rotated, scaling = rotate(config, x_BTHC, positions_BT), config.rope
   if not scaling.query_growth:
     return rotated
-  passed_BT = jnp.floor(positions_BT.astype(jnp.float32) / scaling.original_length)
+  kind = jnp.promote_types(rotated.dtype, jnp.float32)
+  passed_BT = jnp.floor(positions_BT.astype(kind) / scaling.original_length)
   growth_BT = 1 + scaling.query_growth * jnp.log1p(passed_BT)
   return rotated * growth_BT[..., None, None].astype(rotated.dtype)
 
