@@ -54,12 +54,7 @@ def small(config: Any, **changes: Any) -> Any:
       'micro_batches': 1,
       'checkpoint_every': 50,
     },
-    'sft': {
-      'epochs': 1,
-      'row_length': 128,
-      'micro_batches': 1,
-      'checkpoint_every': 1,
-    },
+    'sft': {'epochs': 1, 'row_length': 128, 'micro_batches': 1, 'checkpoint_every': 1},
     'rl': {
       'steps': 4,
       'prompts_per_step': 4,

@@ -8,11 +8,10 @@ metrics leave them out.
 Source: 2412.19437.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import KeyPath
 
 
 def balanced(
@@ -24,10 +23,12 @@ def balanced(
   it is below.
   """
 
-  def update(grads: Any, state: Any, params: Any = None) -> Any:
+  def update(
+    grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
     updates, state = rule.update(without_loads(grads), state, params)
 
-    def one(path: Any, change: jax.Array, load: jax.Array) -> jax.Array:
+    def one(path: KeyPath, change: jax.Array, load: jax.Array) -> jax.Array:
       if not _is_bias(path):
         return change
       return rate * jnp.sign(load.mean(-1, keepdims=True) - load)
@@ -37,14 +38,14 @@ def balanced(
   return optax.GradientTransformation(rule.init, update)
 
 
-def without_loads(grads: Any) -> Any:
+def without_loads(grads: optax.Updates) -> optax.Updates:
   """Returns gradients with 0 in place of the experts' loads."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: jnp.zeros_like(x) if _is_bias(path) else x, grads
   )
 
 
-def largest_load(grads: Any) -> jax.Array | None:
+def largest_load(grads: optax.Updates) -> jax.Array | None:
   """Returns the load of the busiest expert in any layer, relative to a uniform load.
 
   None for a model without routing biases.
@@ -55,5 +56,5 @@ def largest_load(grads: Any) -> jax.Array | None:
   return jnp.max(jnp.stack(shares)) if shares else None
 
 
-def _is_bias(path: Any) -> bool:
+def _is_bias(path: KeyPath) -> bool:
   return getattr(path[-1], 'key', None) == 'balance'

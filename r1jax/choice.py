@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Function = Callable[..., Any]
-Choice = str | Callable[..., Any]
+Choice = str | Function
 
 
 def choose(table: Mapping[str, Function], value: Choice) -> Function:

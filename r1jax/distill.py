@@ -13,7 +13,7 @@ GKD, Agarwal et al. 2023 (2306.13649).
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import optax
 
 from r1jax import optim
 from r1jax.optim import Metrics, TrainState
+from r1jax.sampling.decoder_api import Logits
 from r1jax.sampling.logprob import in_chunks, token_logp
 
 
@@ -81,11 +82,11 @@ def loss(
   params: optax.Params,
   batch: Rows,
   *,
-  teacher_params: Any,
-  forward: Callable[..., Any],
-  logits: Callable[..., jax.Array],
-  teacher_forward: Callable[..., Any],
-  teacher_logits: Callable[..., jax.Array],
+  teacher_params: optax.Params,
+  forward: Callable[..., tuple[jax.Array, object]],
+  logits: Logits,
+  teacher_forward: Callable[..., tuple[jax.Array, object]],
+  teacher_logits: Logits,
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   total: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
@@ -147,11 +148,11 @@ def step(
   state: TrainState,
   batch: Rows,
   *,
-  teacher_params: Any,
-  forward: Callable[..., Any],
-  logits: Callable[..., jax.Array],
-  teacher_forward: Callable[..., Any],
-  teacher_logits: Callable[..., jax.Array],
+  teacher_params: optax.Params,
+  forward: Callable[..., tuple[jax.Array, object]],
+  logits: Logits,
+  teacher_forward: Callable[..., tuple[jax.Array, object]],
+  teacher_logits: Logits,
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,

@@ -12,13 +12,13 @@ REINFORCE++ 2501.03262; KL estimates Schulman, http://joschu.net/blog/kl-approx.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from r1jax.choice import Choice, checked, choose, label
+from r1jax.choice import Choice, Function, checked, choose, label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ MEANS: dict[str, Callable[[jax.Array, Totals, GRPOConfig], jax.Array]] = {
 # Advantages that compare the outputs of a prompt, and so need two or more of them. Add
 # new ones, by name or function; for all others one output per prompt is enough.
 WITHIN_GROUP: set[Choice] = {'group_zscore', 'group_centred', 'leave_one_out'}
-TABLES: dict[str, dict[str, Any]] = {
+TABLES: dict[str, Mapping[str, Function]] = {
   'advantage': ADVANTAGES,
   'ratio': RATIOS,
   'surrogate': SURROGATES,

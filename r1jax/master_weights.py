@@ -19,12 +19,16 @@ float32 parameters are unaffected.
 
 import functools
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jax.tree_util import KeyPath
+from jax.typing import DTypeLike
+
+from r1jax.trees import T, Tree
 
 KINDS = ('float32', 'stochastic', 'none')  # see `OptimConfig.masters`
 
@@ -32,15 +36,15 @@ KINDS = ('float32', 'stochastic', 'none')  # see `OptimConfig.masters`
 class Masters(NamedTuple):
   """An optimizer's state, and the lower 16 bits of the float32 masters."""
 
-  remainders: Any  # a tree like the parameters': int16; None for float32 parameters
-  rule: Any  # the wrapped optimizer's state
+  remainders: Tree[jax.Array | None]  # like the parameters: int16; None for float32
+  rule: optax.OptState  # the wrapped optimizer's state
 
 
 class Stochastic(NamedTuple):
   """An optimizer's state, and the seed of stochastic rounding."""
 
   seed: jax.Array  # uint32 [], of the random bits
-  rule: Any
+  rule: optax.OptState
 
 
 def split(master: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +82,7 @@ def is_rounded(x: jax.Array) -> bool:
 
 
 def in_float32(
-  rule: optax.GradientTransformation, kind: str, moments: Any, seed: int = 0
+  rule: optax.GradientTransformation, kind: str, moments: DTypeLike, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns `rule` computed in float32, for parameters of any type.
 
@@ -91,7 +95,7 @@ def in_float32(
     seed: of the initial masters and of stochastic rounding.
   """
 
-  def init(params: optax.Params) -> Any:
+  def init(params: optax.Params) -> optax.OptState:
     state = _cast_moments(rule.init(params), moments)
     if kind == 'none' or not any(map(is_rounded, jax.tree.leaves(params))):
       return state
@@ -103,7 +107,9 @@ def in_float32(
     )
     return Masters(remainders, state)
 
-  def update(grads: Any, state: Any, params: Any = None) -> Any:
+  def update(
+    grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
     wrapped = isinstance(state, Masters | Stochastic)
     inner = _cast_moments(state.rule if wrapped else state, jnp.float32)
     weights = None if params is None else masters(params, state)
@@ -114,7 +120,7 @@ def in_float32(
   return optax.GradientTransformation(init, update)
 
 
-def _initial_remainder(seed: int, path: Any, x: jax.Array) -> jax.Array:
+def _initial_remainder(seed: int, path: KeyPath, x: jax.Array) -> jax.Array:
   """Returns the remainder of a random float32 that rounds to the parameter."""
 
   def drawn(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -129,19 +135,19 @@ def _initial_remainder(seed: int, path: Any, x: jax.Array) -> jax.Array:
   return jax.jit(drawn, out_shardings=x.sharding)(key, x)
 
 
-def _key(seed: int | jax.Array, path: Any, purpose: str) -> jax.Array:
+def _key(seed: int | jax.Array, path: KeyPath, purpose: str) -> jax.Array:
   """Returns the key of a parameter's random bits, from purpose and name."""
   name = zlib.crc32(f'{purpose} {jax.tree_util.keystr(path)}'.encode())
   root = jax.random.key(seed, impl='threefry2x32')
   return jax.random.fold_in(root, name)
 
 
-def as_float32(tree: Any) -> Any:
+def as_float32(tree: T) -> T:
   """Returns the tree's arrays as float32, or wider if they are wider."""
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def masters(params: optax.Params, state: Any) -> Any:
+def masters(params: optax.Params, state: optax.OptState) -> optax.Params:
   """Returns the float32 weights: the masters, or the parameters if there are none."""
   if not isinstance(state, Masters):
     return as_float32(params)
@@ -153,8 +159,11 @@ def masters(params: optax.Params, state: Any) -> Any:
 
 
 def add(
-  params: optax.Params, updates: Any, state: Any, step: jax.Array
-) -> tuple[Any, Any]:
+  params: optax.Params,
+  updates: optax.Updates,
+  state: optax.OptState,
+  step: jax.Array,
+) -> tuple[optax.Params, optax.OptState]:
   """Returns the parameters after an update, and the optimizer's state.
 
   Without masters and stochastic rounding, the sum is rounded to nearest.
@@ -178,7 +187,7 @@ def add(
     return rounded, state._replace(remainders=rests)
   if isinstance(state, Stochastic):
 
-    def one(path: Any, x: jax.Array, change: jax.Array) -> jax.Array:
+    def one(path: KeyPath, x: jax.Array, change: jax.Array) -> jax.Array:
       if not is_rounded(x):
         return x + change
       key = jax.random.fold_in(_key(state.seed, path, 'rounding'), step)
@@ -188,13 +197,13 @@ def add(
   return optax.apply_updates(params, updates), state
 
 
-def _cast_moments(state: Any, dtype: Any) -> Any:
+def _cast_moments(state: optax.OptState, dtype: DTypeLike) -> optax.OptState:
   """Casts an optimizer's state to bfloat16, or to float32 or wider.
 
   Leaves counts and the coefficients of Muon unchanged.
   """
 
-  def one(path: Any, x: jax.Array) -> jax.Array:
+  def one(path: KeyPath, x: jax.Array) -> jax.Array:
     constant = any(getattr(key, 'name', None) == 'ns_coeffs' for key in path)
     floats = jnp.issubdtype(x.dtype, jnp.floating)
     kind = jnp.promote_types(x.dtype, dtype) if dtype == jnp.float32 else dtype
@@ -203,7 +212,7 @@ def _cast_moments(state: Any, dtype: Any) -> Any:
   return jax.tree_util.tree_map_with_path(one, state)
 
 
-def moving_share(params: optax.Params, steps: Any) -> jax.Array:
+def moving_share(params: optax.Params, steps: Tree[float]) -> jax.Array:
   """Returns the share of weights that a step of this size changes, rounded to nearest.
 
   Args:
@@ -233,7 +242,7 @@ def mean(x: jax.Array) -> jax.Array:
   return x
 
 
-def mean_change(updates: Any) -> jax.Array:
+def mean_change(updates: optax.Updates) -> jax.Array:
   """Returns the mean |change| over the weights that change; 0 if none does."""
   leaves = jax.tree.leaves(updates)
   means = [_mean_and_share(x.astype(jnp.float32)) for x in leaves]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax.contrib
 
 from r1jax import balance, master_weights
 from r1jax.sharding.constrain import sum_over_replicas
+from r1jax.trees import Matrices, MatrixAxes, T, Tree
 
 # With a larger b1 or b2 a bfloat16 mean may never decay: without a gradient it should
 # shrink by 1 - b of itself, but a relative change below 2^-8 may be rounded away.
@@ -89,12 +90,12 @@ class TrainState:
   """Parameters, the optimizer's state, and the number of updates so far."""
 
   params: optax.Params
-  opt_state: Any
+  opt_state: optax.OptState
   step: jax.Array  # int32 []
 
 
 def make(
-  config: OptimConfig, total_steps: int, matrices: Any = None, seed: int = 0
+  config: OptimConfig, total_steps: int, matrices: Matrices = None, seed: int = 0
 ) -> optax.GradientTransformation:
   """Returns the optimizer of `config`; `apply` applies its updates.
 
@@ -130,7 +131,7 @@ def make(
 
 
 def _muon(
-  config: OptimConfig, total_steps: int, matrices: Any
+  config: OptimConfig, total_steps: int, matrices: Matrices
 ) -> optax.GradientTransformation:
   """Returns Muon (Jordan et al. 2024) for weight matrices and Adam for the rest."""
   if matrices is None:
@@ -155,11 +156,11 @@ def _muon(
   )
 
 
-def _is_axes(leaf: Any) -> bool:
+def _is_axes(leaf: object) -> bool:
   return leaf is None or isinstance(leaf, tuple)
 
 
-def _decay_mask(matrices: Any, params: optax.Params) -> Any:
+def _decay_mask(matrices: Matrices, params: optax.Params) -> Tree[bool]:
   """Returns which parameters decay: weight matrices, not gains, biases or embeddings.
 
   Decay pulls to 0, which is no good value for a gain or a bias. The embedding of a
@@ -168,7 +169,7 @@ def _decay_mask(matrices: Any, params: optax.Params) -> Any:
   if matrices is not None:
     return jax.tree.map(lambda axes: axes is not None, matrices, is_leaf=_is_axes)
 
-  def one(path: Any, x: jax.Array) -> bool:
+  def one(path: jax.tree_util.KeyPath, x: jax.Array) -> bool:
     name = str(getattr(path[-1], 'key', ''))
     other = ('gain', 'bias', 'balance', 'embedding', 'head')
     return x.ndim >= 2 and not name.endswith(other)
@@ -191,7 +192,7 @@ def schedule(config: OptimConfig, peak: float, total_steps: int) -> optax.Schedu
 
 
 def check_learning_rate(
-  params: optax.Params, config: OptimConfig, field: str, matrices: Any = None
+  params: optax.Params, config: OptimConfig, field: str, matrices: Matrices = None
 ) -> None:
   """Checks that the weights' precision does not round the learning rate away.
 
@@ -233,7 +234,9 @@ def check_learning_rate(
     )
 
 
-def _step_sizes(params: optax.Params, config: OptimConfig, matrices: Any) -> Any:
+def _step_sizes(
+  params: optax.Params, config: OptimConfig, matrices: Matrices
+) -> Tree[float]:
   """Returns the size of an update at the peak rate, one number per parameter.
 
   Adam moves each weight by about the rate. Muon's update of a matrix has singular
@@ -243,7 +246,7 @@ def _step_sizes(params: optax.Params, config: OptimConfig, matrices: Any) -> Any
   if matrices is None or not config.muon_learning_rate:
     return jax.tree.map(lambda _: config.learning_rate, params)
 
-  def one(axes: Any, x: jax.Array) -> float:
+  def one(axes: MatrixAxes | None, x: jax.Array) -> float:
     if axes is None:
       return config.learning_rate
     return config.muon_learning_rate / math.sqrt(math.prod(x.shape[n] for n in axes[0]))
@@ -256,7 +259,7 @@ def init(params: optax.Params, optimizer: optax.GradientTransformation) -> Train
   return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def split_micro_batches(batch: Any, parts: int) -> Any:
+def split_micro_batches(batch: T, parts: int) -> T:
   """Returns the tree's arrays [N, ...] as [parts, N / parts, ...].
 
   Part n has the rows n, n + parts, …, so that splitting a sharded axis moves no rows
@@ -277,11 +280,11 @@ def split_micro_batches(batch: Any, parts: int) -> Any:
 
 def gradients(
   params: optax.Params,
-  parts: Any,
+  parts: T,
   *,
-  loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
+  loss: Callable[[optax.Params, T], tuple[jax.Array, Metrics]],
   count: int | jax.Array | None = None,
-) -> tuple[Any, Metrics]:
+) -> tuple[optax.Updates, Metrics]:
   """Returns the gradient summed over micro-batches, and the summed metrics and `loss`.
 
   The sum is float32 for any type of parameters: in bfloat16 the contribution of one
@@ -296,8 +299,8 @@ def gradients(
   """
   gradient = jax.value_and_grad(loss, has_aux=True)
 
-  def summed(parts: Any) -> Any:
-    def one(index: int | jax.Array) -> Any:
+  def summed(parts: T) -> tuple[optax.Updates, Metrics]:
+    def one(index: int | jax.Array) -> tuple[optax.Updates, Metrics]:
       part = jax.tree.map(lambda x: x[index], parts)
       (value, metrics), grads = gradient(params, part)
       return master_weights.as_float32(grads), {'loss': value, **metrics}
@@ -314,7 +317,7 @@ def gradients(
 
 @jax.named_scope('optimizer')
 def apply(
-  state: TrainState, grads: Any, *, optimizer: optax.GradientTransformation
+  state: TrainState, grads: optax.Updates, *, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one update along a gradient, and its metrics.
 
@@ -336,9 +339,9 @@ def apply(
 
 def update(
   state: TrainState,
-  parts: Any,
+  parts: T,
   *,
-  loss: Callable[[Any, Any], tuple[jax.Array, Metrics]],
+  loss: Callable[[optax.Params, T], tuple[jax.Array, Metrics]],
   optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after `gradients` and `apply`, and the metrics of both."""

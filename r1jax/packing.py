@@ -11,13 +11,12 @@ Packing is host code, in numpy; `unpack` runs on the device.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = Any  # jax.Array, or numpy's on the host
+Array = jax.Array | np.ndarray  # numpy's on the host
 Inputs = tuple[Array, Array, Array, Array, Array]  # see `PackedRows.inputs`
 ROW_OUTPUTS = 4  # outputs per row, at most; `unpack` makes B times as many rows
 
@@ -318,7 +317,7 @@ def pack(
   )
 
 
-def unpack(x_PBT: jax.Array, starts: jax.Array) -> jax.Array:
+def unpack(x_PBT: jax.Array, starts: Array) -> jax.Array:
   """Returns packed rows as one output per row, [P, O, T].
 
   The inverse of `Layout.by_token`, for one micro-batch on the device. After an output's

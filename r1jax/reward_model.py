@@ -10,7 +10,6 @@ Sources: Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ class Batch:
   mask: jax.Array | np.ndarray  # bool, true on the text's tokens, false on padding
 
 
-def init(decoder_params: Any, width: int) -> dict[str, Any]:
+def init(decoder_params: optax.Params, width: int) -> dict[str, optax.Params]:
   """Returns initial parameters, which score every text 0.
 
   They are those of the `decoder`, a `head` [D] and a `bias` [].
@@ -51,7 +50,7 @@ def score(
   tokens_BT: jax.Array,
   mask_BT: jax.Array,
   *,
-  forward: Callable[..., Any],
+  forward: Callable[..., tuple[jax.Array, object]],
 ) -> jax.Array:
   """Returns a score per row, float32 [B], from the row's last token.
 
@@ -77,7 +76,7 @@ def bradley_terry(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
   return -jax.nn.log_sigmoid(chosen - rejected)
 
 
-def standardised(params: optax.Params, scores: jax.Array | np.ndarray) -> Any:
+def standardised(params: optax.Params, scores: jax.Array | np.ndarray) -> optax.Params:
   """Returns the parameters of the model whose scores are (score - mean) / std.
 
   Pairs determine scores only up to a constant, and training fixes no scale.
@@ -98,7 +97,7 @@ def loss(
   params: optax.Params,
   batch: Batch,
   *,
-  forward: Callable[..., Any],
+  forward: Callable[..., tuple[jax.Array, object]],
   total: float,
 ) -> tuple[jax.Array, Metrics]:
   """Returns the sum of Bradley-Terry losses divided by `total`, and metrics.
@@ -131,7 +130,7 @@ def step(
   state: TrainState,
   batch: Batch,
   *,
-  forward: Callable[..., Any],
+  forward: Callable[..., tuple[jax.Array, object]],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
 ) -> tuple[TrainState, Metrics]:

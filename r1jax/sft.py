@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 
 from r1jax import optim
 from r1jax.optim import Metrics, TrainState
+from r1jax.sampling.decoder_api import Logits
 from r1jax.sampling.logprob import hidden_logp
 
 Array = jax.Array | np.ndarray
@@ -33,8 +33,8 @@ def cross_entropy(
   params: optax.Params,
   batch: Batch,
   *,
-  forward: Callable[..., Any],
-  logits: Callable[..., jax.Array],
+  forward: Callable[..., tuple[jax.Array, object]],
+  logits: Logits,
   total: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
   """Returns the sum of weight * -log p(token | before), divided by `total`; no metrics.
@@ -59,8 +59,8 @@ def step(
   state: TrainState,
   batch: Batch,
   *,
-  forward: Callable[..., Any],
-  logits: Callable[..., jax.Array],
+  forward: Callable[..., tuple[jax.Array, object]],
+  logits: Logits,
   optimizer: optax.GradientTransformation,
   micro_batches: int,
 ) -> tuple[TrainState, Metrics]:

@@ -1,7 +1,6 @@
 """One update of the policy: the gradient of a rollout's loss, and the optimizer."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ def gradients(
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   config: GRPOConfig,
-) -> tuple[Any, Metrics]:
+) -> tuple[optax.Updates, Metrics]:
   """Returns the gradient of a rollout's loss, and metrics. Pure.
 
   Args:
@@ -44,7 +43,7 @@ def gradients(
     jnp.maximum(rollout.lengths.sum(), 1),
   )
 
-  def loss(params: optax.Params, part: PackedRows) -> Any:
+  def loss(params: optax.Params, part: PackedRows) -> tuple[jax.Array, Metrics]:
     logp, entropy = score(params, *part.inputs, temperature=temperature)
     logp, old_logp, ref_logp, sampler_logp = jax.tree.map(
       lambda x_PBT: unpack(x_PBT, part.starts),
@@ -52,7 +51,7 @@ def gradients(
     )
     value, metrics = objective(
       logp,
-      part.advantage,
+      jnp.asarray(part.advantage),
       jnp.arange(part.tokens.shape[-1])[None, None] < part.lengths[..., None],
       old_logp=old_logp,
       ref_logp=ref_logp,

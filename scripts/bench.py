@@ -176,21 +176,22 @@ def _alone(words: Sequence[str], cache: str) -> dict[str, Any]:
 LEAST = {'iterations': 1, 'prompts': 1, 'group_size': 2, 'length': 1, 'lora': 1}
 
 
-def _refuse(sentence: str) -> NoReturn:
+def refuse(sentence: str) -> NoReturn:
+  """Says what is wrong with the input and ends the process with status 2."""
   print(f'error: {sentence}', file=sys.stderr)
   sys.exit(2)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
   """A parser that answers with one sentence, without its usage."""
 
   def error(self, message: str) -> NoReturn:
-    _refuse(message)
+    refuse(message)
 
 
 def _parsed() -> argparse.Namespace:
   """What the command line says; ends the process if that is impossible."""
-  parser = _Parser(
+  parser = Parser(
     prog='python -m scripts.bench',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -216,7 +217,7 @@ def _parsed() -> argparse.Namespace:
     value = getattr(given, name)
     if value is not None and value < least:
       flag = name.replace('_', '-')
-      _refuse(f'--{flag}: expected {least} or more, got {value}')
+      refuse(f'--{flag}: expected {least} or more, got {value}')
   return given
 
 
@@ -248,7 +249,7 @@ def main() -> None:
     try:
       name, shape, start = _chosen(given)
     except (OSError, ValueError) as error:
-      _refuse(str(error))
+      refuse(str(error))
     print(json.dumps({'shape': name, **measure(shape, start, given.iterations)}))
     return
   rows: dict[str, dict[str, Any]] = {}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import optax
 import tyro
 
 from r1jax.hub import (
@@ -73,7 +74,7 @@ class _Source:
     Path | None
   )  # of the checkpoint it comes from; None if it was trained from scratch
   tokenizer: Tokenizer
-  params: Callable[[], weights.Params]  # reads them
+  params: Callable[[], optax.Params]  # reads them
   files: Mapping[str, str | Path]  # all but weights and config.json, for the hub
 
 

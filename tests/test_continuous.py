@@ -198,6 +198,33 @@ def test_a_finished_output_makes_room_at_once(count):
   assert len(steps) == max(free)
 
 
+@pytest.mark.parametrize(('slots', 'group_size', 'at_a_time'), [(8, 2, 4), (3, 4, 1)])
+def test_prompts_are_computed_with_no_more_rows_than_slots(
+  slots, group_size, at_a_time
+):
+  seen = []
+  model = counting_model([])
+
+  def forward(params, tokens_BT, *rest):
+    seen.append(len(tokens_BT))
+    return model.forward(params, tokens_BT, *rest)
+
+  sample = sampler(
+    model._replace(forward=forward),
+    continuous.sample,
+    stop_ids=(0,),
+    max_length=9,
+    group_size=group_size,
+    slots=slots,
+  )
+  prompts = np.arange(1, 9, dtype=np.int32)[:, None]
+  keys = jax.random.split(jax.random.key(0), 8)
+  found = sample({}, keys, prompts, np.ones((8, 1), bool))
+  lengths = np.asarray(found.mask).sum(-1)
+  np.testing.assert_array_equal(lengths, np.tile(prompts, group_size))
+  assert set(seen) == {at_a_time}
+
+
 def test_a_segment_of_the_first_rows_has_no_weight_in_others():
   rng = np.random.default_rng(0)
   q, k, v, old_k, old_v = (

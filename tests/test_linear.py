@@ -79,7 +79,7 @@ def test_a_cpu_decodes_with_products_of_bfloat16_factors():
 
     def once(_, token_B):
       context = [([block] * CONFIG.layers, seen)]
-      hidden_BD, _ = step(token_B, position_B, context, 0)
+      hidden_BD, _ = step(token_B, position_B, context, jnp.int32(0))
       return jnp.argmax(hidden_BD, -1).astype(jnp.int32)
 
     return jax.lax.fori_loop(0, 3, once, token_B)

@@ -74,7 +74,7 @@ def test_a_large_checkpoint_is_written_before_save_returns(tmp_path, monkeypatch
 
 def test_large_weights_are_sampled_from_by_one_program():
   model: Any = None  # unused here
-  program = SampleProgram(model, (), make_mesh(jax.devices()[:1]), REPLICATED, None)
+  program = SampleProgram(model, (), make_mesh(jax.devices()[:1]), REPLICATED, model)
   large = jax.ShapeDtypeStruct((LARGE_WEIGHTS // 4 + 1,), jnp.float32)
 
   class Sized:

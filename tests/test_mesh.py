@@ -89,7 +89,8 @@ def test_samplers_shard_experts_and_gather_nothing():
   names = decoder.names(config, 8)
 
   def found(names):
-    blocks = param_shardings(place, names)['blocks']
+    shardings: Any = param_shardings(place, names)
+    blocks = shardings['blocks']
     return [blocks[name].spec[1:] for name in ('query', 'expert_up')]
 
   separate = ('expert', None, 'tensor')
@@ -179,7 +180,7 @@ def test_the_platform_is_that_of_the_mesh(chips):
 def test_batches_are_sharded_along_their_first_axis():
   four = make_mesh(jax.devices()[:4])
   rows = np.arange(24).reshape(8, 3)
-  placed = put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
+  placed: Any = put_batch(four, {'a': rows, 'b': rows[:, 0], 'none': None})
   assert placed['none'] is None
   for name, whole in (('a', rows), ('b', rows[:, 0])):
     shards = placed[name].addressable_shards

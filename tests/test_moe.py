@@ -133,6 +133,18 @@ def test_no_token_is_dropped_when_all_choose_the_same_experts():
   np.testing.assert_allclose(ours(single[0], single[1], config)[0], rows, atol=1e-4)
 
 
+def test_a_float64_model_routes_in_float64():
+  rng = np.random.default_rng(1)
+  x, router = rng.normal(size=(5, 4)), rng.normal(size=(4, 6))
+  with jax.enable_x64(True):
+    chosen, weight = route(jnp.asarray(x), jnp.asarray(router), None, PLAIN)
+  score = np.exp(x @ router)
+  expected = np.take_along_axis(score, np.asarray(chosen), axis=1)
+  # Weights of the chosen sum to 1, so the sum of all scores cancels.
+  expected /= expected.sum(1, keepdims=True)
+  np.testing.assert_allclose(weight, expected, rtol=1e-13)
+
+
 def test_a_bias_selects_experts_but_does_not_weight_them():
   x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
   router = random_weights(V3)['router'].astype(np.float32)

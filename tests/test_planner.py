@@ -238,6 +238,7 @@ def test_smaller_plans_come_cheapest_first(machine, copies):
     ({'mesh': MeshConfig(tensor=4)}, 'mesh.tensor 4: expected a divisor of 2, the ax'),
     ({'mesh': MeshConfig(data=8)}, 'prompts_per_step: .* got 12; the next is 16'),
     ({'mesh': MeshConfig(sampler_tensor=4)}, 'mesh.sampler_tensor 4: expected a div'),
+    ({'mesh': MeshConfig(sampler_slots=4)}, 'mesh.sampler_slots: expected 0, .* got 4'),
     (
       {'rl': dataclasses.replace(WORK.rl, micro_batch_rows=6)},
       'rl.micro_batch_rows: expected a multiple of 4, .* got 6; the next is 8',

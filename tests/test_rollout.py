@@ -65,7 +65,7 @@ def test_programs_in_parallel_share_the_slots():
     mesh = make_mesh(jax.devices()[:devices])
     layout = MeshConfig(sampler_slots=count)
     nothing: Any = None  # unused here
-    program = SampleProgram(nothing, (), mesh, layout, None)
+    program = SampleProgram(nothing, (), mesh, layout, nothing)
     return program.slots(outputs, parts)
 
   assert slots(8, 100, 1) == 8

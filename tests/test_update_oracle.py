@@ -23,8 +23,8 @@ from torch_updates import LENGTH, LONGEST, MINIBATCHES, TEMPERATURE, UPDATES, VO
 from r1jax import algorithms, grpo, optim, packing, update
 from r1jax.hub import weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
-from r1jax.model import config as config_lib
 from r1jax.model import decoder
+from r1jax.model.config import EXACT
 from r1jax.optim import OptimConfig
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.score import score_tokens
@@ -55,7 +55,7 @@ OPTIMIZER = OptimConfig(
   eps=1e-8,
   max_grad_norm=1.0,
 )
-FLOAT64: dict[str, Any] = {'dtype': 'float64'}
+FLOAT64: dict[str, Any] = {'dtype': EXACT}
 # A program that runs a few times takes longer to compile than to run.
 QUICK = {
   'xla_backend_optimization_level': 0,
@@ -100,10 +100,7 @@ def models(tmp_path_factory):
         parameter += 0.1 * torch.randn_like(parameter)
     reference, references = stored(theirs, folder / 'reference')
     checkpoint = open_checkpoint(folder / 'start')
-    with pytest.MonkeyPatch.context() as patch:
-      # For the test only; by default JAX computes in float32.
-      patch.setattr(config_lib, 'DTYPES', ('float64',))
-      config = dataclasses.replace(checkpoint.config, **FLOAT64)
+    config = dataclasses.replace(checkpoint.config, **FLOAT64)
     functions = DecoderFns(*decoder.functions(config, VOCAB))
     score = functools.partial(score_tokens, model=functions)
     return Model(

@@ -84,8 +84,10 @@ MORE_SFT = Experiment('more_sft', child_of('cold_start'), run, phases=('sft',))
 
 def launch(config: reasoning_rl.ReasoningRL | MoreSFT) -> None:
   """Runs a variant: reasoning RL or more SFT."""
-  experiment = MORE_SFT if isinstance(config, MoreSFT) else reasoning_rl.REASONING_RL
-  experiment.launch(config)
+  if isinstance(config, MoreSFT):
+    MORE_SFT.launch(config)
+  else:
+    reasoning_rl.REASONING_RL.launch(config)
 
 
 ABLATION = ablation.Ablation(

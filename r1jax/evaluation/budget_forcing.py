@@ -10,7 +10,6 @@ changes nothing.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ import optax
 
 from r1jax import statistics, tasks
 from r1jax.evaluation.evaluate import EvalConfig, by_task
+from r1jax.plain import JsonObject
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import compilation
@@ -223,7 +223,7 @@ def measure(
   config: EvalConfig,
   max_length: int,
   confidence: float = 0.95,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
   """Returns a row for each budget, and a last one without a budget.
 
   A row holds pass@1 in total and by task, and the tokens of thoughts, with 95 %
@@ -283,7 +283,7 @@ def _row(
   free: np.ndarray,
   answers: Sequence[Answers],
   confidence: float,
-) -> dict[str, Any]:
+) -> JsonObject:
   """Returns the row of a budget; see `measure`."""
   right_PG, free_PG = (x.reshape(len(problems), -1) for x in (right, free))
   thoughts_PG = np.concatenate([part.thoughts for part in answers])

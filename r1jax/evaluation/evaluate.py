@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from r1jax import statistics, tasks
+from r1jax.plain import JsonDict
 from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.sampler import Rollout, Sampler
 from r1jax.runtime import hosts
@@ -53,7 +54,7 @@ def evaluate(
   rewarder: Rewarder,
   config: EvalConfig,
   max_length: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[JsonDict, list[JsonDict]]:
   """Returns the metrics of one evaluation, and the samples to show.
 
   Args:
@@ -170,10 +171,10 @@ def _summary(
   problems: Sequence[Problem],
   values_PG: dict[str, np.ndarray],
   config: EvalConfig,
-) -> dict[str, Any]:
+) -> JsonDict:
   """Returns the metrics, given measurements and rewards of all problems."""
   correct_PG = values_PG['accuracy']
-  metrics: dict[str, Any] = {
+  metrics: JsonDict = {
     'problems': len(found),
     'k': config.samples,
     **dataclasses.asdict(config.draw),

@@ -10,13 +10,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
 
 from r1jax.evaluation.evaluate import EvalConfig, evaluate
 from r1jax.miniature import baseline
+from r1jax.plain import JsonDict, JsonObject
 from r1jax.rewards import Weighted, rules
 from r1jax.rewards.pool import RewardPool
 from r1jax.rollout.sampler import Sampler
@@ -76,13 +76,13 @@ def measure(
   workers: int = 2,
   seed: int,
   name: str = 'final',
-) -> dict[str, Any]:
+) -> JsonObject:
   """Returns a model's row; writes it, with some outputs, to `file(workdir, name)`.
 
   `reasoning` and `general` are problems of the test split.
   """
   root = jax.random.key(seed)
-  row: dict[str, Any] = {}
+  row: JsonDict = {}
   with RewardPool(REWARDS, workers) as pool:
     for kind, problems, count in (
       ('reasoning', reasoning, config.reasoning),

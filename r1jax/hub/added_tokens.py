@@ -12,6 +12,8 @@ from typing import Any
 
 import tokenizers
 
+from r1jax.plain import JsonObject
+
 SETTINGS = 'tokenizer_config.json'
 ROLES = 'special_tokens_map.json'
 ADDED = 'added_tokens.json'
@@ -54,7 +56,7 @@ def _size(tokenizer: tokenizers.Tokenizer) -> int:
   return max(tokenizer.get_vocab().values()) + 1
 
 
-def read(files: Mapping[str, Mapping[str, Any]]) -> Named:
+def read(files: Mapping[str, JsonObject]) -> Named:
   """Returns the tokens that FILES define, given the content of each file.
 
   Raises:
@@ -80,8 +82,8 @@ def read(files: Mapping[str, Mapping[str, Any]]) -> Named:
 
 
 def _extra(
-  settings: Mapping[str, Any], mapped: Mapping[str, Any]
-) -> tuple[list[tokenizers.AddedToken], dict[str, Any]]:
+  settings: JsonObject, mapped: JsonObject
+) -> tuple[list[tokenizers.AddedToken], JsonObject]:
   """Returns special tokens without a role, and those with a role of their own."""
   new, old = _EXTRA
   found = [settings.get(new) or settings.get(old), mapped.get(new)]
@@ -92,7 +94,7 @@ def _extra(
   return [_token(token, special=True) for token in tokens], roles
 
 
-def _content(token: Any) -> object:
+def _content(token: object) -> object:
   return token.get('content') if isinstance(token, dict) else token
 
 

@@ -17,6 +17,7 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
+from r1jax.plain import JsonObject
 from r1jax.text.templates import Message
 
 GIVEN = ('messages', 'tools', 'documents', 'add_generation_prompt')  # to every template
@@ -40,7 +41,7 @@ class ChatTemplate:
 
   source: str
   names: Mapping[str, str]  # 'bos_token', 'eos_token', …
-  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the user
+  variables: JsonObject = dataclasses.field(default_factory=dict)  # of the user
   time: datetime.datetime | None = None  # for strftime_now; None is the current time
 
   def render(self, messages: Sequence[Message]) -> str:
@@ -51,7 +52,7 @@ class ChatTemplate:
     """
     return self._write(messages, {**self.names, **self.variables, **_NONE})
 
-  def _write(self, messages: Sequence[Message], given: Mapping[str, Any]) -> str:
+  def _write(self, messages: Sequence[Message], given: JsonObject) -> str:
     try:
       return self._template.render(
         **given, messages=list(messages), add_generation_prompt=True
@@ -168,7 +169,7 @@ def _environment() -> jinja2.Environment:
 _ENVIRONMENT = _environment()
 
 
-def read_variables(given: str) -> dict[str, Any]:
+def read_variables(given: str) -> JsonObject:
   """Returns the variables of a chat template from a JSON object; '' has none.
 
   Raises:

@@ -4,10 +4,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from r1jax.hub import added_tokens
 from r1jax.hub.chat_template import HubError
+from r1jax.plain import JsonObject
 
 TOKENIZER = 'tokenizer.json'
 TEMPLATE = 'chat_template.jinja'
@@ -18,10 +18,10 @@ FILES = (TOKENIZER, TEMPLATE, *SETTINGS, added_tokens.ROLES, added_tokens.ADDED)
 DEFAULT = 'default'  # the name of the template that is used
 
 
-Settings = Mapping[str, Mapping[str, Any]]  # the contents of SETTINGS, by name
+Settings = Mapping[str, JsonObject]  # the contents of SETTINGS, by name
 
 
-def read_settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> JsonObject:
   """Returns the object in a JSON file, {} if there is no file.
 
   Raises:

@@ -7,9 +7,9 @@ a `rope_scaling` that was added by hand, as model cards recommend for longer tex
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from r1jax.model.config import Rope
+from r1jax.plain import JsonObject
 
 
 class FamilyError(ValueError):
@@ -19,10 +19,10 @@ class FamilyError(ValueError):
 class Fields:
   """Typed access to a config.json; errors name the missing or wrong field."""
 
-  def __init__(self, raw: Mapping[str, Any]):
+  def __init__(self, raw: JsonObject):
     self.raw = raw
 
-  def expect(self, name: str, value: Any) -> None:
+  def expect(self, name: str, value: object) -> None:
     """Raises FamilyError unless the field is missing or has this value."""
     if self.raw.get(name, value) != value:
       raise FamilyError(
@@ -61,12 +61,12 @@ class Fields:
     return value
 
 
-def scaling(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+def scaling(raw: JsonObject) -> JsonObject:
   """Returns the parameters of RoPE; `rope_scaling` wins, as in transformers 5."""
   return raw.get('rope_scaling') or raw.get('rope_parameters') or {}
 
 
-def theta(raw: Mapping[str, Any]) -> float:
+def theta(raw: JsonObject) -> float:
   """Returns the base of RoPE.
 
   If a config has both `rope_parameters` and a `rope_scaling` without `rope_theta`, and
@@ -77,14 +77,14 @@ def theta(raw: Mapping[str, Any]) -> float:
   return float(next(filter(None, (x.get('rope_theta') for x in places)), 10_000.0))
 
 
-def original_length(raw: Mapping[str, Any]) -> int:
+def original_length(raw: JsonObject) -> int:
   """Returns the context length before RoPE is stretched, in tokens."""
   name = 'original_max_position_embeddings'
   given = raw.get(name) or scaling(raw).get(name) or raw['max_position_embeddings']
   return int(given)
 
 
-def rope(raw: Mapping[str, Any]) -> Rope:
+def rope(raw: JsonObject) -> Rope:
   """Returns how the frequencies of RoPE are stretched.
 
   Raises:
@@ -119,7 +119,7 @@ def rope(raw: Mapping[str, Any]) -> Rope:
   return _yarn(raw, fields)
 
 
-def _yarn(raw: Mapping[str, Any], fields: Fields) -> Rope:
+def _yarn(raw: JsonObject, fields: Fields) -> Rope:
   """Returns the settings of YaRN; transformers ignores `attn_factor`, so does this."""
   given, length = fields.raw, original_length(raw)
   fields.expect('truncate', True)

@@ -5,12 +5,12 @@ name of the field. For the names of a family's tensors see `tensor_names`.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from r1jax.hub import config_fields
 from r1jax.hub.config_fields import FamilyError, Fields
 from r1jax.model.config import Experts, Latent, ModelConfig
+from r1jax.plain import JsonDict, JsonObject
 
 
 class Family(NamedTuple):
@@ -36,7 +36,7 @@ FAMILIES = {
 }
 
 
-def read_config(raw: Mapping[str, Any]) -> ModelConfig:
+def read_config(raw: JsonObject) -> ModelConfig:
   """Returns the `ModelConfig` that a config.json describes.
 
   Raises:
@@ -51,7 +51,7 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     raise FamilyError(f'a field has the wrong type: {error}') from error
 
 
-def _read_config(raw: Mapping[str, Any]) -> ModelConfig:
+def _read_config(raw: JsonObject) -> ModelConfig:
   kind = raw.get('model_type')
   if not isinstance(kind, str) or kind not in FAMILIES:
     raise FamilyError(
@@ -143,9 +143,7 @@ def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
   return both, both
 
 
-def write_config(
-  config: ModelConfig, vocab_size: int, max_length: int
-) -> dict[str, Any]:
+def write_config(config: ModelConfig, vocab_size: int, max_length: int) -> JsonObject:
   """Returns the config.json of a model that was trained from random weights here.
 
   Raises:
@@ -190,7 +188,7 @@ def write_config(
   return raw
 
 
-def update_config(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+def update_config(raw: JsonObject, config: ModelConfig) -> JsonDict:
   """Returns a checkpoint's config.json, changed to describe the exported weights.
 
   Exported weights are not quantized, and embeddings are tied only if they are tied in
@@ -205,12 +203,12 @@ def update_config(raw: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]
   return found
 
 
-def vocab_size(raw: Mapping[str, Any]) -> int:
+def vocab_size(raw: JsonObject) -> int:
   """Returns the number of rows of the embedding."""
   return Fields(raw).positive('vocab_size')
 
 
-def max_positions(raw: Mapping[str, Any]) -> int:
+def max_positions(raw: JsonObject) -> int:
   """Returns the longest sequence that the model supports, in tokens.
 
   Where a model card tells users to add `rope_scaling` by hand,

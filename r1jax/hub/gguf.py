@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import optax
 
 from r1jax.hub import families, gguf_vocabulary, tensor_names, weights
 from r1jax.hub.gguf_vocabulary import Vocabulary
@@ -49,7 +50,7 @@ BLOCK = 32  # elements of a row that share a scale in q8_0
 
 def write(
   file: str | os.PathLike[str],
-  params: weights.Params,
+  params: optax.Params,
   like: HFCheckpoint,
   vocabulary: Vocabulary,
   kind: str,
@@ -256,7 +257,7 @@ def _add_vocabulary(
 
 
 def _tensors(
-  params: weights.Params, like: HFCheckpoint
+  params: optax.Params, like: HFCheckpoint
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors in float32, by their names in GGUF."""
   c, model_type = like.config, like.raw['model_type']

@@ -6,12 +6,11 @@ tokens, and one token before and after each text. It does not normalize texts.
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import tokenizers
 
 from r1jax.hub.storage import WeightsError
+from r1jax.plain import JsonDict, JsonObject
 from r1jax.text import surroundings
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -30,7 +29,7 @@ WHOLE_WORDS = 'llama-bpe'  # the pre-tokenizer that looks words up before it mer
 class Vocabulary:
   """Tokenizer, special tokens and chat template of a model, as GGUF needs them."""
 
-  tokenizer: Mapping[str, Any]  # tokenizer.json
+  tokenizer: JsonObject  # tokenizer.json
   eos_id: int  # ends the texts that the model was trained on
   pad_id: int
   bos_id: int | None = None  # of bos_token, even if texts begin without it
@@ -55,7 +54,7 @@ class Vocabulary:
   def normalizers(self) -> list[str]:
     """The types of the normalizers, in order."""
 
-    def kinds(part: Mapping[str, Any]) -> list[str]:
+    def kinds(part: JsonObject) -> list[str]:
       if part.get('type') != 'Sequence':
         return [str(part.get('type'))]
       return [kind for one in part.get('normalizers', []) for kind in kinds(one)]
@@ -103,7 +102,7 @@ def check(vocabulary: Vocabulary) -> str:
   return name
 
 
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
+def _pre_tokenizer(tokenizer: JsonObject) -> str:
   """Returns llama.cpp's name of this tokenizer's pre-tokenizer."""
   if tokenizer.get('model', {}).get('type') != 'BPE':
     raise WeightsError(
@@ -133,7 +132,7 @@ def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
   )
 
 
-def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
+def _check_model(tokenizer: JsonObject, cut: str) -> None:
   model = tokenizer['model']
   for field in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
     if model.get(field):
@@ -148,11 +147,11 @@ def _check_model(tokenizer: Mapping[str, Any], cut: str) -> None:
     )
 
 
-def _unmerged(tokenizer: Mapping[str, Any]) -> str | None:
+def _unmerged(tokenizer: JsonObject) -> str | None:
   """Returns a token that the merges do not produce from its own text, or None."""
   added = {token['content'] for token in tokenizer.get('added_tokens', [])}
   model = {**tokenizer['model'], 'ignore_merges': False}
-  bare: dict[str, Any] = {'version': '1.0', 'added_tokens': [], 'model': model}
+  bare: JsonDict = {'version': '1.0', 'added_tokens': [], 'model': model}
   bare |= dict.fromkeys(('normalizer', 'pre_tokenizer', 'post_processor', 'decoder'))
   merged = tokenizers.Tokenizer.from_str(json.dumps(bare))
   words = [word for word in model['vocab'] if word not in added]

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from r1jax.hub.storage import StoredTensor, WeightsError
 from r1jax.hub.tensor_names import TensorRow
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.plain import JsonObject
 
 _DIGEST_BYTES = 4096  # from the beginning of each tensor
 MODEL = 'model.'
@@ -38,7 +39,7 @@ class HFCheckpoint:
   """A checkpoint in a folder. Weights are not read until someone asks for them."""
 
   folder: Path
-  raw: Mapping[str, Any]  # config.json
+  raw: JsonObject  # config.json
   config: ModelConfig
   tensors: Mapping[str, StoredTensor]  # by name, in all files
 

@@ -9,11 +9,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 from r1jax.hub import storage
 from r1jax.hub.storage import WeightsError
 from r1jax.model.lora import LoraConfig
+from r1jax.plain import JsonObject
 
 T = TypeVar('T')
 
@@ -113,7 +114,7 @@ def read(folder: Path) -> Scales:
   return Scales(int(rank), alpha, ranks, alphas, bool(settings.get('use_rslora')))
 
 
-def _patterns(file: Path, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _patterns(file: Path, settings: JsonObject, name: str) -> JsonObject:
   """Returns a field that maps patterns of names to numbers."""
   patterns = settings.get(name) or {}
   if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
@@ -136,7 +137,7 @@ def _is_number(x: object) -> TypeGuard[float]:
 
 def settings(
   config: LoraConfig, modules: Sequence[str], parameters: Sequence[str]
-) -> dict[str, Any]:
+) -> JsonObject:
   """Returns the adapter_config.json of an adapter of these modules and parameters."""
   return {
     'peft_type': 'LORA',

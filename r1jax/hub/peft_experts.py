@@ -8,13 +8,13 @@ name that `down_proj` has otherwise.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from r1jax.hub.peft_config import PREFIX
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
+from r1jax.plain import JsonObject
 
 Pair = tuple[np.ndarray, np.ndarray]  # a [E, in, r] and b [E, r, out]
 GATE, UP, DOWN = 'expert_gate', 'expert_up', 'expert_down'
@@ -55,7 +55,7 @@ def _flat(module: str, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
   }
 
 
-def settings(config: LoraConfig, names: set[str]) -> dict[str, Any]:
+def settings(config: LoraConfig, names: set[str]) -> JsonObject:
   """Returns the fields of such adapters in adapter_config.json, but for the targets."""
   if not {GATE, UP} <= names:
     return {}

@@ -11,11 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from r1jax.hub.storage import COPIED, DTYPES, INDEX, SINGLE, WeightsError, is_finite
+from r1jax.plain import JsonDict
 
 SHARD_BYTES = 5 * 10**9  # of one file; a larger tensor gets a file of its own
 
@@ -111,7 +112,7 @@ class _Shard:
       starts[width] = end
       end += self._bodies[width].tell()
     # transformers requires this entry.
-    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    header: JsonDict = {'__metadata__': {'format': 'pt'}}
     for name, (width, kind, shape, first) in zip(self.names, self._places, strict=True):
       start = starts[width] + first
       offsets = start, start + math.prod(shape) * width

@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from r1jax.plain import JsonObject
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -83,7 +84,7 @@ class StoredTensor:
     return found.view(dtype).reshape(self.shape)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> JsonObject:
   """Returns the object in a JSON file.
 
   Raises:

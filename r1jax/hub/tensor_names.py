@@ -4,12 +4,13 @@ One table serves reading and writing. Each row has the path of a parameter in ou
 the name of its tensor on the hub, and the conversion between the two layouts.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from r1jax.model.config import ModelConfig
+from r1jax.plain import JsonObject
 
 
 class TensorRow(NamedTuple):
@@ -128,7 +129,7 @@ def _swiglu_rows(prefix: str, name: str) -> Iterator[TensorRow]:
     yield TensorRow((f'{prefix}{part}',), f'{name}{part}_proj.weight', linear=True)
 
 
-def interleaved(raw: Mapping[str, Any]) -> bool:
+def interleaved(raw: JsonObject) -> bool:
   """Returns whether the checkpoint's RoPE rotates neighbouring channels (DeepSeek)."""
   return raw['model_type'] == 'deepseek_v2' or (
     raw['model_type'] == 'deepseek_v3' and bool(raw.get('rope_interleave', True))

@@ -7,7 +7,6 @@ import datetime
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
@@ -23,6 +22,7 @@ from r1jax.hub.checkpoint_files import (
   eos_ids,
   read_settings,
 )
+from r1jax.plain import JsonObject
 from r1jax.text import surroundings
 from r1jax.text.tokenizer import Tokenizer, num_ids
 
@@ -37,7 +37,7 @@ def now() -> datetime.datetime:
 
 def open_tokenizer(
   folder: str | os.PathLike[str],
-  variables: Mapping[str, Any] | None = None,
+  variables: JsonObject | None = None,
   time: datetime.datetime | None = None,
 ) -> Tokenizer:
   """Returns the tokenizer of a checkpoint, with its chat template if it has one.
@@ -92,7 +92,7 @@ def _read(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _check_variables(
-  folder: Path, template: ChatTemplate | None, variables: Mapping[str, Any]
+  folder: Path, template: ChatTemplate | None, variables: JsonObject
 ) -> None:
   reads = template.reads if template and variables else frozenset()
   if unread := sorted(variables.keys() - reads):

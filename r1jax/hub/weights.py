@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.hub import safetensors_writer, storage
 from r1jax.hub.hf_checkpoint import (
@@ -27,15 +28,14 @@ from r1jax.hub.hf_checkpoint import (
 )
 from r1jax.hub.tensor_names import TensorRow
 from r1jax.model import decoder
+from r1jax.trees import Shardings
 
-Params = Mapping[str, Any]  # nested mappings of arrays
-Shardings = Mapping[str, Any] | jax.sharding.Sharding  # of each leaf, or of all leaves
 STRIP = 256  # rows of a tensor that are read at a time, and converted while in cache
 
 
 def read(
   checkpoint: HFCheckpoint, shardings: Shardings, dtype: str | None = None
-) -> dict[str, Any]:
+) -> optax.Params:
   """Returns the parameters, each shard read straight to its device.
 
   Args:
@@ -140,7 +140,7 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 
 def tensors(
-  params: Params, like: HFCheckpoint, dtype: str | None = None
+  params: optax.Params, like: HFCheckpoint, dtype: str | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors of a checkpoint with these parameters, by name.
 
@@ -173,11 +173,11 @@ def tensors(
 
 
 def arrays(
-  params: Params, like: HFCheckpoint
+  params: optax.Params, like: HFCheckpoint
 ) -> Iterator[tuple[TensorRow, str, np.ndarray]]:
   """Yields row, name and array of each tensor, in the type of the parameters."""
   for leaf in leaves(like):
-    stacked: Any = params
+    stacked = params
     for key in leaf.path:
       stacked = stacked[key]
     shape = hub_shape(leaf.row, leaf.shape)

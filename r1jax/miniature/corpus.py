@@ -12,11 +12,11 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from r1jax import tasks
 from r1jax.miniature import writers
 from r1jax.miniature.writers import Writer, WriterConfig
+from r1jax.plain import JsonObject
 from r1jax.tasks import (
   Problem,
   arithmetic,
@@ -72,13 +72,13 @@ class CorpusConfig:
       )
 
 
-def tasks_of(fields: Mapping[str, Mapping[str, Any]]) -> TaskConfigs:
+def tasks_of(fields: Mapping[str, JsonObject]) -> TaskConfigs:
   """Returns the config that `dataclasses.asdict` has turned into `fields`."""
   configs = {name: tasks.module(name).SETTINGS(**fields[name]) for name in fields}
   return TaskConfigs(**configs)
 
 
-def config_of(fields: Mapping[str, Any]) -> CorpusConfig:
+def config_of(fields: JsonObject) -> CorpusConfig:
   """Returns the config that `dataclasses.asdict` has turned into `fields`."""
   return CorpusConfig(**{**fields, 'countdown': WriterConfig(**fields['countdown'])})
 
@@ -194,7 +194,7 @@ def _solve(config: CorpusConfig, problem: Problem, writer: Writer) -> Solution:
 
 
 def _try(
-  config: CorpusConfig, truth: dict[str, int], right: int, writer: Writer
+  config: CorpusConfig, truth: Mapping[str, int], right: int, writer: Writer
 ) -> Solution:
   """Tries numbers until one fits, and answers with the last one in any case."""
   factor, term = truth['factor'], truth['term']

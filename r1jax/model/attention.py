@@ -7,13 +7,14 @@ without a copy. Prefill, decoding, scoring and training differ only in segments.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.model.kernels import flash_tpu
 from r1jax.sharding.constrain import AxisNames, num_shards, platform, shard_mapped
+from r1jax.trees import KV
 
 # Finite, so that a fully masked segment gets weight exp(-1e30) = 0, not NaN.
 MASKED = -1e30
@@ -26,17 +27,6 @@ QUERY_BLOCK = 64
 # in a loop. A section scores all keys up to its end, an eighth of them unnecessarily.
 SECTIONS = 8
 LARGEST_BLOCK = 256
-
-
-class KV(NamedTuple):
-  """Keys after RoPE [B, K, C, S] and values [B, K, S, C], in the products' layout.
-
-  A leading L axis when stacked over layers. A block that `write` changes has no axis K
-  if K is 1. With `v` None the keys are also the values, as in latent attention.
-  """
-
-  k: jax.Array
-  v: jax.Array | None
 
 
 def write(block: KV, new: KV, column: jax.Array) -> KV:

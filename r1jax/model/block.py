@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
 from r1jax.model.attention import KV, attend
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
@@ -232,13 +233,13 @@ class Block(nn.Module):
     return found
 
 
-def remat_block(kept: str) -> Any:
+def remat_block(kept: str) -> type[Block]:
   """Returns `Block` with rematerialization; `kept` is the config's `remat`."""
   policy = _is_long_product if kept == 'dots' else None
   return nn.remat(Block, prevent_cse=False, policy=policy)
 
 
-def _is_long_product(primitive: Any, *operands: Any, **params: Any) -> bool:
+def _is_long_product(primitive: Primitive, *operands: Any, **params: Any) -> bool:
   """Whether to keep an activation: a product with more than `SHORT` input channels.
 
   Those of LoRA adapters have fewer; recomputing them is cheaper than keeping them.

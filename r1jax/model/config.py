@@ -8,11 +8,13 @@ of queries and keys, RoPE scaling) and in groups of fields that are off by defau
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from r1jax.plain import JsonObject
 
 REMAT = ('none', 'dots', 'full')
 DTYPES = ('float32', 'bfloat16')
+EXACT = 'float64'  # to compare with, under `jax.enable_x64`; no flag has it
 # Epsilon of the norms of the compressed query and latent, independent of `norm_eps`:
 # DeepSeek's code and transformers use this default there.
 LATENT_NORM_EPS = 1e-6
@@ -182,6 +184,7 @@ class ModelConfig:
   # layers; from the most memory to the least.
   remat: Literal['none', 'dots', 'full'] = 'none'
   # Of products, keys and values; sums, norms, softmax and log-probs are float32.
+  # `EXACT` with float64 parameters: all of it.
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
@@ -192,7 +195,7 @@ class ModelConfig:
         raise ValueError(
           f'model.{name}: expected less than {2**24}, got {getattr(self, name)}'
         )
-    for name, known in (('remat', REMAT), ('dtype', DTYPES)):
+    for name, known in (('remat', REMAT), ('dtype', (*DTYPES, EXACT))):
       if getattr(self, name) not in known:
         raise ValueError(
           f'model.{name}: expected one of {", ".join(known)}, got '
@@ -260,7 +263,7 @@ class ModelConfig:
 GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}
 
 
-def from_dict(fields: Mapping[str, Any]) -> ModelConfig:
+def from_dict(fields: JsonObject) -> ModelConfig:
   """Returns the config from its `dataclasses.asdict`.
 
   Raises:

@@ -7,21 +7,23 @@ time.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.model import one_row
-from r1jax.model.attention import KV, attend_all, write
+from r1jax.model.attention import attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.linear import Int8, Lora, to_int8, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain, constrain_rows, platform
+from r1jax.trees import KV, Decode, KVByLayer, Segment
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -29,16 +31,22 @@ def score_scale(config: ModelConfig) -> float:
   return config.head_dim**-0.5 * config.rope.score_factor
 
 
+# By name: an array, a `Lora`, or a matrix and its scale; see `layer_weights`.
+LayerWeights = dict[str, Any]
+
+
 class DecodeParams(NamedTuple):
   """Parameters in the layout that decode steps read, prepared once for many steps."""
 
-  outside: dict[str, Any]  # embedding, final norm and head
-  layers: list[dict[str, Any]]  # weights by name, see `layer_weights`
-  head: Any = None  # a left operand like those of the layers; None: it is in `outside`
+  outside: dict[str, optax.Params]  # embedding, final norm and head
+  layers: list[LayerWeights]  # weights by name, see `layer_weights`
+  # The head as a left operand with its scale, like matrices of the layers; None: it is
+  # in `outside`.
+  head: tuple[jax.Array, jax.Array | None] | None = None
 
 
 def decode_params(
-  config: ModelConfig, params: Any, single: bool = False
+  config: ModelConfig, params: optax.Params, single: bool = False
 ) -> DecodeParams:
   """Returns the parameters prepared for `make_decode` and for the logits.
 
@@ -81,13 +89,15 @@ def _for_one_row(w_FD: jax.Array) -> jax.Array:
   return one_row.bits(w_FD) if served and w_FD.dtype == jnp.bfloat16 else w_FD
 
 
-def row_logits(config: ModelConfig, head: Any, x_BD: jax.Array) -> jax.Array:
+def row_logits(
+  config: ModelConfig, head: tuple[jax.Array, jax.Array | None], x_BD: jax.Array
+) -> jax.Array:
   """Returns the logits [B, V] in float32, with the head of `DecodeParams`."""
   values, scale = head
   return _sum(values, x_BD.astype(config.dtype).T, scale).T
 
 
-def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
+def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Decode:
   """Returns `decode(tokens, positions, context, column)` for one token per row.
 
   `decode` returns hidden states [B, D], and the last segment of the context with the
@@ -106,9 +116,9 @@ def make_decode(config: ModelConfig, params: Any) -> Callable[..., Any]:
   def decode(
     token_B: jax.Array,
     position_B: jax.Array,
-    context: Sequence[tuple[Sequence[KV], jax.Array]],
+    context: Sequence[Segment],
     column: jax.Array,
-  ) -> tuple[jax.Array, list[KV]]:
+  ) -> tuple[jax.Array, KVByLayer]:
     x_DB = outside['embedding'][token_B].astype(jnp.float32).T
     written = []
     for n, layer in enumerate(layers):
@@ -130,8 +140,8 @@ _UNCHANGED = (
 
 
 def layer_weights(
-  config: ModelConfig, blocks: Any, layer: int, single: bool = False
-) -> dict[str, Any]:
+  config: ModelConfig, blocks: optax.Params, layer: int, single: bool = False
+) -> LayerWeights:
   """Returns a layer's weights as left operands: matrices [out, in], the rest [D, 1].
 
   The weights in `_UNCHANGED` keep their layout. With float32 products an adapter is
@@ -176,7 +186,7 @@ def layer_weights(
 class Layer:
   """`Block` for one position per row."""
 
-  def __init__(self, config: ModelConfig, weights: dict[str, Any]):
+  def __init__(self, config: ModelConfig, weights: LayerWeights):
     self.config, self.weights = config, weights
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:

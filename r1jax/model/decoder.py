@@ -6,12 +6,14 @@ groups, caches or losses. Parameters carry logical axis names, those of
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
+from jax.tree_util import KeyPath
 
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
@@ -19,6 +21,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.decode import DecodeParams, make_decode, row_logits
 from r1jax.model.linear import Int8, product, to_int8, uses_product
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
+from r1jax.trees import Boxed, Decode, MatrixAxes
 
 # Parameters that stay float32 in a bfloat16 model: trained routing biases are near 7,
 # where bfloat16 has steps of 0.03, and an update is 0.001.
@@ -43,7 +46,7 @@ class Decoder(nn.Module):
       setattr(self, name, self._stack(layers, sparse))
     self.norm = RMSNorm(c.norm_eps)
 
-  def _stack(self, layers: int, sparse: bool) -> Any:
+  def _stack(self, layers: int, sparse: bool) -> nn.Module:
     return nn.scan(
       Block if self.config.remat == 'none' else remat_block(self.config.remat),
       variable_axes={'params': 0},
@@ -131,7 +134,7 @@ class Decoder(nn.Module):
     )
 
 
-def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
+def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Boxed:
   """Returns random parameters, boxed with their logical axes (`r1jax.sharding`)."""
   tokens = jnp.zeros((1, 2), jnp.int32)
   # Two tokens can't be sharded.
@@ -139,12 +142,12 @@ def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Any:
   return fresh(key, tokens, tokens, tokens)['params']
 
 
-def shapes(config: ModelConfig, vocab_size: int) -> Any:
+def shapes(config: ModelConfig, vocab_size: int) -> optax.Params:
   """Returns the parameters as `jax.ShapeDtypeStruct`s; allocates nothing."""
   return nn.meta.unbox(names(config, vocab_size))
 
 
-def with_dtype(shapes: Any, dtype: str) -> Any:
+def with_dtype(shapes: optax.Params, dtype: str) -> optax.Params:
   """Returns the shapes with this dtype, but for the parameters that stay float32."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x.update(dtype=x.dtype if path[-1].key in FLOAT32 else dtype),
@@ -152,13 +155,20 @@ def with_dtype(shapes: Any, dtype: str) -> Any:
   )
 
 
-def names(config: ModelConfig, vocab_size: int) -> Any:
+def names(config: ModelConfig, vocab_size: int) -> Boxed:
   """Returns the parameters as shapes, boxed with their logical axis names."""
   fresh = functools.partial(init, config, vocab_size)
   return jax.eval_shape(fresh, jax.random.key(0))
 
 
-def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]:
+def functions(
+  config: ModelConfig, vocab_size: int
+) -> tuple[
+  Callable[..., tuple[jax.Array, KV]],
+  Callable[[optax.Params, jax.Array], jax.Array],
+  Callable[[optax.Params], Decode],
+  Callable[..., tuple[jax.Array, jax.Array]],
+]:
   """Returns the pure functions `forward`, `logits`, `make_decode` and `with_prompts`.
 
   `forward(params, …)`, `logits(params, hidden)` and `with_prompts(params, …)` call the
@@ -168,12 +178,12 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]
   """
   apply: Any = Decoder(config, vocab_size).apply
 
-  def call(method: str, params: Any, *args: Any) -> Any:
+  def call(method: str, params: optax.Params, *args: Any) -> Any:
     if current_mesh() is not None:
       params = constrain_params(params, names(config, vocab_size))
     return apply({'params': params}, *args, method=method)
 
-  def logits(params: Any, hidden: jax.Array) -> jax.Array:
+  def logits(params: optax.Params | DecodeParams, hidden: jax.Array) -> jax.Array:
     if isinstance(params, DecodeParams):
       if params.head is not None:
         return row_logits(config, params.head, hidden)
@@ -185,7 +195,7 @@ def functions(config: ModelConfig, vocab_size: int) -> tuple[Any, Any, Any, Any]
   return forward, logits, functools.partial(make_decode, config), with_prompts
 
 
-def matrices(config: ModelConfig) -> Any:
+def matrices(config: ModelConfig) -> Mapping[str, Any]:
   """Returns (input axes, output axes) of each weight matrix, None for the rest.
 
   A tree like the parameters'. Axis 0 counts layers; axis 1 of expert matrices counts
@@ -206,7 +216,7 @@ def matrices(config: ModelConfig) -> Any:
   )
 
 
-def quantize(params: Any, config: ModelConfig) -> Any:
+def quantize(params: optax.Params, config: ModelConfig) -> optax.Params:
   """Returns the parameters with each layer's weight matrices as `Int8`.
 
   For the rollout only: a decode step then reads half or a quarter of the bytes of the
@@ -214,7 +224,7 @@ def quantize(params: Any, config: ModelConfig) -> Any:
   the same output. Embedding, head and routers stay as they are.
   """
 
-  def one(path: Any, axes: Any, w: jax.Array) -> jax.Array | Int8:
+  def one(path: KeyPath, axes: MatrixAxes | None, w: jax.Array) -> jax.Array | Int8:
     if axes is None or path[-1].key in FLOAT32:
       return w
     inputs, _ = axes

@@ -10,11 +10,12 @@ Source: Hu et al. 2021 (2106.09685).
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
@@ -100,7 +101,9 @@ def matrices(model: ModelConfig) -> Iterator[Target]:
         )
 
 
-def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> dict[str, Any]:
+def init(
+  model: ModelConfig, config: LoraConfig, key: jax.Array
+) -> dict[str, dict[str, Pair]]:
   """Returns initial adapters: `a` is random and `b` is 0, so a b is 0."""
   tree: dict[str, dict[str, Pair]] = {}
   for n, target in enumerate(targets(model, config)):
@@ -114,7 +117,7 @@ def init(model: ModelConfig, config: LoraConfig, key: jax.Array) -> dict[str, An
   return tree
 
 
-def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
+def attach(params: optax.Params, adapters: optax.Params, scale: float) -> optax.Params:
   """Returns the parameters with a `Lora` for each matrix that has an adapter.
 
   With scale 0 it returns the parameters unchanged.
@@ -131,7 +134,7 @@ def attach(params: Any, adapters: Mapping[str, Any], scale: float) -> Any:
   return tree
 
 
-def merged(params: Any) -> Any:
+def merged(params: optax.Params) -> optax.Params:
   """Returns the parameters with every adapter merged into its matrix, in float32."""
   return jax.tree.map(
     lambda leaf: leaf.merged() if isinstance(leaf, Lora) else leaf,
@@ -140,7 +143,7 @@ def merged(params: Any) -> Any:
   )
 
 
-def merged_in_dtype(params: Any) -> Any:
+def merged_in_dtype(params: optax.Params) -> optax.Params:
   """Returns `merged`, with each matrix rounded to its original type."""
   return jax.tree.map(
     lambda leaf: leaf.merged().astype(leaf.w.dtype) if isinstance(leaf, Lora) else leaf,

@@ -32,7 +32,7 @@ def route(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the experts of each token, int32 [N, A], and their weights, [N, A].
 
-  N may be several axes. Scores and weights are float32.
+  N may be several axes. Scores and weights are float32 or more.
 
   Args:
     x_ND: activations.
@@ -42,7 +42,8 @@ def route(
     config: of the experts.
     counted_N: bool, which tokens count in the experts' load; None is all.
   """
-  logits_NE = x_ND.astype(jnp.float32) @ router_DE.astype(jnp.float32)
+  kind = jnp.promote_types(x_ND.dtype, jnp.float32)
+  logits_NE = x_ND.astype(kind) @ router_DE.astype(kind)
   if config.scores == 'softmax':
     score_NE = wanted_NE = jax.nn.softmax(logits_NE, axis=-1)
   else:
@@ -79,12 +80,14 @@ def _with_load(
 
 def _with_load_forward(
   weight_NA: jax.Array, balance_E: jax.Array, load_E: jax.Array
-) -> Any:
+) -> tuple[jax.Array, jax.Array]:
   del balance_E
   return weight_NA, load_E
 
 
-def _with_load_backward(load_E: jax.Array, slope_NA: jax.Array) -> Any:
+def _with_load_backward(
+  load_E: jax.Array, slope_NA: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   return slope_NA, load_E, jnp.zeros_like(load_E)
 
 

@@ -4,10 +4,10 @@ Sources: RoFormer (2104.09864); YaRN (2309.00071); the Llama 3.1 release.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from r1jax.model.config import ModelConfig, Rope
 
@@ -48,13 +48,14 @@ def rotate_queries(
   rotated, scaling = rotate(config, x_BTHC, positions_BT), config.rope
   if not scaling.query_growth:
     return rotated
-  passed_BT = jnp.floor(positions_BT.astype(jnp.float32) / scaling.original_length)
+  kind = jnp.promote_types(rotated.dtype, jnp.float32)
+  passed_BT = jnp.floor(positions_BT.astype(kind) / scaling.original_length)
   growth_BT = 1 + scaling.query_growth * jnp.log1p(passed_BT)
   return rotated * growth_BT[..., None, None].astype(rotated.dtype)
 
 
 def frequencies(
-  channels: int, theta: float, scaling: Rope, dtype: Any = jnp.float32
+  channels: int, theta: float, scaling: Rope, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
   """Returns theta^(-2i/C), [C/2] radians per token, scaled by `scaling`."""
   half = channels // 2
@@ -73,7 +74,7 @@ def frequencies(
   return plain * kept + plain / scaling.factor * (1 - kept)
 
 
-def _ramp(channels: int, theta: float, scaling: Rope, dtype: Any) -> jax.Array:
+def _ramp(channels: int, theta: float, scaling: Rope, dtype: DTypeLike) -> jax.Array:
   """Returns 1 - gamma of YaRN: 0 for fast channels, 1 for slow ones, [C/2]."""
 
   def channel(turns: float) -> float:

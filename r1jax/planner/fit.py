@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+
 from r1jax import optim
 from r1jax.planner.measure import Measurement
 from r1jax.planner.programs import PlannedRun
@@ -17,7 +19,7 @@ def fits(found: Sequence[Measurement], chip: Chip) -> bool:
 
 
 def smaller_plans(
-  plan: PlannedRun, devices: Sequence[Any]
+  plan: PlannedRun, devices: Sequence[jax.Device]
 ) -> Iterator[tuple[str, PlannedRun]]:
   """Yields plans that need less memory, the cheapest change first, each with its flag.
 

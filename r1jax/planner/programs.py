@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from r1jax import packing
 from r1jax.model import decoder
@@ -24,13 +25,15 @@ from r1jax.runtime import compilation
 from r1jax.sampling import streaming
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig, sample_token
+from r1jax.sampling.streaming import DecodeState
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
 from r1jax.sharding.place import param_shardings, unbox
-from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.sharding.rules import MeshError, named_sharding, shard_count
 from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
+from r1jax.trees import Shardings
 
 Shapes = Any  # a tree of jax.ShapeDtypeStruct, each with a sharding
 
@@ -85,7 +88,7 @@ def bytes_per_device(tree: Shapes) -> float:
   )
 
 
-def _with_shardings(tree: Shapes, shardings: Any) -> Shapes:
+def _with_shardings(tree: Shapes, shardings: Shardings) -> Shapes:
   return jax.tree.map(lambda x, place: x.update(sharding=place), tree, shardings)
 
 
@@ -97,6 +100,11 @@ def phases(plan: PlannedRun, devices: Sequence[jax.Device]) -> Iterator[Phase]:
   Raises:
     MeshError, ValueError: a size is not divisible by the mesh.
   """
+  if slots := plan.mesh.sampler_slots:
+    raise MeshError(
+      'mesh.sampler_slots: expected 0, as a plan is for samplers that decode all '
+      f'outputs at once, got {slots}'
+    )
   mesh = make_mesh(devices, plan.mesh)
   sizes = ('prompts_per_step', 'micro_batch_rows')
   check_rows(mesh, {f'rl.{name}': getattr(plan.rl, name) for name in sizes})
@@ -216,7 +224,7 @@ def _sampling(
   params = _with_shardings(shapes, shardings)
   options = compilation.options(mesh)
 
-  def rows(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
+  def rows(*shape: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     sharding = named_sharding(mesh, 'prompt')
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
@@ -245,8 +253,8 @@ def _sampling(
   )
 
   def decode(
-    params: optax.Params, state: Any, token: jax.Array, uniform: jax.Array
-  ) -> Any:
+    params: optax.Params, state: DecodeState, token: jax.Array, uniform: jax.Array
+  ) -> tuple[tuple[jax.Array, jax.Array], DecodeState]:
     logits, state = streaming.decode_step(params, state, token, model=model)
     drawn = sample_token(uniform, logits, SamplingConfig(), jnp.float32(1))
     return drawn, state
@@ -285,7 +293,7 @@ def packed(plan: PlannedRun, mesh: jax.sharding.Mesh) -> PackedRows:
   count = -(-prompts * -(-c.group_size // rows) // parts)
   place = named_sharding(mesh, None, 'prompt')
 
-  def shape(*rest: int, dtype: Any) -> Any:
+  def shape(*rest: int, dtype: DTypeLike) -> Any:
     return jax.ShapeDtypeStruct((count, parts, *rest), dtype, sharding=place)
 
   token = functools.partial(shape, rows, length)

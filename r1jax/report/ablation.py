@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r1jax import statistics
+from r1jax.plain import JsonObject
 from r1jax.report.chart import ROLES, Curve, CurveFigure
 from r1jax.report.comparison import (
   Comparison,
@@ -16,7 +17,6 @@ from r1jax.report.comparison import (
   level_sentence,
 )
 from r1jax.report.reader import (
-  JsonObject,
   nested_estimate,
   read_evaluation,
   read_run,

@@ -7,8 +7,8 @@ row the model thinks as long as it likes.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from r1jax.plain import JsonObject
 from r1jax.report.chart import ROLES, Curve, CurveFigure
 from r1jax.report.comparison import (
   Comparison,
@@ -21,7 +21,7 @@ from r1jax.runtime.log import jsonable
 from r1jax.runtime.workdir import write_whole
 from r1jax.statistics import Interval
 
-BudgetRow = Mapping[str, Any]
+BudgetRow = JsonObject
 
 
 def write(

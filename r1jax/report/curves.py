@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from r1jax.plain import JsonObject
 from r1jax.report.chart import Curve, running_mean
-from r1jax.report.reader import JsonObject, estimate, number
+from r1jax.report.reader import estimate, number
 
 SMOOTH_FROM = 50  # values; with fewer a curve is readable without smoothing
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from r1jax.plain import JsonObject
 from r1jax.report import figures, findings, page, sections, tables, words
 from r1jax.report.paper import Paper
 from r1jax.report.reader import (
@@ -16,7 +17,6 @@ from r1jax.report.reader import (
   READABLE,
   SOLVED,
   ZERO,
-  JsonObject,
   PipelineFiles,
   number,
   read_pipeline,

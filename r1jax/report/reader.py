@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from r1jax.plain import JsonObject
 from r1jax.runtime.log import parse_line
 from r1jax.runtime.workdir import PIPELINE, RECORD
 from r1jax.tasks import REASONING
 
-JsonObject = Mapping[str, Any]
 _EVALUATION = 'evaluation-'  # and the model's name: a file of a stage
 
 
@@ -313,7 +313,7 @@ def _read_stage(name: str, path: Path, unreadable: list[str]) -> StageFiles:
   )
 
 
-def _read_object(path: Path, unreadable: list[str]) -> dict[str, Any]:
+def _read_object(path: Path, unreadable: list[str]) -> JsonObject:
   """Returns the object in a file; adds a sentence if the file is damaged."""
   if not path.exists():
     return {}

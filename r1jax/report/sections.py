@@ -3,14 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from r1jax.plain import JsonObject
 from r1jax.report.reader import (
   MODELS,
   Estimate,
-  JsonObject,
   ModelColumn,
   PipelineFiles,
   RunFiles,
@@ -183,7 +183,7 @@ def command(run: RunFiles) -> str:
   return found if isinstance(found, str) else ''
 
 
-def _flags(fields: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+def _flags(fields: JsonObject, prefix: str = '') -> list[tuple[str, str]]:
   flags = []
   for name, value in fields.items():
     flag = prefix + name.replace('_', '-')
@@ -194,7 +194,7 @@ def _flags(fields: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]
   return flags
 
 
-def _words(value: Any) -> list[str]:
+def _words(value: object) -> list[str]:
   """Returns a value as the command line takes it; lists are flattened."""
   if isinstance(value, list):
     return [word for item in value for word in _words(item)]

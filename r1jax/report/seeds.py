@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from r1jax import statistics
+from r1jax.plain import JsonObject
 from r1jax.report import findings, words
 from r1jax.report.reader import (
   METHODS,
   METRICS,
   MODELS,
-  JsonObject,
   PipelineFiles,
   RunFiles,
   estimate,

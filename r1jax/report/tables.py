@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from r1jax.plain import JsonObject
 from r1jax.report.paper import Paper, number_text
 from r1jax.report.reader import (
   METHODS,
@@ -10,7 +11,6 @@ from r1jax.report.reader import (
   MODELS,
   R1,
   Estimate,
-  JsonObject,
   PipelineFiles,
   StageFiles,
   number,

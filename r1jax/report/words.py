@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from r1jax import statistics
-from r1jax.report.reader import Estimate, JsonObject, RunFiles, estimate, number
+from r1jax.plain import JsonObject
+from r1jax.report.reader import Estimate, RunFiles, estimate, number
 from r1jax.runtime.diagnose import diagnose
 
 LEVEL = 0.05  # of all tests of a page together: the chance that any of them is wrong

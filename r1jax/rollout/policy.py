@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
@@ -14,6 +14,7 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.place import param_shardings, unbox
 from r1jax.text import parsing, templates
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.trees import Boxed, Matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Policy:
     return DecoderFns(*decoder.functions(self.config, self.vocab_size))
 
   @property
-  def matrices(self) -> Any:
+  def matrices(self) -> Matrices:
     """The model's matrices, for Muon; see `optim.make`."""
     return decoder.matrices(self.config)
 
-  def init(self, mesh: jax.sharding.Mesh, seed: int) -> Any:
+  def init(self, mesh: jax.sharding.Mesh, seed: int) -> optax.Params:
     """Returns random parameters, placed on the mesh.
 
     Raises:
@@ -49,17 +50,17 @@ class Policy:
     """
     places = param_shardings(mesh, self.names)
 
-    def init(seed: jax.Array) -> Any:
+    def init(seed: jax.Array) -> optax.Params:
       return unbox(self.boxed(jax.random.key(seed)))
 
     return jax.jit(init, out_shardings=places)(np.uint32(seed))
 
   @functools.cached_property
-  def names(self) -> Any:
+  def names(self) -> Boxed:
     """The parameters' shapes, with names of their axes."""
     return decoder.names(self.config, self.vocab_size)
 
-  def boxed(self, key: jax.Array) -> Any:
+  def boxed(self, key: jax.Array) -> Boxed:
     """Returns random parameters, with names of their axes."""
     return decoder.init(self.config, self.vocab_size, key)
 

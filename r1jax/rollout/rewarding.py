@@ -1,11 +1,12 @@
 """Rewards a rollout: submits its outputs, and gathers the rewards of all hosts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from r1jax.plain import JsonDict, JsonObject
 from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime import hosts
@@ -28,11 +29,11 @@ class Rewards(NamedTuple):
   failures: int
   timeouts: int
   errors: list[str]
-  samples: dict[int, dict[str, Any]]  # by row, lines of samples.jsonl
+  samples: Mapping[int, JsonObject]  # by row, lines of samples.jsonl
 
   def metrics(
     self, rollout: Rollout, advantage_PG: np.ndarray, names: Sequence[str]
-  ) -> dict[str, Any]:
+  ) -> JsonDict:
     """Returns the metrics of a step's outputs for metrics.jsonl."""
     spread = self.total.max(1) - self.total.min(1)
     return {

@@ -16,6 +16,7 @@ from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, sampler_mesh
 from r1jax.sharding.place import reshard, without_gathers
 from r1jax.sharding.rules import named_sharding, shard_count
+from r1jax.trees import Boxed
 
 # Below this size programs run in parallel on a CPU's cores. Above it memory bandwidth
 # is the limit, and one program reads the weights once for all prompts.
@@ -39,7 +40,7 @@ class SampleProgram:
   stop_ids: Sequence[int]
   mesh: jax.sharding.Mesh
   layout: MeshConfig
-  names: Any
+  names: Boxed
 
   @functools.cached_property
   def sampling_mesh(self) -> jax.sharding.Mesh:
@@ -47,13 +48,13 @@ class SampleProgram:
     return sampler_mesh(self.mesh, self.layout)
 
   @functools.cached_property
-  def sampling_names(self) -> Any:
+  def sampling_names(self) -> Boxed:
     """Names of the parameters' axes that the sampler shards."""
     if self.layout.sampler_gathers:
       return self.names
     return without_gathers(self.names)
 
-  def place(self, params: optax.Params) -> Any:
+  def place(self, params: optax.Params) -> optax.Params:
     """Returns the parameters resharded on the devices for sampling."""
     if self.mesh.size == 1:
       return params

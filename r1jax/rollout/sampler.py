@@ -22,6 +22,7 @@ from r1jax.sharding.place import feed_rows, fetch_rows, put_batch
 from r1jax.tasks import Problem
 from r1jax.text import parsing
 from r1jax.text.tokenizer import pad_left
+from r1jax.trees import T
 
 _COMPILES = threading.Lock()
 
@@ -174,7 +175,7 @@ class Sampler:
     return [texts[start : start + group_size] for start in groups]
 
 
-def of_all_hosts(outputs: Rollout, values: Sequence[Any]) -> list[Any]:
+def of_all_hosts(outputs: Rollout, values: Sequence[T]) -> list[T]:
   """Returns the values of all hosts' problems in order, given those of this host."""
   own = [(n, x) for n, x, o in zip(outputs.rows, values, outputs.own, strict=True) if o]
   pairs = [pair for part in hosts.all_gather('outputs', own) for pair in part]

@@ -9,17 +9,19 @@ import contextlib
 import errno
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.tree_util import KeyPath
 
+from r1jax.plain import JsonObject
 from r1jax.runtime import hosts
 from r1jax.runtime.digest import by_path, digest_arrays, digest_of
+from r1jax.trees import T
 
 # System errors after which a file may be intact although it can't be read now.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -65,7 +67,7 @@ class Checkpoints:
     """Step of the newest checkpoint; None if there is none."""
     return self._manager.latest_step()
 
-  def save(self, step: int, tree: Any, manifest: dict[str, Any]) -> None:
+  def save(self, step: int, tree: object, manifest: JsonObject) -> None:
     """Starts to write a tree of arrays and a manifest of JSON values under `step`.
 
     Returns once the arrays are copied to the host; they are written in the background.
@@ -117,7 +119,7 @@ class Checkpoints:
         f'({reason}); {kept}; free some space and run the same command'
       ) from error
 
-  def restore(self, like: Any) -> Any:
+  def restore(self, like: T) -> T:
     """Returns the newest checkpoint's arrays, structured and sharded like `like`.
 
     Args:
@@ -153,27 +155,27 @@ class Checkpoints:
       )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
-  def in_own_types(self, like: Any) -> Any:
+  def in_own_types(self, like: T) -> T:
     """Returns the shapes of `like` with the newest checkpoint's dtypes.
 
     Raises CheckpointError without one.
     """
     saved = _shapes(self._folder, self._newest)
 
-    def one(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+    def one(path: KeyPath, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
       own = saved.get(jax.tree_util.keystr(path), x)
       return jax.ShapeDtypeStruct(x.shape, own.dtype, sharding=x.sharding)
 
     return jax.tree_util.tree_map_with_path(one, like)
 
-  def resume(self, state: Any) -> tuple[Any, int]:
+  def resume(self, state: T) -> tuple[T, int]:
     """Returns the newest checkpoint, sharded like `state`, and its step.
 
     Returns `state` itself and 0 if there is no checkpoint. Raises like `restore`.
     """
     return (state, 0) if self.step is None else (self.restore(state), self.step)
 
-  def manifest(self) -> dict[str, Any]:
+  def manifest(self) -> JsonObject:
     """Returns the newest checkpoint's manifest: that of `save`, digest and step.
 
     Raises CheckpointError if it can't be read.
@@ -243,7 +245,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
-def _shapes(folder: Path, step: int) -> dict[str, Any]:
+def _shapes(folder: Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes and dtypes of a checkpoint's arrays, by path."""
   with _manager(folder) as manager:
     found = manager.item_metadata(step)['arrays']
@@ -251,8 +253,8 @@ def _shapes(folder: Path, step: int) -> dict[str, Any]:
 
 
 def _read(
-  folder: Path, step: int, like: dict[str, Any]
-) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+  folder: Path, step: int, like: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+) -> tuple[dict[str, jax.Array], JsonObject]:
   """Returns arrays, sharded like `like` or on the first device, and the manifest."""
   first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   wanted = {
@@ -269,7 +271,7 @@ def _read(
   return content['arrays'], content['manifest']
 
 
-def _shape(array: Any) -> str:
+def _shape(array: jax.Array | jax.ShapeDtypeStruct | None) -> str:
   return 'absent' if array is None else f'{np.dtype(array.dtype)}{list(array.shape)}'
 
 

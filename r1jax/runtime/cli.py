@@ -19,13 +19,14 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from r1jax import plain
 from r1jax.hub import paths
 
-Config = TypeVar('Config')
+Config = TypeVar('Config', bound=plain.Config)
 # Fields that hold the path of a folder or a file of this machine.
 PATHS = ('workdir', 'data_dir', 'parent', 'adapter', 'run', 'out')
 # Dotted path of a group -> name of a preset -> the group.
-Presets = Mapping[str, Mapping[str, Any]]
+Presets = Mapping[str, Mapping[str, plain.Config]]
 # Fields of version 0.1, as parts of a flag, and what they are called now.
 RENAMED = {
   r'(base|sft|rl|preference)-optim(?=\.)': r'\1.optim',
@@ -70,7 +71,7 @@ def parse(
     _fail(str(mistake))
 
 
-def _set_unchecked(config: Any, path: str, value: Any) -> None:
+def _set_unchecked(config: object, path: str, value: object) -> None:
   """Sets the field at a dotted path in a copy of each group on the way.
 
   Not dataclasses.replace: it would check a preset against fields that the remaining
@@ -86,10 +87,10 @@ def _set_unchecked(config: Any, path: str, value: Any) -> None:
 
 def _split_presets(
   words: list[str], presets: Presets
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, plain.Config]]:
   """Returns the words that name no preset, and the chosen preset of each group."""
   rest: list[str] = []
-  chosen: dict[str, Any] = {}
+  chosen: dict[str, plain.Config] = {}
   remaining = iter(words)
   for word in remaining:
     flag, equals, name = word.partition('=')
@@ -116,13 +117,13 @@ def _flag(name: str) -> str:
   return '--' + name.replace('_', '-')
 
 
-def _field_flags(config: Any, prefix: str = '') -> list[str]:
+def _field_flags(config: plain.Config, prefix: str = '') -> list[str]:
   """Returns the flags of all fields and of the fields of groups, in order."""
   flags = []
   for field in dataclasses.fields(config):
     name = prefix + field.name
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if plain.is_config(value):
       flags += _field_flags(value, name + '.')
     else:
       flags.append(_flag(name))
@@ -155,10 +156,10 @@ def _renamed(flag: str) -> str:
   return flag
 
 
-def _check_paths(config: Any, prefix: str = '') -> None:
+def _check_paths(config: plain.Config, prefix: str = '') -> None:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
+    if plain.is_config(value):
       _check_paths(value, f'{prefix}{field.name}.')
     elif field.name in PATHS and isinstance(value, str):
       paths.check_local(prefix + field.name, value)
@@ -168,7 +169,7 @@ def _suggestion(meant: Sequence[str]) -> str:
   return f' (did you mean {" or ".join(meant)}?)' if meant else ''
 
 
-def _description(default: Any, presets: Presets) -> str:
+def _description(default: plain.Config, presets: Presets) -> str:
   """Returns the head of --help: the experiment's docstring and its presets."""
   lines = [
     f'{_flag(group)} PRESET sets the whole group: {", ".join(known)}'
@@ -177,7 +178,7 @@ def _description(default: Any, presets: Presets) -> str:
   return '\n\n'.join([inspect.getdoc(default) or '', *lines])
 
 
-def _parse_fields(start: Any, words: list[str], description: str) -> Any:
+def _parse_fields(start: Config, words: list[str], description: str) -> Config:
   """Returns `start` with the fields that `words` set, parsed by tyro.
 
   Raises:

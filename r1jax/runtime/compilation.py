@@ -46,7 +46,7 @@ def nothing_from_disk() -> Iterator[None]:
     compilation_cache.reset_cache()
 
 
-def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+def options(mesh: jax.sharding.Mesh | None = None) -> dict[str, int]:
   """Returns compiler options for `jax.jit` of the RL programs.
 
   On a CPU they lower LLVM's optimization level from 3 to 1: programs compile in three

@@ -3,8 +3,9 @@
 Values go by their names in metrics.jsonl.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+
+from r1jax.plain import JsonObject
 
 Value = Callable[[str], float]  # a metric by name; NaN if it was not measured
 
@@ -12,12 +13,12 @@ Value = Callable[[str], float]  # a metric by name; NaN if it was not measured
 _NEED_TAGS = {'accuracy', 'format', 'reasoning'}
 
 
-def diagnose(values: Mapping[str, Any]) -> list[str]:
+def diagnose(values: JsonObject) -> list[str]:
   """Returns sentences on what hinders learning, given the metrics of one RL step."""
   return [sentence for _, sentence in findings(values)]
 
 
-def findings(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def findings(values: JsonObject) -> Iterator[tuple[str, str]]:
   """Yields a metric and a sentence for everything that hinders learning."""
 
   def value(name: str) -> float:

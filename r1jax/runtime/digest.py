@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 from r1jax.runtime import hosts
 
 
-def digest_of(tree: Any) -> str:
+def digest_of(tree: object) -> str:
   """Returns the digest of a tree's arrays, as stored in a checkpoint's manifest.
 
   It is the SHA-256 of each array's name, type, shape and `number_sum`. All hosts must
@@ -81,7 +80,7 @@ def _local_sum(x: jax.Array) -> int:
   return total
 
 
-def by_path(tree: Any) -> dict[str, jax.Array]:
+def by_path(tree: object) -> dict[str, jax.Array]:
   """Returns a tree's arrays by path, as named in checkpoints and error messages."""
   flat, _ = jax.tree.flatten_with_path(tree)
   return {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in flat}

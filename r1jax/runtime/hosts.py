@@ -19,15 +19,17 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import jax
 from jax._src import clusters, distributed  # there is no public API for these parts
 
+from r1jax.plain import Config
 from r1jax.runtime.witness import Witness
 from r1jax.runtime.workdir import leaves, plain_config
 from r1jax.sharding.mesh import MeshConfig
 
+Value = TypeVar('Value')
 CONNECT_TIMEOUT = 300  # seconds in which all hosts must connect
 GATHER_TIMEOUT = 900  # seconds that `all_gather` waits for the other hosts
 HEARTBEAT = 2.0  # seconds between two heartbeats
@@ -40,6 +42,14 @@ RESTART = (
 
 class HostError(Exception):
   """A host is missing, has failed, or runs another config; the message names it."""
+
+
+class MeshedConfig(Config, Protocol):
+  """A config that says where the hosts are."""
+
+  @property
+  def mesh(self) -> MeshConfig:
+    """How the devices are arranged, and the addresses of the hosts."""
 
 
 def count() -> int:
@@ -62,7 +72,7 @@ class CleanStop(Exception):
 
 
 @contextlib.contextmanager
-def connect(config: Any) -> Iterator[None]:
+def connect(config: MeshedConfig) -> Iterator[None]:
   """Connects to the other hosts, if there are any; disconnects at the end.
 
   `config.mesh.coordinator` names host 0. If it is empty, hosts are detected from the
@@ -150,7 +160,7 @@ def _heartbeats(names: list[str], witness: Witness) -> Iterator[None]:
     witness.dismiss()
 
 
-def all_gather(what: str, value: Any) -> list[Any]:
+def all_gather(what: str, value: Value) -> list[Value]:
   """Returns the values of all hosts, in their order. All hosts must call it.
 
   Args:
@@ -193,7 +203,7 @@ def _host(key: str) -> int:
   return int(key.rsplit('/', 1)[1])
 
 
-def _address(config: MeshConfig) -> dict[str, Any]:
+def _address(config: MeshConfig) -> dict[str, str | int]:
   """Returns arguments of `jax.distributed.initialize`.
 
   Raises HostError for addresses with which JAX would end the process.
@@ -235,7 +245,7 @@ def _detects_hosts() -> bool:
   return any(kind.get_process_count() > 1 for kind in present[:1])
 
 
-def _check_same(config: Any, names: list[str]) -> None:
+def _check_same(config: Config, names: list[str]) -> None:
   """Raises HostError unless all hosts have the same config, code and JAX."""
   own = {
     **leaves(plain_config(config)),

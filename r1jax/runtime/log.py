@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from r1jax.plain import JsonObject
 from r1jax.statistics import Interval
 
 # Evaluations run inside the RL loop and share its steps and its checkpoints.
@@ -25,7 +26,7 @@ LOOP_OF = {'eval': 'rl'}
 WITHOUT_CHECKPOINT = ('rejection',)
 
 
-def parse_line(raw: bytes) -> dict[str, Any] | None:
+def parse_line(raw: bytes) -> JsonObject | None:
   """Returns a line of metrics.jsonl or samples.jsonl; None if it is damaged."""
   try:
     line = json.loads(raw, parse_constant=lambda _: None)
@@ -92,7 +93,7 @@ class Log:
     self._samples.close()
     self._open(lambda other: step if other == phase else math.inf)
 
-  def write(self, phase: str, step: int, **values: Any) -> None:
+  def write(self, phase: str, step: int, **values: object) -> None:
     """Appends one line to metrics.jsonl, and its numbers to TensorBoard.
 
     Values are numbers (numpy scalars too), Intervals, None, or dicts of these. NaN and
@@ -104,7 +105,7 @@ class Log:
     self.lines += 1
     self._write_event(phase, step, dict(_scalars(phase, values)))
 
-  def samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+  def samples(self, samples: Iterable[JsonObject]) -> None:
     """Appends a line to samples.jsonl for each sample, which names phase and step."""
     lines = b''.join(_json_line(jsonable(sample)) for sample in samples)
     self._samples.append(lines)
@@ -205,7 +206,7 @@ def _check_left(path: Path, left: int, least: int) -> None:
     )
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> Any:
   """Returns `value` in JSON's types: no Intervals, numpy types, NaN or infinity."""
   if isinstance(value, Interval):
     value = value._asdict()
@@ -218,13 +219,13 @@ def jsonable(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json_line(line: Any) -> bytes:
+def _json_line(line: object) -> bytes:
   # backslashreplace: half a surrogate pair in a model's output must not end the run.
   text = json.dumps(line, ensure_ascii=False, allow_nan=False)
   return text.encode(errors='backslashreplace') + b'\n'
 
 
-def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
+def _scalars(tag: str, value: object) -> Iterator[tuple[str, float]]:
   """Yields the numbers inside `value`, each with its path."""
   if isinstance(value, Mapping):
     for name, item in value.items():

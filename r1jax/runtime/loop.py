@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from r1jax.plain import JsonObject
 from r1jax.runtime import hosts
 from r1jax.runtime.run import Run, check_finite
 
@@ -78,9 +79,9 @@ class Loop:
     *,
     tokens: float = 0,
     device: float | None = None,
-    more: Callable[[], Mapping[str, Any]] = dict,
-    samples: Iterable[Mapping[str, Any]] = (),
-  ) -> dict[str, Any]:
+    more: Callable[[], JsonObject] = dict,
+    samples: Iterable[JsonObject] = (),
+  ) -> JsonObject:
     """Logs and shows the metrics of a step that is due.
 
     Returns what the log says of it, or nothing where it has no line.
@@ -120,7 +121,7 @@ class Loop:
     )
     return values
 
-  def _checked(self) -> dict[str, Any]:
+  def _checked(self) -> JsonObject:
     """Returns the step's metrics as numbers; raises TrainingError as `log` does."""
     values = {
       name: float(value) if isinstance(value, jax.Array) else value
@@ -171,7 +172,7 @@ class Loop:
     asks = self.due(self._log_every) or self.save_due or hosts.count() == 1
     return asks and self.run.must_save(self.save_due)
 
-  def save(self, tree: Any) -> None:
+  def save(self, tree: object) -> None:
     """Writes a checkpoint of the state that the next step starts from.
 
     Raises:

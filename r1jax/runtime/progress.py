@@ -6,9 +6,10 @@ Values go by their names in metrics.jsonl.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
 
+from r1jax.plain import JsonObject
 from r1jax.runtime.diagnose import findings
 from r1jax.runtime.log import jsonable
 
@@ -40,7 +41,7 @@ class Progress:
     self._start: tuple[str, int, float] | None = None  # phase, step, seconds
     self._shown_at = float('-inf')
     self._said: dict[str, int] = {}
-    self._evaluation: dict[str, Any] = {}
+    self._evaluation: JsonObject = {}
 
   def __enter__(self) -> Self:
     if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -62,9 +63,7 @@ class Progress:
     wrap = self._live is None
     self._console.print(sentence, markup=False, highlight=False, soft_wrap=wrap)
 
-  def update(
-    self, phase: str, step: int, total: int, values: Mapping[str, Any]
-  ) -> None:
+  def update(self, phase: str, step: int, total: int, values: JsonObject) -> None:
     """Shows the values of `step` out of `total`, and what `diagnose` finds.
 
     Takes the same values as `Log.write`. Those of phase 'eval' stay visible during the
@@ -95,16 +94,14 @@ class Progress:
     else:
       self._live.update(_panel(phase, step, total, fields, left), refresh=True)
 
-  def _say_findings(self, step: int, values: Mapping[str, Any]) -> None:
+  def _say_findings(self, step: int, values: JsonObject) -> None:
     for kind, sentence in findings(values):
       if step - self._said.get(kind, -STEPS_BETWEEN_REPEATS) >= STEPS_BETWEEN_REPEATS:
         self._said[kind] = step
         self.say(f'Step {step}: {sentence}')
 
 
-def _fields(
-  values: Mapping[str, Any], evaluation: Mapping[str, Any]
-) -> list[tuple[str, str]]:
+def _fields(values: JsonObject, evaluation: JsonObject) -> list[tuple[str, str]]:
   """Returns names and texts of a step's values, without those not measured."""
   speed = values.get('time', values).get('tokens_per_second')
   up, down = values.get('clip_up'), values.get('clip_down')
@@ -123,7 +120,7 @@ def _fields(
   return [(name, format(x, spec)) for name, x, spec in named if x is not None]
 
 
-def _evaluation_fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _evaluation_fields(values: JsonObject) -> list[tuple[str, str]]:
   k = values.get('k', 'k')
   names = (
     ('pass@1', 'pass_at_1'),

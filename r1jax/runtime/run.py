@@ -13,8 +13,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from types import FrameType
+from typing import Protocol, Self
 
+from r1jax.plain import Config
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
 from r1jax.runtime.compilation import Compilations
@@ -24,6 +26,14 @@ from r1jax.runtime.progress import Progress
 from r1jax.runtime.workdir import WorkdirError, machine_settings, open_workdir
 
 MAX_CHECKPOINT_AGE = 600  # seconds after which a checkpoint is written though not due
+
+
+class RunConfig(Config, Protocol):
+  """A config that names the run's folder."""
+
+  @property
+  def workdir(self) -> str:
+    """The folder."""
 
 
 def check_finite(
@@ -79,7 +89,7 @@ class Run:
     self.ending = any(asked)
     return due or self.ending or any(late)
 
-  def save(self, phase: str, step: int, tree: Any) -> None:
+  def save(self, phase: str, step: int, tree: object) -> None:
     """Starts to write a checkpoint of the logged steps; stops if the run is `ending`.
 
     Raises:
@@ -102,7 +112,7 @@ class Run:
 
 @contextlib.contextmanager
 def start(
-  config: Any,
+  config: RunConfig,
   phases: tuple[str, ...],
   digests: Mapping[str, str] | None = None,
   versions: Mapping[str, str] | None = None,
@@ -163,7 +173,7 @@ def start(
         saved.wait()
 
 
-def _open(config: Any, versions: Mapping[str, str]) -> Path:
+def _open(config: RunConfig, versions: Mapping[str, str]) -> Path:
   """Returns the run's directory, opened by the first host and shared by all."""
   if hosts.is_primary():
     workdir = open_workdir(
@@ -194,16 +204,16 @@ class NullLog:
   def resume(self, phase: str, step: int) -> None:
     """Does nothing."""
 
-  def write(self, phase: str, step: int, **values: Any) -> None:
+  def write(self, phase: str, step: int, **values: object) -> None:
     """Does nothing."""
 
-  def samples(self, samples: Any) -> None:
+  def samples(self, samples: object) -> None:
     """Does nothing."""
 
   def say(self, sentence: str) -> None:
     """Does nothing."""
 
-  def update(self, phase: str, step: int, total: int, values: Any) -> None:
+  def update(self, phase: str, step: int, total: int, values: object) -> None:
     """Does nothing."""
 
 
@@ -211,7 +221,7 @@ class NullLog:
 def _signals_set_flag(run: Run) -> Iterator[None]:
   """Lets Ctrl-C and SIGTERM (preemption) end the run after the current step."""
 
-  def note(number: int, frame: Any) -> None:
+  def note(number: int, frame: FrameType | None) -> None:
     del frame
     if run.interrupted and number == signal.SIGINT:
       raise KeyboardInterrupt

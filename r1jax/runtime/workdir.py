@@ -11,12 +11,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from r1jax import __version__
 from r1jax.hub import paths
+from r1jax.plain import Config, JsonDict, JsonObject, is_config
 from r1jax.runtime.log import explained
 
 RECORD = 'stage.json'  # of a finished stage; see `stages.artifact`
@@ -41,7 +41,7 @@ class WorkdirError(Exception):
 
 def open_workdir(
   path: str | os.PathLike[str],
-  config: Any,
+  config: Config,
   *,
   may_change: Collection[str] = ('workdir',),
   data: Mapping[str, str] | None = None,
@@ -132,7 +132,7 @@ def _lock(workdir: Path) -> None:
   _held[key] = lock
 
 
-def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
+def machine_settings(config: Config, prefix: str = '') -> frozenset[str]:
   """Returns the dotted names of settings that may change when a run resumes.
 
   They describe the machine, not the experiment: the work directory, fields with the
@@ -150,20 +150,20 @@ def machine_settings(config: Any, prefix: str = '') -> frozenset[str]:
     name, value = prefix + field.name, getattr(config, field.name)
     if getattr(value, 'machine', False):
       found |= leaves(dataclasses.asdict(value), f'{name}.').keys()
-    elif dataclasses.is_dataclass(value):
+    elif is_config(value):
       found |= machine_settings(value, f'{name}.')
     elif field.name in marked:
       found.add(name)
   return frozenset(found)
 
 
-def plain_config(config: Any) -> dict[str, Any]:
+def plain_config(config: Config) -> JsonDict:
   """Returns `config` in JSON's types: functions by name, paths as strings."""
   fields = {'experiment': type(config).__name__, **dataclasses.asdict(config)}
   return json.loads(json.dumps(fields, default=_name_or_path))
 
 
-def _name_or_path(value: Any) -> str:
+def _name_or_path(value: Callable | os.PathLike) -> str:
   if callable(value):
     return f'{value.__module__}.{value.__qualname__}'
   return os.fspath(value)
@@ -178,7 +178,7 @@ def _command() -> str | None:
   return shlex.join(['python', '-m', module, *sys.argv[1:]])
 
 
-def _write(workdir: Path, fields: Mapping[str, Any]) -> None:
+def _write(workdir: Path, fields: JsonObject) -> None:
   half_written = workdir / _HALF_WRITTEN
   with half_written.open('w', encoding='utf-8') as file:
     json.dump(fields, file, indent=2, ensure_ascii=False)
@@ -197,7 +197,7 @@ def write_whole(file: Path, content: str) -> None:
     partial.replace(file)
 
 
-def _read(workdir: Path) -> dict[str, Any]:
+def _read(workdir: Path) -> JsonDict:
   file = workdir / _CONFIG
   try:
     fields = json.loads(file.read_text(encoding='utf-8'))
@@ -213,7 +213,7 @@ def _read(workdir: Path) -> dict[str, Any]:
   return fields
 
 
-def check_version(file: Path, fields: Mapping[str, Any]) -> None:
+def check_version(file: Path, fields: JsonObject) -> None:
   """Raises WorkdirError for a file of a version whose settings have other names."""
   version = str(fields.get(_VERSION, '0.1.0'))
   if version.split('.')[:2] != __version__.split('.')[:2]:
@@ -225,8 +225,8 @@ def check_version(file: Path, fields: Mapping[str, Any]) -> None:
 
 def _compare(
   workdir: Path,
-  theirs: Mapping[str, Any],
-  ours: Mapping[str, Any],
+  theirs: JsonObject,
+  ours: JsonObject,
   may_change: Collection[str],
 ) -> None:
   if theirs['experiment'] != ours['experiment']:
@@ -265,9 +265,9 @@ def _compare_data(
     )
 
 
-def leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def leaves(fields: JsonObject, prefix: str = '') -> JsonDict:
   """Returns values by dotted name: {'grpo': {'kl_coef': 0}} -> {'grpo.kl_coef': 0}."""
-  found: dict[str, Any] = {}
+  found: JsonDict = {}
   for name, value in fields.items():
     if isinstance(value, dict):
       found |= leaves(value, f'{prefix}{name}.')
@@ -276,7 +276,7 @@ def leaves(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return found
 
 
-def _shown(leaves: Mapping[str, Any], name: str) -> str:
+def _shown(leaves: JsonObject, name: str) -> str:
   if name not in leaves:
     return '(absent)'
   return json.dumps(leaves[name], ensure_ascii=False)

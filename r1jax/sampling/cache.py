@@ -1,12 +1,12 @@
 """Blocks of the KV cache: keys and values by layer, one column per position."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.sharding.constrain import platform
+from r1jax.trees import KV, KVByLayer, T
 
 # Positions of the first block of the decoding cache. Each later block is as long as all
 # before it, so there are few. A full block is only read: the decode loop writes to one
@@ -14,18 +14,18 @@ from r1jax.sharding.constrain import platform
 CACHE_BLOCK = 64
 
 
-def by_layer(kv: Any) -> list[Any]:
+def by_layer(kv: KV) -> KVByLayer:
   """Returns a stacked `KV` as a list over layers: a scan would copy it at each step."""
-  return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv[0]))]
+  return [jax.tree.map(lambda x, n=n: x[n], kv) for n in range(len(kv.k))]
 
 
-def map_columns(function: Callable[..., jax.Array], *kvs: Any) -> Any:
+def map_columns(function: Callable[..., jax.Array], *kvs: KV) -> KV:
   """Returns the `KV` of function(position axis, *keys), likewise of the values."""
   k, v = zip(*kvs, strict=True)
-  return type(kvs[0])(function(-1, *k), None if v[0] is None else function(-2, *v))
+  return KV(function(-1, *k), None if v[0] is None else function(-2, *v))
 
 
-def empty_block(kv: Any, rows: int, width: int) -> Any:
+def empty_block(kv: KV, rows: int, width: int) -> KV:
   """Returns a zero block to write keys and values like these; see `attention.write`."""
 
   def zeros(axis: int, x: jax.Array) -> jax.Array:
@@ -36,7 +36,7 @@ def empty_block(kv: Any, rows: int, width: int) -> Any:
   return for_writing(map_columns(zeros, kv))
 
 
-def for_writing(kv: Any) -> Any:
+def for_writing(kv: T) -> T:
   """Returns a tree of `KV` in the type in which positions are written to it.
 
   On a CPU that is float32 at least, twice the bytes of bfloat16: to write a position of
@@ -47,12 +47,12 @@ def for_writing(kv: Any) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), kv)
 
 
-def join_blocks(*kvs: Any) -> Any:
+def join_blocks(*kvs: KV) -> KV:
   """Returns the blocks concatenated along positions."""
   return map_columns(lambda axis, *x: jnp.concatenate(x, axis), *kvs)
 
 
-def slice_columns(kv: Any, start: int, stop: int | None) -> Any:
+def slice_columns(kv: KV, start: int, stop: int | None) -> KV:
   """Returns the positions from `start` up to `stop`."""
   return map_columns(
     lambda axis, x: jax.lax.slice_in_dim(x, start, stop, axis=axis % x.ndim), kv

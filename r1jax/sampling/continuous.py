@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,11 @@ from r1jax.sampling.slots import (
   append,
   empty_columns,
   empty_slots,
+  in_parts,
   new_block,
   refill,
 )
+from r1jax.trees import Decode, KVByLayer, T
 
 WIDTHS = 1, 1, 2, 4  # of the past's segments, from the newest
 FEWER = 4  # fewer rows are decoded when one of so many is left
@@ -52,7 +54,7 @@ class _Carry(NamedTuple):
   """The carry of the loop over blocks."""
 
   slots: Slots
-  past: list[list[Any]]  # segments from the newest, keys and values by layer
+  past: list[KVByLayer]  # segments from the newest
   following: jax.Array  # int32 [shards], outputs taken from the queue
   size: jax.Array  # int32 [], which `_Size` the steps have
   tokens: jax.Array  # int32 [N, T]
@@ -86,20 +88,32 @@ def sample(
       outputs from the same part of the prompts.
   """
   stops = jnp.asarray(stop_ids, jnp.int32)
-  last_PD, (prompt_kv, _), length_P = read_prompts(params, prompts, prompt_mask, model)
-  every = jnp.arange(len(prompts) * group_size)
 
-  def draw(row_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array) -> Any:
+  def draw(
+    row_B: jax.Array, t_B: jax.Array, logits_BV: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     def uniform(row: jax.Array, t: jax.Array) -> jax.Array:
       key = jax.random.fold_in(keys[row // group_size], t)
       return jax.random.uniform(key, (group_size,))[row % group_size]
 
     return sample_token(jax.vmap(uniform)(row_B, t_B), logits_BV, config, temperature)
 
-  logits_NV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
-  token_N, logp_N = draw(every, jnp.zeros_like(every), logits_NV)
-  ended = jnp.isin(token_N, stops)
-  queue = Queue(by_layer(prompt_kv), prompt_mask, length_P, token_N, ended)
+  def first(
+    prompts: jax.Array, mask: jax.Array, row_PG: jax.Array
+  ) -> tuple[Queue, jax.Array]:
+    """Returns the prompts' part of the queue, and its tokens' log-probs [P, G]."""
+    last_PD, (kv, _), length_P = read_prompts(params, prompts, mask, model)
+    logits_BV = jnp.repeat(model.logits(params, last_PD), group_size, axis=0)
+    row_B = row_PG.reshape(-1)
+    token_B, logp_B = draw(row_B, jnp.zeros_like(row_B), logits_BV)
+    token_PG, logp_PG = token_B.reshape(row_PG.shape), logp_B.reshape(row_PG.shape)
+    ended_PG = jnp.isin(token_PG, stops)
+    return Queue(by_layer(kv), mask, length_P, token_PG, ended_PG), logp_PG
+
+  every = jnp.arange(len(prompts) * group_size).reshape(len(prompts), -1)
+  most = slots // shards // group_size
+  queue, logp = in_parts(first, (prompts, prompt_mask, every), most, shards)
+  queue = queue._replace(token=queue.token.reshape(-1), ended=queue.ended.reshape(-1))
   decoding = _Decoding(
     decode=model.make_decode(params),
     logits=functools.partial(model.logits, params),
@@ -110,7 +124,7 @@ def sample(
     slots=slots,
     shards=shards,
   )
-  carry = decoding.start(token_N, logp_N)
+  carry = decoding.start(logp.reshape(-1))
   if max_length > 1:
     carry = jax.lax.while_loop(decoding.unfinished, decoding.block, carry)
   stop = jnp.isin(carry.tokens, stops)
@@ -149,9 +163,9 @@ class _Decoding:
     shards: of slots and of the queue.
   """
 
-  decode: Callable[..., Any]
+  decode: Decode
   logits: Callable[[jax.Array], jax.Array]
-  draw: Callable[..., Any]
+  draw: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
   stops: jax.Array
   queue: Queue
   max_length: int
@@ -169,9 +183,9 @@ class _Decoding:
     """The sizes of a step."""
     return _sizes(self.slots, self.shards)
 
-  def start(self, token_N: jax.Array, logp_N: jax.Array) -> _Carry:
-    """Returns the first carry; the slots are empty."""
-    shape = len(token_N), self.max_length
+  def start(self, logp_N: jax.Array) -> _Carry:
+    """Returns the first carry, given the first log-probs; the slots are empty."""
+    shape = len(logp_N), self.max_length
     slots = empty_slots(self.queue, self.slots)
     following = jnp.zeros(self.shards, jnp.int32)
     return _Carry(
@@ -179,7 +193,7 @@ class _Decoding:
       [empty_columns(self.queue, self.slots, width) for width in self.widths],
       following,
       self.size(slots, following),
-      jnp.zeros(shape, jnp.int32).at[:, 0].set(token_N),
+      jnp.zeros(shape, jnp.int32).at[:, 0].set(self.queue.token),
       jnp.zeros(shape).at[:, 0].set(logp_N),
     )
 
@@ -222,7 +236,7 @@ class _Decoding:
     return jnp.argmax(jnp.stack(fits))
 
   def turns(
-    self, size: _Size, slots: Slots, past: list[list[Any]], following: jax.Array
+    self, size: _Size, slots: Slots, past: list[KVByLayer], following: jax.Array
   ) -> tuple[Slots, Block, jax.Array]:
     """Decodes a block of columns; refills slots as they are done."""
     block = new_block(self.queue, self.slots)
@@ -234,7 +248,7 @@ class _Decoding:
     step = functools.partial(self.step, read)
     if size.rows < self.slots:  # then no output waits
 
-      def cut(tree: Any) -> Any:
+      def cut(tree: T) -> T:
         return jax.tree.map(lambda x: x[: size.rows] if x.ndim else x, tree)
 
       more = functools.partial(self.more, jnp.zeros(self.shards, bool))
@@ -267,7 +281,7 @@ class _Decoding:
     return (block.column < BLOCK) & ~due.any() & ~slots.done.all()
 
   def step(
-    self, past: list[list[Any]], carry: tuple[Slots, Block]
+    self, past: list[KVByLayer], carry: tuple[Slots, Block]
   ) -> tuple[Slots, Block]:
     """Feeds the newest tokens and draws the next ones."""
     slots, block = carry

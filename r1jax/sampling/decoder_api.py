@@ -1,29 +1,32 @@
 """The functions of a decoder that sampling and scoring call."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from r1jax.trees import KV, Decode
+
+# (params, tokens, positions, documents, context=()) -> hidden states [B, T, D], KV
+Forward = Callable[..., tuple[jax.Array, KV]]
+Logits = Callable[[optax.Params, jax.Array], jax.Array]  # hidden -> [..., V]
+
 
 class DecoderFns(NamedTuple):
   """The pure functions of a decoder; see `r1jax.model.decoder.functions`."""
 
-  # (params, tokens, positions, documents, context=()) -> hidden states [B, T, D], KV
-  forward: Callable[..., tuple[jax.Array, Any]]
-  logits: Callable[[Any, jax.Array], jax.Array]  # (params, hidden) -> [..., V]
-  # params -> decode(tokens, positions, context, column), which returns hidden states
-  # [B, D] and the last segment of the context with this position written
-  make_decode: Callable[[Any], Callable[..., tuple[jax.Array, Any]]]
+  forward: Forward
+  logits: Logits
+  make_decode: Callable[[optax.Params], Decode]
   # (params, prompts, outputs, prompt_mask) -> hidden states [P, S, D] and [B, T, D]
   with_prompts: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def read_prompts(
   params: optax.Params, prompts: jax.Array, prompt_mask: jax.Array, model: DecoderFns
-) -> tuple[jax.Array, tuple[Any, jax.Array], jax.Array]:
+) -> tuple[jax.Array, tuple[KV, jax.Array], jax.Array]:
   """Returns last hidden states [P, D], the prompts as a segment, and lengths [P]."""
   hidden_PSD, kv = model.forward(params, *prompt_segment(prompts, prompt_mask))
   return hidden_PSD[:, -1], (kv, prompt_mask), prompt_mask.sum(-1)

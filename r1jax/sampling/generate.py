@@ -12,7 +12,7 @@ When only a third of the rows are unfinished, those are gathered into a smaller 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from r1jax.sampling.cache import (
 )
 from r1jax.sampling.decoder_api import DecoderFns, read_prompts
 from r1jax.sampling.sampler import SamplingConfig, sample_token
+from r1jax.trees import KVByLayer, Segment
 
 # Rows that are not done are moved together when they are a third of all. Thirds were as
 # fast as halves, on lengths with a long tail, with half as many loops to compile.
@@ -65,6 +66,10 @@ class _State(NamedTuple):
     """Whether more rows than this are unfinished, and t is not the last position."""
     before_end = self.t < self.tokens.shape[1] - 1
     return before_end & (jnp.sum(~self.done) > more_than)
+
+
+# (state, context, column) -> the next state, and the context's last segment written
+_Step = Callable[[_State, Sequence[Segment], jax.Array], tuple[_State, KVByLayer]]
 
 
 def sample(
@@ -112,7 +117,9 @@ def sample(
     # Indexed by the row's number, so compaction does not change the draws.
     return sample_token(uniform_PG.reshape(-1)[row_B], logits_BV, config, temperature)
 
-  def step(state: _State, context: Any, column: jax.Array) -> tuple[_State, Any]:
+  def step(
+    state: _State, context: Sequence[Segment], column: jax.Array
+  ) -> tuple[_State, KVByLayer]:
     """Feeds the token at t and draws the one at t + 1; writes to the last segment."""
     t, tokens, mask, logp, done_B, row_B = state
     token_B = jax.lax.dynamic_index_in_dim(tokens, t, axis=1, keepdims=False)
@@ -162,12 +169,12 @@ def _compacted_rows(rows: int, compact: bool) -> int:
 
 
 def _decode_in_blocks(
-  state: _State, prompt: Any, step: Callable[..., Any], compact: bool
-) -> tuple[_State, list[Any]]:
+  state: _State, prompt: Segment, step: _Step, compact: bool
+) -> tuple[_State, KVByLayer]:
   """Decodes until the first compaction; returns all keys and values by layer too."""
   rows, max_length = state.tokens.shape
   compacted = _compacted_rows(rows, compact)
-  blocks: list[Any] = []
+  blocks: list[KVByLayer] = []
   start = 0
   while start < max_length - 1:
     width = min(max(CACHE_BLOCK, start), max_length - 1 - start)
@@ -192,7 +199,10 @@ def _decode_in_blocks(
 
 
 def _decode_compacted(
-  state: _State, segment: Callable[..., Any], step: Callable[..., Any], compact: bool
+  state: _State,
+  segment: Callable[[jax.Array], Segment],
+  step: _Step,
+  compact: bool,
 ) -> _State:
   """Gathers the unfinished rows, a third of all, decodes them and scatters them back.
 
@@ -210,7 +220,7 @@ def _decode_compacted(
     past = for_writing(past)
     few, past = _decode_in_segment(few, past, mask, step, compact)
 
-    def own_segment(rows: jax.Array) -> Any:
+    def own_segment(rows: jax.Array) -> Segment:
       return jax.tree.map(lambda x: x[rows], (past, mask))
 
     few = _decode_compacted(few, own_segment, step, compact)
@@ -223,11 +233,11 @@ def _decode_compacted(
 
 def _decode_in_segment(
   state: _State,
-  past: list[Any],
+  past: KVByLayer,
   mask: jax.Array,
-  step: Callable[..., Any],
+  step: _Step,
   compact: bool,
-) -> tuple[_State, list[Any]]:
+) -> tuple[_State, KVByLayer]:
   """Decodes with one segment, first with only the first half of its positions."""
   columns = mask.shape[1]
   first = columns - (state.tokens.shape[1] - 1)  # column of the outputs' first token
@@ -255,8 +265,8 @@ def _decode_in_segment(
 
 
 def _with_prompt(
-  prompt: Any, prompt_B: jax.Array, past: list[Any], rows: jax.Array
-) -> Any:
+  prompt: Segment, prompt_B: jax.Array, past: KVByLayer, rows: jax.Array
+) -> Segment:
   """Returns the rows' prompts and outputs as one segment by layer, and its mask.
 
   `prompt_B` is each row's index into the prompts' segment.

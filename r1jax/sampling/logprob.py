@@ -1,12 +1,12 @@
 """Log-probabilities and entropies of tokens, a chunk of logits at a time."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from r1jax.sharding.constrain import constrain, num_shards
+from r1jax.trees import T
 
 # Logits in memory at a time: 8 MiB in float32, about a CPU's cache. With a large
 # vocabulary at least CHUNK_TOKENS tokens: with fewer the head is read too often.
@@ -34,7 +34,7 @@ def hidden_logp(
   return in_chunks(score, hidden_BTD, tokens_BT, size=vocabulary)
 
 
-def in_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int) -> Any:
+def in_chunks(function: Callable[..., T], *arrays: jax.Array, size: int) -> T:
   """Returns function(*arrays), computed for a chunk of positions at a time.
 
   The full logits [B, T, V] are never in memory, neither in the forward nor in the

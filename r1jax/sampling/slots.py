@@ -7,7 +7,7 @@ and the slots are sorted by age, so that those which need the older past come fi
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVarTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,16 @@ import numpy as np
 
 from r1jax.sampling.cache import empty_block, join_blocks, slice_columns
 from r1jax.sharding.constrain import constrain_rows
+from r1jax.trees import KV, KVByLayer, T
 
+Ts = TypeVarTuple('Ts')
 BLOCK = 64  # columns that are written until the slots are sorted
 
 
 class Queue(NamedTuple):
   """P prompts and the first tokens of N = P * G outputs, which wait for a slot."""
 
-  prompt: list[Any]  # `KV` by layer, [P, ...]
+  prompt: KVByLayer  # [P, ...]
   prompt_mask: jax.Array  # bool [P, S]
   length: jax.Array  # int32 [P], tokens of the prompt
   token: jax.Array  # int32 [N]
@@ -36,7 +38,7 @@ class Slots(NamedTuple):
   t: jax.Array  # int32 [B], position of the newest token
   token: jax.Array  # int32 [B], the newest token
   done: jax.Array  # bool [B]
-  prompt: list[Any]  # `KV` by layer, [B, ...]
+  prompt: KVByLayer  # [B, ...]
   prompt_mask: jax.Array  # bool [B, S]
   length: jax.Array  # int32 [B], tokens of the prompt
   age: jax.Array  # int32 [B], columns of the past that belong to the output
@@ -46,7 +48,7 @@ class Slots(NamedTuple):
 class Block(NamedTuple):
   """The columns that are written, and what was drawn at each."""
 
-  kv: list[Any]  # by layer
+  kv: KVByLayer
   column: jax.Array  # int32 [], the next to write
   row: jax.Array  # int32 [B, BLOCK], number of the output; N where nothing was drawn
   t: jax.Array  # int32 [B, BLOCK]
@@ -65,7 +67,7 @@ def empty_slots(queue: Queue, count: int) -> Slots:
   return Slots(zero, zero, zero, done, prompt, mask, zero, zero, zero)
 
 
-def empty_columns(queue: Queue, count: int, width: int) -> list[Any]:
+def empty_columns(queue: Queue, count: int, width: int) -> KVByLayer:
   """Returns columns of zeros for so many slots, in the type of the prompts'."""
   columns = [empty_block(kv, count, width) for kv in queue.prompt]
   return jax.tree.map(lambda x, kv: x.astype(kv.dtype), columns, queue.prompt)
@@ -84,7 +86,7 @@ def new_block(queue: Queue, count: int) -> Block:
   )
 
 
-def by_shard(shards: int, function: Callable[..., Any], *trees: Any) -> Any:
+def by_shard(shards: int, function: Callable[[*Ts], T], *trees: *Ts) -> T:
   """Maps a function over equal parts of the first axis of all arrays.
 
   What slots get and give stays on their device if the parts are the devices'.
@@ -95,6 +97,29 @@ def by_shard(shards: int, function: Callable[..., Any], *trees: Any) -> Any:
 
   found = jax.vmap(function)(*jax.tree.map(split, trees))
   return jax.tree.map(lambda x: constrain_rows(x.reshape(-1, *x.shape[2:])), found)
+
+
+def in_parts(
+  function: Callable[..., T], arrays: tuple[jax.Array, ...], most: int, shards: int
+) -> T:
+  """Returns function(*arrays), computed for a part of the first axis at a time.
+
+  A part has an equal number of each shard's rows, `most` or less, but one at least. So
+  prompts take no more memory than the outputs that are decoded.
+  """
+  each = len(jax.tree.leaves(arrays)[0]) // shards
+  size = max(n for n in range(1, max(1, min(most, each)) + 1) if each % n == 0)
+
+  def split(x: jax.Array) -> jax.Array:
+    x = x.reshape(shards, -1, size, *x.shape[1:])
+    return jnp.moveaxis(x, 1, 0).reshape(-1, shards * size, *x.shape[3:])
+
+  def join(x: jax.Array) -> jax.Array:
+    x = x.reshape(-1, shards, size, *x.shape[2:])
+    return constrain_rows(jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:]))
+
+  found = jax.lax.map(lambda part: function(*part), jax.tree.map(split, arrays))
+  return jax.tree.map(join, found)
 
 
 def refill(
@@ -136,8 +161,8 @@ def refill(
 
 
 def append(
-  slots: Slots, past: Sequence[list[Any]], block: Block, shards: int
-) -> tuple[Slots, list[list[Any]]]:
+  slots: Slots, past: Sequence[KVByLayer], block: Block, shards: int
+) -> tuple[Slots, list[KVByLayer]]:
   """Appends a full block to the past and sorts the slots, the oldest first.
 
   The past is a list of segments, keys and values by layer, of which the first is the
@@ -145,7 +170,7 @@ def append(
   """
   widths = [segment[0].k.shape[-1] for segment in past]
 
-  def moved(block: Any, *segments: Any) -> list[Any]:
+  def moved(block: KV, *segments: KV) -> list[KV]:
     """Returns a layer's segments, given the block and those before."""
     block = jax.tree.map(lambda x, like: x.astype(like.dtype), block, segments[0])
     every = join_blocks(*reversed(segments), block)
@@ -161,7 +186,7 @@ def append(
   age = jnp.where(slots.done, 0, slots.age + BLOCK - slots.start)
   slots = slots._replace(age=age, start=jnp.zeros_like(slots.start))
 
-  def ordered(slots: Slots, past: Any) -> Any:
+  def ordered(slots: Slots, past: list[KVByLayer]) -> tuple[Slots, list[KVByLayer]]:
     order = jnp.argsort(jnp.where(slots.done, 1, -slots.age))
     return jax.tree.map(lambda x: x[order], (slots, past))
 

@@ -1,6 +1,6 @@
 """One token at a time: `prefill` and `decode_step`, for chat and budget forcing."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,14 @@ import optax
 from r1jax.sampling.cache import by_layer, empty_block
 from r1jax.sampling.decoder_api import DecoderFns, read_prompts
 from r1jax.sharding.constrain import platform
+from r1jax.trees import KVByLayer, Segment
 
 
 class DecodeState(NamedTuple):
   """The KV cache of B rows that are decoded one token at a time."""
 
-  prompt: Any  # keys and values of the prompts by layer, and their mask
-  past: Any  # keys and values of the outputs by layer; see `_kept`
+  prompt: Segment
+  past: KVByLayer  # of the outputs; see `_kept`
   length: jax.Array  # int32 [B], tokens of the prompt
   t: jax.Array  # int32 [], tokens of the output so far
 
@@ -72,7 +73,7 @@ def _single(rows: int) -> bool:
   return rows == 1 and platform() == 'cpu'
 
 
-def _kept(past: Any, rows: int) -> Any:
+def _kept(past: KVByLayer, rows: int) -> KVByLayer:
   """Returns blocks of keys and values; those of one row on a CPU without its axis.
 
   With the axis XLA would write each position twice, once into a copy of the block:

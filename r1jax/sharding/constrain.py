@@ -3,7 +3,7 @@
 import contextvars
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import optax
@@ -19,20 +19,24 @@ from r1jax.sharding.rules import (
   shard_count,
   spec,
 )
+from r1jax.trees import Box, Boxed, Tree
 
+P = ParamSpec('P')
+R = TypeVar('R')
+S = TypeVar('S')
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
   'r1jax_mesh', default=None
 )
 
 
-def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_mesh(mesh: Mesh | None, function: Callable[P, R]) -> Callable[P, R]:
   """Returns `function`, for `jax.jit`, traced with this as the current mesh.
 
   `constrain`, `num_shards` and the like use the current mesh; None is no mesh.
   """
 
   @functools.wraps(function)
-  def traced(*args: Any, **kwargs: Any) -> Any:
+  def traced(*args: P.args, **kwargs: P.kwargs) -> R:
     token = _MESH.set(mesh)
     try:
       return function(*args, **kwargs)
@@ -69,7 +73,7 @@ def constrain_rows(x: jax.Array) -> jax.Array:
   return constrain(x, 'prompt', *axes)
 
 
-def constrain_params(params: optax.Params, boxed: Any) -> Any:
+def constrain_params(params: optax.Params, boxed: Boxed) -> optax.Params:
   """Returns parameters sharded by their axis names; their gradients are sharded alike.
 
   Leaves of another shape, such as adapters, are left to the compiler.
@@ -77,7 +81,7 @@ def constrain_params(params: optax.Params, boxed: Any) -> Any:
   if current_mesh() is None:
     return params
 
-  def one(box: Any, leaf: Any) -> Any:
+  def one(box: Box, leaf: jax.Array) -> jax.Array:
     same_shape = getattr(leaf, 'shape', None) == box.value.shape
     return constrain(leaf, *box.names) if same_shape else leaf
 
@@ -91,8 +95,11 @@ def num_shards(logical: str) -> int:
 
 
 def shard_mapped(
-  function: Callable[..., Any], inputs: Any, outputs: Any, checked: bool = True
-) -> Callable[..., Any]:
+  function: Callable[..., R],
+  inputs: Tree['AxisNames'],
+  outputs: Tree['AxisNames'],
+  checked: bool = True,
+) -> Callable[..., R]:
   """Returns `jax.shard_map` of the function on the current mesh.
 
   Args:
@@ -104,7 +111,7 @@ def shard_mapped(
   mesh = current_mesh()
   assert mesh is not None
 
-  def specs(tree: Any) -> Any:
+  def specs(tree: Tree[AxisNames]) -> Tree[jax.sharding.PartitionSpec]:
     return jax.tree.map(
       lambda names: spec(mesh, names), tree, is_leaf=lambda x: isinstance(x, AxisNames)
     )
@@ -118,7 +125,7 @@ def shard_mapped(
   )
 
 
-def as_varying(tree: Any, names: Any, logical: str) -> Any:
+def as_varying(tree: R, names: Tree['AxisNames'], logical: str) -> R:
   """Marks arrays inside `shard_mapped` as device-varying along a logical axis.
 
   Their gradient is then psum-ed once, after a loop, instead of in every iteration.
@@ -140,7 +147,7 @@ def as_varying(tree: Any, names: Any, logical: str) -> Any:
   return jax.tree.map(one, names, tree, is_leaf=lambda x: isinstance(x, AxisNames))
 
 
-def sum_over_replicas(function: Callable[..., Any], rows: Any, axis: int) -> Any:
+def sum_over_replicas(function: Callable[[R], S], rows: R, axis: int) -> S:
   """Returns function(rows) summed over the model replicas, each on its own rows.
 
   Gradients that `function` accumulates in a loop are all-reduced across replicas once,
@@ -156,7 +163,7 @@ def sum_over_replicas(function: Callable[..., Any], rows: Any, axis: int) -> Any
   if replicas == 1:
     return function(rows)
 
-  def of_one(rows: Any) -> Any:  # one replica
+  def of_one(rows: R) -> S:  # one replica
     token = ONE_REPLICA.set(True)
     try:
       return function(rows)

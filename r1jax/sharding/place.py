@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jax.tree_util import KeyPath
 
 from r1jax.sharding.mesh import divisors, local_shards
 from r1jax.sharding.rules import (
@@ -16,9 +17,10 @@ from r1jax.sharding.rules import (
   named_sharding,
   shard_count,
 )
+from r1jax.trees import Box, Boxed, Shardings, T, Tree
 
 
-def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+def put_batch(mesh: Mesh, batch: T, axis: int = 0) -> T:
   """Shards a tree of arrays along `axis`, which is P (or rows), over the mesh.
 
   Every host has the whole arrays and places the shards of its devices.
@@ -26,17 +28,17 @@ def put_batch(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
   return _put(batch, named_sharding(mesh, *[None] * axis, 'prompt'))
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: T) -> T:
   """Places each array of the tree on every device of the mesh."""
   return _put(tree, named_sharding(mesh))
 
 
-def _put(tree: Any, place: Any) -> Any:
+def _put(tree: T, place: Shardings) -> T:
   """`jax.device_put` for arrays that every host has whole, to devices of all hosts."""
   if jax.process_count() == 1:
     return jax.device_put(tree, place)
 
-  def one(x: Any, place: NamedSharding) -> jax.Array:
+  def one(x: jax.Array | np.ndarray, place: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
       return jax.device_put(x, place)
     x = np.asarray(x)
@@ -47,7 +49,7 @@ def _put(tree: Any, place: Any) -> Any:
   return jax.tree.map(one, tree, place)
 
 
-def feed_rows(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
+def feed_rows(mesh: Mesh, batch: T, axis: int = 0) -> T:
   """Shards a tree of arrays along `axis` over the mesh; each host has its own shards.
 
   Like `put_batch`, but a host's arrays hold only the shards of its devices,
@@ -69,7 +71,7 @@ def feed_rows(mesh: Mesh, batch: Any, axis: int = 0) -> Any:
   return jax.tree.map(one, batch)
 
 
-def fetch_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+def fetch_rows(mesh: Mesh, tree: T, axis: int = 0) -> T:
   """Returns this host's shards of arrays, concatenated: the inverse of `feed_rows`."""
   place = named_sharding(mesh, *[None] * axis, 'prompt')
 
@@ -81,7 +83,7 @@ def fetch_rows(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
   return jax.tree.map(one, tree)
 
 
-def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
+def param_shardings(mesh: Mesh, boxed: Boxed, fields: str = 'mesh.') -> Shardings:
   """Returns the shardings of boxed parameters (or shapes) on the mesh.
 
   Args:
@@ -93,7 +95,7 @@ def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
     MeshError: if an axis is not a multiple of its shards.
   """
 
-  def one(path: Any, box: Any) -> NamedSharding:
+  def one(path: KeyPath, box: Box) -> NamedSharding:
     found = named_sharding(mesh, *box.names)
     for name, size, axes in zip(box.names, box.value.shape, found.spec, strict=True):
       axes = as_tuple(axes)
@@ -111,31 +113,33 @@ def param_shardings(mesh: Mesh, boxed: Any, fields: str = 'mesh.') -> Any:
   return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
 
 
-def put_boxed(mesh: Mesh, boxed: Any) -> Any:
+def put_boxed(mesh: Mesh, boxed: Boxed) -> optax.Params:
   """Returns boxed parameters unboxed and sharded by their logical axis names."""
   return _put(unbox(boxed), param_shardings(mesh, boxed))
 
 
-def without_gathers(boxed: Any) -> Any:
+def without_gathers(boxed: Boxed) -> Boxed:
   """Returns boxed parameters without the axis names in `GATHERED`.
 
   Placed by the remaining names, they need not be gathered for a product.
   """
 
-  def one(box: Any) -> Any:
+  def one(box: Box) -> Box:
     kept = (None if name in GATHERED else name for name in box.names)
     return box.replace(names=tuple(kept))
 
   return jax.tree.map(one, boxed, is_leaf=is_box)
 
 
-def reshard(mesh: Mesh, params: optax.Params, boxed: Any) -> Any:
+def reshard(mesh: Mesh, params: optax.Params, boxed: Boxed) -> optax.Params:
   """Moves parameters to another mesh of the same devices, by their axis names.
 
   Arrays of other shapes, such as LoRA adapters or int8 scales, are replicated.
   """
 
-  def one(place: NamedSharding, like: Any, leaf: Any) -> Any:
+  def one(
+    place: NamedSharding, like: jax.Array, leaf: Tree[jax.Array]
+  ) -> Tree[jax.Array]:
     return jax.tree.map(
       lambda x: _put(x, place if x.shape == like.shape else named_sharding(mesh)),
       leaf,
@@ -144,7 +148,7 @@ def reshard(mesh: Mesh, params: optax.Params, boxed: Any) -> Any:
   return jax.tree.map(one, param_shardings(mesh, boxed), unbox(boxed), params)
 
 
-def like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
+def like_params(mesh: Mesh, tree: T, params: optax.Params) -> T:
   """Places a tree with parameter-like arrays, such as an optimizer's state.
 
   An array whose path ends with that of a parameter of the same shape is sharded like
@@ -153,13 +157,13 @@ def like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   return _put(tree, shardings_like_params(mesh, tree, params))
 
 
-def shardings_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
+def shardings_like_params(mesh: Mesh, tree: object, params: optax.Params) -> Shardings:
   """Returns the shardings that `like_params` uses; both trees may be shapes."""
   known = {
     _keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
-  def one(path: Any, leaf: Any) -> NamedSharding:
+  def one(path: KeyPath, leaf: jax.Array) -> NamedSharding:
     keys = _keys(path)
     for start in range(len(keys)):
       like = known.get(keys[start:])
@@ -170,7 +174,7 @@ def shardings_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def abstract_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
+def abstract_like_params(mesh: Mesh, tree: T, params: optax.Params) -> T:
   """Returns the tree as `jax.ShapeDtypeStruct`s with the shardings of `like_params`."""
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -179,35 +183,35 @@ def abstract_like_params(mesh: Mesh, tree: Any, params: optax.Params) -> Any:
   )
 
 
-def _keys(path: Any) -> tuple[str, ...]:
+def _keys(path: KeyPath) -> tuple[str, ...]:
   return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: T) -> T:
   """Moves arrays to the pinned memory of their hosts."""
   return _put_in('pinned_host', tree)
 
 
-def to_device(tree: Any) -> Any:
+def to_device(tree: T) -> T:
   """Moves arrays back from `to_host`; leaves those on devices unchanged."""
   return _put_in('device', tree)
 
 
-def device_sharding(x: jax.Array) -> Any:
+def device_sharding(x: jax.Array) -> jax.sharding.Sharding:
   """Returns the sharding that `to_device` gives an array."""
   return x.sharding.with_memory_kind('device')
 
 
-def _put_in(memory: str, tree: Any) -> Any:
+def _put_in(memory: str, tree: T) -> T:
   shardings = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), tree)
   return jax.device_put(tree, shardings)
 
 
-def unbox(boxed: Any) -> Any:
+def unbox(boxed: Boxed) -> optax.Params:
   """Returns parameters, or shapes, without their logical axis names."""
   return jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box)
 
 
-def is_box(leaf: Any) -> bool:
+def is_box(leaf: object) -> bool:
   """Whether a leaf is a parameter with its logical axis names."""
   return hasattr(leaf, 'names')

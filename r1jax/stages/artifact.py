@@ -16,16 +16,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import optax
 
 from r1jax import __version__
 from r1jax.hub import chat_template, paths, tokenizer_files, weights
 from r1jax.hub.hf_checkpoint import HFCheckpoint, open_checkpoint
 from r1jax.model import lora
 from r1jax.model.config import from_dict
-from r1jax.model.lora import LoraConfig
+from r1jax.plain import Config, JsonObject
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.checkpoint import CheckpointError, Checkpoints
@@ -59,7 +60,7 @@ class Artifact:
   """A finished stage, loaded from its work directory."""
 
   path: Path
-  record: Mapping[str, Any]  # stage.json
+  record: JsonObject  # stage.json
   digest: str  # of stage.json
   policy: Policy
 
@@ -73,7 +74,7 @@ class Artifact:
     """Digests of the files that a child's checkpoints depend on; see `run.start`."""
     return {str(self.path.absolute() / RECORD): self.digest}
 
-  def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> Any:
+  def params(self, mesh: jax.sharding.Mesh, name: str = 'final') -> optax.Params:
     """Returns the parameters saved under a name, on the mesh, with their saved dtypes.
 
     Raises ArtifactError if their digest is not the record's.
@@ -86,14 +87,14 @@ class Artifact:
         shapes,
         places,
       )
-      return self._saved(name, like, own_types=True)
+      return self._saved(name, like, own=True)
     adapters = self.adapters(name)
     dtype = self.record['config']['model']['param_dtype']
     base = weights.read(self.source(), param_shardings(mesh, policy.names), dtype)
     whole = lora.attach(base, replicate(mesh, adapters), policy.lora.scale)
     return jax.jit(lora.merged_in_dtype)(whole)
 
-  def adapters(self, name: str = 'final') -> Any:
+  def adapters(self, name: str = 'final') -> optax.Params:
     """Returns the adapters saved under a name; the stage must have trained adapters.
 
     Raises ArtifactError if their digest is not the record's.
@@ -101,7 +102,7 @@ class Artifact:
     init = functools.partial(lora.init, self.policy.config, self.policy.lora)
     return self._saved(name, jax.eval_shape(init, jax.random.key(0)))
 
-  def _saved(self, name: str, like: Any, own_types: bool = False) -> Any:
+  def _saved(self, name: str, like: optax.Params, own: bool = False) -> optax.Params:
     """Returns what was saved under a name, with its own dtypes or those of `like`.
 
     Raises ArtifactError if its digest is not the record's, or it can't be read.
@@ -117,7 +118,7 @@ class Artifact:
     try:
       if saved.manifest()['digest'] != self.record['params'][name]:
         raise wrong('')
-      return saved.restore(saved.in_own_types(like) if own_types else like)
+      return saved.restore(saved.in_own_types(like) if own else like)
     except CheckpointError as error:
       # Without the advice, which is for a run that resumes from its own checkpoint.
       raise wrong(f' ({str(error).split(";")[0]})') from error
@@ -207,7 +208,7 @@ def load(path: str | os.PathLike[str], *expected: str) -> Artifact:
       f'{read["stage"]} ({path})'
     )
   tokenizer = _tokenizer(path, digest)
-  adapters = LoraConfig(**read['lora'])
+  adapters = lora.LoraConfig(**read['lora'])
   policy = Policy(config, tokenizer, read['template'], read['rows'], adapters)
   return Artifact(path, record, hashlib.sha256(content).hexdigest(), policy)
 
@@ -218,7 +219,7 @@ class Source(NamedTuple):
   path: str  # of the checkpoint
   digest: str  # of the checkpoint
   time: datetime.datetime | None  # start of the run; its prompts may contain the date
-  chat_template_kwargs: dict[str, Any]  # variables of its chat template
+  chat_template_kwargs: JsonObject  # variables of its chat template
 
 
 def read_source(workdir: Path) -> Source:
@@ -262,8 +263,7 @@ def _tokenizer(path: Path, digest: str) -> Tokenizer:
 
 def finished(run: Run) -> bool:
   """Returns whether the stage in this work directory is finished, and reports it."""
-  done = (run.workdir / RECORD).is_file()
-  if done:
+  if done := (run.workdir / RECORD).is_file():
     run.progress.say(f'The stage in {run.workdir} is finished.')
   return done
 
@@ -271,9 +271,9 @@ def finished(run: Run) -> bool:
 def finish(
   run: Run,
   stage: str,
-  config: Any,
+  config: Config,
   policy: Policy,
-  params: Mapping[str, Any],
+  params: Mapping[str, optax.Params],
   parents: Sequence[Artifact] = (),
   versions: Mapping[str, str] | None = None,
 ) -> Artifact:
@@ -320,13 +320,13 @@ def _recorded(workdir: Path, digests: Mapping[str, str]) -> bool:
 def _record(
   run: Run,
   stage: str,
-  config: Any,
+  config: Config,
   policy: Policy,
-  params: Mapping[str, Any],
+  params: Mapping[str, optax.Params],
   digests: Mapping[str, str],
   parents: Sequence[Artifact],
   versions: Mapping[str, str],
-) -> dict[str, Any]:
+) -> JsonObject:
   return {
     'stage': stage,
     'version': __version__,

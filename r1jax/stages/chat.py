@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,22 +53,25 @@ class ChatSession:
   draw: SamplingConfig
 
   @functools.cached_property
-  def _prefill(self) -> Any:
+  def _prefill(self) -> jax.stages.Wrapped:
     function = functools.partial(streaming.prefill, model=self.policy.functions)
     options = compilation.options()
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
   @functools.cached_property
-  def decode_params(self) -> Any:
+  def decode_params(self) -> decode.DecodeParams:
     """The parameters as they are read at each token: once a conversation."""
     function = functools.partial(decode.decode_params, self.policy.config, single=True)
     return jax.jit(function, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property
-  def _decode_step(self) -> Any:
+  def _decode_step(self) -> jax.stages.Wrapped:
     def step(
-      params: optax.Params, state: Any, token: jax.Array, uniform: jax.Array
-    ) -> Any:
+      params: optax.Params,
+      state: streaming.DecodeState,
+      token: jax.Array,
+      uniform: jax.Array,
+    ) -> tuple[jax.Array, streaming.DecodeState]:
       functions = self.policy.functions
       logits, state = streaming.decode_step(params, state, token, model=functions)
       return self._draw(uniform, logits), state

@@ -7,7 +7,9 @@ the sampler and, where they fit into one row, in the learner.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from r1jax.plain import JsonObject
 
 FORWARD, GRADIENT = 2, 4  # operations per parameter and token
 
@@ -29,7 +31,7 @@ def operations(tokens: Tokens, student: int, teacher: int) -> float:
 
 
 def of_rl(
-  lines: Iterable[Mapping[str, Any]],
+  lines: Iterable[JsonObject],
   *,
   prompts: int,
   outputs: int,
@@ -50,9 +52,7 @@ def of_rl(
   return Tokens(epochs * both, both, passes * both)
 
 
-def of_own_outputs(
-  lines: Iterable[Mapping[str, Any]], *, phase: str, steps: int
-) -> Tokens:
+def of_own_outputs(lines: Iterable[JsonObject], *, phase: str, steps: int) -> Tokens:
   """Returns the tokens of on-policy distillation, extrapolated from logged steps."""
   counts = [line['tokens'] for line in lines if line['phase'] == phase]
   tokens = steps * sum(counts) / len(counts)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ import optax
 from r1jax import distill
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.model.config import ModelConfig
+from r1jax.optim import Metrics, TrainState
+from r1jax.plain import JsonObject
 from r1jax.rewards import Weighted
 from r1jax.rollout.sampler import Rollout, of_all_hosts
 from r1jax.runtime import hosts
@@ -83,7 +85,7 @@ class Lesson:
     return self.stage.epochs(self.pairs, self.sft)
 
 
-def sft(lesson: Lesson, base: optax.Params) -> Any:
+def sft(lesson: Lesson, base: optax.Params) -> optax.Params:
   """Returns parameters after SFT on the teacher's outputs."""
   return lesson.stage.sft(base, lesson.pairs, lesson.sft)
 
@@ -102,12 +104,12 @@ def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
   return found, dataclasses.replace(lesson.sft, epochs=epochs)
 
 
-def answers(lesson: Lesson, base: optax.Params) -> Any:
+def answers(lesson: Lesson, base: optax.Params) -> optax.Params:
   """Returns parameters after SFT on the teacher's outputs without thoughts."""
   return lesson.stage.sft(base, *without_thoughts(lesson), phase='answers')
 
 
-def rl(lesson: Lesson, base: optax.Params) -> Any:
+def rl(lesson: Lesson, base: optax.Params) -> optax.Params:
   """Returns parameters after RL on the student."""
   with reward_pool(lesson.rl, lesson.rewards) as rewarder:
     return lesson.stage.rl(
@@ -115,7 +117,7 @@ def rl(lesson: Lesson, base: optax.Params) -> Any:
     )
 
 
-def token_level(lesson: Lesson, base: optax.Params, phase: str) -> Any:
+def token_level(lesson: Lesson, base: optax.Params, phase: str) -> optax.Params:
   """Returns parameters after minimizing the KL divergence to the teacher.
 
   The divergence is measured at each token of the teacher's outputs, or of the student's
@@ -123,7 +125,7 @@ def token_level(lesson: Lesson, base: optax.Params, phase: str) -> Any:
   """
   stage, teacher, epochs = lesson.stage, lesson.teacher, lesson.epochs
   student, teaches = stage.policy.functions, teacher.policy.functions
-  batch: Callable[[int, Any], Any] = epochs.batch
+  batch: Callable[[int, optax.Params], Batch] = epochs.batch
   if phase == 'on_policy':
     batch = own_outputs(
       stage,
@@ -134,7 +136,9 @@ def token_level(lesson: Lesson, base: optax.Params, phase: str) -> Any:
     )
   kind = 'forward_kl' if phase == 'forward_kl' else 'reverse_kl'
 
-  def step(state: Any, batch: Any, teacher_params: Any, **settings: Any) -> Any:
+  def step(
+    state: TrainState, batch: Batch, teacher_params: optax.Params, **settings: Any
+  ) -> tuple[TrainState, Metrics]:
     return distill.step(
       state,
       batch,
@@ -160,7 +164,7 @@ def token_level(lesson: Lesson, base: optax.Params, phase: str) -> Any:
 
 
 # (lesson, parameters of the student's base model) -> parameters, by method
-METHODS: dict[str, Callable[[Lesson, Any], Any]] = {
+METHODS: dict[str, Callable[[Lesson, optax.Params], optax.Params]] = {
   'sft': sft,
   'answers': answers,
   'rl': rl,
@@ -168,7 +172,9 @@ METHODS: dict[str, Callable[[Lesson, Any], Any]] = {
 }
 
 
-def learn(lesson: Lesson, base: optax.Params, methods: Sequence[str]) -> dict[str, Any]:
+def learn(
+  lesson: Lesson, base: optax.Params, methods: Sequence[str]
+) -> dict[str, optax.Params]:
   """Returns the student's parameters by method; writes the compute of each."""
   learned = {name: METHODS[name](lesson, base) for name in methods}
   write_compute(lesson, methods, base)
@@ -182,7 +188,7 @@ def own_outputs(
   prompts: int,
   max_length: int,
   config: SFTConfig,
-) -> Callable[[int, Any], Batch]:
+) -> Callable[[int, optax.Params], Batch]:
   """Returns (step, params) -> rows of outputs sampled with these parameters.
 
   If they do not fit into `config.rows_per_step` rows, the batch has a multiple of that:
@@ -271,7 +277,7 @@ def _check_temperatures(
 
 
 def tokens_of(
-  lesson: Lesson, method: str, lines: Sequence[Mapping[str, Any]]
+  lesson: Lesson, method: str, lines: Sequence[JsonObject]
 ) -> compute.Tokens:
   """Returns the tokens that a method used, given the lines of metrics.jsonl."""
   config, policy = lesson.rl, lesson.stage.policy

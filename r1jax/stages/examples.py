@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 
 from r1jax import sft
 from r1jax.stages.supervised import SFTConfig
@@ -44,7 +45,7 @@ class Epochs:
     self.steps = -(-len(self._rows) // config.rows_per_step)
     self.tokens = config.epochs * sum(len(x.prompt) + len(x.output) for x in examples)
 
-  def batch(self, step: int, params: Any = None) -> sft.Batch:
+  def batch(self, step: int, params: optax.Params | None = None) -> sft.Batch:
     """Returns the rows of a step; steps count from 1, the last one may be padded."""
     del params  # the examples do not depend on them
     rows = self._config.rows_per_step

@@ -7,12 +7,14 @@ everything else that a run needs.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 import jax
+import optax
 
 from r1jax import algorithms, report, tasks
 from r1jax.evaluation.suite import SuiteConfig
+from r1jax.grpo import GRPOConfig
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.errors import user_errors
@@ -49,6 +51,21 @@ class StageConfig:
     problems.check(self)
 
 
+C = TypeVar('C', bound=StageConfig)
+
+
+class ChildConfig(Protocol):
+  """The config of a stage that starts from another one."""
+
+  @property
+  def parent(self) -> str:
+    """The work directory of that one."""
+
+  @property
+  def data_dir(self) -> str | None:
+    """See `StageConfig`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
   """The starting point of a stage.
@@ -67,7 +84,7 @@ class Origin:
   digests: Mapping[str, str]
   parents: tuple[Artifact, ...] = ()
   keep: Callable[[Path], None] | None = None
-  params: Callable[[jax.sharding.Mesh], Any] | None = None
+  params: Callable[[jax.sharding.Mesh], optax.Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +98,15 @@ class Trained:
     parents: finished stages that it used besides its parent.
   """
 
-  params: Mapping[str, Any]
+  params: Mapping[str, optax.Params]
   policy: Policy | None = None
   parents: tuple[Artifact, ...] = ()
 
 
-def child_of(*names: str) -> Callable[[Any], Origin]:
+def child_of(*names: str) -> Callable[[ChildConfig], Origin]:
   """Returns config -> the origin of a stage whose parent has one of these names."""
 
-  def origin(config: Any) -> Origin:
+  def origin(config: ChildConfig) -> Origin:
     parent = artifact.load(config.parent, *names)
     return Origin(
       parent.policy,
@@ -101,9 +118,11 @@ def child_of(*names: str) -> Callable[[Any], Origin]:
   return origin
 
 
-def algorithm_presets(config: Any, prefix: str = '') -> dict[str, Any]:
+def algorithm_presets(
+  config: StageConfig, prefix: str = ''
+) -> dict[str, Mapping[str, GRPOConfig]]:
   """Returns `algorithms.PRESETS` by the path of each algorithm in a config."""
-  found: dict[str, Any] = {}
+  found: dict[str, Mapping[str, GRPOConfig]] = {}
   for name, part in parts(config):
     if isinstance(part, RLConfig):
       found[f'{prefix}{name}.grpo'] = algorithms.PRESETS
@@ -113,7 +132,7 @@ def algorithm_presets(config: Any, prefix: str = '') -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(Generic[C]):
   """A stage that can be launched.
 
   Fields:
@@ -125,12 +144,12 @@ class Experiment:
   """
 
   name: str
-  origin: Callable[[Any], Origin]
-  run: Callable[[Stage, Any], Trained]
-  phases: tuple[str, ...] | Callable[[Any], tuple[str, ...]]
+  origin: Callable[[C], Origin]
+  run: Callable[[Stage, C], Trained]
+  phases: tuple[str, ...] | Callable[[C], tuple[str, ...]]
   report: bool = False
 
-  def main(self, default: Any, presets: cli.Presets | None = None) -> None:
+  def main(self, default: C, presets: cli.Presets | None = None) -> None:
     """Runs the stage with `default`, changed by the command line.
 
     Besides `presets`, algorithms can be named for every `RLConfig`: `--rl.grpo dapo`.
@@ -139,7 +158,7 @@ class Experiment:
     with user_errors():
       self.launch(cli.parse(default, presets=known))
 
-  def launch(self, config: Any) -> None:
+  def launch(self, config: C) -> None:
     """Runs the stage to its end, resuming from its last checkpoint.
 
     Raises:
@@ -174,20 +193,20 @@ class Experiment:
     if self.report and hosts.is_primary():
       print('\n'.join(report.result(config.workdir)))
 
-  def seed(self, config: Any, origin: Origin) -> int:
+  def seed(self, config: C, origin: Origin) -> int:
     """Returns the stage's seed: the config's, or its own if it has a parent."""
     if not origin.parents:
       return config.seed
     return problem_sets.own_seed(config.seed, self.name)
 
   def _finish(
-    self, stage: Stage, config: Any, trained: Trained, versions: Mapping[str, str]
+    self, stage: Stage, config: C, trained: Trained, versions: Mapping[str, str]
   ) -> None:
     """Evaluates the trained models, and writes the report and the record."""
     policy = trained.policy or stage.policy
     for _, part in parts(config):
       if isinstance(part, SuiteConfig):
-        done: list[Any] = []
+        done: list[optax.Params] = []
         once = {}
         for label, params in trained.params.items():
           if not any(params is other for other in done):

@@ -8,6 +8,7 @@ import jax
 
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
+from r1jax.plain import Config
 from r1jax.runtime.run import Run
 from r1jax.sharding.mesh import MeshConfig, check_lengths, fit_mesh, sampler_mesh
 from r1jax.sharding.place import param_shardings
@@ -15,16 +16,17 @@ from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import RowsConfig
+from r1jax.trees import Boxed
 
 
-def parts(config: Any) -> Iterator[tuple[str, Any]]:
+def parts(config: Config) -> Iterator[tuple[str, Any]]:
   """Yields the name and value of each field of a stage's config."""
   for field in dataclasses.fields(config):
     yield field.name, getattr(config, field.name)
 
 
 def fit_stage_mesh(
-  config: Any, mesh_config: MeshConfig, *models: Any
+  config: Config, mesh_config: MeshConfig, *models: Boxed
 ) -> jax.sharding.Mesh:
   """Returns the devices that every batch of a stage can be sharded over.
 
@@ -46,7 +48,9 @@ def fit_stage_mesh(
   return mesh
 
 
-def stage_devices(run: Run, config: Any, mesh_config: MeshConfig) -> jax.sharding.Mesh:
+def stage_devices(
+  run: Run, config: Config, mesh_config: MeshConfig
+) -> jax.sharding.Mesh:
   """Returns `fit_stage_mesh`; reports which devices are used if some are left over."""
   mesh = fit_stage_mesh(config, mesh_config)
   if mesh.size < jax.device_count():
@@ -57,7 +61,7 @@ def stage_devices(run: Run, config: Any, mesh_config: MeshConfig) -> jax.shardin
   return mesh
 
 
-def _lengths(config: Any) -> dict[str, int]:
+def _lengths(config: Config) -> dict[str, int]:
   """Returns the lengths of a config's rows by name."""
   found = {}
   for name, part in parts(config):
@@ -70,7 +74,7 @@ def _lengths(config: Any) -> dict[str, int]:
   return found
 
 
-def batch_sizes(config: Any) -> dict[str, int]:
+def batch_sizes(config: Config) -> dict[str, int]:
   """Returns by name the numbers of prompts or rows that are computed at once."""
   found = {}
   for name, part in parts(config):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import optax
 
 from r1jax.hub import (
   chat_template,
@@ -86,7 +87,7 @@ class Pretrained:
   checkpoint: HFCheckpoint
   policy: Policy
   config: HubConfig
-  adapter: tuple[LoraConfig, Any] | None
+  adapter: tuple[LoraConfig, optax.Params] | None
   time: datetime.datetime  # passed to the chat template
 
   @property
@@ -107,7 +108,7 @@ class Pretrained:
       **clock,
     }
 
-  def params(self, mesh: jax.sharding.Mesh) -> Any:
+  def params(self, mesh: jax.sharding.Mesh) -> optax.Params:
     """Returns the parameters, read from the checkpoint and placed on the mesh."""
     places = param_shardings(mesh, self.policy.names)
     base = weights.read(self.checkpoint, places, self.config.param_dtype)

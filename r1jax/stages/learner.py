@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,9 @@ from r1jax.sharding.place import (
   to_host,
 )
 from r1jax.sharding.rules import shard_count
-from r1jax.stages.learner_program import LearnerProgram, all_learned, offloaded
+from r1jax.stages.learner_program import Join, LearnerProgram, all_learned, offloaded
 from r1jax.stages.rl_config import RLConfig
+from r1jax.trees import Matrices, T
 
 
 class ScoredRollout(NamedTuple):
@@ -63,14 +64,14 @@ class Learner:
   model: DecoderFns
   mesh: jax.sharding.Mesh
   config: RLConfig
-  matrices: Any = None
-  frozen: Any = None
-  join: Callable[[Any, Any], Any] = all_learned
-  quantize: Callable[[Any], Any] | None = None
+  matrices: Matrices = None
+  frozen: optax.Params | None = None
+  join: Join = all_learned
+  quantize: Callable[[optax.Params], optax.Params] | None = None
   seed: int = 0
 
   @functools.cached_property
-  def tx(self) -> Any:
+  def tx(self) -> optax.GradientTransformation:
     """The optax optimizer; its schedule covers all updates of the stage."""
     config = self.config
     updates = config.steps * config.epochs * config.minibatches
@@ -85,26 +86,30 @@ class Learner:
     """Returns the state for the time between updates: offloaded if `config.offload`."""
     return offloaded(state) if self.config.offload else state
 
-  def offload_reference(self, params: optax.Params) -> Any:
+  def offload_reference(self, params: optax.Params) -> optax.Params:
     """Returns a reference's parameters: offloaded if `config.offload`."""
     return to_host(params) if self.config.offload else params
 
-  def whole(self, params: optax.Params) -> Any:
+  def whole(self, params: optax.Params) -> optax.Params:
     """Returns all parameters of the model, given the learned ones."""
     return self.join(self.frozen, params)
 
-  def for_sampling(self, params: optax.Params) -> Any:
+  def for_sampling(self, params: optax.Params) -> optax.Params:
     """Returns the sampler's parameters: the policy's, quantized if asked for."""
     return self._quantize(self.whole(params))
 
   @functools.cached_property
-  def _quantize(self) -> Callable[[Any], Any]:
+  def _quantize(self) -> Callable[[optax.Params], optax.Params]:
     if self.quantize is None:
       return lambda params: params
     return jax.jit(self.quantize, compiler_options=compilation.options())
 
   def score(
-    self, policy: Any, reference: optax.Params, rollout: Rollout, temperature: float
+    self,
+    policy: optax.Params,
+    reference: optax.Params,
+    rollout: Rollout,
+    temperature: float,
   ) -> ScoredRollout:
     """Returns the log-probs that an update needs besides the sampler's."""
     old_logp, ref_logp, first, second = None, None, 0.0, 0.0
@@ -215,5 +220,5 @@ class Learner:
   def _shards(self) -> int:
     return shard_count(self.mesh, 'prompt')
 
-  def _feed(self, parts: Any) -> Any:
+  def _feed(self, parts: T) -> T:
     return feed_rows(self.mesh, parts, axis=1)

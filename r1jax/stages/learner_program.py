@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from r1jax import optim, update
-from r1jax.optim import TrainState
+from r1jax.optim import Metrics, TrainState
+from r1jax.packing import Inputs
 from r1jax.runtime import compilation
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.score import score_tokens
@@ -19,8 +20,11 @@ from r1jax.sharding.place import device_sharding, to_device, to_host
 from r1jax.sharding.rules import named_sharding
 from r1jax.stages.rl_config import RLConfig
 
+Join = Callable[[optax.Params, optax.Params], optax.Params]
+Score = Callable[..., tuple[jax.Array, jax.Array]]  # see `score_tokens`
 
-def all_learned(frozen: optax.Params, params: optax.Params) -> Any:
+
+def all_learned(frozen: optax.Params, params: optax.Params) -> optax.Params:
   """Returns the model's parameters if all of them are learned."""
   del frozen
   return params
@@ -47,15 +51,15 @@ class LearnerProgram:
   mesh: jax.sharding.Mesh
   config: RLConfig
   tx: optax.GradientTransformation
-  join: Callable[[Any, Any], Any] = all_learned
+  join: Join = all_learned
 
   @functools.cached_property
-  def score(self) -> Any:
+  def score(self) -> jax.stages.Wrapped:
     """The jitted scoring program: log-probs [N, P, B, T], N micro-batches in a loop."""
 
     def score(
-      params: optax.Params, rows: Any, count: jax.Array, temperature: jax.Array
-    ):
+      params: optax.Params, rows: Inputs, count: jax.Array, temperature: jax.Array
+    ) -> jax.Array:
       def one(index: jax.Array, logp: jax.Array) -> jax.Array:
         part = jax.tree.map(lambda x: x[index], rows)
         return logp.at[index].set(
@@ -69,7 +73,7 @@ class LearnerProgram:
     return self._jit(score, place)
 
   @functools.cached_property
-  def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  def update(self) -> Callable[..., tuple[TrainState, Metrics]]:
     """One update, by `step` or its `halves`, compiled for the state's shardings.
 
     (state, frozen, rollout, count, temperature) -> the new state, and metrics. Donates
@@ -77,7 +81,7 @@ class LearnerProgram:
     """
     made: list[Any] = []
 
-    def update(state: TrainState, *args: Any) -> Any:
+    def update(state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
       if not made:
         places = jax.tree.map(device_sharding, state)
         made.append((self.halves if self.config.offload else self.step)(places))
@@ -91,10 +95,12 @@ class LearnerProgram:
 
     return update
 
-  def step(self, places: Any) -> Any:
+  def step(self, places: TrainState) -> jax.stages.Wrapped:
     """Returns the jitted `update.step` for these shardings; it donates the state."""
 
-    def step(state: TrainState, frozen: optax.Params, *rollout: Any) -> Any:
+    def step(
+      state: TrainState, frozen: optax.Params, *rollout: Any
+    ) -> tuple[TrainState, Metrics]:
       score = self._scoring_with(frozen)
       return update.step(
         state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
@@ -102,14 +108,16 @@ class LearnerProgram:
 
     return self._jit(step, (places, None), donated=(0,))
 
-  def halves(self, places: Any) -> tuple[Any, Any]:
+  def halves(self, places: TrainState) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Returns `step` as two jitted functions: gradient without optimizer, update."""
 
-    def gradients(params: optax.Params, frozen: optax.Params, *rollout: Any) -> Any:
+    def gradients(
+      params: optax.Params, frozen: optax.Params, *rollout: Any
+    ) -> tuple[optax.Updates, Metrics]:
       score = self._scoring_with(frozen)
       return update.gradients(params, *rollout, score=score, config=self.config.grpo)
 
-    def apply(state: TrainState, grads: Any) -> Any:
+    def apply(state: TrainState, grads: optax.Updates) -> tuple[TrainState, Metrics]:
       return optim.apply(state, grads, optimizer=self.tx)
 
     return (
@@ -118,16 +126,20 @@ class LearnerProgram:
     )
 
   @functools.cached_property
-  def _score(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  def _score(self) -> Score:
     return functools.partial(score_tokens, model=self.model)
 
-  def _scoring_with(self, frozen: optax.Params) -> Callable[..., Any]:
-    def score(params: optax.Params, *rows: Any, **settings: Any) -> Any:
-      return self._score(self.join(frozen, params), *rows, **settings)
+  def _scoring_with(self, frozen: optax.Params) -> Score:
+    def score(
+      params: optax.Params, *rows: jax.Array, temperature: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+      return self._score(self.join(frozen, params), *rows, temperature=temperature)
 
     return score
 
-  def _jit(self, function: Any, places: Any, donated: tuple[int, ...] = ()) -> Any:
+  def _jit(
+    self, function: Callable, places: object, donated: tuple[int, ...] = ()
+  ) -> jax.stages.Wrapped:
     mesh = self.mesh
     return jax.jit(
       on_mesh(mesh, function),

@@ -10,7 +10,6 @@ import json
 import math
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +191,7 @@ def train(
   config: PreferenceConfig,
   mesh: jax.sharding.Mesh,
   seed: int,
-) -> Any:
+) -> optax.Params:
   """Trains a preference model; resumes from the last checkpoint.
 
   Returns its parameters, replicated on `local_mesh(mesh)`. Its scores have mean 0 and
@@ -228,7 +227,9 @@ def train(
   here = local_mesh(mesh)
   score = scoring(model, here)
 
-  def measure(_: Any, state: TrainState, saves: bool) -> dict[str, float]:
+  def measure(
+    _: reward_model.Batch, state: TrainState, saves: bool
+  ) -> dict[str, float]:
     if not saves or not len(held_out.tokens):
       return {}
     copies = _copies(state.params, mesh, here)
@@ -274,7 +275,7 @@ def _check_scores(phase: str, steps: int, scores: np.ndarray) -> None:
 
 def _copies(
   params: optax.Params, mesh: jax.sharding.Mesh, here: jax.sharding.Mesh
-) -> Any:
+) -> optax.Params:
   """Returns parameters sharded over `mesh`, replicated on the devices of `here`."""
   whole = jax.device_get(replicate(mesh, params))
   return replicate(here, whole)

@@ -70,7 +70,7 @@ def encode_pairs(pairs: Sequence[Pair], **encoding: Any) -> reward_model.Batch:
   return reward_model.Batch(tokens.reshape(shape), mask.reshape(shape))
 
 
-Scoring = Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+Scoring = Callable[[optax.Params, np.ndarray, np.ndarray], np.ndarray]
 
 
 def scoring(model: DecoderFns, mesh: jax.sharding.Mesh) -> Scoring:

@@ -6,7 +6,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import grain
 
@@ -14,6 +13,7 @@ from r1jax import tasks
 from r1jax.evaluation.suite import SuiteConfig
 from r1jax.miniature import corpus
 from r1jax.miniature.corpus import TaskConfigs
+from r1jax.plain import Config
 from r1jax.stages import fit
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.rejection import RejectionConfig
@@ -77,7 +77,7 @@ class Problems:
       ids = tokenizer.prompt_ids(template, problem.question)
       pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
 
-  def check(self, config: Any) -> None:
+  def check(self, config: Config) -> None:
     """Raises ValueError if a length in a stage's config does not fit.
 
     Outputs must fit into the positions and into the rows of a base model, and what

@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from r1jax.plain import JsonDict
 from r1jax.rewards import filters
 from r1jax.rollout.sampler import Sampler, of_all_hosts
 from r1jax.runtime import hosts
@@ -28,7 +28,7 @@ from r1jax.runtime.workdir import write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.tasks import Problem
 
-Line = dict[str, Any]  # of the file: an output, its problem and its faults
+Line = JsonDict  # of the file: an output, its problem and its faults
 OUTPUTS = 'outputs.jsonl'
 SELECTION = ('duplicate', 'surplus')  # faults of outputs that are right but not kept
 
@@ -202,7 +202,7 @@ def select(lines: Sequence[Line], most_a_problem: int) -> list[Line]:
   return kept
 
 
-def statistics(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
+def statistics(lines: Iterable[Line]) -> dict[str, JsonDict]:
   """Returns by task: problems, outputs, kept outputs, their mean tokens, and faults.
 
   An output with several faults is counted under its first.

@@ -8,7 +8,6 @@ random state is stored, and a resumed run is bit-for-bit identical.
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ import optax
 from r1jax.choice import label
 from r1jax.evaluation.evaluate import EvalConfig, evaluate_and_log
 from r1jax.optim import TrainState
+from r1jax.plain import JsonDict
 from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.rewarding import reward
 from r1jax.rollout.sampler import Sampler
@@ -54,7 +54,7 @@ def step(
   problems: Sequence[Problem],
   key: jax.Array,
   number: int,
-) -> tuple[TrainState, dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[TrainState, JsonDict, list[JsonDict]]:
   """Makes one rollout and its updates; steps are numbered from 1.
 
   Returns the new state, the metrics, and lines for samples.jsonl.
@@ -110,14 +110,14 @@ def step(
 def train(
   run: Run,
   phase: str,
-  params: Callable[[], Any],
+  params: Callable[[], optax.Params],
   *,
   actors: Actors,
   problem_at: Callable[[int], Problem],
   held_out: Sequence[Problem],
   evals: EvalConfig,
   seed: int,
-) -> Any:
+) -> optax.Params:
   """Trains a policy; resumes from the last checkpoint.
 
   Returns its learned parameters after `config.steps` rollouts.
@@ -178,19 +178,19 @@ def train(
       loop.say(sentence)
     device = metrics['time'].pop('device')
     tokens = metrics.pop('tokens')
-    metrics = loop.log(metrics, tokens=tokens, device=device, samples=samples)
-    flat = flat and metrics['zero_advantages'] == 1
+    logged = loop.log(metrics, tokens=tokens, device=device, samples=samples)
+    flat = flat and logged['zero_advantages'] == 1
     if flat and number == FLAT:
-      raise nothing_learned(phase, metrics['reward'])
+      raise nothing_learned(phase, logged['reward'])
     if config.reference_every and number % config.reference_every == 0:
       reference = learner.offload_reference(jax.tree.map(jnp.copy, state.params))
       loop.say('the policy is the new reference.')
     if loop.due(config.evaluate_every):
       measure()
       loop.restart_clock()
-    loop.say_compilations(metrics['time']['seconds'])
+    loop.say_compilations(logged['time']['seconds'])
     settling = number - first <= SETTLED
-    if settling and (warning := short_updates(config, number, metrics, weights)):
+    if settling and (warning := short_updates(config, number, logged, weights)):
       loop.say(warning)
     if loop.must_save():
       loop.save(to_device({'policy': state, 'reference': reference}))

@@ -1,11 +1,11 @@
 """Checks an RL step: finite rewards and advantages, something to learn, its size."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from r1jax import optim
+from r1jax.plain import JsonObject
 from r1jax.rollout.rewarding import Rewards
 from r1jax.runtime.errors import TrainingError
 from r1jax.stages.rl_config import RLConfig
@@ -17,7 +17,7 @@ LARGE = 100  # times Adam's eps; an rms gradient above this is not slowed by eps
 
 
 def short_updates(
-  config: RLConfig, number: int, metrics: Mapping[str, Any], weights: int
+  config: RLConfig, number: int, metrics: JsonObject, weights: int
 ) -> str | None:
   """Returns a warning if a step's updates are far shorter than the learning rate.
 

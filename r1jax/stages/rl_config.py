@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
 
+Value = TypeVar('Value')
 MOST_WORKERS = 256  # processes
 MACHINE = {'machine': True}  # metadata of fields that may change when a run resumes
 LONGEST = 2**20  # tokens of an output
@@ -106,6 +107,6 @@ def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> No
     )
 
 
-def value_at(schedule: tuple[tuple[int, Any], ...], step: int) -> Any:
+def value_at(schedule: tuple[tuple[int, Value], ...], step: int) -> Value:
   """Returns the value of a schedule after `step` rollouts."""
   return [value for start, value in schedule if start <= step][-1]

@@ -28,9 +28,9 @@ def learner_of(
   policy: Policy,
   mesh: jax.sharding.Mesh,
   config: RLConfig,
-  params: Callable[[], Any],
+  params: Callable[[], optax.Params],
   seed: int,
-) -> tuple[Learner, Callable[[], Any]]:
+) -> tuple[Learner, Callable[[], optax.Params]]:
   """Returns a policy's learner, and what returns its learned parameters at the start.
 
   Args:
@@ -41,7 +41,7 @@ def learner_of(
     seed: of the adapters, and of what is random in the optimizer.
   """
 
-  def quantize(params: optax.Params) -> Any:
+  def quantize(params: optax.Params) -> optax.Params:
     return decoder.quantize(lora.merged(params), policy.config)
 
   learner = Learner(
@@ -86,8 +86,8 @@ def like(learner: Learner, params: optax.Params) -> dict[str, Any]:
 
 
 def resume(
-  learner: Learner, params: Callable[[], Any], run: Run, phase: str
-) -> tuple[TrainState, Any, int]:
+  learner: Learner, params: Callable[[], optax.Params], run: Run, phase: str
+) -> tuple[TrainState, optax.Params, int]:
   """Returns state, reference and step of the last checkpoint, or of the start.
 
   Raises:

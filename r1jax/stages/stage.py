@@ -6,7 +6,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import optax
@@ -68,7 +67,7 @@ class Stage:
   seed: int
   layout: MeshConfig = MeshConfig()
   parents: tuple[Artifact, ...] = ()
-  source: Callable[[jax.sharding.Mesh], Any] | None = None
+  source: Callable[[jax.sharding.Mesh], optax.Params] | None = None
 
   @property
   def parent(self) -> Artifact:
@@ -81,7 +80,7 @@ class Stage:
     length = self.problems.max_prompt_length
     return Sampler(self.policy, length, self.mesh, self.layout)
 
-  def params(self, name: str = 'final') -> Any:
+  def params(self, name: str = 'final') -> optax.Params:
     """Returns the parameters that the stage starts from, on the mesh.
 
     They are those that the parent saved under this name, or those of `source`.
@@ -97,7 +96,7 @@ class Stage:
 
   def pretrain(
     self, document: Callable[[int], tuple[str, str]], config: PretrainConfig
-  ) -> Any:
+  ) -> optax.Params:
     """Returns the parameters of a base model, trained from random initialization.
 
     Args:
@@ -134,7 +133,7 @@ class Stage:
     pairs: Sequence[tuple[str, str]],
     config: SFTConfig,
     phase: str = 'sft',
-  ) -> Any:
+  ) -> optax.Params:
     """Returns the parameters after SFT on pairs of a question and an output.
 
     Raises:
@@ -147,14 +146,14 @@ class Stage:
     self,
     phase: str,
     params: optax.Params,
-    batch: Callable[[int, Any], Batch],
+    batch: Callable[[int, optax.Params], Batch],
     steps: int,
     config: supervised.RowsConfig,
     optim_field: str,
     *,
     step: StepFunction | None = None,
-    constants: tuple[Any, ...] = (),
-  ) -> Any:
+    constants: tuple[optax.Params, ...] = (),
+  ) -> optax.Params:
     """Returns the parameters after supervised training; see `supervised.train`.
 
     `step` defaults to `sft.step` of the policy.
@@ -243,12 +242,12 @@ class Stage:
 
   def rl(
     self,
-    params: Callable[[], Any],
+    params: Callable[[], optax.Params],
     rewarder: Rewarder,
     problem_at: Callable[[int], Problem],
     config: RLConfig,
     evals: EvalConfig,
-  ) -> Any:
+  ) -> optax.Params:
     """Returns the policy after RL.
 
     For a policy with adapters these are the learned adapters.
@@ -277,7 +276,7 @@ class Stage:
       seed=self.seed,
     )
 
-  def measure(self, params: Mapping[str, Any], config: SuiteConfig) -> None:
+  def measure(self, params: Mapping[str, optax.Params], config: SuiteConfig) -> None:
     """Measures a row of the stage table for each of the named parameters.
 
     Only this method uses problems of the test split.

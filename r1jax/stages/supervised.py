@@ -6,7 +6,6 @@ identical.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from r1jax.runtime.loop import Loop
 from r1jax.runtime.run import Run
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.place import like_params, put_batch
+from r1jax.trees import T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SFTConfig(RowsConfig):
 
 
 # (state, batch, *constants, optimizer=..., micro_batches=...) -> state, metrics
-StepFunction = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[TrainState, optim.Metrics]]
 
 
 def fit(
@@ -71,17 +71,17 @@ def fit(
   phase: str,
   state: TrainState,
   *,
-  update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-  batch: Callable[[int, Any], Any],
+  update: Callable[..., tuple[TrainState, optim.Metrics]],
+  batch: Callable[[int, optax.Params], T],
   steps: int,
   log_every: int,
   checkpoint_every: int,
   log_saves: bool = False,
   optim_field: str,
   mesh: jax.sharding.Mesh,
-  constants: tuple[Any, ...] = (),
-  tokens: Callable[[Any], int] = lambda batch: 0,
-  measure: Callable[[Any, TrainState, bool], Mapping[str, Any]] | None = None,
+  constants: tuple[optax.Params, ...] = (),
+  tokens: Callable[[T], int] = lambda batch: 0,
+  measure: Callable[[T, TrainState, bool], Mapping[str, float]] | None = None,
 ) -> TrainState:
   """Returns the state after `steps` updates; resumes from the last checkpoint.
 
@@ -125,7 +125,7 @@ def fit(
     learned += tokens(rows)
     state, metrics = step_fn(state, put_batch(mesh, rows), *constants)
 
-    def more(rows: Any = rows, state: TrainState = state) -> Mapping[str, Any]:
+    def more(rows: T = rows, state: TrainState = state) -> Mapping[str, float]:
       return measure(rows, state, loop.save_due) if measure else {}
 
     if loop.log(metrics, tokens=learned, more=more):
@@ -141,14 +141,14 @@ def train(
   params: optax.Params,
   *,
   step: StepFunction,
-  batch: Callable[[int, Any], sft.Batch],
+  batch: Callable[[int, optax.Params], sft.Batch],
   steps: int,
   config: RowsConfig,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
   optim_field: str,
-  constants: tuple[Any, ...] = (),
-) -> Any:
+  constants: tuple[optax.Params, ...] = (),
+) -> optax.Params:
   """Returns the parameters after `steps` updates on rows; see `fit`.
 
   Args:
@@ -166,7 +166,9 @@ def train(
     constants: further arguments of `step`.
   """
 
-  def update(state: TrainState, batch: sft.Batch, *constants: Any) -> Any:
+  def update(
+    state: TrainState, batch: sft.Batch, *constants: optax.Params
+  ) -> tuple[TrainState, optim.Metrics]:
     times = batch.tokens.shape[0] // config.rows_per_step
     parts = times * config.micro_batches
     return step(state, batch, *constants, optimizer=optimizer, micro_batches=parts)

@@ -18,6 +18,8 @@ import importlib
 from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
+from r1jax.plain import JsonObject
+
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
@@ -38,7 +40,7 @@ class Problem:
   id: str
   task: str  # the module in r1jax.tasks that checks answers
   question: str
-  truth: dict[str, Any]
+  truth: JsonObject
   language: str = 'en'  # of a good output; see `r1jax.text.language`
 
 

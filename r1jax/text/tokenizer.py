@@ -6,14 +6,14 @@ Wraps byte-level BPE that is trained here, or any tokenizer of the Hugging Face 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from r1jax.plain import JsonObject
 from r1jax.text import surroundings
 from r1jax.text.parsing import TAG_PATTERN, TAGS
 from r1jax.text.templates import (
@@ -213,7 +213,7 @@ class Tokenizer:
       partial.unlink(missing_ok=True)
 
   @property
-  def content(self) -> dict[str, Any]:
+  def content(self) -> JsonObject:
     """The content of the file, in the format of tokenizer.json."""
     return json.loads(self._of_chats.to_str())
 
@@ -263,14 +263,14 @@ def num_ids(tokenizer: tokenizers.Tokenizer) -> int:
   return max(tokenizer.get_vocab().values()) + 1
 
 
-def _plain(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _plain(content: JsonObject) -> tokenizers.Tokenizer:
   """Returns a tokenizer that encodes special tokens in a text as ordinary text."""
   tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
   tokenizer.encode_special_tokens = True
   return tokenizer
 
 
-def _without_spaces(content: Mapping[str, Any]) -> dict[str, Any]:
+def _without_spaces(content: JsonObject) -> JsonObject:
   """Returns a tokenizer.json that puts no space before texts."""
   normalizer, cut = content['normalizer'], content['pre_tokenizer']
   return {
@@ -280,7 +280,7 @@ def _without_spaces(content: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _without_space(part: Mapping[str, Any]) -> dict[str, Any]:
+def _without_space(part: JsonObject) -> JsonObject:
   """Returns a normalizer or pre_tokenizer that puts no space before texts."""
   never = {'Prepend': {'prepend': ''}, 'Metaspace': {'prepend_scheme': 'never'}}
   changed = {**part, **never.get(part['type'], {})}

@@ -42,7 +42,7 @@ class _Visible(NamedTuple):
     count = context + jnp.maximum(stop - start, 0)
     return count, lambda n: jnp.where(n < context, n, n - context + start)
 
-  def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array, block: Any):
+  def scores(self, q: jax.Array, k: jax.Array, mask: jax.Array, block: jax.Array):
     """Returns q k^T for queries [Q, C] and keys [S, C]; MASKED where not visible."""
     own = (block * KEYS + jnp.arange(KEYS) - self.before)[None]
     in_row = (own >= self.begin[:, None]) & (own <= self.place[:, None])
@@ -143,7 +143,9 @@ def _forward(
 
 
 def _backward(
-  before: int, saved: Any, d_out: jax.Array
+  before: int,
+  saved: tuple[tuple[jax.Array, ...], jax.Array, jax.Array],
+  d_out: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
   args, out, total = saved
   delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)

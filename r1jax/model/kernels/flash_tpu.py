@@ -27,6 +27,7 @@ from r1jax.sharding.constrain import (
   platform,
   shard_mapped,
 )
+from r1jax.trees import KV
 
 LANES = 128  # block sizes are multiples of it; shorter rows don't use the kernel
 BLOCK = 512  # queries or keys of a block, at most; its scores are 1 MiB
@@ -46,11 +47,11 @@ class _Visible:
     return seen | (own < 0)
 
 
-def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
+def serves(q_BTHC: jax.Array, own: KV, context: Sequence[tuple[KV, jax.Array]]) -> bool:
   """Whether there is a kernel for these arguments of `attend` on the current mesh."""
   length, kernel = q_BTHC.shape[1], KERNELS.get(platform())
   kvs = [own, *(kv for kv, _ in context)]
-  if kernel is None or any(kv.v is None for kv in kvs):
+  if kernel is None or own.v is None or any(kv.v is None for kv in kvs):
     return False
   if kernel is flash_gpu.attend and not flash_gpu.fits(q_BTHC, own.v.shape[-1]):
     return False
@@ -62,9 +63,9 @@ def serves(q_BTHC: jax.Array, own: Any, context: Sequence[Any]) -> bool:
 
 def attend(
   q_BTHC: jax.Array,
-  own: Any,
+  own: KV,
   document_BT: jax.Array,
-  context: Sequence[Any],
+  context: Sequence[tuple[KV, jax.Array]],
   scale: float | None,
 ) -> jax.Array:
   """Returns the result of `attention.attend`, in the type of the queries."""
@@ -98,8 +99,8 @@ def _attend(
   q_BTHC: jax.Array,
   begin_BT: jax.Array,
   place_BT: jax.Array,
-  own: Any,
-  context: Sequence[Any],
+  own: KV,
+  context: Sequence[KV],
   masks: Sequence[jax.Array],
 ) -> jax.Array:
   """`attend` for a device's own queries, which may be part of a row."""
@@ -114,7 +115,8 @@ def _attend(
     return _padded(x, key_count * key_size - x.shape[1])
 
   k_BSKC = joined(*(jnp.moveaxis(kv.k, 3, 1) for kv in (*context, own)))
-  v_BSKC = joined(*(jnp.moveaxis(kv.v, 2, 1) for kv in (*context, own)))
+  values = (kv.v for kv in (*context, own) if kv.v is not None)  # see `serves`
+  v_BSKC = joined(*(jnp.moveaxis(v, 2, 1) for v in values))
   mask_BS = joined(*masks, jnp.ones((rows, own.k.shape[3]), bool)).astype(jnp.int32)
   padding = count * size - length
   queries = (_padded(x, padding) for x in (q_BTHC, begin_BT, place_BT))
@@ -142,7 +144,9 @@ def _splash(
   kernel = _kernel(last, key_count, size, key_size)
   range_BT = (begin_BT << POSITION_BITS) | place_BT
 
-  def row(q: Any, k: Any, v: Any, visible: Any, mask: Any) -> jax.Array:
+  def row(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, mask: jax.Array
+  ) -> jax.Array:
     heads_first = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
     segments = splash.SegmentIds(jnp.ones_like(visible), mask)
     return kernel(_Visible(before), visible)(*heads_first, segments)
@@ -166,8 +170,8 @@ def _kernel(last: jax.Array, key_count: int, size: int, key_size: int) -> Any:
   queries = jnp.maximum(block, jnp.argmax(counts, axis=0)[None])
   sizes = (size, key_size, key_size)  # the last: keys that are computed at once
 
-  def kernel(function: _Visible, visible: Any) -> Any:
-    def info(blocks: jax.Array) -> Any:
+  def kernel(function: _Visible, visible: Any) -> splash.SplashAttentionKernel:
+    def info(blocks: jax.Array) -> mask_info.MaskInfo:
       used = counts[None].astype(jnp.int32)
       return mask_info.MaskInfo(blocks[None], None, used, None, visible)
 

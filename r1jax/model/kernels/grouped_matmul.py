@@ -59,11 +59,16 @@ def _of_groups(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Arra
   return jax.lax.ragged_dot_general(x_MD, y_MF, sizes_E, rows)
 
 
-def _forward(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> Any:
+_Kept = tuple[jax.Array, jax.Array, jax.Array]  # the arguments of `_by_group`
+
+
+def _forward(
+  x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array
+) -> tuple[jax.Array, _Kept]:
   return _by_group(x_MD, w_EDF, sizes_E), (x_MD, w_EDF, sizes_E)
 
 
-def _backward(kept: Any, slope_MF: jax.Array) -> Any:
+def _backward(kept: _Kept, slope_MF: jax.Array) -> tuple[jax.Array, jax.Array, None]:
   x_MD, w_EDF, sizes_E = kept
   slope_MD = _back_by_group(slope_MF, w_EDF, sizes_E)
   return slope_MD, _of_groups(x_MD, slope_MF, sizes_E), None
@@ -162,7 +167,7 @@ def _sums(x_MD: jax.Array, y_MF: jax.Array, sizes_E: jax.Array) -> jax.Array:
 
 def _masked_rows(
   start: jax.Array, end: jax.Array, size: int, count: int
-) -> tuple[Any, jax.Array]:
+) -> tuple[slice | pl.Slice, jax.Array]:
   """Returns a slice of `size` rows from `start` on, and a mask up to `end`."""
   first = jnp.minimum(start, count - size)
   row = first + jnp.arange(size)
