@@ -14,7 +14,7 @@ from scipy import stats
 
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
-from r1jax.sampling import cache, generate
+from r1jax.sampling import cache, generate, sampler
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import (
   SamplingConfig,
@@ -289,8 +289,14 @@ def test_inverse_cdf_over_many_blocks():
   assert (total[rows, got] - weights[rows, got] < target + 1e-4).all()
 
 
+@pytest.fixture(params=['sort', 'search'])
+def top_p_by(request, monkeypatch):
+  """Top-p by sorting, or by the search that a CPU makes with a large vocabulary."""
+  monkeypatch.setattr(sampler, 'MANY', 1 if request.param == 'search' else 10**9)
+
+
 @pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), TRUNCATIONS)
-def test_truncation_row_by_row(temperature, top_k, top_p):
+def test_truncation_row_by_row(top_p_by, temperature, top_k, top_p):
   logits = np.random.default_rng(4).normal(0, 2, (3, 5, 9)).astype(np.float32)
   kept = draw_logits(jnp.asarray(logits), jnp.float32(temperature), top_k, top_p)
   for index in np.ndindex(3, 5):
@@ -301,7 +307,7 @@ def test_truncation_row_by_row(temperature, top_k, top_p):
     )
 
 
-def test_ties_at_the_cut_are_kept():
+def test_ties_at_the_cut_are_kept(top_p_by):
   logits = np.log(np.array([0.4, 0.2, 0.2, 0.2], np.float32))
   for settings in ({'top_k': 2}, {'top_p': 0.5}):
     assert np.isfinite(
@@ -309,7 +315,7 @@ def test_ties_at_the_cut_are_kept():
     ).all()
 
 
-def test_the_nucleus_is_the_smallest_set_of_the_total_probability():
+def test_the_nucleus_is_the_smallest_set_of_the_total_probability(top_p_by):
   logits = jnp.log(jnp.array([0.25, 0.5, 0.25]))
   # 1/2 is reached by the first token alone.
   kept = draw_logits(logits, jnp.float32(1), top_p=0.5)
