@@ -217,8 +217,8 @@ def _sampling(
   """Yields prefill and the last decoding step, which attends to the most tokens."""
   mesh, names, model = sampler.sampling_mesh, sampler.names, sampler.model
   share = 1 / mesh.shape['expert']
-  asked = {'rl.prompts_per_step': plan.rl.prompts_per_step}
-  check_rows(mesh, asked, 'samplers cut prompts')
+  shape = (plan.rl.prompts_per_step, plan.rl.max_prompt_length)
+  check_rows(mesh, {'rl.prompts_per_step': shape[0]}, 'samplers cut prompts')
   shardings = param_shardings(mesh, sampler.sampling_names)
   shapes = decoder.with_dtype(unbox(names), plan.param_dtype)
   params = _with_shardings(shapes, shardings)
@@ -228,7 +228,6 @@ def _sampling(
     sharding = named_sharding(mesh, 'prompt')
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  shape = (plan.rl.prompts_per_step, plan.rl.max_prompt_length)
   prompts = rows(*shape, dtype=jnp.int32), rows(*shape, dtype=jnp.bool_)
   prefill = on_mesh(
     mesh,
@@ -237,7 +236,6 @@ def _sampling(
     ),
   )
   _, state = jax.eval_shape(prefill, params, *prompts)
-
   state = jax.tree.map(functools.partial(_cached, mesh), state)
   places = jax.tree.map(lambda x: x.sharding, state)
   yield Phase(
@@ -256,8 +254,7 @@ def _sampling(
     params: optax.Params, state: DecodeState, token: jax.Array, uniform: jax.Array
   ) -> tuple[tuple[jax.Array, jax.Array], DecodeState]:
     logits, state = streaming.decode_step(params, state, token, model=model)
-    drawn = sample_token(uniform, logits, SamplingConfig(), jnp.float32(1))
-    return drawn, state
+    return sample_token(uniform, logits, SamplingConfig(), jnp.float32(1)), state
 
   count = shape[0] * plan.rl.group_size
   yield Phase(

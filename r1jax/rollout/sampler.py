@@ -113,7 +113,6 @@ class Sampler:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     key_data = np.asarray(jax.random.key_data(keys))
     parts = self.program.parallel_parts(len(mine), params)
-    outputs = len(problems) * group_size // parts
     sample = functools.partial(
       self.program.compiled,
       self.program.place(params),
@@ -121,7 +120,7 @@ class Sampler:
       config=dataclasses.replace(draw, temperature=1.0),
       group_size=group_size,
       max_length=max_length,
-      slots=self.program.slots(outputs, parts),
+      slots=self.program.slots(len(problems) * group_size // parts, parts),
       temperature=np.float32(draw.temperature),
     )
 

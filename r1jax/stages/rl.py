@@ -152,16 +152,7 @@ def train(
   )
 
   def measure() -> None:
-    evaluate_and_log(
-      loop,
-      learner.whole(state.params),
-      named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
-      held_out,
-      sampler=actors.sampler,
-      rewarder=actors.rewarder,
-      config=evals,
-      max_length=value_at(config.max_length, config.steps),
-    )
+    _evaluate(loop, learner.whole(state.params), held_out, actors, evals, root)
 
   if not first:
     measure()
@@ -195,3 +186,24 @@ def train(
     if loop.must_save():
       loop.save(to_device({'policy': state, 'reference': reference}))
   return state.params
+
+
+def _evaluate(
+  loop: Loop,
+  params: optax.Params,
+  held_out: Sequence[Problem],
+  actors: Actors,
+  config: EvalConfig,
+  root: jax.Array,
+) -> None:
+  """Evaluates the policy after the loop's step; logs and shows the result."""
+  evaluate_and_log(
+    loop,
+    params,
+    named_key(jax.random.fold_in(root, loop.step), 'evaluate'),
+    held_out,
+    sampler=actors.sampler,
+    rewarder=actors.rewarder,
+    config=config,
+    max_length=value_at(actors.learner.config.max_length, loop.steps),
+  )
