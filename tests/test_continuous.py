@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import heapq
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ import pytest
 from flax.core import meta
 
 from r1jax.model import decoder
-from r1jax.model.attention import KV, attend_all
+from r1jax.model.attention import attend_all
 from r1jax.model.config import Latent, ModelConfig
 from r1jax.sampling import continuous, generate, slots
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, replicate
+from r1jax.trees import KV
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
@@ -145,17 +146,12 @@ def test_prompts_and_slots_may_be_sharded(short_blocks):
   np.testing.assert_allclose(found.logp, plain.logp, rtol=1e-5, atol=1e-5)
 
 
-class NoKV(NamedTuple):
-  k: jax.Array
-  v: jax.Array
-
-
 def counting_model(steps):
   """Says the next smaller number; calls `steps` with the tokens of each step."""
 
   def forward(params, tokens_BT, positions, document, context=()):
     kv = jnp.zeros((1, len(tokens_BT), 1, 1, tokens_BT.shape[1]))
-    return tokens_BT, NoKV(kv, jnp.swapaxes(kv, -1, -2))
+    return tokens_BT, KV(kv, jnp.swapaxes(kv, -1, -2))
 
   def make_decode(params):
     def decode(token_B, position_B, context, column):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from r1jax.sampling.sampler import (
 from r1jax.sampling.score import score_tokens
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, replicate
+from r1jax.trees import KV
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
@@ -391,18 +392,13 @@ def test_compaction_changes_no_completion(monkeypatch, kv_heads, dtype):
   np.testing.assert_allclose(moved.logp, plain.logp, **CLOSE)
 
 
-class NoKV(NamedTuple):
-  k: jax.Array
-  v: jax.Array
-
-
 def counting_model(seen):
   """Says the next number after the token it reads; calls `seen` at each reading."""
 
   def forward(params, tokens_BT, positions, document, context=()):
     jax.debug.callback(lambda tokens: seen.append(tokens.shape[1]), tokens_BT)
-    kv = NoKV(*jnp.zeros((2, 1, len(tokens_BT), 1, 1, tokens_BT.shape[1])))
-    return tokens_BT, NoKV(kv.k, jnp.swapaxes(kv.v, -1, -2))
+    k = jnp.zeros((1, len(tokens_BT), 1, 1, tokens_BT.shape[1]))
+    return tokens_BT, KV(k, jnp.swapaxes(k, -1, -2))
 
   def logits(params, hidden):
     return 100.0 * jax.nn.one_hot((hidden + 1) % 10, 10)
