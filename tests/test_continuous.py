@@ -104,7 +104,7 @@ def test_slots_change_no_completion(short_blocks, sizes, name):
   assert len(set(sizes)) >= 4, set(sizes)
 
 
-@pytest.mark.parametrize('count', [1, 2, 63, 64, 100])
+@pytest.mark.parametrize('count', [1, 63, 100])
 def test_any_number_of_slots_will_do(count):
   arrays = random_params(SMALL), KEYS, PROMPTS, PROMPT_MASK
   plain = sampler(functions(SMALL), max_length=6)(*arrays)
@@ -112,7 +112,7 @@ def test_any_number_of_slots_will_do(count):
   np.testing.assert_array_equal(sample(*arrays).tokens, plain.tokens)
 
 
-@pytest.mark.parametrize('length', [1, 2, 3])
+@pytest.mark.parametrize('length', [1, 2])
 def test_outputs_may_be_as_short_as_a_token(length):
   arrays = random_params(SMALL), KEYS, PROMPTS, PROMPT_MASK
   plain = sampler(functions(SMALL), max_length=length)(*arrays)
