@@ -120,3 +120,17 @@ def test_one_column_is_multiplied_as_by_numpy(kind):
   expected: np.ndarray = np.asarray(w, np.float64) @ x
   # float32 sums of 192 terms below 400
   np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def test_a_tied_embedding_of_float32_is_not_rounded_for_one_row():
+  config = ModelConfig(
+    d_model=64, layers=1, heads=2, kv_heads=1, head_dim=32, d_ff=64, dtype='bfloat16'
+  )
+  params = unbox(decoder.init(config, 9, jax.random.key(0)))
+  hidden = jax.random.normal(jax.random.key(1), (1, 64))
+  _, logits, *_ = decoder.functions(config, 9)
+  single = decode.decode_params(config, params, single=True)
+  np.testing.assert_array_equal(logits(single, hidden), logits(params, hidden))
+  # Weights that are bfloat16 anyway are read as such.
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  assert decode.decode_params(config, rounded, single=True).head is not None
