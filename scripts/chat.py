@@ -18,7 +18,7 @@ import rich.console
 import rich.text
 import tyro
 
-from r1jax.runtime import cli, compilation
+from r1jax.runtime import cli, compilation, memory
 from r1jax.runtime.errors import user_errors
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import chat, problem_sets
@@ -81,6 +81,7 @@ def chat_loop(config: Chat) -> None:
       'checkpoint, as in: python -m scripts.chat runs/r1/final_rl-…'
     )
   compilation.keep_on_disk()
+  memory.keep_large_blocks()
   session = chat.open_session(
     config.path,
     config.template,

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import tyro
 
-from r1jax.runtime import cli, compilation
+from r1jax.runtime import cli, compilation, memory
 from r1jax.runtime.errors import user_errors
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import chat
@@ -59,6 +59,7 @@ def measure(config: ChatSpeed) -> dict[str, Any]:
   if not config.path:
     raise ValueError('path: expected a stage or the folder of a checkpoint, got none')
   compilation.keep_on_disk()
+  memory.keep_large_blocks()
   began = time.perf_counter()
   session = chat.open_session(
     config.path, None, config.draw, dtype=config.dtype, int8=config.int8

@@ -15,7 +15,7 @@ from r1jax.hub import chat_template, families, tokenizer_files, weights
 from r1jax.hub.download import download
 from r1jax.model import decode, decoder
 from r1jax.rollout.policy import Policy
-from r1jax.runtime import compilation, memory
+from r1jax.runtime import compilation
 from r1jax.runtime.workdir import RECORD
 from r1jax.sampling import streaming
 from r1jax.sampling.sampler import SamplingConfig, sample_token
@@ -187,7 +187,6 @@ def open_session(
   Raises:
     ValueError: the path holds neither; see `artifact.load`, `from_hub.look_up`.
   """
-  memory.keep_large_blocks()
   mesh = make_mesh(jax.devices()[:1])
   folder = download(path, 'path')
   if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
