@@ -35,7 +35,7 @@ from r1jax.sampling.slots import (
   new_block,
   refill,
 )
-from r1jax.trees import Decode, KVByLayer, T
+from r1jax.trees import Decode, KVByLayer
 
 WIDTHS = 1, 1, 2, 4  # of the past's segments, from the newest
 FEWER = 4  # fewer rows are decoded when one of so many is left
@@ -239,26 +239,14 @@ class _Decoding:
     self, size: _Size, slots: Slots, past: list[KVByLayer], following: jax.Array
   ) -> tuple[Slots, Block, jax.Array]:
     """Decodes a block of columns; refills slots as they are done."""
-    block = new_block(self.queue, self.slots)
     read = [
       jax.tree.map(lambda x, rows=rows: x[:rows], segment)
       for segment, rows in zip(past, size.read, strict=True)
       if rows
     ]
     step = functools.partial(self.step, read)
-    if size.rows < self.slots:  # then no output waits
-
-      def cut(tree: T) -> T:
-        return jax.tree.map(lambda x: x[: size.rows] if x.ndim else x, tree)
-
-      more = functools.partial(self.more, jnp.zeros(self.shards, bool))
-      some = jax.lax.while_loop(more, step, (cut(slots), cut(block)))
-      slots, block = jax.tree.map(
-        lambda every, x: every.at[: size.rows].set(x) if x.ndim else x,
-        (slots, block),
-        some,
-      )
-      return slots, block, following
+    whole = slots, new_block(self.queue, self.slots)
+    first = jax.tree.map(lambda x: x[: size.rows] if x.ndim else x, whole)
 
     def unfinished(carry: tuple[Slots, Block, jax.Array]) -> jax.Array:
       slots, block, following = carry
@@ -271,7 +259,11 @@ class _Decoding:
       more = functools.partial(self.more, self.waits(following))
       return *jax.lax.while_loop(more, step, (slots, block)), following
 
-    return jax.lax.while_loop(unfinished, turn, (slots, block, following))
+    *some, following = jax.lax.while_loop(unfinished, turn, (*first, following))
+    slots, block = jax.tree.map(
+      lambda every, x: every.at[: size.rows].set(x) if x.ndim else x, whole, tuple(some)
+    )
+    return slots, block, following
 
   def more(self, waits: jax.Array, carry: tuple[Slots, Block]) -> jax.Array:
     """Returns whether to decode a step before slots are refilled."""
