@@ -140,6 +140,11 @@ def test_a_line_holds_the_numbers_and_the_time_left():
   ]
 
 
+def test_rejection_sampling_shows_the_share_that_is_accepted():
+  lines = lines_shown([('rejection', 1, 30, {'accepted': 0.125})], seconds=[100])
+  assert lines == ['rejection 1/30 · accepted 12.5%']
+
+
 def test_the_same_finding_is_said_every_twenty_steps():
   updates = [('rl', step, 100, HEALTHY | {'kl': 2.0}) for step in range(1, 43)]
   lines = lines_shown(updates, seconds=range(42))

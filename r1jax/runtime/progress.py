@@ -112,6 +112,7 @@ def _fields(values: JsonObject, evaluation: JsonObject) -> list[tuple[str, str]]
     ('tokens/s', speed, ',.0f'),
     ('loss', loss, '.3f'),
     ('reward', values.get('reward'), '.3f'),
+    ('accepted', values.get('accepted'), '.1%'),
     ('pass@1', pass_at_1, '.1%'),
     ('length', values.get('length'), '.1f'),
     ('KL', values.get('kl'), '.4f'),
