@@ -73,15 +73,13 @@ def decode_params(
   ]
   int8 = any(isinstance(w, Int8) for name in stacks for w in params[name].values())
   left: tuple[jax.Array, jax.Array | None] | None = None
-  # A tied embedding of float32 is not rounded for bfloat16 products; see above.
-  rounded = int8 or outside[head].dtype == jnp.bfloat16
-  if single and rounded and platform() == 'cpu':
+  if single and (int8 or config.dtype == 'bfloat16') and platform() == 'cpu':
     w = outside[head] if config.tied else outside.pop(head)
     if int8:
       values, scale = to_int8(w.astype(jnp.float32), (1,))
       left = values, scale[:, None]
     else:
-      left = _for_one_row(w), None
+      left = _for_one_row(w.astype(config.dtype)), None
   return DecodeParams(outside, layers, left)
 
 
