@@ -156,10 +156,11 @@ def step(
   divergence: Callable[[jax.Array, jax.Array], jax.Array],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
+  in_place: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the student's state after one update on a batch, and metrics. Pure.
 
-  B must be a multiple of `micro_batches`.
+  B must be a multiple of `micro_batches`. For `in_place` see `optim.gradients`.
   """
   part_loss = functools.partial(
     loss,
@@ -172,4 +173,6 @@ def step(
     total=jnp.maximum(batch.weights[:, 1:].sum(), 1.0),
   )
   parts = optim.split_micro_batches(batch, micro_batches)
-  return optim.update(state, parts, loss=part_loss, optimizer=optimizer)
+  return optim.update(
+    state, parts, loss=part_loss, optimizer=optimizer, in_place=in_place
+  )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from r1jax import balance, master_weights
+from r1jax import balance, gradient_sums, master_weights
 from r1jax.sharding.constrain import sum_over_replicas
 from r1jax.trees import Matrices, MatrixAxes, T, Tree
 
@@ -284,6 +284,7 @@ def gradients(
   *,
   loss: Callable[[optax.Params, T], tuple[jax.Array, Metrics]],
   count: int | jax.Array | None = None,
+  in_place: bool = False,
 ) -> tuple[optax.Updates, Metrics]:
   """Returns the gradient summed over micro-batches, and the summed metrics and `loss`.
 
@@ -296,21 +297,39 @@ def gradients(
     loss: (params, part) -> the part's share of the batch's loss and metrics. Shares add
       up, so the number of micro-batches changes only memory and speed.
     count: compute only the first `count` micro-batches; None is all.
+    in_place: `loss` gets boxed parameters (see `gradient_sums`), which only flax
+      modules read. Then no micro-batch's gradient is in memory beside the sum.
   """
-  gradient = jax.value_and_grad(loss, has_aux=True)
 
   def summed(parts: T) -> tuple[optax.Updates, Metrics]:
-    def one(index: int | jax.Array) -> tuple[optax.Updates, Metrics]:
-      part = jax.tree.map(lambda x: x[index], parts)
-      (value, metrics), grads = gradient(params, part)
-      return master_weights.as_float32(grads), {'loss': value, **metrics}
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(master_weights.as_float32, params),
+    )
+    sums = jax.tree.map(jax.new_ref, zeros)
 
-    return jax.lax.fori_loop(
+    def part_loss(
+      params: optax.Params, index: int | jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+      opened = params if in_place else gradient_sums.unboxed(params)
+      value, metrics = loss(opened, jax.tree.map(lambda x: x[index], parts))
+      return value, {'loss': value, **metrics}
+
+    def one(index: int | jax.Array, total: Metrics) -> Metrics:
+      gradient = jax.grad(
+        lambda params: part_loss(gradient_sums.boxed(params, sums), index), has_aux=True
+      )
+      _, metrics = gradient(params)
+      return jax.tree.map(jnp.add, total, metrics)
+
+    _, metrics = jax.eval_shape(part_loss, params, 0)
+    metrics = jax.lax.fori_loop(
       0,
       len(jax.tree.leaves(parts)[0]) if count is None else count,
-      lambda index, total: jax.tree.map(jnp.add, total, one(index)),
-      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)),
+      one,
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics),
     )
+    return jax.tree.map(jax.freeze, sums), metrics
 
   return sum_over_replicas(summed, parts, axis=1)
 
@@ -343,8 +362,9 @@ def update(
   *,
   loss: Callable[[optax.Params, T], tuple[jax.Array, Metrics]],
   optimizer: optax.GradientTransformation,
+  in_place: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after `gradients` and `apply`, and the metrics of both."""
-  grads, metrics = gradients(state.params, parts, loss=loss)
+  grads, metrics = gradients(state.params, parts, loss=loss, in_place=in_place)
   state, more = apply(state, grads, optimizer=optimizer)
   return state, metrics | more

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
+from r1jax.gradient_sums import unboxed
 from r1jax.optim import Metrics, TrainState
 
 
@@ -66,9 +67,10 @@ def score(
   hidden_BTD, _ = forward(params['decoder'], tokens_BT, positions_BT, documents_BT)
   last_B = jnp.maximum(documents_BT.sum(-1) - 1, 0)
   last_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-  score_B = jnp.einsum('bd,d->b', last_BD.astype(jnp.float32), params['head'])
+  head_D, bias = unboxed((params['head'], params['bias']))
+  score_B = jnp.einsum('bd,d->b', last_BD.astype(jnp.float32), head_D)
   # Differences of scores don't depend on the bias; `standardised` sets it.
-  return score_B + jax.lax.stop_gradient(params['bias'])
+  return score_B + jax.lax.stop_gradient(bias)
 
 
 def bradley_terry(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
@@ -133,11 +135,14 @@ def step(
   forward: Callable[..., tuple[jax.Array, object]],
   optimizer: optax.GradientTransformation,
   micro_batches: int,
+  in_place: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a batch, and metrics. Pure.
 
-  B must be a multiple of `micro_batches`.
+  B must be a multiple of `micro_batches`. For `in_place` see `optim.gradients`.
   """
   part_loss = functools.partial(loss, forward=forward, total=float(len(batch.tokens)))
   parts = optim.split_micro_batches(batch, micro_batches)
-  return optim.update(state, parts, loss=part_loss, optimizer=optimizer)
+  return optim.update(
+    state, parts, loss=part_loss, optimizer=optimizer, in_place=in_place
+  )

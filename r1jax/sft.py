@@ -63,12 +63,15 @@ def step(
   logits: Logits,
   optimizer: optax.GradientTransformation,
   micro_batches: int,
+  in_place: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a batch, and metrics. Pure.
 
-  B must be a multiple of `micro_batches`.
+  B must be a multiple of `micro_batches`. For `in_place` see `optim.gradients`.
   """
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
   parts = optim.split_micro_batches(batch, micro_batches)
-  return optim.update(state, parts, loss=loss, optimizer=optimizer)
+  return optim.update(
+    state, parts, loss=loss, optimizer=optimizer, in_place=in_place
+  )

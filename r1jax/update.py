@@ -20,6 +20,7 @@ def gradients(
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   config: GRPOConfig,
+  in_place: bool = False,
 ) -> tuple[optax.Updates, Metrics]:
   """Returns the gradient of a rollout's loss, and metrics. Pure.
 
@@ -32,6 +33,7 @@ def gradients(
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
       -> log-probs and entropies [P, B, T]; see `score_tokens`.
     config: the algorithm.
+    in_place: whether `score` takes boxed parameters; see `optim.gradients`.
 
   Returns:
     A tree like the parameters', and the metrics of `objective`, with `loss` and
@@ -62,7 +64,7 @@ def gradients(
     metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
     return value, metrics
 
-  return optim.gradients(params, rollout, loss=loss, count=count)
+  return optim.gradients(params, rollout, loss=loss, count=count, in_place=in_place)
 
 
 def step(
@@ -74,13 +76,20 @@ def step(
   score: Callable[..., tuple[jax.Array, jax.Array]],
   optimizer: optax.GradientTransformation,
   config: GRPOConfig,
+  in_place: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the state after one update on a rollout, and metrics. Pure.
 
   It is `gradients` followed by `optim.apply`; the metrics are those of both.
   """
   grads, metrics = gradients(
-    state.params, rollout, count, temperature, score=score, config=config
+    state.params,
+    rollout,
+    count,
+    temperature,
+    score=score,
+    config=config,
+    in_place=in_place,
   )
   state, more = optim.apply(state, grads, optimizer=optimizer)
   return state, metrics | more

@@ -54,6 +54,24 @@ def test_held_out_problems_come_by_turns_and_instructions_apart():
   assert len(PROBLEMS.general('validation')) == 2
 
 
+def test_prompts_are_padded_to_the_longest_one():
+  tokenizer: Any = SimpleNamespace(
+    prompt_ids=lambda template, question: list(range(len(question))), pad_id=0
+  )
+  ample = dataclasses.replace(PROBLEMS, max_prompt_length=384)
+  longest = max(
+    len(p.question) for part in (ample.train, ample.validation) for s in part for p in s
+  )
+  assert ample.longest_prompt(tokenizer, 'chat') == longest == 16
+  assert ample.without_padding(tokenizer, 'chat').max_prompt_length == 32
+  tight = dataclasses.replace(PROBLEMS, max_prompt_length=20)
+  assert tight.without_padding(tokenizer, 'chat').max_prompt_length == 20
+  short = dataclasses.replace(PROBLEMS, max_prompt_length=15)
+  expected = 'max_prompt_length: expected at least 16, the tokens of the longest prompt'
+  with pytest.raises(ValueError, match=expected):
+    short.without_padding(tokenizer, 'chat')
+
+
 def test_outputs_end_where_the_base_model_has_seen_positions():
   PROBLEMS.check_length('rejection.max_length', 320)
   expected = (

@@ -156,8 +156,12 @@ def layer_weights(
   }
 
   def left(w: jax.Array, width: int) -> jax.Array:
+    w_FD = w.reshape(width, -1).T
+    if platform() == 'cpu':
+      # Else each loop that reads it would make a transposed copy of its own.
+      w_FD = with_layout_constraint(w_FD, Layout((0, 1)))
     # Without the barrier XLA undoes the transpose inside each product.
-    return jax.lax.optimization_barrier(w.reshape(width, -1).T)
+    return jax.lax.optimization_barrier(w_FD)
 
   def prepare(name: str) -> Any:
     w = jax.tree.map(lambda x: x[layer], blocks[name])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
+from r1jax.gradient_sums import unboxed
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
@@ -47,8 +48,12 @@ class Decoder(nn.Module):
     self.norm = RMSNorm(c.norm_eps)
 
   def _stack(self, layers: int, sparse: bool) -> nn.Module:
+    block = Block if self.config.remat == 'none' else remat_block(self.config.remat)
+    new = self.is_initializing()
+    # A layer's parameters are opened once, outside of the rematerialised block.
+    opened: Any = nn.map_variables(block, 'params', unboxed, init=new, mutable=new)
     return nn.scan(
-      Block if self.config.remat == 'none' else remat_block(self.config.remat),
+      opened,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),

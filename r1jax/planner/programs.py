@@ -168,11 +168,12 @@ def _learning(
   loops = (updates, parts, share, offloaded(waiting))
   inputs = {'policy': state.params, 'rows': rollout}
   kept = {'policy': state.params, 'optimizer': state.opt_state}
+  large = compilation.is_large(params)
   if not offload:
-    program = learner.program.step(shardings)
+    program = learner.program.step(shardings, large)
     yield Phase('update', program, (state, *rest), kept | inputs, reference, *loops)
     return
-  gradients, apply = learner.program.halves(shardings)
+  gradients, apply = learner.program.halves(shardings, large)
   args = (state.params, *rest)
   yield Phase('gradient', gradients, args, inputs, {}, *loops, output='gradient')
   grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)

@@ -18,9 +18,6 @@ from r1jax.sharding.place import reshard, without_gathers
 from r1jax.sharding.rules import named_sharding, shard_count
 from r1jax.trees import Boxed
 
-# Below this size programs run in parallel on a CPU's cores. Above it memory bandwidth
-# is the limit, and one program reads the weights once for all prompts.
-LARGE_WEIGHTS = 2**27  # bytes
 _LINUX = hasattr(os, 'sched_getaffinity')  # elsewhere all cores count as available
 
 
@@ -108,7 +105,8 @@ class SampleProgram:
     """Returns how many programs to run in parallel: of a small model, one per core."""
     if self.sampling_mesh.size > 1 or jax.default_backend() != 'cpu':
       return 1
-    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > LARGE_WEIGHTS:
+    # Then memory bandwidth is the limit, and one program reads the weights once.
+    if compilation.is_large(params):
       return 1
     cores = len(os.sched_getaffinity(0)) if _LINUX else os.cpu_count() or 1
     return max(n for n in range(1, cores + 1) if prompts % n == 0)

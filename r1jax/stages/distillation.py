@@ -148,6 +148,7 @@ def token_level(lesson: Lesson, base: optax.Params, phase: str) -> optax.Params:
       teacher_forward=teaches.forward,
       teacher_logits=teaches.logits,
       divergence=distill.DIVERGENCES[kind],
+      in_place=True,
       **settings,
     )
 

@@ -147,7 +147,7 @@ def origin(config: Any) -> Origin:
     max_prompt_length=config.rl.max_prompt_length,
     max_positions=families.max_positions(found.checkpoint.raw),
   )
-  problems.check_prompts(policy.tokenizer, policy.template)
+  problems = problems.without_padding(policy.tokenizer, policy.template)
   return Origin(policy, problems, found.digests, keep=found.keep, params=found.params)
 
 

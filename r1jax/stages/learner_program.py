@@ -84,7 +84,8 @@ class LearnerProgram:
     def update(state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
       if not made:
         places = jax.tree.map(device_sharding, state)
-        made.append((self.halves if self.config.offload else self.step)(places))
+        make = self.halves if self.config.offload else self.step
+        made.append(make(places, compilation.is_large(state.params)))
       if not self.config.offload:
         return made[0](state, *args)
       gradients, apply = made[0]
@@ -95,35 +96,55 @@ class LearnerProgram:
 
     return update
 
-  def step(self, places: TrainState) -> jax.stages.Wrapped:
-    """Returns the jitted `update.step` for these shardings; it donates the state."""
+  def step(self, places: TrainState, large: bool = False) -> jax.stages.Wrapped:
+    """Returns the jitted `update.step` for these shardings; it donates the state.
+
+    Of a large model it is compiled for little memory: else the optimizer on a CPU holds
+    a second tree, of the clipped gradients.
+    """
 
     def step(
       state: TrainState, frozen: optax.Params, *rollout: Any
     ) -> tuple[TrainState, Metrics]:
-      score = self._scoring_with(frozen)
       return update.step(
-        state, *rollout, score=score, optimizer=self.tx, config=self.config.grpo
+        state,
+        *rollout,
+        score=self._scoring_with(frozen),
+        optimizer=self.tx,
+        config=self.config.grpo,
+        in_place=self._in_place,
       )
 
-    return self._jit(step, (places, None), donated=(0,))
+    return self._jit(step, (places, None), donated=(0,), little_memory=large)
 
-  def halves(self, places: TrainState) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+  def halves(
+    self, places: TrainState, large: bool = False
+  ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Returns `step` as two jitted functions: gradient without optimizer, update."""
 
     def gradients(
       params: optax.Params, frozen: optax.Params, *rollout: Any
     ) -> tuple[optax.Updates, Metrics]:
-      score = self._scoring_with(frozen)
-      return update.gradients(params, *rollout, score=score, config=self.config.grpo)
+      return update.gradients(
+        params,
+        *rollout,
+        score=self._scoring_with(frozen),
+        config=self.config.grpo,
+        in_place=self._in_place,
+      )
 
     def apply(state: TrainState, grads: optax.Updates) -> tuple[TrainState, Metrics]:
       return optim.apply(state, grads, optimizer=self.tx)
 
     return (
-      self._jit(gradients, (places.params, None)),
-      self._jit(apply, (places, None), donated=(0,)),
+      self._jit(gradients, (places.params, None), little_memory=large),
+      self._jit(apply, (places, None), donated=(0,), little_memory=large),
     )
+
+  @property
+  def _in_place(self) -> bool:
+    """Whether the learned parameters reach the model as they are, boxes and all."""
+    return self.join is all_learned
 
   @functools.cached_property
   def _score(self) -> Score:
@@ -138,12 +159,16 @@ class LearnerProgram:
     return score
 
   def _jit(
-    self, function: Callable, places: object, donated: tuple[int, ...] = ()
+    self,
+    function: Callable,
+    places: object,
+    donated: tuple[int, ...] = (),
+    little_memory: bool = False,
   ) -> jax.stages.Wrapped:
     mesh = self.mesh
     return jax.jit(
       on_mesh(mesh, function),
       donate_argnums=donated,
       out_shardings=places,
-      compiler_options=compilation.options(mesh),
+      compiler_options=compilation.options(mesh, little_memory),
     )

@@ -245,6 +245,7 @@ def train(
       forward=model.forward,
       optimizer=optimizer,
       micro_batches=config.micro_batches,
+      in_place=True,
     ),
     batch=lambda step, _: pair_batch(training, seed, step, config.pairs_per_step),
     steps=steps,

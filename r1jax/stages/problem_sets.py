@@ -23,6 +23,7 @@ from r1jax.tasks import GENERAL, REASONING, Problem, splits, store
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
 TASKS = (*REASONING, *GENERAL)
+PROMPT_MULTIPLE = 32  # tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,34 @@ class Problems:
         f'{max_length}'
       )
 
-  def check_prompts(self, tokenizer: Tokenizer, template: str) -> None:
-    """Raises ValueError for a prompt longer than `max_prompt_length`."""
+  def longest_prompt(self, tokenizer: Tokenizer, template: str) -> int:
+    """Returns the tokens of the longest prompt.
+
+    Raises:
+      ValueError: it is longer than `max_prompt_length`.
+    """
     sources = [*self.train, *self.validation, *self.test]
-    for problem in (p for source in sources for p in source):
-      ids = tokenizer.prompt_ids(template, problem.question)
-      pad_left([ids], self.max_prompt_length, tokenizer.pad_id)
+    prompts = (
+      tokenizer.prompt_ids(template, p.question) for source in sources for p in source
+    )
+    longest = max(prompts, key=len)
+    pad_left([longest], self.max_prompt_length, tokenizer.pad_id)
+    return len(longest)
+
+  def without_padding(self, tokenizer: Tokenizer, template: str) -> 'Problems':
+    """Returns the problems with the smallest S that holds all prompts.
+
+    It is a multiple of `PROMPT_MULTIPLE`, so that it divides over devices and similar
+    problems share compiled programs.
+
+    Raises:
+      ValueError: a prompt is longer than `max_prompt_length`.
+    """
+    longest = self.longest_prompt(tokenizer, template)
+    length = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    return dataclasses.replace(
+      self, max_prompt_length=min(length, self.max_prompt_length)
+    )
 
   def check(self, config: Config) -> None:
     """Raises ValueError if a length in a stage's config does not fit.

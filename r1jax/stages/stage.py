@@ -169,7 +169,10 @@ class Stage:
       params,
       step=step
       or functools.partial(
-        sft.step, forward=functions.forward, logits=functions.logits
+        sft.step,
+        forward=functions.forward,
+        logits=functions.logits,
+        in_place=True,
       ),
       batch=batch,
       steps=steps,

@@ -1,0 +1,111 @@
+"""Sums of gradients, to which the backward pass adds in place.
+
+A loop over micro-batches adds the gradient of each to a sum. A gradient that is a value
+is a second tree of the parameters' size beside the sum. Here the loss gets each
+parameter in a box with a reference to its sum. Where the box is opened the parameter's
+cotangent ends up, and is added to the sum: in a scan over layers one layer at a time.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from r1jax.trees import T
+
+# `jax.Ref` has no public type for arguments of functions that are traced.
+Ref = Any
+
+
+class _Total:
+  """A reference to a sum, equal to itself alone: so it can be part of a tree's type."""
+
+  def __init__(self, ref: Ref) -> None:
+    self.ref = ref
+
+
+@jax.tree_util.register_pytree_node_class
+class Summed(nn.meta.AxisMetadata[jax.Array]):
+  """A parameter, boxed with the sum of its gradients.
+
+  Flax modules open boxes when they read a parameter. `nn.scan` slices `numbers` with
+  the stacked parameters, so that a layer's box says which part of the sum is its own.
+  """
+
+  def __init__(self, value: jax.Array, numbers: jax.Array, total: _Total) -> None:
+    self.value = value
+    self.numbers = numbers  # int32: of all rows of the sum, or of one layer
+    self.total = total
+
+  def tree_flatten(self) -> tuple[tuple[jax.Array, jax.Array], _Total]:
+    """Returns the leaves, and the reference as a part of the tree's type."""
+    return (self.value, self.numbers), self.total
+
+  @classmethod
+  def tree_unflatten(cls, total: _Total, leaves: tuple[jax.Array, jax.Array]) -> Self:
+    """The inverse of `tree_flatten`."""
+    return cls(*leaves, total)
+
+  def unbox(self) -> jax.Array:
+    """Returns the parameter. Its cotangent is added to the sum."""
+    return _opened(self.total.ref, self.numbers, self.value)
+
+  def replace_boxed(self, val: jax.Array) -> Self:
+    """Returns a box of another value with the same sum."""
+    return type(self)(val, self.numbers, self.total)
+
+  def add_axis(self, index: int, params: Mapping[str, Any]) -> Self:
+    """Returns the box: it has no names of axes."""
+    del index, params
+    return self
+
+  def remove_axis(self, index: int, params: Mapping[str, Any]) -> Self:
+    """Returns the box: it has no names of axes."""
+    del index, params
+    return self
+
+
+@jax.custom_vjp
+def _opened(total: Ref, numbers: jax.Array, value: jax.Array) -> jax.Array:
+  del total, numbers
+  return value
+
+
+def _forward(
+  total: Ref, numbers: jax.Array, value: jax.Array
+) -> tuple[jax.Array, tuple[Ref, jax.Array]]:
+  return value, (total, numbers)
+
+
+def _backward(
+  residuals: tuple[Ref, jax.Array], cotangent: jax.Array
+) -> tuple[None, None, jax.Array]:
+  total, numbers = residuals
+  rows = numbers if numbers.ndim == 0 else ...
+  total[rows] += cotangent.astype(total.dtype)
+  # Nobody reads this one, so the compiler drops it.
+  return None, None, jnp.zeros_like(cotangent)
+
+
+_opened.defvjp(_forward, _backward)
+
+
+def boxed(params: optax.Params, sums: optax.Updates) -> optax.Params:
+  """Returns the parameters, each boxed with the reference to its sum."""
+
+  def one(x: jax.Array, ref: Ref) -> Summed:
+    return Summed(x, jnp.arange(x.shape[0] if x.ndim else 0), _Total(ref))
+
+  return jax.tree.map(one, params, sums)
+
+
+def unboxed(tree: T) -> T:
+  """Returns the tree with each box replaced by its parameter."""
+
+  def is_box(leaf: object) -> bool:
+    return isinstance(leaf, Summed)
+
+  return jax.tree.map(lambda x: x.unbox() if is_box(x) else x, tree, is_leaf=is_box)
