@@ -111,6 +111,26 @@ def vector_dtype(dtype: str) -> jax.typing.DTypeLike:
   return jnp.promote_types(dtype, jnp.float32) if platform() == 'cpu' else dtype
 
 
+@jax.custom_jvp
+def _kept(x: jax.Array) -> jax.Array:
+  """Returns x in bfloat16, which a remat policy may keep under `LONG_PRODUCT`.
+
+  It is kept as bits, because XLA's CPU compiler writes bfloat16 into a stack of layers
+  by converting the whole stack; see `cache.for_writing`.
+  """
+  bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+  kept = checkpoint_name(bits, LONG_PRODUCT)
+  return jax.lax.bitcast_convert_type(kept, jnp.bfloat16)
+
+
+@_kept.defjvp
+def _kept_jvp(
+  primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  # Inlined where it is differentiated, so that the policy sees the name.
+  return _kept.fun(*primals), tangents[0].astype(jnp.bfloat16)
+
+
 def dense(x_BTD: jax.Array, w: Weight, dtype: str = 'float32') -> jax.Array:
   """Returns x @ w, [B, T, F].
 
@@ -133,9 +153,7 @@ def dense(x_BTD: jax.Array, w: Weight, dtype: str = 'float32') -> jax.Array:
     out_BTF = product(x_BTD.astype(dtype), values)
     if scale is not None:
       out_BTF *= scale.reshape(-1)[None, None]
-    if inputs > SHORT:  # by name, and in float32: see `cache.for_writing`
-      out_BTF = checkpoint_name(out_BTF, LONG_PRODUCT)
-    return out_BTF.astype(dtype)
+    return _kept(out_BTF) if inputs > SHORT else out_BTF.astype(dtype)
   if num_shards('length') > 1:  # T is sharded, so it can't be flattened into B
     assert scale is None, 'int8 weights are for rollouts, which do not shard rows in T'
     return x_BTD.astype(dtype) @ values.astype(dtype)
