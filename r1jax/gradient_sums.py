@@ -6,10 +6,8 @@ parameter in a box with a reference to its sum. Where the box is opened the para
 cotangent ends up, and is added to the sum: in a scan over layers one layer at a time.
 """
 
-from collections.abc import Mapping
 from typing import Any, Self
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,11 +26,11 @@ class _Total:
 
 
 @jax.tree_util.register_pytree_node_class
-class Summed(nn.meta.AxisMetadata[jax.Array]):
-  """A parameter, boxed with the sum of its gradients.
+class Summed:
+  """A parameter with the sum of its gradients.
 
-  Flax modules open boxes when they read a parameter. `nn.scan` slices `numbers` with
-  the stacked parameters, so that a layer's box says which part of the sum is its own.
+  A scan over stacked parameters slices `numbers` with them, so that the box of a layer
+  says which part of the sum is its own.
   """
 
   def __init__(self, value: jax.Array, numbers: jax.Array, total: _Total) -> None:
@@ -49,23 +47,9 @@ class Summed(nn.meta.AxisMetadata[jax.Array]):
     """The inverse of `tree_flatten`."""
     return cls(*leaves, total)
 
-  def unbox(self) -> jax.Array:
+  def opened(self) -> jax.Array:
     """Returns the parameter. Its cotangent is added to the sum."""
     return _opened(self.total.ref, self.numbers, self.value)
-
-  def replace_boxed(self, val: jax.Array) -> Self:
-    """Returns a box of another value with the same sum."""
-    return type(self)(val, self.numbers, self.total)
-
-  def add_axis(self, index: int, params: Mapping[str, Any]) -> Self:
-    """Returns the box: it has no names of axes."""
-    del index, params
-    return self
-
-  def remove_axis(self, index: int, params: Mapping[str, Any]) -> Self:
-    """Returns the box: it has no names of axes."""
-    del index, params
-    return self
 
 
 @jax.custom_vjp
@@ -93,7 +77,7 @@ def _backward(
 _opened.defvjp(_forward, _backward)
 
 
-def boxed(params: optax.Params, sums: optax.Updates) -> optax.Params:
+def summed(params: optax.Params, sums: optax.Updates) -> optax.Params:
   """Returns the parameters, each boxed with the reference to its sum."""
 
   def one(x: jax.Array, ref: Ref) -> Summed:
@@ -102,10 +86,10 @@ def boxed(params: optax.Params, sums: optax.Updates) -> optax.Params:
   return jax.tree.map(one, params, sums)
 
 
-def unboxed(tree: T) -> T:
+def opened(tree: T) -> T:
   """Returns the tree with each box replaced by its parameter."""
 
   def is_box(leaf: object) -> bool:
     return isinstance(leaf, Summed)
 
-  return jax.tree.map(lambda x: x.unbox() if is_box(x) else x, tree, is_leaf=is_box)
+  return jax.tree.map(lambda x: x.opened() if is_box(x) else x, tree, is_leaf=is_box)

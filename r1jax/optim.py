@@ -297,8 +297,8 @@ def gradients(
     loss: (params, part) -> the part's share of the batch's loss and metrics. Shares add
       up, so the number of micro-batches changes only memory and speed.
     count: compute only the first `count` micro-batches; None is all.
-    in_place: `loss` gets boxed parameters (see `gradient_sums`), which only flax
-      modules read. Then no micro-batch's gradient is in memory beside the sum.
+    in_place: `loss` gets boxed parameters (see `gradient_sums`), which the functions of
+      a decoder open. Then no micro-batch's gradient is in memory beside the sum.
   """
 
   def summed(parts: T) -> tuple[optax.Updates, Metrics]:
@@ -311,13 +311,15 @@ def gradients(
     def part_loss(
       params: optax.Params, index: int | jax.Array
     ) -> tuple[jax.Array, Metrics]:
-      opened = params if in_place else gradient_sums.unboxed(params)
-      value, metrics = loss(opened, jax.tree.map(lambda x: x[index], parts))
+      if not in_place:
+        params = gradient_sums.opened(params)
+      value, metrics = loss(params, jax.tree.map(lambda x: x[index], parts))
       return value, {'loss': value, **metrics}
 
     def one(index: int | jax.Array, total: Metrics) -> Metrics:
       gradient = jax.grad(
-        lambda params: part_loss(gradient_sums.boxed(params, sums), index), has_aux=True
+        lambda params: part_loss(gradient_sums.summed(params, sums), index),
+        has_aux=True,
       )
       _, metrics = gradient(params)
       return jax.tree.map(jnp.add, total, metrics)

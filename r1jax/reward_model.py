@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from r1jax import optim
-from r1jax.gradient_sums import unboxed
+from r1jax.gradient_sums import opened
 from r1jax.optim import Metrics, TrainState
 
 
@@ -67,7 +67,7 @@ def score(
   hidden_BTD, _ = forward(params['decoder'], tokens_BT, positions_BT, documents_BT)
   last_B = jnp.maximum(documents_BT.sum(-1) - 1, 0)
   last_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-  head_D, bias = unboxed((params['head'], params['bias']))
+  head_D, bias = opened((params['head'], params['bias']))
   score_B = jnp.einsum('bd,d->b', last_BD.astype(jnp.float32), head_D)
   # Differences of scores don't depend on the bias; `standardised` sets it.
   return score_B + jax.lax.stop_gradient(bias)

@@ -72,6 +72,4 @@ def step(
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
   loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
   parts = optim.split_micro_batches(batch, micro_batches)
-  return optim.update(
-    state, parts, loss=loss, optimizer=optimizer, in_place=in_place
-  )
+  return optim.update(state, parts, loss=loss, optimizer=optimizer, in_place=in_place)

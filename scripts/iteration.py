@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from r1jax.rollout.sampler import Sampler
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import fit_mesh
 from r1jax.stages import from_hub, rl_state
+from r1jax.stages.compile_ahead import compile_ahead
 from r1jax.stages.from_hub import HubConfig, Pretrained
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
@@ -119,14 +121,19 @@ def iterate(
   problems = [Problem(str(n), '', '.' * n, {}) for n in range(shape.prompts)]
   key = jax.random.key(n)
   began = time.monotonic()
-  rollout = stage.sampler.sample(
-    stage.learner.for_sampling(state.params),
-    key,
-    problems,
-    group_size=shape.group_size,
-    max_length=shape.length,
-    draw=SamplingConfig(),
-  )
+  with ThreadPoolExecutor(1) as executor:
+    compiling = executor.submit(
+      compile_ahead, stage.learner, state, shape.prompt_length, shape.length
+    )
+    rollout = stage.sampler.sample(
+      stage.learner.for_sampling(state.params),
+      key,
+      problems,
+      group_size=shape.group_size,
+      max_length=shape.length,
+      draw=SamplingConfig(),
+    )
+    compiling.result()
   assert (rollout.lengths == shape.length).all()
   sampled = time.monotonic()
   scores = stage.learner.score(state.params, reference, rollout, 1.0)

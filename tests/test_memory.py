@@ -92,7 +92,7 @@ def test_all_loops_of_a_sampler_read_one_copy_of_the_weights():
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
   mask = jax.ShapeDtypeStruct(rows.shape, bool)
   program = jax.jit(sample, compiler_options=compilation.options())
-  memory = program.lower(params, keys, rows, mask).compile().memory_analysis()
+  memory: Any = program.lower(params, keys, rows, mask).compile().memory_analysis()
   size = sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
   # 1.0 is the copy in decoding's layout; with one for each of two loops it was 2.4.
   assert memory.temp_size_in_bytes / size < 1.5

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
-from r1jax.gradient_sums import unboxed
+from r1jax.gradient_sums import opened
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
@@ -51,9 +51,9 @@ class Decoder(nn.Module):
     block = Block if self.config.remat == 'none' else remat_block(self.config.remat)
     new = self.is_initializing()
     # A layer's parameters are opened once, outside of the rematerialised block.
-    opened: Any = nn.map_variables(block, 'params', unboxed, init=new, mutable=new)
+    opening: Any = nn.map_variables(block, 'params', opened, init=new, mutable=new)
     return nn.scan(
-      opened,
+      opening,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -181,19 +181,25 @@ def functions(
   see `decode.make_decode`. `logits` and `make_decode` also take the `DecodeParams` of
   `decode.decode_params`.
   """
-  apply: Any = Decoder(config, vocab_size).apply
+  decoder: Any = Decoder(config, vocab_size)
+  stacks = [name for name, _, _ in config.stacks]
+
+  def apply(params: optax.Params, *args: Any, method: str) -> Any:
+    # Boxes of stacks are opened layer by layer; see `Decoder._stack`.
+    params = {name: x if name in stacks else opened(x) for name, x in params.items()}
+    return decoder.apply({'params': params}, *args, method=method)
 
   def call(method: str, params: optax.Params, *args: Any) -> Any:
     if current_mesh() is not None:
       params = constrain_params(params, names(config, vocab_size))
-    return apply({'params': params}, *args, method=method)
+    return apply(params, *args, method=method)
 
   def logits(params: optax.Params | DecodeParams, hidden: jax.Array) -> jax.Array:
     if isinstance(params, DecodeParams):
       if params.head is not None:
         return row_logits(config, params.head, hidden)
       params = params.outside
-    return apply({'params': params}, hidden, method='logits')
+    return apply(params, hidden, method='logits')
 
   methods = ('__call__', 'with_prompts')
   forward, with_prompts = (functools.partial(call, method) for method in methods)

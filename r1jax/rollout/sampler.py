@@ -107,7 +107,7 @@ class Sampler:
       draw: how to sample a token.
     """
     began = time.monotonic()
-    rows, own = _local_rows(self.mesh, len(problems))
+    rows, own = local_rows(self.mesh, len(problems))
     mine = [problems[n] for n in rows]
     prompts, prompt_mask = self.encode(mine)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
@@ -181,9 +181,7 @@ def of_all_hosts(outputs: Rollout, values: Sequence[T]) -> list[T]:
   return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def _local_rows(
-  mesh: jax.sharding.Mesh, problems: int
-) -> tuple[np.ndarray, np.ndarray]:
+def local_rows(mesh: jax.sharding.Mesh, problems: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the indices of this host's problems, and whether it owns each."""
   holders = shard_owners(mesh)
   rows = np.arange(problems).reshape(len(holders), -1)

@@ -16,7 +16,7 @@ from r1jax.runtime import memory
 # Programs that compile for at least this long are cached; jax's default, 1, leaves out
 # small ones.
 MIN_SECONDS = 0.1
-# Weights above which memory is a CPU's limit, and not how many operations run at a time.
+# With larger weights memory is a CPU's limit, not how many operations run at a time.
 LARGE_WEIGHTS = 2**27  # bytes
 _COMPILED = '/jax/core/compile/backend_compile_duration'  # jax's name of the event
 

@@ -124,15 +124,19 @@ class Learner:
     self, params: optax.Params, rollout: Rollout, temperature: float
   ) -> tuple[np.ndarray, float]:
     """Returns log-probs [P, G, T] of a rollout's tokens, and the device's seconds."""
-    layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
-    inputs = layout.inputs(rollout.prompts, rollout.prompt_mask, rollout.tokens)
-    rows = self._feed(inputs)
+    layout, rows = self.scored(rollout)
     count, scalar = np.int32(layout.count), np.float32(temperature)
     began = time.monotonic()
     logp = self.program.score(self.whole(params), rows, count, scalar)
     logp = fetch_rows(self.mesh, logp, axis=1)
     seconds = time.monotonic() - began
     return layout.undo(logp, rollout.tokens.shape), seconds
+
+  def scored(self, rollout: Rollout) -> tuple[packing.Layout, packing.Inputs]:
+    """Returns the packing of all outputs, and the rows that a model scores."""
+    layout = self.layout(rollout, np.arange(len(rollout.all_lengths)))
+    inputs = layout.inputs(rollout.prompts, rollout.prompt_mask, rollout.tokens)
+    return layout, self.feed(inputs)
 
   def advantage(self, reward_PG: np.ndarray) -> np.ndarray:
     """Returns `grpo.group_advantage` [P, G] of rewards in host memory."""
@@ -160,26 +164,12 @@ class Learner:
       temperature: of the rollout.
     """
     began, first, values = time.monotonic(), None, []
-    old_logp, sampler_logp = rollout.logp, None
-    if scores.old_logp is not None:
-      old_logp, sampler_logp = scores.old_logp, rollout.logp
     for epoch in range(self.config.epochs):
       for chosen in self.minibatches(jax.random.fold_in(key, epoch)):
-        layout = self.layout(rollout, chosen)
-        packed = packing.pack(
-          layout,
-          prompts=rollout.prompts,
-          prompt_mask=rollout.prompt_mask,
-          tokens=rollout.tokens,
-          old_logp=old_logp,
-          ref_logp=scores.ref_logp,
-          sampler_logp=sampler_logp,
-          advantage=advantage_PG,
-        )
+        packed, count = self.packed(rollout, chosen, advantage_PG, scores)
         first = first or time.monotonic()
-        count = np.int32(layout.count)
         state, metrics = self.program.update(
-          state, self.frozen, self._feed(packed), count, np.float32(temperature)
+          state, self.frozen, self.feed(packed), count, np.float32(temperature)
         )
         values.append(metrics)  # fetched later: the next mini-batch is packed meanwhile
     values = jax.device_get(values)
@@ -188,6 +178,30 @@ class Learner:
     # Before the first update, learner and sampler differ by rounding alone.
     means['drift'] = float(values[0]['drift'])
     return Updated(state, means, ended - (first or ended), ended - began)
+
+  def packed(
+    self,
+    rollout: Rollout,
+    chosen: np.ndarray,
+    advantage_PG: np.ndarray,
+    scores: ScoredRollout,
+  ) -> tuple[packing.PackedRows, np.int32]:
+    """Returns the outputs to the chosen problems in rows, and the micro-batches."""
+    layout = self.layout(rollout, chosen)
+    old_logp, sampler_logp = rollout.logp, None
+    if scores.old_logp is not None:
+      old_logp, sampler_logp = scores.old_logp, rollout.logp
+    packed = packing.pack(
+      layout,
+      prompts=rollout.prompts,
+      prompt_mask=rollout.prompt_mask,
+      tokens=rollout.tokens,
+      old_logp=old_logp,
+      ref_logp=scores.ref_logp,
+      sampler_logp=sampler_logp,
+      advantage=advantage_PG,
+    )
+    return packed, np.int32(layout.count)
 
   def minibatches(self, key: jax.Array) -> np.ndarray:
     """Returns the problems of each mini-batch, [minibatches, problems].
@@ -220,5 +234,5 @@ class Learner:
   def _shards(self) -> int:
     return shard_count(self.mesh, 'prompt')
 
-  def _feed(self, parts: T) -> T:
+  def feed(self, parts: T) -> T:
     return feed_rows(self.mesh, parts, axis=1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -72,29 +72,50 @@ class LearnerProgram:
     place = None if mesh.size == 1 else named_sharding(mesh, None, 'prompt')
     return self._jit(score, place)
 
-  @functools.cached_property
-  def update(self) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One update, by `step` or its `halves`, compiled for the state's shardings.
+  def update(self, state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
+    """One update, by `step` or its `halves`.
 
     (state, frozen, rollout, count, temperature) -> the new state, and metrics. Donates
     the state.
     """
-    made: list[Any] = []
+    if not self.config.offload:
+      (step,) = self._compiled_for(state)
+      return step(state, *args)
+    gradients, apply = self._compiled_for(state)
+    grads, metrics = gradients(state.params, *args)
+    jax.block_until_ready(grads)  # before that the optimizer's state has no room
+    state, more = apply(to_device(state), grads)
+    return offloaded(state), metrics | more
 
-    def update(state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
-      if not made:
-        places = jax.tree.map(device_sharding, state)
-        make = self.halves if self.config.offload else self.step
-        made.append(make(places, compilation.is_large(state.params)))
-      if not self.config.offload:
-        return made[0](state, *args)
-      gradients, apply = made[0]
-      grads, metrics = gradients(state.params, *args)
-      jax.block_until_ready(grads)  # before that the optimizer's state has no room
-      state, more = apply(to_device(state), grads)
-      return offloaded(state), metrics | more
+  def compile_update(self, state: TrainState, *args: Any) -> None:
+    """Compiles `update` for these arguments, without running it.
 
-    return update
+    Nothing with `offload`: between updates the state is not on the devices.
+    """
+    if not self.config.offload:
+      (step,) = self._compiled_for(state)
+      step.lower(state, *args).compile()
+
+  def _compiled_for(self, state: TrainState) -> Sequence[jax.stages.Wrapped]:
+    """Returns `step` or `halves` for the shardings of the first state it is given."""
+    if not self._made:
+      places = jax.tree.map(device_sharding, state)
+      large = compilation.is_large(state.params)
+      self._made.extend(
+        self.halves(places, large)
+        if self.config.offload
+        else [self.step(places, large)]
+      )
+    return self._made
+
+  @functools.cached_property
+  def lengths(self) -> set[int]:
+    """Lengths of outputs that `compile_ahead` has compiled the programs for."""
+    return set()
+
+  @functools.cached_property
+  def _made(self) -> list[jax.stages.Wrapped]:
+    return []
 
   def step(self, places: TrainState, large: bool = False) -> jax.stages.Wrapped:
     """Returns the jitted `update.step` for these shardings; it donates the state.

@@ -26,6 +26,7 @@ from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
 from r1jax.stages import rl_state
+from r1jax.stages.compile_ahead import compile_ahead
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_checks import (
   FLAT,
@@ -63,15 +64,21 @@ def step(
   config, before = learner.config, number - 1
   temperature = value_at(config.temperature, before)
 
-  rollout = sampler.sample(  # tokens, log-probs [P, G, T]
-    learner.for_sampling(state.params),
-    named_key(key, 'sample'),
-    problems,
-    group_size=config.group_size,
-    max_length=value_at(config.max_length, before),
-    draw=SamplingConfig(temperature),
-  )
-  with ThreadPoolExecutor(1) as executor:  # scores the tokens while texts are rewarded
+  with ThreadPoolExecutor(1) as executor:
+    length = value_at(config.max_length, before)
+    compiling = executor.submit(
+      compile_ahead, learner, state, sampler.max_prompt_length, length
+    )
+    rollout = sampler.sample(  # tokens, log-probs [P, G, T]
+      learner.for_sampling(state.params),
+      named_key(key, 'sample'),
+      problems,
+      group_size=config.group_size,
+      max_length=length,
+      draw=SamplingConfig(temperature),
+    )
+    compiling.result()
+    # Tokens are scored while texts are rewarded.
     scoring = executor.submit(
       learner.score, state.params, reference, rollout, temperature
     )
