@@ -24,7 +24,7 @@ from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import feed_rows, replicate
-from r1jax.stages import rl_state
+from r1jax.stages import rl, rl_state
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.learner_program import LearnerProgram
 from r1jax.stages.problem_sets import problem_stream
@@ -32,6 +32,14 @@ from r1jax.stages.rl import Actors, train
 from r1jax.stages.rl_checks import FLAT, LARGEST_REWARD, short_updates
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.tasks import Problem
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_to_compile():
+  """The parts that stand for the real ones have no programs."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rl, 'compile_ahead', lambda *args: None)
+    yield
 
 
 def test_a_schedule_has_the_value_of_its_last_pair_that_has_begun():
@@ -331,6 +339,7 @@ class Written:
   """Stands for a sampler, and writes down what it is asked."""
 
   policy = SimpleNamespace(prompt=lambda question: question)
+  max_prompt_length = 1
 
   def __init__(self):
     self.rollouts, self.evaluations = [], []
