@@ -6,7 +6,7 @@ parameter in a box with a reference to its sum. Where the box is opened the para
 cotangent ends up, and is added to the sum: in a scan over layers one layer at a time.
 """
 
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,10 @@ class Summed:
     """The inverse of `tree_flatten`."""
     return cls(*leaves, total)
 
+  def replaced(self, value: jax.Array) -> Self:
+    """Returns a box of another value with the same sum."""
+    return type(self)(value, self.numbers, self.total)
+
   def opened(self) -> jax.Array:
     """Returns the parameter. Its cotangent is added to the sum."""
     return _opened(self.total.ref, self.numbers, self.value)
@@ -86,10 +90,28 @@ def summed(params: optax.Params, sums: optax.Updates) -> optax.Params:
   return jax.tree.map(one, params, sums)
 
 
+def is_summed(leaf: object) -> TypeGuard[Summed]:
+  """Whether a leaf is a boxed parameter."""
+  return isinstance(leaf, Summed)
+
+
 def opened(tree: T) -> T:
   """Returns the tree with each box replaced by its parameter."""
+  return jax.tree.map(
+    lambda x: x.opened() if is_summed(x) else x, tree, is_leaf=is_summed
+  )
 
-  def is_box(leaf: object) -> bool:
-    return isinstance(leaf, Summed)
 
-  return jax.tree.map(lambda x: x.opened() if is_box(x) else x, tree, is_leaf=is_box)
+def values(tree: T) -> T:
+  """Returns the tree with each box replaced by what it holds, without its sum."""
+  return jax.tree.map(lambda x: x.value if is_summed(x) else x, tree, is_leaf=is_summed)
+
+
+def replaced(tree: T, values: T) -> T:
+  """Returns the tree with other values, in boxes where its own are."""
+  return jax.tree.map(
+    lambda x, value: x.replaced(value) if is_summed(x) else value,
+    tree,
+    values,
+    is_leaf=is_summed,
+  )

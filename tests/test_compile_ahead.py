@@ -31,9 +31,9 @@ def compiled():
   """Names of the functions that were compiled."""
   names: list[str] = []
 
-  def note(event, seconds, **details):
+  def note(event: str, duration_secs: float, **details: str | int) -> None:
     if event == '/jax/core/compile/backend_compile_duration':
-      names.append(details['fun_name'])
+      names.append(str(details['fun_name']))
 
   jax.monitoring.register_event_duration_secs_listener(note)
   yield names
@@ -80,7 +80,7 @@ def test_a_step_compiles_nothing_that_was_compiled_ahead(
     del compiled[:]
     compile_ahead(learner, state, 24, length)
     scores = learner.score(state.params, saved['reference'], rollout, 1.0)
-    advantage = np.float32([[1, -1]] * 4)
+    advantage = np.asarray([[1, -1]] * 4, np.float32)
     learned = learner.update(
       state, rollout, advantage, scores, jax.random.key(2), temperature=1.0
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import operator
+import re
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.score import score_tokens
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, make_mesh
+from r1jax.sharding.place import param_shardings
 
 VOCAB, PARTS, PROMPTS, GROUP, LENGTH = 32, 3, 4, 2, 6
 DENSE = ModelConfig(d_model=16, layers=3, heads=2, kv_heads=1, head_dim=8, d_ff=24)
@@ -111,12 +113,29 @@ def test_the_sum_of_bfloat16_gradients_is_float32():
   close(found, expected, 2**-7)
 
 
-@pytest.mark.parametrize('layout', [MeshConfig(data=2, fsdp=2), MeshConfig(tensor=2)])
-@pytest.mark.parametrize('config', [DENSE, SPARSE], ids=['dense', 'experts'])
+MESHES = [
+  (DENSE, MeshConfig(data=2, fsdp=2)),
+  (dataclasses.replace(DENSE, kv_heads=2), MeshConfig(data=1, fsdp=2, tensor=2)),
+  (SPARSE, MeshConfig(data=2, expert=2)),
+]
+
+
+@pytest.mark.parametrize(('config', 'layout'), MESHES)
 def test_a_sum_in_place_is_the_same_on_a_mesh(config, layout):
   params, parts, loss = work(config)
   gradient = functools.partial(optim.gradients, loss=loss, in_place=True)
   expected, _ = jax.jit(gradient)(params, parts)
   mesh = make_mesh(jax.devices()[:4], layout)
-  found, _ = jax.jit(on_mesh(mesh, gradient))(params, parts)
+  places = param_shardings(mesh, decoder.names(config, VOCAB))
+  placed = jax.device_put(params, places)
+  found, _ = jax.jit(on_mesh(mesh, gradient))(placed, parts)
   close(found, expected, 2e-6)
+
+
+def test_boxed_parameters_are_sharded_by_their_names():
+  params, parts, loss = work(DENSE)
+  mesh = make_mesh(jax.devices()[:2], MeshConfig(fsdp=2))
+  gradient = functools.partial(optim.gradients, loss=loss, in_place=True)
+  text = jax.jit(on_mesh(mesh, gradient)).lower(params, parts).as_text()
+  # d_ff 24 by d_model 16 in 3 layers: the matrix `down`, cut along d_model.
+  assert re.search(r'sharding_constraint.*3x24x16', text)

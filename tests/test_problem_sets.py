@@ -64,6 +64,7 @@ def test_prompts_are_padded_to_the_longest_one():
   )
   assert ample.longest_prompt(tokenizer, 'chat') == longest == 16
   assert ample.without_padding(tokenizer, 'chat').max_prompt_length == 32
+  assert ample.without_padding(tokenizer, 'chat', shards=3).max_prompt_length == 96
   tight = dataclasses.replace(PROBLEMS, max_prompt_length=20)
   assert tight.without_padding(tokenizer, 'chat').max_prompt_length == 20
   short = dataclasses.replace(PROBLEMS, max_prompt_length=15)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import KeyPath
 
-from r1jax.gradient_sums import opened
+from r1jax.gradient_sums import opened, replaced, values
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
@@ -191,7 +191,8 @@ def functions(
 
   def call(method: str, params: optax.Params, *args: Any) -> Any:
     if current_mesh() is not None:
-      params = constrain_params(params, names(config, vocab_size))
+      placed = constrain_params(values(params), names(config, vocab_size))
+      params = replaced(params, placed)
     return apply(params, *args, method=method)
 
   def logits(params: optax.Params | DecodeParams, hidden: jax.Array) -> jax.Array:

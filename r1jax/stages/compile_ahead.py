@@ -13,7 +13,8 @@ def compile_ahead(
 ) -> None:
   """Compiles scoring and update for rollouts of this length, unless they are compiled.
 
-  Nothing is computed. When the learner calls its programs, JAX finds them compiled.
+  When the learner calls its programs, JAX finds them compiled. With `offload` the
+  update is not among them.
 
   Args:
     learner: of the stage.

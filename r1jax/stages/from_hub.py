@@ -137,7 +137,7 @@ def origin(config: Any) -> Origin:
   """Returns the checkpoint's model, all but its parameters, and problems of one task.
 
   Args:
-    config: of the stage, with the fields model (`HubConfig`), task and rl.
+    config: of the stage, with the fields model (`HubConfig`), task, rl and mesh.
   """
   found = look_up(config.model, began(config.workdir))
   policy = found.policy
@@ -147,7 +147,9 @@ def origin(config: Any) -> Origin:
     max_prompt_length=config.rl.max_prompt_length,
     max_positions=families.max_positions(found.checkpoint.raw),
   )
-  problems = problems.without_padding(policy.tokenizer, policy.template)
+  problems = problems.without_padding(
+    policy.tokenizer, policy.template, config.mesh.context
+  )
   return Origin(policy, problems, found.digests, keep=found.keep, params=found.params)
 
 

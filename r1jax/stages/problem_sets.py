@@ -81,21 +81,24 @@ class Problems:
     prompts = (
       tokenizer.prompt_ids(template, p.question) for source in sources for p in source
     )
-    longest = max(prompts, key=len)
+    longest = max(prompts, key=len, default=[])
     pad_left([longest], self.max_prompt_length, tokenizer.pad_id)
     return len(longest)
 
-  def without_padding(self, tokenizer: Tokenizer, template: str) -> 'Problems':
+  def without_padding(
+    self, tokenizer: Tokenizer, template: str, shards: int = 1
+  ) -> 'Problems':
     """Returns the problems with the smallest S that holds all prompts.
 
-    It is a multiple of `PROMPT_MULTIPLE`, so that it divides over devices and similar
-    problems share compiled programs.
+    It is a multiple of `PROMPT_MULTIPLE`, so that similar problems share compiled
+    programs, and of `shards`, the devices that share a row (`mesh.context`).
 
     Raises:
       ValueError: a prompt is longer than `max_prompt_length`.
     """
     longest = self.longest_prompt(tokenizer, template)
-    length = -(-longest // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+    multiple = math.lcm(PROMPT_MULTIPLE, shards)
+    length = max(1, -(-longest // multiple)) * multiple
     return dataclasses.replace(
       self, max_prompt_length=min(length, self.max_prompt_length)
     )
