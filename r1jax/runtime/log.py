@@ -11,12 +11,12 @@ import errno
 import json
 import math
 import os
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from r1jax import tfrecord
 from r1jax.plain import JsonObject
 from r1jax.statistics import Interval
 
@@ -113,22 +113,21 @@ class Log:
   def _write_event(self, phase: str, step: int, scalars: Mapping[str, float]) -> None:
     # Not tensorboardX.SummaryWriter: its thread dies on a full disk; then its queue
     # fills up and the training loop hangs without an error.
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
-
+    proto = tfrecord.tensorboard('proto.event_pb2')
+    summary = tfrecord.tensorboard('proto.summary_pb2').Summary
     loop = LOOP_OF.get(phase, phase)
     if loop not in self._events:
       folder = self._workdir / 'tensorboard' / loop
       number = len(list(folder.glob('*')))  # the reader takes files in this order
       self._events[loop] = _File(folder / f'events.out.tfevents.{number:06d}')
-      version = Event(wall_time=time.time(), file_version='brain.Event:2')
+      version = proto.Event(wall_time=time.time(), file_version='brain.Event:2')
       # The reader drops the events of earlier files from this step on.
       purge_step = self._resume.get(loop, -1) + 1
-      started = SessionLog(status=SessionLog.START)
-      purge = Event(wall_time=time.time(), step=purge_step, session_log=started)
+      started = proto.SessionLog(status=proto.SessionLog.START)
+      purge = proto.Event(wall_time=time.time(), step=purge_step, session_log=started)
       self._events[loop].append(_record(version) + _record(purge))
-    value = [Summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
-    event = Event(wall_time=time.time(), step=step, summary=Summary(value=value))
+    value = [summary.Value(tag=tag, simple_value=x) for tag, x in scalars.items()]
+    event = proto.Event(wall_time=time.time(), step=step, summary=summary(value=value))
     self._events[loop].append(_record(event))
 
 
@@ -235,10 +234,5 @@ def _scalars(tag: str, value: object) -> Iterator[tuple[str, float]]:
 
 
 def _record(event: Any) -> bytes:
-  """Returns `event` as a TFRecord: length and content, a checksum after each."""
-  from tensorboardX.record_writer import masked_crc32c
-
-  content = event.SerializeToString()
-  length = struct.pack('<Q', len(content))
-  length += struct.pack('<I', masked_crc32c(length))
-  return length + content + struct.pack('<I', masked_crc32c(content))
+  """Returns `event` as a record of its file."""
+  return tfrecord.record(event.SerializeToString())

@@ -6,11 +6,11 @@ TFRecord, for which tensorflow-datasets itself would need tensorflow.
 
 import contextlib
 import dataclasses
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1jax import tfrecord
 from r1jax.hub import network, paths
 
 Row = Mapping[str, bytes]
@@ -133,25 +133,10 @@ def _read(builder: Any, split: str) -> list[Row]:
 
 
 def _tfrecords(files: list[Path]) -> Iterator[Row]:
-  """Yields the texts of the examples in TFRecord files.
-
-  A record is the length in eight bytes, its checksum, the example, its checksum.
-  """
-  from tensorboardX.record_writer import masked_crc32c
+  """Yields the texts of the examples in TFRecord files."""
   from tensorflow_datasets.proto import tf_example_pb2
 
-  def checked(part: bytes, checksum: bytes) -> bytes:
-    if checksum != struct.pack('<I', masked_crc32c(part)):
-      raise ValueError('a checksum is wrong')
-    return part
-
   for file in files:
-    content, start = Path(file).read_bytes(), 0
-    while start < len(content):
-      header = checked(content[start : start + 8], content[start + 8 : start + 12])
-      begin = start + 12
-      end = begin + struct.unpack('<Q', header)[0]
-      example = checked(content[begin:end], content[end : end + 4])
-      features = tf_example_pb2.Example.FromString(example).features.feature
+    for record in tfrecord.records(Path(file).read_bytes()):
+      features = tf_example_pb2.Example.FromString(record).features.feature
       yield {name: value.bytes_list.value[0] for name, value in features.items()}
-      start = end + 4
