@@ -21,7 +21,7 @@ from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
 from r1jax.sharding.mesh import make_mesh
-from r1jax.stages import distillation, preference, problem_sets
+from r1jax.stages import distillation, preference, problem_sets, rl
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.preference import PreferenceConfig
 from r1jax.stages.problem_sets import Problems, problem_stream
@@ -61,6 +61,7 @@ class Silent:
   """Stands for a sampler: says one word, and notes the key of each problem."""
 
   policy = SimpleNamespace(prompt=lambda question: question)
+  max_prompt_length = 1
 
   def __init__(self, keys):
     self.keys = keys
@@ -119,6 +120,7 @@ def problems(task):
 def keys(monkeypatch):
   """Notes the keys that stages draw from, instead of sampling and learning."""
   found = Keys()
+  monkeypatch.setattr(rl, 'compile_ahead', lambda *args: None)
   monkeypatch.setattr(Stage, 'sampler', Silent(found))
   monkeypatch.setattr(suite, 'RewardPool', Pool)
   minibatches = Learner.minibatches
