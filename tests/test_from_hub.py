@@ -252,6 +252,22 @@ def test_parameters_may_be_bfloat16(folder):
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
 
 
+def test_prompts_are_padded_to_the_longest_one_of_the_task(folder, tmp_path):
+  config = grpo.GRPO(
+    workdir=str(tmp_path / 'run'),
+    model=HubConfig(str(folder), template='plain'),
+    data_dir=str(tmp_path / 'data'),
+  )
+  origin = from_hub.origin(config)
+  policy, problems = origin.policy, origin.problems
+  sources = [*problems.train, *problems.validation, *problems.test]
+  lengths = [
+    len(policy.tokenizer.prompt_ids('plain', p.question)) for s in sources for p in s
+  ]
+  assert config.rl.max_prompt_length == 384
+  assert problems.max_prompt_length - 32 < max(lengths) <= problems.max_prompt_length
+
+
 def test_a_name_on_the_hub_is_fetched_without_pickles_or_code(folder, monkeypatch):
   asked = []
 

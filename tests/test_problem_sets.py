@@ -62,7 +62,7 @@ def test_prompts_are_padded_to_the_longest_one():
   longest = max(
     len(p.question) for part in (ample.train, ample.validation) for s in part for p in s
   )
-  assert ample.longest_prompt(tokenizer, 'chat') == longest == 16
+  assert ample.check_prompts(tokenizer, 'chat') == longest == 16
   assert ample.without_padding(tokenizer, 'chat').max_prompt_length == 32
   assert ample.without_padding(tokenizer, 'chat', shards=3).max_prompt_length == 96
   tight = dataclasses.replace(PROBLEMS, max_prompt_length=20)

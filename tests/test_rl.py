@@ -605,6 +605,27 @@ def test_every_step_samples_from_the_policy_by_its_schedules(trained):
   assert sorted(seen) == [str(n) for n in range(10)]
 
 
+def test_the_learner_compiles_for_each_length_while_it_is_sampled(
+  tmp_path, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(
+    rl, 'compile_ahead', lambda learner, state, *lengths: asked.append(lengths)
+  )
+  config = dataclasses.replace(steps_of(2, 2), steps=3, max_length=((0, 4), (2, 8)))
+  train_written(tmp_path / 'run', config, Right())
+  assert asked == [(1, 4), (1, 4), (1, 8)]  # prompts of one token
+
+
+def test_a_program_that_does_not_compile_ends_the_step(tmp_path, monkeypatch):
+  def fails(*args):
+    raise MemoryError('no room to compile')
+
+  monkeypatch.setattr(rl, 'compile_ahead', fails)
+  with pytest.raises(MemoryError, match='no room to compile'):
+    train_written(tmp_path / 'run', steps_of(2, 2), Right())
+
+
 def test_the_policy_becomes_the_reference_every_reference_every_steps(trained):
   _, learned, _ = trained
   assert [reference for reference, _, _ in learned] == [0, 0, 2, 2, 4]

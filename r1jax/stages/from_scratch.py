@@ -45,7 +45,7 @@ def origin(config: Any) -> Origin:
   )
   file = Path(config.workdir) / artifact.TOKENIZER
   run_tokenizer = tokenizer(file, documents(config), TEMPLATE, config.vocab_size)
-  problems.longest_prompt(run_tokenizer, TEMPLATE)
+  problems.check_prompts(run_tokenizer, TEMPLATE)
 
   def keep(workdir: Path) -> None:
     if not (workdir / file.name).exists():
@@ -76,7 +76,7 @@ def student(stage: Stage, config: Any) -> tuple[Stage, Document]:
   if config.student.vocab_size:
     file = stage.run.workdir / artifact.TOKENIZER
     own = tokenizer(file, document, template, config.student.vocab_size)
-  stage.problems.longest_prompt(own, template)
+  stage.problems.check_prompts(own, template)
   policy = Policy(config.student.model, own, template)
   fit_stage_mesh(config, config.mesh, policy.names)
   return dataclasses.replace(stage, policy=policy), document

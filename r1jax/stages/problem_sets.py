@@ -71,11 +71,11 @@ class Problems:
         f'{max_length}'
       )
 
-  def longest_prompt(self, tokenizer: Tokenizer, template: str) -> int:
-    """Returns the tokens of the longest prompt.
+  def check_prompts(self, tokenizer: Tokenizer, template: str) -> int:
+    """Checks that all prompts fit, and returns the tokens of the longest one.
 
     Raises:
-      ValueError: it is longer than `max_prompt_length`.
+      ValueError: a prompt is longer than `max_prompt_length`.
     """
     sources = [*self.train, *self.validation, *self.test]
     prompts = (
@@ -96,7 +96,7 @@ class Problems:
     Raises:
       ValueError: a prompt is longer than `max_prompt_length`.
     """
-    longest = self.longest_prompt(tokenizer, template)
+    longest = self.check_prompts(tokenizer, template)
     multiple = math.lcm(PROMPT_MULTIPLE, shards)
     length = max(1, -(-longest // multiple)) * multiple
     return dataclasses.replace(
