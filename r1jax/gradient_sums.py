@@ -81,6 +81,16 @@ def _backward(
 _opened.defvjp(_forward, _backward)
 
 
+def sum_of(leaf: jax.Array | Summed) -> Ref | None:
+  """Returns the reference to a parameter's sum; None for one without a box."""
+  return leaf.total.ref if is_summed(leaf) else None
+
+
+def add_rows(total: Ref, first: jax.Array | int, cotangent: jax.Array) -> None:
+  """Adds the cotangent of some rows of a parameter to its sum, from row `first` on."""
+  total[jax.ds(first, len(cotangent))] += cotangent.astype(total.dtype)
+
+
 def summed(params: optax.Params, sums: optax.Updates) -> optax.Params:
   """Returns the parameters, each boxed with the reference to its sum."""
 

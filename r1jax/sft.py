@@ -11,8 +11,8 @@ import optax
 
 from r1jax import optim
 from r1jax.optim import Metrics, TrainState
-from r1jax.sampling.decoder_api import Logits
 from r1jax.sampling.logprob import hidden_logp
+from r1jax.trees import Head
 
 Array = jax.Array | np.ndarray
 
@@ -34,7 +34,7 @@ def cross_entropy(
   batch: Batch,
   *,
   forward: Callable[..., tuple[jax.Array, object]],
-  logits: Logits,
+  head: Head,
   total: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
   """Returns the sum of weight * -log p(token | before), divided by `total`; no metrics.
@@ -43,14 +43,14 @@ def cross_entropy(
     params: of the model.
     batch: see `Batch`.
     forward: (params, tokens, positions, documents) -> hidden states [B, T, D], _.
-    logits: (params, hidden) -> [B, T, V].
+    head: of the model.
     total: the sum of the weights of the whole batch, also for a micro-batch of it.
   """
   hidden_BTD, _ = forward(
     params, batch.tokens[:, :-1], batch.positions[:, :-1], batch.documents[:, :-1]
   )
   targets_BT = jnp.asarray(batch.tokens)[:, 1:]
-  logp_BT, _ = hidden_logp(hidden_BTD, targets_BT, functools.partial(logits, params))
+  logp_BT, _ = hidden_logp(hidden_BTD, targets_BT, params, head=head)
   loss = -jnp.sum(batch.weights[:, 1:] * logp_BT) / total
   return loss, {}
 
@@ -60,7 +60,7 @@ def step(
   batch: Batch,
   *,
   forward: Callable[..., tuple[jax.Array, object]],
-  logits: Logits,
+  head: Head,
   optimizer: optax.GradientTransformation,
   micro_batches: int,
   in_place: bool = False,
@@ -70,6 +70,6 @@ def step(
   B must be a multiple of `micro_batches`. For `in_place` see `optim.gradients`.
   """
   total = jnp.maximum(batch.weights[:, 1:].sum(), 1.0)
-  loss = functools.partial(cross_entropy, forward=forward, logits=logits, total=total)
+  loss = functools.partial(cross_entropy, forward=forward, head=head, total=total)
   parts = optim.split_micro_batches(batch, micro_batches)
   return optim.update(state, parts, loss=loss, optimizer=optimizer, in_place=in_place)

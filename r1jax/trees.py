@@ -56,3 +56,12 @@ Segment = tuple[KVByLayer, jax.Array]  # of a decoding cache, with the mask of i
 Decode = Callable[
   [jax.Array, jax.Array, Sequence[Segment], jax.Array], tuple[jax.Array, KVByLayer]
 ]
+
+
+class Head(NamedTuple):
+  """What makes logits of hidden states: a matrix, and its product."""
+
+  # params -> the output embedding [V, D], boxed if they are (`r1jax.gradient_sums`)
+  matrix: Callable[[Any], Any]
+  # (rows [R, D] of that matrix, hidden states [..., D]) -> logits [..., R]
+  logits: Callable[[jax.Array, jax.Array], jax.Array]

@@ -32,7 +32,7 @@ PROGRAMS = {'jit_sample': 'rollout', 'jit_score': 'reference', 'jit_step': 'upda
 # Named scopes; the innermost one in an operation's name counts.
 SCOPES = (
   'project', 'attend', 'write', 'mlp', 'attention_norm', 'mlp_norm', 'norm', 'draw',
-  'Decoder.logits', 'logp', 'objective', 'optimizer',
+  'head', 'logp', 'objective', 'optimizer',
 )  # fmt: skip
 LOOPS = ('while', 'conditional', 'call')  # contain operations that are counted
 

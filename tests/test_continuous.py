@@ -19,7 +19,7 @@ from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, replicate
-from r1jax.trees import KV
+from r1jax.trees import KV, Head
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
@@ -164,7 +164,7 @@ def counting_model(steps):
     return 100.0 * jax.nn.one_hot(hidden - 1, 100)
 
   nothing: Any = None  # unused here
-  return DecoderFns(forward, logits, make_decode, nothing)
+  return DecoderFns(forward, logits, make_decode, nothing, Head(nothing, nothing))
 
 
 @pytest.mark.parametrize('count', [2, 4, 7])

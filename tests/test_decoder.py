@@ -177,7 +177,7 @@ def test_a_row_continued_from_segments_equals_the_full_row():
 def test_prompts_and_outputs_in_one_call_equal_two_calls(remat, parts):
   config = dataclasses.replace(SMALL, remat=remat, **parts)
   params = random_params(config)
-  forward, _, _, both = decoder.functions(config, VOCAB)
+  forward, _, _, both, _ = decoder.functions(config, VOCAB)
   rng = np.random.default_rng(1)
   mask = np.arange(5)[None] >= np.array([0, 2])[:, None]
   prompts = rng.integers(VOCAB, size=(2, 5)), np.cumsum(mask, 1), -1 * mask

@@ -18,6 +18,7 @@ from r1jax.sampling import logprob
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed
 from r1jax.sharding.rules import named_sharding
+from r1jax.trees import Head
 
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
@@ -147,6 +148,9 @@ def forward(params, tokens, positions, documents):
 
 def logits(params, hidden):
   return params['table'][hidden]
+
+
+BIGRAM = Head(lambda params: params['table'], lambda table, hidden: table[hidden])
 
 
 BIGRAMS: dict[str, Any] = {
@@ -318,7 +322,7 @@ def test_a_certain_teacher_equals_cross_entropy():
   state = optim.init(table(), SGD)
   got, metrics = make_step()(state, batch, teacher_params=teacher)
   supervised = functools.partial(
-    sft.step, forward=forward, logits=logits, optimizer=SGD, micro_batches=1
+    sft.step, forward=forward, head=BIGRAM, optimizer=SGD, micro_batches=1
   )
   wanted, nats = jax.jit(supervised)(state, batch)
   close(got, wanted, atol=TOLERANCE)

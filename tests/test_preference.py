@@ -31,6 +31,7 @@ from r1jax.stages.preference_scoring import Scorer
 from r1jax.tasks import arithmetic
 from r1jax.tasks.arithmetic import ArithmeticConfig
 from r1jax.text.tokenizer import Tokenizer
+from r1jax.trees import Head
 
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
 SGD = optax.sgd(0.5)
@@ -267,7 +268,9 @@ def toy_scorer(tokenizer, forward=forward, devices=1):
     return forward(params, jnp.roll(tokens, 1, axis=1), positions, documents)
 
   policy: Any = SimpleNamespace(
-    functions=DecoderFns(before_the_end, NOTHING, NOTHING, NOTHING),
+    functions=DecoderFns(
+      before_the_end, NOTHING, NOTHING, NOTHING, Head(NOTHING, NOTHING)
+    ),
     tokenizer=tokenizer,
     template='plain',
   )

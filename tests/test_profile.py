@@ -32,7 +32,7 @@ def test_operations_have_their_names_in_the_code():
   ('name', 'expected'),
   [
     ('jit(step)/while/body/Block/mlp/dot_general', 'mlp'),
-    ('jit(step)/jvp(Decoder.logits)/dot_general', 'Decoder.logits'),
+    ('jit(step)/jvp(head)/dot_general', 'head'),
     ('jit(step)/transpose(jvp(blocks))/attend/mul', 'attend, gradient'),
     ('jit(step)/blocks/mlp/mlp_norm/mul', 'mlp_norm'),
     ('jit(step)/while/body/add', 'the rest'),

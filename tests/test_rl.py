@@ -32,6 +32,7 @@ from r1jax.stages.rl import Actors, train
 from r1jax.stages.rl_checks import FLAT, LARGEST_REWARD, short_updates
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.tasks import Problem
+from r1jax.trees import Head
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -148,11 +149,12 @@ def test_reference_scores_every_output_and_its_rows_stay_sharded():
   def both(params, prompts, outputs, prompt_mask):
     return prompts[0][..., None], outputs[0][..., None]
 
-  def logits(params, hidden):
-    return jnp.log(jnp.where(hidden == jnp.arange(2)[None, None], 3.0, 1.0))
+  def logits(tokens, hidden):
+    return jnp.log(jnp.where(hidden == tokens[None, None], 3.0, 1.0))
 
   nothing: Any = None  # unused here
-  model = DecoderFns(nothing, logits, nothing, both)
+  head = Head(lambda params: jnp.arange(2), logits)
+  model = DecoderFns(nothing, nothing, nothing, both, head)
   config = RLConfig(prompts_per_step=8, micro_batch_rows=8)
   learner = Learner(model, make_mesh(jax.devices()[:4]), config)
   no_penalty = dataclasses.replace(config, grpo=algorithms.PRESETS['dapo'])

@@ -25,7 +25,7 @@ from r1jax.sampling.sampler import (
 from r1jax.sampling.score import score_tokens
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, replicate
-from r1jax.trees import KV
+from r1jax.trees import KV, Head
 
 VOCAB = 7
 SMALL = ModelConfig(d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20)
@@ -411,7 +411,7 @@ def counting_model(seen):
     return decode
 
   nothing: Any = None  # unused here
-  return DecoderFns(forward, logits, make_decode, nothing)
+  return DecoderFns(forward, logits, make_decode, nothing, Head(nothing, nothing))
 
 
 def test_the_loop_ends_with_the_last_completion():

@@ -10,9 +10,11 @@ import pytest
 from r1jax import optim, sft
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
+from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import put_batch, put_boxed
 from r1jax.sharding.rules import named_sharding
+from r1jax.trees import Head
 
 VOCAB = 7
 # Not Adam, which divides by the gradient's size and so would hide a wrong one.
@@ -25,13 +27,12 @@ QUICK = {
 
 
 def forward(params, tokens, positions, documents):
-  """Hands the tokens on; `logits` makes a bigram of them."""
+  """Hands the tokens on; `BIGRAM` makes logits of them."""
   del params, positions, documents
   return tokens, None
 
 
-def logits(params, hidden):
-  return params['table'][hidden]
+BIGRAM = Head(lambda params: params['table'], lambda table, hidden: table[hidden])
 
 
 def batch_of(tokens, weights):
@@ -48,10 +49,10 @@ def random_batch(rows, length, seed=0):
   return batch_of(rng.integers(VOCAB, size=(rows, length)), weights)
 
 
-def make_step(forward=forward, logits=logits, parts=1):
+def make_step(forward=forward, head=BIGRAM, parts=1):
   return jax.jit(
     functools.partial(
-      sft.step, forward=forward, logits=logits, optimizer=SGD, micro_batches=parts
+      sft.step, forward=forward, head=head, optimizer=SGD, micro_batches=parts
     ),
     compiler_options=QUICK,
   )
@@ -75,7 +76,7 @@ def test_cross_entropy_by_hand():
     weights=[[9, 1, 1, 3], [9, 2, 0, 0]],  # the 9s are of tokens that nothing predicts
   )
   loss, _ = sft.cross_entropy(
-    params, batch, forward=forward, logits=logits, total=jnp.float32(10)
+    params, batch, forward=forward, head=BIGRAM, total=jnp.float32(10)
   )
   # ln 2 + ln 4 + 3 ln 4/3 of the first row, 2 ln 8 of the second
   expected = (math.log(2) + math.log(4) + 3 * math.log(4 / 3) + 2 * math.log(8)) / 10
@@ -92,7 +93,7 @@ def test_the_model_gets_positions_and_documents():
   batch = batch_of(tokens=[[3, 4, 5, 6]], weights=[[0, 1, 0, 1]])
   batch.positions = jnp.array([[0, 1, 0, 1]])
   batch.documents = jnp.array([[1, 1, 2, 2]])
-  sft.cross_entropy(table(), batch, forward=record, logits=logits, total=jnp.float32(2))
+  sft.cross_entropy(table(), batch, forward=record, head=BIGRAM, total=jnp.float32(2))
   # all but the last token, which predicts nothing
   assert seen == [[[3, 4, 5]], [[0, 1, 0]], [[1, 1, 2]]]
 
@@ -155,11 +156,12 @@ def random_boxed(config):
 @pytest.fixture(scope='module')
 def tiny():
   config = ModelConfig(d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_ff=32)
-  return random_boxed(config), *decoder.functions(config, VOCAB)[:2]
+  model = DecoderFns(*decoder.functions(config, VOCAB))
+  return random_boxed(config), model.forward, model.head
 
 
 def test_packed_documents_train_like_separate_ones(tiny):
-  boxed, forward, logits = tiny
+  boxed, forward, head = tiny
   params = put_boxed(make_mesh(jax.devices()[:1]), boxed)
   first, second = [1, 2, 3, 4], [5, 6, 1]
   packed = sft.Batch(
@@ -174,14 +176,14 @@ def test_packed_documents_train_like_separate_ones(tiny):
     documents=jnp.array([[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]),
     weights=jnp.array([[0.0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]]),
   )
-  state, step = optim.init(params, SGD), make_step(forward, logits)
+  state, step = optim.init(params, SGD), make_step(forward, head)
   # float32 through two layers
   close(step(state, packed), step(state, separate), rtol=1e-5, atol=1e-6)
 
 
 def test_sharded_step_matches_single_device(tiny):
-  boxed, forward, logits = tiny
-  step = make_step(forward, logits, parts=2)
+  boxed, forward, head = tiny
+  step = make_step(forward, head, parts=2)
   batch = random_batch(rows=8, length=6)
 
   def run(devices):

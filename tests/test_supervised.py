@@ -19,6 +19,7 @@ from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import supervised
 from r1jax.stages.examples import Epochs, Example, pack
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
+from r1jax.trees import Head
 
 
 def test_rows_are_filled_and_the_last_document_of_a_row_is_cut():
@@ -179,7 +180,9 @@ def learn(
       state,
       rows,
       forward=lambda params, tokens, *_: (tokens, None),
-      logits=lambda params, hidden: scale * params['table'][hidden],
+      head=Head(
+        lambda params: scale * params['table'], lambda table, hidden: table[hidden]
+      ),
       **how,
     )
 

@@ -22,7 +22,7 @@ from r1jax.model.config import ModelConfig
 from r1jax.model.decode import DecodeParams, make_decode, row_logits
 from r1jax.model.linear import Int8, product, to_int8, uses_product
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
-from r1jax.trees import Boxed, Decode, MatrixAxes
+from r1jax.trees import Boxed, Decode, Head, MatrixAxes
 
 # Parameters that stay float32 in a bfloat16 model: trained routing biases are near 7,
 # where bfloat16 has steps of 0.03, and an update is 0.001.
@@ -126,17 +126,24 @@ class Decoder(nn.Module):
     joined = jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *found)
     return tuple(map(self.norm, streams)), joined
 
-  def logits(self, x_BTD: jax.Array) -> jax.Array:
-    """Returns the logits of the next token, [..., V], float32 or more."""
-    dtype = self.config.dtype
-    if uses_product(dtype):
-      return product(x_BTD.astype(dtype), self.head_VD, 1)
-    return jnp.einsum(
-      '...d,vd->...v',
-      x_BTD.astype(dtype),
-      self.head_VD.astype(dtype),
-      preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-    )
+
+@jax.named_scope('head')
+def head_logits(dtype: str, rows_RD: jax.Array, x_BTD: jax.Array) -> jax.Array:
+  """Returns the logits of the tokens of these rows, [..., R], float32 or more.
+
+  Args:
+    dtype: of the factors.
+    rows_RD: of the output embedding, all of them or some.
+    x_BTD: normalised hidden states, [..., D].
+  """
+  if uses_product(dtype):
+    return product(x_BTD.astype(dtype), rows_RD, 1)
+  return jnp.einsum(
+    '...d,rd->...r',
+    x_BTD.astype(dtype),
+    rows_RD.astype(dtype),
+    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+  )
 
 
 def init(config: ModelConfig, vocab_size: int, key: jax.Array) -> Boxed:
@@ -173,38 +180,40 @@ def functions(
   Callable[[optax.Params, jax.Array], jax.Array],
   Callable[[optax.Params], Decode],
   Callable[..., tuple[jax.Array, jax.Array]],
+  Head,
 ]:
-  """Returns the pure functions `forward`, `logits`, `make_decode` and `with_prompts`.
+  """Returns `forward`, `logits`, `make_decode`, `with_prompts` and `head`, all pure.
 
-  `forward(params, …)`, `logits(params, hidden)` and `with_prompts(params, …)` call the
-  `Decoder`; `make_decode(params)` returns a function that decodes one token per row,
-  see `decode.make_decode`. `logits` and `make_decode` also take the `DecodeParams` of
-  `decode.decode_params`.
+  `forward(params, …)` and `with_prompts(params, …)` call the `Decoder`;
+  `make_decode(params)` returns a function that decodes one token per row, see
+  `decode.make_decode`. `logits(params, hidden)` and `make_decode` also take the
+  `DecodeParams` of `decode.decode_params`.
   """
   decoder: Any = Decoder(config, vocab_size)
   stacks = [name for name, _, _ in config.stacks]
-
-  def apply(params: optax.Params, *args: Any, method: str) -> Any:
-    # Boxes of stacks are opened layer by layer; see `Decoder._stack`.
-    params = {name: x if name in stacks else opened(x) for name, x in params.items()}
-    return decoder.apply({'params': params}, *args, method=method)
 
   def call(method: str, params: optax.Params, *args: Any) -> Any:
     if current_mesh() is not None:
       placed = constrain_params(values(params), names(config, vocab_size))
       params = replaced(params, placed)
-    return apply(params, *args, method=method)
+    # Boxes of stacks are opened layer by layer; see `Decoder._stack`.
+    params = {name: x if name in stacks else opened(x) for name, x in params.items()}
+    return decoder.apply({'params': params}, *args, method=method)
+
+  def matrix(params: optax.Params) -> Any:
+    return params['embedding' if config.tied else 'head']
 
   def logits(params: optax.Params | DecodeParams, hidden: jax.Array) -> jax.Array:
     if isinstance(params, DecodeParams):
       if params.head is not None:
         return row_logits(config, params.head, hidden)
       params = params.outside
-    return apply(params, hidden, method='logits')
+    return head_logits(config.dtype, opened(matrix(params)), hidden)
 
   methods = ('__call__', 'with_prompts')
   forward, with_prompts = (functools.partial(call, method) for method in methods)
-  return forward, logits, functools.partial(make_decode, config), with_prompts
+  head = Head(matrix, functools.partial(head_logits, config.dtype))
+  return forward, logits, functools.partial(make_decode, config), with_prompts, head
 
 
 def matrices(config: ModelConfig) -> Mapping[str, Any]:

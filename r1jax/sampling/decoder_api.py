@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax.trees import KV, Decode
+from r1jax.trees import KV, Decode, Head
 
 # (params, tokens, positions, documents, context=()) -> hidden states [B, T, D], KV
 Forward = Callable[..., tuple[jax.Array, KV]]
@@ -22,6 +22,7 @@ class DecoderFns(NamedTuple):
   make_decode: Callable[[optax.Params], Decode]
   # (params, prompts, outputs, prompt_mask) -> hidden states [P, S, D] and [B, T, D]
   with_prompts: Callable[..., tuple[jax.Array, jax.Array]]
+  head: Head
 
 
 def read_prompts(

@@ -1,12 +1,15 @@
-"""Log-probabilities and entropies of tokens, a chunk of logits at a time."""
+"""Log-probabilities and entropies of tokens, without all logits in memory at once."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from r1jax.sharding.constrain import constrain, num_shards
-from r1jax.trees import T
+from r1jax import gradient_sums
+from r1jax.sampling import blockwise
+from r1jax.sharding.constrain import constrain, current_mesh, num_shards
+from r1jax.trees import Head, T
 
 # Logits in memory at a time: 8 MiB in float32, about a CPU's cache. With a large
 # vocabulary at least CHUNK_TOKENS tokens: with fewer the head is read too often.
@@ -17,21 +20,43 @@ CHUNK_TOKENS = 128
 def hidden_logp(
   hidden_BTD: jax.Array,
   tokens_BT: jax.Array,
-  logits: Callable[[jax.Array], jax.Array],
+  params: optax.Params,
+  *,
+  head: Head,
+  temperature: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns log-probs and entropies of the tokens, [B, T], computed in chunks.
+  """Returns log-probs and entropies of the tokens, [B, T], in nats.
+
+  Logits are computed for chunks of positions. On one device those of a large vocabulary
+  are computed for a block of tokens at a time, which needs less memory and reads the
+  head once; on a mesh the vocabulary may be sharded.
 
   Args:
     hidden_BTD: hidden states.
     tokens_BT: int32, the tokens to predict from them.
-    logits: hidden [B, T', D] -> [B, T', V].
+    params: of the model.
+    head: of the model.
+    temperature: divides the logits, above 0.
   """
+  boxed = head.matrix(params)
+  matrix = gradient_sums.values(boxed)
+  if len(matrix) > 2 * blockwise.BLOCK and current_mesh() is None:
+    found = blockwise.token_logp(
+      head.logits,
+      matrix,
+      gradient_sums.sum_of(boxed),
+      hidden_BTD.reshape(-1, hidden_BTD.shape[-1]),
+      tokens_BT.reshape(-1),
+      jnp.asarray(temperature),
+    )
+    logp_BT, entropy_BT = (x.reshape(tokens_BT.shape) for x in found)
+    return logp_BT, entropy_BT
+  opened = gradient_sums.opened(boxed)
 
   def score(hidden_BTD: jax.Array, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return token_logp(logits(hidden_BTD), tokens_BT)
+    return token_logp(head.logits(opened, hidden_BTD) / temperature, tokens_BT)
 
-  vocabulary = jax.eval_shape(logits, hidden_BTD).shape[-1]
-  return in_chunks(score, hidden_BTD, tokens_BT, size=vocabulary)
+  return in_chunks(score, hidden_BTD, tokens_BT, size=len(matrix))
 
 
 def in_chunks(function: Callable[..., T], *arrays: jax.Array, size: int) -> T:
@@ -83,10 +108,9 @@ def token_logp(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Arr
     tokens: int32 [...].
   """
   total = jax.nn.logsumexp(logits, axis=-1)
-  # A masked sum instead of a gather, whose gradient is a scatter.
-  ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
-  here = ids == tokens[..., None]
-  chosen = jnp.sum(jnp.where(here, logits, 0.0), axis=-1)
+  chosen = jnp.sum(
+    jnp.where(blockwise.is_token(logits, tokens, 0), logits, 0.0), axis=-1
+  )
   probability = jnp.exp(logits - total[..., None])
   # 0 * -inf would be NaN.
   finite = jnp.where(probability > 0, logits, 0.0)

@@ -64,6 +64,6 @@ def score_tokens(
     rest_BTD = jnp.where(offset_BT[:, 1:, None] == 0, hidden_BTD, rest_BTD)
     hidden_BTD = jnp.concatenate([hidden_BTD, rest_BTD], axis=1)
   logp_BT, entropy_BT = hidden_logp(
-    hidden_BTD, tokens_BT, lambda hidden: model.logits(params, hidden) / temperature
+    hidden_BTD, tokens_BT, params, head=model.head, temperature=temperature
   )
   return logp_BT.reshape(tokens.shape), entropy_BT.reshape(tokens.shape)

@@ -171,7 +171,7 @@ class Stage:
       or functools.partial(
         sft.step,
         forward=functions.forward,
-        logits=functions.logits,
+        head=functions.head,
         in_place=True,
       ),
       batch=batch,
