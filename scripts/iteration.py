@@ -123,7 +123,7 @@ def iterate(
   began = time.monotonic()
   with ThreadPoolExecutor(1) as executor:
     compiling = executor.submit(
-      compile_ahead, stage.learner, state, shape.prompt_length, shape.length
+      compile_ahead, stage.learner, state, reference, shape.prompt_length, shape.length
     )
     rollout = stage.sampler.sample(
       stage.learner.for_sampling(state.params),

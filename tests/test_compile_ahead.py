@@ -67,7 +67,7 @@ def test_a_step_compiles_nothing_that_was_compiled_ahead(
   sampler = Sampler(policy, 24, mesh)
   for length in lengths:
     del compiled[:]
-    compile_ahead(learner, state, 24, length)
+    compile_ahead(learner, state, saved['reference'], 24, length)
     assert [name for name in compiled if name in BOTH] == expected
     rollout = sampler.sample(
       learner.for_sampling(state.params),
@@ -78,7 +78,7 @@ def test_a_step_compiles_nothing_that_was_compiled_ahead(
       draw=SamplingConfig(),
     )
     del compiled[:]
-    compile_ahead(learner, state, 24, length)
+    compile_ahead(learner, state, saved['reference'], 24, length)
     scores = learner.score(state.params, saved['reference'], rollout, 1.0)
     advantage = np.asarray([[1, -1]] * 4, np.float32)
     learned = learner.update(

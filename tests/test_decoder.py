@@ -444,3 +444,51 @@ def test_impossible_groups_are_refused(group, message):
 def test_from_dict_inverts_asdict():
   config = dataclasses.replace(SMALL, rope=Rope('linear', 2.0), experts=Experts(4))
   assert from_dict(dataclasses.asdict(config)) == config
+
+
+KINDS = {
+  'dense': {'qkv_bias': True, 'qk_norm': True},
+  'tied': {'tied': True},
+  'latent': {
+    'latent': Latent(kv_rank=8, q_rank=6, rope_dim=4, value_dim=6),
+    'kv_heads': 4,
+  },
+  'experts': {
+    'experts': Experts(count=4, active=2, d_ff=12, shared=1, scores='sigmoid')
+  },
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_rounded_reference_scores_the_same_bits_in_half_the_memory(kind):
+  config = dataclasses.replace(SMALL, dtype='bfloat16', **KINDS[kind])
+  params = random_params(config)
+  rounded = decoder.as_multiplied(params, config)
+  run, _, _, _, head = decoder.functions(config, VOCAB)
+  tokens = np.asarray([[3, 1, 4, 1, 5]])
+  where = np.arange(5)[None]
+
+  @jax.jit
+  def logits(params):
+    hidden, _ = run(params, tokens, where, np.ones_like(tokens))
+    return head.logits(head.matrix(params), hidden)
+
+  np.testing.assert_array_equal(logits(rounded), logits(params))
+  kinds = {
+    jax.tree_util.keystr(path, simple=True, separator=' '): leaf.dtype
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rounded)
+  }
+  kept = {name.split()[-1] for name, kind in kinds.items() if kind == np.float32}
+  norms = {name for name in kept if name.endswith(('gain', 'bias'))}
+  assert kept - norms <= {'embedding', 'router', 'balance'}
+  assert kinds['blocks out'] == jnp.bfloat16
+
+
+def test_a_reference_of_a_float32_model_is_not_rounded():
+  params = random_params(SMALL)
+  for one, other in zip(
+    jax.tree.leaves(decoder.as_multiplied(params, SMALL)),
+    jax.tree.leaves(params),
+    strict=True,
+  ):
+    assert one is other

@@ -159,9 +159,8 @@ def test_a_token_that_cannot_be_drawn_has_no_weight_in_any_block(given):
 
   def loss(hidden_BTD):
     head = np.concatenate([head_VD, bias], axis=1)
-    return sum(
-      x.sum() for x in logprob.hidden_logp(hidden_BTD, tokens_BT, head, head=masked)
-    )
+    found = logprob.hidden_logp(hidden_BTD, jnp.asarray(tokens_BT), head, head=masked)
+    return jnp.sum(jnp.stack(found))
 
   def wanted(hidden_BTD):
     left = np.delete(head_VD, 3, axis=0)

@@ -611,9 +611,7 @@ def test_the_learner_compiles_for_each_length_while_it_is_sampled(
   tmp_path, monkeypatch
 ):
   asked = []
-  monkeypatch.setattr(
-    rl, 'compile_ahead', lambda learner, state, *lengths: asked.append(lengths)
-  )
+  monkeypatch.setattr(rl, 'compile_ahead', lambda *given: asked.append(given[3:]))
   config = dataclasses.replace(steps_of(2, 2), steps=3, max_length=((0, 4), (2, 8)))
   train_written(tmp_path / 'run', config, Right())
   assert asked == [(1, 4), (1, 4), (1, 8)]  # prompts of one token

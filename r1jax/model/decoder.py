@@ -237,6 +237,24 @@ def matrices(config: ModelConfig) -> Mapping[str, Any]:
   )
 
 
+def as_multiplied(params: optax.Params, config: ModelConfig) -> optax.Params:
+  """Returns the parameters, their matrices rounded to the type they are multiplied in.
+
+  A forward pass gives the same bits, as its products round them too. Embeddings of
+  inputs, gains and routers stay as they are.
+  """
+  known, least = matrices(config), jnp.dtype(config.dtype)
+
+  def one(path: KeyPath, axes: MatrixAxes | None, x: jax.Array) -> jax.Array:
+    name = path[-1].key
+    multiplied = (axes is not None and name not in FLOAT32) or name == 'head'
+    return x.astype(least) if multiplied and x.dtype.itemsize > least.itemsize else x
+
+  return jax.tree_util.tree_map_with_path(
+    one, known, params, is_leaf=lambda x: x is None or isinstance(x, tuple)
+  )
+
+
 def quantize(params: optax.Params, config: ModelConfig) -> optax.Params:
   """Returns the parameters with each layer's weight matrices as `Int8`.
 

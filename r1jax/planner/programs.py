@@ -113,11 +113,11 @@ def phases(plan: PlannedRun, devices: Sequence[jax.Device]) -> Iterator[Phase]:
     {'rl.max_prompt_length': plan.rl.max_prompt_length, 'rl.max_length': plan.length},
   )
   learner, sampler = learner_of(plan, mesh), sampler_of(plan, mesh)
-  state, params = state_of(plan, learner)
-  policy = {'policy': bytes_per_device(params)}
+  state, reference = state_of(plan, learner)
+  policy = {'policy': bytes_per_device(state.params)}
   waiting = {  # on the devices, or in host memory
     'optimizer': bytes_per_device(state.opt_state),
-    'reference': bytes_per_device(params),
+    'reference': bytes_per_device(reference),
   }
   sampled = param_shardings(
     sampler.sampling_mesh, sampler.sampling_names, 'mesh.sampler_'
@@ -128,7 +128,7 @@ def phases(plan: PlannedRun, devices: Sequence[jax.Device]) -> Iterator[Phase]:
   resident = ({} if shared else policy) | ({} if plan.rl.offload else waiting)
   offloaded = sum(waiting.values()) if plan.rl.offload else 0.0
   yield from _sampling(plan, sampler, resident, offloaded)
-  yield from _learning(plan, mesh, learner, state, params, waiting)
+  yield from _learning(plan, mesh, learner, state, reference, waiting)
 
 
 def _learning(
@@ -136,7 +136,7 @@ def _learning(
   mesh: jax.sharding.Mesh,
   learner: Learner,
   state: TrainState,
-  params: Shapes,
+  reference: Shapes,
   waiting: dict[str, float],
 ) -> Iterator[Phase]:
   """Yields scoring with the reference, if there is one, and the update."""
@@ -146,7 +146,7 @@ def _learning(
   scalar = jax.ShapeDtypeStruct((), jnp.float32)
   parts, share = rollout.prompts.shape[0], 1 / mesh.shape['expert']
   optimizer = {'optimizer': waiting['optimizer']}
-  reference = {'reference': waiting['reference']}
+  referring = {'reference': waiting['reference']}
 
   def offloaded(arrays: dict[str, float]) -> float:
     return sum(arrays.values()) if offload else 0.0
@@ -155,9 +155,9 @@ def _learning(
     yield Phase(
       'score',
       learner.program.score,
-      (params, rollout.inputs, count, scalar),
-      {'reference': params, 'rows': rollout.inputs},
-      {'policy': bytes_per_device(params)} | ({} if offload else optimizer),
+      (reference, rollout.inputs, count, scalar),
+      {'reference': reference, 'rows': rollout.inputs},
+      {'policy': bytes_per_device(state.params)} | ({} if offload else optimizer),
       plan.rl.minibatches,
       parts,
       share,
@@ -168,23 +168,29 @@ def _learning(
   loops = (updates, parts, share, offloaded(waiting))
   inputs = {'policy': state.params, 'rows': rollout}
   kept = {'policy': state.params, 'optimizer': state.opt_state}
-  large = compilation.is_large(params)
+  large = compilation.is_large(state.params)
   if not offload:
     program = learner.program.step(shardings, large)
-    yield Phase('update', program, (state, *rest), kept | inputs, reference, *loops)
+    yield Phase('update', program, (state, *rest), kept | inputs, referring, *loops)
     return
   gradients, apply = learner.program.halves(shardings, large)
   args = (state.params, *rest)
   yield Phase('gradient', gradients, args, inputs, {}, *loops, output='gradient')
-  grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), params)
-  arguments, still = kept | {'gradient': grads}, offloaded(reference)
+  grads = jax.tree.map(lambda x: x.update(dtype=jnp.float32), state.params)
+  arguments, still = kept | {'gradient': grads}, offloaded(referring)
   yield Phase('update', apply, (state, grads), arguments, {}, updates, offloaded=still)
 
 
 def learner_of(plan: PlannedRun, mesh: jax.sharding.Mesh) -> Learner:
   """Returns what learns in the stage."""
   model = DecoderFns(*decoder.functions(plan.model, plan.vocab_size))
-  return Learner(model, mesh, plan.rl, decoder.matrices(plan.model))
+  return Learner(
+    model,
+    mesh,
+    plan.rl,
+    decoder.matrices(plan.model),
+    round_reference=functools.partial(decoder.as_multiplied, config=plan.model),
+  )
 
 
 def sampler_of(plan: PlannedRun, mesh: jax.sharding.Mesh) -> SampleProgram:

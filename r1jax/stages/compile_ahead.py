@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 
 from r1jax.optim import TrainState
 from r1jax.rollout.sampler import Rollout, local_rows
@@ -9,7 +10,11 @@ from r1jax.stages.learner import Learner, ScoredRollout
 
 
 def compile_ahead(
-  learner: Learner, state: TrainState, prompt_length: int, length: int
+  learner: Learner,
+  state: TrainState,
+  reference: optax.Params,
+  prompt_length: int,
+  length: int,
 ) -> None:
   """Compiles scoring and update for rollouts of this length, unless they are compiled.
 
@@ -19,6 +24,7 @@ def compile_ahead(
   Args:
     learner: of the stage.
     state: to be updated.
+    reference: to be scored with.
     prompt_length: S, tokens.
     length: T, tokens.
   """
@@ -28,10 +34,12 @@ def compile_ahead(
   program.lengths.add(length)
   rollout = _blank(learner, prompt_length, length)
   scalar = np.float32(1)
-  if config.grpo.kl_coef or learner.quantize is not None:
-    layout, rows = learner.scored(rollout)
-    count = np.int32(layout.count)
-    program.score.lower(learner.whole(state.params), rows, count, scalar).compile()
+  scorers = [state.params] if learner.quantize is not None else []
+  scorers += [reference] if config.grpo.kl_coef else []
+  layout, rows = learner.scored(rollout)
+  for params in scorers:
+    whole, count = learner.whole(params), np.int32(layout.count)
+    program.score.lower(whole, rows, count, scalar).compile()
   scores = ScoredRollout(
     old_logp=None if learner.quantize is None else rollout.logp,
     ref_logp=rollout.logp if config.grpo.kl_coef else None,

@@ -58,6 +58,8 @@ class Learner:
     frozen: parameters that are not learned, such as the weights under adapters.
     join: (frozen, learned) -> the model's parameters.
     quantize: model's parameters -> the sampler's; None is the identity.
+    round_reference: learned parameters -> those of a reference, which only scores; None
+      is the identity.
     seed: of stochastic rounding of bfloat16 parameters; see `optim.make`.
   """
 
@@ -68,6 +70,7 @@ class Learner:
   frozen: optax.Params | None = None
   join: Join = all_learned
   quantize: Callable[[optax.Params], optax.Params] | None = None
+  round_reference: Callable[[optax.Params], optax.Params] | None = None
   seed: int = 0
 
   @functools.cached_property
@@ -85,6 +88,10 @@ class Learner:
   def offload_state(self, state: TrainState) -> TrainState:
     """Returns the state for the time between updates: offloaded if `config.offload`."""
     return offloaded(state) if self.config.offload else state
+
+  def reference(self, params: optax.Params) -> optax.Params:
+    """Returns the parameters of a reference that scores like these."""
+    return params if self.round_reference is None else self.round_reference(params)
 
   def offload_reference(self, params: optax.Params) -> optax.Params:
     """Returns a reference's parameters: offloaded if `config.offload`."""

@@ -67,7 +67,7 @@ def step(
   with ThreadPoolExecutor(1) as executor:
     length = value_at(config.max_length, before)
     compiling = executor.submit(
-      compile_ahead, learner, state, sampler.max_prompt_length, length
+      compile_ahead, learner, state, reference, sampler.max_prompt_length, length
     )
     rollout = sampler.sample(  # tokens, log-probs [P, G, T]
       learner.for_sampling(state.params),
@@ -181,7 +181,8 @@ def train(
     if flat and number == FLAT:
       raise nothing_learned(phase, logged['reward'])
     if config.reference_every and number % config.reference_every == 0:
-      reference = learner.offload_reference(jax.tree.map(jnp.copy, state.params))
+      copy = jax.tree.map(jnp.copy, state.params)  # an update donates its input
+      reference = learner.offload_reference(learner.reference(copy))
       loop.say('the policy is the new reference.')
     if loop.due(config.evaluate_every):
       measure()

@@ -50,6 +50,7 @@ def learner_of(
     config,
     policy.matrices,
     quantize=quantize if config.int8_rollout else None,
+    round_reference=functools.partial(decoder.as_multiplied, config=policy.config),
     seed=seed,
   )
   if not policy.lora.rank:
@@ -57,6 +58,7 @@ def learner_of(
   learner = dataclasses.replace(
     learner,
     matrices=None,
+    round_reference=None,
     frozen=params(),
     join=functools.partial(lora.attach, scale=policy.lora.scale),
   )
@@ -70,7 +72,7 @@ def start(learner: Learner, params: optax.Params) -> dict[str, Any]:
   # A copy, as an update donates the memory of its input state.
   before = {
     'policy': optim.init(jax.tree.map(jnp.copy, params), learner.tx),
-    'reference': params,
+    'reference': learner.reference(params),
   }
   # Placed now, as another sharding in the second step would compile again.
   return like_params(learner.mesh, before, params)
@@ -79,7 +81,10 @@ def start(learner: Learner, params: optax.Params) -> dict[str, Any]:
 def like(learner: Learner, params: optax.Params) -> dict[str, Any]:
   """Returns shapes and shardings of the result of `start`."""
   shapes = jax.eval_shape(
-    lambda params: {'policy': optim.init(params, learner.tx), 'reference': params},
+    lambda params: {
+      'policy': optim.init(params, learner.tx),
+      'reference': learner.reference(params),
+    },
     params,
   )
   return abstract_like_params(learner.mesh, shapes, params)
