@@ -32,7 +32,7 @@ class GRPO(StageConfig):
   task: str = 'countdown'  # a module of r1jax.tasks, at its own difficulty
   accuracy_weight: float = 1.0  # weight of the accuracy reward
   format_weight: float = 1.0  # weight of the format reward (R1-Zero: the same)
-  model: HubConfig = HubConfig(template='r1_zero')
+  model: HubConfig = HubConfig(template='r1_zero', dtype='auto')
   rl: RLConfig = RLConfig(
     steps=200,
     prompts_per_step=8,

@@ -446,7 +446,7 @@ def test_from_dict_inverts_asdict():
   assert from_dict(dataclasses.asdict(config)) == config
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
   'dense': {'qkv_bias': True, 'qk_norm': True},
   'tied': {'tied': True},
   'latent': {

@@ -81,6 +81,7 @@ def trained(tmp_path_factory):
   safetensors.numpy.save_file(extra, folder / 'model' / storage.SINGLE)
   command = (
     *('experiments.grpo', '--model.path', str(folder / 'model')),
+    *('--model.dtype', 'float32'),
     *('--model.template', 'plain', '--workdir', str(folder / 'run')),
     *('--data-dir', str(folder / 'data'), '--task', 'arithmetic'),
     *('--rl.steps', '1', '--rl.max-length', '0', '8', '--rl.max-prompt-length', '32'),
@@ -203,7 +204,10 @@ def folder(tmp_path_factory):
       {'chat_template_kwargs': WITHOUT},
       r'expected variables that the chat template of .* \(eos_token\), got enabl',
     ),
-    ({'dtype': 'int4'}, "model.dtype: expected one of float32, bfloat16, got 'int4'"),
+    (
+      {'dtype': 'int4'},
+      "model.dtype: expected one of float32, bfloat16, auto, got 'int4'",
+    ),
   ],
 )
 def test_an_unusable_start_is_named_before_anything_is_read(folder, settings, message):
@@ -330,7 +334,7 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   workdir = tmp_path / 'run'
   began = datetime.datetime(2024, 7, 26, 23, 59)
   monkeypatch.setattr(tokenizer_files, 'now', lambda: began)
-  found = from_hub.look_up(config, from_hub.began(workdir))
+  found = from_hub.look_up(config, from_hub.began(workdir, 'float32').time)
   prompt = found.policy.prompt('3+5')
   assert prompt == '26 Jul 2024: 3+5<think>\n\n</think>\n\n'
   run_of = Hub(str(workdir), config)
@@ -343,10 +347,10 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   monkeypatch.setattr(
     tokenizer_files, 'now', lambda: began + datetime.timedelta(minutes=1)
   )
-  again = from_hub.look_up(config, from_hub.began(workdir))
+  again = from_hub.look_up(config, from_hub.began(workdir, 'float32').time)
   assert again.digests == found.digests
   assert again.policy.prompt('3+5') == prompt
-  other = from_hub.look_up(config, from_hub.began(tmp_path / 'other'))
+  other = from_hub.look_up(config, from_hub.began(tmp_path / 'other', 'float32').time)
   assert other.policy.prompt('3+5').startswith('27 Jul 2024: ')
   differing = {name for name, x in other.digests.items() if found.digests[name] != x}
   assert differing == {'hub/source.json'}
@@ -361,7 +365,7 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
   today, _ = session.prompt([{'role': 'user', 'content': '3+5'}])
   assert today.endswith(': 3+5')
   (workdir / artifact.HUB / artifact.SOURCE).write_text('{"path": 3')
-  for read in (from_hub.began, artifact.load):
+  for read in (lambda path: from_hub.began(path, 'auto'), artifact.load):
     with pytest.raises(ArtifactError, match=r'source.json is damaged'):
       read(workdir)
 

@@ -67,7 +67,7 @@ class PaperR1Zero(GRPO):
 
   workdir: str = 'runs/paper/r1_zero'  # all files of the run
   task: str = 'gsm8k'  # a module of r1jax.tasks
-  model: HubConfig = HubConfig(template=TEMPLATE)
+  model: HubConfig = HubConfig(template=TEMPLATE, dtype='auto')
   rl: RLConfig = R1_ZERO.rl
 
 

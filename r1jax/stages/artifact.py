@@ -220,6 +220,7 @@ class Source(NamedTuple):
   digest: str  # of the checkpoint
   time: datetime.datetime | None  # start of the run; its prompts may contain the date
   chat_template_kwargs: JsonObject  # variables of its chat template
+  dtype: str | None  # of the run's products; None in runs that did not store it
 
 
 def read_source(workdir: Path) -> Source:
@@ -236,6 +237,7 @@ def read_source(workdir: Path) -> Source:
       kept['digest'],
       time and datetime.datetime.fromisoformat(time),
       chat_template.read_variables(kept.get('chat_template_kwargs', '')),
+      kept.get('dtype'),
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ArtifactError(f'{file} is damaged ({error!r}); restore it') from error

@@ -77,6 +77,7 @@ class Origin:
     parents: finished stages that it starts from.
     keep: writes files that the run needs, such as its tokenizer, into its folder.
     params: (mesh) -> parameters, for a model that does not come from a stage.
+    remarks: sentences to say at the start.
   """
 
   policy: Policy
@@ -85,6 +86,7 @@ class Origin:
   parents: tuple[Artifact, ...] = ()
   keep: Callable[[Path], None] | None = None
   params: Callable[[jax.sharding.Mesh], optax.Params] | None = None
+  remarks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Experiment(Generic[C]):
       versions = tasks.versions(config.task_names())
       with start(config, phases, origin.digests, versions) as run:
         if not artifact.finished(run):
-          for remark in origin.policy.tokenizer.remarks:
+          for remark in (*origin.policy.tokenizer.remarks, *origin.remarks):
             run.progress.say(remark)
           if origin.keep and hosts.is_primary():
             origin.keep(run.workdir)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -33,7 +33,7 @@ from r1jax.rollout.policy import Policy
 from r1jax.runtime import hosts
 from r1jax.runtime.workdir import write_whole
 from r1jax.sharding.place import param_shardings, replicate
-from r1jax.stages import artifact, problem_sets
+from r1jax.stages import artifact, problem_sets, product_type
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.experiment import Origin
 from r1jax.text import templates
@@ -50,14 +50,16 @@ class HubConfig:
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
-  dtype: Literal['float32', 'bfloat16'] = 'float32'  # of matmuls, keys and values
+  # Of products, keys and values; 'auto': the one that the device computes faster.
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'float32'
   # Of the policy, the reference and the sampler; see docs/precision.md.
   param_dtype: Literal['float32', 'bfloat16'] = 'float32'
   adapter: str = ''  # folder of a PEFT adapter that is merged into the weights first
   lora: LoraConfig = LoraConfig()  # adapters to train instead of all parameters
 
   def __post_init__(self) -> None:
-    for name, known in (('remat', REMAT), ('dtype', DTYPES), ('param_dtype', DTYPES)):
+    types = *DTYPES, product_type.AUTO
+    for name, known in (('remat', REMAT), ('dtype', types), ('param_dtype', DTYPES)):
       if getattr(self, name) not in known:
         raise ValueError(
           f'model.{name}: expected one of {", ".join(known)}, got '
@@ -129,6 +131,7 @@ class Pretrained:
       'digest': self.checkpoint.digest,
       'time': self.time.isoformat(),
       'chat_template_kwargs': self.config.chat_template_kwargs,
+      'dtype': self.config.dtype,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
 
@@ -139,7 +142,9 @@ def origin(config: Any) -> Origin:
   Args:
     config: of the stage, with the fields model (`HubConfig`), task, rl and mesh.
   """
-  found = look_up(config.model, began(config.workdir))
+  started = began(config.workdir, config.model.dtype)
+  model = dataclasses.replace(config.model, dtype=started.dtype)
+  found = look_up(model, started.time)
   policy = found.policy
   problems = problem_sets.problems_of_task(
     config.task,
@@ -150,22 +155,52 @@ def origin(config: Any) -> Origin:
   problems = problems.without_padding(
     policy.tokenizer, policy.template, config.mesh.context
   )
-  return Origin(policy, problems, found.digests, keep=found.keep, params=found.params)
+  return Origin(
+    policy,
+    problems,
+    found.digests,
+    keep=found.keep,
+    params=found.params,
+    remarks=started.remarks,
+  )
 
 
-def began(workdir: str | os.PathLike[str]) -> datetime.datetime:
-  """Returns when the run in this folder began; now for a new one. Equal on all hosts.
+class Start(NamedTuple):
+  """What a run found at its start, and must find again when it resumes."""
 
-  A chat template may print the date, and a run that resumes tomorrow must have the same
-  prompts as today.
+  time: datetime.datetime  # a chat template may print the date
+  dtype: str  # of products
+  remarks: tuple[str, ...] = ()  # to be said
+
+
+def began(workdir: str | os.PathLike[str], dtype: str) -> Start:
+  """Returns when the run in this folder began, and its type of products.
+
+  They are those of a new run if there is none. Equal on all hosts.
+
+  Args:
+    workdir: of the run.
+    dtype: see `HubConfig`; 'auto' is measured by a new run.
 
   Raises:
-    ArtifactError: the run's file with that time is damaged.
+    ArtifactError: the run's file with both is damaged.
   """
-  kept = None
+  time, kept = None, None
+  remarks: tuple[str, ...] = ()
   if (Path(workdir) / artifact.HUB / artifact.SOURCE).exists():
-    kept = artifact.read_source(Path(workdir)).time
-  return hosts.all_gather('time', kept or tokenizer_files.now())[0]
+    source = artifact.read_source(Path(workdir))
+    time, kept = source.time, source.dtype
+  if dtype == product_type.AUTO:
+    dtype = kept or ''
+  if not dtype:
+    ratio = product_type.speedup()
+    dtype = product_type.faster(ratio)
+    remarks = (
+      f'model.dtype: {dtype}, as products in bfloat16 are {ratio:.1f} times as fast '
+      'as in float32.',
+    )
+  here = Start(time or tokenizer_files.now(), dtype, remarks)
+  return hosts.all_gather('the start', here)[0]
 
 
 def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrained:
@@ -181,6 +216,10 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   """
   if not config.path:
     raise ValueError('model.path: expected the folder of a checkpoint, got none')
+  if config.dtype == 'auto':
+    raise ValueError(
+      "model.dtype: expected float32 or bfloat16, as only a run chooses, got 'auto'"
+    )
   checkpoint = open_checkpoint(download(config.path))
   time = time or tokenizer_files.now()
   variables = chat_template.read_variables(config.chat_template_kwargs)

@@ -50,7 +50,7 @@ def learner_of(
     config,
     policy.matrices,
     quantize=quantize if config.int8_rollout else None,
-    round_reference=functools.partial(decoder.as_multiplied, config=policy.config),
+    round_reference=lambda params: decoder.as_multiplied(params, policy.config),
     seed=seed,
   )
   if not policy.lora.rank:
