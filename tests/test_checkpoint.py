@@ -266,3 +266,11 @@ def test_folders_that_are_no_steps_are_left_alone(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'rl')
   assert checkpoints.step is None
   assert checkpoints.warnings == []
+
+
+def test_arrays_are_written_as_they_are_without_a_compressed_copy(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'c')
+  checkpoints.save(1, {'zeros': jnp.zeros(2**20)}, {})
+  checkpoints.wait()
+  files = (path for path in (tmp_path / 'c').rglob('*') if path.is_file())
+  assert sum(path.stat().st_size for path in files) >= 4 * 2**20  # float32

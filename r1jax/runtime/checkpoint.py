@@ -82,7 +82,7 @@ class Checkpoints:
     if on_host and size <= COPIED:  # the next step uses their memory again
       arrays = {name: jnp.copy(x) for name, x in arrays.items()}
     args = ocp.args.Composite(
-      arrays=ocp.args.StandardSave(arrays), manifest=ocp.args.JsonSave(content)
+      arrays=ocp.args.PyTreeSave(arrays), manifest=ocp.args.JsonSave(content)
     )
     self._writing = step
     with self._explained(step):
@@ -238,7 +238,9 @@ def _silence_orbax() -> None:
 def _manager(folder: Path) -> ocp.CheckpointManager:
   """Returns orbax's manager of a folder of checkpoints."""
   handlers = {
-    'arrays': ocp.StandardCheckpointHandler(),
+    # Of all arrays, compressed bytes would be in memory at once: 2 GB for 2 GB of
+    # random numbers, which are 7 % shorter on disk.
+    'arrays': ocp.PyTreeCheckpointHandler(use_compression=False),
     'manifest': ocp.JsonCheckpointHandler(),
   }
   options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
@@ -264,7 +266,10 @@ def _read(
     for name, x in like.items()
   }
   args = ocp.args.Composite(
-    arrays=ocp.args.StandardRestore(wanted), manifest=ocp.args.JsonRestore()
+    arrays=ocp.args.PyTreeRestore(
+      wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+    ),
+    manifest=ocp.args.JsonRestore(),
   )
   with _manager(folder) as manager:
     content = manager.restore(step, args=args)
