@@ -36,9 +36,7 @@ def _rows(
 ) -> Iterator[tuple[int, str, TensorRow]]:
   """Yields position, module name and row of a target in each layer of its stack."""
   layers, sparse = _stack(like, target.stack)
-  for row in tensor_names.layer_rows(
-    like.config, sparse, tensor_names.interleaved(like.raw)
-  ):
+  for row in tensor_names.layer_rows(like.config, sparse, like.raw):
     if row.path == (target.name,):
       for n, layer in enumerate(layers):
         module = row.name.format(layer=layer, expert=0)

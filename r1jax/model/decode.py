@@ -10,17 +10,24 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.model import one_row
-from r1jax.model.attention import attend_all, write
+from r1jax.model.attention import Window, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.linear import Int8, Lora, to_int8, uses_product, vector_dtype
+from r1jax.model.linear import (
+  ACTIVATIONS,
+  Int8,
+  Lora,
+  to_int8,
+  uses_product,
+  vector_dtype,
+)
 from r1jax.model.moe import mixture_of_experts
+from r1jax.model.pattern import Pattern, of_layer
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain, constrain_rows, platform
 from r1jax.trees import KV, Decode, KVByLayer, Segment
@@ -28,7 +35,17 @@ from r1jax.trees import KV, Decode, KVByLayer, Segment
 
 def score_scale(config: ModelConfig) -> float:
   """Returns the factor of q k^T: 1 / sqrt(C), times YaRN's share."""
-  return config.head_dim**-0.5 * config.rope.score_factor
+  return (config.score_dim or config.head_dim) ** -0.5 * config.rope.score_factor
+
+
+def embedding_scale(
+  config: ModelConfig, dtype: jax.typing.DTypeLike
+) -> jax.Array | None:
+  """Returns sqrt(D) rounded to the type of the parameters, as Gemma does; else None."""
+  if not config.scaled_embedding:
+    return None
+  rounded = jnp.asarray(config.d_model**0.5, dtype)
+  return rounded.astype(jnp.promote_types(dtype, jnp.float32))
 
 
 # By name: an array, a `Lora`, or a matrix and its scale; see `layer_weights`.
@@ -43,6 +60,7 @@ class DecodeParams(NamedTuple):
   # The head as a left operand with its scale, like matrices of the layers; None: it is
   # in `outside`.
   head: tuple[jax.Array, jax.Array | None] | None = None
+  embedding_scale: jax.Array | None = None  # see the function
 
 
 def decode_params(
@@ -63,6 +81,7 @@ def decode_params(
   stacks = [name for name, _, _ in config.stacks]
   outside = {name: x for name, x in params.items() if name not in stacks}
   head = 'embedding' if config.tied else 'head'
+  scale = embedding_scale(config, outside['embedding'].dtype)
   # A tied embedding keeps its precision. Cast here, not at each token.
   tied_dtype = jnp.promote_types(outside[head].dtype, config.dtype)
   outside[head] = outside[head].astype(tied_dtype if config.tied else config.dtype)
@@ -80,7 +99,7 @@ def decode_params(
       left = values, scale[:, None]
     else:
       left = _for_one_row(w.astype(config.dtype)), None
-  return DecodeParams(outside, layers, left)
+  return DecodeParams(outside, layers, left, scale)
 
 
 def _for_one_row(w_FD: jax.Array) -> jax.Array:
@@ -111,7 +130,9 @@ def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Dec
   """
   if not isinstance(params, DecodeParams):
     params = decode_params(config, params)
-  outside, layers = params.outside, [Layer(config, w) for w in params.layers]
+  outside, scale = params.outside, params.embedding_scale
+  layers = [Layer(config, w, of_layer(config, n)) for n, w in enumerate(params.layers)]
+  gain = _gain(config, outside['norm'])
 
   def decode(
     token_B: jax.Array,
@@ -120,14 +141,13 @@ def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Dec
     column: jax.Array,
   ) -> tuple[jax.Array, KVByLayer]:
     x_DB = outside['embedding'][token_B].astype(jnp.float32).T
+    x_DB = x_DB if scale is None else x_DB * scale
     written = []
     for n, layer in enumerate(layers):
       segments = [(kv[n], mask) for kv, mask in context]
       x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
-    return jax.lax.optimization_barrier(
-      _norm(config.norm_eps, x_DB, outside['norm']['gain']).T
-    ), written
+    return jax.lax.optimization_barrier(_norm(config.norm_eps, x_DB, gain).T), written
 
   return decode
 
@@ -170,7 +190,7 @@ def layer_weights(
     if name in _UNCHANGED:
       return w
     if name.endswith('_norm'):
-      return w['gain'][:, None]
+      return _gain(config, w)[:, None]
     if name.endswith('_bias'):
       return w.reshape(-1, 1)
     width = inputs.get(name, config.d_model)
@@ -190,8 +210,8 @@ def layer_weights(
 class Layer:
   """`Block` for one position per row."""
 
-  def __init__(self, config: ModelConfig, weights: LayerWeights):
-    self.config, self.weights = config, weights
+  def __init__(self, config: ModelConfig, weights: LayerWeights, pattern: Pattern):
+    self.config, self.weights, self.pattern = config, weights, pattern
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns matrix @ x, plus the bias if there is one."""
@@ -207,7 +227,9 @@ class Layer:
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
   def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
-    """Returns the columns after RMSNorm."""
+    """Returns the columns after RMSNorm, or as they are where there is no such norm."""
+    if name not in self.weights:
+      return x_DB
     latent = name in ('query_down_norm', 'latent_norm')
     eps = LATENT_NORM_EPS if latent else self.config.norm_eps
     return _norm(eps, x_DB, self.weights[name])
@@ -217,14 +239,18 @@ class Layer:
     c = self.config
 
     def head(name: str, heads: int) -> jax.Array:
-      x_BTHC = _rows(self.times(name, h_DB), heads)
+      found = self.times(name, h_DB)
+      if name != 'value' and c.qk_norm_joint:
+        found = self.norm(f'{name}_norm', found).astype(c.dtype)
+      x_BTHC = _rows(found, heads)
       if name == 'value' or not c.qk_norm:
         return x_BTHC
       x_CN = x_BTHC.reshape(-1, c.head_dim).T
       return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
 
-    q = rotate_queries(c, head('query', c.heads), position_BT)
-    k = rotate(c, head('key', c.kv_heads), position_BT)
+    turning = self.pattern.turning
+    q = rotate_queries(c, head('query', c.heads), position_BT, turning)
+    k = rotate(c, head('key', c.kv_heads), position_BT, turning)
     v = head('value', c.kv_heads)
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
 
@@ -263,21 +289,22 @@ class Layer:
     return up.values * up.scale[None] if isinstance(up, Int8) else up
 
   def mlp(self, h_DB: jax.Array) -> jax.Array:
-    """Returns the output of the SwiGLU or of the experts, [D, B]."""
+    """Returns the output of the gated MLP or of the experts, [D, B]."""
     if 'router' not in self.weights:
-      return self._swiglu('', h_DB)
+      return self._gated('', h_DB)
     c = dataclasses.replace(self.config.experts, shared=0)
     out_DB = mixture_of_experts(h_DB.T, self.weights, c, self.config.dtype).T
     if self.config.experts.shared:
-      out_DB += self._swiglu('shared_', h_DB)
+      out_DB += self._gated('shared_', h_DB)
     return out_DB
 
-  def _swiglu(self, prefix: str, h_DB: jax.Array) -> jax.Array:
+  def _gated(self, prefix: str, h_DB: jax.Array) -> jax.Array:
     kind = vector_dtype(self.config.dtype)
     gate, up = (
       self.times(f'{prefix}{name}', h_DB).astype(kind) for name in ('gate', 'up')
     )
-    return self.times(f'{prefix}down', nn.silu(gate) * up)
+    activation = ACTIVATIONS[self.config.activation]
+    return self.times(f'{prefix}down', activation(gate) * up)
 
   def __call__(
     self,
@@ -299,15 +326,17 @@ class Layer:
       last = write(last, own, column)
       last = jax.tree.map(constrain_rows, last)
     with jax.named_scope('attend'):
-      scale = score_scale(self.config)
-      attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
+      scale, size = score_scale(self.config), self.pattern.window
+      window = None if size is None else Window(size, position_BT)
+      attended = attend_all(q_BTHC, [*others, (last, mask)], scale, window)
     with jax.named_scope('project'):
       attended_FB = self.values(attended).reshape(x_DB.shape[1], -1).T
-      x_DB += self.times('out', jax.lax.optimization_barrier(attended_FB))
+      added_DB = self.times('out', jax.lax.optimization_barrier(attended_FB))
+      x_DB += self.norm('attention_post_norm', added_DB)
     with jax.named_scope('mlp_norm'):
       h_DB = self.norm('mlp_norm', x_DB)
     with jax.named_scope('mlp'):
-      return x_DB + self.mlp(h_DB), last
+      return x_DB + self.norm('mlp_post_norm', self.mlp(h_DB)), last
 
 
 def _product(
@@ -338,6 +367,12 @@ def _sum(w_FD: jax.Array, x_DB: jax.Array, scale_F1: jax.Array | None) -> jax.Ar
 def _rows(x_FB: jax.Array, heads: int) -> jax.Array:
   """Returns columns [heads * C, B] as [B, 1, heads, C]."""
   return jax.lax.optimization_barrier(x_FB).T.reshape(x_FB.shape[1], 1, heads, -1)
+
+
+def _gain(config: ModelConfig, norm: optax.Params) -> jax.Array:
+  """Returns the factors of an RMSNorm."""
+  gain = norm['gain']
+  return 1 + gain.astype(jnp.float32) if config.stored_minus_1 else gain
 
 
 def _norm(eps: float, x_DB: jax.Array, gain: jax.Array) -> jax.Array:
