@@ -82,6 +82,15 @@ YARN: dict[str, Any] = {
   'factor': 4.0,
   'original_max_position_embeddings': 64,
 }
+# The short factors hold for all of the 128 positions that are computed here.
+LONGROPE: dict[str, Any] = {
+  'rope_type': 'longrope',
+  'rope_theta': 500.0,
+  'partial_rotary_factor': 0.75,
+  'short_factor': [1.0, 1.5, 2.0],
+  'long_factor': [2.0, 3.0, 4.0],
+  'original_max_position_embeddings': 128,
+}
 LLAMA4: dict[str, Any] = {**YARN, 'llama_4_scaling_beta': 0.3}
 MSCALE: dict[str, Any] = {
   **YARN,

@@ -8,7 +8,8 @@ attention, experts), and in what differs between the layers of a model (windows,
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from r1jax.plain import JsonObject
 
@@ -22,6 +23,31 @@ ROPES = ('plain', 'linear', 'llama3', 'yarn', 'longrope')
 SCORES = ('softmax', 'sigmoid')
 NORMS = ('before', 'after', 'both')
 ACTIVATIONS = ('silu', 'gelu_tanh')
+
+
+def _check_least(group: Any, prefix: str, least: int, *names: str) -> None:
+  for name in names:
+    if getattr(group, name) < least:
+      raise ValueError(
+        f'model.{prefix}{name}: expected {least} or more, got {getattr(group, name)}'
+      )
+
+
+def _check_finite(group: Any, prefix: str, *names: str) -> None:
+  for name in names:
+    if not 0 < getattr(group, name) < math.inf:
+      raise ValueError(
+        f'model.{prefix}{name}: expected a finite number above 0, got '
+        f'{getattr(group, name)}'
+      )
+
+
+def _check_known(group: Any, prefix: str, name: str, known: Sequence[str]) -> None:
+  if getattr(group, name) not in known:
+    raise ValueError(
+      f'model.{prefix}{name}: expected one of {", ".join(known)}, got '
+      f'{getattr(group, name)!r}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +71,9 @@ class Rope:
   without: tuple[int, ...] = ()  # indices of layers without RoPE (SmolLM3)
 
   def __post_init__(self) -> None:
-    if self.kind not in ROPES:
-      raise ValueError(
-        f'model.rope.kind: expected one of {", ".join(ROPES)}, got {self.kind!r}'
-      )
-    for name in ('factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast',
-                 'beta_slow', 'amplitude', 'score_factor'):  # fmt: skip
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(
-          f'model.rope.{name}: expected a finite number above 0, got '
-          f'{getattr(self, name)}'
-        )
+    _check_known(self, 'rope.', 'kind', ROPES)
+    numbers = ('factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast')
+    _check_finite(self, 'rope.', *numbers, 'beta_slow', 'amplitude', 'score_factor')
     if not 0 <= self.query_growth < math.inf:
       raise ValueError(
         'model.rope.query_growth: expected a finite number of 0 or more, got '
@@ -119,16 +137,8 @@ class Latent:
   value_dim: int = 128  # channels of a head's values
 
   def __post_init__(self) -> None:
-    for name in ('kv_rank', 'q_rank'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'model.latent.{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    for name in ('rope_dim', 'value_dim'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'model.latent.{name}: expected 1 or more, got {getattr(self, name)}'
-        )
+    _check_least(self, 'latent.', 0, 'kv_rank', 'q_rank')
+    _check_least(self, 'latent.', 1, 'rope_dim', 'value_dim')
     if self.rope_dim % 2:
       raise ValueError(
         f'model.latent.rope_dim: expected an even number, got {self.rope_dim}'
@@ -156,25 +166,10 @@ class Experts:
   scale: float = 1.0  # multiplies these weights
 
   def __post_init__(self) -> None:
-    for name in ('count', 'shared', 'dense_layers'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'model.experts.{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    for name in ('active', 'd_ff', 'groups', 'active_groups'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'model.experts.{name}: expected 1 or more, got {getattr(self, name)}'
-        )
-    if self.scores not in SCORES:
-      raise ValueError(
-        f'model.experts.scores: expected one of {", ".join(SCORES)}, got '
-        f'{self.scores!r}'
-      )
-    if not 0 < self.scale < math.inf:
-      raise ValueError(
-        f'model.experts.scale: expected a finite number above 0, got {self.scale}'
-      )
+    _check_least(self, 'experts.', 0, 'count', 'shared', 'dense_layers')
+    _check_least(self, 'experts.', 1, 'active', 'd_ff', 'groups', 'active_groups')
+    _check_known(self, 'experts.', 'scores', SCORES)
+    _check_finite(self, 'experts.', 'scale')
     object.__setattr__(self, 'dense', tuple(self.dense))  # a list in JSON
     if not self.count:
       return
@@ -234,37 +229,25 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
-    for name in ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'model.{name}: expected 1 or more, got {getattr(self, name)}')
+    sizes = ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff')
+    _check_least(self, '', 1, *sizes)
+    for name in sizes:
       if getattr(self, name) >= 2**24:
         raise ValueError(
           f'model.{name}: expected less than {2**24}, got {getattr(self, name)}'
         )
-    for name, known in (
-      ('remat', REMAT),
-      ('dtype', (*DTYPES, EXACT)),
-      ('norms', NORMS),
-      ('activation', ACTIVATIONS),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'model.{name}: expected one of {", ".join(known)}, got '
-          f'{getattr(self, name)!r}'
-        )
-    for name in ('rope_theta', 'norm_eps'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(
-          f'model.{name}: expected a finite number above 0, got {getattr(self, name)}'
-        )
+    _check_known(self, '', 'remat', REMAT)
+    _check_known(self, '', 'dtype', (*DTYPES, EXACT))
+    _check_known(self, '', 'norms', NORMS)
+    _check_known(self, '', 'activation', ACTIVATIONS)
+    _check_finite(self, '', 'rope_theta', 'norm_eps')
+    _check_least(self, '', 0, 'score_dim')
     if self.heads % self.kv_heads:
       raise ValueError(
         f'model.kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}'
       )
     if self.head_dim % 2:
       raise ValueError(f'model.head_dim: expected an even number, got {self.head_dim}')
-    if self.score_dim < 0:
-      raise ValueError(f'model.score_dim: expected 0 or more, got {self.score_dim}')
     if self.rope.channels > self.head_dim:
       raise ValueError(
         f'model.rope.channels: expected at most head_dim={self.head_dim}, got '

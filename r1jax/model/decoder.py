@@ -19,7 +19,8 @@ from r1jax.gradient_sums import opened, replaced, values
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
-from r1jax.model.decode import DecodeParams, embedding_scale, make_decode, row_logits
+from r1jax.model.decode import make_decode, row_logits
+from r1jax.model.decode_weights import DecodeParams, embedding_scale
 from r1jax.model.linear import Int8, product, to_int8, uses_product
 from r1jax.model.pattern import part, patterns
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
@@ -183,7 +184,7 @@ def functions(
   `forward(params, …)`, `logits(params, hidden)` and `with_prompts(params, …)` call the
   `Decoder`; `make_decode(params)` returns a function that decodes one token per row,
   see `decode.make_decode`. `logits` and `make_decode` also take the `DecodeParams` of
-  `decode.decode_params`.
+  `decode_params`.
   """
   decoder: Any = Decoder(config, vocab_size)
   stacks = [name for name, _, _ in config.stacks]
