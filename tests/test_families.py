@@ -187,6 +187,7 @@ def test_gradients_are_those_of_transformers(model_type, fields, tmp_path):
   model, params = ours(reference, tmp_path / 'm')
   rng = np.random.default_rng(4)
   prompt, outputs = rng.integers(VOCAB, size=9), rng.integers(VOCAB, size=(2, 12))
+  tokens = jnp.asarray(outputs, jnp.int32).reshape(1, 1, 24)
 
   @jax.jit
   def ours_of(params):
@@ -195,18 +196,18 @@ def test_gradients_are_those_of_transformers(model_type, fields, tmp_path):
     offsets = jnp.tile(jnp.arange(12), 2)[None, None]
     documents = jnp.repeat(jnp.array([1, 2]), 12)[None, None]
     logp, _ = score_tokens(
-      params, padded, mask, outputs.reshape(1, 1, 24), offsets, documents, model=model
+      params, padded, mask, tokens, offsets, documents, model=model
     )
     return logp.sum()
 
-  total = 0.0
+  total = torch.zeros(())
   for output in outputs:
     row = torch.tensor([[*prompt, *output]])
     logp = torch.log_softmax(reference(row).logits[0, 8:-1], -1)
     total += logp.gather(1, row[0, 9:, None]).sum()
   total.backward()
   value, gradient = jax.value_and_grad(ours_of)(params)
-  assert float(value) == pytest.approx(float(total), rel=1e-5)
+  assert float(value) == pytest.approx(total.item(), rel=1e-5)
   found = dict(weights.tensors(gradient, open_checkpoint(tmp_path / 'm')))
   expected = dict(reference.named_parameters())
   assert found.keys() == expected.keys()

@@ -148,14 +148,14 @@ def _phi_rope(raw: JsonObject) -> Rope:
   amplitude = given.get('attention_factor')
   if amplitude is None:
     amplitude = math.sqrt(1 + math.log(max(factor, 1)) / math.log(length))
-  divisors = given.get('short_factor')
-  if not isinstance(divisors, list):
-    raise FamilyError(
-      f'rope_parameters.short_factor: expected a list of numbers, got {divisors!r}'
-    )
+  for name in ('short_factor', 'long_factor'):
+    if not isinstance(given.get(name), list):
+      raise FamilyError(
+        f'rope_parameters.{name}: expected a list of numbers, got {given.get(name)!r}'
+      )
   return Rope(
     'longrope',
     original_length=length,
     amplitude=float(amplitude),
-    divisors=tuple(float(one) for one in divisors),
+    divisors=tuple(float(one) for one in given['short_factor']),
   )
