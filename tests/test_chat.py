@@ -154,7 +154,7 @@ def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
   assert len(prepared) == 1
 
 
-@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'deepseek_v3'])
+@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'deepseek_v3', 'gemma3_text'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   checkpoint(tmp_path / 'm', family)

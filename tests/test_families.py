@@ -34,10 +34,12 @@ from hub import (
   read,
   theirs,
 )
+from transformers.models.gemma3 import modeling_gemma3 as gemma3
 
 from r1jax.hub import config_fields, families, weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model.config import ModelConfig, Sliding
+from r1jax.model.decode_weights import embedding_scale
 from r1jax.sampling import generate
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sampling.score import score_tokens
@@ -282,7 +284,7 @@ CONFIG = {
     (
       {
         'model_type': 'phi3',
-        'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]},
+        'rope_scaling': {'type': 'su', 'short_factor': [1.0], 'long_factor': [1.0]},
       },
       'rope.divisors: expected 4 .*, got 1',
     ),
@@ -348,6 +350,15 @@ def test_gemma_fields_of_older_files_are_read():
   assert (found.rope_theta, found.rope.kind, found.rope.factor) == (1e6, 'linear', 8.0)
   assert (found.score_dim, found.head_dim, found.tied) == (168, 256, True)
   assert families.max_positions(raw) == 64  # stretched already
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_scale_of_embeddings_is_rounded_as_in_transformers(dtype):
+  kind, ones = gemma3.Gemma3TextScaledWordEmbedding, torch.zeros(1, dtype=torch.long)
+  theirs = kind(1, 1152, 0, embed_scale=1152**0.5).to(getattr(torch, dtype))
+  torch.nn.init.ones_(theirs.weight)
+  config = ModelConfig(d_model=1152, scaled_embedding=True)
+  assert embedding_scale(config, dtype) == theirs(ones)[0, 0].item()  # 34 in bfloat16
 
 
 def test_a_window_of_all_positions_is_none():
