@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from hub import (
+  BASE,
   DEEPSEEK,
   FAMILIES,
   GEMMA3,
@@ -366,6 +367,28 @@ def test_a_window_of_all_positions_is_none():
   assert families.read_config({**raw, 'sliding_window': 64}).sliding.window == 0
   assert families.read_config({**raw, 'sliding_window': None}).sliding.window == 0
   assert families.read_config({**raw, 'sliding_window': 63}).sliding.window == 63
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'fields'),
+  [
+    ('smollm3', SMOLLM3),
+    ('olmo2', OLMO2),
+    ('phi3', {**PHI3, 'rope_parameters': LONGROPE, **LONG_PHI}),
+    ('mistral', {'sliding_window': 20}),
+    ('gemma3_text', GEMMA3),
+  ],
+)
+def test_transformers_reads_the_same_from_the_config_that_is_written(
+  model_type, fields
+):
+  kind = transformers.CONFIG_MAPPING[model_type]
+  raw = json.loads(kind(**{**BASE, **fields}).to_json_string(use_diff=True))
+  written = families.update_config(raw, families.read_config(raw))
+  before, after = kind.from_dict(raw), kind.from_dict(written)
+  for name in ('rope_parameters', 'tie_word_embeddings', 'sliding_window'):
+    assert getattr(after, name, None) == getattr(before, name, None)
+  assert families.read_config(written) == families.read_config(raw)
 
 
 def test_longrope_ends_at_the_original_length():

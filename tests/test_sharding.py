@@ -55,9 +55,8 @@ DEEPSEEK = ModelConfig(
 # All that differs between layers, and norms of all heads together.
 PATTERNED = dataclasses.replace(
   QWEN,
-  layers=3,
   rope=Rope(without=(1,)),
-  sliding=Sliding(7, full=(2,), theta=100.0),
+  sliding=Sliding(7, full=(1,), theta=100.0),
   norms='both',
   stored_minus_1=True,
   qk_norm=False,
