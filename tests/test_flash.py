@@ -96,7 +96,7 @@ def test_the_kernel_attends_on_sharded_rows(monkeypatch):
 @pytest.mark.usefixtures('kernel')
 def test_layers_with_a_window_do_without_the_kernel(monkeypatch):
   q, own, _, _ = example()
-  document = np.zeros((4, LENGTH), int)
+  document = jnp.zeros((4, LENGTH), int)
   positions = jnp.broadcast_to(jnp.arange(LENGTH), (4, LENGTH))
   monkeypatch.setattr(flash_tpu, 'attend', None)
   window = Window(jnp.int32(1), positions)  # each query sees its own key alone
