@@ -52,7 +52,7 @@ Matrices = Mapping[str, Any] | None
 KVByLayer = list[KV]
 Segment = tuple[KVByLayer, jax.Array]  # of a decoding cache, with the mask of its keys
 # (tokens, positions, context, column) -> hidden states [B, D], and the last segment of
-# the context with this position written
+# the context with this position written; segments are in the order of the text
 Decode = Callable[
   [jax.Array, jax.Array, Sequence[Segment], jax.Array], tuple[jax.Array, KVByLayer]
 ]

@@ -24,7 +24,7 @@ from r1jax import packing, update
 from r1jax.grpo import GRPOConfig
 from r1jax.hub import weights
 from r1jax.model.config import DTYPES, EXACT
-from r1jax.model.decode import decode_params
+from r1jax.model.decode_weights import decode_params
 from r1jax.rollout.policy import Policy
 from r1jax.sampling import generate
 from r1jax.sampling.logprob import token_logp

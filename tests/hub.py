@@ -55,6 +55,17 @@ DEEPSEEK: dict[str, Any] = {
   'n_shared_experts': 2,
   'first_k_dense_replace': 1,
 }
+SMOLLM3: dict[str, Any] = {'num_hidden_layers': 5, 'pad_token_id': None}
+# transformers checks that these ids are in the vocabulary.
+OLMO2: dict[str, Any] = {'pad_token_id': None, 'eos_token_id': None}
+PHI3: dict[str, Any] = {**OLMO2, 'bos_token_id': None}
+GEMMA3: dict[str, Any] = {
+  'head_dim': 12,
+  'num_hidden_layers': 4,
+  'sliding_window': 20,
+  'query_pre_attn_scalar': 20,
+  'layer_types': ['sliding_attention', 'full_attention'] * 2,
+}
 GROUPS: dict[str, Any] = {'n_group': 4, 'topk_group': 2}
 V2_GROUPS: dict[str, Any] = {**GROUPS, 'topk_method': 'group_limited_greedy'}
 LLAMA3: dict[str, Any] = {
@@ -71,6 +82,15 @@ YARN: dict[str, Any] = {
   'factor': 4.0,
   'original_max_position_embeddings': 64,
 }
+# The short factors hold for all of the 128 positions that are computed here.
+LONGROPE: dict[str, Any] = {
+  'rope_type': 'longrope',
+  'rope_theta': 500.0,
+  'partial_rotary_factor': 0.75,
+  'short_factor': [1.0, 1.5, 2.0],
+  'long_factor': [2.0, 3.0, 4.0],
+  'original_max_position_embeddings': 128,
+}
 LLAMA4: dict[str, Any] = {**YARN, 'llama_4_scaling_beta': 0.3}
 MSCALE: dict[str, Any] = {
   **YARN,
@@ -86,6 +106,10 @@ FAMILIES: dict[str, Any] = {
   'qwen3_moe': QWEN3_MOE,
   'deepseek_v2': {**DEEPSEEK, **V2_GROUPS},
   'deepseek_v3': {**DEEPSEEK, **GROUPS},
+  'smollm3': SMOLLM3,
+  'olmo2': OLMO2,
+  'phi3': PHI3,
+  'gemma3_text': GEMMA3,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from r1jax.model import attention
-from r1jax.model.attention import KV
+from r1jax.model.attention import KV, Window
 from r1jax.model.rope import rope
 
 # Sums of at most a hundred float32 products of order 1, in another order.
@@ -21,23 +21,27 @@ def attend(*args):
   return jax.jit(lambda *args: attention.attend(*args))(*args)
 
 
-def softmax_over_everything(q_BTHC, own, document_BT, context):
-  """softmax(q k^T / sqrt(C)) v with all visible keys of a query in one list."""
+def softmax_over_everything(q_BTHC, own, document_BT, context, nearest=None):
+  """softmax(q k^T / sqrt(C)) v with all visible keys of a query in one list.
+
+  Of that list, in the order of the text, a window leaves the last ones.
+  """
   out = np.zeros(q_BTHC.shape)
   for b, t, h in np.ndindex(q_BTHC.shape[:3]):
     keys, values = [], []
     own_mask = (np.arange(document_BT.shape[1]) <= t) & (
       document_BT[b] == document_BT[b, t]
     )
-    for kv, mask in [(own, own_mask[None]), *context]:
+    for kv, mask in [*context, (own, own_mask[None])]:
       k = h * kv.k.shape[1] // q_BTHC.shape[2]
       row = b * len(kv.k) // len(q_BTHC)
       visible = mask[row % len(mask)]
       keys.append(kv.k[row, k].T[visible])
       values.append(kv.v[row, k][visible])
-    scores = np.concatenate(keys) @ q_BTHC[b, t, h] / np.sqrt(q_BTHC.shape[3])
+    nearest_keys = np.concatenate(keys)[-(nearest or 0) :]
+    scores = nearest_keys @ q_BTHC[b, t, h] / np.sqrt(q_BTHC.shape[3])
     weights = np.exp(scores - scores.max())
-    out[b, t, h] = weights / weights.sum() @ np.concatenate(values)
+    out[b, t, h] = weights / weights.sum() @ np.concatenate(values)[-len(weights) :]
   return out
 
 
@@ -67,6 +71,27 @@ def test_attention_is_one_softmax_over_all_visible_keys(kv_heads, segments):
   np.testing.assert_allclose(
     attend(q_BTHC, own, document_BT, context), expected, **CLOSE
   )
+
+
+def positions(document_BT, context):
+  """The position of each query in its text: visible keys of the context come first."""
+  before = np.zeros(len(document_BT), int)
+  for _, mask in context:
+    before += np.repeat(mask.sum(1), len(document_BT) // len(mask))
+  same = document_BT[:, :, None] == document_BT[:, None]
+  return (before[:, None] + np.tril(same).sum(2) - 1).astype(np.int32)
+
+
+@pytest.mark.parametrize('nearest', [1, 3, 5, 20])
+@pytest.mark.parametrize('block', [2, 64])
+def test_a_window_leaves_the_nearest_keys(monkeypatch, nearest, block):
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', block)
+  monkeypatch.setattr(attention, 'SECTIONS', 2)
+  q_BTHC, own, document_BT, context = example()
+  window = Window(jnp.int32(nearest), positions(document_BT, context))
+  expected = softmax_over_everything(q_BTHC, own, document_BT, context, nearest)
+  found = attend(q_BTHC, own, document_BT, context, None, window)
+  np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize('block', [1, 2, 4])

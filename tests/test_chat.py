@@ -15,7 +15,7 @@ from hub import FAMILIES, checkpoint, ours, theirs
 
 from r1jax.hub import weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
-from r1jax.model import decode, decoder
+from r1jax.model import decode_weights, decoder
 from r1jax.sampling import generate, streaming
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
@@ -141,20 +141,20 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
 def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
   session = chat.open_session(str(folder), None, GREEDY)
   prepared = []
-  real = chat.decode.decode_params
+  real = chat.decode_weights.decode_params
 
   def counted(config, params, single):
     prepared.append(config)
     return real(config, params, single)
 
-  monkeypatch.setattr(chat.decode, 'decode_params', counted)
+  monkeypatch.setattr(chat.decode_weights, 'decode_params', counted)
   tokens = [list(session.tokens(ids, jax.random.key(0), 9)) for ids in ([5, 7], [5, 7])]
   assert tokens[0] == tokens[1]
   assert len(tokens[0]) > 3
   assert len(prepared) == 1
 
 
-@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'deepseek_v3'])
+@pytest.mark.parametrize('family', ['qwen3', 'qwen2', 'deepseek_v3', 'gemma3_text'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   checkpoint(tmp_path / 'm', family)
@@ -165,7 +165,7 @@ def test_prepared_weights_give_the_same_logits(family, dtype, tmp_path):
   row = jnp.asarray([[3, 5, 2]])
   prompt = (params, row, jnp.ones((1, 3), bool))
   _, state = streaming.prefill(*prompt, model=model, room=4)
-  once = decode.decode_params(found.config, params)
+  once = decode_weights.decode_params(found.config, params)
   expected, _ = streaming.decode_step(params, state, jnp.asarray([7]), model=model)
   logits, _ = streaming.decode_step(once, state, jnp.asarray([7]), model=model)
   np.testing.assert_array_equal(logits, expected)

@@ -13,7 +13,7 @@ from flax.core import meta
 
 from r1jax.model import decoder
 from r1jax.model.attention import attend_all
-from r1jax.model.config import Latent, ModelConfig
+from r1jax.model.config import Latent, ModelConfig, Sliding
 from r1jax.sampling import continuous, generate, slots
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
@@ -33,6 +33,7 @@ MODELS = {
   'latent': dataclasses.replace(
     SMALL, kv_heads=4, latent=Latent(kv_rank=8, q_rank=6, rope_dim=2, value_dim=4)
   ),
+  'a window': dataclasses.replace(SMALL, sliding=Sliding(6, full=(0,))),
   'bfloat16': dataclasses.replace(SMALL, dtype='bfloat16'),
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from typing import Any
 
@@ -13,12 +14,31 @@ from flax.core import meta
 from jax.test_util import check_grads
 
 from r1jax.model import attention, block, decoder, linear
-from r1jax.model.config import Experts, Latent, ModelConfig, Rope, from_dict
+from r1jax.model.config import (
+  Experts,
+  Latent,
+  ModelConfig,
+  Rope,
+  Sliding,
+  from_dict,
+)
 from r1jax.model.linear import Int8, dense
 from r1jax.sharding.rules import RULES
 
 SMALL = ModelConfig(
   d_model=16, layers=2, heads=4, kv_heads=2, head_dim=6, d_ff=20, rope_theta=30.0
+)
+# What differs between layers: windows, RoPE's base, layers without it.
+PATTERNED = dataclasses.replace(
+  SMALL,
+  layers=3,
+  rope=Rope('linear', factor=2.0, without=(2,), channels=4),
+  sliding=Sliding(window=3, full=(1,), theta=10.0),
+  norms='both',
+  stored_minus_1=True,
+  activation='gelu_tanh',
+  scaled_embedding=True,
+  qk_norm=True,
 )
 VOCAB = 13
 # float32 through two layers and back, on values of order 1.
@@ -101,15 +121,16 @@ def test_untied_models_have_a_head_of_their_own():
   assert 'head' in random_params(dataclasses.replace(SMALL, tied=False))
 
 
-def test_packed_documents_do_not_attend_to_each_other():
-  params = random_params(SMALL)
+@pytest.mark.parametrize('config', [SMALL, PATTERNED])
+def test_packed_documents_do_not_attend_to_each_other(config):
+  params = random_params(config)
   rng = np.random.default_rng(2)
   first, second = rng.integers(VOCAB, size=4), rng.integers(VOCAB, size=3)
-  weight = rng.normal(size=(7, SMALL.d_model)).astype(np.float32)
+  weight = rng.normal(size=(7, config.d_model)).astype(np.float32)
 
   def packed(params):
     hidden, _ = forward(
-      SMALL,
+      config,
       params,
       [[*first, *second]],
       np.array([[0, 1, 2, 3, 0, 1, 2]]),
@@ -118,7 +139,7 @@ def test_packed_documents_do_not_attend_to_each_other():
     return jnp.sum(hidden[0] * weight), hidden[0]
 
   def separate(params):
-    rows = [forward(SMALL, params, row[None])[0][0] for row in (first, second)]
+    rows = [forward(config, params, row[None])[0][0] for row in (first, second)]
     hidden = jnp.concatenate(rows)
     return jnp.sum(hidden * weight), hidden
 
@@ -148,15 +169,16 @@ def test_left_padding_changes_nothing():
     np.testing.assert_allclose(padded[0, 3:], plain[0], **CLOSE)
 
 
-def test_a_row_continued_from_segments_equals_the_full_row():
-  params = random_params(SMALL)
+@pytest.mark.parametrize('config', [SMALL, PATTERNED])
+def test_a_row_continued_from_segments_equals_the_full_row(config):
+  params = random_params(config)
   tokens = np.random.default_rng(4).integers(VOCAB, size=(2, 7))
-  whole, _ = forward(SMALL, params, tokens)
+  whole, _ = forward(config, params, tokens)
   segments: list[Any] = []
   for start, stop in ((0, 3), (3, 4), (4, 7)):
     positions = np.broadcast_to(np.arange(start, stop), (2, stop - start))
     part, own = forward(
-      SMALL, params, tokens[:, start:stop], positions, context=segments
+      config, params, tokens[:, start:stop], positions, context=segments
     )
     np.testing.assert_allclose(part, whole[:, start:stop], **CLOSE)
     segments.append((own, np.ones((1, stop - start), bool)))
@@ -388,6 +410,15 @@ def test_every_parameter_axis_is_in_the_mesh_table():
     ('head_dim', 5, 'model.head_dim: expected an even number, got 5'),
     ('remat', False, 'model.remat: expected one of none, dots, full, got False'),
     ('dtype', 'bf16', "model.dtype: .* of float32, bfloat16, float64, got 'bf16'"),
+    ('norms', 'none', "model.norms: expected one of before, after, both, got 'none'"),
+    ('activation', 'relu', 'model.activation: expected one of silu, gelu_tanh, got'),
+    ('score_dim', -1, 'model.score_dim: expected 0 or more, got -1'),
+    ('rope', Rope(channels=8), 'model.rope.channels: expected at most head_dim=6'),
+    (
+      'rope',
+      Rope('longrope', original_length=8, divisors=(1.0,)),
+      'model.rope.divisors: expected 3 for the pairs of channels .*, got 1',
+    ),
   ],
 )
 def test_impossible_sizes_are_refused(field, value, message):
@@ -434,6 +465,14 @@ def test_impossible_sizes_are_refused(field, value, message):
       lambda: dataclasses.replace(SMALL, experts=Experts(count=4, dense_layers=2)),
       'experts.dense_layers: expected less than layers=2, got 2',
     ),
+    (lambda: Sliding(-1), 'sliding.window: expected 0 or more .*, got -1'),
+    (lambda: Rope(channels=3), 'rope.channels: expected an even number .*, got 3'),
+    (
+      lambda: dataclasses.replace(
+        SMALL, kv_heads=4, latent=Latent(4, rope_dim=2), rope=Rope(without=(0,))
+      ),
+      r'rope.without: expected none with latent attention, got \(0,\)',
+    ),
   ],
 )
 def test_impossible_groups_are_refused(group, message):
@@ -441,9 +480,16 @@ def test_impossible_groups_are_refused(group, message):
     group()
 
 
-def test_from_dict_inverts_asdict():
-  config = dataclasses.replace(SMALL, rope=Rope('linear', 2.0), experts=Experts(4))
-  assert from_dict(dataclasses.asdict(config)) == config
+@pytest.mark.parametrize(
+  'config',
+  [
+    dataclasses.replace(SMALL, rope=Rope('linear', 2.0), experts=Experts(4)),
+    PATTERNED,
+  ],
+)
+def test_from_dict_inverts_the_json_of_asdict(config):
+  fields = json.loads(json.dumps(dataclasses.asdict(config)))
+  assert from_dict(fields) == config
 
 
 KINDS: dict[str, dict[str, Any]] = {

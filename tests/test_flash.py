@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r1jax.model import attention
-from r1jax.model.attention import KV
+from r1jax.model.attention import KV, Window
 from r1jax.model.kernels import flash_gpu, flash_tpu
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, make_mesh
@@ -91,6 +91,18 @@ def test_the_kernel_attends_on_sharded_rows(monkeypatch):
   where = make_mesh(config=MeshConfig(data=2, context=2, tensor=2))
   found = values_and_gradients(attention.attend, *args, where=where)
   assert_close(found, expected)
+
+
+@pytest.mark.usefixtures('kernel')
+def test_layers_with_a_window_do_without_the_kernel(monkeypatch):
+  q, own, _, _ = example()
+  document = jnp.zeros((4, LENGTH), int)
+  positions = jnp.broadcast_to(jnp.arange(LENGTH), (4, LENGTH))
+  monkeypatch.setattr(flash_tpu, 'attend', None)
+  window = Window(jnp.int32(1), positions)  # each query sees its own key alone
+  found = attention.attend(q, own, document, [], 0.3, window)
+  expected = np.repeat(np.swapaxes(np.asarray(own.v), 1, 2), 2, axis=2)
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures('kernel')

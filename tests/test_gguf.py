@@ -267,6 +267,22 @@ def test_unsupported_tokenizers_are_refused_and_nothing_is_written(
       {'norm_topk_prob': True, 'num_hidden_layers': 3, 'mlp_only_layers': [1]},
       'mlp_only_layers: expected experts in all layers',
     ),
+    (
+      'mistral',
+      {'sliding_window': 20},
+      'sliding_window: expected null for GGUF, .* 20',
+    ),
+    ('phi3', {'sliding_window': 20}, 'no windows for phi3, got 20'),
+    ('smollm3', {'no_rope_layer_interval': 2}, 'no_rope_layers: .* got 1, 3 of 5'),
+    ('gemma3_text', {}, 'query_pre_attn_scalar: expected 12 for GGUF, got 20'),
+    (
+      'gemma3_text',
+      {
+        'query_pre_attn_scalar': 12,
+        'layer_types': ['full_attention'] + ['sliding_attention'] * 3,
+      },
+      'layer_types: .* every n-th layer for GGUF, got it in 0 of 4',
+    ),
     ('seed_oss', {'head_dim': 8}, "model_type: expected one of llama, .*'seed_oss'"),
   ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from r1jax.model import decode, decoder, linear, one_row
 from r1jax.model.config import ModelConfig
+from r1jax.model.decode_weights import decode_params
 from r1jax.sharding.place import unbox
 
 BFLOAT16 = jnp.bfloat16
@@ -129,7 +130,7 @@ def test_the_head_of_one_row_gives_the_logits_of_the_model():
   params = unbox(decoder.init(config, 9, jax.random.key(0)))
   hidden = jax.random.normal(jax.random.key(1), (1, 64))
   _, logits, *_ = decoder.functions(config, 9)
-  single = decode.decode_params(config, params, single=True)
+  single = decode_params(config, params, single=True)
   assert single.head is not None
   # The model too rounds a tied embedding of float32 for its products.
   np.testing.assert_allclose(

@@ -18,7 +18,7 @@ from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.hub.storage import WeightsError
 from r1jax.model import decode, decoder, lora
-from r1jax.model.decode import layer_weights
+from r1jax.model.decode_weights import layer_weights
 from r1jax.model.linear import dense
 from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
@@ -148,7 +148,7 @@ def test_products_in_bfloat16_keep_adapters_apart(kind, name):
   inputs = matrix.a.size // matrix.a.shape[-1]
   x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 5, inputs)), jnp.float32)
   config = dataclasses.replace(found.config, dtype='bfloat16')
-  layer = decode.Layer(config, layer_weights(config, attached['blocks'], 1))
+  layer = decode.Layer(config, layer_weights(config, attached['blocks'], 1), 1)
   expected = dense(x, matrix, 'bfloat16')[0].T  # the learner's
   np.testing.assert_array_equal(layer.times(name, x[0].T), expected)
 

@@ -25,6 +25,7 @@ FIELDS = {
   'qwen3_moe': {**FAMILIES['qwen3_moe'], 'norm_topk_prob': True},
   'deepseek_v3': {**DEEPSEEK, **GROUPS, 'num_hidden_layers': 2},
   'llama': {},
+  'phi3': FAMILIES['phi3'],
 }
 
 
@@ -65,9 +66,11 @@ def adapted(like, base, config, adapters):
     ('qwen3_moe', 'query|expert_up'),
     ('deepseek_v3', '.*'),
     ('deepseek_v3', 'gate|shared_down'),
+    ('phi3', '.*'),
+    ('phi3', 'query|value|up'),
   ],
 )
-def test_adapters_of_experts_go_to_peft_and_back(bases, model_type, targets, tmp_path):
+def test_adapters_go_to_peft_and_back(bases, model_type, targets, tmp_path):
   like, base = bases[model_type]
   config = LoraConfig(rank=3, alpha=6.0, targets=targets)
   adapters = random_adapters(like.config, config)
@@ -104,6 +107,7 @@ PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj']
         'alpha_pattern': {'k_proj': 9},
       },
     ),
+    ('phi3', {'target_modules': ['qkv_proj', 'gate_up_proj', 'o_proj']}),
     *(
       ('llama', {'target_modules': ['q_proj'], 'init_lora_weights': init})
       for init in ('eva', 'mica', 'gaussian', False)

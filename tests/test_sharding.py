@@ -1,5 +1,6 @@
 """One step of GRPO on meshes of eight devices, compared with one device."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -12,7 +13,7 @@ import machines
 import numpy as np
 import pytest
 
-from r1jax.model.config import Experts, Latent, ModelConfig
+from r1jax.model.config import Experts, Latent, ModelConfig, Rope, Sliding
 from r1jax.optim import OptimConfig
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
@@ -51,7 +52,18 @@ DEEPSEEK = ModelConfig(
     scale=2.5,
   ),
 )
-MODELS = {'qwen': QWEN, 'deepseek': DEEPSEEK}
+# All that differs between layers, and norms of all heads together.
+PATTERNED = dataclasses.replace(
+  QWEN,
+  rope=Rope(without=(1,)),
+  sliding=Sliding(7, full=(1,), theta=100.0),
+  norms='both',
+  stored_minus_1=True,
+  qk_norm=False,
+  qk_norm_joint=True,
+  scaled_embedding=True,
+)
+MODELS = {'qwen': QWEN, 'deepseek': DEEPSEEK, 'patterned': PATTERNED}
 MESHES = {
   'fsdp 8': {'fsdp': 8},
   'fsdp 4 tensor 2': {'fsdp': 4, 'tensor': 2},
@@ -125,6 +137,7 @@ def step(model_name, mesh_name):
     ('qwen', 'fsdp 4 tensor 2 in slots'),
     ('qwen', 'context 2 fsdp 4'),
     ('qwen', 'data 2 fsdp 4'),
+    ('patterned', 'expert 2 context 2 tensor 2'),
     ('deepseek', 'data 2 expert 2 context 2'),
     ('deepseek', 'expert 4 fsdp 2'),
     ('deepseek', 'expert 2 context 2 tensor 2'),

@@ -76,6 +76,7 @@ def test_transformers_opens_what_was_written(tmp_path):
     ('qwen3_moe', (2, 32, 4, 3)),  # of 12 channels
     ('deepseek_v3', (2, 16, 4, 3)),  # the last 4 of 12 are pairs
     ('qwen2', (2, 32, 4, 2)),
+    ('phi3', (2, 32, 4, 2)),  # the first rows of a tensor
   ],
 )
 def test_leaves_have_the_requested_shardings(model_type, shape, tmp_path):

@@ -30,9 +30,9 @@ class Fields:
         'implemented'
       )
 
-  def positive(self, name: str) -> int:
-    """Returns a positive integer."""
-    value = self.whole(name)
+  def positive(self, name: str, default: int | None = None) -> int:
+    """Returns a positive integer; null means the default."""
+    value = self.whole(name, default)
     if not 0 < value < 2**31:
       raise FamilyError(f'{name}: expected 1 or more and less than 2^31, got {value}')
     return value
@@ -66,15 +66,15 @@ def scaling(raw: JsonObject) -> JsonObject:
   return raw.get('rope_scaling') or raw.get('rope_parameters') or {}
 
 
-def theta(raw: JsonObject) -> float:
-  """Returns the base of RoPE.
+def theta(raw: JsonObject, default: float) -> float:
+  """Returns the base of RoPE; `default` is the family's.
 
   If a config has both `rope_parameters` and a `rope_scaling` without `rope_theta`, and
   no `rope_theta` at the top level, transformers 5.24 ignores `rope_parameters` and uses
   10,000, which the model was not trained with. This function returns the model's own.
   """
   places = (scaling(raw), raw, raw.get('rope_parameters') or {})
-  return float(next(filter(None, (x.get('rope_theta') for x in places)), 10_000.0))
+  return float(next(filter(None, (x.get('rope_theta') for x in places)), default))
 
 
 def original_length(raw: JsonObject) -> int:
@@ -103,7 +103,6 @@ def rope(raw: JsonObject) -> Rope:
       'got a set for one type of layer'
     )
   fields = Fields(given)
-  fields.expect('partial_rotary_factor', 1.0)
   if kind == 'default':
     return Rope()
   if kind == 'linear':

@@ -7,7 +7,7 @@ name of the field. For the names of a family's tensors see `tensor_names`.
 import dataclasses
 from typing import NamedTuple
 
-from r1jax.hub import config_fields
+from r1jax.hub import config_fields, layer_fields
 from r1jax.hub.config_fields import FamilyError, Fields
 from r1jax.model.config import Experts, Latent, ModelConfig
 from r1jax.plain import JsonDict, JsonObject
@@ -19,6 +19,8 @@ class Family(NamedTuple):
   architecture: str
   head_dim: int | None = None  # None: d_model / heads
   norm_eps: float = 1e-6
+  theta: float = 10_000.0  # base of RoPE
+  tied: bool = False
   window: int | None = None  # of sliding-window attention, in tokens
 
 
@@ -33,6 +35,12 @@ FAMILIES = {
   'ministral3': Family('Ministral3ForCausalLM', head_dim=128, norm_eps=1e-5),
   'internlm3': Family('InternLM3ForCausalLM', head_dim=128, norm_eps=1e-5),
   'seed_oss': Family('SeedOssForCausalLM', head_dim=128),
+  'smollm3': Family('SmolLM3ForCausalLM', theta=2e6, tied=True),
+  'olmo2': Family('Olmo2ForCausalLM', norm_eps=1e-5),
+  'phi3': Family('Phi3ForCausalLM', norm_eps=1e-5),
+  'gemma3_text': Family(
+    'Gemma3ForCausalLM', head_dim=256, theta=1e6, tied=True, window=4096
+  ),
 }
 
 
@@ -59,11 +67,13 @@ def _read_config(raw: JsonObject) -> ModelConfig:
     )
   family, fields = FAMILIES[kind], Fields(raw)
   vocab_size(raw)
-  max_positions(raw)
-  fields.expect('hidden_act', 'silu')
+  length = max_positions(raw)
   fields.expect('mlp_bias', False)
-  fields.expect('partial_rotary_factor', 1.0)
-  _check_windows(fields, family)
+  gemma = kind == 'gemma3_text'
+  if gemma:
+    _check_gemma(fields)
+  else:
+    fields.expect('hidden_act', 'silu')
   quantized = raw.get('quantization_config')
   if quantized and quantized.get('quant_method') != 'fp8':
     raise FamilyError(
@@ -87,6 +97,7 @@ def _read_config(raw: JsonObject) -> ModelConfig:
       'rope_parameters.llama_4_scaling_beta: expected a number for ministral3, got None'
     )
   qkv_bias, out_bias = _biases(fields, kind)
+  theta, rope = layer_fields.rope(raw, family.theta, head_dim)
   return ModelConfig(
     d_model=width,
     layers=fields.whole('num_hidden_layers'),
@@ -94,42 +105,39 @@ def _read_config(raw: JsonObject) -> ModelConfig:
     kv_heads=heads if latent.kv_rank else fields.whole('num_key_value_heads', heads),
     head_dim=head_dim,
     d_ff=fields.whole('intermediate_size'),
-    rope_theta=config_fields.theta(raw),
-    rope=config_fields.rope(raw),
+    rope_theta=theta,
+    rope=rope,
     norm_eps=fields.number('rms_norm_eps', family.norm_eps),
-    tied=fields.flag('tie_word_embeddings', False),
+    norms='both' if gemma else 'after' if kind == 'olmo2' else 'before',
+    stored_minus_1=gemma,
+    activation='gelu_tanh' if gemma else 'silu',
+    tied=fields.flag('tie_word_embeddings', family.tied),
+    scaled_embedding=gemma,
     qkv_bias=qkv_bias,
     out_bias=out_bias,
-    qk_norm=kind.startswith('qwen3'),
+    qk_norm=kind.startswith('qwen3') or gemma,
+    qk_norm_joint=kind == 'olmo2',
+    score_dim=fields.positive('query_pre_attn_scalar', 256) if gemma else 0,
+    sliding=layer_fields.sliding(fields, length, family.window),
     latent=latent,
     experts=_experts(fields, kind),
   )
 
 
-def _check_windows(fields: Fields, family: Family) -> None:
-  """Raises FamilyError for a sliding window shorter than the model's positions."""
-  raw = fields.raw
-  fields.expect('use_sliding_window', False)
-  if any(layer != 'full_attention' for layer in raw.get('layer_types') or ()):
-    raise FamilyError(
-      'layer_types: expected full_attention in all layers, got '
-      f'{sorted(set(raw["layer_types"]))}; sliding windows are not implemented'
-    )
-  if raw['model_type'] in ('mistral', 'ministral3'):
-    window = raw.get('sliding_window', family.window)
-    length = max_positions(raw)
-    if window is not None and fields.whole('sliding_window', window) < length:
-      raise FamilyError(
-        f'sliding_window: expected null or at least the {length} positions of the '
-        f'model, got {window}; sliding windows are not implemented'
-      )
+def _check_gemma(fields: Fields) -> None:
+  """Raises FamilyError for what Gemma 3 could ask for and no published model does."""
+  fields.expect('hidden_activation', 'gelu_pytorch_tanh')
+  fields.expect('attn_logit_softcapping', None)
+  fields.expect('final_logit_softcapping', None)
+  if fields.flag('use_bidirectional_attention', False):
+    raise FamilyError('use_bidirectional_attention: expected false, got true')
 
 
 def _biases(fields: Fields, kind: str) -> tuple[bool, bool]:
   """Returns whether query, key and value have biases, and whether the output has."""
   if kind == 'qwen2':  # always, without a field for it
     return True, False
-  if kind in ('mistral', 'ministral3'):
+  if kind in ('mistral', 'ministral3', 'phi3'):
     fields.expect('attention_bias', False)
     return False, False
   if kind == 'seed_oss':
@@ -198,7 +206,7 @@ def update_config(raw: JsonObject, config: ModelConfig) -> JsonDict:
   found = {name: x for name, x in raw.items() if name != 'quantization_config'}
   if not raw.get('rope_theta'):
     found['rope_theta'] = config.rope_theta
-  if raw.get('tie_word_embeddings', False) != config.tied:
+  if raw.get('tie_word_embeddings', FAMILIES[raw['model_type']].tied) != config.tied:
     found['tie_word_embeddings'] = config.tied
   return found
 
@@ -214,11 +222,16 @@ def max_positions(raw: JsonObject) -> int:
   Where a model card tells users to add `rope_scaling` by hand,
   `max_position_embeddings` is the length before stretching. With linear scaling the
   model then supports `factor` times that length, with YaRN `factor` times the original
-  length. vLLM counts positions in the same way.
+  length. vLLM counts positions in the same way. Gemma 3's length is the stretched one.
+  With LongRoPE only the original length is implemented.
   """
   found = Fields(raw).positive('max_position_embeddings')
+  if raw['model_type'] == 'gemma3_text':
+    return found
   given = config_fields.scaling(raw)
   kind, factor = given.get('rope_type') or given.get('type'), given.get('factor') or 1
+  if raw['model_type'] == 'phi3' and kind in layer_fields.LONGROPE:
+    return min(found, config_fields.original_length(raw))
   if kind == 'linear':
     return int(found * factor)
   if kind == 'yarn':

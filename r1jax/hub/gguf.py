@@ -1,9 +1,9 @@
 """Writes a model as a GGUF file, which llama.cpp and Ollama run.
 
-The tensors are those of the Hugging Face layout under other names, with three
+The tensors are those of the Hugging Face layout under other names, with four
 differences: queries and keys of Llama have the two channels of a RoPE pair next to each
-other, all experts of a layer are one tensor, and the matrix that computes keys and
-values in latent attention is two.
+other, all experts of a layer are one tensor, the matrix that computes keys and values
+in latent attention is two, and gains of Gemma are not stored minus 1.
 """
 
 import dataclasses
@@ -17,23 +17,14 @@ import gguf
 import numpy as np
 import optax
 
-from r1jax.hub import families, gguf_vocabulary, tensor_names, weights
+from r1jax.hub import config_fields, families, gguf_models, gguf_vocabulary, weights
+from r1jax.hub.gguf_models import ARCHITECTURES, PAIRED
 from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.storage import WeightsError
 from r1jax.model import rope
-from r1jax.model.config import LATENT_NORM_EPS, Experts, ModelConfig
+from r1jax.model.config import Experts, ModelConfig
 
-ARCHITECTURES = {
-  'llama': gguf.MODEL_ARCH.LLAMA,
-  'mistral': gguf.MODEL_ARCH.LLAMA,
-  'internlm3': gguf.MODEL_ARCH.LLAMA,
-  'qwen2': gguf.MODEL_ARCH.QWEN2,
-  'qwen3': gguf.MODEL_ARCH.QWEN3,
-  'qwen3_moe': gguf.MODEL_ARCH.QWEN3MOE,
-  'deepseek_v2': gguf.MODEL_ARCH.DEEPSEEK2,
-  'deepseek_v3': gguf.MODEL_ARCH.DEEPSEEK2,
-}
 TYPES = {
   'f32': gguf.GGMLQuantizationType.F32,
   'f16': gguf.GGMLQuantizationType.F16,
@@ -44,7 +35,6 @@ FILE_TYPES = {
   'f16': gguf.LlamaFileType.MOSTLY_F16,
   'q8_0': gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-LITE = 27  # layers of DeepSeek-V2-Lite
 BLOCK = 32  # elements of a row that share a scale in q8_0
 
 
@@ -104,14 +94,17 @@ def check(like: HFCheckpoint, vocabulary: Vocabulary) -> str:
   Raises:
     WeightsError: GGUF cannot express the model or its tokenizer.
   """
-  _check(like)
+  gguf_models.check(like)
   return gguf_vocabulary.check(vocabulary)
 
 
 def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
   c = like.config
   writer.add_name(like.folder.name)
-  writer.add_context_length(families.max_positions(like.raw))
+  long = c.rope.kind == 'longrope'  # llama.cpp has its frequencies for long texts too
+  writer.add_context_length(
+    like.raw['max_position_embeddings'] if long else families.max_positions(like.raw)
+  )
   writer.add_embedding_length(c.d_model)
   writer.add_block_count(c.layers)
   writer.add_feed_forward_length(c.d_ff)
@@ -129,6 +122,14 @@ def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
   writer.add_layer_norm_rms_eps(c.norm_eps)
   writer.add_vocab_size(like.vocab_size)
   writer.add_file_type(FILE_TYPES[kind])
+  if c.sliding.window:
+    writer.add_sliding_window(c.sliding.window)
+    writer.add_sliding_window_pattern(gguf_models.period(c))
+    writer.add_rope_freq_base_swa(c.sliding.theta)
+  if long:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    writer.add_rope_scaling_attn_factors(c.rope.amplitude)
+    writer.add_rope_scaling_orig_ctx_len(c.rope.original_length)
   if c.rope.kind in ('linear', 'yarn'):
     writer.add_rope_scaling_type(gguf.RopeScalingType(c.rope.kind))
     writer.add_rope_scaling_factor(c.rope.factor)
@@ -139,57 +140,6 @@ def _describe(writer: gguf.GGUFWriter, like: HFCheckpoint, kind: str) -> None:
     if c.rope.score_factor != 1:  # 0.1 * mscale_all_dim
       amplitude = math.sqrt(c.rope.score_factor)
       writer.add_rope_scaling_yarn_log_mul((amplitude - 1) / math.log(c.rope.factor))
-
-
-def _check(like: HFCheckpoint) -> None:
-  """Raises WeightsError if llama.cpp would compute something else than the model."""
-  c, e, kind = like.config, like.config.experts, like.raw['model_type']
-  if kind not in ARCHITECTURES:
-    raise WeightsError(
-      f'model_type: expected one of {", ".join(ARCHITECTURES)} for GGUF, got {kind!r}'
-    )
-  _check_layers(c, kind)
-  plain = 1 + 0.1 * math.log(c.rope.factor) if c.rope.factor > 1 else 1.0
-  expected = 1.0 if c.rope.score_factor != 1 else plain
-  if c.rope.kind == 'yarn' and not math.isclose(c.rope.amplitude, expected):
-    raise WeightsError(
-      f'rope_parameters: expected attention_factor {expected:.6g} for GGUF, and mscale '
-      f'like mscale_all_dim, got the factor {c.rope.amplitude:.6g}'
-    )
-  if kind == 'qwen3_moe' and not e.normalised:
-    raise WeightsError('norm_topk_prob: expected true for GGUF, got false')
-  if e.groups > 1 and e.scores == 'softmax':
-    raise WeightsError(
-      f"topk_method: expected 'greedy' for GGUF, got {like.raw.get('topk_method')!r}"
-    )
-  if c.latent.kv_rank and not tensor_names.interleaved(like.raw):
-    raise WeightsError('rope_interleave: expected true for GGUF, got false')
-  if c.latent.kv_rank and not c.latent.q_rank and c.layers != LITE:
-    raise WeightsError(
-      f'q_lora_rank: expected one for GGUF, since llama.cpp omits it only for the '
-      f'{LITE} layers of DeepSeek-V2-Lite, got none and {c.layers} layers'
-    )
-
-
-def _check_layers(c: ModelConfig, kind: str) -> None:
-  """Raises WeightsError for layers with experts, biases or norms that GGUF lacks."""
-  e, is_llama = c.experts, ARCHITECTURES[kind] == gguf.MODEL_ARCH.LLAMA
-  if not is_llama and (c.out_bias or (c.qkv_bias and kind != 'qwen2')):
-    raise WeightsError('attention_bias: expected false for GGUF, got true')
-  if kind == 'qwen3_moe' and (not e.count or e.dense_layers or e.dense):
-    raise WeightsError(
-      'decoder_sparse_step, mlp_only_layers: expected experts in all layers for GGUF'
-    )
-  if kind.startswith('deepseek') and not (e.count and e.shared):
-    raise WeightsError(
-      'n_routed_experts, n_shared_experts, first_k_dense_replace: expected layers with '
-      'routed and shared experts for GGUF, got none'
-    )
-  if c.latent.kv_rank and c.norm_eps != LATENT_NORM_EPS:
-    raise WeightsError(
-      f'rms_norm_eps: expected {LATENT_NORM_EPS} for GGUF, which has one epsilon for '
-      f'all norms, and latent attention uses that one, got {c.norm_eps}'
-    )
 
 
 def _describe_latent(writer: gguf.GGUFWriter, c: ModelConfig) -> None:
@@ -264,9 +214,11 @@ def _tensors(
   names = gguf.get_tensor_name_map(ARCHITECTURES[model_type], c.layers)
   experts: list[np.ndarray] = []
   # Without further tensors of the files, which llama.cpp does not use.
-  for _, hub_name, array in weights.arrays(
+  for row, hub_name, array in weights.arrays(
     params, dataclasses.replace(like, tensors={})
   ):
+    if c.stored_minus_1 and row.path[-1] == 'gain':
+      array = 1 + array.astype(np.float32)
     if _EXPERT.search(hub_name):
       experts.append(array)
       if len(experts) < c.experts.count:
@@ -277,6 +229,10 @@ def _tensors(
       if name is None:
         raise WeightsError(f'{hub_name}: GGUF has no such tensor')
       yield name, np.ascontiguousarray(found, np.float32)
+  if c.rope.kind == 'longrope':
+    for kind in ('long', 'short'):
+      factors = config_fields.scaling(like.raw)[f'{kind}_factor']
+      yield f'rope_factors_{kind}.weight', np.array(factors, np.float32)
   if c.rope.kind == 'llama3':
     plain, stretched = (
       np.asarray(rope.frequencies(c.head_dim, c.rope_theta, scaling), np.float64)
@@ -294,7 +250,7 @@ def _parts(
   """Yields the tensors of GGUF that a tensor of the hub becomes, by hub names."""
   c = like.config
   heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(hub_name.split('.')[-2])
-  if heads and ARCHITECTURES[like.raw['model_type']] == gguf.MODEL_ARCH.LLAMA:
+  if heads and ARCHITECTURES[like.raw['model_type']] in PAIRED:
     halves = array.reshape(heads, 2, c.head_dim // 2, -1)
     yield hub_name, halves.swapaxes(1, 2).reshape(array.shape)
   elif hub_name.endswith('.kv_b_proj.weight'):

@@ -120,7 +120,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> HFCheckpoint:
     for name in leaf.names:
       if name == HEAD and HEAD not in found.tensors:
         raise _no_head_error(found, leaf.shape)
-      storage.check_tensor(folder, found.tensors, name, hub_shape(leaf.row, leaf.shape))
+      storage.check_tensor(folder, found.tensors, name, file_shape(leaf))
   for name in extra_tensors(found):
     layer, tensor = _LAYER.match(name), found.tensors[name]
     if layer and int(layer[1]) < config.layers and math.prod(tensor.shape):
@@ -195,9 +195,9 @@ def leaves(checkpoint: HFCheckpoint) -> Iterator[Leaf]:
 
   for row in tensor_names.top_level_rows(config):
     yield leaf(row, row.path, 0, [checkpoint.file_name(row.name)])
-  first, interleaved = 0, tensor_names.interleaved(checkpoint.raw)
+  first = 0
   for stack, count, sparse in config.stacks:
-    for row in tensor_names.layer_rows(config, sparse, interleaved):
+    for row in tensor_names.layer_rows(config, sparse, checkpoint.raw):
       per_expert = '{expert}' in row.name
       names = [
         checkpoint.file_name(row.name).format(layer=first + n, expert=expert)
@@ -209,8 +209,17 @@ def leaves(checkpoint: HFCheckpoint) -> Iterator[Leaf]:
 
 
 def hub_shape(row: TensorRow, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns the shape on the hub of a tensor with this shape in our layout."""
+  """Returns the shape on the hub of a tensor with this shape in our layout.
+
+  The shape of the row's part, if the tensor has several; see `file_shape`.
+  """
   if row.linear:
     return math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs])
   is_bias = row.path[-1].endswith('_bias')
   return (math.prod(shape),) if len(shape) > 1 and is_bias else shape
+
+
+def file_shape(leaf: Leaf) -> tuple[int, ...]:
+  """Returns the shape of each of the leaf's tensors in the files."""
+  rows, *rest = hub_shape(leaf.row, leaf.shape)
+  return (leaf.row.part.total if leaf.row.part else rows, *rest)

@@ -2,9 +2,9 @@
 
 A folder has adapter_config.json and a safetensors file. The table `tensor_names` names
 the matrices: an adapter's `a` is converted like the matrix's inputs, its `b` like the
-outputs. For experts see `peft_experts`. In a model with experts, PEFT applies the name
-of a projection in `target_modules` to the experts, so the other SwiGLUs are written to
-`target_parameters`, by the names of their weights.
+outputs. For experts see `peft_experts`, for fused tensors `peft_fused`. In a model with
+experts, PEFT applies the name of a projection in `target_modules` to the experts, so
+the other SwiGLUs are written to `target_parameters`, by the names of their weights.
 """
 
 import json
@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from r1jax.hub import peft_config, peft_experts, storage, tensor_names
+from r1jax.hub import peft_config, peft_experts, peft_fused, storage, tensor_names
 from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.peft_config import CONFIG, FILE, PREFIX
 from r1jax.hub.safetensors_writer import write_folder
 from r1jax.hub.storage import WeightsError
-from r1jax.hub.tensor_names import TensorRow
+from r1jax.hub.tensor_names import Part, TensorRow
 from r1jax.model import lora
 from r1jax.model.lora import LoraConfig
 
@@ -36,9 +36,7 @@ def _rows(
 ) -> Iterator[tuple[int, str, TensorRow]]:
   """Yields position, module name and row of a target in each layer of its stack."""
   layers, sparse = _stack(like, target.stack)
-  for row in tensor_names.layer_rows(
-    like.config, sparse, tensor_names.interleaved(like.raw)
-  ):
+  for row in tensor_names.layer_rows(like.config, sparse, like.raw):
     if row.path == (target.name,):
       for n, layer in enumerate(layers):
         module = row.name.format(layer=layer, expert=0)
@@ -57,9 +55,10 @@ def _stack(like: HFCheckpoint, stack: str) -> tuple[range, bool]:
 
 def tensors(
   adapters: Adapters, config: LoraConfig, like: HFCheckpoint
-) -> dict[str, np.ndarray]:
-  """Returns the tensors of PEFT, by name."""
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Returns the tensors of PEFT by name, and the matrices of each fused module."""
   found = {}
+  fused: dict[str, list[tuple[np.ndarray, np.ndarray, Part]]] = {}
   for target in lora.targets(like.config, config):
     if target.name in peft_experts.NAMES:
       continue
@@ -67,10 +66,11 @@ def tensors(
     inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
     for n, module, row in _rows(like, target):
       a, b = (np.asarray(pair[name][n], np.float32) for name in 'ab')
-      b = row.to_hub(b, (outputs, config.rank))
-      found[f'{PREFIX}{module}.lora_A.weight'] = np.ascontiguousarray(
-        a.reshape(inputs, config.rank).T
-      )
+      a, b = a.reshape(inputs, config.rank).T, row.to_hub(b, (outputs, config.rank))
+      if row.part:
+        fused.setdefault(module, []).append((a, b, row.part))
+        a, b = peft_fused.joined(fused[module])
+      found[f'{PREFIX}{module}.lora_A.weight'] = np.ascontiguousarray(a)
       found[f'{PREFIX}{module}.lora_B.weight'] = np.ascontiguousarray(b)
   for stack, named in adapters.items():
     experts = {name: x for name, x in named.items() if name in peft_experts.NAMES}
@@ -80,7 +80,7 @@ def tensors(
         for name, x in experts.items()
       }
       found |= peft_experts.tensors(of_layer, layer)
-  return found
+  return found, {module: len(parts) for module, parts in fused.items()}
 
 
 def write(
@@ -94,7 +94,7 @@ def write(
   Raises:
     WeightsError: the folder exists.
   """
-  named = tensors(adapters, config, like)
+  named, fused = tensors(adapters, config, like)
   names = {name for pairs in adapters.values() for name in pairs}
   modules, parameters = [], peft_experts.parameters(names)
   for module in sorted({x.removeprefix(PREFIX).rsplit('.', 2)[0] for x in named}):
@@ -107,6 +107,7 @@ def write(
   settings = {
     **peft_config.settings(config, modules, parameters),
     **peft_experts.settings(config, names),
+    **peft_fused.settings(config, fused),
     'base_model_name_or_path': str(like.folder.absolute()),
   }
   content = json.dumps(settings, indent=2) + '\n'
@@ -207,12 +208,14 @@ def _pair(stored: _Stored, target: lora.Target, module: str, row: TensorRow) -> 
   # The router is no linear layer in transformers 5; PEFT uses its parameter's name.
   key = f'{module}.weight' if target.name == 'router' else module
   inputs, outputs = math.prod(target.inputs), math.prod(target.outputs)
-  found = stored.take(module, key, 1, inputs, outputs)
+  part = row.part or Part(0, outputs)
+  found = stored.take(module, key, 1, inputs, part.total)
   if found is None:
     raise WeightsError(
       f'{stored.file}: the tensor {PREFIX}{module}.lora_A.weight is missing'
     )
   a, b = found
+  b = b[part.first : part.first + outputs]
   return (
     a.T.reshape(*target.inputs, len(a)),
     row.from_hub(b, (len(a), *target.outputs)),

@@ -13,6 +13,13 @@ from r1jax.model.config import ModelConfig
 from r1jax.plain import JsonObject
 
 
+class Part(NamedTuple):
+  """Consecutive rows of a tensor that several parameters share."""
+
+  first: int  # row
+  total: int  # rows of the tensor
+
+
 class TensorRow(NamedTuple):
   """A parameter of a layer, or of no layer, and its tensor on the hub."""
 
@@ -20,6 +27,7 @@ class TensorRow(NamedTuple):
   name: str  # of the tensor, with {layer} and {expert}
   linear: bool = False  # a matrix: [out, in] on the hub, [in, out] here
   interleaved: int = 0  # last channels that RoPE rotates in pairs (2i, 2i + 1) there
+  part: Part | None = None  # None: it is the whole tensor
 
   @property
   def inputs(self) -> int:
@@ -66,24 +74,46 @@ def top_level_rows(config: ModelConfig) -> Iterator[TensorRow]:
     yield TensorRow(('head',), 'lm_head.weight')
 
 
+# Norms of a layer by `ModelConfig.norms`, and their names on the hub.
+NORMS = {
+  'before': {
+    'attention_norm': 'input_layernorm',
+    'mlp_norm': 'post_attention_layernorm',
+  },
+  'after': {
+    'attention_post_norm': 'post_attention_layernorm',
+    'mlp_post_norm': 'post_feedforward_layernorm',
+  },
+  'both': {
+    'attention_norm': 'input_layernorm',
+    'attention_post_norm': 'post_attention_layernorm',
+    'mlp_norm': 'pre_feedforward_layernorm',
+    'mlp_post_norm': 'post_feedforward_layernorm',
+  },
+}
+
+
 def layer_rows(
-  config: ModelConfig, sparse: bool, interleaved: bool
+  config: ModelConfig, sparse: bool, raw: JsonObject
 ) -> Iterator[TensorRow]:
   """Yields the rows of one layer.
 
   Args:
     config: of the model.
     sparse: whether the layer has experts.
-    interleaved: see the function `interleaved`.
+    raw: the config.json.
   """
   name = 'model.layers.{layer}.'
-  yield TensorRow(('attention_norm', 'gain'), f'{name}input_layernorm.weight')
-  yield TensorRow(('mlp_norm', 'gain'), f'{name}post_attention_layernorm.weight')
+  for ours, hub in NORMS[config.norms].items():
+    yield TensorRow((ours, 'gain'), f'{name}{hub}.weight')
   attention = f'{name}self_attn.'
   yield TensorRow(('out',), f'{attention}o_proj.weight', linear=True)
   if config.out_bias:
     yield TensorRow(('out_bias',), f'{attention}o_proj.bias')
-  channels = config.rope_dim if interleaved else 0
+  channels = config.rope_dim if interleaved(raw) else 0
+  if raw['model_type'] == 'phi3':
+    yield from _fused_rows(config, name)
+    return
   if config.latent.kv_rank:
     yield from _latent_rows(config, attention, channels)
   else:
@@ -91,7 +121,7 @@ def layer_rows(
       yield TensorRow((ours,), f'{attention}{hub}_proj.weight', linear=True)
       if config.qkv_bias:
         yield TensorRow((f'{ours}_bias',), f'{attention}{hub}_proj.bias')
-      if config.qk_norm and ours != 'value':
+      if (config.qk_norm or config.qk_norm_joint) and ours != 'value':
         yield TensorRow((f'{ours}_norm', 'gain'), f'{attention}{hub}_norm.weight')
   mlp = f'{name}mlp.'
   if not sparse:
@@ -122,6 +152,22 @@ def _latent_rows(config: ModelConfig, name: str, pairs: int) -> Iterator[TensorR
     yield TensorRow(('latent_down_bias',), f'{down}.bias', interleaved=pairs)
   yield TensorRow(('latent_norm', 'gain'), f'{name}kv_a_layernorm.weight')
   yield TensorRow(('latent_up',), f'{name}kv_b_proj.weight', True)
+
+
+def _fused_rows(c: ModelConfig, name: str) -> Iterator[TensorRow]:
+  """Yields the rows of Phi, which has one tensor for several matrices."""
+  queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  fused: dict[str, dict[str, int]] = {
+    'self_attn.qkv_proj': {'query': queries, 'key': keys, 'value': keys},
+    'mlp.gate_up_proj': {'gate': c.d_ff, 'up': c.d_ff},
+  }
+  for tensor, sizes in fused.items():
+    first, total = 0, sum(sizes.values())
+    for ours, size in sizes.items():
+      part = Part(first, total)
+      yield TensorRow((ours,), f'{name}{tensor}.weight', linear=True, part=part)
+      first += size
+  yield TensorRow(('down',), f'{name}mlp.down_proj.weight', linear=True)
 
 
 def _swiglu_rows(prefix: str, name: str) -> Iterator[TensorRow]:

@@ -8,6 +8,7 @@ again has the same bytes.
 
 import concurrent.futures
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +100,7 @@ def _read(
   # A step along this axis of ours is `per_step` rows of the tensor in the file.
   axis = row.inputs
   per_step = hub_shape(row, shape)[0] // shape[axis]
+  offset = row.part.first if row.part else 0
   wanted, within = ranges[leading + axis], slice(None)
   together = max(1, STRIP // per_step)
   if row.interleaved and axis == len(shape) - 1:  # keep the rows of a pair together
@@ -107,7 +109,7 @@ def _read(
 
   def fill(n: int, name: str, first: int) -> None:
     steps = wanted[first : first + together]
-    rows = range(steps[0] * per_step, (steps[-1] + 1) * per_step)
+    rows = range(offset + steps[0] * per_step, offset + (steps[-1] + 1) * per_step)
     stored = _bits(storage.read_as(checkpoint.tensors, name, dtype, rows))
     ours = row.from_hub(stored, (*shape[:axis], len(steps), *shape[axis + 1 :]))
     into: Any = (n, *[slice(None)] * axis, slice(first, first + together))
@@ -175,13 +177,23 @@ def tensors(
 def arrays(
   params: optax.Params, like: HFCheckpoint
 ) -> Iterator[tuple[TensorRow, str, np.ndarray]]:
-  """Yields row, name and array of each tensor, in the type of the parameters."""
-  for leaf in leaves(like):
-    stacked = params
-    for key in leaf.path:
-      stacked = stacked[key]
-    shape = hub_shape(leaf.row, leaf.shape)
-    for n, name in enumerate(leaf.names):
-      index = np.unravel_index(n, leaf.leading) if leaf.leading else ()
-      one = np.asarray(stacked[index] if index else stacked)
-      yield leaf.row, name, np.ascontiguousarray(leaf.row.to_hub(one, shape))
+  """Yields row, name and array of each tensor, in the type of the parameters.
+
+  A tensor with several parameters comes with the row of the first.
+  """
+  for _, sharing in itertools.groupby(leaves(like), key=lambda leaf: leaf.names):
+    parts = list(sharing)
+    for n, name in enumerate(parts[0].names):
+      found = [_one(params, leaf, n) for leaf in parts]
+      yield parts[0].row, name, found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _one(params: optax.Params, leaf: Leaf, n: int) -> np.ndarray:
+  """Returns a leaf's n-th tensor, or its part of the tensor."""
+  stacked = params
+  for key in leaf.path:
+    stacked = stacked[key]
+  index = np.unravel_index(n, leaf.leading) if leaf.leading else ()
+  one = np.asarray(stacked[index] if index else stacked)
+  shape = hub_shape(leaf.row, leaf.shape)
+  return np.ascontiguousarray(leaf.row.to_hub(one, shape))

@@ -7,7 +7,7 @@ without a copy. Prefill, decoding, scoring and training differ only in segments.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,13 @@ QUERY_BLOCK = 64
 # in a loop. A section scores all keys up to its end, an eighth of them unnecessarily.
 SECTIONS = 8
 LARGEST_BLOCK = 256
+
+
+class Window(NamedTuple):
+  """Limits each query to the nearest keys, its own included."""
+
+  size: jax.Array  # int32 [], number of keys
+  positions: jax.Array  # int32 [B, T], of the queries in their texts
 
 
 def write(block: KV, new: KV, column: jax.Array) -> KV:
@@ -56,6 +63,7 @@ def attend(
   document_BT: jax.Array,
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None = None,
+  window: Window | None = None,
 ) -> jax.Array:
   """Returns softmax(scale q k^T) v over all visible keys, [B, T, H, C].
 
@@ -68,11 +76,14 @@ def attend(
       visible to every query. B' divides B: each row of the `KV` serves B / B'
       consecutive rows of queries.
     scale: None is 1 / sqrt(C).
+    window: of the nearest keys that are visible; None for all. The flash kernels have
+      none, so these scores are kept in memory.
   """
-  if flash_tpu.serves(q_BTHC, own, context):
+  if window is None and flash_tpu.serves(q_BTHC, own, context):
     return flash_tpu.attend(q_BTHC, own, document_BT, context, scale)
   if num_shards('length') > 1:
-    return _attend_sharded(q_BTHC, own, document_BT, context, scale)
+    return _attend_sharded(q_BTHC, own, document_BT, context, scale, window)
+  positions = () if window is None else (window.positions,)
   length = q_BTHC.shape[1]
   size = -(-length // (SECTIONS * QUERY_BLOCK)) * QUERY_BLOCK
   size = min(size, LARGEST_BLOCK)
@@ -82,11 +93,13 @@ def attend(
     stop = min(start + blocks * size, length)
     past = KV(own.k[..., :stop], None if own.v is None else own.v[..., :stop, :])
 
-    def block(q, query_document, first, past=past, stop=stop):
+    def block(q, query_document, *place, past=past, stop=stop):
       documents = query_document, document_BT[:, :stop]
-      return _attend_some(q, first, past, documents, context, scale)
+      *moved, first = place
+      near = None if window is None else Window(window.size, *moved)
+      return _attend_some(q, first, past, documents, context, scale, near)
 
-    queries = q_BTHC[:, start:stop], document_BT[:, start:stop]
+    queries = tuple(x[:, start:stop] for x in (q_BTHC, document_BT, *positions))
     sections.append(
       block(*queries, start) if blocks == 1 else _loop(block, queries, start, size)
     )
@@ -100,15 +113,50 @@ def _attend_some(
   documents: tuple[jax.Array, jax.Array],
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None,
+  window: Window | None,
 ) -> jax.Array:
-  """`attend` for a block of queries at positions from `first` on."""
+  """`attend` for a block of queries, of which `first` is the first one's index."""
   query_document, key_document = documents
-  position = first + jnp.arange(q_BTHC.shape[1])
-  causal = position[:, None] >= jnp.arange(key_document.shape[1])[None]
+  index = first + jnp.arange(q_BTHC.shape[1])
+  seen = index[:, None] >= jnp.arange(key_document.shape[1])[None]
+  if window is not None:
+    seen &= index[:, None] - jnp.arange(key_document.shape[1])[None] < window.size
   same = query_document[..., None] == key_document[:, None]
-  parts = [_attend_one(q_BTHC, own, causal[None] & same, scale)]
-  parts += [_attend_one(q_BTHC, kv, mask[:, None], scale) for kv, mask in context]
+  parts = [_attend_one(q_BTHC, own, seen[None] & same, scale)]
+  nears = _nears([mask for _, mask in context], window)
+  parts += [
+    _attend_one(q_BTHC, kv, _seen(mask, near, len(kv.k)), scale)
+    for (kv, mask), near in zip(context, nears, strict=True)
+  ]
   return _merge(parts)
+
+
+def _nears(
+  masks: Sequence[jax.Array], window: Window | None
+) -> list[jax.Array] | list[None]:
+  """Returns the keys of consecutive segments that the window reaches, [B, T, S] each.
+
+  None for each without a window. The visible keys of a row, from the first segment to
+  the last, are those of positions 0, 1, 2, … in its text.
+  """
+  if window is None:
+    return [None] * len(masks)
+  rows, found = len(window.positions), []
+  before_B1 = jnp.zeros((rows, 1), jnp.int32)
+  for mask in masks:
+    mask_BS = jnp.repeat(mask, rows // len(mask), axis=0)
+    place_BS = before_B1 + jnp.cumsum(mask_BS, axis=1) - 1
+    found.append(window.positions[..., None] - place_BS[:, None] < window.size)
+    before_B1 += mask_BS.sum(axis=1, keepdims=True)
+  return found
+
+
+def _seen(mask: jax.Array, near_BTS: jax.Array | None, kv_rows: int) -> jax.Array:
+  """Returns the mask of a segment's keys, as `_attend_one` takes it."""
+  if near_BTS is None:
+    return mask[:, None]
+  mask_BS = jnp.repeat(mask, len(near_BTS) // len(mask), axis=0)
+  return (mask_BS[:, None] & near_BTS).reshape(kv_rows, -1, mask.shape[1])
 
 
 def _attend_sharded(
@@ -117,6 +165,7 @@ def _attend_sharded(
   document_BT: jax.Array,
   context: Sequence[tuple[KV, jax.Array]],
   scale: float | None,
+  window: Window | None,
 ) -> jax.Array:
   """`attend` with rows sharded in T: each device has its queries, and all keys.
 
@@ -134,22 +183,31 @@ def _attend_sharded(
   rows, all_rows = AxisNames('prompt', 'length'), AxisNames('prompt', None)
   earlier = [(keys, all_rows) for _ in context]
 
-  def local(q, query_document, key_document, own, context):
+  def local(q, query_document, key_document, own, context, *window):
     size = min(LARGEST_BLOCK, q.shape[1])
 
-    def block(q, query_document, first):
+    def block(q, query_document, *place):
       documents = query_document, key_document
-      return _attend_some(q, first, own, documents, context, scale)
+      *moved, first = place
+      near = Window(window[0], *moved) if window else None
+      return _attend_some(q, first, own, documents, context, scale, near)
 
     first = jax.lax.axis_index('context') * q.shape[1]
-    return _loop(block, (q, query_document), first, size)
+    return _loop(block, (q, query_document, *window[1:]), first, size)
 
-  inputs = (heads, rows, all_rows, keys, earlier)
+  inputs: tuple[Any, ...] = (heads, rows, all_rows, keys, earlier)
+  limits: tuple[jax.Array, ...] = ()
+  if window is not None:
+    inputs, limits = (
+      (*inputs, AxisNames(), rows),
+      (window.size, padded(window.positions)),
+    )
   # There are no collectives inside, so JAX need not track varying axes: the keys'
   # gradients are summed over devices once, after the loop.
   attend_mapped = shard_mapped(local, inputs, heads, checked=False)
   documents = padded(document_BT), document_BT
-  return attend_mapped(padded(q_BTHC), *documents, own, list(context))[:, :length]
+  out = attend_mapped(padded(q_BTHC), *documents, own, list(context), *limits)
+  return out[:, :length]
 
 
 def _loop(
@@ -177,24 +235,36 @@ def attend_all(
   q_BTHC: jax.Array,
   segments: Sequence[tuple[KV, jax.Array]],
   scale: float | None = None,
+  window: Window | None = None,
 ) -> jax.Array:
   """Returns softmax(scale q k^T) v over the segments, [B, T, H, C].
 
   Like `attend`, but the queries' own keys and values are among the segments. A segment
   with a mask of more rows than its `KV`, B' of them, is of the first B' rows of queries
-  alone, one each.
+  alone, one each. With a window, segments are in the order of their text.
   """
-  return _merge([_attend_first(q_BTHC, kv, mask, scale) for kv, mask in segments])
+  nears = _nears([mask for _, mask in segments], window)
+  return _merge(
+    [
+      _attend_first(q_BTHC, kv, mask, near, scale)
+      for (kv, mask), near in zip(segments, nears, strict=True)
+    ]
+  )
 
 
 def _attend_first(
-  q_BTHC: jax.Array, kv: KV, mask: jax.Array, scale: float | None
+  q_BTHC: jax.Array,
+  kv: KV,
+  mask: jax.Array,
+  near_BTS: jax.Array | None,
+  scale: float | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`_attend_one`; without weight in rows that the segment is not of."""
   rows = len(kv.k)
   if len(mask) <= rows:
-    return _attend_one(q_BTHC, kv, mask[:, None], scale)
-  found = _attend_one(q_BTHC[:rows], kv, mask[:rows, None], scale)
+    return _attend_one(q_BTHC, kv, _seen(mask, near_BTS, rows), scale)
+  near_BTS = None if near_BTS is None else near_BTS[:rows]
+  found = _attend_one(q_BTHC[:rows], kv, _seen(mask[:rows], near_BTS, rows), scale)
 
   def pad(x: jax.Array, value: float) -> jax.Array:
     others = [(0, len(q_BTHC) - rows)] + [(0, 0)] * (x.ndim - 1)

@@ -1,4 +1,4 @@
-"""A layer of the decoder: attention, then a SwiGLU or experts."""
+"""A layer of the decoder: attention, then a gated MLP or experts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
-from r1jax.model.attention import KV, attend
+from r1jax.model.attention import KV, Window, attend
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
 from r1jax.model.decode import score_scale
-from r1jax.model.linear import LONG_PRODUCT, SHORT, dense, swiglu
+from r1jax.model.linear import LONG_PRODUCT, SHORT, dense, gated_mlp
 from r1jax.model.moe import mixture_of_experts
+from r1jax.model.pattern import Pattern
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain
 
@@ -26,11 +27,15 @@ class RMSNorm(nn.Module):
 
   eps: float
   axis: str = 'gain'  # logical name of the normalised axis
+  minus_1: bool = False  # the parameter is the gain - 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    ones: Any = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-    gain = self.param('gain', ones, (x.shape[-1],))
+    start = nn.initializers.zeros if self.minus_1 else nn.initializers.ones
+    init: Any = nn.with_logical_partitioning(start, (self.axis,))
+    gain = self.param('gain', init, (x.shape[-1],))
+    if self.minus_1:
+      gain = 1 + gain.astype(jnp.promote_types(gain.dtype, jnp.float32))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     gain = jnp.expand_dims(gain, range(x.ndim - 1))
@@ -38,10 +43,10 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-  """A pre-norm layer: attention, then a SwiGLU or experts, with residual sums."""
+  """Attention, then a gated MLP or experts, with norms and residual sums."""
 
   config: ModelConfig
-  sparse: bool  # experts instead of the SwiGLU
+  sparse: bool  # experts instead of the MLP
 
   def _weights(self, name: str, axes: Sequence[str], *shape: int, fan_in: int) -> Any:
     """Returns a parameter with logical axis names, normal with variance 1 / fan-in."""
@@ -60,6 +65,7 @@ class Block(nn.Module):
     documents: Sequence[jax.Array],
     context_masks: Sequence[jax.Array],
     seen: Sequence[jax.Array],
+    pattern: Pattern,
   ) -> tuple[tuple[jax.Array, ...], tuple[KV, ...]]:
     """Returns the residual streams of the segments, and the `KV` of each.
 
@@ -71,7 +77,7 @@ class Block(nn.Module):
     segments = zip(streams, positions, documents, strict=True)
     for n, (x_BTD, positions_BT, document_BT) in enumerate(segments):
       before, masks = (*context, *owns), (*context_masks, *seen[:n])
-      x_BTD, own = self._layer(x_BTD, positions_BT, document_BT, before, masks)
+      x_BTD, own = self._layer(x_BTD, positions_BT, document_BT, before, masks, pattern)
       outputs.append(x_BTD)
       owns.append(own)
     return tuple(outputs), tuple(owns)
@@ -84,18 +90,21 @@ class Block(nn.Module):
     document_BT: jax.Array,
     context: Sequence[KV],
     context_masks: Sequence[jax.Array],
+    pattern: Pattern,
   ) -> tuple[jax.Array, KV]:
     """Returns the residual stream, and the `KV` of these positions."""
     c = self.config
     x_BTD = constrain(x_BTD, 'prompt', 'length', None)
-    h_BTD = RMSNorm(c.norm_eps, name='attention_norm')(x_BTD)
+    h_BTD = self._norm('attention_norm', x_BTD, 'after')
     project = self._latent if c.latent.kv_rank else self._grouped
     with jax.named_scope('project'):
-      q_BTHC, own, expand = project(h_BTD, positions_BT)
+      q_BTHC, own, expand = project(h_BTD, positions_BT, pattern)
     masked = [(expand(kv), m) for kv, m in zip(context, context_masks, strict=True)]
     with jax.named_scope('attend'):
       scale = score_scale(c)
-      attended = attend(q_BTHC, expand(own), document_BT, masked, scale)
+      size = pattern.window
+      window = None if size is None else Window(size, positions_BT)
+      attended = attend(q_BTHC, expand(own), document_BT, masked, scale, window)
     out_axes, shape = ('heads', 'channel', 'embed'), (c.heads, c.value_dim, c.d_model)
     # The stream is a sum of 2 L outputs; see GPT-2's initialisation.
     fan_in = c.heads * c.value_dim * 2 * c.layers
@@ -105,20 +114,28 @@ class Block(nn.Module):
       if c.out_bias:
         bias_D = self._zeros('out_bias', ('embed',), c.d_model)
         added_BTD += bias_D[None, None].astype(added_BTD.dtype)
-      x_BTD += added_BTD
+      x_BTD += self._norm('attention_post_norm', added_BTD, 'before')
       x_BTD = constrain(x_BTD, 'prompt', 'length', None)
-    h_BTD = RMSNorm(c.norm_eps, name='mlp_norm')(x_BTD)
+    h_BTD = self._norm('mlp_norm', x_BTD, 'after')
     with jax.named_scope('mlp'):
       if self.sparse:
         counted_BT = document_BT > 0
-        weights = self._expert_weights()
-        return x_BTD + mixture_of_experts(
-          h_BTD, weights, c.experts, c.dtype, counted_BT
-        ), own
-      return x_BTD + swiglu(h_BTD, *self._swiglu('', c.d_ff), c.dtype), own
+        experts = self._expert_weights()
+        added_BTD = mixture_of_experts(h_BTD, experts, c.experts, c.dtype, counted_BT)
+      else:
+        weights = self._mlp('', c.d_ff)
+        added_BTD = gated_mlp(h_BTD, *weights, c.activation, c.dtype)
+      return x_BTD + self._norm('mlp_post_norm', added_BTD, 'before'), own
+
+  def _norm(self, name: str, x_BTD: jax.Array, without: str) -> jax.Array:
+    """Returns x after RMSNorm, or as it is in a config with norms only `without`."""
+    c = self.config
+    if c.norms == without:
+      return x_BTD
+    return RMSNorm(c.norm_eps, minus_1=c.stored_minus_1, name=name)(x_BTD)
 
   def _grouped(
-    self, h_BTD: jax.Array, positions_BT: jax.Array
+    self, h_BTD: jax.Array, positions_BT: jax.Array, pattern: Pattern
   ) -> tuple[jax.Array, KV, Expand]:
     """Returns queries, keys and values of grouped-query attention."""
     c = self.config
@@ -130,20 +147,23 @@ class Block(nn.Module):
       if c.qkv_bias:
         bias = self._zeros(f'{name}_bias', axes[1:], *shape[1:])
         x += bias[None, None].astype(x.dtype)
-      if c.qk_norm and name != 'value':
-        norm = RMSNorm(c.norm_eps, 'channel', name=f'{name}_norm')
-        x = norm(x).astype(c.dtype)
-      return x
+      if name == 'value' or not (c.qk_norm or c.qk_norm_joint):
+        return x
+      norm = RMSNorm(c.norm_eps, 'channel', c.stored_minus_1, name=f'{name}_norm')
+      if c.qk_norm_joint:
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape).astype(c.dtype)
+      return norm(x).astype(c.dtype)
 
-    q = rotate_queries(c, head('query', 'heads', c.heads), positions_BT)
-    k = rotate(c, head('key', 'kv_heads', c.kv_heads), positions_BT)
+    turning = pattern.turning
+    q = rotate_queries(c, head('query', 'heads', c.heads), positions_BT, turning)
+    k = rotate(c, head('key', 'kv_heads', c.kv_heads), positions_BT, turning)
     v = head('value', 'kv_heads', c.kv_heads)
     q = constrain(q, 'prompt', 'length', 'heads', None)
     k, v = (constrain(x, 'prompt', 'length', 'kv_heads', None) for x in (k, v))
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)), lambda kv: kv
 
   def _latent(
-    self, h_BTD: jax.Array, positions_BT: jax.Array
+    self, h_BTD: jax.Array, positions_BT: jax.Array, _: Pattern
   ) -> tuple[jax.Array, KV, Expand]:
     """Returns queries, the compressed cache, and its expansion to keys and values.
 
@@ -199,7 +219,7 @@ class Block(nn.Module):
     bias_F = self._zeros(f'{name}_bias', (axis,), x_BTF.shape[-1])
     return x_BTF + bias_F[None, None].astype(x_BTF.dtype)
 
-  def _swiglu(self, prefix: str, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def _mlp(self, prefix: str, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
     into, out = ('embed', 'mlp'), ('mlp', 'embed')
     return (
@@ -228,7 +248,7 @@ class Block(nn.Module):
       found['balance'] = self._zeros('balance', ('expert',), e.count)
     if e.shared:
       names = ('shared_gate', 'shared_up', 'shared_down')
-      parts = self._swiglu('shared_', e.shared * e.d_ff)
+      parts = self._mlp('shared_', e.shared * e.d_ff)
       found |= dict(zip(names, parts, strict=True))
     return found
 

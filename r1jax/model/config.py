@@ -1,14 +1,15 @@
 """The config of a decoder, checked when it is constructed.
 
-One decoder serves several model families. They differ in single fields (biases, norms
-of queries and keys, RoPE scaling) and in groups of fields that are off by default
-(latent attention, experts).
+One decoder serves several model families. They differ in single fields (biases, the
+place of norms, RoPE scaling), in groups of fields that are off by default (latent
+attention, experts), and in what differs between the layers of a model (windows, RoPE).
 """
 
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from r1jax.plain import JsonObject
 
@@ -18,15 +19,42 @@ EXACT = 'float64'  # to compare with, under `jax.enable_x64`; no flag has it
 # Epsilon of the norms of the compressed query and latent, independent of `norm_eps`:
 # DeepSeek's code and transformers use this default there.
 LATENT_NORM_EPS = 1e-6
-ROPES = ('plain', 'linear', 'llama3', 'yarn')
+ROPES = ('plain', 'linear', 'llama3', 'yarn', 'longrope')
 SCORES = ('softmax', 'sigmoid')
+NORMS = ('before', 'after', 'both')
+ACTIVATIONS = ('silu', 'gelu_tanh')
+
+
+def _check_least(group: Any, prefix: str, least: int, *names: str) -> None:
+  for name in names:
+    if getattr(group, name) < least:
+      raise ValueError(
+        f'model.{prefix}{name}: expected {least} or more, got {getattr(group, name)}'
+      )
+
+
+def _check_finite(group: Any, prefix: str, *names: str) -> None:
+  for name in names:
+    if not 0 < getattr(group, name) < math.inf:
+      raise ValueError(
+        f'model.{prefix}{name}: expected a finite number above 0, got '
+        f'{getattr(group, name)}'
+      )
+
+
+def _check_known(group: Any, prefix: str, name: str, known: Sequence[str]) -> None:
+  if getattr(group, name) not in known:
+    raise ValueError(
+      f'model.{prefix}{name}: expected one of {", ".join(known)}, got '
+      f'{getattr(group, name)!r}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """How RoPE frequencies are scaled to longer contexts."""
+  """What RoPE turns, in which layers, and how it is scaled to longer contexts."""
 
-  kind: Literal['plain', 'linear', 'llama3', 'yarn'] = 'plain'
+  kind: Literal['plain', 'linear', 'llama3', 'yarn', 'longrope'] = 'plain'
   factor: float = 1.0  # new context length / original length
   original_length: int = 0  # context length before scaling, tokens; llama3, yarn
   low_freq_factor: float = 1.0  # llama3: wavelengths over length / this are scaled
@@ -38,19 +66,14 @@ class Rope:
   score_factor: float = 1.0
   # Queries at position t are scaled by 1 + this * ln(1 + floor(t / original_length)).
   query_growth: float = 0.0
+  divisors: tuple[float, ...] = ()  # longrope: of each frequency
+  channels: int = 0  # first channels of a head that are turned; even; 0: all
+  without: tuple[int, ...] = ()  # indices of layers without RoPE (SmolLM3)
 
   def __post_init__(self) -> None:
-    if self.kind not in ROPES:
-      raise ValueError(
-        f'model.rope.kind: expected one of {", ".join(ROPES)}, got {self.kind!r}'
-      )
-    for name in ('factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast',
-                 'beta_slow', 'amplitude', 'score_factor'):  # fmt: skip
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(
-          f'model.rope.{name}: expected a finite number above 0, got '
-          f'{getattr(self, name)}'
-        )
+    _check_known(self, 'rope.', 'kind', ROPES)
+    numbers = ('factor', 'low_freq_factor', 'high_freq_factor', 'beta_fast')
+    _check_finite(self, 'rope.', *numbers, 'beta_slow', 'amplitude', 'score_factor')
     if not 0 <= self.query_growth < math.inf:
       raise ValueError(
         'model.rope.query_growth: expected a finite number of 0 or more, got '
@@ -61,10 +84,42 @@ class Rope:
         f'model.rope.original_length: expected 1 or more for {self.kind}, got '
         f'{self.original_length}'
       )
+    for name in ('divisors', 'without'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))  # a list in JSON
+    if not all(0 < divisor < math.inf for divisor in self.divisors):
+      raise ValueError(
+        f'model.rope.divisors: expected finite numbers above 0, got {self.divisors}'
+      )
+    if self.channels < 0 or self.channels % 2:
+      raise ValueError(
+        'model.rope.channels: expected an even number of 0 or more, got '
+        f'{self.channels}'
+      )
     if self.kind == 'llama3' and self.low_freq_factor >= self.high_freq_factor:
       raise ValueError(
         f'model.rope.low_freq_factor: expected less than high_freq_factor='
         f'{self.high_freq_factor}, got {self.low_freq_factor}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sliding:
+  """Layers in which a query attends to the nearest keys only (Mistral, Gemma 3)."""
+
+  window: int = 0  # keys that a query attends to, its own included; 0: all
+  full: tuple[int, ...] = ()  # indices of layers in which it attends to all
+  theta: float = 0.0  # RoPE's base in layers with a window, unscaled; 0: as elsewhere
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, 'full', tuple(self.full))  # a list in JSON
+    if not 0 <= self.window < 2**30:
+      raise ValueError(
+        f'model.sliding.window: expected 0 or more and less than {2**30}, got '
+        f'{self.window}'
+      )
+    if not 0 <= self.theta < math.inf:
+      raise ValueError(
+        f'model.sliding.theta: expected a finite number of 0 or more, got {self.theta}'
       )
 
 
@@ -82,16 +137,8 @@ class Latent:
   value_dim: int = 128  # channels of a head's values
 
   def __post_init__(self) -> None:
-    for name in ('kv_rank', 'q_rank'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'model.latent.{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    for name in ('rope_dim', 'value_dim'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'model.latent.{name}: expected 1 or more, got {getattr(self, name)}'
-        )
+    _check_least(self, 'latent.', 0, 'kv_rank', 'q_rank')
+    _check_least(self, 'latent.', 1, 'rope_dim', 'value_dim')
     if self.rope_dim % 2:
       raise ValueError(
         f'model.latent.rope_dim: expected an even number, got {self.rope_dim}'
@@ -119,25 +166,10 @@ class Experts:
   scale: float = 1.0  # multiplies these weights
 
   def __post_init__(self) -> None:
-    for name in ('count', 'shared', 'dense_layers'):
-      if getattr(self, name) < 0:
-        raise ValueError(
-          f'model.experts.{name}: expected 0 or more, got {getattr(self, name)}'
-        )
-    for name in ('active', 'd_ff', 'groups', 'active_groups'):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f'model.experts.{name}: expected 1 or more, got {getattr(self, name)}'
-        )
-    if self.scores not in SCORES:
-      raise ValueError(
-        f'model.experts.scores: expected one of {", ".join(SCORES)}, got '
-        f'{self.scores!r}'
-      )
-    if not 0 < self.scale < math.inf:
-      raise ValueError(
-        f'model.experts.scale: expected a finite number above 0, got {self.scale}'
-      )
+    _check_least(self, 'experts.', 0, 'count', 'shared', 'dense_layers')
+    _check_least(self, 'experts.', 1, 'active', 'd_ff', 'groups', 'active_groups')
+    _check_known(self, 'experts.', 'scores', SCORES)
+    _check_finite(self, 'experts.', 'scale')
     object.__setattr__(self, 'dense', tuple(self.dense))  # a list in JSON
     if not self.count:
       return
@@ -161,7 +193,7 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder-only transformer: RMSNorm, RoPE, SwiGLU or experts, GQA or MLA."""
+  """A decoder-only transformer: RMSNorm, RoPE, gated MLP or experts, GQA or MLA."""
 
   d_model: int = 128  # D, width of the residual stream
   layers: int = 4  # L
@@ -172,12 +204,21 @@ class ModelConfig:
   rope_theta: float = 10_000.0  # longest RoPE wavelength / 2 pi, in tokens
   rope: Rope = Rope()
   norm_eps: float = 1e-6  # added to the mean square in RMSNorm
+  # Where layers have norms: before attention and MLP, after (OLMo 2), both (Gemma 3).
+  norms: Literal['before', 'after', 'both'] = 'before'
+  stored_minus_1: bool = False  # gains of norms are 1 + the parameter (Gemma)
+  activation: Literal['silu', 'gelu_tanh'] = 'silu'  # of gates, without experts
   tied: bool = True  # input embedding and output head share one matrix
+  scaled_embedding: bool = False  # multiplied by sqrt(D) at the input (Gemma)
   # Biases of queries, keys and values (Qwen2); with latent attention, of the compressed
   # query and the latent.
   qkv_bias: bool = False
   out_bias: bool = False  # bias of attention's output projection
   qk_norm: bool = False  # RMSNorm of each head's queries and keys (Qwen3)
+  qk_norm_joint: bool = False  # of all heads' queries together, and keys (OLMo 2)
+  # Attention scores are divided by the square root of this; 0: of head_dim.
+  score_dim: int = 0
+  sliding: Sliding = Sliding()
   latent: Latent = Latent()
   experts: Experts = Experts()
   # What the backward pass recomputes: nothing, all but products with weights, or whole
@@ -188,30 +229,41 @@ class ModelConfig:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self) -> None:
-    for name in ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'model.{name}: expected 1 or more, got {getattr(self, name)}')
+    sizes = ('d_model', 'layers', 'heads', 'kv_heads', 'head_dim', 'd_ff')
+    _check_least(self, '', 1, *sizes)
+    for name in sizes:
       if getattr(self, name) >= 2**24:
         raise ValueError(
           f'model.{name}: expected less than {2**24}, got {getattr(self, name)}'
         )
-    for name, known in (('remat', REMAT), ('dtype', (*DTYPES, EXACT))):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f'model.{name}: expected one of {", ".join(known)}, got '
-          f'{getattr(self, name)!r}'
-        )
-    for name in ('rope_theta', 'norm_eps'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(
-          f'model.{name}: expected a finite number above 0, got {getattr(self, name)}'
-        )
+    _check_known(self, '', 'remat', REMAT)
+    _check_known(self, '', 'dtype', (*DTYPES, EXACT))
+    _check_known(self, '', 'norms', NORMS)
+    _check_known(self, '', 'activation', ACTIVATIONS)
+    _check_finite(self, '', 'rope_theta', 'norm_eps')
+    _check_least(self, '', 0, 'score_dim')
     if self.heads % self.kv_heads:
       raise ValueError(
         f'model.kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}'
       )
     if self.head_dim % 2:
       raise ValueError(f'model.head_dim: expected an even number, got {self.head_dim}')
+    if self.rope.channels > self.head_dim:
+      raise ValueError(
+        f'model.rope.channels: expected at most head_dim={self.head_dim}, got '
+        f'{self.rope.channels}'
+      )
+    if self.rope.kind == 'longrope' and len(self.rope.divisors) != self.rope_dim // 2:
+      raise ValueError(
+        f'model.rope.divisors: expected {self.rope_dim // 2} for the pairs of channels '
+        f'with RoPE, got {len(self.rope.divisors)}'
+      )
+    if self.qk_norm and self.qk_norm_joint:
+      raise ValueError('model.qk_norm_joint: expected False with qk_norm')
+    if self.activation != 'silu' and self.experts.count:
+      raise ValueError(
+        f'model.activation: expected silu with experts, got {self.activation}'
+      )
     if self.experts.count and self.experts.dense_layers >= self.layers:
       raise ValueError(
         f'model.experts.dense_layers: expected less than layers={self.layers}, got '
@@ -231,13 +283,31 @@ class ModelConfig:
         f'model.kv_heads: expected heads={self.heads} with latent attention, got '
         f'{self.kv_heads}'
       )
-    if self.qk_norm:
-      raise ValueError('model.qk_norm: expected False with latent attention')
+    for name, given in (
+      ('qk_norm', self.qk_norm),
+      ('qk_norm_joint', self.qk_norm_joint),
+      ('stored_minus_1', self.stored_minus_1),
+      ('sliding.theta', self.sliding.theta),
+      ('rope.channels', self.rope.channels),
+      ('rope.without', self.rope.without),
+    ):
+      if given:
+        raise ValueError(
+          f'model.{name}: expected none with latent attention, got {given}'
+        )
 
   @property
   def rope_dim(self) -> int:
     """Channels of a head with RoPE."""
-    return self.latent.rope_dim if self.latent.kv_rank else self.head_dim
+    if self.latent.kv_rank:
+      return self.latent.rope_dim
+    return self.rope.channels or self.head_dim
+
+  @property
+  def windows(self) -> list[int]:
+    """Keys that a query attends to, per layer; 0 for all."""
+    full = self.sliding.full
+    return [0 if n in full else self.sliding.window for n in range(self.layers)]
 
   @property
   def value_dim(self) -> int:
@@ -260,7 +330,7 @@ class ModelConfig:
     return found
 
 
-GROUPS = {'rope': Rope, 'latent': Latent, 'experts': Experts}
+GROUPS = {'rope': Rope, 'sliding': Sliding, 'latent': Latent, 'experts': Experts}
 
 
 def from_dict(fields: JsonObject) -> ModelConfig:

@@ -8,19 +8,24 @@ time.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.model import one_row
-from r1jax.model.attention import attend_all, write
+from r1jax.model.attention import Window, attend_all, write
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
-from r1jax.model.linear import Int8, Lora, to_int8, uses_product, vector_dtype
+from r1jax.model.decode_weights import (
+  DecodeParams,
+  LayerWeights,
+  decode_params,
+  gain_of,
+)
+from r1jax.model.linear import ACTIVATIONS, Int8, Lora, uses_product, vector_dtype
 from r1jax.model.moe import mixture_of_experts
+from r1jax.model.pattern import of_layer
 from r1jax.model.rope import rotate, rotate_queries
 from r1jax.sharding.constrain import constrain, constrain_rows, platform
 from r1jax.trees import KV, Decode, KVByLayer, Segment
@@ -28,65 +33,7 @@ from r1jax.trees import KV, Decode, KVByLayer, Segment
 
 def score_scale(config: ModelConfig) -> float:
   """Returns the factor of q k^T: 1 / sqrt(C), times YaRN's share."""
-  return config.head_dim**-0.5 * config.rope.score_factor
-
-
-# By name: an array, a `Lora`, or a matrix and its scale; see `layer_weights`.
-LayerWeights = dict[str, Any]
-
-
-class DecodeParams(NamedTuple):
-  """Parameters in the layout that decode steps read, prepared once for many steps."""
-
-  outside: dict[str, optax.Params]  # embedding, final norm and head
-  layers: list[LayerWeights]  # weights by name, see `layer_weights`
-  # The head as a left operand with its scale, like matrices of the layers; None: it is
-  # in `outside`.
-  head: tuple[jax.Array, jax.Array | None] | None = None
-
-
-def decode_params(
-  config: ModelConfig, params: optax.Params, single: bool = False
-) -> DecodeParams:
-  """Returns the parameters prepared for `make_decode` and for the logits.
-
-  `make_decode` does this itself when it gets plain parameters: once per program, so
-  once for a loop over tokens. Where each token is a call of a program, as in a chat,
-  call this once in a program of its own.
-
-  Args:
-    config: of the model.
-    params: parameters; matrices may be `Int8`.
-    single: decode steps have one row. On a CPU weights then get the form that
-      `one_row.product` reads, and with `Int8` matrices the head is rounded like them.
-  """
-  stacks = [name for name, _, _ in config.stacks]
-  outside = {name: x for name, x in params.items() if name not in stacks}
-  head = 'embedding' if config.tied else 'head'
-  # A tied embedding keeps its precision. Cast here, not at each token.
-  tied_dtype = jnp.promote_types(outside[head].dtype, config.dtype)
-  outside[head] = outside[head].astype(tied_dtype if config.tied else config.dtype)
-  layers = [
-    layer_weights(config, params[name], n, single)
-    for name, count, _ in config.stacks
-    for n in range(count)
-  ]
-  int8 = any(isinstance(w, Int8) for name in stacks for w in params[name].values())
-  left: tuple[jax.Array, jax.Array | None] | None = None
-  if single and (int8 or config.dtype == 'bfloat16') and platform() == 'cpu':
-    w = outside[head] if config.tied else outside.pop(head)
-    if int8:
-      values, scale = to_int8(w.astype(jnp.float32), (1,))
-      left = values, scale[:, None]
-    else:
-      left = _for_one_row(w.astype(config.dtype)), None
-  return DecodeParams(outside, layers, left)
-
-
-def _for_one_row(w_FD: jax.Array) -> jax.Array:
-  """Returns a left operand in the form that `one_row.product` reads, if it can be."""
-  served = platform() == 'cpu' and one_row.serves(w_FD.shape[1])
-  return one_row.bits(w_FD) if served and w_FD.dtype == jnp.bfloat16 else w_FD
+  return (config.score_dim or config.head_dim) ** -0.5 * config.rope.score_factor
 
 
 def row_logits(
@@ -111,7 +58,9 @@ def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Dec
   """
   if not isinstance(params, DecodeParams):
     params = decode_params(config, params)
-  outside, layers = params.outside, [Layer(config, w) for w in params.layers]
+  outside, scale = params.outside, params.embedding_scale
+  layers = [Layer(config, w, n) for n, w in enumerate(params.layers)]
+  gain = gain_of(config, outside['norm'])
 
   def decode(
     token_B: jax.Array,
@@ -120,78 +69,23 @@ def make_decode(config: ModelConfig, params: optax.Params | DecodeParams) -> Dec
     column: jax.Array,
   ) -> tuple[jax.Array, KVByLayer]:
     x_DB = outside['embedding'][token_B].astype(jnp.float32).T
+    x_DB = x_DB if scale is None else x_DB * scale
     written = []
     for n, layer in enumerate(layers):
       segments = [(kv[n], mask) for kv, mask in context]
       x_DB, kv = layer(x_DB, position_B[:, None], segments, column)
       written.append(kv)
-    return jax.lax.optimization_barrier(
-      _norm(config.norm_eps, x_DB, outside['norm']['gain']).T
-    ), written
+    return jax.lax.optimization_barrier(_norm(config.norm_eps, x_DB, gain).T), written
 
   return decode
-
-
-# Weights that decoding uses in the learner's layout.
-_UNCHANGED = (
-  *('latent_up', 'router', 'balance'),
-  *('expert_gate', 'expert_up', 'expert_down'),
-)
-
-
-def layer_weights(
-  config: ModelConfig, blocks: optax.Params, layer: int, single: bool = False
-) -> LayerWeights:
-  """Returns a layer's weights as left operands: matrices [out, in], the rest [D, 1].
-
-  The weights in `_UNCHANGED` keep their layout. With float32 products an adapter is
-  merged into its matrix; with bfloat16 it stays separate, as the sum would round it
-  away. With `single` the matrices have the form for one row.
-  """
-  inputs = {
-    'out': config.heads * config.value_dim,
-    'down': config.d_ff,
-    'shared_down': config.experts.shared * config.experts.d_ff,
-    'query': config.latent.q_rank or config.d_model,
-  }
-
-  def left(w: jax.Array, width: int) -> jax.Array:
-    w_FD = w.reshape(width, -1).T
-    if platform() == 'cpu':
-      # Else each loop that reads it would make a transposed copy of its own.
-      w_FD = with_layout_constraint(w_FD, Layout((0, 1)))
-    # Without the barrier XLA undoes the transpose inside each product.
-    return jax.lax.optimization_barrier(w_FD)
-
-  def prepare(name: str) -> Any:
-    w = jax.tree.map(lambda x: x[layer], blocks[name])
-    if isinstance(w, Lora) and (config.dtype == 'float32' or name == 'latent_up'):
-      w = w.merged()  # once, not at each token
-    if name in _UNCHANGED:
-      return w
-    if name.endswith('_norm'):
-      return w['gain'][:, None]
-    if name.endswith('_bias'):
-      return w.reshape(-1, 1)
-    width = inputs.get(name, config.d_model)
-    if isinstance(w, Int8):
-      return left(w.values, width), w.scale.reshape(-1, 1).astype(
-        vector_dtype(config.dtype)
-      )
-    if isinstance(w, Lora):
-      w, a, b = (x.astype(config.dtype) for x in w)
-      return Lora(left(w, width), left(a, width), left(b, a.shape[-1]))
-    w = left(w.astype(config.dtype), width)
-    return _for_one_row(w) if single else w, None
-
-  return {name: prepare(name) for name in blocks}
 
 
 class Layer:
   """`Block` for one position per row."""
 
-  def __init__(self, config: ModelConfig, weights: LayerWeights):
+  def __init__(self, config: ModelConfig, weights: LayerWeights, index: int):
     self.config, self.weights = config, weights
+    self.pattern = of_layer(config, index)
 
   def times(self, name: str, x_DB: jax.Array) -> jax.Array:
     """Returns matrix @ x, plus the bias if there is one."""
@@ -207,7 +101,9 @@ class Layer:
     return out_FB if bias is None else out_FB + bias.astype(dtype)
 
   def norm(self, name: str, x_DB: jax.Array) -> jax.Array:
-    """Returns the columns after RMSNorm."""
+    """Returns the columns after RMSNorm, or as they are where there is no such norm."""
+    if name not in self.weights:
+      return x_DB
     latent = name in ('query_down_norm', 'latent_norm')
     eps = LATENT_NORM_EPS if latent else self.config.norm_eps
     return _norm(eps, x_DB, self.weights[name])
@@ -217,14 +113,18 @@ class Layer:
     c = self.config
 
     def head(name: str, heads: int) -> jax.Array:
-      x_BTHC = _rows(self.times(name, h_DB), heads)
+      found = self.times(name, h_DB)
+      if name != 'value' and c.qk_norm_joint:
+        found = self.norm(f'{name}_norm', found).astype(c.dtype)
+      x_BTHC = _rows(found, heads)
       if name == 'value' or not c.qk_norm:
         return x_BTHC
       x_CN = x_BTHC.reshape(-1, c.head_dim).T
       return self.norm(f'{name}_norm', x_CN).T.reshape(x_BTHC.shape).astype(c.dtype)
 
-    q = rotate_queries(c, head('query', c.heads), position_BT)
-    k = rotate(c, head('key', c.kv_heads), position_BT)
+    turning = self.pattern.turning
+    q = rotate_queries(c, head('query', c.heads), position_BT, turning)
+    k = rotate(c, head('key', c.kv_heads), position_BT, turning)
     v = head('value', c.kv_heads)
     return q, KV(jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2))
 
@@ -263,21 +163,22 @@ class Layer:
     return up.values * up.scale[None] if isinstance(up, Int8) else up
 
   def mlp(self, h_DB: jax.Array) -> jax.Array:
-    """Returns the output of the SwiGLU or of the experts, [D, B]."""
+    """Returns the output of the gated MLP or of the experts, [D, B]."""
     if 'router' not in self.weights:
-      return self._swiglu('', h_DB)
+      return self._gated('', h_DB)
     c = dataclasses.replace(self.config.experts, shared=0)
     out_DB = mixture_of_experts(h_DB.T, self.weights, c, self.config.dtype).T
     if self.config.experts.shared:
-      out_DB += self._swiglu('shared_', h_DB)
+      out_DB += self._gated('shared_', h_DB)
     return out_DB
 
-  def _swiglu(self, prefix: str, h_DB: jax.Array) -> jax.Array:
+  def _gated(self, prefix: str, h_DB: jax.Array) -> jax.Array:
     kind = vector_dtype(self.config.dtype)
     gate, up = (
       self.times(f'{prefix}{name}', h_DB).astype(kind) for name in ('gate', 'up')
     )
-    return self.times(f'{prefix}down', nn.silu(gate) * up)
+    activation = ACTIVATIONS[self.config.activation]
+    return self.times(f'{prefix}down', activation(gate) * up)
 
   def __call__(
     self,
@@ -299,15 +200,17 @@ class Layer:
       last = write(last, own, column)
       last = jax.tree.map(constrain_rows, last)
     with jax.named_scope('attend'):
-      scale = score_scale(self.config)
-      attended = attend_all(q_BTHC, [*others, (last, mask)], scale)
+      scale, size = score_scale(self.config), self.pattern.window
+      window = None if size is None else Window(size, position_BT)
+      attended = attend_all(q_BTHC, [*others, (last, mask)], scale, window)
     with jax.named_scope('project'):
       attended_FB = self.values(attended).reshape(x_DB.shape[1], -1).T
-      x_DB += self.times('out', jax.lax.optimization_barrier(attended_FB))
+      added_DB = self.times('out', jax.lax.optimization_barrier(attended_FB))
+      x_DB += self.norm('attention_post_norm', added_DB)
     with jax.named_scope('mlp_norm'):
       h_DB = self.norm('mlp_norm', x_DB)
     with jax.named_scope('mlp'):
-      return x_DB + self.mlp(h_DB), last
+      return x_DB + self.norm('mlp_post_norm', self.mlp(h_DB)), last
 
 
 def _product(

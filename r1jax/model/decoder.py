@@ -19,8 +19,10 @@ from r1jax.gradient_sums import opened, replaced, values
 from r1jax.model.attention import KV
 from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
-from r1jax.model.decode import DecodeParams, make_decode, row_logits
+from r1jax.model.decode import make_decode, row_logits
+from r1jax.model.decode_weights import DecodeParams, embedding_scale
 from r1jax.model.linear import Int8, product, to_int8, uses_product
+from r1jax.model.pattern import part, patterns
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
 from r1jax.trees import Boxed, Decode, Head, MatrixAxes
 
@@ -45,7 +47,7 @@ class Decoder(nn.Module):
     self.head_VD = self.embedding_VD if c.tied else self.param('head', init, shape)
     for name, layers, sparse in c.stacks:
       setattr(self, name, self._stack(layers, sparse))
-    self.norm = RMSNorm(c.norm_eps)
+    self.norm = RMSNorm(c.norm_eps, minus_1=c.stored_minus_1)
 
   def _stack(self, layers: int, sparse: bool) -> nn.Module:
     block = Block if self.config.remat == 'none' else remat_block(self.config.remat)
@@ -56,7 +58,7 @@ class Decoder(nn.Module):
       opening,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+      in_axes=(0, *[nn.broadcast] * 4, 0),
       length=layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(self.config, sparse)
@@ -113,14 +115,17 @@ class Decoder(nn.Module):
     # The residual stream is float32 or more, whatever the type of the parameters.
     dtype = jnp.promote_types(self.embedding_VD.dtype, jnp.float32)
     streams = tuple(self.embedding_VD[tokens_BT].astype(dtype) for tokens_BT in tokens)
+    if (scale := embedding_scale(self.config, self.embedding_VD.dtype)) is not None:
+      streams = tuple(x_BTD * scale for x_BTD in streams)
     kvs = tuple(kv for kv, _ in context)
     masks = tuple(mask for _, mask in context)
-    found, first = [], 0
+    found, first, every = [], 0, patterns(self.config)
     for name, layers, _ in self.config.stacks:
-      part = slice(first, first + layers)
-      past = jax.tree.map(lambda x, part=part: x[part], kvs) if context else ()
-      stack = getattr(self, name)
-      streams, owns = stack(streams, past, positions, documents, masks, tuple(seen))
+      span = slice(first, first + layers)
+      past = jax.tree.map(lambda x, span=span: x[span], kvs) if context else ()
+      stack, own = getattr(self, name), part(every, span)
+      rest = positions, documents, masks, tuple(seen), own
+      streams, owns = stack(streams, past, *rest)
       found.append(owns)
       first += layers
     joined = jax.tree.map(lambda *x: jnp.concatenate(x) if x[1:] else x[0], *found)
@@ -187,7 +192,7 @@ def functions(
   `forward(params, …)` and `with_prompts(params, …)` call the `Decoder`;
   `make_decode(params)` returns a function that decodes one token per row, see
   `decode.make_decode`. `logits(params, hidden)` and `make_decode` also take the
-  `DecodeParams` of `decode.decode_params`.
+  `DecodeParams` of `decode_params`.
   """
   decoder: Any = Decoder(config, vocab_size)
   stacks = [name for name, _, _ in config.stacks]

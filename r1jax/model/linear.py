@@ -1,6 +1,7 @@
-"""Linear layers: plain, int8 and LoRA weights, and the SwiGLU."""
+"""Linear layers: plain, int8 and LoRA weights, and the gated MLP."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -163,13 +164,25 @@ def dense(x_BTD: jax.Array, w: Weight, dtype: str = 'float32') -> jax.Array:
   return out_NF.reshape(*x_BTD.shape[:-1], -1)
 
 
-def swiglu(
-  x_BTD: jax.Array, gate: Weight, up: Weight, down: Weight, dtype: str = 'float32'
+# By the name in `ModelConfig.activation`.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'silu': nn.silu,
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
+
+
+def gated_mlp(
+  x_BTD: jax.Array,
+  gate: Weight,
+  up: Weight,
+  down: Weight,
+  activation: str = 'silu',
+  dtype: str = 'float32',
 ) -> jax.Array:
-  """Returns (silu(x gate) * x up) down, [B, T, D] (Shazeer 2020, eq. 6)."""
+  """Returns (f(x gate) * x up) down, [B, T, D] (Shazeer 2020, eq. 6)."""
   kind = vector_dtype(dtype)
   gated_BTF, up_BTF = (dense(x_BTD, w, dtype).astype(kind) for w in (gate, up))
-  hidden_BTF = nn.silu(gated_BTF) * up_BTF
+  hidden_BTF = ACTIVATIONS[activation](gated_BTF) * up_BTF
   if hidden_BTF.ndim == 3:
     hidden_BTF = constrain(hidden_BTF, 'prompt', 'length', 'mlp')
   return dense(hidden_BTF, down, dtype)

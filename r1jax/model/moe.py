@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from r1jax.model.config import Experts
 from r1jax.model.kernels import grouped_matmul
-from r1jax.model.linear import Int8, Lora, Weight, swiglu
+from r1jax.model.linear import Int8, Lora, Weight, gated_mlp
 from r1jax.sharding.constrain import (
   AxisNames,
   as_varying,
@@ -140,7 +140,7 @@ def mixture_of_experts(
   out_BTD = out.reshape(x_BTD.shape)
   if config.shared:
     gate, up, down = (weights[f'shared_{name}'] for name in ('gate', 'up', 'down'))
-    out_BTD += swiglu(x_BTD, gate, up, down, dtype)
+    out_BTD += gated_mlp(x_BTD, gate, up, down, dtype=dtype)
   return out_BTD
 
 

@@ -277,11 +277,13 @@ class _Decoding:
   ) -> tuple[Slots, Block]:
     """Feeds the newest tokens and draws the next ones."""
     slots, block = carry
-    context, newer = [(slots.prompt, slots.prompt_mask)], 0
+    context, newer = [], 0
     for segment, width in zip(past, self.widths, strict=False):
       newer += width
       back = newer - jnp.arange(width)  # columns from here to the block
       context.append((segment, back[None] <= slots.age[:, None]))
+    # In the order of the text, by which windows find the positions of keys.
+    context = [(slots.prompt, slots.prompt_mask), *reversed(context)]
     column, columns = block.column, jnp.arange(BLOCK)[None]
     seen = (slots.start[:, None] <= columns) & (columns <= column)
     hidden_BD, kv = self.decode(

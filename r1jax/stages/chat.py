@@ -13,7 +13,7 @@ import optax
 
 from r1jax.hub import chat_template, families, tokenizer_files, weights
 from r1jax.hub.download import download
-from r1jax.model import decode, decoder
+from r1jax.model import decode_weights, decoder
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
 from r1jax.runtime.workdir import RECORD
@@ -59,9 +59,11 @@ class ChatSession:
     return jax.jit(function, static_argnames='room', compiler_options=options)
 
   @functools.cached_property
-  def decode_params(self) -> decode.DecodeParams:
+  def decode_params(self) -> decode_weights.DecodeParams:
     """The parameters as they are read at each token: once a conversation."""
-    function = functools.partial(decode.decode_params, self.policy.config, single=True)
+    function = functools.partial(
+      decode_weights.decode_params, self.policy.config, single=True
+    )
     return jax.jit(function, compiler_options=compilation.options())(self.params)
 
   @functools.cached_property
