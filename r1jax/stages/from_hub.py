@@ -43,7 +43,8 @@ from r1jax.text import templates
 class HubConfig:
   """Which checkpoint, its prompt template and its precision."""
 
-  # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
+  # A folder with config.json, safetensors and tokenizer.json; a GGUF file; or
+  # hf://owner/name.
   path: str = ''
   # 'chat', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see `text.templates`.
   template: str = templates.CHAT
@@ -103,7 +104,7 @@ class Pretrained:
       clock[f'{artifact.HUB}/{artifact.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,
-      **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+      **{str(file): _digest(file) for file in files},
       artifact.TOKENIZER: self.policy.tokenizer.digest,
       **clock,
     }
@@ -131,6 +132,10 @@ class Pretrained:
       'chat_template_kwargs': self.config.chat_template_kwargs,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
+
+
+def _digest(file: Path) -> str:
+  return hashlib.sha256(checkpoint_files.read_bytes(file)).hexdigest()
 
 
 def origin(config: Any) -> Origin:
@@ -180,7 +185,9 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
       `hf_checkpoint`, `tokenizer_files`.
   """
   if not config.path:
-    raise ValueError('model.path: expected the folder of a checkpoint, got none')
+    raise ValueError(
+      'model.path: expected the folder of a checkpoint or a GGUF file, got none'
+    )
   checkpoint = open_checkpoint(download(config.path))
   time = time or tokenizer_files.now()
   variables = chat_template.read_variables(config.chat_template_kwargs)
