@@ -202,7 +202,10 @@ def changed(tokenizer, name, part):
     ),
     ({'pre_tokenizer': BYTES | {'use_regex': False}}, 'the pre_tokenizer of gpt-2'),
     ({'pre_tokenizer': [DIGITS, BYTES | {'use_regex': False}]}, 'the pre_tokenizer of'),
-    ({'pre_tokenizer': [DIGITS | {'individual_digits': False}, BYTES]}, 'the pre_token'),
+    (
+      {'pre_tokenizer': [DIGITS | {'individual_digits': False}, BYTES]},
+      'the pre_token',
+    ),
     ({'pre_tokenizer': [SPLIT, BYTES]}, 'the pre_tokenizer of gpt-2'),
     ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'the pre_tokenizer of'),
     ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'the pre_token'),

@@ -39,6 +39,7 @@ VARIATIONS = {
 LENGTH = 64  # tokens that are generated
 A_LETTER = 40
 
+
 class Server:
   """llama.cpp with a file of ours; all in float32, as the models beside it."""
 

@@ -271,7 +271,9 @@ def _tensors(
       if len(experts) < c.experts.count:
         continue
       array, experts = np.stack(experts), []
-    for part, found in _parts(gguf_tensors.EXPERT.sub('.experts.', hub_name), array, like):
+    for part, found in _parts(
+      gguf_tensors.EXPERT.sub('.experts.', hub_name), array, like
+    ):
       name = names.get_name(part, try_suffixes=('.weight', '.bias'))
       if name is None:
         raise WeightsError(f'{hub_name}: GGUF has no such tensor')
@@ -297,7 +299,8 @@ def _parts(
     both = array.reshape(c.heads, -1, c.latent.kv_rank)
     key, value = np.split(both, [c.head_dim - c.latent.rope_dim], axis=1)
     names = (
-      hub_name.replace(gguf_tensors.LATENT_UP, part) for part in gguf_tensors.LATENT_PARTS
+      hub_name.replace(gguf_tensors.LATENT_UP, part)
+      for part in gguf_tensors.LATENT_PARTS
     )
     yield from zip(names, (key.swapaxes(1, 2), value), strict=True)
   else:

@@ -101,12 +101,16 @@ def find(file: GGUFFile, raw: JsonObject, config: ModelConfig) -> dict[str, Tens
 
   def tensor(hub_name: str) -> Tensor:
     if expert := EXPERT.search(hub_name):
-      return _expert(stored(EXPERT.sub('.experts.', hub_name), 3), int(expert[1]), config)
+      return _expert(
+        stored(EXPERT.sub('.experts.', hub_name), 3), int(expert[1]), config
+      )
     if LATENT_UP in hub_name:
       parts = [stored(hub_name.replace(LATENT_UP, x), 3) for x in LATENT_PARTS]
       return _latent_up(*parts)
     found = stored(library_name(hub_name))
-    return dataclasses.replace(found, heads=permuted_heads(file.architecture, hub_name, config))
+    return dataclasses.replace(
+      found, heads=permuted_heads(file.architecture, hub_name, config)
+    )
 
   found = {name: tensor(name) for name in _hub_names(raw, config)}
   if rest := [name for name in file.tensors if name not in used]:

@@ -88,7 +88,11 @@ def _read(file: GGUFFile) -> dict[str, str]:
   stops = [
     ids['eos'],
     *(fields.whole(f'tokenizer.ggml.{name}_token_id', -1) for name in ('eot', 'eom')),
-    *(n for n, kind in enumerate(types) if kind == TokenType.CONTROL and tokens[n] in ENDS),
+    *(
+      n
+      for n, kind in enumerate(types)
+      if kind == TokenType.CONTROL and tokens[n] in ENDS
+    ),
   ]
   generation = {'eos_token_id': [n for n in dict.fromkeys(stops) if n >= 0]}
   found = {
@@ -102,7 +106,10 @@ def _read(file: GGUFFile) -> dict[str, str]:
 
 
 # Pre-tokenizers for which llama.cpp puts BOS before texts unless a field forbids it.
-_BEGIN = ('llama-bpe', *(a for a, b in gguf_vocabulary.ALIASES.items() if b == 'llama-bpe'))
+_BEGIN = (
+  'llama-bpe',
+  *(a for a, b in gguf_vocabulary.ALIASES.items() if b == 'llama-bpe'),
+)
 
 
 def _listed(file: GGUFFile, name: str, count: int | None = None) -> list:

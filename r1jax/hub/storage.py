@@ -222,7 +222,7 @@ def check_tensor(
   found = tensors[name]
   if found.shape != shape:
     raise WeightsError(
-      f'{found.file}: {found.name}: expected the shape {shape} by config.json, found '
+      f'{found.file}: {found.name}: expected the shape {shape} by the config, found '
       f'{found.shape}'
     )
   if found.kind not in DTYPES:
