@@ -30,7 +30,7 @@ from r1jax.stages.chat import ChatSession
 class Chat:
   """The model to chat with, and its settings."""
 
-  # Work directory of a finished stage, folder of a Hugging Face checkpoint, or GGUF file
+  # Work directory of a finished stage, folder of a checkpoint, or GGUF file
   path: tyro.conf.Positional[str] = ''
   prompt: str | None = None  # one question instead of a conversation
   template: str | None = None  # prompt template; None is the model's own

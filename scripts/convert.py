@@ -3,11 +3,11 @@
   python -m scripts.convert runs/a out/ --to hf
   python -m scripts.convert runs/a out.gguf --to gguf --type q8_0
 
-The source is a finished run, a Hugging Face checkpoint or a GGUF file. `--to hf` writes config.json,
-safetensors, tokenizer and chat template, which `transformers` opens, and also
-`--model.path out/` of this package. `--to peft` writes the adapters of a run with LoRA
-for the library PEFT; `--to hf` merges them into the weights. `--to gguf` writes a file
-for llama.cpp, and `out.Modelfile` for Ollama.
+The source is a finished run, a Hugging Face checkpoint or a GGUF file. `--to hf` writes
+config.json, safetensors, tokenizer and chat template, which `transformers` opens, and
+also `--model.path out/` of this package. `--to peft` writes the adapters of a run with
+LoRA for the library PEFT; `--to hf` merges them into the weights. `--to gguf` writes a
+file for llama.cpp, and `out.Modelfile` for Ollama.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
 class Convert:
   """The source, the format and the output path."""
 
-  # Work directory of a finished stage, folder of a Hugging Face checkpoint, or GGUF file
+  # Work directory of a finished stage, folder of a checkpoint, or GGUF file
   run: tyro.conf.Positional[str] = ''
   out: tyro.conf.Positional[str] = ''  # new folder, or new file for gguf
   to: Literal['hf', 'peft', 'gguf'] = 'hf'  # format

@@ -43,8 +43,8 @@ def make(file, kind='F32', fields=None, tensors=None, seed=0, architecture='llam
   found |= {name: random.normal(size=WIDTH).astype(np.float32) for name in VECTORS}
   for name, data in {**found, **(tensors or {})}.items():
     if data is not None:
-      given = {'raw_dtype': stored} if data.dtype == np.uint8 else {}
-      writer.add_tensor(name, data, **given)
+      raw = stored if data.dtype == np.uint8 else None
+      writer.add_tensor(name, data, raw_dtype=raw)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

@@ -154,7 +154,7 @@ SPACE = {**BYTES, 'add_prefix_space': True}
 ONLY_BYTES = {**BYTES, 'use_regex': False}
 REPLACE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b'}
 SPLIT, SPLIT_3 = (
-  gguf_vocabulary.PRE_TOKENIZERS[name][0] for name in ('qwen2', 'llama-bpe')
+  dict(gguf_vocabulary.PRE_TOKENIZERS[name][0]) for name in ('qwen2', 'llama-bpe')
 )
 
 

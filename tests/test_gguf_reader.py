@@ -1,8 +1,6 @@
 """GGUF files as checkpoints: what is read is what was written, or is refused."""
 
 import dataclasses
-import re
-import shutil
 import struct
 
 import gguf as library
@@ -15,7 +13,7 @@ from gguf_files import make
 from hub import DEEPSEEK, GROUPS, LLAMA3, MSCALE, QWEN3_MOE, YARN, everywhere
 from test_gguf import fields_of, written
 
-from r1jax.hub import families, gguf_file, weights
+from r1jax.hub import families, weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
 from r1jax.model import decoder
 from r1jax.sampling.decoder_api import DecoderFns
@@ -76,8 +74,9 @@ def test_a_model_that_was_written_is_read_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize(
   'kind',
   [
-    *('F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_M'.split()),
-    *('IQ1_S IQ2_S IQ2_XS IQ2_XXS IQ3_S IQ3_XXS IQ4_NL IQ4_XS MXFP4 TQ1_0'.split()),
+    *('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1', 'Q2_K', 'Q3_K'),
+    *('Q4_K', 'Q5_K', 'Q6_K', 'IQ1_M', 'IQ1_S', 'IQ2_S', 'IQ2_XS', 'IQ2_XXS', 'IQ3_S'),
+    *('IQ3_XXS', 'IQ4_NL', 'IQ4_XS', 'MXFP4', 'TQ1_0'),
   ],
 )
 def test_every_type_is_read_as_its_library_reads_it(kind, tmp_path):
@@ -169,7 +168,8 @@ def test_frequencies_of_llama_3_are_read_with_its_own_bounds(tmp_path):
   fields = {
     'llama.rope.freq_base': 500_000.0,
     **{f'llama.attention.{name}_length': 128 for name in ('key', 'value')},
-    **{'llama.attention.head_count': 2, 'llama.attention.head_count_kv': 1},
+    'llama.attention.head_count': 2,
+    'llama.attention.head_count_kv': 1,
   }
   tensors = {'rope_freqs.weight': divisors.astype(np.float32)}
   found = open_checkpoint(make(tmp_path / 'm.gguf', 'F16', fields, tensors)).config.rope

@@ -167,8 +167,8 @@ def _header(path: Path, cursor: '_Cursor') -> GGUFFile:
   parts = fields.get('split.count', int(named[1]) if named else 1)
   if parts > 1:
     raise WeightsError(
-      f'{path}: expected a model in one file, got one of {parts} parts; merge them with '
-      'llama-gguf-split --merge'
+      f'{path}: expected a model in one file, got one of {parts} parts; merge them '
+      'with llama-gguf-split --merge'
     )
   listed = []
   for _ in range(count):
@@ -178,17 +178,17 @@ def _header(path: Path, cursor: '_Cursor') -> GGUFFile:
     listed.append((name, shape, *cursor.take('IQ')))
   alignment = fields.get(_ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
   start = -(-cursor.at // alignment) * alignment
-  found = {
+  tensors = {
     name: _tensor(path, name, shape, kind, start + offset)
     for name, shape, kind, offset in listed
   }
-  for tensor in found.values():
+  for tensor in tensors.values():
     if tensor.start + tensor.size > len(cursor.data):
       raise WeightsError(
         f'{path} is truncated: expected {tensor.start + tensor.size} bytes for '
         f'{tensor.name}, got {len(cursor.data)}'
       )
-  return GGUFFile(path, fields, found)
+  return GGUFFile(path, fields, tensors)
 
 
 def _tensor(

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face checkpoint that a GGUF file stands for, without weights."""
+"""The files of a Hugging Face checkpoint, all but weights, made from a GGUF file."""
 
 import functools
 import json

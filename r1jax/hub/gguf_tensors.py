@@ -89,7 +89,7 @@ def find(file: GGUFFile, raw: JsonObject, config: ModelConfig) -> dict[str, Tens
   def stored(hub_name: str, axes: int | None = None) -> GGUFTensor:
     """The tensor that has this one, by its name without the number of an expert."""
     name = names.get_name(hub_name, try_suffixes=('.weight', '.bias'))
-    if name not in file.tensors:
+    if name is None or name not in file.tensors:
       raise WeightsError(f'{file.path}: the tensor {name or hub_name} is missing')
     used.add(name)
     found = file.tensors[name]
@@ -115,7 +115,7 @@ def find(file: GGUFFile, raw: JsonObject, config: ModelConfig) -> dict[str, Tens
   found = {name: tensor(name) for name in _hub_names(raw, config)}
   if rest := [name for name in file.tensors if name not in used]:
     raise WeightsError(
-      f'{file.path}: {rest[0]}: expected no such tensor, since the metadata describes a '
+      f'{file.path}: {rest[0]}: expected no such tensor, since the metadata describe a '
       'model without it; the tensor would be ignored'
     )
   return found

@@ -5,7 +5,7 @@ token. Texts become the same tokens as there.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from gguf import TokenType
@@ -20,6 +20,10 @@ from r1jax.plain import JsonDict
 MODEL = 'tokenizer.ggml.model'
 BYTES, PIECES = 'gpt2', 'llama'  # byte-level BPE, SentencePiece
 SPACE = '▁'  # in SentencePiece's tokens
+TOKENIZER, TEMPLATE = 'tokenizer.json', 'chat_template.jinja'
+SETTINGS, GENERATION = 'tokenizer_config.json', 'generation_config.json'
+# Tokens that end outputs beside EOS, by llama.cpp's names: of a turn, of a message.
+_OTHER_ENDS = {'eot': 'eot', 'eom': 'eom'}
 # Control tokens at which llama.cpp ends outputs even if no field names them.
 ENDS = {
   *('<|endoftext|>', '<|end_of_text|>', '<|im_end|>', '<|end|>', '<|eot_id|>'),
@@ -40,76 +44,64 @@ def read(file: GGUFFile) -> dict[str, str]:
 
 
 def _read(file: GGUFFile) -> dict[str, str]:
-  fields = Fields(file.fields)
   kind = file.fields.get(MODEL)
   if kind not in (BYTES, PIECES):
     raise FamilyError(f'{MODEL}: expected {BYTES} or {PIECES}, got {kind!r}')
   tokens = _listed(file, 'tokens')
   types = _listed(file, 'token_type', len(tokens))
-  ids = {
-    role: fields.whole(f'tokenizer.ggml.{theirs}_token_id')
-    for role, theirs in ROLES.items()
-    if role == 'eos' or f'tokenizer.ggml.{theirs}_token_id' in file.fields
-  }
-  for role, n in ids.items():
-    if not 0 <= n < len(tokens):
-      raise FamilyError(
-        f'tokenizer.ggml.{ROLES[role]}_token_id: expected less than the {len(tokens)} '
-        f'tokens, got {n}'
-      )
-  used = {
+  ids = _roles(file, len(tokens))
+  vocab = {
     token: n
-    for n, (token, kind) in enumerate(zip(tokens, types, strict=True))
-    if kind != TokenType.UNUSED
+    for n, (token, type_) in enumerate(zip(tokens, types, strict=True))
+    if type_ != TokenType.UNUSED
   }
-  parts = _bytes(file, used) if kind == BYTES else _pieces(file, used, types, ids)
-  begins = file.fields.get('tokenizer.ggml.pre') in _BEGIN or kind == PIECES
-  around = [
-    ids.get('bos') if fields.flag('tokenizer.ggml.add_bos_token', begins) else None,
-    ids['eos'] if fields.flag('tokenizer.ggml.add_eos_token', False) else None,
-  ]
+  parts = _bytes(file, vocab) if kind == BYTES else _pieces(file, vocab, types)
+  control = [n for n, type_ in enumerate(types) if type_ == TokenType.CONTROL]
   content = {
     'version': '1.0',
     'truncation': None,
     'padding': None,
     'added_tokens': [
-      _added(tokens[n], n, kind == TokenType.CONTROL)
-      for n, kind in enumerate(types)
-      if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+      _added(tokens[n], n, special=type_ == TokenType.CONTROL)
+      for n, type_ in enumerate(types)
+      if type_ in (TokenType.CONTROL, TokenType.USER_DEFINED)
     ],
-    'post_processor': _around(tokens, around),
+    'post_processor': _around(file, tokens, ids),
     **parts,
   }
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
-    **{f'{role}_token': tokens[n] for role, n in ids.items()},
+    **{f'{role}_token': tokens[n] for role, n in ids.items() if role in ROLES},
   }
-  stops = [
-    ids['eos'],
-    *(fields.whole(f'tokenizer.ggml.{name}_token_id', -1) for name in ('eot', 'eom')),
-    *(
-      n
-      for n, kind in enumerate(types)
-      if kind == TokenType.CONTROL and tokens[n] in ENDS
-    ),
-  ]
-  generation = {'eos_token_id': [n for n in dict.fromkeys(stops) if n >= 0]}
+  ends = [ids[role] for role in ('eos', *_OTHER_ENDS) if role in ids]
+  ends += [n for n in control if tokens[n] in ENDS]
   found = {
-    'tokenizer.json': json.dumps(content, ensure_ascii=False),
-    'tokenizer_config.json': json.dumps(settings, indent=2, ensure_ascii=False) + '\n',
-    'generation_config.json': json.dumps(generation, indent=2) + '\n',
+    TOKENIZER: _text(content),
+    SETTINGS: _text(settings),
+    GENERATION: _text({'eos_token_id': list(dict.fromkeys(ends))}),
   }
-  if template := file.fields.get('tokenizer.chat_template'):
-    found['chat_template.jinja'] = template
+  template = file.fields.get('tokenizer.chat_template')
+  return found if template is None else {**found, TEMPLATE: template}
+
+
+def _text(content: JsonDict) -> str:
+  return json.dumps(content, indent=1, ensure_ascii=False) + '\n'
+
+
+def _roles(file: GGUFFile, count: int) -> dict[str, int]:
+  """Returns the tokens with a role, by role; there is always an EOS."""
+  found = {}
+  for role, theirs in {**ROLES, **_OTHER_ENDS}.items():
+    name = f'tokenizer.ggml.{theirs}_token_id'
+    if role != 'eos' and name not in file.fields:
+      continue
+    found[role] = Fields(file.fields).whole(name)
+    if not 0 <= found[role] < count:
+      raise FamilyError(
+        f'{name}: expected less than the {count} tokens, got {found[role]}'
+      )
   return found
-
-
-# Pre-tokenizers for which llama.cpp puts BOS before texts unless a field forbids it.
-_BEGIN = (
-  'llama-bpe',
-  *(a for a, b in gguf_vocabulary.ALIASES.items() if b == 'llama-bpe'),
-)
 
 
 def _listed(file: GGUFFile, name: str, count: int | None = None) -> list:
@@ -122,40 +114,54 @@ def _listed(file: GGUFFile, name: str, count: int | None = None) -> list:
   return found.tolist() if isinstance(found, np.ndarray) else found
 
 
-def _added(text: str, n: int, special: bool) -> JsonDict:
+def _added(text: str, n: int, *, special: bool) -> JsonDict:
   flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
   return {'id': n, 'content': text, **flags, 'special': special}
 
 
-def _around(tokens: Sequence[str], ids: Sequence[int | None]) -> JsonDict | None:
-  """Returns the post_processor that puts these tokens before and after a text."""
-  if ids == [None, None]:
+def _around(
+  file: GGUFFile, tokens: Sequence[str], ids: Mapping[str, int]
+) -> JsonDict | None:
+  """Returns the post_processor that puts BOS and EOS around texts, or None."""
+  fields, pre = Fields(file.fields), file.fields.get('tokenizer.ggml.pre')
+  # llama.cpp's defaults.
+  begins = file.fields[MODEL] == PIECES or _known(pre) == gguf_vocabulary.WHOLE_WORDS
+  before = fields.flag('tokenizer.ggml.add_bos_token', begins) and 'bos' in ids
+  after = fields.flag('tokenizer.ggml.add_eos_token', default=False)
+  if not before and not after:
     return None
+  names = [tokens[ids['bos']]] if before else []
+  ends = [tokens[ids['eos']]] if after else []
 
   def template(*sequences: str) -> list[JsonDict]:
-    parts: list[JsonDict] = [{'Sequence': {'id': x, 'type_id': 0}} for x in sequences]
-    before, after = (
-      [] if n is None else [{'SpecialToken': {'id': tokens[n], 'type_id': 0}}]
-      for n in ids
-    )
-    return [*before, *parts, *after]
+    return [
+      *({'SpecialToken': {'id': name, 'type_id': 0}} for name in names),
+      *({'Sequence': {'id': name, 'type_id': 0}} for name in sequences),
+      *({'SpecialToken': {'id': name, 'type_id': 0}} for name in ends),
+    ]
 
-  special = {tokens[n]: n for n in ids if n is not None}
   return {
     'type': 'TemplateProcessing',
     'single': template('A'),
     'pair': template('A', 'B'),
     'special_tokens': {
-      text: {'id': text, 'ids': [n], 'tokens': [text]} for text, n in special.items()
+      name: {'id': name, 'ids': [tokens.index(name)], 'tokens': [name]}
+      for name in (*names, *ends)
     },
   }
 
 
-def _bytes(file: GGUFFile, vocab: dict[str, int]) -> JsonDict:
+def _known(pre: object) -> str | None:
+  """Returns the name of a pre-tokenizer in PRE_TOKENIZERS, or None."""
+  name = gguf_vocabulary.ALIASES.get(str(pre), str(pre))
+  return name if name in gguf_vocabulary.PRE_TOKENIZERS else None
+
+
+def _bytes(file: GGUFFile, vocab: Mapping[str, int]) -> JsonDict:
   """Returns the parts of tokenizer.json for byte-level BPE."""
   given = file.fields.get('tokenizer.ggml.pre')
-  name = gguf_vocabulary.ALIASES.get(given, given)
-  if name not in gguf_vocabulary.PRE_TOKENIZERS:
+  name = _known(given)
+  if name is None:
     known = ', '.join([*gguf_vocabulary.PRE_TOKENIZERS, *gguf_vocabulary.ALIASES])
     raise FamilyError(f'tokenizer.ggml.pre: expected one of {known}, got {given!r}')
   parts = gguf_vocabulary.PRE_TOKENIZERS[name]
@@ -186,9 +192,7 @@ def _pair(merge: str) -> list[str]:
   return [merge[:1] + first, second]
 
 
-def _pieces(
-  file: GGUFFile, vocab: dict[str, int], types: Sequence[int], ids: dict[str, int]
-) -> JsonDict:
+def _pieces(file: GGUFFile, vocab: Mapping[str, int], types: Sequence[int]) -> JsonDict:
   """Returns the parts of tokenizer.json for SentencePiece's BPE."""
   scores = _listed(file, 'scores', len(types))
   prefix = Fields(file.fields).flag('tokenizer.ggml.add_space_prefix', True)

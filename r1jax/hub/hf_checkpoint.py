@@ -98,7 +98,7 @@ class HFCheckpoint:
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> HFCheckpoint:
-  """Returns the checkpoint in a folder or GGUF file, checked against the model's shapes.
+  """Returns a folder or GGUF file as a checkpoint, checked against the model's shapes.
 
   Raises:
     WeightsError: a file or a tensor is missing or damaged, or has the wrong shape or

@@ -227,7 +227,8 @@ def check_tensor(
     )
   if found.kind not in DTYPES:
     raise WeightsError(
-      f'{found.file}: {found.name}: expected one of {", ".join(DTYPES)}, found {found.kind}'
+      f'{found.file}: {found.name}: expected one of {", ".join(DTYPES)}, found '
+      f'{found.kind}'
     )
   if found.kind == 'F8_E4M3':
     blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=False))
@@ -267,9 +268,9 @@ def read_as(
   if not is_finite(found):
     row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
     raise WeightsError(
-      f'{stored.file}: {stored.name}: expected finite numbers, found NaN or infinity in row '
-      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training '
-      'diverged'
+      f'{stored.file}: {stored.name}: expected finite numbers, found NaN or infinity '
+      f'in row {row + (rows.start if rows else 0)}; the file is damaged, or its '
+      'training diverged'
     )
   return found
 
