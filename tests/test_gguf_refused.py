@@ -31,6 +31,7 @@ def refused(file, message):
     ),
     ({'llama.block_count': 0}, 'llama.block_count: expected 1 or more'),
     ({'llama.block_count': 2}, 'the tensor blk.1.attn_norm.weight is missing'),
+    ({'llama.block_count': 10**9}, 'the tensor blk.999999999.attn_norm.weight is miss'),
     ({'llama.block_count': 'one'}, "block_count: expected a whole number, got 'one'"),
     (
       {'llama.attention.layer_norm_rms_epsilon': None},
@@ -47,6 +48,7 @@ def refused(file, message):
     ({'llama.rope.scaling.attn_factor': 2.0}, 'attn_factor: expected no such field'),
     ({'llama.expert_count': 8}, 'llama.expert_count: expected no such field, got 8'),
     ({'llama.attention.sliding_window': 9}, 'sliding_window: expected no such field'),
+    ({'general.alignment': 0}, 'damaged: .* general.alignment: expected 1 or more byt'),
     ({'split.count': 3}, 'model in one file, got one of 3 parts; merge them'),
   ],
 )

@@ -30,26 +30,53 @@ MODEL_TYPES = {
 ROLES = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}  # theirs last
 _LOW, _HIGH = 1.0, 4.0  # of Llama 3: wavelengths between original length / these
 # Fields of a family that are read here, or that change nothing.
-_KNOWN = {
-  *('block_count', 'context_length', 'embedding_length', 'feed_forward_length'),
-  *('vocab_size', 'tensor_data_layout', 'rope.freq_base', 'rope.dimension_count'),
-  *(f'attention.{name}' for name in ('head_count', 'head_count_kv', 'key_length')),
-  *('attention.value_length', 'attention.layer_norm_rms_epsilon'),
-  'rope.scale_linear',
-  *(f'rope.scaling.{name}' for name in ('type', 'factor', 'original_context_length')),
-  *('rope.scaling.finetuned', 'rope.scaling.yarn_beta_fast'),
-  'rope.scaling.yarn_beta_slow',
-}
-_KNOWN_EXPERTS = {
-  *('expert_count', 'expert_used_count', 'expert_shared_count', 'expert_gating_func'),
-  *('expert_feed_forward_length', 'expert_weights_scale', 'expert_weights_norm'),
-  'leading_dense_block_count',
-}
-_KNOWN_LATENT = {
-  *('attention.q_lora_rank', 'attention.kv_lora_rank', 'attention.key_length_mla'),
-  *('attention.value_length_mla', 'rope.scaling.yarn_log_multiplier'),
-  *('expert_group_count', 'expert_group_used_count'),
-}
+_KNOWN = set(
+  [
+    'block_count',
+    'context_length',
+    'embedding_length',
+    'feed_forward_length',
+    'vocab_size',
+    'tensor_data_layout',
+    'attention.head_count',
+    'attention.head_count_kv',
+    'attention.key_length',
+    'attention.value_length',
+    'attention.layer_norm_rms_epsilon',
+    'rope.freq_base',
+    'rope.dimension_count',
+    'rope.scale_linear',
+    'rope.scaling.type',
+    'rope.scaling.factor',
+    'rope.scaling.original_context_length',
+    'rope.scaling.finetuned',
+    'rope.scaling.yarn_beta_fast',
+    'rope.scaling.yarn_beta_slow',
+  ]
+)
+_KNOWN_EXPERTS = set(
+  [
+    'expert_count',
+    'expert_used_count',
+    'expert_shared_count',
+    'expert_gating_func',
+    'expert_feed_forward_length',
+    'expert_weights_scale',
+    'expert_weights_norm',
+    'leading_dense_block_count',
+  ]
+)
+_KNOWN_LATENT = set(
+  [
+    'attention.q_lora_rank',
+    'attention.kv_lora_rank',
+    'attention.key_length_mla',
+    'attention.value_length_mla',
+    'rope.scaling.yarn_log_multiplier',
+    'expert_group_count',
+    'expert_group_used_count',
+  ]
+)
 
 
 def read(file: GGUFFile) -> JsonDict:
@@ -71,10 +98,12 @@ def _read(file: GGUFFile) -> JsonDict:
     raise FamilyError(
       f'general.architecture: expected one of {", ".join(MODEL_TYPES)}, got {name!r}'
     )
-  if EMBEDDING not in file.tensors:
-    raise FamilyError(f'the tensor {EMBEDDING} is missing')
   _check_known(file)
   fields, model_type = Fields(file.fields), MODEL_TYPES[name]
+  layers = fields.positive(f'{name}.block_count')
+  for tensor in (EMBEDDING, f'blk.{layers - 1}.attn_norm.weight'):
+    if tensor not in file.tensors:
+      raise FamilyError(f'the tensor {tensor} is missing')
   heads = fields.positive(f'{name}.attention.head_count')
   width = fields.positive(f'{name}.embedding_length')
   if name == DEEPSEEK:
@@ -97,7 +126,7 @@ def _read(file: GGUFFile) -> JsonDict:
     'model_type': model_type,
     'vocab_size': file.tensors[EMBEDDING].shape[0],
     'hidden_size': width,
-    'num_hidden_layers': fields.positive(f'{name}.block_count'),
+    'num_hidden_layers': layers,
     'num_attention_heads': heads,
     **shape,
     'intermediate_size': fields.positive(f'{name}.feed_forward_length'),

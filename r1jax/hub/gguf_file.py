@@ -148,8 +148,8 @@ def _read(path: Path, time: int, size: int) -> GGUFFile:
         if isinstance(error, WeightsError):
           raise
         raise WeightsError(
-          f'{path} is truncated or damaged: its header ends at byte {size} or has '
-          f'wrong lengths ({error})'
+          f'{path} is truncated or damaged: its header has wrong lengths, or ends at '
+          f'byte {size} ({error})'
         ) from error
 
 
@@ -165,7 +165,7 @@ def _header(path: Path, cursor: '_Cursor') -> GGUFFile:
     fields[name] = cursor.value(cursor.take('I')[0])
   named = _SPLIT.search(path.name)
   parts = fields.get('split.count', int(named[1]) if named else 1)
-  if parts > 1:
+  if parts not in (0, 1):
     raise WeightsError(
       f'{path}: expected a model in one file, got one of {parts} parts; merge them '
       'with llama-gguf-split --merge'
@@ -177,6 +177,8 @@ def _header(path: Path, cursor: '_Cursor') -> GGUFFile:
     shape = cursor.take(f'{axes}Q')[::-1]
     listed.append((name, shape, *cursor.take('IQ')))
   alignment = fields.get(_ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
+  if not isinstance(alignment, int) or alignment < 1:
+    raise ValueError(f'{_ALIGNMENT}: expected 1 or more bytes, got {alignment!r}')
   start = -(-cursor.at // alignment) * alignment
   tensors = {
     name: _tensor(path, name, shape, kind, start + offset)

@@ -6,6 +6,7 @@ token. Texts become the same tokens as there.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from gguf import TokenType
@@ -47,14 +48,15 @@ def _read(file: GGUFFile) -> dict[str, str]:
   kind = file.fields.get(MODEL)
   if kind not in (BYTES, PIECES):
     raise FamilyError(f'{MODEL}: expected {BYTES} or {PIECES}, got {kind!r}')
-  tokens = _listed(file, 'tokens')
-  types = _listed(file, 'token_type', len(tokens))
+  tokens = _texts(file, 'tokens')
+  types = _numbers(file, 'token_type', len(tokens))
   ids = _roles(file, len(tokens))
-  vocab = {
-    token: n
-    for n, (token, type_) in enumerate(zip(tokens, types, strict=True))
-    if type_ != TokenType.UNUSED
-  }
+  used = [n for n, type_ in enumerate(types) if type_ != TokenType.UNUSED]
+  vocab = {tokens[n]: n for n in used}
+  if twice := [tokens[n] for n in used if vocab[tokens[n]] != n]:
+    raise FamilyError(
+      f'tokenizer.ggml.tokens: expected different tokens, got {twice[0]!r} twice'
+    )
   parts = _bytes(file, vocab) if kind == BYTES else _pieces(file, vocab, types)
   control = [n for n, type_ in enumerate(types) if type_ == TokenType.CONTROL]
   content = {
@@ -82,7 +84,7 @@ def _read(file: GGUFFile) -> dict[str, str]:
     GENERATION: _text({'eos_token_id': list(dict.fromkeys(ends))}),
   }
   template = file.fields.get('tokenizer.chat_template')
-  return found if template is None else {**found, TEMPLATE: template}
+  return found if template is None else {**found, TEMPLATE: str(template)}
 
 
 def _text(content: JsonDict) -> str:
@@ -104,14 +106,24 @@ def _roles(file: GGUFFile, count: int) -> dict[str, int]:
   return found
 
 
-def _listed(file: GGUFFile, name: str, count: int | None = None) -> list:
-  """Returns a list of the vocabulary."""
+def _texts(file: GGUFFile, name: str) -> list[str]:
+  """Returns a list of texts of the vocabulary."""
   found = file.fields.get(f'tokenizer.ggml.{name}')
-  if found is None or isinstance(found, str) or count not in (None, len(found)):
-    wanted = 'a list' if count is None else f'{count} numbers, one for each token'
+  if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
     given = 'none' if found is None else repr(found)[:80]
-    raise FamilyError(f'tokenizer.ggml.{name}: expected {wanted}, got {given}')
-  return found.tolist() if isinstance(found, np.ndarray) else found
+    raise FamilyError(f'tokenizer.ggml.{name}: expected a list of texts, got {given}')
+  return found
+
+
+def _numbers(file: GGUFFile, name: str, count: int) -> list[Any]:
+  """Returns a number for each token."""
+  found = file.fields.get(f'tokenizer.ggml.{name}')
+  if not isinstance(found, np.ndarray) or len(found) != count:
+    given = 'none' if found is None else repr(found)[:80]
+    raise FamilyError(
+      f'tokenizer.ggml.{name}: expected {count} numbers, one for each token, got {given}'
+    )
+  return found.tolist()
 
 
 def _added(text: str, n: int, *, special: bool) -> JsonDict:
@@ -165,7 +177,7 @@ def _bytes(file: GGUFFile, vocab: Mapping[str, int]) -> JsonDict:
     known = ', '.join([*gguf_vocabulary.PRE_TOKENIZERS, *gguf_vocabulary.ALIASES])
     raise FamilyError(f'tokenizer.ggml.pre: expected one of {known}, got {given!r}')
   parts = gguf_vocabulary.PRE_TOKENIZERS[name]
-  merges = [_pair(merge) for merge in _listed(file, 'merges')]
+  merges = [_pair(merge) for merge in _texts(file, 'merges')]
   return {
     'normalizer': None,
     'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': parts},
@@ -194,7 +206,7 @@ def _pair(merge: str) -> list[str]:
 
 def _pieces(file: GGUFFile, vocab: Mapping[str, int], types: Sequence[int]) -> JsonDict:
   """Returns the parts of tokenizer.json for SentencePiece's BPE."""
-  scores = _listed(file, 'scores', len(types))
+  scores = _numbers(file, 'scores', len(types))
   prefix = Fields(file.fields).flag('tokenizer.ggml.add_space_prefix', True)
   spaces = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': SPACE}
   first = [{'type': 'Prepend', 'prepend': SPACE}] if prefix else []
