@@ -170,6 +170,14 @@ def test_a_tokenizer_that_was_written_is_read_as_it_was(tmp_path):
     assert after.decode(after.encode(text)) == text
 
 
+TWICE = {
+  'tokens': ['a', 'b', 'a'],
+  'token_type': [1, 1, 1],
+  'eos_token_id': 1,
+  'bos_token_id': 1,
+}
+
+
 @pytest.mark.parametrize(
   ('metadata', 'message'),
   [
@@ -181,10 +189,7 @@ def test_a_tokenizer_that_was_written_is_read_as_it_was(tmp_path):
     ({'merges': ['ab']}, "merges: expected two tokens and a space .*, got 'ab'"),
     ({'token_type': [1, 1]}, 'token_type: expected [0-9]+ numbers, one for each token'),
     ({'tokens': ['a', 'b', 'a']}, 'token_type: expected 3 numbers'),
-    (
-      {'tokens': ['a', 'b', 'a'], 'token_type': [1, 1, 1]},
-      "tokens: expected different tokens, got 'a' twice",
-    ),
+    (TWICE, "tokens: expected different tokens, got 'a' twice"),
     ({'merges': [1, 2]}, 'ggml.merges: expected a list of texts, got array'),
     ({'eos_token_id': None}, 'eos_token_id: expected a whole number, got None'),
     ({'eos_token_id': 9999}, 'eos_token_id: expected less than the [0-9]+ tokens, got'),

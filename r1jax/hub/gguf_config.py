@@ -30,53 +30,47 @@ MODEL_TYPES = {
 ROLES = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}  # theirs last
 _LOW, _HIGH = 1.0, 4.0  # of Llama 3: wavelengths between original length / these
 # Fields of a family that are read here, or that change nothing.
-_KNOWN = set(
-  [
-    'block_count',
-    'context_length',
-    'embedding_length',
-    'feed_forward_length',
-    'vocab_size',
-    'tensor_data_layout',
-    'attention.head_count',
-    'attention.head_count_kv',
-    'attention.key_length',
-    'attention.value_length',
-    'attention.layer_norm_rms_epsilon',
-    'rope.freq_base',
-    'rope.dimension_count',
-    'rope.scale_linear',
-    'rope.scaling.type',
-    'rope.scaling.factor',
-    'rope.scaling.original_context_length',
-    'rope.scaling.finetuned',
-    'rope.scaling.yarn_beta_fast',
-    'rope.scaling.yarn_beta_slow',
-  ]
-)
-_KNOWN_EXPERTS = set(
-  [
-    'expert_count',
-    'expert_used_count',
-    'expert_shared_count',
-    'expert_gating_func',
-    'expert_feed_forward_length',
-    'expert_weights_scale',
-    'expert_weights_norm',
-    'leading_dense_block_count',
-  ]
-)
-_KNOWN_LATENT = set(
-  [
-    'attention.q_lora_rank',
-    'attention.kv_lora_rank',
-    'attention.key_length_mla',
-    'attention.value_length_mla',
-    'rope.scaling.yarn_log_multiplier',
-    'expert_group_count',
-    'expert_group_used_count',
-  ]
-)
+_KNOWN = {
+  'block_count',
+  'context_length',
+  'embedding_length',
+  'feed_forward_length',
+  'vocab_size',
+  'tensor_data_layout',
+  'attention.head_count',
+  'attention.head_count_kv',
+  'attention.key_length',
+  'attention.value_length',
+  'attention.layer_norm_rms_epsilon',
+  'rope.freq_base',
+  'rope.dimension_count',
+  'rope.scale_linear',
+  'rope.scaling.type',
+  'rope.scaling.factor',
+  'rope.scaling.original_context_length',
+  'rope.scaling.finetuned',
+  'rope.scaling.yarn_beta_fast',
+  'rope.scaling.yarn_beta_slow',
+}
+_KNOWN_EXPERTS = {
+  'expert_count',
+  'expert_used_count',
+  'expert_shared_count',
+  'expert_gating_func',
+  'expert_feed_forward_length',
+  'expert_weights_scale',
+  'expert_weights_norm',
+  'leading_dense_block_count',
+}
+_KNOWN_LATENT = {
+  'attention.q_lora_rank',
+  'attention.kv_lora_rank',
+  'attention.key_length_mla',
+  'attention.value_length_mla',
+  'rope.scaling.yarn_log_multiplier',
+  'expert_group_count',
+  'expert_group_used_count',
+}
 
 
 def read(file: GGUFFile) -> JsonDict:

@@ -121,7 +121,8 @@ def _numbers(file: GGUFFile, name: str, count: int) -> list[Any]:
   if not isinstance(found, np.ndarray) or len(found) != count:
     given = 'none' if found is None else repr(found)[:80]
     raise FamilyError(
-      f'tokenizer.ggml.{name}: expected {count} numbers, one for each token, got {given}'
+      f'tokenizer.ggml.{name}: expected {count} numbers, one for each token, got '
+      f'{given}'
     )
   return found.tolist()
 
