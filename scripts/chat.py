@@ -2,6 +2,7 @@
 
   python -m scripts.chat runs/r1/final_rl-…
   python -m scripts.chat ~/models/Qwen…
+  python -m scripts.chat model.gguf
 
 Thoughts are dim, the answer is plain. Ctrl-C stops an answer; at the prompt, Ctrl-C or
 Ctrl-D ends the program. `--prompt 'make 16 from 3 5 2'` asks one question. With
@@ -29,7 +30,7 @@ from r1jax.stages.chat import ChatSession
 class Chat:
   """The model to chat with, and its settings."""
 
-  # Work directory of a finished stage, or folder of a Hugging Face checkpoint
+  # Work directory of a finished stage, folder of a checkpoint, or GGUF file
   path: tyro.conf.Positional[str] = ''
   prompt: str | None = None  # one question instead of a conversation
   template: str | None = None  # prompt template; None is the model's own

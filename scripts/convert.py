@@ -3,11 +3,11 @@
   python -m scripts.convert runs/a out/ --to hf
   python -m scripts.convert runs/a out.gguf --to gguf --type q8_0
 
-The source is a finished run or a Hugging Face checkpoint. `--to hf` writes config.json,
-safetensors, tokenizer and chat template, which `transformers` opens, and also
-`--model.path out/` of this package. `--to peft` writes the adapters of a run with LoRA
-for the library PEFT; `--to hf` merges them into the weights. `--to gguf` writes a file
-for llama.cpp, and `out.Modelfile` for Ollama.
+The source is a finished run, a Hugging Face checkpoint or a GGUF file. `--to hf` writes
+config.json, safetensors, tokenizer and chat template, which `transformers` opens, and
+also `--model.path out/` of this package. `--to peft` writes the adapters of a run with
+LoRA for the library PEFT; `--to hf` merges them into the weights. `--to gguf` writes a
+file for llama.cpp, and `out.Modelfile` for Ollama.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ from r1jax.hub import (
   gguf_vocabulary,
   paths,
   peft,
-  storage,
   tokenizer_files,
   weights,
 )
@@ -55,7 +54,7 @@ TEMPLATE = "User: {{ messages[-1]['content'] }}\nAssistant:"
 class Convert:
   """The source, the format and the output path."""
 
-  # Work directory of a finished stage, or folder of a Hugging Face checkpoint
+  # Work directory of a finished stage, folder of a checkpoint, or GGUF file
   run: tyro.conf.Positional[str] = ''
   out: tyro.conf.Positional[str] = ''  # new folder, or new file for gguf
   to: Literal['hf', 'peft', 'gguf'] = 'hf'  # format
@@ -132,19 +131,19 @@ def _of_stage(config: Convert, stage: Artifact) -> _Source:
 
 
 def _of_folder(config: Convert, folder: Path) -> _Source:
-  """Returns a checkpoint as it is, read in its own type.
+  """Returns the checkpoint in a folder or GGUF file as it is, read in its own type.
 
   Raises:
-    ValueError: the folder is no checkpoint, or an option needs a run.
+    ValueError: there is no checkpoint, or an option needs a run.
   """
   file = folder / 'config.json'
-  if not file.is_file():
+  if not folder.is_file() and not file.is_file():
     raise ValueError(
-      'run: expected the work directory of a finished stage or the folder of a '
-      f'checkpoint, got {folder}, which '
-      + (f'has no {RECORD} and no config.json' if folder.is_dir() else 'is no folder')
+      'run: expected the work directory of a finished stage, the folder of a '
+      f'checkpoint or a GGUF file, got {folder}, which '
+      + (f'has no {RECORD} and no config.json' if folder.is_dir() else 'does not exist')
     )
-  if 'experiment' in storage.read_json(file):
+  if 'experiment' in checkpoint_files.read_settings(file):
     raise ValueError(
       f'run: {folder} has a run that is not finished, so it has no {RECORD}; run the '
       'command in its config.json again'

@@ -33,7 +33,8 @@ if asked := re.search(r'--topology[= ][a-z]\w*:(\d+)( |$)', ' '.join(sys.argv)):
   os.environ['XLA_FLAGS'] = f'{flags} {count}'.strip()
 
 from r1jax import algorithms
-from r1jax.hub import families, storage
+from r1jax.hub import families
+from r1jax.hub.hf_checkpoint import read_raw
 from r1jax.model import presets
 from r1jax.model.config import ModelConfig
 from r1jax.planner import fit, measure, programs, report, topology
@@ -130,15 +131,15 @@ def work(config: Plan, own: tuple[ModelConfig, int] | None) -> PlannedRun:
   """
   if config.model in presets.PRESETS:
     model, rows = presets.PRESETS[config.model]
-  elif config.model and (folder := Path(config.model).expanduser()).is_dir():
-    raw = storage.read_json(folder / 'config.json')
+  elif config.model and (path := Path(config.model).expanduser()).exists():
+    raw = read_raw(path)
     model, rows = families.read_config(raw), families.vocab_size(raw)
   elif own and not config.model:
     model, rows = own
   else:
     raise programs.PlanError(
       f'model: expected one of {", ".join(presets.PRESETS)}, or a folder with a '
-      f'config.json, got {config.model!r}'
+      f'config.json, or a GGUF file, got {config.model!r}'
     )
   model = dataclasses.replace(model, remat=config.remat, dtype=config.dtype)
   return PlannedRun(model, rows, config.rl, config.mesh, config.param_dtype)

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from hub import checkpoint
+from hub import checkpoint, same
+from test_gguf import fields_of
 
 from r1jax.hub import storage
 from scripts import convert
@@ -63,6 +64,31 @@ def test_a_checkpoint_is_written_as_gguf(folder, tmp_path):
   assert (tmp_path / 'out.Modelfile').read_text().startswith('FROM ./out.gguf\n')
 
 
+def test_a_gguf_file_is_written_as_the_checkpoint_that_it_came_from(folder, tmp_path):
+  written(folder, tmp_path / 'm.gguf', to='gguf', type='f32')
+  out = written(tmp_path / 'm.gguf', tmp_path / 'out')
+  before, after = (
+    safetensors.numpy.load_file(place / storage.SINGLE) for place in (folder, out)
+  )
+  same(before, after)
+  again = written(out, tmp_path / 'again.gguf', to='gguf', type='f32')
+  found, expected = (fields_of(file) for file in (again, tmp_path / 'm.gguf'))
+  names = {name for name in expected[0] if name.startswith(('qwen3.', 'tokenizer.'))}
+  assert {name: found[0][name] for name in names} == {
+    name: expected[0][name] for name in names
+  }
+  for name, tensor in expected[1].items():
+    np.testing.assert_array_equal(found[1][name].data, tensor.data)
+  model = transformers.AutoModelForCausalLM.from_pretrained(out)
+  assert model.config.model_type == 'qwen3'
+  text = 'make 16 <think>from 3 5 2</think>'
+  ids, expected_ids = (
+    transformers.AutoTokenizer.from_pretrained(place)(text)['input_ids']
+    for place in (out, folder)
+  )
+  assert ids == expected_ids
+
+
 def test_a_template_that_llama_cpp_cannot_open_stops_gguf(folder, tmp_path):
   shutil.copytree(folder, tmp_path / 'm')
   (tmp_path / 'm/chat_template.jinja').write_text('{{ tools is none }}')
@@ -78,7 +104,7 @@ def test_invalid_sources_and_options_are_named(folder, tmp_path):
   for words, settings, message in (
     ((tmp_path / 'run', 'x'), {}, r'run: .* that is not finished.*command in'),
     ((tmp_path, 'x'), {}, r'run: expected the work directory .*no config\.json$'),
-    ((tmp_path / 'no', 'x'), {}, r'run: expected the work directory .* is no folder$'),
+    ((tmp_path / 'no', 'x'), {}, r'run: expected the work .* does not exist$'),
     (
       (folder, 'x'),
       {'to': 'peft'},

@@ -154,13 +154,7 @@ SPACE = {**BYTES, 'add_prefix_space': True}
 ONLY_BYTES = {**BYTES, 'use_regex': False}
 REPLACE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b'}
 SPLIT, SPLIT_3 = (
-  {
-    'type': 'Split',
-    'pattern': {'Regex': pattern},
-    'behavior': 'Isolated',
-    'invert': False,
-  }
-  for pattern in gguf_vocabulary.PATTERNS
+  dict(gguf_vocabulary.PRE_TOKENIZERS[name][0]) for name in ('qwen2', 'llama-bpe')
 )
 
 
@@ -197,7 +191,7 @@ def changed(tokenizer, name, part):
   ('change', 'message'),
   [
     ({'model': {'type': 'Unigram'}}, "expected a BPE model for GGUF, got 'Unigram'"),
-    ({'pre_tokenizer': {'type': 'Metaspace'}}, 'expected a pre_tokenizer like that of'),
+    ({'pre_tokenizer': {'type': 'Metaspace'}}, 'expected the pre_tokenizer of gpt-2'),
     (
       {'pre_tokenizer': BYTES | {'add_prefix_space': True}},
       'add_prefix_space false for',
@@ -206,12 +200,15 @@ def changed(tokenizer, name, part):
       {'pre_tokenizer': [DIGITS, BYTES | {'add_prefix_space': True}]},
       'add_prefix_space',
     ),
-    ({'pre_tokenizer': BYTES | {'use_regex': False}}, 'a pre_tokenizer like that of'),
-    ({'pre_tokenizer': [DIGITS, BYTES | {'use_regex': False}]}, 'a pre_tokenizer like'),
-    ({'pre_tokenizer': [DIGITS | {'individual_digits': False}, BYTES]}, 'a pre_token'),
-    ({'pre_tokenizer': [SPLIT, BYTES]}, 'a pre_tokenizer like that of'),
-    ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'a pre_tokenizer like'),
-    ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'a pre_token'),
+    ({'pre_tokenizer': BYTES | {'use_regex': False}}, 'the pre_tokenizer of gpt-2'),
+    ({'pre_tokenizer': [DIGITS, BYTES | {'use_regex': False}]}, 'the pre_tokenizer of'),
+    (
+      {'pre_tokenizer': [DIGITS | {'individual_digits': False}, BYTES]},
+      'the pre_token',
+    ),
+    ({'pre_tokenizer': [SPLIT, BYTES]}, 'the pre_tokenizer of gpt-2'),
+    ({'pre_tokenizer': [SPLIT | {'invert': True}, ONLY_BYTES]}, 'the pre_tokenizer of'),
+    ({'pre_tokenizer': [SPLIT | {'behavior': 'Removed'}, ONLY_BYTES]}, 'the pre_token'),
     (
       {'normalizer': {'type': 'Lowercase'}},
       'normalizer: .*not normalize, got Lowercase',

@@ -78,8 +78,8 @@ def test_a_bad_config_is_named(folder, content, message):
 
 def test_a_missing_folder_or_a_file_is_refused(tmp_path):
   (tmp_path / 'file').touch()
-  for name, what in (('nothing', 'does not exist'), ('file', 'is a file')):
-    with pytest.raises(WeightsError, match=f'which {what}'):
+  for name, what in (('nothing', 'which does not'), ('file', 'expected a GGUF file')):
+    with pytest.raises(WeightsError, match=what):
       open_checkpoint(tmp_path / name)
 
 

@@ -70,10 +70,6 @@ VARIATIONS = {
 }
 LENGTH = 64  # tokens that are generated
 A_LETTER = 40
-QWEN2, LLAMA_BPE = (
-  next(pattern for pattern, name in gguf_vocabulary.PATTERNS.items() if name == wanted)
-  for wanted in ('qwen2', 'llama-bpe')
-)
 
 
 class Server:
@@ -201,35 +197,14 @@ TEXTS = [
 ]
 
 
-def split(pattern):
-  return {
-    'type': 'Sequence',
-    'pretokenizers': [
-      {
-        'type': 'Split',
-        'pattern': {'Regex': pattern},
-        'behavior': 'Isolated',
-        'invert': False,
-      },
-      {
-        'type': 'ByteLevel',
-        'add_prefix_space': False,
-        'trim_offsets': True,
-        'use_regex': False,
-      },
-    ],
-  }
-
-
-@pytest.mark.parametrize('cut', [None, split(QWEN2), split(LLAMA_BPE)])
+@pytest.mark.parametrize('cut', gguf_vocabulary.PRE_TOKENIZERS)
 def test_texts_and_conversations_have_the_same_ids(cut, tmp_path):
   folder = tmp_path / 'm'
   checkpoint(folder, 'llama', {})
-  if cut:
-    content = json.loads((folder / 'tokenizer.json').read_text())
-    (folder / 'tokenizer.json').write_text(
-      json.dumps({**content, 'pre_tokenizer': cut})
-    )
+  content = json.loads((folder / 'tokenizer.json').read_text())
+  parts = gguf_vocabulary.PRE_TOKENIZERS[cut]
+  content['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': parts}
+  (folder / 'tokenizer.json').write_text(json.dumps(content))
   written(folder, None, None, 'f16', tmp_path / 'm.gguf')
   server = Server(tmp_path / 'm.gguf')
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -1,11 +1,14 @@
-"""Reads, lists and copies the files of a Hugging Face checkpoint except its weights."""
+"""Reads, lists and copies the files of a Hugging Face checkpoint except its weights.
+
+A GGUF file is read as if it were a folder with the files that are made from it.
+"""
 
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1jax.hub import added_tokens
+from r1jax.hub import added_tokens, gguf_files
 from r1jax.hub.chat_template import HubError
 from r1jax.plain import JsonObject
 
@@ -21,17 +24,39 @@ DEFAULT = 'default'  # the name of the template that is used
 Settings = Mapping[str, JsonObject]  # the contents of SETTINGS, by name
 
 
+def read_text(file: Path) -> str | None:
+  """Returns the text of a file of a checkpoint, or None if it has no such file.
+
+  Raises:
+    HubError: the file is damaged.
+  """
+  if file.parent.is_file():
+    return gguf_files.texts(file.parent).get(file.name)
+  try:
+    return file.read_text(encoding='utf-8') if file.exists() else None
+  except (OSError, ValueError) as error:
+    raise HubError(f'{file} cannot be read ({error})') from error
+
+
+def read_bytes(file: Path) -> bytes:
+  """Returns the content of a file that a checkpoint has."""
+  if file.parent.is_file():
+    return gguf_files.texts(file.parent)[file.name].encode()
+  return file.read_bytes()
+
+
 def read_settings(file: Path) -> JsonObject:
   """Returns the object in a JSON file, {} if there is no file.
 
   Raises:
     HubError: the file is damaged.
   """
-  if not file.exists():
+  text = read_text(file)
+  if text is None:
     return {}
   try:
-    found = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+    found = json.loads(text)
+  except ValueError as error:
     raise HubError(f'{file} cannot be read ({error})') from error
   if not isinstance(found, dict):
     raise HubError(f'{file}: expected an object, got a {type(found).__name__}')
@@ -75,10 +100,10 @@ def chat_templates(folder: Path) -> dict[str, str]:
     HubError: a file cannot be read.
   """
   files = {file.stem: file for file in sorted((folder / OTHERS).glob('*.jinja'))}
-  if (folder / TEMPLATE).exists():
-    files = {DEFAULT: folder / TEMPLATE, **files}
-  if files:
-    return {name: _text(file) for name, file in files.items()}
+  found = {name: read_text(file) for name, file in files.items()}
+  found = {DEFAULT: read_text(folder / TEMPLATE), **found}
+  if texts := {name: text for name, text in found.items() if text is not None}:
+    return texts
   given = read_settings(folder / SETTINGS[0]).get('chat_template')
   if isinstance(given, list):  # several with names
     named = [one for one in given if isinstance(one, dict)]
@@ -94,15 +119,10 @@ def chat_templates(folder: Path) -> dict[str, str]:
   return given or {}
 
 
-def _text(file: Path) -> str:
-  try:
-    return file.read_text(encoding='utf-8')
-  except (OSError, ValueError) as error:
-    raise HubError(f'{file} cannot be read ({error})') from error
-
-
 def files(folder: Path) -> list[str]:
   """Returns the names of a checkpoint's files except its weights."""
+  if folder.is_file():
+    return list(gguf_files.texts(folder))
   others = [
     f'{OTHERS}/{file.name}' for file in sorted((folder / OTHERS).glob('*.jinja'))
   ]
@@ -118,6 +138,8 @@ def copies(folder: Path, eos_id: int | None = None) -> dict[str, str | Path]:
   outputs at `eos_id`, the token with which the model has learned to end its outputs.
   """
   found: dict[str, str | Path] = {name: folder / name for name in files(folder)}
+  if folder.is_file():
+    found |= gguf_files.texts(folder)
   content = read_settings(folder / TOKENIZER)
   if content.get('truncation') or content.get('padding'):
     plain = {**content, 'truncation': None, 'padding': None}

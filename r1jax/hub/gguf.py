@@ -9,7 +9,6 @@ in latent attention is two, and gains of Gemma are not stored minus 1.
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +16,15 @@ import gguf
 import numpy as np
 import optax
 
-from r1jax.hub import config_fields, families, gguf_models, gguf_vocabulary, weights
-from r1jax.hub.gguf_models import ARCHITECTURES, PAIRED
+from r1jax.hub import (
+  config_fields,
+  families,
+  gguf_models,
+  gguf_tensors,
+  gguf_vocabulary,
+  weights,
+)
+from r1jax.hub.gguf_models import ARCHITECTURES
 from r1jax.hub.gguf_vocabulary import Vocabulary
 from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.storage import WeightsError
@@ -219,12 +225,14 @@ def _tensors(
   ):
     if c.stored_minus_1 and row.path[-1] == 'gain':
       array = 1 + array.astype(np.float32)
-    if _EXPERT.search(hub_name):
+    if gguf_tensors.EXPERT.search(hub_name):
       experts.append(array)
       if len(experts) < c.experts.count:
         continue
       array, experts = np.stack(experts), []
-    for part, found in _parts(_EXPERT.sub('.experts.', hub_name), array, like):
+    for part, found in _parts(
+      gguf_tensors.EXPERT.sub('.experts.', hub_name), array, like
+    ):
       name = names.get_name(part, try_suffixes=('.weight', '.bias'))
       if name is None:
         raise WeightsError(f'{hub_name}: GGUF has no such tensor')
@@ -241,25 +249,25 @@ def _tensors(
     yield 'rope_freqs.weight', (plain / stretched).astype(np.float32)
 
 
-_EXPERT = re.compile(r'\.experts\.\d+\.')
-
-
 def _parts(
   hub_name: str, array: np.ndarray, like: HFCheckpoint
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors of GGUF that a tensor of the hub becomes, by hub names."""
   c = like.config
-  heads = {'q_proj': c.heads, 'k_proj': c.kv_heads}.get(hub_name.split('.')[-2])
-  if heads and ARCHITECTURES[like.raw['model_type']] in PAIRED:
+  architecture = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[like.raw['model_type']]]
+  if heads := gguf_tensors.permuted_heads(architecture, hub_name, c):
     halves = array.reshape(heads, 2, c.head_dim // 2, -1)
     yield hub_name, halves.swapaxes(1, 2).reshape(array.shape)
-  elif hub_name.endswith('.kv_b_proj.weight'):
+  elif gguf_tensors.LATENT_UP in hub_name:
     both = array.reshape(c.heads, -1, c.latent.kv_rank)
     key, value = np.split(both, [c.head_dim - c.latent.rope_dim], axis=1)
-    yield hub_name.replace('kv_b_proj', 'k_b_proj'), key.swapaxes(1, 2)
-    yield hub_name.replace('kv_b_proj', 'v_b_proj'), value
+    names = (
+      hub_name.replace(gguf_tensors.LATENT_UP, part)
+      for part in gguf_tensors.LATENT_PARTS
+    )
+    yield from zip(names, (key.swapaxes(1, 2), value), strict=True)
   else:
-    yield hub_name.replace('e_score_correction_bias', 'e_score_correction.bias'), array
+    yield gguf_tensors.library_name(hub_name), array
 
 
 def _stored(name: str, array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:

@@ -23,8 +23,6 @@ ARCHITECTURES = {
   'phi3': gguf.MODEL_ARCH.PHI3,
   'gemma3_text': gguf.MODEL_ARCH.GEMMA3,
 }
-# Those whose RoPE turns neighbouring channels (2i, 2i + 1).
-PAIRED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3)
 LITE = 27  # layers of DeepSeek-V2-Lite
 LARGE = 62  # layers of Gemma 3 27B
 EVERY = 4  # layers of SmolLM3 of which the last has no RoPE

@@ -1,11 +1,12 @@
 """The vocabulary of a GGUF file, and the tokenizers that GGUF cannot express.
 
-llama.cpp's byte-level BPE has pre-tokenizers by name (see `PATTERNS`), merges, added
+llama.cpp's byte-level BPE has pre-tokenizers by name, merges, added
 tokens, and one token before and after each text. It does not normalize texts.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import tokenizers
 
@@ -15,10 +16,76 @@ from r1jax.text import surroundings
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 _REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-# Pre-tokenizers: pattern in tokenizer.json -> name in llama.cpp.
-PATTERNS = {
-  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST: 'qwen2',
-  _CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST: 'llama-bpe',
+# Letters of alphabets with cases, as DeepSeek-V2's tokenizer lists them.
+_LETTERS = (
+  'A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ'
+  'ἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎ'
+  'ↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃'
+)
+_ASCII = r'!"#$%&' + "'" + r'()*+,\-./:;<=>?@\[\\\]^_`{|}~'
+
+
+def _split(pattern: str) -> JsonObject:
+  return {
+    'type': 'Split',
+    'pattern': {'Regex': pattern},
+    'behavior': 'Isolated',
+    'invert': False,
+  }
+
+
+_BYTES: JsonObject = {
+  'type': 'ByteLevel',
+  'trim_offsets': True,  # which changes no tokens
+  'add_prefix_space': False,
+  'use_regex': False,
+}
+_WORDS: JsonObject = {**_BYTES, 'use_regex': True}  # splits as GPT-2 does
+# Pre-tokenizers: name in llama.cpp -> parts in tokenizer.json.
+PRE_TOKENIZERS: Mapping[str, list[JsonObject]] = {
+  'gpt-2': [_WORDS],
+  'smollm': [{'type': 'Digits', 'individual_digits': True}, _WORDS],
+  'qwen2': [
+    _split(_CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST),
+    _BYTES,
+  ],
+  'llama-bpe': [
+    _split(_CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST),
+    _BYTES,
+  ],
+  'deepseek-llm': [
+    _split(r'[\r\n]'),
+    _split(rf'\s?[{_LETTERS}]+'),
+    _split(r'\s?[!-/:-~！-／：-～‘-‟　-。]+'),
+    _split(r'\s+$'),
+    _split('[一-龥ࠀ-一가-퟿]+'),
+    _split(r'\p{N}+'),
+    _BYTES,
+  ],
+  'deepseek-coder': [
+    _split(r'[\r\n]'),
+    _split(r'\s?\p{L}+'),
+    _split(r'\s?\p{P}+'),
+    _split('[一-龥ࠀ-一가-퟿]+'),
+    {'type': 'Digits', 'individual_digits': True},
+    _BYTES,
+  ],
+  'deepseek-v3': [
+    _split(r'\p{N}{1,3}'),
+    _split('[一-龥぀-ゟ゠-ヿ]+'),
+    _split(
+      f'[{_ASCII}][A-Za-z]+|'
+      r'[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|'
+      r'\s*[\r\n]+|\s+(?!\S)|\s+'
+    ),
+    _BYTES,
+  ],
+}
+# Other names of llama.cpp for the same pre-tokenizers.
+ALIASES = {
+  'llama3': 'llama-bpe',
+  'llama-v3': 'llama-bpe',
+  'deepseek-r1-qwen': 'qwen2',
 }
 NFC = 'NFC'  # composes characters: e and ´ become é
 STOPS = 3  # tokens that can end an output: EOS, end of turn, end of message
@@ -110,26 +177,30 @@ def _pre_tokenizer(tokenizer: JsonObject) -> str:
       f'{tokenizer.get("model", {}).get("type")!r}'
     )
   given = tokenizer.get('pre_tokenizer') or {}
-  parts = given.get('pretokenizers', [given])
-  names = [part.get('type') for part in parts]
-  if names[-1] == 'ByteLevel' and parts[-1].get('add_prefix_space', True):
+  parts = [_with_defaults(part) for part in given.get('pretokenizers', [given])]
+  if parts[-1].get('add_prefix_space'):
     raise WeightsError(
       'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, since '
       'llama.cpp puts no space before texts, got true'
     )
-  cuts = parts[-1].get('use_regex', True)  # ByteLevel splits as GPT-2 does
-  if names == ['Digits', 'ByteLevel'] and parts[0].get('individual_digits') and cuts:
-    return 'smollm'
-  if names == ['ByteLevel'] and cuts:
-    return 'gpt-2'
-  pattern = parts[0].get('pattern', {}).get('Regex')
-  keeps = parts[0].get('behavior') == 'Isolated' and not parts[0].get('invert')
-  if names == ['Split', 'ByteLevel'] and pattern in PATTERNS and keeps and not cuts:
-    return PATTERNS[pattern]
+  for name, known in PRE_TOKENIZERS.items():
+    if parts == known:
+      return name
   raise WeightsError(
-    'tokenizer.json: expected a pre_tokenizer like that of GPT-2, SmolLM, Qwen2 or '
-    f'Llama 3 for GGUF, got {json.dumps(given)[:200]}'
+    f'tokenizer.json: expected the pre_tokenizer of {", ".join(PRE_TOKENIZERS)} for '
+    f'GGUF, got {json.dumps(given)[:200]}'
   )
+
+
+def _with_defaults(part: JsonObject) -> JsonObject:
+  """Returns a part of a pre_tokenizer with all fields that change how it splits."""
+  defaults = {
+    'ByteLevel': {'add_prefix_space': True, 'use_regex': True, 'trim_offsets': True},
+    'Digits': {'individual_digits': False},
+    'Split': {'invert': False},
+  }
+  found = {**defaults.get(part.get('type', ''), {}), **part}
+  return {**found, 'trim_offsets': True} if 'trim_offsets' in found else found
 
 
 def _check_model(tokenizer: JsonObject, cut: str) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint in the Hugging Face layout: config.json and safetensors files."""
+"""A checkpoint in the Hugging Face layout, in a folder or made from a GGUF file."""
 
 import dataclasses
 import hashlib
@@ -12,9 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1jax.hub import families, storage, tensor_names
+from r1jax.hub import (
+  families,
+  gguf_config,
+  gguf_file,
+  gguf_tensors,
+  storage,
+  tensor_names,
+)
 from r1jax.hub.config_fields import FamilyError
-from r1jax.hub.storage import StoredTensor, WeightsError
+from r1jax.hub.storage import Tensor, WeightsError
 from r1jax.hub.tensor_names import TensorRow
 from r1jax.model import decoder
 from r1jax.model.config import ModelConfig
@@ -36,12 +43,12 @@ _ALIASES = {
 
 @dataclasses.dataclass(frozen=True)
 class HFCheckpoint:
-  """A checkpoint in a folder. Weights are not read until someone asks for them."""
+  """A checkpoint. Weights are not read until someone asks for them."""
 
-  folder: Path
+  folder: Path  # or a GGUF file
   raw: JsonObject  # config.json
   config: ModelConfig
-  tensors: Mapping[str, StoredTensor]  # by name, in all files
+  tensors: Mapping[str, Tensor]  # by name, in all files
 
   @property
   def prefix(self) -> str:
@@ -70,8 +77,7 @@ class HFCheckpoint:
     found = hashlib.sha256(json.dumps(self.raw).encode())
     for name, tensor in sorted(self.tensors.items()):
       found.update(f'{name} {tensor.kind} {tensor.shape}'.encode())
-      size = min(_DIGEST_BYTES, tensor.size)
-      found.update(np.fromfile(tensor.file, np.uint8, size, offset=tensor.start).data)
+      found.update(tensor.first_bytes(_DIGEST_BYTES).data)
     return found.hexdigest()
 
   @property
@@ -92,7 +98,7 @@ class HFCheckpoint:
 
 
 def open_checkpoint(folder: str | os.PathLike[str]) -> HFCheckpoint:
-  """Returns the checkpoint in a folder, checked against the model's shapes.
+  """Returns a folder or GGUF file as a checkpoint, checked against the model's shapes.
 
   Raises:
     WeightsError: a file or a tensor is missing or damaged, or has the wrong shape or
@@ -100,17 +106,21 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> HFCheckpoint:
     FamilyError: the config asks for something that is not implemented.
   """
   folder = Path(folder).expanduser()
-  if not folder.is_dir():
+  if not folder.exists():
     raise WeightsError(
-      f'model.path: expected a folder with config.json and safetensors, got {folder}, '
-      f'which {"is a file" if folder.exists() else "does not exist"}'
+      'model.path: expected a folder with config.json and safetensors, or a GGUF file, '
+      f'got {folder}, which does not exist'
     )
-  raw = storage.read_json(folder / 'config.json')
+  raw = read_raw(folder)
   try:
     config = families.read_config(raw)
   except FamilyError as error:
     raise FamilyError(f'{folder / "config.json"}: {error}') from error
-  found = _untied(HFCheckpoint(folder, raw, config, dict(storage.find_tensors(folder))))
+  if folder.is_file():
+    tensors = gguf_tensors.find(gguf_file.read(folder), raw, config)
+  else:
+    tensors = dict(storage.find_tensors(folder))
+  found = _untied(HFCheckpoint(folder, raw, config, tensors))
   if not isinstance(found.dtype, str) or found.dtype not in storage.KINDS:
     raise WeightsError(
       f'{folder / "config.json"}: dtype: expected one of '
@@ -129,6 +139,17 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> HFCheckpoint:
         'a model without it; the tensor would be ignored'
       )
   return found
+
+
+def read_raw(folder: Path) -> JsonObject:
+  """Returns the config.json of the checkpoint in a folder or GGUF file.
+
+  Raises:
+    FamilyError, WeightsError: it is missing or damaged.
+  """
+  if folder.is_file():
+    return gguf_config.read(gguf_file.read(folder))
+  return storage.read_json(folder / 'config.json')
 
 
 _LAYER = re.compile(r'(?:model\.)?layers\.(\d+)\.(?!.*rotary_emb)')

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -44,11 +45,41 @@ class WeightsError(ValueError):
   """A checkpoint that cannot be read or written; names tensor, expected, found."""
 
 
+class Tensor(Protocol):
+  """A tensor in a file of any format, with the layout of the hub."""
+
+  @property
+  def file(self) -> Path:
+    """The file."""
+
+  @property
+  def name(self) -> str:
+    """The tensor's name in the file, for errors."""
+
+  @property
+  def kind(self) -> str:
+    """The name in safetensors of the type that `read` returns."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """The shape."""
+
+  def read(self, rows: range | None = None) -> np.ndarray:
+    """Returns some or all rows of the tensor, read from the file at each call."""
+
+  def copy(self) -> np.ndarray:
+    """Returns the whole tensor, which may have a type that no model reads."""
+
+  def first_bytes(self, count: int) -> np.ndarray:
+    """Returns up to so many bytes of the file, from where the tensor begins."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """A tensor in a file."""
+  """A tensor in a safetensors file."""
 
   file: Path
+  name: str
   kind: str  # its type's name in safetensors
   shape: tuple[int, ...]
   start: int  # bytes from the beginning of the file
@@ -82,6 +113,10 @@ class StoredTensor:
       )
     found = np.fromfile(self.file, np.uint8, self.size, offset=self.start)
     return found.view(dtype).reshape(self.shape)
+
+  def first_bytes(self, count: int) -> np.ndarray:
+    """Returns up to so many bytes from the beginning of the tensor."""
+    return np.fromfile(self.file, np.uint8, min(count, self.size), offset=self.start)
 
 
 def read_json(file: Path) -> JsonObject:
@@ -174,12 +209,12 @@ def read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
       shape = tuple(entry['shape'])
       yield (
         name,
-        StoredTensor(file, entry['dtype'], shape, 8 + size + first, last - first),
+        StoredTensor(file, name, entry['dtype'], shape, 8 + size + first, last - first),
       )
 
 
 def check_tensor(
-  folder: Path, tensors: Mapping[str, StoredTensor], name: str, shape: tuple[int, ...]
+  folder: Path, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]
 ) -> None:
   """Raises WeightsError unless a tensor has this shape, a float type and FP8 scales."""
   if name not in tensors:
@@ -187,12 +222,13 @@ def check_tensor(
   found = tensors[name]
   if found.shape != shape:
     raise WeightsError(
-      f'{found.file}: {name}: expected the shape {shape} by config.json, found '
+      f'{found.file}: {found.name}: expected the shape {shape} by the config, found '
       f'{found.shape}'
     )
   if found.kind not in DTYPES:
     raise WeightsError(
-      f'{found.file}: {name}: expected one of {", ".join(DTYPES)}, found {found.kind}'
+      f'{found.file}: {found.name}: expected one of {", ".join(DTYPES)}, found '
+      f'{found.kind}'
     )
   if found.kind == 'F8_E4M3':
     blocks = tuple(-(-n // size) for n, size in zip(shape, _BLOCK, strict=False))
@@ -208,7 +244,7 @@ _BLOCK = (128, 128)  # elements of an FP8 tensor that share a scale
 
 
 def read_as(
-  tensors: Mapping[str, StoredTensor],
+  tensors: Mapping[str, Tensor],
   name: str,
   dtype: np.dtype,
   rows: range | None = None,
@@ -232,9 +268,9 @@ def read_as(
   if not is_finite(found):
     row = int(np.argwhere(~np.isfinite(found.astype(np.float32)))[0][0])
     raise WeightsError(
-      f'{stored.file}: {name}: expected finite numbers, found NaN or infinity in row '
-      f'{row + (rows.start if rows else 0)}; the file is damaged, or its training '
-      'diverged'
+      f'{stored.file}: {stored.name}: expected finite numbers, found NaN or infinity '
+      f'in row {row + (rows.start if rows else 0)}; the file is damaged, or its '
+      'training diverged'
     )
   return found
 
@@ -254,7 +290,7 @@ def is_finite(x: np.ndarray) -> bool:
 
 
 def _dequantized(
-  tensors: Mapping[str, StoredTensor], name: str, found: np.ndarray, rows: range | None
+  tensors: Mapping[str, Tensor], name: str, found: np.ndarray, rows: range | None
 ) -> np.ndarray:
   if tensors[name].kind != 'F8_E4M3':
     return found

@@ -21,6 +21,7 @@ from r1jax.hub.checkpoint_files import (
   chat_templates,
   eos_ids,
   read_settings,
+  read_text,
 )
 from r1jax.plain import JsonObject
 from r1jax.text import surroundings
@@ -43,7 +44,7 @@ def open_tokenizer(
   """Returns the tokenizer of a checkpoint, with its chat template if it has one.
 
   Args:
-    folder: of the checkpoint.
+    folder: of the checkpoint, or its GGUF file.
     variables: of the chat template, in addition to those that every template gets.
     time: for the chat template; None is the current time at each call.
 
@@ -80,11 +81,13 @@ def open_tokenizer(
 
 
 def _read(folder: Path) -> tokenizers.Tokenizer:
+  text = read_text(folder / TOKENIZER)
+  if text is None:
+    raise HubError(f'{folder / TOKENIZER} does not exist')
   try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # the library raises no subclass
-    what = 'cannot be read' if (folder / TOKENIZER).exists() else 'does not exist'
-    raise HubError(f'{folder / TOKENIZER} {what} ({error})') from error
+    raise HubError(f'{folder / TOKENIZER} cannot be read ({error})') from error
   # The file may keep both from an earlier call; transformers resets them too.
   tokenizer.no_truncation()
   tokenizer.no_padding()

@@ -177,7 +177,8 @@ def open_session(
   """Returns a chat session with the model of a stage or of a hub checkpoint.
 
   Args:
-    path: the work directory of a finished stage, or the folder of a checkpoint.
+    path: the work directory of a finished stage, the folder of a checkpoint, or a GGUF
+      file.
     template: of the prompts; None is that of the stage or of the checkpoint.
     draw: how to sample a token.
     chat_template_kwargs: variables for the chat template, in JSON; None is those that
@@ -191,10 +192,12 @@ def open_session(
   """
   mesh = make_mesh(jax.devices()[:1])
   folder = download(path, 'path')
-  if not any((folder / name).is_file() for name in (RECORD, 'config.json')):
+  there = any((folder / name).is_file() for name in (RECORD, 'config.json'))
+  if not there and not folder.is_file():
     raise ValueError(
-      f'path: expected the work directory of a finished stage or the folder of a '
-      f'checkpoint, got {folder}, which has no {RECORD} and no config.json'
+      f'path: expected the work directory of a finished stage, the folder of a '
+      f'checkpoint or a GGUF file, got {folder}, which has no {RECORD} and no '
+      'config.json'
     )
   if (folder / RECORD).is_file():
     stage = artifact.load(folder)

@@ -43,7 +43,8 @@ from r1jax.text import templates
 class HubConfig:
   """Which checkpoint, its prompt template and its precision."""
 
-  # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
+  # A folder with config.json, safetensors and tokenizer.json; a GGUF file; or
+  # hf://owner/name.
   path: str = ''
   # 'chat', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see `text.templates`.
   template: str = templates.CHAT
@@ -105,7 +106,7 @@ class Pretrained:
       clock[f'{artifact.HUB}/{artifact.SOURCE}'] = self.time.isoformat()
     return {
       str(folder): self.checkpoint.digest,
-      **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+      **{str(file): _digest(file) for file in files},
       artifact.TOKENIZER: self.policy.tokenizer.digest,
       **clock,
     }
@@ -134,6 +135,10 @@ class Pretrained:
       'dtype': self.config.dtype,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
+
+
+def _digest(file: Path) -> str:
+  return hashlib.sha256(checkpoint_files.read_bytes(file)).hexdigest()
 
 
 def origin(config: Any) -> Origin:
@@ -215,7 +220,9 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
       `hf_checkpoint`, `tokenizer_files`.
   """
   if not config.path:
-    raise ValueError('model.path: expected the folder of a checkpoint, got none')
+    raise ValueError(
+      'model.path: expected the folder of a checkpoint or a GGUF file, got none'
+    )
   if config.dtype == 'auto':
     raise ValueError(
       "model.dtype: expected float32 or bfloat16, as only a run chooses, got 'auto'"
