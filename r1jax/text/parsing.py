@@ -35,6 +35,27 @@ def parse(text: str) -> Parsed | None:
   return Parsed(think.strip(), summary.strip(), answer.strip())
 
 
+_BOX = re.compile(r'\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+(-?[\w./]+)|\\.|[{}]', re.DOTALL)
+
+
+def last_box(text: str) -> str | None:
+  """Returns the content of the last complete \\boxed{…}, or None without one.
+
+  That is the outer one of nested boxes; `\\boxed 2` is complete. Takes linear time.
+  """
+  content, open_braces = None, []
+  for found in _BOX.finditer(text):
+    if found[1] is not None:
+      content = found[1]
+    elif found[0].endswith('{') and found[0] != '\\{':
+      open_braces.append(found.end() if len(found[0]) > 1 else None)
+    elif found[0] == '}' and open_braces:
+      start = open_braces.pop()
+      if start is not None:
+        content = text[start : found.start()].strip()
+  return content
+
+
 _OPENED = re.compile(r'<think>\s*(</think>\s*)?')
 
 
