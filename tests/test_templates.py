@@ -40,9 +40,9 @@ def test_a_chat_may_begin_with_an_example_of_the_format():
   assert parsed is not None  # what is shown is what a reward asks for
   assert parsed.answer == '10'
   system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
-  assert templates.with_example('chat', [system, user]) == [system, user]
-  assert templates.with_example('chat_tags', [user]) == [*templates.EXAMPLE, user]
-  assert templates.with_example('chat_tags', [system, user]) == [
+  assert templates.with_request('chat', [system, user]) == [system, user]
+  assert templates.with_request('chat_tags', [user]) == [*templates.EXAMPLE, user]
+  assert templates.with_request('chat_tags', [system, user]) == [
     system,
     *templates.EXAMPLE,
     user,

@@ -94,7 +94,7 @@ class ChatSession:
     """
     tokenizer, template = self.policy.tokenizer, self.policy.template
     if template in templates.CHATS:
-      prompt = tokenizer.chat_prompt(templates.with_example(template, messages))
+      prompt = tokenizer.chat_prompt(templates.with_request(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (

@@ -175,7 +175,7 @@ class Experiment(Generic[C]):
       versions = tasks.versions(config.task_names())
       with start(config, phases, origin.digests, versions) as run:
         if not artifact.finished(run):
-          for remark in origin.policy.tokenizer.remarks:
+          for remark in (*origin.policy.tokenizer.remarks, *origin.problems.remarks):
             run.progress.say(remark)
           if origin.keep and hosts.is_primary():
             origin.keep(run.workdir)

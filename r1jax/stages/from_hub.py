@@ -36,6 +36,8 @@ from r1jax.sharding.place import param_shardings, replicate
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.experiment import Origin
+from r1jax.stages.own_problems import own_problems
+from r1jax.tasks import data
 from r1jax.text import templates
 
 
@@ -45,7 +47,8 @@ class HubConfig:
 
   # A folder with config.json, safetensors and tokenizer.json, or hf://owner/name.
   path: str = ''
-  # 'chat', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see `text.templates`.
+  # 'chat', 'chat_boxed', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see
+  # `text.templates`.
   template: str = templates.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
@@ -134,23 +137,30 @@ class Pretrained:
 
 
 def origin(config: Any) -> Origin:
-  """Returns the checkpoint's model, all but its parameters, and problems of one task.
+  """Returns the checkpoint's model, all but its parameters, and its problems.
+
+  These are the problems of a task, or those of data files.
 
   Args:
-    config: of the stage, with the fields model (`HubConfig`), task, rl and mesh.
+    config: of the stage, with the fields model (`HubConfig`), task, data
+      (`DataConfig`), rl and mesh.
   """
+  files = data.load(config.data) if config.data.path else None
   found = look_up(config.model, began(config.workdir))
   policy = found.policy
-  problems = problem_sets.problems_of_task(
-    config.task,
-    config.data_dir,
-    max_prompt_length=config.rl.max_prompt_length,
-    max_positions=families.max_positions(found.checkpoint.raw),
-  )
-  problems = problems.without_padding(
+  limits = {
+    'max_prompt_length': config.rl.max_prompt_length,
+    'max_positions': families.max_positions(found.checkpoint.raw),
+  }
+  if files:
+    problems = own_problems(files, policy, **limits)
+  else:
+    problems = problem_sets.problems_of_task(config.task, config.data_dir, **limits)
+  problems = problems.in_form(templates.form(policy.template)).without_padding(
     policy.tokenizer, policy.template, config.mesh.context
   )
-  return Origin(policy, problems, found.digests, keep=found.keep, params=found.params)
+  digests = {**found.digests, **(files.digests if files else {})}
+  return Origin(policy, problems, digests, keep=found.keep, params=found.params)
 
 
 def began(workdir: str | os.PathLike[str]) -> datetime.datetime:

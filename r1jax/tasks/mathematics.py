@@ -1,41 +1,24 @@
 """Whether two answers in mathematical notation are equal, by math-verify.
 
 `equal` first reads what math-verify reads otherwise than a person does: boxes, words,
-percent, thousands, times of day, numbers with a base. It leaves the rest to math-verify,
-which parses LaTeX with sympy.
+percent, thousands, times of day, numbers with a base. It leaves the rest to
+math-verify, which parses LaTeX with sympy.
 """
 
 import logging
 import re
 import threading
 from collections.abc import Hashable
+from functools import cache
 from typing import Any
-
-import math_verify
-from latex2sympy2_extended import NormalizationConfig
 
 from r1jax.text import parsing
 
-LONGEST = 600  # characters of an answer; the longest one of MATH has 159
-# Of parsing, and of comparing. math-verify's alarm ends long work in Python code. Inside
-# one operation on huge integers it can't, and there the limit of the reward pool does.
+LONGEST = 300  # characters of an answer; the longest of OlympiadBench has 224
+# Of parsing, and of comparing. math-verify's alarm ends long work in Python code. It
+# can't inside one operation on huge integers; there the limit of the reward pool does.
 SECONDS = 1
 
-# It reports each of its time limits.
-logging.getLogger('math_verify').setLevel(logging.CRITICAL)
-_LATEX = (
-  math_verify.LatexExtractionConfig(
-    boxed_match_priority=0,
-    normalization_config=NormalizationConfig(
-      # Its units contain c, d, h and s, which are also variables.
-      basic_latex=True,
-      units=False,
-      malformed_operators=True,
-      nits=True,
-      boxed='none',
-    ),
-  ),
-)
 _TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|operatorname)\s*'
 # Patterns and their replacements, applied in this order.
 _PLAIN = (
@@ -87,7 +70,7 @@ def equal(answer: str, truth: str) -> bool:
     return _same_time(time, _TIME.fullmatch(given))
   if based := _IN_BASE.fullmatch(gold):
     also = _IN_BASE.fullmatch(given)
-    return given == based[1] or (also and also.groups() == based.groups())
+    return given == based[1] or bool(also and also.groups() == based.groups())
   if isinstance(key, int) and isinstance(given_key, int):
     return False
   if _NAME.fullmatch(gold) or {_is_set(gold), _is_set(given)} == {True, False}:
@@ -150,12 +133,14 @@ def _is_set(text: str) -> bool | None:
 
 def _equal_by_sympy(gold: str, given: str) -> bool:
   """Returns whether math-verify finds two answers equal, within its time limits."""
+  import math_verify  # takes half a second
+
   # An alarm is for the main thread alone.
   alone = threading.current_thread() is not threading.main_thread()
   seconds: Any = None if alone else SECONDS
   parsed = [
     math_verify.parse(
-      f'${text}$', _LATEX, fallback_mode='no_fallback', parsing_timeout=seconds
+      f'${text}$', _latex(), fallback_mode='no_fallback', parsing_timeout=seconds
     )
     for text in (gold, given)
   ]
@@ -163,3 +148,25 @@ def _equal_by_sympy(gold: str, given: str) -> bool:
     return False
   # The truth first: x = 5 is 5 and 1 < x < 2 is (1, 2), but not the other way round.
   return math_verify.verify(parsed[0][0], parsed[1][0], timeout_seconds=seconds)
+
+
+@cache
+def _latex() -> tuple[Any, ...]:
+  """Returns how math-verify reads LaTeX."""
+  import math_verify
+  from latex2sympy2_extended import NormalizationConfig
+
+  # It reports each of its time limits.
+  logging.getLogger('math_verify').setLevel(logging.CRITICAL)
+  reading = NormalizationConfig(
+    basic_latex=True,
+    units=False,  # they contain c, d, h and s, which are also variables
+    malformed_operators=True,
+    nits=True,
+    boxed='none',
+  )
+  return (
+    math_verify.LatexExtractionConfig(
+      boxed_match_priority=0, normalization_config=reading
+    ),
+  )
