@@ -52,6 +52,7 @@ class HubConfig:
   template: str = templates.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
+  system: str = ''  # message with which every chat begins
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   dtype: Literal['float32', 'bfloat16'] = 'float32'  # of matmuls, keys and values
   # Of the policy, the reference and the sampler; see docs/precision.md.
@@ -75,6 +76,11 @@ class HubConfig:
     variables = chat_template.read_variables(self.chat_template_kwargs)
     if self.template not in templates.CHATS:
       templates.render(self.template, '')  # raises for an unknown one
+      if self.system:
+        raise ValueError(
+          f'model.system: expected none with the template {self.template!r}, which is '
+          f'no chat, got {self.system!r}; choose the template {templates.CHAT!r}'
+        )
       if variables:
         raise ValueError(
           f'chat_template_kwargs: expected none with the template {self.template!r}, '
@@ -132,6 +138,7 @@ class Pretrained:
       'digest': self.checkpoint.digest,
       'time': self.time.isoformat(),
       'chat_template_kwargs': self.config.chat_template_kwargs,
+      'system': self.config.system,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
 
@@ -194,7 +201,9 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   checkpoint = open_checkpoint(download(config.path))
   time = time or tokenizer_files.now()
   variables = chat_template.read_variables(config.chat_template_kwargs)
-  tokenizer = tokenizer_files.open_tokenizer(checkpoint.folder, variables, time)
+  tokenizer = tokenizer_files.open_tokenizer(
+    checkpoint.folder, variables, time, config.system
+  )
   if tokenizer.vocab_size > checkpoint.vocab_size:
     raise ValueError(
       f'{checkpoint.folder}: expected at most {checkpoint.vocab_size} tokens, the rows '

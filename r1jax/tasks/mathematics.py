@@ -23,10 +23,11 @@ _TEXT = r'\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|operatorname)\s*'
 # Patterns and their replacements, applied in this order.
 _PLAIN = (
   (r'[\u2010-\u2015\u2212\ufe63\uff0d]', '-'),  # dashes and the minus sign
-  (r'\\!|\\(?:displaystyle|left|right|[bB]igg?[lr]?)(?![A-Za-z])', ''),
-  (r'\\\(|\\\)|\\\[|\\\]|\\?\$|[€£¥]', ' '),
+  # The backslash of a command follows no other: \\\\ ends a row of a matrix.
+  (r'(?<!\\)\\(?:!|(?:displaystyle|left|right|[bB]igg?[lr]?)(?![A-Za-z]))', ''),
+  (r'(?<!\\)\\[()\[\]]|\\?\$|[€£¥]', ' '),
   (r'(?<=\d)(?:\{,\}|\\,|,\s)\s*(?=\d{3}(?!\d))(?=[^()\[\]]*$)', ','),
-  (r'\\[,;: ]|[~\u00a0\u2000-\u200a\u202f\u205f\u3000\s]+', ' '),
+  (r'(?<!\\)\\[,;: ]|[~\u00a0\u2000-\u200a\u202f\u205f\u3000\s]+', ' '),
   (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
   # TeX takes one token where braces are missing: \\frac\\pi2
   (r'\\frac\s*((?:\\(?!sqrt)[A-Za-z]+|\w))', r'\\frac{\1}'),

@@ -73,6 +73,17 @@ EXAMPLE: tuple[Message, ...] = (
 )
 
 
+def beginning_with(system: str, chat: Chat) -> Chat:
+  """Returns `chat` with a system message for messages that have none."""
+
+  def begun(messages: Sequence[Message]) -> str:
+    if messages[0]['role'] == 'system':
+      return chat(messages)
+    return chat([{'role': 'system', 'content': system}, *messages])
+
+  return begun
+
+
 def form(template: str) -> parsing.Form:
   """Returns the form of outputs that a template asks for."""
   return 'boxed' if template == CHAT_BOXED else 'tags'
