@@ -26,7 +26,15 @@ SAME = {
   ),
   '073': ('73',),
   '27.0': ('27', '\\frac{54}{2}', '27\\text{ miles}', '27 miles'),
-  '5': ('5 \\text{ square\nunits}', '5\\text{ cm}^2', '5 cm^2', '\\$5.00', '5 dollars'),
+  '5': (
+    '5 \\text{ square\nunits}',
+    '5\\text{ cm}^2',
+    '5 cm^2',
+    '5cm',
+    '5 sq. ft',
+    '\\$5.00',
+    '5 dollars',
+  ),
   '60^\\circ': ('60', '60^{\\circ}', '60\\text{ degrees}', '60°'),
   '\\frac{270}7\\text{ degrees}': ('\\frac{270}{7}', '270/7'),
   '50\\%': ('50%', '50 \\%', '50 percent', '50\\text{ percent}', '0.5', '\\frac12'),
@@ -34,6 +42,8 @@ SAME = {
   '33\\frac13\\%': ('33\\frac{1}{3}\\%', '\\frac13'),
   '15\\frac{39}{40}': ('\\frac{639}{40}', '15 39/40', '15.975'),
   '\\frac\\pi 4': ('\\frac{\\pi}{4}', '\\pi/4', '0.25\\pi'),
+  '-3\\frac{1}{2}': ('-3 1/2', '-3.5'),
+  '2ab': ('ab + ba',),
   '2\\sqrt{3}': ('\\sqrt{12}', '\\frac{6}{\\sqrt{3}}'),
   '1\\pm\\sqrt{5}': ('1+\\sqrt{5}, 1-\\sqrt5',),
   'y = 2x + 3': ('y=3+2x',),
@@ -62,6 +72,8 @@ DIFFERENT = {
   '4:30\\text{ a.m.}': ('4:30 p.m.',),
   '\\text{even}': ('neve', 'odd'),  # letters are no factors
   '(C)': ('(D)', 'CD'),
+  '2ab': ('2', '2ac'),  # letters are no unit
+  '3\\sin x': ('3',),
   'x+1': ('x-1', 'y+1'),
   '\\begin{pmatrix} 7 \\\\ -2 \\end{pmatrix}': (
     '\\begin{pmatrix} 0 \\\\ 0 \\end{pmatrix}',

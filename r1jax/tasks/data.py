@@ -99,7 +99,7 @@ def load(config: DataConfig) -> Files:
 
 def group(problem: Problem) -> str:
   """Returns the question without case and white space: what is held out together."""
-  return ' '.join(problem.question.lower().split())
+  return ''.join(problem.question.lower().split())
 
 
 def verify(problem: Problem, answer: str) -> bool:

@@ -36,13 +36,15 @@ _PLAIN = (
   (r'^ ?\\approx', ''),
   (r'\^\s*\{?\s*\\circ\s*\}?|\\(?:degree|circ)(?![A-Za-z])|°', ''),
   (r'\\?%|' + _TEXT + r'\{\s*percent\s*\}|(?<=[\d}])\s*percent\b', '%'),
-  (r'(?<=\d) (?=\d+/\d+$)', '+'),  # 3 1/2
+  (r'(?<=\d) (\d+)/(\d+)$', r'\\frac{\1}{\2}'),  # 3 1/2
 )
 _THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
-# Words after a number are a unit, with its power: 5 \text{ square feet}, 5 cm^2.
+# Words after a number are a unit, with its power: 5 \text{ square feet}, 5 cm^2. Two or
+# three letters may also be variables, so only these units are known: 2ab is none.
 _UNIT = re.compile(
-  rf'(?<=[\d}}).])\s*(?:{_TEXT}\{{[^{{}}]*\}}|(?:(?<=\d)|(?<=\s))'
-  r'(?!(?:pi|sqrt|frac|and|or)\b)[A-Za-z]{2,}[A-Za-z .]*)(?:\^\{?\d\}?)?\s*$'
+  rf'(?<=[\d}}).])\s*(?:{_TEXT}\{{[^{{}}]*\}}'
+  r'|(?<![A-Za-z])(?:[cmk]m|[mk]g|m[lL]|ft|sq|in|lbs?|oz|hrs?|min|sec|mph|USD|[A-Za-z]{4,})'
+  r'(?:[ .]+[A-Za-z]+)*\.?)(?:\^\{?\d\}?)?\s*$'
 )
 _WORDS = re.compile(rf'{_TEXT}\{{([^{{}}]*)\}}')
 _NAME = re.compile(r"[^\W\d_]{3,}|[^\W\d_]+(?:[\s'.-]+[^\W\d_]+)+")
