@@ -1,6 +1,7 @@
 """GRPO on a checkpoint of the hub, rewarded for right answers.
 
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --task gsm8k
+  python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --data problems.jsonl
 
 The folder has config.json, safetensors, tokenizer.json and a chat template.
 `python -m scripts.convert WORKDIR --to hf OUT` writes the trained model in the same
@@ -16,12 +17,14 @@ from collections.abc import Sequence
 from r1jax import tasks
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.optim import OptimConfig
-from r1jax.rewards import Weighted, rules
+from r1jax.rewards import Weighted, rules, weighted
 from r1jax.stages import from_hub
 from r1jax.stages.experiment import Experiment, StageConfig, Trained
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
+from r1jax.tasks import verifiers
+from r1jax.tasks.data import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,10 @@ class GRPO(StageConfig):
 
   workdir: str = 'runs/grpo'  # all files of the run; an existing run is resumed
   task: str = 'countdown'  # a module of r1jax.tasks, at its own difficulty
+  data: DataConfig = DataConfig()  # problems of your own, instead of a task's
   accuracy_weight: float = 1.0  # weight of the accuracy reward
   format_weight: float = 1.0  # weight of the format reward (R1-Zero: the same)
+  rewards: tuple[str, ...] = ()  # more: package.module:function=weight
   model: HubConfig = HubConfig(template='r1_zero', dtype='auto')
   rl: RLConfig = RLConfig(
     steps=200,
@@ -53,25 +58,31 @@ class GRPO(StageConfig):
         'rl.optim.muon_learning_rate: expected 0 with model.lora.rank, as adapters are '
         f'no matrices to orthogonalise, got {self.rl.optim.muon_learning_rate}'
       )
+    if self.data.path and self.task != type(self).task:
+      raise ValueError(f'task: expected none with --data, got {self.task!r}')
+    if self.task == tasks.OWN:
+      raise ValueError('task: expected --data FILE for your own problems, got none')
     tasks.module(self.task)  # says which there are
-    check_rewards(self.rewards())
+    check_rewards(self.all_rewards())
 
   def task_names(self) -> Sequence[str]:
     """Returns the task whose problems the stage asks."""
-    return [self.task]
+    return [tasks.OWN if self.data.path else self.task]
 
-  def rewards(self) -> list[Weighted]:
-    """Returns what an output is rewarded for: R1-Zero's accuracy and format."""
+  def all_rewards(self) -> list[Weighted]:
+    """Returns R1-Zero's rewards, accuracy and format, and those of `rewards`."""
     return [
       Weighted('accuracy', rules.accuracy, self.accuracy_weight),
       Weighted('format', rules.format_reward, self.format_weight),
+      *map(weighted, self.rewards),
     ]
 
 
 def run(stage: Stage, config: GRPO) -> Trained:
   """Reads the checkpoint and trains it."""
   problem_at = stage.problem_stream([1.0])
-  with reward_pool(config.rl, config.rewards()) as rewarder:
+  imports = verifiers.imports(config.data.verify) if config.data.path else ()
+  with reward_pool(config.rl, config.all_rewards(), imports=imports) as rewarder:
     params = stage.rl(stage.params, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})
 

@@ -5,6 +5,7 @@ it to the table. Records of a run name the function, so it must have a name.
 """
 
 import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,28 @@ def checked(field: str, value: Choice, table: Mapping[str, Function]) -> Choice:
       f'{field}: expected one of {", ".join(table)}, got {value!r}{hint}'
     )
   return value
+
+
+def imported(field: str, path: str) -> Function:
+  """Returns the function at `package.module:function`.
+
+  Raises:
+    ValueError: there is no such module or function.
+  """
+  module, colon, name = path.partition(':')
+  if not (colon and name and all(part.isidentifier() for part in module.split('.'))):
+    raise ValueError(f'{field}: expected package.module:function, got {path!r}')
+  try:
+    found = getattr(importlib.import_module(module), name, None)
+  except Exception as error:  # the module may raise anything
+    raise ValueError(
+      f'{field}: the module {module} of {path!r} cannot be imported '
+      f'({type(error).__name__}: {error}); run the command in the folder that holds '
+      'it, or put that on PYTHONPATH'
+    ) from error
+  if not callable(found):
+    raise ValueError(f'{field}: the module {module} has no function {name!r}')
+  return found
 
 
 def label(value: Choice) -> str:

@@ -228,7 +228,7 @@ def test_impossible_flags_are_refused(words, sentence, capsys, monkeypatch):
 def test_what_is_no_checkpoint_is_refused(folder, tmp_path, capsys, monkeypatch):
   for path, sentence in (
     (tmp_path / 'gone', 'which does not exist'),
-    (folder / 'model.safetensors', 'which is a file'),
+    (folder / 'model.safetensors', 'expected a GGUF file, or a folder with'),
     (tmp_path, f'{tmp_path / "config.json"} does not exist'),
   ):
     line = refused(capsys, monkeypatch, '--alone', '--model', str(path))

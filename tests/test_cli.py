@@ -380,3 +380,16 @@ def test_a_mistake_in_a_stage_of_the_pipeline_names_the_stage(capsys, words, sen
   with pytest.raises(SystemExit):
     parse(r1.R1(), words)
   assert capsys.readouterr().err.startswith(f'error: {sentence}')
+
+
+@pytest.mark.parametrize('words', [('--data', 'a.jsonl'), ('--data=a.jsonl',)])
+def test_a_group_with_a_path_takes_it_by_its_own_name(words):
+  config = parse(grpo.GRPO(), [*words, '--data.question', 'q', '--model', 'folder'])
+  assert (config.data.path, config.data.question) == ('a.jsonl', 'q')
+  assert config.model.path == 'folder'
+
+
+def test_a_path_that_is_left_out_is_missed(capsys):
+  with pytest.raises(SystemExit):
+    parse(grpo.GRPO(), ['--data'])
+  assert "Missing value for argument '--data.path'" in capsys.readouterr().err

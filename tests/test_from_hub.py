@@ -187,7 +187,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
   ('settings', 'message'),
   [
-    ({}, 'model.path: expected the folder of a checkpoint, got none'),
+    ({}, 'model.path: expected the folder of a checkpoint or a GGUF file, got none'),
     ({'path': '/nowhere'}, 'model.path: expected a folder .*, which does not exist'),
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
     ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),

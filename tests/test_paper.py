@@ -52,7 +52,7 @@ def test_the_command_runs_what_the_module_says():
   config = r1_zero.PaperR1Zero()
   assert config.rl is ZERO.rl
   assert config.model.template == r1_zero.TEMPLATE
-  weights = {reward.name: reward.weight for reward in config.rewards()}
+  weights = {reward.name: reward.weight for reward in config.all_rewards()}
   assert weights == {'accuracy': 1, 'format': 1}
 
 

@@ -142,3 +142,63 @@ def test_a_plain_no_or_a_part_of_a_word_is_not_reflective(output):
 def test_the_papers_reflective_terms_are_all_counted():
   terms = 'wait mistake however but retry error verify wrong evaluate check'
   assert set(terms.split()) <= parsing.REFLECTIVE
+
+
+@pytest.mark.parametrize(
+  ('text', 'content'),
+  [
+    ('so \\boxed{4}', '4'),
+    ('\\boxed{1}\n\nno, \\boxed{2}', '2'),
+    ('\\boxed{\\frac{1}{2}}', '\\frac{1}{2}'),
+    ('\\boxed{\\{1, 2\\}}', '\\{1, 2\\}'),
+    ('\\boxed{\\left\\{ x \\right.}', '\\left\\{ x \\right.'),  # an escaped brace
+    ('\\boxed{\\boxed{3}}', '\\boxed{3}'),
+    ('\\fbox{3}', '3'),
+    ('\\boxed {17}', '17'),
+    ('\\boxed 2$', '2'),
+    ('\\boxed{7} and \\boxed{8', '7'),  # cut off
+    ('\\boxed{}', ''),
+    ('\\boxes{4}', None),
+    ('\\boxed{4', None),
+    ('4', None),
+  ],
+)
+def test_the_content_of_the_last_complete_box(text, content):
+  assert parsing.last_box(text) == content
+
+
+@pytest.mark.parametrize(
+  ('text', 'parts', 'fault'),
+  [
+    ('<think>2+2</think>So \\boxed{4}.', ('2+2', 'So \\boxed{4}.', '4'), ''),
+    ('So \\boxed{4}.', ('', 'So \\boxed{4}.', '4'), ''),
+    ('2+2</think>\\boxed{4}', ('2+2', '\\boxed{4}', '4'), ''),
+    ('<think>\\boxed{4}', None, 'thoughts'),  # they never end
+    ('<think>\\boxed{4}</think>It is 4.', None, 'answer'),  # none after them
+    ('It is <answer>4</answer>', None, 'answer'),
+  ],
+)
+def test_a_boxed_output_needs_a_box_after_its_thoughts(text, parts, fault):
+  assert parsing.parse(text, 'boxed') == parts
+  assert parsing.fault(text, 'boxed') == fault
+
+
+@pytest.mark.parametrize(
+  ('text', 'fault'),
+  [
+    ('<think>a</think><answer>4</answer>', ''),
+    ('<think>a <answer>4</answer>', 'thoughts'),
+    ('<think>a</think>4', 'answer'),
+    ('<think>a</think><answer>4', 'answer'),
+    ('\\boxed{4}', 'answer'),
+    ('<think>a</think><answer>4</answer> so', 'form'),
+    ('a</think><answer>4</answer>', 'form'),
+  ],
+)
+def test_what_an_output_with_tags_lacks_is_named(text, fault):
+  assert parsing.fault(text) == fault
+  assert (parsing.parse(text) is None) == bool(fault)
+
+
+def test_many_open_boxes_take_linear_time():
+  assert parsing.last_box('\\boxed{' * 200_000) is None

@@ -56,7 +56,7 @@ HEALTHY = {
       '94% .* same reward',
     ),
     ({'cut_off': 0.31}, r'31% .* cut off .* raise rl\.max_length'),
-    ({'unparsable': 0.62}, r'62% .* not of the form .*--model\.template chat_tags'),
+    ({'unparsable': 0.62}, r'62% .* not of the form .*--model\.template: chat_boxed'),
     (
       {'clip_up': 0.2, 'clip_down': 0.15},
       '35% of the tokens .* lower the learning rate',

@@ -40,10 +40,30 @@ def test_a_chat_may_begin_with_an_example_of_the_format():
   assert parsed is not None  # what is shown is what a reward asks for
   assert parsed.answer == '10'
   system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
-  assert templates.with_example('chat', [system, user]) == [system, user]
-  assert templates.with_example('chat_tags', [user]) == [*templates.EXAMPLE, user]
-  assert templates.with_example('chat_tags', [system, user]) == [
+  assert templates.with_request('chat', [system, user]) == [system, user]
+  assert templates.with_request('chat_tags', [user]) == [*templates.EXAMPLE, user]
+  assert templates.with_request('chat_tags', [system, user]) == [
     system,
     *templates.EXAMPLE,
     user,
   ]
+
+
+def test_a_chat_may_end_with_a_request_for_a_box():
+  system, user = ({'role': role, 'content': role} for role in ('system', 'user'))
+  asked = templates.with_request('chat_boxed', [system, user])
+  assert asked == [system, {**user, 'content': f'user\n\n{templates.BOXED}'}]
+  assert user['content'] == 'user'  # unchanged
+  assert parsing.last_box(templates.BOXED) == ''
+  assert templates.form('chat_boxed') == 'boxed'
+  assert {templates.form(name) for name in ('chat', 'chat_tags', 'plain')} == {'tags'}
+
+
+def test_a_system_message_begins_chats_that_have_none():
+  def chat(messages):
+    return ' '.join(message['content'] for message in messages)
+
+  begun = templates.beginning_with('Be brief.', chat)
+  user = {'role': 'user', 'content': '1+1?'}
+  assert begun([user]) == 'Be brief. 1+1?'
+  assert begun([{'role': 'system', 'content': 'Be long.'}, user]) == 'Be long. 1+1?'

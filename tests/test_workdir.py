@@ -227,7 +227,7 @@ def test_a_run_with_other_problems_is_refused_and_named(tmp_path):
     {'countdown': '2.0.0', 'gsm8k': '1'},
   )
   open_workdir(tmp_path, Experiment(), data=before)
-  assert json.loads((tmp_path / 'config.json').read_text())['data'] == before
+  assert json.loads((tmp_path / 'config.json').read_text())['problems'] == before
   open_workdir(tmp_path, Experiment(), data=before)
   kept = contents(tmp_path)
   with pytest.raises(WorkdirError) as error:

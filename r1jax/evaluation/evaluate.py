@@ -144,9 +144,9 @@ class _Outputs(NamedTuple):
   number: int  # of the problem
   length: np.ndarray  # int [G]
   cut_off: np.ndarray  # bool [G]
-  unparsable: list[bool]
+  fault: np.ndarray  # str [G], of the form; see `parsing.fault`
   reflective: list[bool]
-  consensus: bool  # whether the most frequent answer is right
+  consensus: int | None  # an output with the most frequent answer
   output: str | None  # the first output if it is shown
 
 
@@ -159,7 +159,7 @@ def _outputs(
     number,
     sampled.lengths[n],
     sampled.cut_off[n],
-    [parsing.parse(output) is None for output in group],
+    np.array([parsing.fault(output, problem.form) for output in group], str),
     [parsing.is_reflective(output) for output in group],
     _consensus(problem, group),
     group[0] if shown else None,
@@ -181,14 +181,20 @@ def _summary(
   }
   groups = [tasks.group(problem) for problem in problems]
   count = correct_PG.sum(1).astype(int)
+  consensus = [
+    0.0 if one.consensus is None else correct_G[one.consensus]
+    for one, correct_G in zip(found, correct_PG, strict=True)
+  ]
   pass_at_k = statistics.pass_at_k(config.samples, count, config.samples)
   for name, values in (
     ('pass_at_1', correct_PG),
     ('pass_at_k', pass_at_k),
-    ('consensus', np.array([one.consensus for one in found], float)),
+    ('consensus', np.array(consensus, float)),
     ('length', [one.length for one in found]),
     ('cut_off', [one.cut_off for one in found]),
-    ('unparsable', [one.unparsable for one in found]),
+    ('unparsable', [one.fault != '' for one in found]),
+    ('endless_thoughts', [one.fault == 'thoughts' for one in found]),
+    ('no_answer', [one.fault == 'answer' for one in found]),
     ('reflective', [one.reflective for one in found]),
   ):
     metrics[name] = statistics.bootstrap(values, seed=0, groups=groups)._asdict()
@@ -217,15 +223,9 @@ def by_task(
   return found
 
 
-def _consensus(problem: Problem, group: Sequence[str]) -> bool:
-  """Returns whether the group's most frequent answer is right."""
-  parsed = [parsing.parse(output) for output in group]
-  answers = [part.answer if part else None for part in parsed]
-  votes = [
-    None if answer is None else tasks.answer_key(problem, answer) for answer in answers
-  ]
+def _consensus(problem: Problem, group: Sequence[str]) -> int | None:
+  """Returns the index of an output with the group's most frequent answer, or None."""
+  parsed = [parsing.parse(output, problem.form) for output in group]
+  votes = [part and tasks.answer_key(problem, part.answer) for part in parsed]
   winner = statistics.consensus(votes)
-  if winner is None:
-    return False
-  answer = answers[votes.index(winner)]
-  return answer is not None and tasks.verify(problem, answer)
+  return None if winner is None else votes.index(winner)

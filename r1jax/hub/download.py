@@ -1,6 +1,7 @@
-"""Downloads checkpoints from the Hugging Face hub."""
+"""Downloads checkpoints and data files from the Hugging Face hub."""
 
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +12,7 @@ from r1jax.hub import network, paths
 from r1jax.hub.chat_template import HubError
 
 REMOTE = 'hf://'
+DATASETS = 'hf://datasets/'
 DOWNLOADED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
 
 
@@ -25,20 +27,53 @@ def download(path: str, flag: str = 'model.path') -> Path:
   """
   if not path.startswith(REMOTE):
     return paths.local(flag, path)
+
+  def fetch() -> str:
+    name = path.removeprefix(REMOTE)
+    return huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED)
+
+  return _fetched(fetch, path, flag, 'the folder of a checkpoint')
+
+
+def dataset_file(path: str, flag: str) -> Path:
+  """Returns a data file; downloads `hf://datasets/owner/name/file` first.
+
+  Raises:
+    HubError: the download failed.
+    ValueError: the path has another scheme, or names no file of a data set.
+  """
+  if not path.startswith(REMOTE):
+    return paths.local(flag, path)
+  owner, name, file = f'{path.removeprefix(DATASETS)}//'.split('/', 2)
+  if not path.startswith(DATASETS) or not (owner and name and file.strip('/')):
+    raise ValueError(
+      f'{flag}: expected {DATASETS}owner/name/file, such as '
+      f'{DATASETS}openai/gsm8k/main/train-00000-of-00001.parquet, got {path}'
+    )
+
+  def fetch() -> str:
+    return huggingface_hub.hf_hub_download(
+      f'{owner}/{name}', file.strip('/'), repo_type='dataset'
+    )
+
+  return _fetched(fetch, path, flag, 'the path of a data file')
+
+
+def _fetched(fetch: Callable[[], str], path: str, flag: str, instead: str) -> Path:
+  """Returns what `fetch` downloads; an earlier download if the hub doesn't answer."""
   constants = huggingface_hub.constants
   offline, problem = constants.HF_HUB_OFFLINE, ''
   try:
     if not offline and (problem := _connection_problem(constants.ENDPOINT)):
       constants.HF_HUB_OFFLINE = True  # or the library would retry
-    name = path.removeprefix(REMOTE)
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED))
+    return Path(fetch())
   except Exception as error:  # from the library, from its HTTP client, from the system
     reason = f'{type(error).__name__}: {network.reason(error)}'
     if problem and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
       reason = f'{constants.ENDPOINT}: {problem}'
     raise HubError(
       f'{flag}: {path} is not on this machine and could not be downloaded ({reason}); '
-      'give the folder of a checkpoint instead'
+      f'give {instead} instead'
     ) from error
   finally:
     constants.HF_HUB_OFFLINE = offline

@@ -24,7 +24,8 @@ from r1jax.hub.checkpoint_files import (
   read_text,
 )
 from r1jax.plain import JsonObject
-from r1jax.text import surroundings
+from r1jax.text import surroundings, templates
+from r1jax.text.templates import Chat
 from r1jax.text.tokenizer import Tokenizer, num_ids
 
 # Tokens with these roles are not text. A template may use names of its own for others.
@@ -40,6 +41,7 @@ def open_tokenizer(
   folder: str | os.PathLike[str],
   variables: JsonObject | None = None,
   time: datetime.datetime | None = None,
+  system: str = '',
 ) -> Tokenizer:
   """Returns the tokenizer of a checkpoint, with its chat template if it has one.
 
@@ -47,10 +49,11 @@ def open_tokenizer(
     folder: of the checkpoint, or its GGUF file.
     variables: of the chat template, in addition to those that every template gets.
     time: for the chat template; None is the current time at each call.
+    system: message with which conversations begin that have none of their own.
 
   Raises:
     HubError: a file is missing or damaged, no token ends a sequence, or the chat
-      template does not use one of the variables.
+      template does not use one of the variables or the system message.
   """
   folder = Path(folder).expanduser()
   tokenizer = _read(folder)
@@ -70,7 +73,7 @@ def open_tokenizer(
     tokenizer,
     pad_id=stops[0] if pad is None else pad,
     stop_ids=stops,
-    chat=template.render if template else None,
+    chat=_chat(folder, template, system),
     control={n for n in control if n is not None} | _template_ids(tokenizer, template),
     remarks=[
       *_text_stop_remarks(folder, tokenizer, stops),
@@ -104,6 +107,21 @@ def _check_variables(
       f'chat_template_kwargs: expected variables that the chat template of {folder} '
       f'uses ({which}), got {", ".join(unread)}'
     )
+
+
+def _chat(folder: Path, template: ChatTemplate | None, system: str) -> Chat | None:
+  """Returns what formats messages, with the system message; None without a template."""
+  if template is None:
+    return None
+  if not system:
+    return template.render
+  chat = templates.beginning_with(system, template.render)
+  if system.strip() not in chat([{'role': 'user', 'content': ''}]):
+    raise HubError(
+      f'model.system: the chat template of {folder} writes no system message; leave it '
+      'out'
+    )
+  return chat
 
 
 def _template_ids(

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from r1jax import choice
 from r1jax.tasks import Problem
 
 Reward = Callable[[Problem, str], float]
@@ -27,3 +28,21 @@ class Weighted:
       raise ValueError(
         f'weight of reward {self.name!r}: expected a finite number, got {self.weight}'
       )
+
+
+def weighted(words: str) -> Weighted:
+  """Returns the reward `package.module:function=weight`, with the function's name.
+
+  Raises:
+    ValueError: there is no such function, or the weight is no finite number.
+  """
+  path, equals, weight = words.rpartition('=')
+  if not equals:
+    raise ValueError(f'rewards: expected package.module:function=weight, got {words!r}')
+  function = choice.imported('rewards', path)
+  try:
+    return Weighted(path.rpartition(':')[2], function, float(weight))
+  except ValueError as error:
+    raise ValueError(
+      f'rewards: expected a finite number as the weight of {path}, got {weight!r}'
+    ) from error

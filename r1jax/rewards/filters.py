@@ -14,7 +14,7 @@ FAULTS = ('form', 'wrong', 'language', 'paragraph', 'code', 'repetition')
 
 def faults(problem: Problem, output: str) -> list[str]:
   """Returns the names of an output's faults, in the order of `FAULTS`."""
-  parsed = parsing.parse(output)
+  parsed = parsing.parse(output, problem.form)
   if parsed is None:
     return ['form']
   text = '\n'.join(parsed)

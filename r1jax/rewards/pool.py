@@ -126,12 +126,16 @@ class RewardPool:
   """Worker processes that score outputs; a context manager that ends all of them.
 
   `timeout` is the time limit of one output in seconds; after it, each reward gets that
-  time for itself. Only the parent receives Ctrl-C. Workers also end if the parent is
-  killed.
+  time for itself. Workers import `imports` before. Only the parent receives Ctrl-C.
+  Workers also end if the parent is killed.
   """
 
   def __init__(
-    self, rewards: Sequence[Weighted], workers: int = 2, timeout: float = 5.0
+    self,
+    rewards: Sequence[Weighted],
+    workers: int = 2,
+    timeout: float = 5.0,
+    imports: Sequence[str] = (),
   ):
     """Checks the settings; `__enter__` starts the workers.
 
@@ -154,6 +158,7 @@ class RewardPool:
     self._rewards = tuple(rewards)
     self._workers = workers
     self._timeout = timeout
+    self._imports = tuple(imports)
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -181,7 +186,8 @@ class RewardPool:
     self._pool = pebble.ProcessPool(
       max_workers=self._workers,
       context=self._context,
-      initializer=worker.follow_parent,
+      initializer=worker.start,
+      initargs=(self._imports,),
     )
     # Workers inherit the signal mask of the pool's threads, and these that of this
     # thread, so Ctrl-C cannot reach a worker while it is still importing.

@@ -11,8 +11,8 @@ from r1jax.text import language, parsing
 
 
 def accuracy(problem: Problem, output: str) -> float:
-  """Returns 1.0 if `output` has the strict format and a right answer, else 0.0."""
-  parsed = parsing.parse(output)
+  """Returns 1.0 if `output` has the problem's form and a right answer, else 0.0."""
+  parsed = parsing.parse(output, problem.form)
   return float(parsed is not None and tasks.verify(problem, parsed.answer))
 
 
@@ -25,9 +25,8 @@ def reasoning(problem: Problem, output: str) -> float:
 
 
 def format_reward(problem: Problem, output: str) -> float:
-  """Returns 1.0 if `output` has the strict format, right or wrong, else 0.0."""
-  del problem  # every problem has the same format
-  return float(parsing.parse(output) is not None)
+  """Returns 1.0 if `output` has the problem's form, right or wrong, else 0.0."""
+  return float(parsing.parse(output, problem.form) is not None)
 
 
 def language_consistency(problem: Problem, output: str) -> float:

@@ -1,6 +1,7 @@
 """Code that runs inside a reward worker: scores an output, ends with its parent."""
 
 import dataclasses
+import importlib
 import math
 import multiprocessing
 import numbers
@@ -26,8 +27,10 @@ class Failure:
   timeout: bool = False
 
 
-def follow_parent() -> None:
-  """Makes this worker end with its parent, even if the parent is killed."""
+def start(modules: Sequence[str]) -> None:
+  """Imports modules, and makes this worker end with its parent, even a killed one."""
+  for module in modules:
+    importlib.import_module(module)
   parent = multiprocessing.parent_process()
   assert parent is not None  # this is a worker
   # Pebble's Python handler prints a traceback on a second signal; the default can't.

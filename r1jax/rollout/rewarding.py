@@ -24,7 +24,7 @@ class Rewards(NamedTuple):
   values: np.ndarray  # float32 [P, G, R], R of them by name
   total: np.ndarray  # float32 [P, G], the weighted sum
   cut_off: np.ndarray  # bool [P, G]
-  unparsable: np.ndarray  # bool [P, G]
+  fault: np.ndarray  # str [P, G], of the form; see `parsing.fault`
   reflective: np.ndarray  # bool [P, G]
   failures: int
   timeouts: int
@@ -46,7 +46,9 @@ class Rewards(NamedTuple):
       'zero_variance_groups': float((spread == 0).mean()),
       'zero_advantages': float((advantage_PG == 0).mean()),
       'cut_off': float(self.cut_off.mean()),
-      'unparsable': float(self.unparsable.mean()),
+      'unparsable': float((self.fault != '').mean()),
+      'endless_thoughts': float((self.fault == 'thoughts').mean()),
+      'no_answer': float((self.fault == 'answer').mean()),
       'reflective': float(self.reflective.mean()),
       'reward_errors': self.failures,
       'reward_timeouts': self.timeouts,
@@ -81,6 +83,7 @@ def _reward_local(
   repeated = [problems[row] for row in rows for _ in range(shape[1])]
   flat = [output for group in texts for output in group]
   scores = rewarder.submit(repeated, flat).result()
+  faults = [parsing.fault(x, p.form) for p, x in zip(repeated, flat, strict=True)]
   samples = {
     int(row): {
       'problem': problems[row].id,
@@ -99,7 +102,7 @@ def _reward_local(
     scores.values.reshape(*shape, len(rewarder.names)),
     scores.total.reshape(shape),
     rollout.cut_off[mine],
-    np.array([parsing.parse(output) is None for output in flat], bool).reshape(shape),
+    np.array(faults, str).reshape(shape),
     np.array([parsing.is_reflective(output) for output in flat], bool).reshape(shape),
     scores.failures,
     scores.timeouts,

@@ -44,8 +44,9 @@ def parse(
 
   Field names may be written with - or _, values after a space or =. If a field is set
   twice, the last value holds. A preset replaces its group, and single fields then
-  change the preset, in any order. Configs check their final values in `__post_init__`,
-  with a ValueError.
+  change the preset, in any order. A group with a field `path` takes it by the group's
+  name: `--data FILE` is `--data.path FILE`. Configs check their final values in
+  `__post_init__`, with a ValueError.
 
   Args:
     default: the config to start from.
@@ -59,7 +60,7 @@ def parse(
   words = list(sys.argv[1:] if argv is None else argv)
   presets = presets or {}
   try:
-    words, chosen = _split_presets(words, presets)
+    words, chosen = _split_presets(_with_paths(words, default), presets)
     _check_names(words, [*_field_flags(default), *map(_flag, presets)])
     start = copy.copy(default)
     for group, preset in chosen.items():
@@ -111,6 +112,17 @@ def _split_presets(
       )
     chosen[group] = known[name]
   return rest, chosen
+
+
+def _with_paths(words: Sequence[str], config: plain.Config) -> list[str]:
+  """Returns the words with `--data.path` for `--data`, where that group has a path."""
+  fields = _field_flags(config)
+  groups = {flag.removesuffix('.path') for flag in fields if flag.endswith('.path')}
+  flags = (word.partition('=') for word in words)
+  return [
+    f'{flag}.path{equals}{value}' if flag in groups else f'{flag}{equals}{value}'
+    for flag, equals, value in flags
+  ]
 
 
 def _flag(name: str) -> str:

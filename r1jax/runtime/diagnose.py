@@ -42,7 +42,8 @@ def _rewards(value: Value, accuracy: float | None) -> Iterator[tuple[str, str]]:
       'reward',
       'Every reward of this step is 0, so there is nothing to learn from: make the '
       'problems easier, or train the base model for longer; a checkpoint of the hub '
-      'may need another --model.template: chat_tags asks for the form explicitly.',
+      'may need another --model.template: chat_boxed asks an instruct model for an '
+      'answer in \\boxed{}, and chat_tags shows the tags in an example.',
     )
   elif flat > 0.9:
     if accuracy is None:
@@ -74,10 +75,11 @@ def _outputs(value: Value, tags_needed: bool) -> Iterator[tuple[str, str]]:
   if value('unparsable') > 0.5 and tags_needed:
     yield (
       'unparsable',
-      f'{value("unparsable"):.0%} of the outputs are not of the form <think>…</think>'
-      '<answer>…</answer> and cannot be right: train the base model for longer, or '
-      'give the format reward more weight; --model.template chat_tags asks a '
-      'checkpoint of the hub for that form, with an example.',
+      f'{value("unparsable"):.0%} of the outputs are not of the form that the template '
+      'asks for and cannot be right: train the base model for longer, or give the '
+      'format reward more weight; a checkpoint of the hub may need another '
+      '--model.template: chat_boxed asks an instruct model for an answer in \\boxed{}, '
+      'and chat_tags shows the tags in an example.',
     )
 
 

@@ -24,7 +24,7 @@ PIPELINE = 'pipeline.json'  # in a pipeline's folder: stage -> its folder, in or
 
 _CONFIG = 'config.json'
 # Keys in it besides the settings:
-_DATA = 'data'  # versions of the problems, by task
+_PROBLEMS = 'problems'  # versions of the problems, by task
 _VERSION = 'version'  # of r1jax
 MACHINE = 'machine_settings'  # names of the settings that may change between starts
 _LOCK = '.lock'
@@ -74,13 +74,13 @@ def open_workdir(
     ours, may_change = plain_config(config), (*may_change, 'command')
     if (workdir / _CONFIG).exists():
       theirs = _read(workdir)
-      before = theirs.pop(_DATA, {})
+      before = theirs.pop(_PROBLEMS, {})
       theirs.pop(_VERSION)
       theirs.pop(MACHINE, None)
       _compare(workdir, theirs, ours, may_change)
       _compare_data(workdir, before, data or {})
     else:
-      versions = {_DATA: dict(data)} if data else {}
+      versions = {_PROBLEMS: dict(data)} if data else {}
       written = {
         _VERSION: __version__,
         MACHINE: sorted(may_change),

@@ -218,9 +218,10 @@ class Source(NamedTuple):
 
   path: str  # of the checkpoint
   digest: str  # of the checkpoint
-  time: datetime.datetime | None  # start of the run; its prompts may contain the date
+  time: datetime.datetime  # start of the run; its prompts may contain the date
   chat_template_kwargs: JsonObject  # variables of its chat template
-  dtype: str | None  # of the run's products; None in runs that did not store it
+  dtype: str  # of the run's products
+  system: str  # message with which its conversations begin, or ''
 
 
 def read_source(workdir: Path) -> Source:
@@ -231,26 +232,25 @@ def read_source(workdir: Path) -> Source:
   file = workdir / HUB / SOURCE
   try:
     kept = json.loads(file.read_bytes())
-    time = kept.get('time')
     return Source(
       kept['path'],
       kept['digest'],
-      time and datetime.datetime.fromisoformat(time),
-      chat_template.read_variables(kept.get('chat_template_kwargs', '')),
-      kept.get('dtype'),
+      datetime.datetime.fromisoformat(kept['time']),
+      chat_template.read_variables(kept['chat_template_kwargs']),
+      kept['dtype'],
+      kept['system'],
     )
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ArtifactError(f'{file} is damaged ({error!r}); restore it') from error
 
 
 def _tokenizer(path: Path, digest: str) -> Tokenizer:
-  of_hub = (path / HUB).exists()
-  folder = path / HUB if of_hub else path
-  kept = read_source(path) if of_hub else None
+  kept = read_source(path) if (path / HUB).exists() else None
+  folder = path / HUB if kept else path
   try:
     if kept:
       tokenizer = tokenizer_files.open_tokenizer(
-        folder, kept.chat_template_kwargs, kept.time
+        folder, kept.chat_template_kwargs, kept.time, kept.system
       )
     else:
       tokenizer = Tokenizer.load(folder / TOKENIZER)

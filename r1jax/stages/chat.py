@@ -96,7 +96,7 @@ class ChatSession:
     """
     tokenizer, template = self.policy.tokenizer, self.policy.template
     if template in templates.CHATS:
-      prompt = tokenizer.chat_prompt(templates.with_example(template, messages))
+      prompt = tokenizer.chat_prompt(templates.with_request(template, messages))
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -237,7 +237,10 @@ def _current_tokenizer(stage: Artifact, chat_template_kwargs: str | None) -> Tok
   """Returns the tokenizer of a stage; its chat template gets today's date."""
   if not (stage.path / artifact.HUB).exists():
     return stage.policy.tokenizer
-  variables = artifact.read_source(stage.path).chat_template_kwargs
+  source = artifact.read_source(stage.path)
+  variables = source.chat_template_kwargs
   if chat_template_kwargs is not None:
     variables = chat_template.read_variables(chat_template_kwargs)
-  return tokenizer_files.open_tokenizer(stage.path / artifact.HUB, variables)
+  return tokenizer_files.open_tokenizer(
+    stage.path / artifact.HUB, variables, system=source.system
+  )

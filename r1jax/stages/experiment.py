@@ -177,7 +177,8 @@ class Experiment(Generic[C]):
       versions = tasks.versions(config.task_names())
       with start(config, phases, origin.digests, versions) as run:
         if not artifact.finished(run):
-          for remark in (*origin.policy.tokenizer.remarks, *origin.remarks):
+          tokenizer, problems = origin.policy.tokenizer, origin.problems
+          for remark in (*tokenizer.remarks, *problems.remarks, *origin.remarks):
             run.progress.say(remark)
           if origin.keep and hosts.is_primary():
             origin.keep(run.workdir)

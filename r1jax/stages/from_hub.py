@@ -36,6 +36,8 @@ from r1jax.sharding.place import param_shardings, replicate
 from r1jax.stages import artifact, problem_sets, product_type
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.experiment import Origin
+from r1jax.stages.own_problems import own_problems
+from r1jax.tasks import data
 from r1jax.text import templates
 
 
@@ -46,10 +48,12 @@ class HubConfig:
   # A folder with config.json, safetensors and tokenizer.json; a GGUF file; or
   # hf://owner/name.
   path: str = ''
-  # 'chat', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see `text.templates`.
+  # 'chat', 'chat_boxed', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see
+  # `text.templates`.
   template: str = templates.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''
+  system: str = ''  # message with which every chat begins
   remat: Literal['none', 'dots', 'full'] = 'dots'  # see `ModelConfig`
   # Of products, keys and values; 'auto': the one that the device computes faster.
   dtype: Literal['float32', 'bfloat16', 'auto'] = 'float32'
@@ -75,6 +79,11 @@ class HubConfig:
     variables = chat_template.read_variables(self.chat_template_kwargs)
     if self.template not in templates.CHATS:
       templates.render(self.template, '')  # raises for an unknown one
+      if self.system:
+        raise ValueError(
+          f'model.system: expected none with the template {self.template!r}, which is '
+          f'no chat, got {self.system!r}; choose the template {templates.CHAT!r}'
+        )
       if variables:
         raise ValueError(
           f'chat_template_kwargs: expected none with the template {self.template!r}, '
@@ -133,6 +142,7 @@ class Pretrained:
       'time': self.time.isoformat(),
       'chat_template_kwargs': self.config.chat_template_kwargs,
       'dtype': self.config.dtype,
+      'system': self.config.system,
     }
     write_whole(folder / artifact.SOURCE, json.dumps(source) + '\n')
 
@@ -142,28 +152,35 @@ def _digest(file: Path) -> str:
 
 
 def origin(config: Any) -> Origin:
-  """Returns the checkpoint's model, all but its parameters, and problems of one task.
+  """Returns the checkpoint's model, all but its parameters, and its problems.
+
+  These are the problems of a task, or those of data files.
 
   Args:
-    config: of the stage, with the fields model (`HubConfig`), task, rl and mesh.
+    config: of the stage, with the fields model (`HubConfig`), task, data
+      (`DataConfig`), rl and mesh.
   """
+  files = data.load(config.data) if config.data.path else None
   started = began(config.workdir, config.model.dtype)
   model = dataclasses.replace(config.model, dtype=started.dtype)
   found = look_up(model, started.time)
   policy = found.policy
-  problems = problem_sets.problems_of_task(
-    config.task,
-    config.data_dir,
-    max_prompt_length=config.rl.max_prompt_length,
-    max_positions=families.max_positions(found.checkpoint.raw),
-  )
-  problems = problems.without_padding(
+  limits = {
+    'max_prompt_length': config.rl.max_prompt_length,
+    'max_positions': families.max_positions(found.checkpoint.raw),
+  }
+  if files:
+    problems = own_problems(files, policy, **limits)
+  else:
+    problems = problem_sets.problems_of_task(config.task, config.data_dir, **limits)
+  problems = problems.in_form(templates.form(policy.template)).without_padding(
     policy.tokenizer, policy.template, config.mesh.context
   )
+  digests = {**found.digests, **(files.digests if files else {})}
   return Origin(
     policy,
     problems,
-    found.digests,
+    digests,
     keep=found.keep,
     params=found.params,
     remarks=started.remarks,
@@ -230,7 +247,9 @@ def look_up(config: HubConfig, time: datetime.datetime | None = None) -> Pretrai
   checkpoint = open_checkpoint(download(config.path))
   time = time or tokenizer_files.now()
   variables = chat_template.read_variables(config.chat_template_kwargs)
-  tokenizer = tokenizer_files.open_tokenizer(checkpoint.folder, variables, time)
+  tokenizer = tokenizer_files.open_tokenizer(
+    checkpoint.folder, variables, time, config.system
+  )
   if tokenizer.vocab_size > checkpoint.vocab_size:
     raise ValueError(
       f'{checkpoint.folder}: expected at most {checkpoint.vocab_size} tokens, the rows '

@@ -20,6 +20,7 @@ from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
 from r1jax.tasks import GENERAL, REASONING, Problem, splits, store
+from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
 TASKS = (*REASONING, *GENERAL)
@@ -37,6 +38,7 @@ class Problems:
     max_positions: of the base model; T of its training if it is trained here.
     test: held-out problems for the final results, a list for each task; empty if
       nothing is reported.
+    remarks: what the user should know about the problems.
   """
 
   train: list[list[Problem]]
@@ -44,6 +46,7 @@ class Problems:
   max_prompt_length: int
   max_positions: int
   test: list[list[Problem]] = dataclasses.field(default_factory=list)
+  remarks: tuple[str, ...] = ()
 
   def reasoning(self, split: str) -> list[Problem]:
     """Returns reasoning problems of 'validation' or 'test'; tasks alternate."""
@@ -55,6 +58,19 @@ class Problems:
 
   def _held_out(self, split: str) -> list[list[Problem]]:
     return {'validation': self.validation, 'test': self.test}[split]
+
+  def in_form(self, form: parsing.Form) -> 'Problems':
+    """Returns the problems with another form of a good output."""
+
+    def changed(sources: list[list[Problem]]) -> list[list[Problem]]:
+      return [[dataclasses.replace(p, form=form) for p in one] for one in sources]
+
+    return dataclasses.replace(
+      self,
+      train=changed(self.train),
+      validation=changed(self.validation),
+      test=changed(self.test),
+    )
 
   def check_length(self, field: str, max_length: int) -> None:
     """Raises ValueError if outputs may exceed the base model's positions."""

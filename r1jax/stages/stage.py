@@ -316,8 +316,11 @@ def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -
 
 
 def reward_pool(
-  config: RLConfig, rewards: Sequence[Weighted], preference_weight: float = 0.0
+  config: RLConfig,
+  rewards: Sequence[Weighted],
+  preference_weight: float = 0.0,
+  imports: Sequence[str] = (),
 ) -> RewardPool:
-  """Returns the processes that reward outputs by rules; see `check_finite_rewards`."""
+  """Returns the processes that reward outputs by rules; see `RewardPool`."""
   check_rewards(rewards, preference_weight)
-  return RewardPool(rewards, config.reward_workers, config.reward_timeout)
+  return RewardPool(rewards, config.reward_workers, config.reward_timeout, imports)

@@ -19,10 +19,12 @@ from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
 from r1jax.plain import JsonObject
+from r1jax.text import parsing
 
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
+OWN = 'data'  # a file of the user's
 
 
 class Difficulty(Protocol):
@@ -42,6 +44,7 @@ class Problem:
   question: str
   truth: JsonObject
   language: str = 'en'  # of a good output; see `r1jax.text.language`
+  form: parsing.Form = 'tags'  # of a good output; see `r1jax.text.parsing`
 
 
 def verify(problem: Problem, answer: str) -> bool:
@@ -71,6 +74,6 @@ def module(task: str) -> Any:
     ValueError: the name is unknown.
   """
   expected = sorted((*REASONING, *GENERAL, *PUBLISHED))
-  if task not in expected:
+  if task not in (*expected, OWN):
     raise ValueError(f'task: expected one of {expected}, got {task!r}')
   return importlib.import_module(f'r1jax.tasks.{task}')

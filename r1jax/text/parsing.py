@@ -1,7 +1,7 @@
 """Parses outputs: thoughts, summary, answer, reflective words."""
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 TAG_PATTERN = re.compile('|'.join(TAGS))
@@ -15,14 +15,28 @@ class Parsed(NamedTuple):
   answer: str
 
 
-def parse(text: str) -> Parsed | None:
-  """Returns the parts of `<think>…</think> … <answer>…</answer>`, or None.
+Form = Literal['tags', 'boxed']  # of an output; the template asks for it
 
-  Strict: each tag exactly once, in this order, and nothing but whitespace before and
-  after. The text between thoughts and answer is the summary, which R1 learns to write
-  in its first stage. Any part may be empty. Takes linear time on any text.
+
+def parse(text: str, form: Form = 'tags') -> Parsed | None:
+  """Returns the parts of an output, or None if it does not have the form.
+
+  'tags' is `<think>…</think> … <answer>…</answer>`. Strict: each tag exactly once, in
+  this order, and nothing but whitespace before and after. The text between thoughts and
+  answer is the summary, which R1 learns to write in its first stage.
+
+  'boxed' is a text with a complete `\\boxed{…}`, after the thoughts if there are any.
+  The answer is the content of the last one, and that text is the summary.
+
+  Any part may be empty. Takes linear time on any text.
   """
   text = text.strip()
+  if form == 'boxed':
+    think, rest = _split_thoughts(text)
+    boxed = None if rest is None else last_box(rest)
+    if rest is None or boxed is None:
+      return None
+    return Parsed(think.strip(), rest.strip(), boxed)
   if any(text.count(tag) != 1 for tag in TAGS):
     return None
   if not (text.startswith('<think>') and text.endswith('</answer>')):
@@ -33,6 +47,51 @@ def parse(text: str) -> Parsed | None:
   if not tag:  # the answer was opened inside the thoughts
     return None
   return Parsed(think.strip(), summary.strip(), answer.strip())
+
+
+def _split_thoughts(text: str) -> tuple[str, str | None]:
+  """Returns the thoughts and what follows, which is None if the thoughts never end."""
+  think, tag, rest = text.partition('</think>')
+  if tag:
+    return think.removeprefix('<think>'), rest
+  return ('', text) if '<think>' not in text else (text, None)
+
+
+def fault(text: str, form: Form = 'tags') -> str:
+  """Returns why `parse` gives None: 'thoughts', 'answer' or 'form'; '' if it doesn't.
+
+  'thoughts' never end. With 'answer' there is no complete answer after them. 'form' is
+  everything else, such as a tag that stands twice.
+  """
+  if parse(text, form) is not None:
+    return ''
+  _, rest = _split_thoughts(text)
+  if rest is None:
+    return 'thoughts'
+  answered = '</answer>' in rest.partition('<answer>')[2]
+  return 'form' if answered and form == 'tags' else 'answer'
+
+
+_BOX = re.compile(r'\\(?:boxed|fbox)(?:\s*(\{)|\s+(-?[\w./]+))|\\.|[{}]', re.DOTALL)
+
+
+def last_box(text: str) -> str | None:
+  """Returns the content of the last complete `\\boxed{…}`, or None without one.
+
+  That is the outer one of nested boxes; `\\boxed 2` is complete. Takes linear time.
+  """
+  content: str | None = None
+  open_braces: list[int | None] = []  # where the content of a box begins
+  for found in _BOX.finditer(text):
+    if found[2]:
+      content = found[2]
+    elif found[1] or found[0] == '{':
+      open_braces.append(found.end() if found[1] else None)
+    elif found[0] == '}' and open_braces:
+      start = open_braces.pop()
+      if start is not None:
+        content = text[start : found.start()].strip()
+  return content
 
 
 _OPENED = re.compile(r'<think>\s*(</think>\s*)?')

@@ -1,8 +1,10 @@
-"""Prompt templates: the text around a question."""
+"""Prompt templates: the text around a question, and the form of outputs."""
 
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+
+from r1jax.text import parsing
 
 # 'r1_zero' is Table 1 of the first arXiv version of the R1 paper (2501.12948v1).
 TEMPLATES: dict[str, str] = {
@@ -48,7 +50,9 @@ Message = Mapping[str, str]  # 'role' and 'content'
 Chat = Callable[[Sequence[Message]], str]  # messages -> a prompt
 CHAT = 'chat'  # the tokenizer's own template
 CHAT_TAGS = 'chat_tags'  # the same, after an example of the format with tags
-CHATS = (CHAT, CHAT_TAGS)
+CHAT_BOXED = 'chat_boxed'  # the same, after BOXED at the end of the question
+CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED)
+BOXED = 'Reason step by step, and write the final answer within \\boxed{}.'
 EXAMPLE: tuple[Message, ...] = (
   {
     'role': 'user',
@@ -69,8 +73,31 @@ EXAMPLE: tuple[Message, ...] = (
 )
 
 
-def with_example(template: str, messages: Sequence[Message]) -> list[Message]:
-  """Returns the messages; for CHAT_TAGS with EXAMPLE, after any system message."""
+def beginning_with(system: str, chat: Chat) -> Chat:
+  """Returns `chat` with a system message for messages that have none."""
+
+  def begun(messages: Sequence[Message]) -> str:
+    if messages[0]['role'] == 'system':
+      return chat(messages)
+    return chat([{'role': 'system', 'content': system}, *messages])
+
+  return begun
+
+
+def form(template: str) -> parsing.Form:
+  """Returns the form of outputs that a template asks for."""
+  return 'boxed' if template == CHAT_BOXED else 'tags'
+
+
+def with_request(template: str, messages: Sequence[Message]) -> list[Message]:
+  """Returns the messages with what asks for the template's form of outputs.
+
+  For CHAT_TAGS that is EXAMPLE, after any system message; for CHAT_BOXED it is BOXED,
+  at the end of the last message.
+  """
+  if template == CHAT_BOXED:
+    *before, last = messages
+    return [*before, {**last, 'content': f'{last["content"]}\n\n{BOXED}'}]
   if template != CHAT_TAGS:
     return list(messages)
   first = 1 if messages[0]['role'] == 'system' else 0

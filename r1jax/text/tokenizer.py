@@ -24,7 +24,7 @@ from r1jax.text.templates import (
   Message,
   is_chat,
   render,
-  with_example,
+  with_request,
 )
 
 PAD, EOS = '<|pad|>', '<|eos|>'  # ids 0 and 1, which no text encodes to
@@ -102,7 +102,7 @@ class Tokenizer:
     if template not in CHATS:
       return render(template, question)
     return self.chat_prompt(
-      with_example(template, [{'role': 'user', 'content': question}])
+      with_request(template, [{'role': 'user', 'content': question}])
     )
 
   def chat_prompt(self, messages: Sequence[Message]) -> str:

@@ -1,0 +1,83 @@
+"""Verifiers: whether an answer is right, given the true one.
+
+A verifier is a function (answer, truth) -> bool of two texts. `VERIFIERS` has those
+with a name, and `package.module:function` is one of your own.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+from r1jax import choice
+from r1jax.tasks import expressions, gsm8k, mathematics
+
+Verifier = Callable[[str, str], bool]  # (answer, truth) -> whether it is right
+
+# A letter alone or with the text of the choice, also in LaTeX: (C), C. 4 apples
+_LETTER = re.compile(r'\(?([A-Za-z])(?:\)|[.):](?=\s|$).*|\).*)?', re.DOTALL)
+_MARKUP = re.compile(r'\\(?:boxed|text|textbf|mbox|mathrm|mathbf)(?![A-Za-z])|[{}$*]')
+
+
+def number(answer: str, truth: str) -> bool:
+  """Returns whether both have the same number; see `gsm8k.answer_key`."""
+  value = gsm8k.answer_key(answer)
+  return value is not None and value == gsm8k.answer_key(truth)
+
+
+def exact(answer: str, truth: str) -> bool:
+  """Returns whether both are the same text, with any white space between words."""
+  words = answer.split()
+  return bool(words) and words == truth.split()
+
+
+def letter_of_choice(answer: str, truth: str) -> bool:
+  """Returns whether both choose the same letter, written as C, (C) or C. with text."""
+  letter = _letter(answer)
+  return letter is not None and letter == _letter(truth)
+
+
+def countdown(answer: str, truth: str) -> bool:
+  """Returns whether an expression has the numbers and the value of a true one."""
+  found, gold = expressions.read(answer), expressions.read(truth)
+  if found is None or gold is None:
+    return False
+  same = sorted(expressions.numbers(found)) == sorted(expressions.numbers(gold))
+  return same and expressions.value(found) == expressions.value(gold)
+
+
+VERIFIERS: dict[str, Verifier] = {
+  'math': mathematics.equal,
+  'number': number,
+  'exact': exact,
+  'choice': letter_of_choice,
+  'countdown': countdown,
+}
+
+
+@cache
+def find(name: str) -> Verifier:
+  """Returns the verifier of a name, or of `package.module:function`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if ':' in name:
+    return choice.imported('data.verify', name)
+  if name not in VERIFIERS:
+    raise ValueError(
+      f'data.verify: expected one of {", ".join(VERIFIERS)} or package.module:function,'
+      f' got {name!r}'
+    )
+  return VERIFIERS[name]
+
+
+def imports(name: str) -> tuple[str, ...]:
+  """Returns modules that a verifier needs and that take long to import."""
+  if ':' in name:
+    return (name.partition(':')[0],)
+  return ('math_verify',) if name == 'math' else ()
+
+
+def _letter(text: str) -> str | None:
+  found = _LETTER.fullmatch(_MARKUP.sub('', text).strip())
+  return found[1].upper() if found else None

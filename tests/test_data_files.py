@@ -1,0 +1,237 @@
+"""Data files as a task: four formats, their faults, and how they are split."""
+
+import hashlib
+import json
+
+import huggingface_hub
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from r1jax import tasks
+from r1jax.hub import download
+from r1jax.hub.chat_template import HubError
+from r1jax.tasks import data
+from r1jax.tasks.data import DataConfig
+
+ROWS = [{'question': f'What is {n}+{n}?', 'answer': str(2 * n)} for n in range(60)]
+
+
+def accepts_nothing(answer: str, truth: str) -> bool:
+  """A verifier that finds no answer right."""
+  return False
+
+
+def fails(answer: str, truth: str) -> bool:
+  """A verifier that raises."""
+  raise KeyError(answer)
+
+
+def jsonl(path, rows):
+  path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  return str(path)
+
+
+def as_json(path, rows):
+  path.write_text(json.dumps(rows))
+
+
+def as_csv(path, rows):
+  lines = [f'"{row["question"]}","{row["answer"]}"' for row in rows]
+  path.write_text('\n'.join(['question,answer', *lines]), encoding='utf-8-sig')
+
+
+def as_parquet(path, rows):
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def asked(problems):
+  return {(p.question, p.truth['answer']) for p in problems}
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'write'),
+  [('jsonl', jsonl), ('json', as_json), ('csv', as_csv), ('parquet', as_parquet)],
+)
+def test_each_format_gives_the_same_problems(tmp_path, suffix, write):
+  write(path := tmp_path / f'mine.{suffix}', ROWS)
+  files = data.load(DataConfig(str(path)))
+  expected = {(row['question'], row['answer']) for row in ROWS}
+  train, validation = asked(files.train), asked(files.validation)
+  assert train | validation == expected
+  assert not train & validation
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  assert files.digests == {str(path): digest}
+
+
+def test_about_15_percent_of_the_questions_are_held_out_by_their_hash(tmp_path):
+  rows = [{'question': f'{n}?', 'answer': n} for n in range(1000)]
+  first = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows)))
+  # Three standard deviations of a binomial distribution: 3 x sqrt(1000 x .15 x .85).
+  assert abs(len(first.validation) - 150) < 34
+  # A question stays in its split, wherever it stands and however it is spaced.
+  spaced = [{**row, 'question': f' {row["question"]}\n'} for row in rows[500:]]
+  other = data.load(DataConfig(jsonl(tmp_path / 'b.jsonl', spaced)))
+  assert asked(other.validation) <= asked(first.validation)
+
+
+def test_questions_of_the_held_out_file_are_left_out_of_training(tmp_path):
+  own = jsonl(tmp_path / 'train.jsonl', ROWS)
+  same = [{'question': 'what is  7+7?', 'answer': '14'}, *ROWS[:2]]
+  held_out = jsonl(tmp_path / 'test.jsonl', same)
+  files = data.load(DataConfig(own, held_out=held_out))
+  assert len(files.train) == 57
+  assert len(files.validation) == 3
+  assert files.remarks == (
+    '3 of 60 questions of train.jsonl are in test.jsonl too; they are left out of '
+    'training.',
+  )
+  assert set(files.digests) == {own, held_out}
+
+
+def test_gsm8k_s_answer_is_what_follows_its_mark(tmp_path):
+  solution = 'He has 2+3 = <<2+3=5>>5.\n#### 1,080'
+  rows = [{**row, 'answer': solution} for row in ROWS]
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows), verify='number'))
+  assert {p.truth['answer'] for p in files.train} == {'1,080'}
+  assert tasks.verify(files.train[0], '1080')
+
+
+def test_fields_may_lie_within_objects_and_lists(tmp_path):
+  rows = [
+    {'chat': [{'content': row['question']}], 'a.b': row['answer']} for row in ROWS
+  ]
+  config = DataConfig(
+    jsonl(tmp_path / 'a.jsonl', rows), question='chat.0.content', answer='a.b', limit=9
+  )
+  files = data.load(config)
+  assert asked(files.train) < {(row['question'], row['answer']) for row in ROWS}
+  assert len(files.train) == 9
+
+
+def test_a_number_may_be_an_answer(tmp_path):
+  rows = [{'question': f'{n}?', 'answer': 27.0} for n in range(40)]
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows), verify='exact'))
+  assert tasks.verify(files.train[0], '27')
+
+
+def test_the_verifier_of_the_config_checks_answers(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', ROWS)
+  by_math, exactly = (
+    data.load(DataConfig(path, verify=name)).train[-1] for name in ('math', 'exact')
+  )
+  truth = by_math.truth['answer']
+  assert tasks.verify(by_math, f'{truth}.0')
+  assert not tasks.verify(exactly, f'{truth}.0')
+  assert tasks.answer_key(by_math, f'{truth} ') == tasks.answer_key(by_math, truth)
+
+
+@pytest.mark.parametrize(
+  ('row', 'fault'),
+  [
+    ([1], 'line 61 is no object but list'),
+    ({'q': '1'}, "line 61 has no field 'question' .it has q; set --data.question."),
+    ({'question': '1'}, "line 61 has no field 'answer'"),
+    ({'question': '1', 'answer': ' '}, "line 61 has an empty field 'answer'"),
+    (
+      {'question': '1', 'answer': [2]},
+      'neither text nor a number in the field .answer',
+    ),
+    ({'question': '1', 'answer': True}, 'neither text nor a number in the field .answ'),
+    ({'question': '1', 'answer': None}, 'neither text nor a number in the field .answ'),
+  ],
+)
+def test_a_wrong_row_is_named_by_file_line_and_field(tmp_path, row, fault):
+  path = jsonl(tmp_path / 'a.jsonl', [*ROWS, row])
+  with pytest.raises(ValueError, match=rf'data.path: 1 of 61 rows of {path} .*{fault}'):
+    data.load(DataConfig(path))
+
+
+def test_only_the_first_wrong_rows_are_described(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', [{}] * 9)
+  with pytest.raises(
+    ValueError, match=r'9 of 9 rows .*; line 3 .*; and 6 more; correct'
+  ):
+    data.load(DataConfig(path))
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'fault'),
+  [
+    ('a.jsonl', '{"question": "1"}\n{', r'line 2 is no JSON'),
+    ('a.json', '{"rows": []}', 'expected a list of rows, got dict'),
+    ('a.csv', 'question,answer\n1,2,3\n', 'line 2 has 3 columns, the first line 2'),
+    ('a.parquet', 'PAR1', 'cannot be parsed'),
+    ('a.jsonl', '\n', 'has no rows'),
+    ('a.txt', '', 'expected a file that ends in .jsonl, .json, .csv, .parquet'),
+  ],
+)
+def test_a_file_that_cannot_be_parsed_is_named(tmp_path, name, content, fault):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(
+    ValueError, match=rf'data.path: .*{name}.*{fault}|{fault}.*{name}'
+  ):
+    data.load(DataConfig(str(tmp_path / name)))
+
+
+def test_a_missing_file_and_other_bytes_are_named(tmp_path):
+  with pytest.raises(ValueError, match=r'no.jsonl cannot be read .No such file'):
+    data.load(DataConfig(str(tmp_path / 'no.jsonl')))
+  (tmp_path / 'a.csv').write_bytes(b'question,answer\n\xff,1')
+  with pytest.raises(
+    ValueError, match=r'a.csv is not text in UTF-8 .byte 16.; convert'
+  ):
+    data.load(DataConfig(str(tmp_path / 'a.csv')))
+
+
+def test_truths_that_their_verifier_rejects_are_listed(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', [*ROWS, {'question': 'Who?', 'answer': 'Evelyn'}])
+  message = r"verifier number rejects .* 1 of 61 rows .*: a.jsonl:61 'Evelyn'; correct"
+  with pytest.raises(ValueError, match=message):
+    data.load(DataConfig(path, verify='number'))
+  with pytest.raises(
+    ValueError, match=r'61 of 61 rows .*; and 58 more; .*--data.verify'
+  ):
+    data.load(DataConfig(path, verify=f'{__name__}:accepts_nothing'))
+  with pytest.raises(ValueError, match=r"a.jsonl:1 '0' \(KeyError: '0'\)"):
+    data.load(DataConfig(path, verify=f'{__name__}:fails'))
+
+
+def test_too_few_rows_to_hold_some_out_are_refused(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', ROWS[:1])
+  with pytest.raises(ValueError, match=r'expected rows for .* among the 1 of'):
+    data.load(DataConfig(path))
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'verify': 'maths'}, 'data.verify: expected one of'),
+    ({'limit': -1}, 'data.limit: expected 0 or more'),
+    ({'held_out': 'a.jsonl'}, 'data.held_out: expected --data as well'),
+  ],
+)
+def test_wrong_settings_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    DataConfig(**settings)
+
+
+def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):
+  path = jsonl(tmp_path / 'train.jsonl', ROWS)
+  monkeypatch.setattr(download, '_connection_problem', lambda url: '')
+  monkeypatch.setattr(
+    huggingface_hub,
+    'hf_hub_download',
+    lambda name, file, repo_type: {('o/n', 'a/train.jsonl', 'dataset'): path}[
+      name, file, repo_type
+    ],
+  )
+  files = data.load(DataConfig('hf://datasets/o/n/a/train.jsonl'))
+  assert len(files.train) + len(files.validation) == 60
+  assert list(files.digests) == ['hf://datasets/o/n/a/train.jsonl']
+  with pytest.raises(
+    ValueError, match=r'data.path: expected hf://datasets/owner/name/f'
+  ):
+    data.load(DataConfig('hf://datasets/o/n'))
+  with pytest.raises(HubError, match=r'o/n/b.json is not on this machine .*KeyError'):
+    data.load(DataConfig('hf://datasets/o/n/b.json'))
