@@ -59,8 +59,8 @@ def decode_params(
   if single and (int8 or config.dtype == 'bfloat16') and platform() == 'cpu':
     w = outside[head] if config.tied else outside.pop(head)
     if int8:
-      values, scale = to_int8(w.astype(jnp.float32), (1,))
-      left = values, scale[:, None]
+      values, of_row = to_int8(w.astype(jnp.float32), (1,))
+      left = values, of_row[:, None]
     else:
       left = _for_one_row(w.astype(config.dtype)), None
   return DecodeParams(outside, layers, left, scale)
