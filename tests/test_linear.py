@@ -116,7 +116,7 @@ def test_one_column_is_multiplied_as_by_numpy(kind):
   rng = np.random.default_rng(0)
   w = jnp.asarray(rng.integers(-127, 128, size=(5, 192))).astype(kind)
   x = rng.standard_normal((192, 1)).astype(np.float32)
-  stored = one_row.bits(w) if kind == 'bfloat16' else w
+  stored = linear.bits(w) if kind == 'bfloat16' else w
   found = np.asarray(one_row.product(stored, jnp.asarray(x)))
   expected: np.ndarray = np.asarray(w, np.float64) @ x
   # float32 sums of 192 terms below 400

@@ -9,7 +9,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from r1jax.model import one_row
 from r1jax.model.config import ModelConfig
-from r1jax.model.linear import Int8, Lora, to_int8, vector_dtype
+from r1jax.model.linear import Int8, Lora, bits, to_int8, vector_dtype
 from r1jax.sharding.constrain import platform
 
 # By name: an array, a `Lora`, or a matrix and its scale; see `layer_weights`.
@@ -69,7 +69,7 @@ def decode_params(
 def _for_one_row(w_FD: jax.Array) -> jax.Array:
   """Returns a left operand in the form that `one_row.product` reads, if it can be."""
   served = platform() == 'cpu' and one_row.serves(w_FD.shape[1])
-  return one_row.bits(w_FD) if served and w_FD.dtype == jnp.bfloat16 else w_FD
+  return bits(w_FD) if served and w_FD.dtype == jnp.bfloat16 else w_FD
 
 
 # Weights that decoding uses in the learner's layout.

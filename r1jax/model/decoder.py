@@ -21,7 +21,7 @@ from r1jax.model.block import Block, RMSNorm, remat_block
 from r1jax.model.config import ModelConfig
 from r1jax.model.decode import make_decode, row_logits
 from r1jax.model.decode_weights import DecodeParams, embedding_scale
-from r1jax.model.linear import Int8, product, to_int8, uses_product
+from r1jax.model.linear import Int8, bits, from_bits, product, to_int8, uses_product
 from r1jax.model.pattern import part, patterns
 from r1jax.sharding.constrain import constrain_params, current_mesh, on_mesh
 from r1jax.trees import Boxed, Decode, Head, MatrixAxes
@@ -53,7 +53,9 @@ class Decoder(nn.Module):
     block = Block if self.config.remat == 'none' else remat_block(self.config.remat)
     new = self.is_initializing()
     # A layer's parameters are opened once, outside of the rematerialised block.
-    opening: Any = nn.map_variables(block, 'params', opened, init=new, mutable=new)
+    opening: Any = nn.map_variables(
+      block, 'params', lambda params: from_bits(opened(params)), init=new, mutable=new
+    )
     return nn.scan(
       opening,
       variable_axes={'params': 0},
@@ -141,6 +143,7 @@ def head_logits(dtype: str, rows_RD: jax.Array, x_BTD: jax.Array) -> jax.Array:
     rows_RD: of the output embedding, all of them or some.
     x_BTD: normalised hidden states, [..., D].
   """
+  rows_RD = from_bits(rows_RD)
   if uses_product(dtype):
     return product(x_BTD.astype(dtype), rows_RD, 1)
   return jnp.einsum(
@@ -245,15 +248,16 @@ def matrices(config: ModelConfig) -> Mapping[str, Any]:
 def as_multiplied(params: optax.Params, config: ModelConfig) -> optax.Params:
   """Returns the parameters, their matrices rounded to the type they are multiplied in.
 
-  A forward pass gives the same bits, as its products round them too. Embeddings of
-  inputs, gains and routers stay as they are.
+  A forward pass gives the same bits, as its products round them too. bfloat16 matrices
+  are kept as their `bits`. Input embeddings, gains and routers stay as they are.
   """
-  known, least = matrices(config), jnp.dtype(config.dtype)
+  known = matrices(config)
 
   def one(path: KeyPath, axes: MatrixAxes | None, x: jax.Array) -> jax.Array:
     name = path[-1].key
     multiplied = (axes is not None and name not in FLOAT32) or name == 'head'
-    return x.astype(least) if multiplied and x.dtype.itemsize > least.itemsize else x
+    wider = config.dtype == 'bfloat16' and x.dtype.itemsize > 2
+    return bits(x) if multiplied and wider else x
 
   return jax.tree_util.tree_map_with_path(
     one, known, params, is_leaf=lambda x: x is None or isinstance(x, tuple)

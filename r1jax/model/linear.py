@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from r1jax.sharding.constrain import constrain, num_shards, platform
+from r1jax.trees import T
 
 SHORT = 32  # input channels; LoRA ranks are rarely larger
 LONG_PRODUCT = 'long product'  # name of bfloat16 products with more input channels
@@ -112,16 +113,30 @@ def vector_dtype(dtype: str) -> jax.typing.DTypeLike:
   return jnp.promote_types(dtype, jnp.float32) if platform() == 'cpu' else dtype
 
 
+def bits(x: jax.Array) -> jax.Array:
+  """Returns x rounded to bfloat16, as uint16 with the same bits; see `from_bits`.
+
+  XLA's CPU compiler converts a whole stack of bfloat16 layers to float32 where a loop
+  reads a layer of it, and likewise where it writes one.
+  """
+  return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+
+
+def from_bits(tree: T) -> T:
+  """Returns the tree with its uint16 arrays as the bfloat16 numbers that they are."""
+
+  def one(x: Any) -> Any:
+    if getattr(x, 'dtype', None) != jnp.uint16:
+      return x
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+
+  return jax.tree.map(one, tree)
+
+
 @jax.custom_jvp
 def _kept(x: jax.Array) -> jax.Array:
-  """Returns x in bfloat16, which a remat policy may keep under `LONG_PRODUCT`.
-
-  It is kept as bits, because XLA's CPU compiler writes bfloat16 into a stack of layers
-  by converting the whole stack; see `cache.for_writing`.
-  """
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-  kept = checkpoint_name(bits, LONG_PRODUCT)
-  return jax.lax.bitcast_convert_type(kept, jnp.bfloat16)
+  """Returns x in bfloat16; a remat policy may keep its bits as `LONG_PRODUCT`."""
+  return from_bits(checkpoint_name(bits(x), LONG_PRODUCT))
 
 
 @_kept.defjvp

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 
 # With 32 the compiler unrolls the loop over lanes instead of making vectors of it.
 LANES = 64
-# The type in which bfloat16 weights are kept, with the same bits: a slice of a bfloat16
-# array would convert the whole array to float32 first.
-BITS = jnp.uint16
+BITS = jnp.uint16  # of `linear.bits`, the form of bfloat16 weights here
 
 
 def serves(inputs: int) -> bool:
@@ -25,16 +23,11 @@ def serves(inputs: int) -> bool:
   return inputs % LANES == 0
 
 
-def bits(w: jax.Array) -> jax.Array:
-  """Returns bfloat16 weights as their bits."""
-  return jax.lax.bitcast_convert_type(w, BITS)
-
-
 def product(w_FD: jax.Array, x_D1: jax.Array) -> jax.Array:
   """Returns w @ x, summed in float32: float32 [F, 1].
 
   Args:
-    w_FD: int8, or the `bits` of bfloat16; `serves(D)` must hold.
+    w_FD: int8, or the `linear.bits` of bfloat16; `serves(D)` must hold.
     x_D1: the column.
   """
   parts = len(x_D1) // LANES
