@@ -224,7 +224,8 @@ def table(results: Mapping[str, JsonObject]) -> list[str]:
   samples = next(iter(results.values()))['samples']
   head = (
     *('benchmark', 'problems', 'pass@1, %', '95 % interval', f'pass@{samples}, %'),
-    *(f'maj@{samples}, %', 'tokens', 'cut off, %', 'no answer, %', 'time'),
+    *(f'maj@{samples}, %', 'mean tokens', 'cut off, %', 'no answer, %'),
+    *('all tokens', 'time'),
   )
   rows = []
   for name, found in results.items():
@@ -241,6 +242,7 @@ def table(results: Mapping[str, JsonObject]) -> list[str]:
         f'{found["mean_tokens"]:,.0f}',
         _percent(found['cut_off']),
         _percent(found['no_answer']),
+        f'{found["tokens"]:,}',
         f'{minutes} min {seconds} s',
       )
     )
