@@ -19,6 +19,7 @@ from r1jax.evaluation import benchmarks as evaluation
 from r1jax.evaluation.benchmarks import Draw, Outputs
 from r1jax.rewards import rules
 from r1jax.rewards.pool import Pending, Scores
+from r1jax.runtime import cli
 from r1jax.runtime.workdir import WorkdirError
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
@@ -356,3 +357,12 @@ def test_a_folder_without_results_is_not_compared(tmp_path):
 def test_the_published_results_cover_the_same_models():
   assert PASS_AT_1['aime24'].keys() == PASS_AT_1['math500'].keys()
   assert OTHERS.keys() < PASS_AT_1['aime24'].keys()
+
+
+def test_the_command_line_takes_several_benchmarks_and_two_folders():
+  words = ['--benchmarks', 'gsm8k', 'aime24', '--compare', 'a', 'b', '--model', 'm']
+  found = cli.parse(Evaluate(), words)
+  assert found.benchmarks == ('gsm8k', 'aime24')
+  assert found.compare == ('a', 'b')
+  assert (found.model, found.samples, found.max_length) == ('m', 4, 32768)
+  assert (found.draw.temperature, found.draw.top_p) == (0.6, 0.95)  # the paper's
