@@ -73,6 +73,34 @@ STUDENTS = {  # [N]; the keys of `distill.STUDENTS`
 
 RL_32B = Student(47.0, None, 91.6, 55.0, 40.2, None)  # `distill.RL_32B`: RL alone [N]
 
+
+class Other(NamedTuple):
+  """Results of a model that the paper compares with R1."""
+
+  aime_2024: float  # pass@1
+  math_500: float
+
+
+OTHERS = {  # [v1], Table 4
+  'o1-1217': Other(79.2, 96.4),
+  'GPT-4o-0513': Other(9.3, 74.6),
+  'Claude-3.5-Sonnet-1022': Other(16.0, 78.3),
+}
+
+# Benchmarks of `tasks.benchmarks` that the paper has: pass@1 by model.
+PASS_AT_1 = {
+  'aime24': {
+    'DeepSeek-R1': STAGES['AIME 2024'].r1,
+    **{f'R1-Distill-{name}': one.aime_2024 for name, one in STUDENTS.items()},
+    **{name: one.aime_2024 for name, one in OTHERS.items()},
+  },
+  'math500': {
+    'DeepSeek-R1': STAGES['MATH-500'].r1,
+    **{f'R1-Distill-{name}': one.math_500 for name, one in STUDENTS.items()},
+    **{name: one.math_500 for name, one in OTHERS.items()},
+  },
+}
+
 # The results that the report shows next to its own.
 PAPER = Paper(
   zero=(

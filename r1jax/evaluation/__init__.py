@@ -1,1 +1,1 @@
-"""Measures a policy on held-out problems: pass@k, the stage table, thinking budgets."""
+"""Measures a policy on held-out problems, benchmarks and with fewer thoughts."""

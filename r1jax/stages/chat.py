@@ -11,22 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from r1jax.hub import chat_template, families, tokenizer_files, weights
-from r1jax.hub.download import download
 from r1jax.model import decode_weights, decoder
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import compilation
-from r1jax.runtime.workdir import RECORD
 from r1jax.sampling import streaming
 from r1jax.sampling.sampler import SamplingConfig, sample_token
 from r1jax.sharding import constrain
 from r1jax.sharding.mesh import make_mesh
-from r1jax.sharding.place import param_shardings
-from r1jax.stages import artifact, from_hub
-from r1jax.stages.artifact import Artifact
-from r1jax.stages.from_hub import HubConfig
+from r1jax.stages import any_model
 from r1jax.text import parsing, templates
-from r1jax.text.tokenizer import Tokenizer, pad_left
+from r1jax.text.tokenizer import pad_left
 
 SMALLEST = 64  # prompts are padded to 64, 128, 256, … tokens
 _TAG = re.compile('|'.join(parsing.TAGS))
@@ -188,42 +182,19 @@ def open_session(
     int8: round the weight matrices to int8, with a scale for each output.
 
   Raises:
-    ValueError: the path holds neither; see `artifact.load`, `from_hub.look_up`.
+    ValueError: the path holds none; see `any_model.look_up`.
   """
-  mesh = make_mesh(jax.devices()[:1])
-  folder = download(path, 'path')
-  there = any((folder / name).is_file() for name in (RECORD, 'config.json'))
-  if not there and not folder.is_file():
-    raise ValueError(
-      f'path: expected the work directory of a finished stage, the folder of a '
-      f'checkpoint or a GGUF file, got {folder}, which has no {RECORD} and no '
-      'config.json'
-    )
-  if (folder / RECORD).is_file():
-    stage = artifact.load(folder)
-    config = stage.policy.config
-    model = dataclasses.replace(
-      stage.policy,
-      config=dataclasses.replace(config, dtype=dtype or config.dtype),
-      tokenizer=_current_tokenizer(stage, chat_template_kwargs),
-      template=template or stage.policy.template,
-    )
-    params = _rounded(stage.params(mesh), model, int8)
-    return ChatSession(model, params, from_hub.positions(stage), draw)
-  source = HubConfig(
-    path=str(folder),
-    template=template or templates.CHAT,
-    chat_template_kwargs=chat_template_kwargs or '',
-    dtype=dtype or 'float32',
+  model = any_model.look_up(
+    path,
+    'path',
+    template=template,
+    checkpoint_template=templates.CHAT,
+    chat_template_kwargs=chat_template_kwargs,
+    dtype=dtype,
   )
-  found = from_hub.look_up(source)
-  max_positions = families.max_positions(found.checkpoint.raw)
-  # With the file's own dtype: float32 would take twice the memory of bfloat16.
-  kept = dtype if dtype == 'bfloat16' else None
-  places = param_shardings(mesh, found.policy.names)
-  params = weights.read(found.checkpoint, places, kept)
-  params = _rounded(params, found.policy, int8)
-  return ChatSession(found.policy, params, max_positions, draw)
+  params = model.params(make_mesh(jax.devices()[:1]))
+  params = _rounded(params, model.policy, int8)
+  return ChatSession(model.policy, params, model.max_positions, draw)
 
 
 def _rounded(params: optax.Params, policy: Policy, int8: bool) -> optax.Params:
@@ -231,16 +202,3 @@ def _rounded(params: optax.Params, policy: Policy, int8: bool) -> optax.Params:
   if not int8:
     return params
   return jax.jit(functools.partial(decoder.quantize, config=policy.config))(params)
-
-
-def _current_tokenizer(stage: Artifact, chat_template_kwargs: str | None) -> Tokenizer:
-  """Returns the tokenizer of a stage; its chat template gets today's date."""
-  if not (stage.path / artifact.HUB).exists():
-    return stage.policy.tokenizer
-  source = artifact.read_source(stage.path)
-  variables = source.chat_template_kwargs
-  if chat_template_kwargs is not None:
-    variables = chat_template.read_variables(chat_template_kwargs)
-  return tokenizer_files.open_tokenizer(
-    stage.path / artifact.HUB, variables, system=source.system
-  )

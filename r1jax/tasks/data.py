@@ -134,7 +134,7 @@ def _problems(file: Path, flag: str, config: DataConfig) -> list[Problem]:
     except ValueError as error:
       wrong.append(f'{"row" if file.suffix == ".parquet" else "line"} {number} {error}')
       continue
-    truth = {'answer': _after_mark(answer), 'verify': config.verify}
+    truth = {'answer': after_mark(answer), 'verify': config.verify}
     found.append(Problem(f'{file.name}:{number}', OWN, question, truth, 'latin'))
   if wrong:
     raise ValueError(
@@ -165,7 +165,7 @@ def _field(row: Any, flag: str, name: str) -> str:
   return text
 
 
-def _after_mark(answer: str) -> str:
+def after_mark(answer: str) -> str:
   """Returns what follows the last `MARK` that begins a line; without one, all of it."""
   _, mark, last = f'\n{answer}'.rpartition(f'\n{MARK}')
   return last.strip() if mark else answer

@@ -1,0 +1,228 @@
+"""A model on the field's benchmarks of mathematics: GSM8K, MATH-500, AIME, AMC, …
+
+  python -m experiments.evaluate --model DIR --benchmarks gsm8k aime24 --samples 4
+  python -m experiments.evaluate --compare runs/evaluate_a runs/evaluate_b
+
+Writes each output with its verdict, the table, and the settings. Stopped at any time,
+the same command goes on. The paper draws 4 to 64 samples of up to 32,768 tokens at
+temperature 0.6 with top-p 0.95; its results stand beside yours.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from experiments.paper.results import PASS_AT_1
+from r1jax.evaluation import benchmarks
+from r1jax.evaluation.benchmarks import RESULTS, Draw, Outputs
+from r1jax.plain import JsonDict
+from r1jax.rewards import Weighted, rules
+from r1jax.rewards.pool import RewardPool
+from r1jax.rollout.sampler import Sampler
+from r1jax.runtime import cli, compilation, memory
+from r1jax.runtime.errors import user_errors
+from r1jax.runtime.keys import named_key
+from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.sharding.mesh import MeshConfig, fit_mesh
+from r1jax.stages import any_model, problem_sets
+from r1jax.stages.rl_config import MACHINE
+from r1jax.tasks import verifiers
+from r1jax.tasks.benchmarks import BENCHMARKS, check_names, load
+from r1jax.text import templates
+
+TABLE = 'table.md'
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """A model, its benchmarks, and how to sample."""
+
+  # Folder of a checkpoint, GGUF file, or work directory of a finished stage
+  model: str = dataclasses.field(default='', metadata=MACHINE)
+  # gsm8k, math500, aime24, aime25, amc23, olympiadbench
+  benchmarks: tuple[str, ...] = dataclasses.field(
+    default=tuple(BENCHMARKS), metadata=MACHINE
+  )
+  # The folder with NAME/test.jsonl for each benchmark
+  data_dir: str = dataclasses.field(default='data', metadata=MACHINE)
+  workdir: str = 'runs/evaluate'  # outputs, results.json and table.md
+  samples: int = 4  # outputs per problem, k of pass@k and maj@k
+  limit: int = 0  # problems of each benchmark, of a fixed shuffle; 0 takes all
+  max_length: int = 32768  # the most tokens of an output
+  draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # as in the paper
+  # Of the prompts; None is that of a stage, and chat_boxed for a checkpoint
+  template: str | None = None
+  # Variables of the chat template in JSON; None is those that a stage was trained with
+  chat_template_kwargs: str | None = None
+  # Of products, keys and values; None is the stage's, and float32 for a checkpoint
+  dtype: Literal['float32', 'bfloat16'] | None = None
+  prompts_per_batch: int = 32  # problems sampled between two writes
+  seed: int = 0  # of the samples
+  workers: int = dataclasses.field(default=2, metadata=MACHINE)  # processes that verify
+  mesh: MeshConfig = MeshConfig(sampler_slots=32)  # how the devices are arranged
+  compare: tuple[str, ...] = ()  # two work directories, to test their difference
+
+  def __post_init__(self) -> None:
+    for field in ('samples', 'max_length', 'prompts_per_batch', 'workers'):
+      if getattr(self, field) < 1:
+        raise ValueError(f'{field}: expected 1 or more, got {getattr(self, field)}')
+    if self.limit < 0:
+      raise ValueError(f'limit: expected 0 or more, got {self.limit}')
+    if self.mesh.hosts > 1:
+      raise ValueError(f'mesh.hosts: expected 1, got {self.mesh.hosts}')
+    if self.compare and len(self.compare) != 2:
+      raise ValueError(
+        f'compare: expected two work directories, got {len(self.compare)}'
+      )
+    problem_sets.check_seed(self.seed)
+    problem_sets.check_folders(self.workdir, self.data_dir)
+    check_names(self.benchmarks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Evaluate):
+  """An evaluation with what it depends on."""
+
+  checkpoint: str = ''  # digest of the model's parameters
+
+
+def main(config: Evaluate) -> None:
+  """Compares two evaluations, or evaluates a model; prints a table."""
+  if config.compare:
+    before, after = map(Path, config.compare)
+    print('\n'.join(benchmarks.compare(before, after)))
+    return
+  if not config.model:
+    raise ValueError(
+      'model: expected the folder of a checkpoint, a GGUF file or the work directory '
+      'of a finished stage, got none'
+    )
+  print('\n'.join(evaluate(config)))
+
+
+def evaluate(config: Evaluate) -> list[str]:
+  """Samples what is missing; writes the outputs and results; returns the table.
+
+  Raises:
+    ValueError: a benchmark's file is missing or has other problems, there is no such
+      model, or it knows too few positions.
+    WorkdirError: the work directory has an evaluation with other settings or of another
+      checkpoint.
+  """
+  compilation.keep_on_disk()
+  memory.keep_large_blocks()
+  model = any_model.look_up(
+    config.model,
+    'model',
+    template=config.template,
+    checkpoint_template=templates.CHAT_BOXED,
+    chat_template_kwargs=config.chat_template_kwargs,
+    dtype=config.dtype,
+  )
+  policy = model.policy
+  form = templates.form(policy.template)
+  problems = {
+    name: load(name, config.data_dir, form, config.limit) for name in config.benchmarks
+  }
+  limits = config.max_length, model.max_positions
+  lengths = {
+    name: benchmarks.prompt_length(policy, name, found, *limits)
+    for name, found in problems.items()
+  }
+  size = {'prompts_per_batch': config.prompts_per_batch}
+  mesh = fit_mesh(size, config.mesh, size)
+  settings = Evaluation(**vars(config), checkpoint=model.digest)
+  workdir = open_workdir(
+    config.workdir, settings, may_change=machine_settings(settings)
+  )
+  outputs = {
+    name: Outputs(workdir / f'{name}.jsonl', found, _draw(config, len(found), mesh))
+    for name, found in problems.items()
+  }
+  missing = [name for name, x in outputs.items() if x.finished < len(x.problems)]
+  if missing:
+    params = model.params(mesh)
+    with RewardPool(
+      [Weighted('accuracy', rules.accuracy, 1.0)],
+      config.workers,
+      imports=_imports(missing),
+    ) as pool:
+      for name in missing:
+        outputs[name].sample(
+          params,
+          named_key(jax.random.key(config.seed), name),
+          sampler=Sampler(policy, lengths[name], mesh, config.mesh),
+          rewarder=pool,
+          say=_say,
+        )
+  results = {name: x.summary() for name, x in outputs.items()}
+  if (workdir / RESULTS).exists():  # also of benchmarks that were asked for before
+    results = benchmarks.read_results(workdir)['benchmarks'] | results
+  facts = _facts(config, policy.template, model.digest)
+  content = {'settings': facts, 'benchmarks': results}
+  write_whole(workdir / RESULTS, json.dumps(content, indent=2) + '\n')
+  lines = [
+    *benchmarks.table(results),
+    '',
+    ', '.join(f'{name} {value}' for name, value in facts.items()),
+    *_published(results),
+  ]
+  write_whole(workdir / TABLE, '\n'.join(lines) + '\n')
+  return lines
+
+
+def _draw(config: Evaluate, problems: int, mesh: jax.sharding.Mesh) -> Draw:
+  """Returns how to sample; few problems make a smaller batch."""
+  size = min(config.prompts_per_batch, math.ceil(problems / mesh.size) * mesh.size)
+  return Draw(config.samples, size, config.max_length, config.draw)
+
+
+def _imports(names: list[str]) -> tuple[str, ...]:
+  """Returns modules that workers need to verify answers."""
+  found = (verifiers.imports(BENCHMARKS[name].verify) for name in names)
+  return tuple({module for modules in found for module in modules})
+
+
+def _say(sentence: str) -> None:
+  print(sentence, file=sys.stderr, flush=True)
+
+
+def _facts(config: Evaluate, template: str, digest: str) -> JsonDict:
+  """Returns the settings that results depend on, by name."""
+  return {
+    'model': config.model,
+    'sha256': f'{digest:.12}',
+    'temperature': config.draw.temperature,
+    'top-p': config.draw.top_p,
+    'top-k': config.draw.top_k or 'all',
+    'samples': config.samples,
+    'limit': config.limit or 'none',
+    'max-length': config.max_length,
+    'template': template,
+    'dtype': config.dtype or 'default',
+    'seed': config.seed,
+  }
+
+
+def _published(results: JsonDict) -> list[str]:
+  """Returns the paper's pass@1 on these benchmarks, as the lines of a table."""
+  names = [name for name in results if name in PASS_AT_1]
+  if not names:
+    return []
+  head = ("the paper's models", *(f'{BENCHMARKS[name].title}, %' for name in names))
+  rows = [
+    (model, *(f'{PASS_AT_1[name][model]:.1f}' for name in names))
+    for model in PASS_AT_1[names[0]]
+  ]
+  return ['', *benchmarks.markdown([head, *rows])]
+
+
+if __name__ == '__main__':
+  with user_errors():
+    main(cli.parse(Evaluate()))
