@@ -77,10 +77,10 @@ class HubConfig:
         f'merge that adapter into a checkpoint first; got {self.adapter!r}'
       )
     variables = chat_template.read_variables(self.chat_template_kwargs)
-    known = (*templates.CHATS, *templates.TEMPLATES)
-    if self.template not in known:
+    names = (*templates.CHATS, *templates.TEMPLATES)
+    if self.template not in names:
       raise ValueError(
-        f'model.template: expected one of {", ".join(known)}, got {self.template!r}'
+        f'model.template: expected one of {", ".join(names)}, got {self.template!r}'
       )
     if self.template not in templates.CHATS:
       if self.system:
