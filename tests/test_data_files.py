@@ -115,6 +115,12 @@ def test_a_number_may_be_an_answer(tmp_path):
   assert tasks.verify(files.train[0], '27')
 
 
+def test_a_whole_number_beyond_all_floats_is_an_answer(tmp_path):
+  rows = [{'question': f'{n}?', 'answer': 10**400} for n in range(40)]
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows), verify='exact'))
+  assert tasks.verify(files.train[0], '1' + 400 * '0')
+
+
 def test_the_verifier_of_the_config_checks_answers(tmp_path):
   path = jsonl(tmp_path / 'a.jsonl', ROWS)
   by_math, exactly = (
@@ -162,6 +168,9 @@ def test_only_the_first_wrong_rows_are_described(tmp_path):
     ('a.json', '{"rows": []}', 'expected a list of rows, got dict'),
     ('a.csv', 'question,answer\n1,2,3\n', 'line 2 has 3 columns, the first line 2'),
     ('a.parquet', 'PAR1', 'cannot be parsed'),
+    ('a.csv', 'question,answer,answer\n1,2,3\n', "first line has .* 'answer' twice"),
+    ('a.jsonl', '[' * 10**5, 'maximum recursion depth'),
+    ('a.jsonl', '{"question": "\\ud800", "answer": "1"}', 'neither text nor a number'),
     ('a.jsonl', '\n', 'has no rows'),
     ('a.txt', '', 'expected a file that ends in .jsonl, .json, .csv, .parquet'),
   ],
@@ -199,8 +208,25 @@ def test_truths_that_their_verifier_rejects_are_listed(tmp_path):
 
 def test_too_few_rows_to_hold_some_out_are_refused(tmp_path):
   path = jsonl(tmp_path / 'a.jsonl', ROWS[:1])
-  with pytest.raises(ValueError, match=r'expected rows for .* among the 1 of'):
+  with pytest.raises(ValueError, match=r'expected .* for .* among the 1 different'):
     data.load(DataConfig(path))
+  with pytest.raises(ValueError, match=r'for training .* or others than those of --d'):
+    data.load(DataConfig(path, held_out=path))
+  path = jsonl(tmp_path / 'b.jsonl', ROWS[:1] * 30)
+  with pytest.raises(ValueError, match=r'expected .* for .* among the 1 different'):
+    data.load(DataConfig(path))
+
+
+def test_repeated_questions_are_counted_and_other_answers_named(tmp_path):
+  rows = [*ROWS, ROWS[4], {'question': 'what is  4+4?', 'answer': '9'}]
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows)))
+  assert files.remarks == (
+    '2 of 62 rows of a.jsonl repeat a question, 1 of them with another answer: '
+    'a.jsonl:5 and a.jsonl:62.',
+  )
+  other = jsonl(tmp_path / 'b.jsonl', [{'question': 'x?', 'answer': 1.5}] * 2)
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', ROWS), held_out=other))
+  assert files.remarks == ('1 of 2 rows of b.jsonl repeat a question.',)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def folder(tmp_path_factory):
     ({}, 'model.path: expected the folder of a checkpoint or a GGUF file, got none'),
     ({'path': '/nowhere'}, 'model.path: expected a folder .*, which does not exist'),
     ({'template': 'r1_chat'}, "expected a tokenizer with the tokens of 'r1_chat'"),
-    ({'template': 'r2'}, "template: expected one of .*, got 'r2'"),
+    ({'template': 'r2'}, "template: .* chat, chat_tags, chat_boxed, .*, got 'r2'"),
     (
       {'adapter': 'a', 'lora': LoraConfig(rank=2)},
       "model.adapter: expected none with model.lora.rank, .*; got 'a'",

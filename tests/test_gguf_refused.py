@@ -30,8 +30,11 @@ def refused(file, message):
       'llama.context_length: expected a whole number, g',
     ),
     ({'llama.block_count': 0}, 'llama.block_count: expected 1 or more'),
-    ({'llama.block_count': 2}, 'the tensor blk.1.attn_norm.weight is missing'),
-    ({'llama.block_count': 10**9}, 'the tensor blk.999999999.attn_norm.weight is miss'),
+    ({'llama.block_count': 2}, 'the tensor blk.1.attn_output.weight is missing'),
+    (
+      {'llama.block_count': 10**9},
+      'the tensor blk.999999999.attn_output.weight is miss',
+    ),
     ({'llama.block_count': 'one'}, "block_count: expected a whole number, got 'one'"),
     (
       {'llama.attention.layer_norm_rms_epsilon': None},
@@ -40,10 +43,13 @@ def refused(file, message):
     ({'llama.attention.head_count_kv': [2, 2]}, 'head_count_kv: expected a whole num'),
     ({'llama.attention.value_length': 32}, 'value_length: expected 64, got 32'),
     ({'llama.rope.dimension_count': 32}, 'dimension_count: expected 64, got 32'),
-    ({'llama.rope.scaling.type': 'longrope'}, "linear or yarn, got 'longrope'"),
+    (
+      {'llama.rope.scaling.type': 'longrope'},
+      "one of none, linear, yarn, got 'longrope'",
+    ),
     (
       {'llama.rope.scaling.type': 'yarn'},
-      'scaling.factor: expected a number, got none',
+      'scaling.factor: expected a number, got None',
     ),
     ({'llama.rope.scaling.attn_factor': 2.0}, 'attn_factor: expected no such field'),
     ({'llama.expert_count': 8}, 'llama.expert_count: expected no such field, got 8'),
@@ -81,6 +87,59 @@ def test_tensors_that_are_missing_or_wrong_are_named(tensors, message, tmp_path)
   refused(make(tmp_path / 'm.gguf', 'F16', tensors=tensors), message)
 
 
+PHI = {
+  'phi3.context_length': 64,
+  'phi3.embedding_length': WIDTH,
+  'phi3.feed_forward_length': WIDTH,
+  'phi3.block_count': 1,
+  'phi3.attention.head_count': 4,
+  'phi3.attention.layer_norm_rms_epsilon': 1e-6,
+}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'tensors', 'message'),
+  [
+    ({'rope.dimension_count': 66}, {}, 'dimension_count: expected an even number up t'),
+    ({'rope.scaling.attn_factor': 2.0}, {}, 'attn_factor: expected 1.0, got 2.0'),
+    ({'rope.scaling.type': 'yarn'}, {}, "none, linear, longrope, got 'yarn'"),
+    ({'rope.scaling.factor': 2.0}, {}, 'scaling.factor: expected 1 for phi3, got 2.0'),
+    ({'rope.scaling.type': 'longrope'}, {}, 'factors_short.weight is missing'),
+    (
+      {},
+      {'rope_factors_short.weight': np.ones(32, np.float32)},
+      'rope_factors_long.weight is missing',
+    ),
+    (
+      {},
+      {f'rope_factors_{x}.weight': np.ones(7, np.float32) for x in ('short', 'long')},
+      'divisors: expected 32 .* got 7',
+    ),
+  ],
+)
+def test_what_phi_does_not_compute_is_named(fields, tensors, message, tmp_path):
+  fields = {**PHI, **{f'phi3.{name}': value for name, value in fields.items()}}
+  refused(make(tmp_path / 'm.gguf', 'F16', fields, tensors, 0, 'phi3'), message)
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'field', 'value', 'message'),
+  [
+    ('gemma3', 'rope.scaling.type', 'yarn', "one of none, linear, got 'yarn'"),
+    ('gemma3', 'final_logit_softcapping', 30.0, 'softcapping: expected no such field'),
+    ('gemma3', 'attention.sliding_window_pattern', 0, 'pattern: expected 1 or more'),
+    ('olmo2', 'attention.sliding_window', 9, 'sliding_window: expected no such field'),
+    ('smollm3', 'rope.dimension_count', 32, 'dimension_count: expected 64, got 32'),
+  ],
+)
+def test_what_newer_families_do_not_compute_is_named(
+  architecture, field, value, message, tmp_path
+):
+  fields = {name.replace('phi3', architecture): given for name, given in PHI.items()}
+  fields[f'{architecture}.{field}'] = value
+  refused(make(tmp_path / 'm.gguf', 'F16', fields, None, 0, architecture), message)
+
+
 DEEPSEEK = {
   'deepseek2.context_length': 64,
   'deepseek2.embedding_length': WIDTH,
@@ -114,7 +173,7 @@ DEEPSEEK = {
     ({'expert_count': 0}, 'expert_count: expected 1 or more'),
     (
       {'rope.scaling.type': 'yarn', 'rope.scaling.factor': 4.0},
-      'yarn_log_multiplier: expected a number, got none',
+      'yarn_log_multiplier: expected a number, got None',
     ),
   ],
 )
@@ -126,8 +185,8 @@ def test_metadata_of_latent_attention_are_named(fields, message, tmp_path):
 
 
 def test_other_families_are_named(tmp_path):
-  file = make(tmp_path / 'm.gguf', architecture='gemma3')
-  refused(file, "general.architecture: expected one of llama, .* got 'gemma3'")
+  file = make(tmp_path / 'm.gguf', architecture='gemma2')
+  refused(file, "general.architecture: expected one of llama, .* got 'gemma2'")
 
 
 def test_a_part_of_a_model_is_named_by_its_name(tmp_path):

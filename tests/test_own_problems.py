@@ -140,6 +140,11 @@ def test_a_wrong_reward_is_named(words, message):
     weighted(words)
 
 
+def test_two_rewards_of_one_name_are_refused():
+  with pytest.raises(ValueError, match='expected different names, got brief twice'):
+    GRPO(rewards=(f'{__name__}:brief=1', f'{__name__}:brief=2'))
+
+
 def test_a_task_and_a_file_exclude_each_other(tmp_path):
   with pytest.raises(ValueError, match=r"task: expected none with --data, got 'gsm8k'"):
     GRPO(task='gsm8k', data=DataConfig('mine.jsonl'))

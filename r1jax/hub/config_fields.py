@@ -45,7 +45,7 @@ class Fields:
       raise FamilyError(f'{name}: expected a whole number, got {value!r}')
     return value
 
-  def number(self, name: str, default: float) -> float:
+  def number(self, name: str, default: float | None = None) -> float:
     """Returns a number."""
     value = self.raw.get(name, default)
     if not isinstance(value, int | float) or isinstance(value, bool):

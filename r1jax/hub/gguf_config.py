@@ -5,19 +5,19 @@ Metadata that this decoder does not compute is refused by its name.
 
 import collections
 import math
-from typing import Any
 
 import gguf
 import numpy as np
 
-from r1jax.hub import families
+from r1jax.hub import families, gguf_rope
 from r1jax.hub.config_fields import FamilyError, Fields
 from r1jax.hub.gguf_file import FLOATS, GGUFFile
+from r1jax.hub.layer_fields import FULL, NEAR
 from r1jax.hub.storage import KINDS
 from r1jax.model.config import LATENT_NORM_EPS
 from r1jax.plain import JsonDict
 
-EMBEDDING, HEAD, FREQUENCIES = 'token_embd.weight', 'output.weight', 'rope_freqs.weight'
+EMBEDDING, HEAD = 'token_embd.weight', 'output.weight'
 # Families as llama.cpp names them. DeepSeek-V2 and V3 are told apart by their routers.
 DEEPSEEK = 'deepseek2'
 MODEL_TYPES = {
@@ -26,9 +26,14 @@ MODEL_TYPES = {
   'qwen3': 'qwen3',
   'qwen3moe': 'qwen3_moe',
   DEEPSEEK: 'deepseek_v3',
+  'smollm3': 'smollm3',
+  'olmo2': 'olmo2',
+  'phi3': 'phi3',
+  'gemma3': 'gemma3_text',
 }
 ROLES = {'bos': 'bos', 'eos': 'eos', 'pad': 'padding', 'unk': 'unknown'}  # theirs last
-_LOW, _HIGH = 1.0, 4.0  # of Llama 3: wavelengths between original length / these
+EVERY = 4  # layers of SmolLM3 of which the last has no RoPE, in llama.cpp
+LARGE = 62  # layers of Gemma 3 27B, whose scores llama.cpp scales in their own way
 # Fields of a family that are read here, or that change nothing.
 _KNOWN = {
   'block_count',
@@ -52,6 +57,7 @@ _KNOWN = {
   'rope.scaling.yarn_beta_fast',
   'rope.scaling.yarn_beta_slow',
 }
+_WINDOW = 'attention.sliding_window'
 _KNOWN_EXPERTS = {
   'expert_count',
   'expert_used_count',
@@ -70,6 +76,13 @@ _KNOWN_LATENT = {
   'rope.scaling.yarn_log_multiplier',
   'expert_group_count',
   'expert_group_used_count',
+}
+# Further fields, by architecture.
+_KNOWN_MORE = {
+  'qwen3moe': _KNOWN_EXPERTS,
+  DEEPSEEK: _KNOWN_EXPERTS | _KNOWN_LATENT,
+  'phi3': {_WINDOW, 'rope.scaling.attn_factor'},
+  'gemma3': {_WINDOW, f'{_WINDOW}_pattern', 'rope.freq_base_swa'},
 }
 
 
@@ -95,40 +108,26 @@ def _read(file: GGUFFile) -> JsonDict:
   _check_known(file)
   fields, model_type = Fields(file.fields), MODEL_TYPES[name]
   layers = fields.positive(f'{name}.block_count')
-  for tensor in (EMBEDDING, f'blk.{layers - 1}.attn_norm.weight'):
+  for tensor in (EMBEDDING, f'blk.{layers - 1}.attn_output.weight'):
     if tensor not in file.tensors:
       raise FamilyError(f'the tensor {tensor} is missing')
   heads = fields.positive(f'{name}.attention.head_count')
-  width = fields.positive(f'{name}.embedding_length')
   if name == DEEPSEEK:
     model_type, shape = _latent(fields, heads)
   else:
-    channels = fields.whole(f'{name}.attention.key_length', width // heads)
-    fields.expect(f'{name}.attention.value_length', channels)
-    fields.expect(f'{name}.rope.dimension_count', channels)
-    shape = {
-      'num_key_value_heads': fields.whole(f'{name}.attention.head_count_kv', heads),
-      'head_dim': channels,
-    }
-  if name == 'qwen3moe':
-    shape |= _qwen_experts(fields)
-  if name == 'llama':
-    shape['attention_bias'] = 'blk.0.attn_q.bias' in file.tensors
-  length, rope = _rope(file, fields, width // heads)
+    shape = _grouped(file, fields, heads, layers)
   return {
     'architectures': [families.FAMILIES[model_type].architecture],
     'model_type': model_type,
     'vocab_size': file.tensors[EMBEDDING].shape[0],
-    'hidden_size': width,
+    'hidden_size': fields.positive(f'{name}.embedding_length'),
     'num_hidden_layers': layers,
     'num_attention_heads': heads,
+    'hidden_act': 'silu',
     **shape,
     'intermediate_size': fields.positive(f'{name}.feed_forward_length'),
-    'hidden_act': 'silu',
-    'max_position_embeddings': length,
-    'rms_norm_eps': _number(fields, f'{name}.attention.layer_norm_rms_epsilon'),
-    'rope_theta': rope['rope_theta'],
-    'rope_parameters': rope,
+    'rms_norm_eps': fields.number(f'{name}.attention.layer_norm_rms_epsilon'),
+    **gguf_rope.read(file, fields, shape),
     'tie_word_embeddings': HEAD not in file.tensors,
     'dtype': _dtype(file),
     **{
@@ -142,11 +141,7 @@ def _read(file: GGUFFile) -> JsonDict:
 def _check_known(file: GGUFFile) -> None:
   """Raises FamilyError for a field that would change what the model computes."""
   name = file.architecture
-  known = _KNOWN
-  if name in ('qwen3moe', DEEPSEEK):
-    known = known | _KNOWN_EXPERTS
-  if name == DEEPSEEK:
-    known = known | _KNOWN_LATENT
+  known = _KNOWN | _KNOWN_MORE.get(name, set())
   for field, value in file.fields.items():
     family, _, rest = field.partition('.')
     if family == name and rest not in known and np.any(value):
@@ -155,11 +150,29 @@ def _check_known(file: GGUFFile) -> None:
       )
 
 
-def _number(fields: Fields, name: str) -> float:
-  """Returns a number that must be there."""
-  if name not in fields.raw:
-    raise FamilyError(f'{name}: expected a number, got none')
-  return fields.number(name, math.nan)
+def _grouped(file: GGUFFile, fields: Fields, heads: int, layers: int) -> JsonDict:
+  """Returns the attention and experts of a model without latent attention."""
+  name = file.architecture
+  width = fields.positive(f'{name}.embedding_length')
+  channels = fields.positive(f'{name}.attention.key_length', width // heads)
+  fields.expect(f'{name}.attention.value_length', channels)
+  if name != 'phi3':
+    fields.expect(f'{name}.rope.dimension_count', channels)
+  shape: JsonDict = {
+    'num_key_value_heads': fields.whole(f'{name}.attention.head_count_kv', heads),
+    'head_dim': channels,
+  }
+  if name == 'qwen3moe':
+    shape |= _qwen_experts(fields)
+  if name == 'llama':
+    shape['attention_bias'] = 'blk.0.attn_q.bias' in file.tensors
+  if name == 'smollm3':
+    shape['no_rope_layer_interval'] = EVERY
+  if name == 'phi3':  # llama.cpp reads its window, and does without
+    shape['sliding_window'] = fields.whole(f'phi3.{_WINDOW}', 0) or None
+  if name == 'gemma3':
+    shape |= _gemma(fields, layers, width // heads if layers == LARGE else channels)
+  return shape
 
 
 def _latent(fields: Fields, heads: int) -> tuple[str, JsonDict]:
@@ -229,82 +242,17 @@ def _qwen_experts(fields: Fields) -> JsonDict:
   }
 
 
-def _rope(file: GGUFFile, fields: Fields, channels: int) -> tuple[int, JsonDict]:
-  """Returns the positions before linear scaling, and the parameters of RoPE."""
-  name = file.architecture
-  length = fields.positive(f'{name}.context_length')
-  found: dict[str, Any] = {
-    'rope_type': 'default',
-    'rope_theta': fields.number(f'{name}.rope.freq_base', 10_000.0),
-  }
-  kind = file.fields.get(f'{name}.rope.scaling.type', 'linear')  # as in llama.cpp
-  factor = fields.number(
-    f'{name}.rope.scaling.factor', fields.number(f'{name}.rope.scale_linear', 1.0)
-  )
-  if kind not in ('none', 'linear', 'yarn'):
-    raise FamilyError(
-      f'{name}.rope.scaling.type: expected none, linear or yarn, got {kind!r}'
-    )
-  if FREQUENCIES in file.tensors and name == 'llama':
-    if kind == 'yarn' or factor not in (0, 1):
-      raise FamilyError(
-        f'{name}.rope.scaling.type: expected none beside {FREQUENCIES}, got {kind!r}'
-      )
-    return length, {**found, **_llama3(file, found['rope_theta'])}
-  if kind == 'linear' and factor not in (0, 1):
-    return int(length / factor), {**found, 'rope_type': 'linear', 'factor': factor}
-  if kind == 'yarn':
-    found |= _yarn(fields, name, length)
-  return length, found
-
-
-def _yarn(fields: Fields, name: str, length: int) -> JsonDict:
-  within = f'{name}.rope.scaling'
-  found: JsonDict = {
-    'rope_type': 'yarn',
-    'factor': _number(fields, f'{within}.factor'),
-    'original_max_position_embeddings': fields.whole(
-      f'{within}.original_context_length', length
-    ),
-    'beta_fast': fields.number(f'{within}.yarn_beta_fast', 32.0),
-    'beta_slow': fields.number(f'{within}.yarn_beta_slow', 1.0),
-  }
-  if name == DEEPSEEK:  # both are the same in the published models
-    scale = round(10 * _number(fields, f'{within}.yarn_log_multiplier'), 6)
-    found |= {'mscale': scale, 'mscale_all_dim': scale}
-  return found
-
-
-def _llama3(file: GGUFFile, theta: float) -> JsonDict:
-  """Returns the scaling of Llama 3 with these divisors of the frequencies.
-
-  They say no more about it: with twice the original length and twice both bounds they
-  would be the same. The bounds are those of all published models.
-  """
-  divisors = file.tensors[FREQUENCIES].read().astype(np.float64)
-  if np.allclose(divisors, 1):
-    return {}
-  plain = theta ** (-np.arange(len(divisors)) / len(divisors))
-  factor = float(f'{divisors.max():.6g}')
-  kept = np.clip((1 / divisors - 1 / factor) / (1 - 1 / factor), 0, 1)
-  # The slowest one that is not fully stretched: turns - low = kept * (high - low).
-  (partly,) = np.nonzero(kept > 1e-4)
-  last = partly[-1] if len(partly) else 0
-  turns = _LOW + kept[last] * (_HIGH - _LOW)
-  original = round(turns * 2 * math.pi / plain[last])
-  again = np.clip((original * plain / (2 * math.pi) - _LOW) / (_HIGH - _LOW), 0, 1)
-  expected = 1 / (again + (1 - again) / factor)
-  if not np.allclose(divisors, expected, rtol=1e-3):
-    raise FamilyError(
-      f'{FREQUENCIES}: expected the divisors of Llama 3, {expected.round(4).tolist()}, '
-      f'got {divisors.round(4).tolist()}'
-    )
+def _gemma(fields: Fields, layers: int, score_dim: int) -> JsonDict:
+  """Returns the windows and the scale of scores; every n-th layer has no window."""
+  window = fields.whole(f'gemma3.{_WINDOW}', 0)
+  every = fields.positive(f'gemma3.{_WINDOW}_pattern', 6)
+  near = NEAR if window else FULL
   return {
-    'rope_type': 'llama3',
-    'factor': factor,
-    'low_freq_factor': _LOW,
-    'high_freq_factor': _HIGH,
-    'original_max_position_embeddings': original,
+    'query_pre_attn_scalar': score_dim,
+    'sliding_window': window or None,
+    'layer_types': [near if (n + 1) % every else FULL for n in range(layers)],
+    'hidden_act': 'gelu_pytorch_tanh',
+    'hidden_activation': 'gelu_pytorch_tanh',
   }
 
 

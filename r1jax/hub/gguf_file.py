@@ -58,11 +58,12 @@ class GGUFTensor:
   # Heads whose rows are those of RoPE pairs (2i, 2i + 1) there, and (i, i + C/2) on the
   # hub; 0 for tensors with the same rows.
   heads: int = 0
+  plus_1: bool = False  # numbers there are 1 more than on the hub (Gemma's norms)
 
   @property
   def kind(self) -> str:
     """The type's name in safetensors; F32 for a quantized tensor."""
-    return self.type.name if self.type.name in FLOATS else 'F32'
+    return self.type.name if self.type.name in FLOATS and not self.plus_1 else 'F32'
 
   @property
   def size(self) -> int:
@@ -77,6 +78,8 @@ class GGUFTensor:
       WeightsError: the file is shorter than its header says.
     """
     rows = range(self.shape[0]) if rows is None else rows
+    if self.plus_1:
+      return self._stored(rows).astype(np.float32) - 1
     if not self.heads:
       return self._stored(rows)
     head = self.shape[0] // self.heads

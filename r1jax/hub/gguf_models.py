@@ -5,6 +5,7 @@ import math
 import gguf
 
 from r1jax.hub import tensor_names
+from r1jax.hub.gguf_config import EVERY, LARGE
 from r1jax.hub.hf_checkpoint import HFCheckpoint
 from r1jax.hub.storage import WeightsError
 from r1jax.model.config import LATENT_NORM_EPS, ModelConfig
@@ -24,8 +25,6 @@ ARCHITECTURES = {
   'gemma3_text': gguf.MODEL_ARCH.GEMMA3,
 }
 LITE = 27  # layers of DeepSeek-V2-Lite
-LARGE = 62  # layers of Gemma 3 27B
-EVERY = 4  # layers of SmolLM3 of which the last has no RoPE
 
 
 def check(like: HFCheckpoint) -> None:

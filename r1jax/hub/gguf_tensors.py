@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 
 from r1jax.hub import tensor_names
-from r1jax.hub.gguf_config import FREQUENCIES
 from r1jax.hub.gguf_file import GGUFFile, GGUFTensor
+from r1jax.hub.gguf_rope import DIVISORS
 from r1jax.hub.storage import Tensor, WeightsError
 from r1jax.model.config import ModelConfig
 from r1jax.plain import JsonObject
@@ -85,7 +85,7 @@ def find(file: GGUFFile, raw: JsonObject, config: ModelConfig) -> dict[str, Tens
     WeightsError: a tensor is missing, or the model has no use for one.
   """
   names = gguf.get_tensor_name_map(ARCHITECTURES[file.architecture], config.layers)
-  used = {FREQUENCIES} if file.architecture == 'llama' else set()
+  used = set(DIVISORS.get(file.architecture, ()))
 
   def stored(hub_name: str, axes: int | None = None) -> GGUFTensor:
     """The tensor that has this one, by its name without the number of an expert."""
@@ -110,7 +110,9 @@ def find(file: GGUFFile, raw: JsonObject, config: ModelConfig) -> dict[str, Tens
       return _latent_up(*parts)
     found = stored(library_name(hub_name))
     return dataclasses.replace(
-      found, heads=permuted_heads(file.architecture, hub_name, config)
+      found,
+      heads=permuted_heads(file.architecture, hub_name, config),
+      plus_1=config.stored_minus_1 and hub_name.endswith('norm.weight'),
     )
 
   found = {name: tensor(name) for name in _hub_names(raw, config)}

@@ -77,8 +77,12 @@ class HubConfig:
         f'merge that adapter into a checkpoint first; got {self.adapter!r}'
       )
     variables = chat_template.read_variables(self.chat_template_kwargs)
+    names = (*templates.CHATS, *templates.TEMPLATES)
+    if self.template not in names:
+      raise ValueError(
+        f'model.template: expected one of {", ".join(names)}, got {self.template!r}'
+      )
     if self.template not in templates.CHATS:
-      templates.render(self.template, '')  # raises for an unknown one
       if self.system:
         raise ValueError(
           f'model.system: expected none with the template {self.template!r}, which is '

@@ -298,7 +298,7 @@ class Stage:
 
 
 def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -> None:
-  """Raises ValueError without a reward 'accuracy', or if all weights are 0.
+  """Raises ValueError without a reward 'accuracy', or for equal names or no weight.
 
   Evaluations count the reward 'accuracy'. `preference_weight` is the weight of a reward
   that is added to these.
@@ -308,6 +308,8 @@ def check_rewards(rewards: Sequence[Weighted], preference_weight: float = 0.0) -
       "rewards: expected one named 'accuracy', which evaluations count, got "
       + ', '.join(names)
     )
+  if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+    raise ValueError(f'rewards: expected different names, got {twice[0]} twice')
   if not preference_weight and not any(reward.weight for reward in rewards):
     raise ValueError(
       'rewards: expected one with a weight other than 0, as equal sums teach nothing, '

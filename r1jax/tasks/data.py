@@ -68,11 +68,15 @@ def load(config: DataConfig) -> Files:
   """
   file = download.dataset_file(config.path, 'data.path')
   problems = _problems(file, 'data.path', config)
-  digests, remarks = {_name(config.path, file): _digest(file)}, []
+  digests, remarks = (
+    {_name(config.path, file): _digest(file)},
+    _repeated(problems, file),
+  )
   if config.held_out:
     other = download.dataset_file(config.held_out, 'data.held_out')
     validation = _problems(other, 'data.held_out', config)
     digests[_name(config.held_out, other)] = _digest(other)
+    remarks += _repeated(validation, other)
     known = set(map(group, validation))
     train = [one for one in problems if group(one) not in known]
     if dropped := len(problems) - len(train):
@@ -86,13 +90,13 @@ def load(config: DataConfig) -> Files:
     train = [one for one, name in pairs if name == 'train']
     validation = [one for one, name in pairs if name == 'validation']
   for found, what, remedy in (
-    (train, 'training', 'give more rows'),
+    (train, 'training', 'give more rows, or others than those of --data.held-out'),
     (validation, 'validation', 'give more rows, or a file as --data.held-out'),
   ):
     if not found:
       raise ValueError(
-        f'data.path: expected rows for {what} among the {len(problems)} of {file}, got '
-        f'none; {remedy}'
+        f'data.path: expected questions for {what} among the '
+        f'{len(set(map(group, problems)))} different ones of {file}, got none; {remedy}'
       )
   return Files(train[: config.limit or None], validation, digests, tuple(remarks))
 
@@ -111,6 +115,24 @@ def verify(problem: Problem, answer: str) -> bool:
 def answer_key(answer: str) -> Hashable | None:
   """Returns what answers vote together by, whatever their verifier."""
   return mathematics.answer_key(answer)
+
+
+def _repeated(problems: Sequence[Problem], file: Path) -> list[str]:
+  """Returns a remark if questions repeat, which names one with two answers."""
+  first: dict[str, Problem] = {}
+  pairs = [(first.setdefault(group(one), one), one) for one in problems]
+  repeats = [(one, again) for one, again in pairs if again is not one]
+  if not repeats:
+    return []
+  remark = f'{len(repeats)} of {len(problems)} rows of {file.name} repeat a question'
+  answers = [
+    f'{one.id} and {again.id}'
+    for one, again in repeats
+    if one.truth['answer'] != again.truth['answer']
+  ]
+  if answers:
+    remark += f', {len(answers)} of them with another answer: {_first(answers)}'
+  return [f'{remark}.']
 
 
 def _name(path: str, file: Path) -> str:

@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+_SURROGATES = re.compile('[\ud800-\udfff]')
 Row = tuple[int, Any]  # number of the line or row in its file, from 1; what it holds
 
 
@@ -34,7 +36,7 @@ def read(flag: str, path: Path) -> list[Row]:
     raise ValueError(
       f'{flag}: {path} is not text in UTF-8 (byte {error.start}); convert it'
     ) from error
-  except (ValueError, csv.Error) as error:
+  except (ValueError, RecursionError, csv.Error) as error:
     raise ValueError(f'{flag}: {path} cannot be parsed: {error}') from error
   if not rows:
     raise ValueError(f'{flag}: {path} has no rows')
@@ -59,13 +61,18 @@ def field(row: Any, name: str) -> Any:
 
 
 def text(value: Any) -> str | None:
-  """Returns a text or a finite number as text, stripped; None for anything else."""
+  """Returns a text or a finite number as text, stripped; None for anything else.
+
+  A text with half of a surrogate pair is none, as no tokenizer takes it.
+  """
   if isinstance(value, float) and value.is_integer():
     value = int(value)  # 27.0
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if isinstance(value, str) or (number and math.isfinite(value)):
-    return str(value).strip()
-  return None
+  if isinstance(value, str):
+    return None if _SURROGATES.search(value) else value.strip()
+  if isinstance(value, float):
+    return str(value) if math.isfinite(value) else None
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  return str(value) if whole else None
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -89,6 +96,8 @@ def _csv(path: Path) -> Iterator[Row]:
   with path.open(encoding='utf-8-sig', newline='') as lines:
     reader = csv.reader(lines, strict=True)
     names = next(reader, [])
+    if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+      raise ValueError(f'the first line has the column {twice[0]!r} twice')
     for row in reader:
       if len(row) != len(names):
         raise ValueError(
