@@ -134,6 +134,7 @@ def keys(monkeypatch):
       learner.minibatches(jax.random.fold_in(key, epoch))
     return Updated(state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0, 0.0)
 
+  monkeypatch.setattr(Learner, 'reference', lambda _, params: params)
   monkeypatch.setattr(Learner, 'minibatches', noted)
   monkeypatch.setattr(Learner, 'update', update)
   unscored = ScoredRollout(None, None, 0.0)
