@@ -370,6 +370,14 @@ def test_a_run_keeps_its_date_and_the_variables_of_its_prompts(tmp_path, monkeyp
       read(workdir)
 
 
+def test_a_run_of_a_version_with_other_fields_is_named(tmp_path):
+  source = tmp_path / artifact.HUB / artifact.SOURCE
+  source.parent.mkdir()
+  source.write_text('{"path": "m", "digest": "0", "time": "2024-07-26T00:00:00"}')
+  with pytest.raises(ArtifactError, match=r"no field 'chat_.*another version of r1jax"):
+    from_hub.began(tmp_path, 'auto')
+
+
 def test_a_run_does_not_depend_on_its_date_without_one_in_the_template(folder):
   found = from_hub.look_up(HubConfig(path=str(folder)))
   assert 'hub/source.json' not in found.digests

@@ -129,7 +129,7 @@ def test_a_directory_of_an_older_version_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
   ('version', 'refused'),
-  [('0.1.7', True), ('1.2.0', True), ('0.2.9', False), (r1jax.__version__, False)],
+  [('0.1.7', True), ('1.2.0', True), ('0.2.9', True), ('0.3.9', False)],
 )
 def test_versions_with_the_same_names_of_settings_go_on(tmp_path, version, refused):
   open_workdir(tmp_path, Experiment())

@@ -44,7 +44,8 @@ class Decoder(nn.Module):
     normal: Any = nn.initializers.normal(c.d_model**-0.5)
     init: Any = nn.with_logical_partitioning(normal, axes)
     self.embedding_VD = self.param('embedding', init, shape)
-    self.head_VD = self.embedding_VD if c.tied else self.param('head', init, shape)
+    if not c.tied:
+      self.param('head', init, shape)  # see `head_logits`
     for name, layers, sparse in c.stacks:
       setattr(self, name, self._stack(layers, sparse))
     self.norm = RMSNorm(c.norm_eps, minus_1=c.stored_minus_1)

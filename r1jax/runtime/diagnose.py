@@ -95,8 +95,9 @@ def _updates(value: Value, small_drift: bool) -> Iterator[tuple[str, str]]:
   if value('drift') > 1e-2 and small_drift:
     yield (
       'drift',
-      f'Sampler and learner disagree by {value("drift"):.2g} nats on a token: they do '
-      'not compute the same policy; compare their precision and their temperature.',
+      f'Sampler and learner disagree by {value("drift"):.2g} nats on a token. '
+      'With products in bfloat16 0.01 to 0.02 is rounding; more, or in float32, means '
+      'that they do not compute the same policy: compare precision and temperature.',
     )
   if value('grad_norm') == 0:
     yield (

@@ -240,7 +240,12 @@ def read_source(workdir: Path) -> Source:
       kept['dtype'],
       kept['system'],
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except KeyError as error:
+    raise ArtifactError(
+      f'{file} has no field {error}: another version of r1jax began this run; use that '
+      'one for it, or choose another --workdir'
+    ) from error
+  except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ArtifactError(f'{file} is damaged ({error!r}); restore it') from error
 
 

@@ -36,10 +36,11 @@ def compile_ahead(
   scalar = np.float32(1)
   scorers = [state.params] if learner.quantize is not None else []
   scorers += [reference] if config.grpo.kl_coef else []
-  layout, rows = learner.scored(rollout)
-  for params in scorers:
-    whole, count = learner.whole(params), np.int32(layout.count)
-    program.score.lower(whole, rows, count, scalar).compile()
+  if scorers:
+    layout, rows = learner.scored(rollout)
+    for params in scorers:
+      whole, count = learner.whole(params), np.int32(layout.count)
+      program.score.lower(whole, rows, count, scalar).compile()
   scores = ScoredRollout(
     old_logp=None if learner.quantize is None else rollout.logp,
     ref_logp=rollout.logp if config.grpo.kl_coef else None,

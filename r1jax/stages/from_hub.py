@@ -63,7 +63,7 @@ class HubConfig:
   lora: LoraConfig = LoraConfig()  # adapters to train instead of all parameters
 
   def __post_init__(self) -> None:
-    types = *DTYPES, product_type.AUTO
+    types = *DTYPES, 'auto'
     for name, known in (('remat', REMAT), ('dtype', types), ('param_dtype', DTYPES)):
       if getattr(self, name) not in known:
         raise ValueError(
@@ -211,21 +211,20 @@ def began(workdir: str | os.PathLike[str], dtype: str) -> Start:
   Raises:
     ArtifactError: the run's file with both is damaged.
   """
-  time, kept = None, None
-  remarks: tuple[str, ...] = ()
+  chosen = dtype != 'auto'
   if (Path(workdir) / artifact.HUB / artifact.SOURCE).exists():
     source = artifact.read_source(Path(workdir))
-    time, kept = source.time, source.dtype
-  if dtype == product_type.AUTO:
-    dtype = kept or ''
-  if not dtype:
+    here = Start(source.time, dtype if chosen else source.dtype)
+  elif chosen:
+    here = Start(tokenizer_files.now(), dtype)
+  else:
     ratio = product_type.speedup()
-    dtype = product_type.faster(ratio)
-    remarks = (
-      f'model.dtype: {dtype}, as products in bfloat16 are {ratio:.1f} times as fast '
-      'as in float32.',
+    found = product_type.faster(ratio)
+    remark = (
+      f'model.dtype: {found}, as products in bfloat16 are {ratio:.1f} times as fast as '
+      'in float32.'
     )
-  here = Start(time or tokenizer_files.now(), dtype, remarks)
+    here = Start(tokenizer_files.now(), found, (remark,))
   return hosts.all_gather('the start', here)[0]
 
 

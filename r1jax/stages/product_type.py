@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from r1jax.model.linear import dense
 from r1jax.runtime import compilation
 
-AUTO = 'auto'
 # Casts, norms and attention gain little by bfloat16, so products must gain clearly.
 NEEDED = 1.3
 SIZES = 2048, 512, 1536  # rows, inputs and outputs of a product
