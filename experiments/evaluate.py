@@ -96,7 +96,7 @@ def main(config: Evaluate) -> None:
   """Compares two evaluations, or evaluates a model; prints a table."""
   if config.compare:
     before, after = map(Path, config.compare)
-    print('\n'.join(benchmarks.compare(before, after)))
+    print('\n'.join(benchmarks.markdown(benchmarks.compare(before, after))))
     return
   if not config.model:
     raise ValueError(

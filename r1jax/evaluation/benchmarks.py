@@ -249,8 +249,8 @@ def table(results: Mapping[str, JsonObject]) -> list[str]:
   return markdown([head, *rows])
 
 
-def compare(before: Path, after: Path) -> list[str]:
-  """Returns a Markdown table of the differences in pass@1 of two evaluations.
+def compare(before: Path, after: Path) -> list[Sequence[str]]:
+  """Returns a table of the differences in pass@1 of two evaluations, its head first.
 
   The test is paired over problems: see `statistics.paired`.
 
@@ -292,7 +292,7 @@ def compare(before: Path, after: Path) -> list[str]:
     *('benchmark', 'problems', f'{before}, %', f'{after}, %', 'difference'),
     *('95 % interval', 'p'),
   )
-  return markdown([head, *rows])
+  return [head, *rows]
 
 
 def read_results(folder: Path) -> JsonDict:

@@ -12,6 +12,7 @@ of a page's parts, `figures` says which curves `chart` draws. `page` fills in
 `ablation` and `budget` those of comparisons.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from r1jax.report import figures, page, sections, words
@@ -19,8 +20,17 @@ from r1jax.report.reader import read_run
 from r1jax.runtime.workdir import write_whole
 
 
-def write(workdir: Path | str) -> Path:
+def write(
+  workdir: Path | str,
+  folder: Path | str | None = None,
+  tested: Sequence[Sequence[str]] = (),
+) -> Path:
   """Writes report.html for the run in `workdir`; returns its path.
+
+  Args:
+    workdir: of the run.
+    folder: for the page; None is `workdir`.
+    tested: rows of a table on test problems, the first of which is its head.
 
   Raises:
     FileNotFoundError: `workdir` does not exist or holds no run.
@@ -36,13 +46,15 @@ def write(workdir: Path | str) -> Path:
     notes=[*run.unreadable, *words.warnings(run)],
     columns=sections.result_columns(run),
     rows=sections.result_rows(run),
+    tested=tested,
     figures=figures.run_figures(run),
     samples=sections.samples(run),
     command=sections.command(run),
     settings=sections.settings(run),
   )
-  write_whole(workdir / 'report.html', html)
-  return workdir / 'report.html'
+  file = Path(folder or workdir) / 'report.html'
+  write_whole(file, html)
+  return file
 
 
 def result(workdir: Path | str) -> list[str]:
