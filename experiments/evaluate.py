@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -31,8 +31,9 @@ from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, fit_mesh
 from r1jax.stages import any_model, problem_sets
+from r1jax.stages.any_model import Model
 from r1jax.stages.rl_config import MACHINE
-from r1jax.tasks import verifiers
+from r1jax.tasks import Problem, verifiers
 from r1jax.tasks.benchmarks import BENCHMARKS, check_names, load
 from r1jax.text import templates
 
@@ -106,17 +107,16 @@ def main(config: Evaluate) -> None:
   print('\n'.join(evaluate(config)))
 
 
-def evaluate(config: Evaluate) -> list[str]:
-  """Samples what is missing; writes the outputs and results; returns the table.
+class Found(NamedTuple):
+  """A model without its parameters; problems and the tokens of prompts by benchmark."""
 
-  Raises:
-    ValueError: a benchmark's file is missing or has other problems, there is no such
-      model, or it knows too few positions.
-    WorkdirError: the work directory has an evaluation with other settings or of another
-      checkpoint.
-  """
-  compilation.keep_on_disk()
-  memory.keep_large_blocks()
+  model: Model
+  problems: dict[str, list[Problem]]
+  prompt_lengths: dict[str, int]
+
+
+def look_up(config: Evaluate) -> Found:
+  """Returns what an evaluation starts from; see `evaluate` for what it raises."""
   model = any_model.look_up(
     config.model,
     'model',
@@ -135,6 +135,21 @@ def evaluate(config: Evaluate) -> list[str]:
     name: benchmarks.prompt_length(policy, name, found, *limits)
     for name, found in problems.items()
   }
+  return Found(model, problems, lengths)
+
+
+def evaluate(config: Evaluate) -> list[str]:
+  """Samples what is missing; writes the outputs and results; returns the table.
+
+  Raises:
+    ValueError: a benchmark's file is missing or has other problems, there is no such
+      model, or it knows too few positions.
+    WorkdirError: the work directory has an evaluation with other settings or of another
+      checkpoint.
+  """
+  compilation.keep_on_disk()
+  memory.keep_large_blocks()
+  model, problems, lengths = look_up(config)
   size = {'prompts_per_batch': config.prompts_per_batch}
   mesh = fit_mesh(size, config.mesh, size)
   settings = Evaluation(**vars(config), checkpoint=model.digest)
@@ -157,14 +172,14 @@ def evaluate(config: Evaluate) -> list[str]:
         outputs[name].sample(
           params,
           named_key(jax.random.key(config.seed), name),
-          sampler=Sampler(policy, lengths[name], mesh, config.mesh),
+          sampler=Sampler(model.policy, lengths[name], mesh, config.mesh),
           rewarder=pool,
           say=_say,
         )
   results = {name: x.summary() for name, x in outputs.items()}
   if (workdir / RESULTS).exists():  # also of benchmarks that were asked for before
     results = benchmarks.read_results(workdir)['benchmarks'] | results
-  facts = _facts(config, policy.template, model.digest)
+  facts = _facts(config, model.policy.template, model.digest)
   content = {'settings': facts, 'benchmarks': results}
   write_whole(workdir / RESULTS, json.dumps(content, indent=2) + '\n')
   lines = [

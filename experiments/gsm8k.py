@@ -11,7 +11,7 @@ model of 0.5B parameters reached on two cores: docs/gsm8k.md.
 import dataclasses
 from pathlib import Path
 
-from experiments.evaluate import Evaluate, evaluate
+from experiments.evaluate import Evaluate, evaluate, look_up
 from experiments.grpo import EXPERIMENT, GRPO
 from r1jax import report
 from r1jax.evaluation import benchmarks
@@ -120,6 +120,7 @@ class GSM8K:
 def main(config: GSM8K) -> None:
   """Trains the model, tests it before and after, and writes the page."""
   training = config.grpo()
+  look_up(config.test('before', config.model.path))  # raises what a test would raise
   EXPERIMENT.launch(training)
   stage = artifact.load(training.workdir)
   # The run chose it; only with the same one do the two models differ by training alone.
