@@ -52,6 +52,14 @@ def test_an_answer_has_the_tokens_of_the_sampler(folder):
   assert tokens
 
 
+def test_an_answer_begins_with_the_box_that_its_prompt_has_opened(folder):
+  session = chat.open_session(str(folder), 'chat_answer', GREEDY)
+  messages = [{'role': 'user', 'content': '3+5'}]
+  chunks = list(session.answer(messages, jax.random.key(0), 4))
+  assert chunks[0] == ('\\boxed{', False)
+  assert len(chunks) > 1
+
+
 def test_a_conversation_that_is_too_long_is_refused(folder):
   session = chat.open_session(str(folder), None, GREEDY)
   messages = [{'role': 'user', 'content': 'so ' * 300}]

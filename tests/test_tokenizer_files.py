@@ -384,3 +384,14 @@ def test_chat_tags_show_the_format_in_the_models_own_template(tmp_path):
   assert tokenizer.prompt(templates.CHAT_TAGS, '3+5') == expected
   assert '<think>reasoning process here</think>' in expected
   assert HubConfig(template='chat_tags').template == templates.CHAT_TAGS
+
+
+def test_chat_answer_opens_the_box_of_the_answer(tmp_path):
+  checkpoint(tmp_path / 'm')
+  tokenizer = tokenizer_files.open_tokenizer(tmp_path / 'm')
+  prompt = tokenizer.prompt('chat_answer', '3+5')
+  assert prompt == tokenizer.prompt('chat', '3+5') + '\\boxed{'
+  # What the model writes after it is an output in the form that the template asks for.
+  whole = parsing.opened(prompt) + '8}'
+  assert parsing.parse(whole, templates.form('chat_answer')).answer == '8'
+  assert parsing.remainder(prompt, whole) == '8}'

@@ -90,7 +90,7 @@ class ChatSession:
     """
     tokenizer, template = self.policy.tokenizer, self.policy.template
     if template in templates.CHATS:
-      prompt = tokenizer.chat_prompt(templates.with_request(template, messages))
+      prompt = tokenizer.chat_prompt(template, messages)
       return prompt, tokenizer.chat_ids(prompt)
     question = messages[-1]['content']
     return (
@@ -136,7 +136,10 @@ class ChatSession:
     prompt, ids = self.prompt(messages)
     stream = self.policy.tokenizer.stream()
     pieces = (stream(token) for token in self.tokens(ids, key, most))
-    yield from split_thoughts(pieces, parsing.opened(prompt).strip() == '<think>')
+    opening = parsing.opened(prompt)
+    if opening == parsing.OPEN_BOX:
+      yield Chunk(opening, thought=False)
+    yield from split_thoughts(pieces, opening.strip() == '<think>')
 
 
 def split_thoughts(pieces: Iterator[str], thinking: bool = False) -> Iterator[Chunk]:

@@ -48,8 +48,8 @@ class HubConfig:
   # A folder with config.json, safetensors and tokenizer.json; a GGUF file; or
   # hf://owner/name.
   path: str = ''
-  # 'chat', 'chat_boxed', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat'; see
-  # `text.templates`.
+  # 'chat', 'chat_boxed', 'chat_answer', 'chat_tags', 'r1_zero', 'plain' or 'r1_chat';
+  # see `text.templates`.
   template: str = templates.CHAT
   # Variables for the checkpoint's chat template, in JSON: {"enable_thinking": false}
   chat_template_kwargs: str = ''

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 TAG_PATTERN = re.compile('|'.join(TAGS))
+OPEN_BOX = '\\boxed{'
 
 
 class Parsed(NamedTuple):
@@ -101,8 +102,11 @@ def opened(prompt: str) -> str:
   """Returns the beginning of the output that a prompt already contains, or ''.
 
   R1's chat template ends with '<think>', and the model continues inside the thoughts.
-  The template of a model that should not think ends with empty thoughts.
+  The template of a model that should not think ends with empty thoughts, and that of
+  one that should answer at once with `\\boxed{`.
   """
+  if prompt.endswith(OPEN_BOX):
+    return OPEN_BOX
   opening = prompt[prompt.rfind('<think>') :] if '<think>' in prompt else ''
   return opening if _OPENED.fullmatch(opening) else ''
 
@@ -110,6 +114,8 @@ def opened(prompt: str) -> str:
 def remainder(prompt: str, output: str) -> str:
   """Returns the part of an output that the prompt does not contain yet."""
   opening = opened(prompt)
+  if opening == OPEN_BOX:
+    return output.removeprefix(OPEN_BOX)
   if '</think>' in opening:
     thoughts, tag, rest = output.partition('</think>')
     return rest.lstrip('\n') if tag else thoughts

@@ -51,7 +51,9 @@ Chat = Callable[[Sequence[Message]], str]  # messages -> a prompt
 CHAT = 'chat'  # the tokenizer's own template
 CHAT_TAGS = 'chat_tags'  # the same, after an example of the format with tags
 CHAT_BOXED = 'chat_boxed'  # the same, after BOXED at the end of the question
-CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED)
+# The tokenizer's own, and then `parsing.OPEN_BOX`: the model writes the answer at once.
+CHAT_ANSWER = 'chat_answer'
+CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED, CHAT_ANSWER)
 BOXED = 'Reason step by step, and write the final answer within \\boxed{}.'
 EXAMPLE: tuple[Message, ...] = (
   {
@@ -86,7 +88,7 @@ def beginning_with(system: str, chat: Chat) -> Chat:
 
 def form(template: str) -> parsing.Form:
   """Returns the form of outputs that a template asks for."""
-  return 'boxed' if template == CHAT_BOXED else 'tags'
+  return 'boxed' if template in (CHAT_BOXED, CHAT_ANSWER) else 'tags'
 
 
 def with_request(template: str, messages: Sequence[Message]) -> list[Message]:

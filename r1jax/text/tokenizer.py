@@ -15,8 +15,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from r1jax.plain import JsonObject
 from r1jax.text import surroundings
-from r1jax.text.parsing import TAG_PATTERN, TAGS
+from r1jax.text.parsing import OPEN_BOX, TAG_PATTERN, TAGS
 from r1jax.text.templates import (
+  CHAT_ANSWER,
   CHATS,
   SPECIAL,
   TEMPLATES,
@@ -101,12 +102,10 @@ class Tokenizer:
     """
     if template not in CHATS:
       return render(template, question)
-    return self.chat_prompt(
-      with_request(template, [{'role': 'user', 'content': question}])
-    )
+    return self.chat_prompt(template, [{'role': 'user', 'content': question}])
 
-  def chat_prompt(self, messages: Sequence[Message]) -> str:
-    """Returns the prompt for a conversation, by the tokenizer's own template.
+  def chat_prompt(self, template: str, messages: Sequence[Message]) -> str:
+    """Returns the prompt for a conversation, by one of CHATS.
 
     Raises:
       ValueError: this tokenizer has no chat template.
@@ -116,7 +115,8 @@ class Tokenizer:
         f'template: this tokenizer has no chat template; choose one of '
         f'{sorted(TEMPLATES)}'
       )
-    return self.chat(messages)
+    prompt = self.chat(with_request(template, messages))
+    return f'{prompt}{OPEN_BOX}' if template == CHAT_ANSWER else prompt
 
   def prompt_ids(self, template: str, question: str) -> list[int]:
     """Returns the ids of `prompt`, for plain templates after `begin_ids`.
