@@ -2,11 +2,13 @@
 
 import json
 import re
+from typing import Any
 
 import gguf as library
 import jax
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from hub import FAMILIES, LLAMA3, MSCALE, YARN, checkpoint, theirs
@@ -153,9 +155,11 @@ BYTES = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
 SPACE = {**BYTES, 'add_prefix_space': True}
 ONLY_BYTES = {**BYTES, 'use_regex': False}
 REPLACE = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'b'}
-SPLIT, SPLIT_3 = (
-  dict(gguf_vocabulary.PRE_TOKENIZERS[name][0]) for name in ('qwen2', 'llama-bpe')
+SPLIT, SPLIT_3, TEKKEN = (
+  dict(gguf_vocabulary.PRE_TOKENIZERS[name][0])
+  for name in ('qwen2', 'llama-bpe', 'tekken')
 )
+TEKKEN_PARTS = {'type': 'Sequence', 'pretokenizers': [TEKKEN, ONLY_BYTES]}
 
 
 def around(*before, behind=None):
@@ -224,8 +228,8 @@ def changed(tokenizer, name, part):
     ),
     ({'model': {'ignore_merges': True, 'merges': []}}, 'ignore_merges: expected False'),
     (
-      {'model': {'merges': []}, 'pre_tokenizer': [SPLIT_3, ONLY_BYTES]},
-      'ignore_merges: expected True for GGUF with .* llama-bpe, got',
+      {'model': {'merges': []}, 'pre_tokenizer': [TEKKEN, ONLY_BYTES]},
+      'ignore_merges: expected True for GGUF with .* tekken, got',
     ),
     ({'added_tokens': {'rstrip': True}}, "rstrip false for GGUF, .* for '<.pad.>'"),
     ({'added_tokens': {'single_word': True}}, 'expected single_word false for GGUF'),
@@ -245,6 +249,26 @@ def test_unsupported_tokenizers_are_refused_and_nothing_is_written(
   with pytest.raises(WeightsError, match=message):
     gguf.write(tmp_path / 'm.gguf', {}, found, text, 'f16')
   assert [path.name for path in tmp_path.iterdir()] == ['m']
+
+
+@pytest.mark.parametrize(('whole', 'name'), [(True, 'llama-bpe'), (False, 'dbrx')])
+@pytest.mark.parametrize('kept', [{}, {'behavior': 'Removed', 'invert': True}])
+def test_the_name_of_a_pattern_says_whether_words_are_looked_up(whole, name, kept):
+  parts = {'type': 'Sequence', 'pretokenizers': [SPLIT_3 | kept, ONLY_BYTES]}
+  tokenizer = {**Tokenizer.train(['so'], 264).content, 'pre_tokenizer': parts}
+  tokenizer['model'] = {**tokenizer['model'], 'ignore_merges': whole}
+  assert gguf_vocabulary.check(Vocabulary(tokenizer, 1, 0)) == name
+
+
+def test_what_is_removed_may_be_all_but_the_words():
+  part: Any = gguf_vocabulary.PRE_TOKENIZERS['qwen2'][0]
+  pattern = tokenizers.Regex(part['pattern']['Regex'])
+  text = "12345 don't DON'T  stop\r\n\n(3+5)*2=16, zażółć 日本語 \u0301\u200b"
+  ours, others = (
+    tokenizers.pre_tokenizers.Split(pattern, behavior, invert).pre_tokenize_str(text)
+    for behavior, invert in (('isolated', False), ('removed', True))
+  )
+  assert ours == others
 
 
 @pytest.mark.parametrize(
@@ -359,6 +383,7 @@ def test_a_template_that_writes_bos_needs_one(tmp_path):
   [
     ({}, 'x', None),
     ({'normalizer': {'type': 'NFC'}}, 'x', 'composes characters first .NFC., and lla'),
+    ({'pre_tokenizer': TEKKEN_PARTS}, 'x', 'capital letters of all alphabets, and ll'),
     ({'post_processor': around(behind=1)}, 'x', 'ends each text with EOS, and llama'),
     ({'post_processor': around(0)}, 'x', 'it before conversations too, although the'),
     ({'post_processor': around(0)}, '{{ bos_token }}', None),

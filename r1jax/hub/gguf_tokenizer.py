@@ -138,7 +138,7 @@ def _around(
   """Returns the post_processor that puts BOS and EOS around texts, or None."""
   fields, pre = Fields(file.fields), file.fields.get('tokenizer.ggml.pre')
   # llama.cpp's defaults.
-  begins = file.fields[MODEL] == PIECES or _known(pre) == gguf_vocabulary.WHOLE_WORDS
+  begins = file.fields[MODEL] == PIECES or _known(pre) in gguf_vocabulary.WHOLE_WORDS
   before = fields.flag('tokenizer.ggml.add_bos_token', begins) and 'bos' in ids
   after = fields.flag('tokenizer.ggml.add_eos_token', default=False)
   if not before and not after:
@@ -185,7 +185,7 @@ def _bytes(file: GGUFFile, vocab: Mapping[str, int]) -> JsonDict:
     'decoder': {'type': 'ByteLevel', **_DECODER},
     'model': {
       'type': 'BPE',
-      'ignore_merges': name == gguf_vocabulary.WHOLE_WORDS,
+      'ignore_merges': name in gguf_vocabulary.WHOLE_WORDS,
       'vocab': vocab,
       'merges': merges,
     },

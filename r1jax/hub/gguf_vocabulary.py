@@ -15,7 +15,9 @@ from r1jax.plain import JsonDict, JsonObject
 from r1jax.text import surroundings
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+_SPACES = r'\s*[\r\n]+|\s+(?!\S)|\s+'
+_REST = r' ?[^\s\p{L}\p{N}]+[\r\n]*|' + _SPACES
+_REST_WITH_SLASHES = r' ?[^\s\p{L}\p{N}]+[\r\n/]*|' + _SPACES
 # Letters of alphabets with cases, as DeepSeek-V2's tokenizer lists them.
 _LETTERS = (
   'A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ'
@@ -34,6 +36,13 @@ def _split(pattern: str) -> JsonObject:
   }
 
 
+def _cased_words(end: str) -> str:
+  """Returns the pattern of words that end before the next capital letter."""
+  before, marks = r'[^\r\n\p{L}\p{N}]?', r'\p{Lm}\p{Lo}\p{M}]'
+  capitals, small = rf'[\p{{Lu}}\p{{Lt}}{marks}', rf'[\p{{Ll}}{marks}'
+  return f'{before}{capitals}*{small}+{end}|{before}{capitals}+{small}*{end}|'
+
+
 _BYTES: JsonObject = {
   'type': 'ByteLevel',
   'trim_offsets': True,  # which changes no tokens
@@ -41,6 +50,10 @@ _BYTES: JsonObject = {
   'use_regex': False,
 }
 _WORDS: JsonObject = {**_BYTES, 'use_regex': True}  # splits as GPT-2 does
+_WORDS_AND_THOUSANDS = [
+  _split(_CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST),
+  _BYTES,
+]
 # Pre-tokenizers: name in llama.cpp -> parts in tokenizer.json.
 PRE_TOKENIZERS: Mapping[str, list[JsonObject]] = {
   'gpt-2': [_WORDS],
@@ -49,10 +62,19 @@ PRE_TOKENIZERS: Mapping[str, list[JsonObject]] = {
     _split(_CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|' + _REST),
     _BYTES,
   ],
-  'llama-bpe': [
-    _split(_CONTRACTIONS + r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|' + _REST),
+  'llama-bpe': _WORDS_AND_THOUSANDS,
+  'dbrx': _WORDS_AND_THOUSANDS,  # Phi-4, OLMo 2
+  # Phi-4-mini.
+  'gpt-4o': [
+    _split(
+      _cased_words("(?i:'s|'t|'re|'ve|'m|'ll|'d)?")
+      + r'\p{N}{1,3}|'
+      + _REST_WITH_SLASHES
+    ),
     _BYTES,
   ],
+  # Mistral Nemo and later.
+  'tekken': [_split(_cased_words('') + r'\p{N}|' + _REST_WITH_SLASHES), _BYTES],
   'deepseek-llm': [
     _split(r'[\r\n]'),
     _split(rf'\s?[{_LETTERS}]+'),
@@ -75,8 +97,7 @@ PRE_TOKENIZERS: Mapping[str, list[JsonObject]] = {
     _split('[一-龥぀-ゟ゠-ヿ]+'),
     _split(
       f'[{_ASCII}][A-Za-z]+|'
-      r'[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|'
-      r'\s*[\r\n]+|\s+(?!\S)|\s+'
+      r'[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|' + _SPACES
     ),
     _BYTES,
   ],
@@ -85,11 +106,15 @@ PRE_TOKENIZERS: Mapping[str, list[JsonObject]] = {
 ALIASES = {
   'llama3': 'llama-bpe',
   'llama-v3': 'llama-bpe',
+  'smaug-bpe': 'dbrx',  # SmolLM3
   'deepseek-r1-qwen': 'qwen2',
 }
 NFC = 'NFC'  # composes characters: e and ´ become é
 STOPS = 3  # tokens that can end an output: EOS, end of turn, end of message
-WHOLE_WORDS = 'llama-bpe'  # the pre-tokenizer that looks words up before it merges
+# Pre-tokenizers that look words up before they merge, and begin texts with BOS.
+WHOLE_WORDS = 'llama-bpe', 'tekken'
+# llama.cpp's own patterns for them know capital letters from A to Z alone, no marks.
+_CASED = 'gpt-4o', 'tekken'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +208,9 @@ def _pre_tokenizer(tokenizer: JsonObject) -> str:
       'tokenizer.json: pre_tokenizer: expected add_prefix_space false for GGUF, since '
       'llama.cpp puts no space before texts, got true'
     )
-  for name, known in PRE_TOKENIZERS.items():
-    if parts == known:
-      return name
+  if names := [name for name, known in PRE_TOKENIZERS.items() if parts == known]:
+    whole = bool(tokenizer['model'].get('ignore_merges'))
+    return next((name for name in names if (name in WHOLE_WORDS) == whole), names[0])
   raise WeightsError(
     f'tokenizer.json: expected the pre_tokenizer of {", ".join(PRE_TOKENIZERS)} for '
     f'GGUF, got {json.dumps(given)[:200]}'
@@ -200,6 +225,10 @@ def _with_defaults(part: JsonObject) -> JsonObject:
     'Split': {'invert': False},
   }
   found = {**defaults.get(part.get('type', ''), {}), **part}
+  if found.get('behavior') == 'Removed' and found.get('invert'):
+    pattern = found['pattern'].get('Regex', '')
+    if pattern.endswith(_SPACES):  # it matches every character, so none is removed
+      found |= {'behavior': 'Isolated', 'invert': False}
   return {**found, 'trim_offsets': True} if 'trim_offsets' in found else found
 
 
@@ -211,7 +240,7 @@ def _check_model(tokenizer: JsonObject, cut: str) -> None:
         f'tokenizer.json: model.{field}: expected none for GGUF, got {model[field]!r}'
       )
   whole = bool(model.get('ignore_merges'))
-  if whole != (cut == WHOLE_WORDS) and (word := _unmerged(tokenizer)):
+  if whole != (cut in WHOLE_WORDS) and (word := _unmerged(tokenizer)):
     raise WeightsError(
       f'tokenizer.json: model.ignore_merges: expected {not whole} for GGUF with the '
       f'pre_tokenizer {cut}, got {whole}: merges do not produce {word!r}'
@@ -243,6 +272,12 @@ def remarks(vocabulary: Vocabulary) -> list[str]:
     found.append(
       f'The tokenizer composes characters first ({NFC}), and llama.cpp does not: it '
       'reads text with decomposed accents as different tokens.'
+    )
+  if _pre_tokenizer(vocabulary.tokenizer) in _CASED:
+    found.append(
+      'The tokenizer ends words before capital letters of all alphabets, and llama.cpp '
+      'before A to Z alone: it reads text with others, or with combining marks, as '
+      'different tokens.'
     )
   if after:
     found.append(
