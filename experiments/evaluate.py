@@ -27,7 +27,12 @@ from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import cli, compilation, memory
 from r1jax.runtime.errors import user_errors
 from r1jax.runtime.keys import named_key
-from r1jax.runtime.workdir import machine_settings, open_workdir, write_whole
+from r1jax.runtime.workdir import (
+  machine_settings,
+  open_workdir,
+  read_settings,
+  write_whole,
+)
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig, fit_mesh
 from r1jax.stages import any_model, problem_sets
@@ -61,8 +66,9 @@ class Evaluate:
   template: str | None = None
   # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
-  # Of products, keys and values; None is the stage's, and float32 for a checkpoint
-  dtype: Literal['float32', 'bfloat16'] | None = None
+  # Of products, keys and values; 'auto' is the stage's, and for a checkpoint the one
+  # that this device computes faster
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto'
   prompts_per_batch: int = 32  # problems sampled between two writes
   seed: int = 0  # of the samples
   workers: int = dataclasses.field(default=2, metadata=MACHINE)  # processes that verify
@@ -117,13 +123,16 @@ class Found(NamedTuple):
 
 def look_up(config: Evaluate) -> Found:
   """Returns what an evaluation starts from; see `evaluate` for what it raises."""
+  dtype = config.dtype
+  if dtype == 'auto':  # an evaluation that goes on keeps its type
+    dtype = read_settings(config.workdir).get('dtype') or dtype
   model = any_model.look_up(
     config.model,
     'model',
     template=config.template,
     checkpoint_template=templates.CHAT_BOXED,
     chat_template_kwargs=config.chat_template_kwargs,
-    dtype=config.dtype,
+    dtype=dtype,
   )
   policy = model.policy
   form = templates.form(policy.template)
@@ -152,6 +161,7 @@ def evaluate(config: Evaluate) -> list[str]:
   model, problems, lengths = look_up(config)
   size = {'prompts_per_batch': config.prompts_per_batch}
   mesh = fit_mesh(size, config.mesh, size)
+  config = dataclasses.replace(config, dtype=model.policy.config.dtype)
   settings = Evaluation(**vars(config), checkpoint=model.digest)
   workdir = open_workdir(
     config.workdir, settings, may_change=machine_settings(settings)
@@ -220,7 +230,7 @@ def _facts(config: Evaluate, template: str, digest: str) -> JsonDict:
     'limit': config.limit or 'none',
     'max-length': config.max_length,
     'template': template,
-    'dtype': config.dtype or 'default',
+    'dtype': config.dtype,
     'seed': config.seed,
   }
 

@@ -10,6 +10,7 @@ model of 0.5B parameters reached on two cores: docs/gsm8k.md.
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from experiments.evaluate import Evaluate, evaluate, look_up
 from experiments.grpo import EXPERIMENT, GRPO
@@ -94,7 +95,12 @@ class GSM8K:
       evals=self.evals,
     )
 
-  def test(self, name: str, model: str, dtype: str | None = None) -> Evaluate:
+  def test(
+    self,
+    name: str,
+    model: str,
+    dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto',
+  ) -> Evaluate:
     """Returns the config of an evaluation in the folder `name`."""
     return Evaluate(
       model=model,

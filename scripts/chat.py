@@ -37,8 +37,9 @@ class Chat:
   # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
   system: str | None = None  # system message
-  # Of products, keys and values; None is the stage's, and float32 for a checkpoint
-  dtype: Literal['float32', 'bfloat16'] | None = None
+  # Of products, keys and values; 'auto' is the stage's, and for a checkpoint the one
+  # that this device computes faster
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto'
   int8: bool = False  # weights in int8: a quarter of the bytes, a little less exact
   max_length: int = 2048  # the most tokens of an answer
   seed: int = 0

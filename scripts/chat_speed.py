@@ -38,7 +38,7 @@ class ChatSpeed:
 
   # Work directory of a finished stage, or folder of a Hugging Face checkpoint
   path: tyro.conf.Positional[str] = ''
-  dtype: Literal['float32', 'bfloat16'] | None = None  # as for `scripts.chat`
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto'  # as for `scripts.chat`
   int8: bool = False  # as for `scripts.chat`
   tokens: int = 64  # of an answer
   answers: int = 5  # that are measured; medians are printed

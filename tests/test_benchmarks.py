@@ -21,6 +21,7 @@ from r1jax.runtime import cli
 from r1jax.runtime.workdir import WorkdirError
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages import product_type
 from r1jax.tasks import benchmarks, verifiers
 
 ROWS: list[dict[str, Any]] = [
@@ -69,6 +70,7 @@ def config(model, data, tmp_path):
     max_length=8,
     prompts_per_batch=4,
     workers=1,
+    dtype='float32',
     draw=SamplingConfig(),
     mesh=MeshConfig(sampler_slots=3),
   )
@@ -193,6 +195,17 @@ def test_other_settings_and_checkpoints_are_refused(config, tmp_path):
   checkpoint(tmp_path / 'other', 'llama')
   with pytest.raises(WorkdirError, match=r'--checkpoint is "[0-9a-f]+" there'):
     evaluate.evaluate(changed(config, limit=1, model=str(tmp_path / 'other')))
+
+
+def test_an_evaluation_that_goes_on_keeps_its_type_of_products(config, monkeypatch):
+  config = changed(config, limit=1, dtype='auto')
+  speed = {'float32': 1.0, 'bfloat16': 2.0}  # as on a device with units for it
+  monkeypatch.setattr(product_type, '_seconds', lambda dtype: 1 / speed[dtype])
+  assert 'dtype bfloat16' in '\n'.join(evaluate.evaluate(config))
+  speed['bfloat16'] = 0.5
+  assert 'dtype bfloat16' in '\n'.join(evaluate.evaluate(config))
+  with pytest.raises(WorkdirError, match='--dtype is "bfloat16" there and "float32" h'):
+    evaluate.evaluate(changed(config, dtype='float32'))
 
 
 def test_lengths_that_the_model_does_not_know_are_refused(config):

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_an_answer_has_the_tokens_of_the_sampler(folder):
-  session = chat.open_session(str(folder), None, GREEDY)
+  session = chat.open_session(str(folder), None, GREEDY, dtype='float32')
   _, ids = session.prompt([{'role': 'user', 'content': 'make 16 from 3 5 2'}])
   tokens = list(session.tokens(ids, jax.random.key(0), 30))
   expected = generate.sample(
@@ -61,7 +61,7 @@ def test_an_answer_begins_with_the_box_that_its_prompt_has_opened(folder):
 
 
 def test_a_conversation_that_is_too_long_is_refused(folder):
-  session = chat.open_session(str(folder), None, GREEDY)
+  session = chat.open_session(str(folder), None, GREEDY, dtype='float32')
   messages = [{'role': 'user', 'content': 'so ' * 300}]
   with pytest.raises(ValueError, match=r'expected at most 255 tokens, .*'):
     list(session.answer(messages, jax.random.key(0), 10))
@@ -147,7 +147,7 @@ def test_streamed_logits_are_those_of_the_whole_text(tmp_path):
 
 
 def test_weights_are_prepared_once_a_conversation(folder, monkeypatch):
-  session = chat.open_session(str(folder), None, GREEDY)
+  session = chat.open_session(str(folder), None, GREEDY, dtype='float32')
   prepared = []
   real = chat.decode_weights.decode_params
 
@@ -185,7 +185,7 @@ def test_a_folder_keeps_its_type(tmp_path):
     tmp_path / 'm', dtype=torch.bfloat16
   )
   model.save_pretrained(tmp_path / 'm')
-  session = chat.open_session(str(tmp_path / 'm'), None, GREEDY)
+  session = chat.open_session(str(tmp_path / 'm'), None, GREEDY, dtype='float32')
   assert {x.dtype.name for x in jax.tree.leaves(session.params)} == {'bfloat16'}
   assert list(session.tokens([5, 7], jax.random.key(0), 5))
 
@@ -194,7 +194,7 @@ def test_a_folder_keeps_its_type(tmp_path):
 def test_rounded_weights_give_nearly_the_same_logits(dtype, int8, tmp_path):
   checkpoint(tmp_path / 'm', 'qwen2', {'hidden_size': 64, 'intermediate_size': 128})
   path = str(tmp_path / 'm')
-  whole = chat.open_session(path, None, GREEDY)
+  whole = chat.open_session(path, None, GREEDY, dtype='float32')
   small = chat.open_session(path, None, GREEDY, dtype=dtype, int8=int8)
   found = []
   for session in (whole, small):

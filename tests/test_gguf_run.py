@@ -58,7 +58,8 @@ def test_the_digests_of_a_run_tell_weights_and_templates_apart(folder):
 
 def test_a_chat_says_the_same_as_with_the_folder(folder):
   expected, found = (
-    chat.open_session(str(folder / name), None, GREEDY) for name in ('m', 'm.gguf')
+    chat.open_session(str(folder / name), None, GREEDY, dtype='float32')
+    for name in ('m', 'm.gguf')
   )
   ids = found.policy.tokenizer.encode('make 16')
   assert ids == expected.policy.tokenizer.encode('make 16')

@@ -3,10 +3,12 @@
 import json
 from typing import Any
 
+import jax
 import pytest
 from hub import checkpoint
 
-from r1jax.stages import artifact, from_hub, product_type
+from r1jax.sampling.sampler import SamplingConfig
+from r1jax.stages import artifact, chat, from_hub, product_type
 from r1jax.stages.from_hub import HubConfig
 
 
@@ -63,6 +65,17 @@ def test_the_measurement_is_said(tmp_path, device):
 
 def test_a_product_of_each_type_is_measured_on_this_device():
   assert 0.02 < product_type.speedup() < 50
+
+
+def test_a_checkpoint_is_opened_in_the_type_that_is_faster(tmp_path, device):
+  checkpoint(tmp_path / 'm', 'llama', {})
+  greedy = SamplingConfig(temperature=0)
+  session = chat.open_session(str(tmp_path / 'm'), None, greedy)
+  assert session.policy.config.dtype == 'bfloat16'
+  assert {x.dtype.name for x in jax.tree.leaves(session.params)} == {'bfloat16'}
+  device['bfloat16'] = 9.0
+  session = chat.open_session(str(tmp_path / 'm'), None, greedy)
+  assert session.policy.config.dtype == 'float32'
 
 
 def test_only_a_run_chooses(tmp_path):

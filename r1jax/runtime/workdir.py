@@ -99,6 +99,16 @@ def open_workdir(
   return workdir
 
 
+def read_settings(path: str | os.PathLike[str]) -> JsonDict:
+  """Returns the settings of the run in a directory, {} if there is none.
+
+  Raises:
+    WorkdirError: its `config.json` is damaged, or of another version.
+  """
+  workdir = Path(path)
+  return _read(workdir) if (workdir / _CONFIG).exists() else {}
+
+
 def _refuse_foreign(workdir: Path) -> None:
   """Raises WorkdirError for a directory with files but without a config."""
   # A run killed before its config was written leaves these two files at most.

@@ -13,7 +13,7 @@ from r1jax.hub.download import download
 from r1jax.rollout.policy import Policy
 from r1jax.runtime.workdir import RECORD
 from r1jax.sharding.place import param_shardings
-from r1jax.stages import artifact, from_hub
+from r1jax.stages import artifact, from_hub, product_type
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.from_hub import HubConfig, Pretrained
 from r1jax.text.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def look_up(
   template: str | None,
   checkpoint_template: str,
   chat_template_kwargs: str | None = None,
-  dtype: Literal['float32', 'bfloat16'] | None = None,
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto',
 ) -> Model:
   """Returns the model of a stage or of a hub checkpoint.
 
@@ -54,8 +54,9 @@ def look_up(
     checkpoint_template: of the prompts for a checkpoint.
     chat_template_kwargs: variables for the chat template, in JSON; None is those that
       the stage was trained with.
-    dtype: of products, keys and values; None is that of the stage, and float32 for a
-      checkpoint. A checkpoint's weights are also read as bfloat16 if it is that.
+    dtype: of products, keys and values; 'auto' is that of the stage, and for a
+      checkpoint the one that the device computes faster (`product_type`). A
+      checkpoint's weights are also read as bfloat16 if it is that.
 
   Raises:
     ValueError: the path holds neither; see `artifact.load`, `from_hub.look_up`.
@@ -73,17 +74,19 @@ def look_up(
     config = stage.policy.config
     policy = dataclasses.replace(
       stage.policy,
-      config=dataclasses.replace(config, dtype=dtype or config.dtype),
+      config=config if dtype == 'auto' else dataclasses.replace(config, dtype=dtype),
       tokenizer=_current_tokenizer(stage, chat_template_kwargs),
       template=template or stage.policy.template,
     )
     digest = stage.record['params']['final']
     return Model(policy, digest, from_hub.positions(stage), stage.params)
+  if dtype == 'auto':
+    dtype, _ = product_type.choose()
   source = HubConfig(
     path=str(folder),
     template=template or checkpoint_template,
     chat_template_kwargs=chat_template_kwargs or '',
-    dtype=dtype or 'float32',
+    dtype=dtype,
   )
   found = from_hub.look_up(source)
   max_positions = families.max_positions(found.checkpoint.raw)

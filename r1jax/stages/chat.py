@@ -168,7 +168,7 @@ def open_session(
   template: str | None,
   draw: SamplingConfig,
   chat_template_kwargs: str | None = None,
-  dtype: Literal['float32', 'bfloat16'] | None = None,
+  dtype: Literal['float32', 'bfloat16', 'auto'] = 'auto',
   int8: bool = False,
 ) -> ChatSession:
   """Returns a chat session with the model of a stage or of a hub checkpoint.
@@ -180,8 +180,7 @@ def open_session(
     draw: how to sample a token.
     chat_template_kwargs: variables for the chat template, in JSON; None is those that
       the stage was trained with.
-    dtype: of products, keys and values; None is that of the stage, and float32 for a
-      checkpoint. A checkpoint's weights are also read as bfloat16 if it is that.
+    dtype: of products, keys and values; see `any_model.look_up`.
     int8: round the weight matrices to int8, with a scale for each output.
 
   Raises:

@@ -218,13 +218,8 @@ def began(workdir: str | os.PathLike[str], dtype: str) -> Start:
   elif chosen:
     here = Start(tokenizer_files.now(), dtype)
   else:
-    ratio = product_type.speedup()
-    found = product_type.faster(ratio)
-    remark = (
-      f'model.dtype: {found}, as products in bfloat16 are {ratio:.1f} times as fast as '
-      'in float32.'
-    )
-    here = Start(tokenizer_files.now(), found, (remark,))
+    found, reason = product_type.choose()
+    here = Start(tokenizer_files.now(), found, (f'model.dtype: {reason}',))
   return hosts.all_gather('the start', here)[0]
 
 

@@ -1,6 +1,7 @@
 """The type of products that a device computes faster: float32 or bfloat16."""
 
 import time
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,15 @@ NEEDED = 1.3
 SIZES = 2048, 512, 1536  # rows, inputs and outputs of a product
 
 
+def choose() -> tuple[Literal['float32', 'bfloat16'], str]:
+  """Returns the type to compute in on this device, measured, and a reason."""
+  ratio = speedup()
+  found = faster(ratio)
+  return found, (
+    f'{found}, as products in bfloat16 are {ratio:.1f} times as fast as in float32.'
+  )
+
+
 def speedup() -> float:
   """Returns how many times as fast as float32 products are in bfloat16, measured.
 
@@ -22,7 +32,7 @@ def speedup() -> float:
   return _seconds('float32') / _seconds('bfloat16')
 
 
-def faster(ratio: float) -> str:
+def faster(ratio: float) -> Literal['float32', 'bfloat16']:
   """Returns the type to compute in, given the result of `speedup`."""
   return 'bfloat16' if ratio >= NEEDED else 'float32'
 
