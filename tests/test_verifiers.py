@@ -35,11 +35,35 @@ def same_first_letter(answer: str, truth: str) -> bool:
     ('countdown', '4*4', '(3+5)*2', False),  # other numbers
     ('countdown', '3+5*2', '(3+5)*2', False),  # another value
     ('countdown', '16', '16', True),
+    ('countdown', '2 * (5+3)', '16 = 3, 5, 2', True),
+    ('countdown', '5*3+2', '16 = 3, 5, 2', False),
+    ('countdown', '5*3+1', '16 = 3, 5, 2', False),
+    ('countdown', '16 = 3, 5, 2', '16 = 3, 5, 2', False),
+    ('countdown', '8/(3-8/3)', '24=8,3,8,3', True),  # exact: 8/(1/3)
+    ('countdown', '3-(5+2)', '-4 = 2, 3, 5', True),
+    ('countdown', '5/(3-3)', '5/(3-3)', False),
+    ('countdown', '5//2', '2 = 5, 2', False),
+    ('countdown', '5', '5 = x', False),
     ('countdown', 'x', 'x', False),
   ],
 )
 def test_a_verifier_says_whether_an_answer_is_right(name, answer, truth, right):
   assert find(name)(answer, truth) is right
+
+
+@pytest.mark.parametrize(
+  ('name', 'truth', 'can'),
+  [
+    ('countdown', '16 = 3, 5, 2', True),
+    ('countdown', '(3+5)*2', True),
+    ('countdown', '16 = 3 5 2', False),
+    ('countdown', 'sixteen', False),
+    ('number', '16 = 3, 5, 2', False),
+    ('exact', '16 = 3, 5, 2', True),
+  ],
+)
+def test_a_truth_is_accepted_if_an_answer_can_be_right_by_it(name, truth, can):
+  assert verifiers.accepts(name, truth) is can
 
 
 def test_a_verifier_may_be_a_function_of_a_module():

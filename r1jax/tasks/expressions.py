@@ -10,6 +10,7 @@ import itertools
 import operator
 import re
 from collections.abc import Hashable, Iterator
+from fractions import Fraction
 
 Tree = int | tuple  # (operation, left, right), nested
 
@@ -125,6 +126,34 @@ def read(text: str) -> Tree | None:
     return _from_ast(ast.parse(text, mode='eval').body)
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     return None
+
+
+def calculated(text: str) -> tuple[list[int], Fraction] | None:
+  """Returns the sorted numbers and the exact value of a text with + - * /, or None."""
+  text = text.strip()
+  if len(text) > LONGEST_ANSWER or not re.fullmatch(r'[0-9+\-*/() ]+', text):
+    return None
+  try:
+    leaves, result = _calculated(ast.parse(text, mode='eval').body)
+  except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+    return None
+  return sorted(leaves), result
+
+
+def _calculated(node: ast.expr) -> tuple[list[int], Fraction]:
+  exact = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+  }
+  match node:
+    case ast.Constant(value=int(number)):
+      return [number], Fraction(number)
+    case ast.BinOp(left=left, op=op, right=right) if type(op) in exact:
+      (first, x), (second, y) = _calculated(left), _calculated(right)
+      return first + second, exact[type(op)](x, y)
+  raise ValueError('not plain + - * / arithmetic')
 
 
 def _from_ast(node: ast.expr) -> Tree:

@@ -6,6 +6,7 @@ with a name, and `package.module:function` is one of your own.
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 
 from r1jax import choice
@@ -37,12 +38,14 @@ def letter_of_choice(answer: str, truth: str) -> bool:
 
 
 def countdown(answer: str, truth: str) -> bool:
-  """Returns whether an expression has the numbers and the value of a true one."""
-  found, gold = expressions.read(answer), expressions.read(truth)
-  if found is None or gold is None:
-    return False
-  same = sorted(expressions.numbers(found)) == sorted(expressions.numbers(gold))
-  return same and expressions.value(found) == expressions.value(gold)
+  """Returns whether an expression has the numbers and the value of a true one.
+
+  Args:
+    answer: numbers with + - * / and parentheses.
+    truth: such an expression, or a value and the numbers: `16 = 3, 5, 2`.
+  """
+  goal = _goal(truth)
+  return goal is not None and expressions.calculated(answer) == goal
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -71,11 +74,32 @@ def find(name: str) -> Verifier:
   return VERIFIERS[name]
 
 
+def accepts(name: str, truth: str) -> bool:
+  """Returns whether an answer can be right by a truth.
+
+  This is so if the truth, as an answer, is right, or if it is a goal of Countdown.
+  """
+  if name == 'countdown':
+    return _goal(truth) is not None
+  return bool(find(name)(truth, truth))
+
+
 def imports(name: str) -> tuple[str, ...]:
   """Returns modules that a verifier needs and that take long to import."""
   if ':' in name:
     return (name.partition(':')[0],)
   return ('math_verify',) if name == 'math' else ()
+
+
+def _goal(truth: str) -> tuple[list[int], Fraction] | None:
+  """Returns the sorted numbers and the value that an expression must have."""
+  if '=' not in truth:
+    return expressions.calculated(truth)
+  value, _, numbers = truth.partition('=')
+  try:
+    return sorted(map(int, numbers.split(','))), Fraction(int(value))
+  except ValueError:
+    return None
 
 
 def _letter(text: str) -> str | None:
