@@ -428,14 +428,14 @@ def test_an_unknown_task_is_named():
   ],
 )
 def test_an_answer_to_gsm8k_is_one_number(answer, right):
-  row = {'question': b' How many? ', 'short_answer': b'72'}
+  row = {'question': ' How many? ', 'short_answer': '72'}
   problem = gsm8k.problem('test-0', row)
   assert problem.question == 'How many?'
   assert tasks.verify(problem, answer) is right
 
 
 def test_thousands_are_read_with_and_without_a_comma():
-  row = {'question': b'How much?', 'short_answer': b'1,234'}
+  row = {'question': 'How much?', 'short_answer': '1,234'}
   problem = gsm8k.problem('test-0', row)
   assert tasks.verify(problem, '$1234.00')
   assert not tasks.verify(problem, '12,34')

@@ -12,7 +12,6 @@ from fractions import Fraction
 from r1jax.tasks import Problem, published, splits
 
 VERSION = '1.1.0'  # 1.0.0 of the set, with a validation split
-PAGE = 'https://github.com/openai/grade-school-math'
 LONGEST = 40  # characters of a number
 
 # Patterns and their replacements in plain text, applied in this order.
@@ -60,15 +59,12 @@ def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[P
   """Returns the problems of a split, one of `splits.SPLITS`, in the order of the set.
 
   Raises:
-    OSError: the set is not on disk and the download failed; see `published.rows`.
+    OSError: the set is not on disk and the download failed; see `published.read_split`.
     ValueError: `data_dir` is not a local folder.
   """
   del config
-  # Imported late, since it takes a second.
-  from tensorflow_datasets.text.gsm8k import gsm8k
-
   set_split = 'test' if split == 'test' else 'train'
-  rows = published.rows(gsm8k.Gsm8k, set_split, data_dir, PAGE)
+  rows, _ = published.read_split('gsm8k:1.0.0', set_split, data_dir)
   found = [problem(f'{set_split}-{n}', row) for n, row in enumerate(rows)]
   if split == 'test':
     return found
@@ -76,12 +72,12 @@ def load(config: GSM8KConfig, split: str, data_dir: str | None = None) -> list[P
 
 
 def problem(name: str, row: published.Row) -> Problem:
-  """Returns the problem of a row, which has `question` and `short_answer` as bytes."""
+  """Returns the problem of a row, which has `question` and `short_answer`."""
   return Problem(
     id=name,
     task='gsm8k',
-    question=row['question'].decode().strip(),
-    truth={'answer': row['short_answer'].decode().strip()},
+    question=row['question'].strip(),
+    truth={'answer': row['short_answer'].strip()},
     language='latin',
   )
 
