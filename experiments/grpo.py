@@ -2,6 +2,7 @@
 
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --task gsm8k
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --data problems.jsonl
+  python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --data tfds:gsm8k …
 
 The folder has config.json, safetensors, tokenizer.json and a chat template.
 `python -m scripts.convert WORKDIR --to hf OUT` writes the trained model in the same

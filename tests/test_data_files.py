@@ -12,6 +12,7 @@ from r1jax import tasks
 from r1jax.hub import download
 from r1jax.hub.chat_template import HubError
 from r1jax.tasks import data
+from r1jax.tasks import rows as rows_of
 from r1jax.tasks.data import DataConfig
 
 ROWS = [{'question': f'What is {n}+{n}?', 'answer': str(2 * n)} for n in range(60)]
@@ -107,6 +108,52 @@ def test_fields_may_lie_within_objects_and_lists(tmp_path):
   files = data.load(config)
   assert asked(files.train) < {(row['question'], row['answer']) for row in ROWS}
   assert len(files.train) == 9
+
+
+def test_a_text_may_have_fields_in_it(tmp_path):
+  rows = [{'a': {'b': 1.0}, 'c': ['x', n], 'answer': n} for n in range(40)]
+  path = jsonl(tmp_path / 'a.jsonl', rows)
+  files = data.load(DataConfig(path, question=' {c} {}\\of {a.b}: {c.0} '))
+  problems = {p.id: p.question for p in (*files.train, *files.validation)}
+  assert problems['a.jsonl:4'] == 'x, 3 {}\\of 1: x'
+  for name, fault in (
+    ('{c} {d}', "line 1 has no field 'd' .it has a, c, answer; set --data.question"),
+    ('{c} {a}', "line 1 has neither text nor a number in the field '{c} {a}'"),
+  ):
+    with pytest.raises(ValueError, match=fault):
+      data.load(DataConfig(path, question=name))
+
+
+def test_of_a_parquet_file_only_the_needed_columns_are_read(tmp_path):
+  row = {'question': '1?', 'a.b': '2', 'a': {'b': '3'}, 'long': 'x'}
+  as_parquet(path := tmp_path / 'a.parquet', [row])
+  for fields, expected in (
+    (('question', 'a.b'), {'question': '1?', 'a.b': '2'}),
+    (('a.c',), {'a': {'b': '3'}}),
+    (('no', 'question'), row),
+  ):
+    assert rows_of.read('data.path', path, fields) == [(1, expected)]
+
+
+def test_wrong_rows_are_left_out_if_that_is_asked_for(tmp_path):
+  rows = [*ROWS, {'question': '?'}, {'question': 'Who?', 'answer': 'Evelyn'}, [1]]
+  path = jsonl(tmp_path / 'a.jsonl', rows)
+  for shown in (path, 'with --data.skip-wrong True'):
+    with pytest.raises(ValueError, match=shown):
+      data.load(DataConfig(path, verify='number'))
+  files = data.load(DataConfig(path, verify='number', skip_wrong=True))
+  assert len(files.train) + len(files.validation) == 60
+  (remark,) = files.remarks
+  assert remark == (
+    "3 of 63 rows of a.jsonl are wrong and left out: line 61 has no field 'answer' (it "
+    'has question; set --data.answer); line 63 is no object but list; a.jsonl:62 '
+    "'Evelyn' is no answer for number."
+  )
+  path = jsonl(tmp_path / 'b.jsonl', rows[60:])
+  with pytest.raises(
+    ValueError, match=r'for training among the 0 different ones of .*b'
+  ):
+    data.load(DataConfig(path, verify='number', skip_wrong=True))
 
 
 def test_a_number_may_be_an_answer(tmp_path):
@@ -235,6 +282,16 @@ def test_repeated_questions_are_counted_and_other_answers_named(tmp_path):
     ({'verify': 'maths'}, 'data.verify: expected one of'),
     ({'limit': -1}, 'data.limit: expected 0 or more'),
     ({'held_out': 'a.jsonl'}, 'data.held_out: expected --data as well'),
+    ({'held_out_split': 'test'}, 'data.held_out: expected --data as well'),
+    ({'path': 'a.csv', 'split': 'x'}, 'data.split: expected a data set .* file a.csv'),
+    (
+      {'path': 'hf://datasets/o/n/a.csv', 'held_out_split': 'test'},
+      r'data.held_out_split: expected .* got the file hf://datasets/o/n/a.csv',
+    ),
+    (
+      {'path': 'tfds:a', 'held_out': 'b.csv', 'held_out_split': 'test'},
+      'data.held_out_split: expected a data set .*, got the file b.csv',
+    ),
   ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -258,6 +315,6 @@ def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match=r'data.path: expected hf://datasets/owner/name/f'
   ):
-    data.load(DataConfig('hf://datasets/o/n'))
+    data.load(DataConfig('hf://o/n/a.jsonl'))
   with pytest.raises(HubError, match=r'o/n/b.json is not on this machine .*KeyError'):
     data.load(DataConfig('hf://datasets/o/n/b.json'))

@@ -164,7 +164,7 @@ def origin(config: Any) -> Origin:
     config: of the stage, with the fields model (`HubConfig`), task, data
       (`DataConfig`), rl and mesh.
   """
-  files = data.load(config.data) if config.data.path else None
+  files = data.load(config.data, config.data_dir) if config.data.path else None
   started = began(config.workdir, config.model.dtype)
   model = dataclasses.replace(config.model, dtype=started.dtype)
   found = look_up(model, started.time)

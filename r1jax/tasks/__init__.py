@@ -24,7 +24,7 @@ from r1jax.text import parsing
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
-OWN = 'data'  # a file of the user's
+OWN = 'data'  # a file of the user's, or a data set by name
 
 
 class Difficulty(Protocol):

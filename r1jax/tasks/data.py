@@ -1,17 +1,15 @@
-"""A file of problems as a task: rows with a question and an answer.
+"""Problems of the user's as a task: rows with a question and an answer.
 
 The rows become problems of the task `data`, whose truth names the verifier. All rows
 are checked when they are read, before a model is.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
-from r1jax.hub import download
-from r1jax.tasks import OWN, Problem, mathematics, rows, splits, verifiers
+from r1jax.tasks import OWN, Problem, mathematics, rows, sources, splits, verifiers
+from r1jax.tasks.sources import Source
 
 VERSION = '1.0.0'  # of how rows become problems and are split
 SHOWN = 3  # rows that an error describes; the rest are counted
@@ -20,23 +18,47 @@ MARK = '####'  # GSM8K writes a solution, and after this mark the answer
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Problems of your own, instead of those of a task; `--data FILE` sets `path`."""
+  """Problems of your own, instead of those of a task; `--data PATH` sets `path`."""
 
-  # A file (.jsonl, .json, .csv or .parquet), or hf://datasets/owner/name/file.
+  # A file (.jsonl, .json, .csv or .parquet, local or hf://datasets/owner/name/file), or
+  # a data set: hf://datasets/owner/name, tfds:name, both also with /config
   path: str = ''
-  question: str = 'question'  # field of a row; `a.b.0` goes into objects and lists
-  answer: str = 'answer'  # field of a row
+  split: str = 'train'  # of a data set
+  # Field of a row; `a.b.0` goes into objects and lists, and a text such as
+  # '{story} {choices.text}' has fields in it
+  question: str = 'question'
+  answer: str = 'answer'  # the same
   # 'math', 'number', 'exact', 'choice', 'countdown' or package.module:function
   verify: str = 'math'
-  held_out: str = ''  # such a file for evaluations; '' holds out 15 % of the questions
+  # A file or data set for evaluations; '' holds out 15 % of the questions
+  held_out: str = ''
+  # Of the data set `held_out`, there '' is 'test'; without that, of `path`
+  held_out_split: str = ''
   limit: int = 0  # training problems at most, the first ones; 0 takes all
+  skip_wrong: bool = False  # leave out wrong rows, instead of refusing them
 
   def __post_init__(self) -> None:
     if self.limit < 0:
       raise ValueError(f'data.limit: expected 0 or more, got {self.limit}')
-    if self.held_out and not self.path:
+    if (self.held_out or self.held_out_split) and not self.path:
       raise ValueError('data.held_out: expected --data as well, got none')
+    for flag, given, path in (
+      ('split', self.split != 'train', self.path),
+      ('held_out_split', self.held_out_split, self.held_out or self.path),
+    ):
+      if given and path and not sources.has_splits(path):
+        raise ValueError(
+          f'data.{flag}: expected a data set (hf://datasets/owner/name or tfds:name) '
+          f'for a split, got the file {path}'
+        )
     verifiers.find(self.verify)  # says which there are
+
+  @property
+  def held_out_from(self) -> tuple[str, str]:
+    """The path and split of evaluations; two empty texts if a hash holds them out."""
+    if self.held_out:
+      return self.held_out, self.held_out_split or 'test'
+    return (self.path, self.held_out_split) if self.held_out_split else ('', '')
 
 
 SETTINGS = DataConfig
@@ -58,45 +80,55 @@ class Files:
   remarks: tuple[str, ...]
 
 
-def load(config: DataConfig) -> Files:
+def load(config: DataConfig, data_dir: str | None = None) -> Files:
   """Reads, checks and splits the problems of a config.
+
+  Args:
+    config: the files or data sets, and their fields.
+    data_dir: the data folder of tensorflow-datasets; None is its default.
 
   Raises:
     HubError: a download failed.
+    OSError: a set of tensorflow-datasets cannot be downloaded or read.
     ValueError: a file cannot be read, its rows are wrong, the verifier does not accept
       them, or a split is empty.
   """
-  file = download.dataset_file(config.path, 'data.path')
-  problems = _problems(file, 'data.path', config)
-  digests, remarks = (
-    {_name(config.path, file): _digest(file)},
-    _repeated(problems, file),
-  )
-  if config.held_out:
-    other = download.dataset_file(config.held_out, 'data.held_out')
-    validation = _problems(other, 'data.held_out', config)
-    digests[_name(config.held_out, other)] = _digest(other)
-    remarks += _repeated(validation, other)
+  remarks: list[str] = []
+
+  def read(path: str, split: str, flag: str) -> tuple[Source, list[Problem]]:
+    fields = [*rows.fields_of(config.question), *rows.fields_of(config.answer)]
+    source = sources.read(path, split, flag=flag, fields=fields, data_dir=data_dir)
+    problems, left_out = _problems(source, flag, config)
+    remarks.extend([*left_out, *_repeated(problems, source.name)])
+    return source, problems
+
+  source, problems = read(config.path, config.split, 'data.path')
+  digests = source.digests
+  if any(config.held_out_from):
+    flag = 'data.held_out' if config.held_out else 'data.held_out_split'
+    other, validation = read(*config.held_out_from, flag)
+    digests |= other.digests
     known = set(map(group, validation))
     train = [one for one in problems if group(one) not in known]
     if dropped := len(problems) - len(train):
       remarks.append(
-        f'{dropped} of {len(problems)} questions of {file.name} are in {other.name} '
+        f'{dropped} of {len(problems)} questions of {source.name} are in {other.name} '
         'too; they are left out of training.'
       )
   else:
-    split = [splits.of_published(group(one)) for one in problems]
-    pairs = list(zip(problems, split, strict=True))
-    train = [one for one, name in pairs if name == 'train']
-    validation = [one for one, name in pairs if name == 'validation']
+    train, validation = (
+      [one for one in problems if splits.of_published(group(one)) == split]
+      for split in ('train', 'validation')
+    )
   for found, what, remedy in (
     (train, 'training', 'give more rows, or others than those of --data.held-out'),
-    (validation, 'validation', 'give more rows, or a file as --data.held-out'),
+    (validation, 'validation', 'give more rows, or a file or split as held out'),
   ):
     if not found:
       raise ValueError(
         f'data.path: expected questions for {what} among the '
-        f'{len(set(map(group, problems)))} different ones of {file}, got none; {remedy}'
+        f'{len(set(map(group, problems)))} different ones of {source.path}, got none; '
+        f'{remedy}'
       )
   return Files(train[: config.limit or None], validation, digests, tuple(remarks))
 
@@ -117,14 +149,14 @@ def answer_key(answer: str) -> Hashable | None:
   return mathematics.answer_key(answer)
 
 
-def _repeated(problems: Sequence[Problem], file: Path) -> list[str]:
+def _repeated(problems: Sequence[Problem], name: str) -> list[str]:
   """Returns a remark if questions repeat, which names one with two answers."""
   first: dict[str, Problem] = {}
   pairs = [(first.setdefault(group(one), one), one) for one in problems]
   repeats = [(one, again) for one, again in pairs if again is not one]
   if not repeats:
     return []
-  remark = f'{len(repeats)} of {len(problems)} rows of {file.name} repeat a question'
+  remark = f'{len(repeats)} of {len(problems)} rows of {name} repeat a question'
   answers = [
     f'{one.id} and {again.id}'
     for one, again in repeats
@@ -135,40 +167,45 @@ def _repeated(problems: Sequence[Problem], file: Path) -> list[str]:
   return [f'{remark}.']
 
 
-def _name(path: str, file: Path) -> str:
-  """Returns a file's name among the digests."""
-  return path if path.startswith(download.REMOTE) else str(file.absolute())
-
-
-def _digest(file: Path) -> str:
-  return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _problems(file: Path, flag: str, config: DataConfig) -> list[Problem]:
-  """Returns the problems of a file, all of which its verifier accepts."""
-  read = rows.read(flag, file)
+def _problems(
+  source: Source, flag: str, config: DataConfig
+) -> tuple[list[Problem], list[str]]:
+  """Returns the problems of rows, and a remark about wrong ones that are left out."""
   found: list[Problem] = []
   wrong: list[str] = []
-  for number, row in read:
+  for name, place, row in source.rows:
     try:
       question = _field(row, 'data.question', config.question)
       answer = _field(row, 'data.answer', config.answer)
     except ValueError as error:
-      wrong.append(f'{"row" if file.suffix == ".parquet" else "line"} {number} {error}')
+      wrong.append(f'{place} {error}')
       continue
     truth = {'answer': after_mark(answer), 'verify': config.verify}
-    found.append(Problem(f'{file.name}:{number}', OWN, question, truth, 'latin'))
-  if wrong:
+    found.append(Problem(name, OWN, question, truth, 'latin'))
+  if wrong and not config.skip_wrong:
     raise ValueError(
-      f'{flag}: {len(wrong)} of {len(read)} rows of {file} are wrong: '
-      f'{_first(wrong)}; correct or remove them'
+      f'{flag}: {len(wrong)} of {len(source.rows)} rows of {source.path} are wrong: '
+      f'{_first(wrong)}; correct or remove them, or leave them out with '
+      '--data.skip-wrong True'
     )
-  _check_truths(found, flag, file, config.verify)
-  return found
+  rejected = _rejected(found, config.verify)
+  if rejected and not config.skip_wrong:
+    raise ValueError(
+      f'{flag}: the verifier {config.verify} rejects the true answers of '
+      f'{len(rejected)} of {len(found)} rows of {source.path} as answers to '
+      f'themselves: {_first(list(rejected.values()))}; correct or remove these rows, '
+      'leave them out with --data.skip-wrong True, or choose another --data.verify'
+    )
+  wrong += [f'{fault} is no answer for {config.verify}' for fault in rejected.values()]
+  remark = (
+    f'{len(wrong)} of {len(source.rows)} rows of {source.name} are wrong and left out: '
+    f'{_first(wrong)}.'
+  )
+  return [one for one in found if one.id not in rejected], [remark] if wrong else []
 
 
 def _field(row: Any, flag: str, name: str) -> str:
-  """Returns a field of a row as text.
+  """Returns a field of a row as text, or a template with its fields.
 
   Raises:
     ValueError: with the end of a sentence whose subject is the row.
@@ -176,10 +213,11 @@ def _field(row: Any, flag: str, name: str) -> str:
   if not isinstance(row, dict):
     raise ValueError(f'is no object but {type(row).__name__}')
   try:
-    text = rows.text(rows.field(row, name))
+    text = rows.filled(row, name)
   except KeyError as error:
     raise ValueError(
-      f'has no field {name!r} (it has {", ".join(map(str, row))}; set --{flag})'
+      f'has no field {error.args[0]!r} (it has {", ".join(map(str, row))}; '
+      f'set --{flag})'
     ) from error
   if not text:
     what = 'an empty field' if text == '' else 'neither text nor a number in the field'
@@ -193,25 +231,21 @@ def after_mark(answer: str) -> str:
   return last.strip() if mark else answer
 
 
-def _check_truths(
-  problems: Sequence[Problem], flag: str, file: Path, verifier: str
-) -> None:
-  """Raises ValueError unless the verifier finds every true answer right."""
-  wrong = []
-  for one in problems:
-    truth = one.truth['answer']
+def _rejected(problems: Sequence[Problem], verifier: str) -> dict[str, str]:
+  """Returns which problem's true answers the verifier rejects, by id, and why."""
+  faults: dict[str, str | None] = {}  # by true answer; many problems can share one
+  for truth in dict.fromkeys(one.truth['answer'] for one in problems):
+    why = ''
     try:
-      right, why = verify(one, truth), ''
+      right = verifiers.accepts(verifier, truth)
     except Exception as error:  # a verifier of the user's can raise anything
       right, why = False, f' ({type(error).__name__}: {error})'
-    if not right:
-      wrong.append(f'{one.id} {truth!r:.60}{why}')
-  if wrong:
-    raise ValueError(
-      f'{flag}: the verifier {verifier} rejects the true answers of {len(wrong)} of '
-      f'{len(problems)} rows of {file} as answers to themselves: {_first(wrong)}; '
-      'correct or remove these rows, or choose another --data.verify'
-    )
+    faults[truth] = None if right else f'{truth!r:.60}{why}'
+  return {
+    one.id: f'{one.id} {fault}'
+    for one in problems
+    if (fault := faults[one.truth['answer']]) is not None
+  }
 
 
 def _first(faults: Sequence[str]) -> str:
