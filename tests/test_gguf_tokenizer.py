@@ -202,8 +202,9 @@ def test_a_tokenizer_that_was_written_is_read_as_it_was(tmp_path):
   assert after.pad_id == before.pad_id
   assert after.vocab_size == before.vocab_size < 300  # the other rows have no token
   messages = [{'role': 'user', 'content': 'make 16 <think>'}]
-  assert after.chat_prompt(messages) == before.chat_prompt(messages)
-  for text in (*texts(), before.chat_prompt(messages)):
+  prompt = before.chat_prompt('chat', messages)
+  assert after.chat_prompt('chat', messages) == prompt
+  for text in (*texts(), prompt):
     assert after.encode(text) == before.encode(text)
     assert after.chat_ids(text) == before.chat_ids(text)
     assert after.decode(after.encode(text)) == text

@@ -40,7 +40,7 @@ def test_conversations_have_the_ids_of_transformers(folder):
   expected = theirs.apply_chat_template(
     MESSAGES, add_generation_prompt=True, return_dict=False
   )
-  prompt = ours.chat_prompt(MESSAGES)
+  prompt = ours.chat_prompt(templates.CHAT, MESSAGES)
   assert prompt.endswith('<|user|>\nagain <|eos|><|eos|>\n<|assistant|>\n')
   assert ours.chat_ids(prompt) == expected
   assert ours.prompt_ids(templates.CHAT, MESSAGES[1]['content']) == (
@@ -393,5 +393,7 @@ def test_chat_answer_opens_the_box_of_the_answer(tmp_path):
   assert prompt == tokenizer.prompt('chat', '3+5') + '\\boxed{'
   # What the model writes after it is an output in the form that the template asks for.
   whole = parsing.opened(prompt) + '8}'
-  assert parsing.parse(whole, templates.form('chat_answer')).answer == '8'
+  parsed = parsing.parse(whole, templates.form('chat_answer'))
+  assert parsed is not None
+  assert parsed.answer == '8'
   assert parsing.remainder(prompt, whole) == '8}'
