@@ -32,7 +32,7 @@ def sampler(slots, model=MODEL):
   return Sampler(policy, PROMPT_LENGTH, mesh, layout)
 
 
-def compiled_bytes(one):
+def compiled_bytes(one, length=LENGTH):
   """What the compiled program has at its peak."""
   program = one.program
   params = decoder.with_dtype(unbox(one.policy.names), 'float32')
@@ -45,7 +45,7 @@ def compiled_bytes(one):
     slots=program.slots(PROMPTS * GROUP, 1),
     config=SamplingConfig(),
     group_size=GROUP,
-    max_length=LENGTH,
+    max_length=length,
     temperature=jax.ShapeDtypeStruct((), jnp.float32),
   )
   found = lowered.compile().memory_analysis()
@@ -58,6 +58,14 @@ def test_the_compiler_counts_as_much(slots):
   counted = sample_memory.of_sampler(one, PROMPTS, GROUP, 'float32')
   # The rest are activations and logits; what is counted is never more than there is.
   assert 0.75 < counted.total(slots, LENGTH) / compiled_bytes(one) < 1.02
+
+
+def test_the_compiler_counts_weights_twice():
+  # They are most of what there is: as parameters and as decoding reads them.
+  one = sampler(0, dataclasses.replace(MODEL, layers=7, d_ff=2048))
+  counted = sample_memory.of_sampler(one, PROMPTS, GROUP, 'float32')
+  assert 0.75 < counted.total(0, 16) / compiled_bytes(one, 16) < 1.02
+  assert counted.weights > 0.8 * counted.total(0, 16)
 
 
 def test_a_position_has_keys_and_values_of_all_layers():
