@@ -1,4 +1,4 @@
-"""A model on the field's benchmarks of mathematics: GSM8K, MATH-500, AIME, AMC, …
+"""A model on the field's benchmarks: GSM8K, MATH-500, AIME, AMC, …, IFEval.
 
   python -m experiments.evaluate --model DIR --benchmarks gsm8k aime24 --samples 4
   python -m experiments.evaluate --compare runs/evaluate_a runs/evaluate_b
@@ -18,11 +18,13 @@ from typing import Literal, NamedTuple
 import jax
 
 from experiments.paper.results import PASS_AT_1
-from r1jax.evaluation import benchmarks
+from r1jax.evaluation import benchmarks, instruction_following
 from r1jax.evaluation.benchmarks import RESULTS, Draw, Outputs
 from r1jax.plain import JsonDict
-from r1jax.rewards import Weighted, rules
+from r1jax.rewards import Weighted, ifeval, rules
 from r1jax.rewards.pool import RewardPool
+from r1jax.rollout import sample_memory
+from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
 from r1jax.runtime import cli, compilation, memory
 from r1jax.runtime.errors import user_errors
@@ -51,18 +53,19 @@ class Evaluate:
 
   # Folder of a checkpoint, GGUF file, or work directory of a finished stage
   model: str = dataclasses.field(default='', metadata=MACHINE)
-  # gsm8k, math500, aime24, aime25, amc23, olympiadbench
+  # gsm8k, math500, aime24, aime25, amc23, olympiadbench, ifeval
   benchmarks: tuple[str, ...] = dataclasses.field(
     default=tuple(BENCHMARKS), metadata=MACHINE
   )
-  # The folder with NAME/test.jsonl for each benchmark
+  # The folder with NAME/test.jsonl for each benchmark, ifeval/input_data.jsonl
   data_dir: str = dataclasses.field(default='data', metadata=MACHINE)
   workdir: str = 'runs/evaluate'  # outputs, results.json and table.md
   samples: int = 4  # outputs per problem, k of pass@k and maj@k
   limit: int = 0  # problems of each benchmark, of a fixed shuffle; 0 takes all
   max_length: int = 32768  # the most tokens of an output
   draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # as in the paper
-  # Of the prompts; None is that of a stage, and chat_boxed for a checkpoint
+  # Of the prompts; None is that of a stage, and chat_boxed for a checkpoint. For ifeval
+  # chat_boxed is chat
   template: str | None = None
   # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
@@ -114,9 +117,17 @@ def main(config: Evaluate) -> None:
 
 
 class Found(NamedTuple):
-  """A model without its parameters; problems and the tokens of prompts by benchmark."""
+  """A model without its parameters, and what each benchmark has, by name.
+
+  Fields:
+    model: see `any_model.look_up`.
+    policies: the model's, with the template for the benchmark.
+    problems: of the benchmark.
+    prompt_lengths: S, tokens.
+  """
 
   model: Model
+  policies: dict[str, Policy]
   problems: dict[str, list[Problem]]
   prompt_lengths: dict[str, int]
 
@@ -134,17 +145,17 @@ def look_up(config: Evaluate) -> Found:
     chat_template_kwargs=config.chat_template_kwargs,
     dtype=dtype,
   )
-  policy = model.policy
-  form = templates.form(policy.template)
+  policies = {name: _policy(model.policy, name) for name in config.benchmarks}
   problems = {
-    name: load(name, config.data_dir, form, config.limit) for name in config.benchmarks
+    name: load(name, config.data_dir, templates.form(one.template), config.limit)
+    for name, one in policies.items()
   }
   limits = config.max_length, model.max_positions
   lengths = {
-    name: benchmarks.prompt_length(policy, name, found, *limits)
+    name: benchmarks.prompt_length(policies[name], name, found, *limits)
     for name, found in problems.items()
   }
-  return Found(model, problems, lengths)
+  return Found(model, policies, problems, lengths)
 
 
 def evaluate(config: Evaluate) -> list[str]:
@@ -152,49 +163,49 @@ def evaluate(config: Evaluate) -> list[str]:
 
   Raises:
     ValueError: a benchmark's file is missing or has other problems, there is no such
-      model, or it knows too few positions.
+      model, it knows too few positions, or its keys and values exceed the memory.
     WorkdirError: the work directory has an evaluation with other settings or of another
       checkpoint.
   """
   compilation.keep_on_disk()
   memory.keep_large_blocks()
-  model, problems, lengths = look_up(config)
+  model, policies, problems, lengths = look_up(config)
   size = {'prompts_per_batch': config.prompts_per_batch}
   mesh = fit_mesh(size, config.mesh, size)
   config = dataclasses.replace(config, dtype=model.policy.config.dtype)
+  draws = {name: _draw(config, len(found), mesh) for name, found in problems.items()}
+  samplers = {
+    name: Sampler(policies[name], lengths[name], mesh, config.mesh) for name in problems
+  }
+  for name, sampler in samplers.items():
+    sample_memory.check(
+      sampler,
+      prompts=draws[name].prompts_per_batch,
+      group_size=config.samples,
+      max_length=config.max_length,
+      param_dtype=model.param_dtype,
+      memory=memory.of_device(mesh.devices.flat[0]),
+    )
   settings = Evaluation(**vars(config), checkpoint=model.digest)
   workdir = open_workdir(
     config.workdir, settings, may_change=machine_settings(settings)
   )
   outputs = {
-    name: Outputs(workdir / f'{name}.jsonl', found, _draw(config, len(found), mesh))
+    name: Outputs(workdir / f'{name}.jsonl', found, draws[name])
     for name, found in problems.items()
   }
-  missing = [name for name, x in outputs.items() if x.finished < len(x.problems)]
-  if missing:
-    params = model.params(mesh)
-    with RewardPool(
-      [Weighted('accuracy', rules.accuracy, 1.0)],
-      config.workers,
-      imports=_imports(missing),
-    ) as pool:
-      for name in missing:
-        outputs[name].sample(
-          params,
-          named_key(jax.random.key(config.seed), name),
-          sampler=Sampler(model.policy, lengths[name], mesh, config.mesh),
-          rewarder=pool,
-          say=_say,
-        )
+  _sample_missing(config, model, outputs, samplers)
   results = {name: x.summary() for name, x in outputs.items()}
   if (workdir / RESULTS).exists():  # also of benchmarks that were asked for before
     results = benchmarks.read_results(workdir)['benchmarks'] | results
-  facts = _facts(config, model.policy.template, model.digest)
+  used = dict.fromkeys(_policy(model.policy, name).template for name in results)
+  facts = _facts(config, ' and '.join(used), model.digest)
   content = {'settings': facts, 'benchmarks': results}
   write_whole(workdir / RESULTS, json.dumps(content, indent=2) + '\n')
   lines = [
     *benchmarks.table(results),
     '',
+    *filter(None, map(instruction_following.sentence, results.values())),
     ', '.join(f'{name} {value}' for name, value in facts.items()),
     *_published(results),
   ]
@@ -202,16 +213,50 @@ def evaluate(config: Evaluate) -> list[str]:
   return lines
 
 
+def _policy(policy: Policy, name: str) -> Policy:
+  """Returns the policy for a benchmark; a text that is judged as a whole has no box."""
+  boxed = templates.form(policy.template) == 'boxed'
+  if BENCHMARKS[name].form != 'text' or not boxed:
+    return policy
+  return dataclasses.replace(policy, template=templates.CHAT)
+
+
+def _sample_missing(
+  config: Evaluate,
+  model: Model,
+  outputs: dict[str, Outputs],
+  samplers: dict[str, Sampler],
+) -> None:
+  """Samples the outputs that are missing, benchmark by benchmark."""
+  missing = [name for name, x in outputs.items() if x.finished < len(x.problems)]
+  if not missing:
+    return
+  params = model.params(samplers[missing[0]].mesh)
+  for name in missing:
+    with RewardPool(
+      _rewards(name),
+      config.workers,
+      imports=verifiers.imports(BENCHMARKS[name].verify),
+    ) as pool:
+      outputs[name].sample(
+        params,
+        named_key(jax.random.key(config.seed), name),
+        sampler=samplers[name],
+        rewarder=pool,
+        say=_say,
+      )
+
+
+def _rewards(name: str) -> list[Weighted]:
+  """Returns what judges the outputs of a benchmark."""
+  accuracy = Weighted('accuracy', rules.accuracy, 1.0)
+  return [accuracy, *ifeval.MEASURES] if name == 'ifeval' else [accuracy]
+
+
 def _draw(config: Evaluate, problems: int, mesh: jax.sharding.Mesh) -> Draw:
   """Returns how to sample; few problems make a smaller batch."""
   size = min(config.prompts_per_batch, math.ceil(problems / mesh.size) * mesh.size)
   return Draw(config.samples, size, config.max_length, config.draw)
-
-
-def _imports(names: list[str]) -> tuple[str, ...]:
-  """Returns modules that workers need to verify answers."""
-  found = (verifiers.imports(BENCHMARKS[name].verify) for name in names)
-  return tuple({module for modules in found for module in modules})
 
 
 def _say(sentence: str) -> None:
@@ -241,11 +286,15 @@ def _published(results: JsonDict) -> list[str]:
   if not names:
     return []
   head = ("the paper's models", *(f'{BENCHMARKS[name].title}, %' for name in names))
+  models = dict.fromkeys(model for name in names for model in PASS_AT_1[name])
   rows = [
-    (model, *(f'{PASS_AT_1[name][model]:.1f}' for name in names))
-    for model in PASS_AT_1[names[0]]
+    (model, *(_share(PASS_AT_1[name].get(model)) for name in names)) for model in models
   ]
   return ['', *benchmarks.markdown([head, *rows])]
+
+
+def _share(percent: float | None) -> str:
+  return '–' if percent is None else f'{percent:.1f}'
 
 
 if __name__ == '__main__':

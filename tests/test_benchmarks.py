@@ -14,6 +14,7 @@ from hub import checkpoint
 from experiments import evaluate
 from experiments.evaluate import Evaluate
 from experiments.paper.results import OTHERS, PASS_AT_1
+from r1jax import tasks
 from r1jax.evaluation.benchmarks import Draw, Outputs
 from r1jax.rewards import rules
 from r1jax.rewards.pool import Pending, Scores
@@ -91,9 +92,11 @@ def test_each_set_has_the_size_that_its_authors_publish():
     'aime25': 30,
     'amc23': 40,
     'olympiadbench': 675,
+    'ifeval': 541,  # the paper's abstract: "around 500 prompts"
   }
   for one in benchmarks.BENCHMARKS.values():
-    assert one.verify in verifiers.VERIFIERS
+    assert callable(verifiers.find(one.verify))
+    assert len(bytes.fromhex(one.digest)) == 32
 
 
 def test_fields_that_results_do_not_depend_on_may_differ(data):
@@ -113,6 +116,32 @@ def test_the_answer_of_gsm8k_follows_its_mark(tmp_path, monkeypatch):
   known = benchmarks.BENCHMARKS['gsm8k']._replace(rows=1, digest=digest)
   monkeypatch.setitem(benchmarks.BENCHMARKS, 'gsm8k', known)
   assert benchmarks.load('gsm8k', str(tmp_path))[0].truth['answer'] == '1,007'
+
+
+def test_units_and_tolerances_of_olympiadbench_reach_the_verifier(
+  tmp_path, monkeypatch
+):
+  rows: list[dict[str, Any]] = [  # 317, 231, and one without
+    {'question': 'r', 'final_answer': ['4.2'], 'unit': '%', 'error': '1e-1'},
+    {'question': 'v', 'final_answer': ['$\\frac{600}{7}$'], 'unit': 'km/h'},
+    {'question': 'x', 'final_answer': ['4.2'], 'unit': None, 'error': None},
+  ]
+  put(tmp_path, 'olympiadbench', rows)
+  contents = [
+    ['r', '4.2', {'tolerance': '1e-1', 'unit': '%'}],
+    ['v', '$\\frac{600}{7}$', {'unit': 'km/h'}],
+    ['x', '4.2'],
+  ]
+  digest = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+  known = benchmarks.BENCHMARKS['olympiadbench']._replace(rows=3, digest=digest)
+  monkeypatch.setitem(benchmarks.BENCHMARKS, 'olympiadbench', known)
+  close, speed, exact = benchmarks.load('olympiadbench', str(tmp_path))
+  assert [tasks.verify(close, x) for x in ('4.15\\%', '4.35')] == [True, False]
+  assert tasks.verify(speed, '\\frac{600}{7} km/h')
+  assert [tasks.verify(exact, x) for x in ('4.15', '4.2')] == [False, True]
+  put(tmp_path, 'olympiadbench', [{**rows[0], 'error': '1'}, *rows[1:]])
+  with pytest.raises(ValueError, match='expected the published questions and answers'):
+    benchmarks.load('olympiadbench', str(tmp_path))
 
 
 def test_a_limit_takes_the_beginning_of_a_larger_one(data):
@@ -278,6 +307,8 @@ def test_lines_of_another_problem_are_refused(data, tmp_path):
 class Written:
   """A sampler of written texts, whose rows come in another order; its own rewarder."""
 
+  names = ('accuracy',)
+
   def __init__(self, texts):
     self.texts = texts
 
@@ -319,6 +350,7 @@ def test_each_output_gets_the_verdict_of_its_own_problem(data, tmp_path):
 def test_the_published_results_cover_the_same_models():
   assert PASS_AT_1['aime24'].keys() == PASS_AT_1['math500'].keys()
   assert OTHERS.keys() < PASS_AT_1['aime24'].keys()
+  assert PASS_AT_1['ifeval'] == {'DeepSeek-R1': 83.3}  # the only one that is given
 
 
 def test_the_command_line_takes_several_benchmarks_and_two_folders():

@@ -28,7 +28,9 @@ def config(tmp_path, monkeypatch):
     (folder / f'{split}.jsonl').write_text(text)
   published = benchmarks.BENCHMARKS['gsm8k']._replace(
     rows=4,
-    digest=benchmarks.digest_of([(f'test {n}?', f'#### {n}') for n in range(4)]),
+    digest=benchmarks.digest_of(
+      [benchmarks.Row(f'test {n}?', f'#### {n}', {}) for n in range(4)]
+    ),
   )
   monkeypatch.setitem(benchmarks.BENCHMARKS, 'gsm8k', published)
   checkpoint(tmp_path / 'model', 'llama', {}, chat=CHAT)

@@ -93,6 +93,78 @@ def test_other_answers_are_wrong(truth):
   assert [one for one in DIFFERENT[truth] if equal(one, truth)] == []
 
 
+# Rows 138, 184, 225, 231 and 317 of OlympiadBench: truth, unit and tolerance.
+KM_H = ('$\\frac{600}{7}$', 'km/h', 0.0)
+PERCENT = ('4.2', '%', '1e-1')
+WITH_UNITS = {
+  ('45', 'minute', 0.0): ('45', '45 minutes', '45 \\mathrm{~min}', '45 minute'),
+  ('$\\frac{41}{12}$', 'km', 0.0): ('\\frac{41}{12}\\,\\mathrm{km}', '\\frac{41}{12}'),
+  ('$166$', '$cm^2$', 0.0): ('166 \\mathrm{~cm}^{2}', '166 cm^2', '$166$ cm$^2$'),
+  KM_H: (
+    '\\frac{600}{7}',
+    '600/7 km/h',
+    '\\boxed{\\frac{600}{7} \\text{ km/h}}',
+    '\\frac{600}{7} \\mathrm{~km} / \\mathrm{h}',
+    '\\frac{600}{7} km per hour',
+  ),
+  PERCENT: (
+    '4.2',
+    '4.2\\%',
+    '4.2 percent',
+    '4.1',
+    '4.3',
+    'r = 4.15',
+    '\\approx 4.25\\%',
+  ),
+}
+WRONG_WITH_UNITS = {
+  ('90', '^{\\circ}', 0.0): ('90s', '9^\\circ'),
+  KM_H: (
+    '600',
+    '\\frac{600}{7}h',
+    '\\frac{6}{7} km/h',
+    'km/h',
+    '85.7 km/h',
+    '7/600 km/h',
+  ),
+  PERCENT: (
+    *('4', '4.09', '4.31', '42\\%', '420\\%', '0.042', '-4.2', '%', '4.2\\%\\%'),
+    *('4.2, 4.3', '[4.1, 4.3]', '\\{4.2\\}^2', '4.2x', '9999999999^{9999999999}'),
+  ),
+}
+
+
+@pytest.mark.parametrize('truth', WITH_UNITS)
+def test_an_answer_may_have_the_unit_of_the_truth_and_differ_by_its_tolerance(truth):
+  gold, unit, tolerance = truth
+  right = (gold, *WITH_UNITS[truth])
+  found = [equal(one, gold, unit=unit, tolerance=tolerance) for one in right]
+  assert [one for one, same in zip(right, found, strict=True) if not same] == []
+
+
+@pytest.mark.parametrize('truth', WRONG_WITH_UNITS)
+def test_other_numbers_with_a_unit_or_beyond_the_tolerance_are_wrong(truth):
+  gold, unit, tolerance = truth
+  wrong = WRONG_WITH_UNITS[truth]
+  found = [equal(one, gold, unit=unit, tolerance=tolerance) for one in wrong]
+  assert [one for one, same in zip(wrong, found, strict=True) if same] == []
+
+
+@pytest.mark.parametrize(
+  ('answer', 'truth', 'tolerance', 'right'),
+  [
+    # The scoring examples of OlympiadBench's authors.
+    ('0.6054', '\\cos ^{10}(\\frac{\\pi}{10})', '1e-4', True),
+    ('7.1 \\cdot 10^{35}', '7 \\times 10^{35}', 1e34, True),
+    ('7.1 \\cdot 10^{35}', '7 \\times 10^{35}', 1e33, False),
+    ('7', '8', 1, True),
+    ('7', '9', 1, False),
+  ],
+)
+def test_a_tolerance_is_the_largest_difference(answer, truth, tolerance, right):
+  assert equal(answer, truth, tolerance=tolerance) == right
+
+
 def test_the_last_of_neighbouring_boxes_counts():
   # math-verify would make one set of boxes that stand close together.
   assert equal('\\boxed{1}\n\nWait, that is wrong.\n\n\\boxed{2}', '2')

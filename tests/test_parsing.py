@@ -184,6 +184,22 @@ def test_a_boxed_output_needs_a_box_after_its_thoughts(text, parts, fault):
 
 
 @pytest.mark.parametrize(
+  ('text', 'parts', 'fault'),
+  [
+    (' So it is. \n', ('', 'So it is.', 'So it is.'), ''),
+    ('<think>2+2</think>\n\n4', ('2+2', '4', '4'), ''),
+    ('2+2</think> 4', ('2+2', '4', '4'), ''),
+    ('<think>2+2</think> <answer> 4 </answer>', ('2+2', '4', '4'), ''),
+    ('<think>2+2', None, 'thoughts'),
+    ('', ('', '', ''), ''),
+  ],
+)
+def test_all_that_follows_the_thoughts_is_the_answer_of_a_text(text, parts, fault):
+  assert parsing.parse(text, 'text') == parts
+  assert parsing.fault(text, 'text') == fault
+
+
+@pytest.mark.parametrize(
   ('text', 'fault'),
   [
     ('<think>a</think><answer>4</answer>', ''),

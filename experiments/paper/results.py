@@ -87,7 +87,8 @@ OTHERS = {  # [v1], Table 4
   'Claude-3.5-Sonnet-1022': Other(16.0, 78.3),
 }
 
-# Benchmarks of `tasks.benchmarks` that the paper has: pass@1 by model.
+# Benchmarks of `tasks.benchmarks` that the paper has: pass@1 by model. For IFEval
+# that is the strict accuracy of prompts.
 PASS_AT_1 = {
   'aime24': {
     'DeepSeek-R1': STAGES['AIME 2024'].r1,
@@ -99,6 +100,7 @@ PASS_AT_1 = {
     **{f'R1-Distill-{name}': one.math_500 for name, one in STUDENTS.items()},
     **{name: one.math_500 for name, one in OTHERS.items()},
   },
+  'ifeval': {'DeepSeek-R1': STAGES['IF-Eval'].r1},
 }
 
 # The results that the report shows next to its own.

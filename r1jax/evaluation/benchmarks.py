@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from r1jax import statistics, tasks
+from r1jax.evaluation import instruction_following
 from r1jax.plain import JsonDict, JsonObject
 from r1jax.rewards.pool import Rewarder
 from r1jax.rollout.policy import Policy
@@ -51,7 +52,8 @@ class Outputs:
   """The outputs for a benchmark, by problem and sample, as lines of a file.
 
   A line has: problem (its id), sample (number), output, answer (None without one),
-  right, tokens, cut_off, and seconds (its share of the time of its batch).
+  right, other measures by name, tokens, cut_off, and seconds (its share of the time of
+  its batch).
   """
 
   def __init__(self, file: Path, problems: Sequence[Problem], draw: Draw):
@@ -103,7 +105,7 @@ class Outputs:
       params: of the policy.
       key: of all samples; which ones were there before changes none.
       sampler: of the policy.
-      rewarder: with the one reward `accuracy`.
+      rewarder: with the reward `accuracy` and other measures.
       say: gets a sentence after each batch.
     """
     draw, size = self.draw, self.draw.prompts_per_batch
@@ -136,6 +138,7 @@ class Outputs:
           if (parsed := parsing.parse(text, problem.form))
           else None,
           'right': bool(scores.values[n, 0]),
+          **dict(zip(rewarder.names[1:], scores.values[n, 1:].tolist(), strict=True)),
           'tokens': int(lengths[n]),
           'cut_off': bool(cut_off[n]),
           'seconds': round(found.seconds / len(texts), 4),
@@ -159,21 +162,13 @@ class Outputs:
     samples = self.draw.samples
     right_PG = np.array([line['right'] for line in self.lines]).reshape(-1, samples)
     tokens = [line['tokens'] for line in self.lines]
-    majority = []
-    for n, problem in enumerate(self.problems):
-      group = self.lines[n * samples : (n + 1) * samples]
-      votes = [
-        None if line['answer'] is None else tasks.answer_key(problem, line['answer'])
-        for line in group
-      ]
-      winner = statistics.consensus(votes)
-      majority.append(winner is not None and group[votes.index(winner)]['right'])
     count = right_PG.sum(1)
     found = {
       'pass_at_1': right_PG,
       'pass_at_k': statistics.pass_at_k(samples, count, samples),
-      'maj_at_k': np.array(majority, float),
     }
+    if self.problems[0].form != 'text':  # texts can't vote
+      found['maj_at_k'] = self._majority()
     ids = [problem.id for problem in self.problems]
     return {
       'problems': len(ids),
@@ -185,7 +180,21 @@ class Outputs:
       'tokens': sum(tokens),
       'seconds': sum(line['seconds'] for line in self.lines),
       'right': dict(zip(ids, count.tolist(), strict=True)),  # outputs, by problem
+      **instruction_following.accuracies(self.problems, self.lines),
     }
+
+  def _majority(self) -> np.ndarray:
+    """Returns whether the most frequent answer of each problem is right, float [P]."""
+    majority = []
+    for n, problem in enumerate(self.problems):
+      group = self.lines[n * self.draw.samples : (n + 1) * self.draw.samples]
+      votes = [
+        None if line['answer'] is None else tasks.answer_key(problem, line['answer'])
+        for line in group
+      ]
+      winner = statistics.consensus(votes)
+      majority.append(winner is not None and group[votes.index(winner)]['right'])
+    return np.array(majority, float)
 
 
 def prompt_length(
@@ -238,7 +247,7 @@ def table(results: Mapping[str, JsonObject]) -> list[str]:
         _percent(one['mean']),
         f'{_percent(one["low"])} to {_percent(one["high"])}',
         _percent(found['pass_at_k']['mean']),
-        _percent(found['maj_at_k']['mean']),
+        _percent(found['maj_at_k']['mean']) if 'maj_at_k' in found else '–',
         f'{found["mean_tokens"]:,.0f}',
         _percent(found['cut_off']),
         _percent(found['no_answer']),

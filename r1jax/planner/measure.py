@@ -20,13 +20,13 @@ from r1jax.planner.costs import Costs, program_costs
 from r1jax.planner.programs import (
   Phase,
   PlannedRun,
-  bytes_per_device,
   learner_of,
   state_of,
 )
 from r1jax.planner.topology import Chip
 from r1jax.runtime import checkpoint, compilation
 from r1jax.sharding.mesh import make_mesh, slice_of
+from r1jax.sharding.place import bytes_per_device
 
 
 @dataclasses.dataclass(frozen=True)

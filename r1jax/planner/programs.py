@@ -6,7 +6,6 @@ hardware you do not have. Nothing is allocated: all arrays are shapes.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from r1jax.sampling.sampler import SamplingConfig, sample_token
 from r1jax.sampling.streaming import DecodeState
 from r1jax.sharding.constrain import on_mesh
 from r1jax.sharding.mesh import MeshConfig, check_lengths, check_rows, make_mesh
-from r1jax.sharding.place import param_shardings, unbox
+from r1jax.sharding.place import bytes_per_device, param_shardings, unbox
 from r1jax.sharding.rules import MeshError, named_sharding, shard_count
 from r1jax.stages import rl_state
 from r1jax.stages.learner import Learner
@@ -76,16 +75,6 @@ class Phase(NamedTuple):
   ragged_share: float = 1.0  # of the rows of a grouped product that are not padding
   offloaded: float = 0.0  # bytes per device in host memory
   output: str = 'results'  # what the program returns
-
-
-def bytes_per_device(tree: Shapes) -> float:
-  """Returns the bytes of a tree of shapes on each device."""
-  return float(
-    sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
-    )
-  )
 
 
 def _with_shardings(tree: Shapes, shardings: Shardings) -> Shapes:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from r1jax.runtime import memory
+
 
 class TopologyError(ValueError):
   """A topology that does not exist, or whose compiler is not installed."""
@@ -118,8 +120,8 @@ def find(name: str) -> tuple[list[jax.Device], Chip]:
       f'topology: expected at most the {len(devices)} devices that XLA created, '
       f'got {name!r}; set --xla_force_host_platform_device_count in XLA_FLAGS'
     )
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return devices[: int(shape)], Chip(memory / int(shape), 0.0, 0.0, 0.0, 0.0)
+  share = memory.of_machine() / int(shape)
+  return devices[: int(shape)], Chip(share, 0.0, 0.0, 0.0, 0.0)
 
 
 def _slices(name: str, count: int) -> list[jax.Device]:

@@ -207,6 +207,16 @@ def _put_in(memory: str, tree: T) -> T:
   return jax.device_put(tree, shardings)
 
 
+def bytes_per_device(tree: Tree[jax.ShapeDtypeStruct]) -> float:
+  """Returns the bytes of shapes with shardings on each device."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+    )
+  )
+
+
 def unbox(boxed: Boxed) -> optax.Params:
   """Returns parameters, or shapes, without their logical axis names."""
   return jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box)

@@ -26,12 +26,14 @@ class Model(NamedTuple):
     policy: config, tokenizer and template.
     digest: sha256 of the parameters or of what they are read from.
     max_positions: of prompt and output together.
+    param_dtype: of most parameters.
     params: reads the parameters and places them on a mesh.
   """
 
   policy: Policy
   digest: str
   max_positions: int
+  param_dtype: str
   params: Callable[[jax.sharding.Mesh], optax.Params]
 
 
@@ -79,7 +81,8 @@ def look_up(
       template=template or stage.policy.template,
     )
     digest = stage.record['params']['final']
-    return Model(policy, digest, from_hub.positions(stage), stage.params)
+    kept = stage.record['config'].get('model', {}).get('param_dtype', 'float32')
+    return Model(policy, digest, from_hub.positions(stage), kept, stage.params)
   if dtype == 'auto':
     dtype, _ = product_type.choose()
   source = HubConfig(
@@ -91,9 +94,12 @@ def look_up(
   found = from_hub.look_up(source)
   max_positions = families.max_positions(found.checkpoint.raw)
   # With the file's own dtype: float32 would take twice the memory of bfloat16.
+  own = found.checkpoint.dtype
   kept = dtype if dtype == 'bfloat16' else None
   params = functools.partial(_read, found, kept)
-  return Model(found.policy, found.checkpoint.digest, max_positions, params)
+  return Model(
+    found.policy, found.checkpoint.digest, max_positions, kept or own, params
+  )
 
 
 def _read(

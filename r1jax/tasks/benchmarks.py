@@ -1,4 +1,4 @@
-"""Published benchmarks of mathematics: their files, and how answers are checked.
+"""Published benchmarks: their files, and how answers are checked.
 
 The files are not part of the package. `load` reads `DIR/NAME/test.jsonl` and accepts
 the published problems only, so that results compare with those of others.
@@ -6,15 +6,17 @@ the published problems only, so that results compare with those of others.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from r1jax.hub import paths
 from r1jax.tasks import OWN, Problem, data, rows, splits
 from r1jax.text import parsing
 
-FILE = 'test.jsonl'
+# The telephone number of a problem of IFEval, which some copies replace.
+_NUMBER = re.compile(r'(?<=Call me at )[\d-]+')
 
 
 class Benchmark(NamedTuple):
@@ -23,10 +25,13 @@ class Benchmark(NamedTuple):
   Fields:
     title: as papers write it.
     question, answer: fields of a row; `a.0` goes into a list.
-    verify: a name in `verifiers.VERIFIERS`.
+    verify: see `verifiers.find`.
     rows: number of problems.
-    digest: of the questions and answers; see `digest_of`.
+    digest: of the questions, answers and details; see `digest_of`.
     source: where to get the file.
+    details: other fields of a row, by the argument of the verifier; rows may have none.
+    form: of a good output; None is the one that the template asks for.
+    file: name of the file.
   """
 
   title: str
@@ -36,6 +41,9 @@ class Benchmark(NamedTuple):
   rows: int
   digest: str
   source: str
+  details: Mapping[str, str] = {}
+  form: parsing.Form | None = None
+  file: str = 'test.jsonl'
 
 
 _QWEN = 'QwenLM/Qwen2.5-Math on GitHub, evaluation/data'
@@ -92,8 +100,21 @@ BENCHMARKS: dict[str, Benchmark] = {
     'final_answer.0',
     'math',
     675,
-    '7fc4254f70d75fc52c3405f58dbd168a65714d2034ea75381edb8463454896f9',
+    '863a1bc2b9e1eea136af9043f42d532776b35441cdd23c727b88dbd4d5f08b86',
     f'{_QWEN}/olympiadbench/test.jsonl',
+    details={'unit': 'unit', 'tolerance': 'error'},
+  ),
+  'ifeval': Benchmark(
+    'IFEval',
+    'prompt',
+    'instruction_id_list',
+    'r1jax.tasks.ifeval:follows',
+    541,
+    '3133f155a6d5e91301a87d19a90424a474aa85ef4941669d5257903fa88210fb',
+    'google-research/google-research on GitHub, instruction_following_eval/data',
+    details={'kwargs': 'kwargs'},
+    form='text',
+    file='input_data.jsonl',
   ),
 }
 
@@ -119,61 +140,75 @@ def load(
   Args:
     name: of the benchmark.
     data_dir: the folder with NAME/test.jsonl.
-    form: of a good output.
+    form: that the template asks for.
     limit: that many problems at most, the first ones of a fixed shuffle; 0 takes all.
 
   Raises:
     ValueError: the file is missing, cannot be read, or has not the published problems.
   """
   benchmark = BENCHMARKS[name]
-  file = paths.local('data_dir', data_dir) / name / FILE
+  file = paths.local('data_dir', data_dir) / name / benchmark.file
   if not file.is_file():
     raise ValueError(
       f'data_dir: {benchmark.title} is expected at {file}, and there is no such file; '
       f'get it from {benchmark.source}'
     )
-  pairs = [
-    _pair(file, number, row, benchmark) for number, row in rows.read('data_dir', file)
+  found = [
+    _read(file, number, row, benchmark) for number, row in rows.read('data_dir', file)
   ]
-  if (count := len(pairs)) != benchmark.rows:
+  if (count := len(found)) != benchmark.rows:
     raise ValueError(
       f'data_dir: expected the {benchmark.rows} problems of {benchmark.title} in '
       f'{file}, got {count}; get the file from {benchmark.source}'
     )
-  if (found := digest_of(pairs)) != benchmark.digest:
+  if (digest := digest_of(found)) != benchmark.digest:
     raise ValueError(
       f'data_dir: expected the published questions and answers of {benchmark.title} in '
-      f'{file} (sha256 {benchmark.digest:.12}…), got others ({found:.12}…); get the '
+      f'{file} (sha256 {benchmark.digest:.12}…), got others ({digest:.12}…); get the '
       f'file from {benchmark.source}'
     )
   problems = [
     Problem(
       f'{name}:{number}',
       OWN,
-      question,
-      {'answer': data.after_mark(answer), 'verify': benchmark.verify},
-      form=form,
+      row.question,
+      {
+        'answer': data.after_mark(row.answer),
+        'verify': benchmark.verify,
+        'details': row.details,
+      },
+      form=benchmark.form or form,
     )
-    for number, (question, answer) in enumerate(pairs, 1)
+    for number, row in enumerate(found, 1)
   ]
   if not limit:
     return problems
   return sorted(problems, key=lambda problem: splits.rank(problem.id))[:limit]
 
 
-def digest_of(pairs: Sequence[tuple[str, str]]) -> str:
-  """Returns the sha256 of questions and answers, whatever else a row has."""
-  return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+class Row(NamedTuple):
+  """What a row of a benchmark's file says."""
+
+  question: str
+  answer: str
+  details: Mapping[str, Any]  # arguments of the verifier
 
 
-def _pair(
-  file: Path, number: int, row: Mapping, benchmark: Benchmark
-) -> tuple[str, str]:
-  """Returns question and answer of a row as texts."""
-  found = []
+def digest_of(found: Sequence[Row]) -> str:
+  """Returns the sha256 of questions, answers and details, whatever else a row has."""
+  content = [
+    [row.question, row.answer, *([row.details] if row.details else [])] for row in found
+  ]
+  text = _NUMBER.sub('', json.dumps(content, sort_keys=True))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(file: Path, number: int, row: Mapping, benchmark: Benchmark) -> Row:
+  """Returns question and answer of a row as texts, and its details."""
+  found: list[str] = []
   for name in (benchmark.question, benchmark.answer):
     try:
-      value = rows.text(rows.field(row, name))
+      value = _text(rows.field(row, name))
     except KeyError:
       value = None
     if not value:
@@ -182,4 +217,20 @@ def _pair(
         f'of {file}, got none; get the file from {benchmark.source}'
       )
     found.append(value)
-  return found[0], found[1]
+  details = {name: row.get(field) for name, field in benchmark.details.items()}
+  question, answer = found
+  return Row(question, answer, _without_none(details))
+
+
+def _text(value: Any) -> str | None:
+  """Returns a list in JSON, and any other value as `rows.text` does."""
+  return json.dumps(value) if isinstance(value, list) else rows.text(value)
+
+
+def _without_none(value: Any) -> Any:
+  """Returns a value without the fields of its objects that are null."""
+  if isinstance(value, list):
+    return [_without_none(one) for one in value]
+  if isinstance(value, dict):
+    return {name: _without_none(one) for name, one in value.items() if one is not None}
+  return value

@@ -139,9 +139,13 @@ def group(problem: Problem) -> str:
 
 
 def verify(problem: Problem, answer: str) -> bool:
-  """Returns whether the verifier that the truth names finds the answer right."""
+  """Returns whether the verifier that the truth names finds the answer right.
+
+  A benchmark's truth may have more arguments for it under `details`.
+  """
   truth = problem.truth
-  return bool(verifiers.find(truth['verify'])(answer, truth['answer']))
+  details = truth.get('details', {})
+  return bool(verifiers.find(truth['verify'])(answer, truth['answer'], **details))
 
 
 def answer_key(answer: str) -> Hashable | None:

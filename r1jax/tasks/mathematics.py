@@ -6,6 +6,7 @@ math-verify, which parses LaTeX with sympy.
 """
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Hashable
@@ -55,15 +56,22 @@ _PERCENT = re.compile(r'([^=,;()\[\]]*[^=,;()\[\]\s])\s*%')
 _INTEGER = re.compile(r'[+-]?\d+')
 
 
-def equal(answer: str, truth: str) -> bool:
+def equal(
+  answer: str, truth: str, *, unit: str = '', tolerance: float | str = 0.0
+) -> bool:
   """Returns whether an answer equals the truth; never raises.
 
   Of a text with boxes, the last complete box counts. Equal are numbers in any notation,
   with or without unit, currency or degrees; expressions, equations, sets, tuples,
   intervals and matrices that sympy finds equal; words and letters of choices in any
   case. 50 % is 0.5 and not 50. An empty truth equals nothing.
+
+  Args:
+    answer, truth: to compare.
+    unit: of the truth, which an answer may have, such as km/h; with % 4.2 % is 4.2.
+    tolerance: the most that numbers may differ by.
   """
-  gold, given = plain(truth), plain(answer)
+  gold, given = plain(truth, unit), plain(answer, unit)
   if not gold or not given or max(len(gold), len(given)) > LONGEST:
     return False
   key, given_key = _key(gold), _key(given)
@@ -74,11 +82,11 @@ def equal(answer: str, truth: str) -> bool:
   if based := _IN_BASE.fullmatch(gold):
     also = _IN_BASE.fullmatch(given)
     return given == based[1] or bool(also and also.groups() == based.groups())
-  if isinstance(key, int) and isinstance(given_key, int):
+  if isinstance(key, int) and isinstance(given_key, int) and not float(tolerance):
     return False
   if _NAME.fullmatch(gold) or {_is_set(gold), _is_set(given)} == {True, False}:
     return False
-  return _equal_by_sympy(gold, given)
+  return _equal_by_sympy(gold, given, float(tolerance))
 
 
 def answer_key(answer: str) -> Hashable | None:
@@ -90,15 +98,18 @@ def answer_key(answer: str) -> Hashable | None:
   return _key(text) if text else None
 
 
-def plain(text: str) -> str:
-  """Returns an answer without its box, units, currency and separators of thousands."""
+def plain(text: str, unit: str = '') -> str:
+  """Returns an answer without its box, units, currency and separators of thousands.
+
+  `unit` is one that the answer may have besides those that are known.
+  """
   boxed = parsing.last_box(text)
   text = text if boxed is None else boxed
   if len(text) > LONGEST:
     return text
-  for pattern, replacement in _PLAIN:
-    text = re.sub(pattern, replacement, text)
-  text = text.strip().rstrip('.,; ')
+  text = _tidy(text)
+  if unit := _tidy(unit):  # of degrees nothing is left
+    text = _without_unit(text, unit)
   if not re.search(r'[(\[]', text):
     text = _THOUSANDS.sub(lambda number: number[0].replace(',', ''), text)
   if not _TIME.fullmatch(_WORDS.sub(r'\1', text).strip()):
@@ -107,6 +118,21 @@ def plain(text: str) -> str:
   if '\\' not in words:
     text = words
   return _PERCENT.sub(r'\\frac{\1}{100}', text)
+
+
+def _tidy(text: str) -> str:
+  """Returns a text without what only sets it: spaces, sizes, currency, degrees."""
+  for pattern, replacement in _PLAIN:
+    text = re.sub(pattern, replacement, text)
+  return text.strip().rstrip('.,; ')
+
+
+def _without_unit(text: str, unit: str) -> str:
+  """Returns a text without a unit at its end, also in the plural and set as text."""
+  letters = r'\s*'.join(map(re.escape, unit.removesuffix('s')))
+  words = _WORDS.sub(r'\1', text)
+  found = re.fullmatch(rf'(.*[\d}})])\s*{letters}s?\s*', words, re.DOTALL)
+  return found[1] if found else text
 
 
 def _key(text: str) -> Hashable:
@@ -134,8 +160,11 @@ def _is_set(text: str) -> bool | None:
   return text.startswith(r'\{')
 
 
-def _equal_by_sympy(gold: str, given: str) -> bool:
-  """Returns whether math-verify finds two answers equal, within its time limits."""
+def _equal_by_sympy(gold: str, given: str, tolerance: float) -> bool:
+  """Returns whether math-verify finds two answers equal, within its time limits.
+
+  Numbers may also differ by the tolerance.
+  """
   import math_verify  # takes half a second
 
   # An alarm is for the main thread alone.
@@ -150,7 +179,27 @@ def _equal_by_sympy(gold: str, given: str) -> bool:
   if not all(parsed):
     return False
   # The truth first: x = 5 is 5 and 1 < x < 2 is (1, 2), but not the other way round.
-  return math_verify.verify(parsed[0][0], parsed[1][0], timeout_seconds=seconds)
+  pair = parsed[0][0], parsed[1][0]
+  if math_verify.verify(*pair, timeout_seconds=seconds):
+    return True
+  return tolerance > 0 and _distance(*pair, seconds) <= tolerance * (1 + 1e-9)
+
+
+def _distance(gold: Any, given: Any, seconds: Any) -> float:
+  """Returns the distance of two numbers that sympy has read; inf for other things."""
+  import sympy
+  from math_verify.errors import TimeoutException
+  from math_verify.utils import timeout
+
+  def distance() -> float:
+    # Of rounded values: a difference would compute powers with all their digits.
+    values = [x.rhs if isinstance(x, sympy.Eq) else x for x in (gold, given)]
+    return abs(float(sympy.N(values[0])) - float(sympy.N(values[1])))
+
+  try:
+    return timeout(seconds)(distance)()
+  except (Exception, TimeoutException):  # sympy can raise anything
+    return math.inf
 
 
 @cache

@@ -1,7 +1,8 @@
 """Verifiers: whether an answer is right, given the true one.
 
 A verifier is a function (answer, truth) -> bool of two texts. `VERIFIERS` has those
-with a name, and `package.module:function` is one of your own.
+with a name, and `package.module:function` is one of your own. Some take more about the
+truth as keyword arguments, such as the tolerance of a number.
 """
 
 import re
@@ -12,7 +13,7 @@ from functools import cache
 from r1jax import choice
 from r1jax.tasks import expressions, gsm8k, mathematics
 
-Verifier = Callable[[str, str], bool]  # (answer, truth) -> whether it is right
+Verifier = Callable[..., bool]  # (answer, truth) -> whether it is right
 
 # A letter alone or with the text of the choice, also in LaTeX: (C), C. 4 apples
 _LETTER = re.compile(r'\(?([A-Za-z])(?:\)|[.):](?=\s|$).*|\).*)?', re.DOTALL)

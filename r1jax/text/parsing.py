@@ -16,7 +16,7 @@ class Parsed(NamedTuple):
   answer: str
 
 
-Form = Literal['tags', 'boxed']  # of an output; the template asks for it
+Form = Literal['tags', 'boxed', 'text']  # of an output; the template asks for it
 
 
 def parse(text: str, form: Form = 'tags') -> Parsed | None:
@@ -29,15 +29,21 @@ def parse(text: str, form: Form = 'tags') -> Parsed | None:
   'boxed' is a text with a complete `\\boxed{…}`, after the thoughts if there are any.
   The answer is the content of the last one, and that text is the summary.
 
+  'text' is any text, after the thoughts if there are any. All of it is the answer and
+  the summary, without the tags of an answer around it.
+
   Any part may be empty. Takes linear time on any text.
   """
   text = text.strip()
-  if form == 'boxed':
+  if form != 'tags':
     think, rest = _split_thoughts(text)
-    boxed = None if rest is None else last_box(rest)
-    if rest is None or boxed is None:
+    if rest is None:
       return None
-    return Parsed(think.strip(), rest.strip(), boxed)
+    rest = rest.strip()
+    if form == 'text':
+      rest = rest.removeprefix('<answer>').removesuffix('</answer>').strip()
+    answer = rest if form == 'text' else last_box(rest)
+    return None if answer is None else Parsed(think.strip(), rest, answer)
   if any(text.count(tag) != 1 for tag in TAGS):
     return None
   if not (text.startswith('<think>') and text.endswith('</answer>')):
