@@ -66,7 +66,7 @@ REFUSED = {
   **dict.fromkeys(('isomorphic_strings', 'list_functions', 'ransom_note'), _CHANGES),
   'composite': 'it mixes other data sets; name one of these',
 }
-# As a number NaN is within any distance of any other for some of the scorers.
+# A number that passes the comparisons of some scorers with any other.
 _NAN = re.compile(r'(?<![a-z])nan[ij]?(?![a-z])', re.IGNORECASE)
 
 
@@ -132,8 +132,12 @@ def _library(config: ReasoningGymConfig) -> Any:
   try:
     return kind(chosen)
   except Exception as error:  # an AssertionError, mostly
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise ValueError(f'{settings.FLAG}: {config.dataset}: {reason}') from error
+    raise ValueError(f'{settings.FLAG}: {config.dataset}: {_reason(error)}') from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns the first line of an error, or its type if it says nothing."""
+  return str(error).partition('\n')[0] or type(error).__name__
 
 
 def _at_level(dataset: str, level: object, start: JsonObject) -> Any:
@@ -158,7 +162,7 @@ def _at_level(dataset: str, level: object, start: JsonObject) -> Any:
 
 
 @functools.lru_cache(maxsize=2)
-def _all_problems(config: ReasoningGymConfig) -> tuple[Problem, ...]:
+def problems(config: ReasoningGymConfig) -> tuple[Problem, ...]:
   """Returns the usable entries of a data set, in its order.
 
   Raises:
@@ -173,13 +177,11 @@ def _all_problems(config: ReasoningGymConfig) -> tuple[Problem, ...]:
     except Exception as error:
       raise ValueError(
         f'task: {PACKAGE} fails to generate entry {index} of {config.dataset} with '
-        f'{config.settings} ({type(error).__name__}: {error}); choose other settings'
+        f'{config.settings} ({_reason(error)}); choose other settings'
       ) from error
-    if entry['question'] in found:
-      continue
     one = _problem(config, index, entry)
     if verify(one, one.truth['answer']):
-      found[one.question] = one
+      found.setdefault(one.question, one)
   if not found:
     raise ValueError(
       f'task: {LIBRARY}:{config.dataset} cannot be used with {config.settings}: its '
@@ -194,7 +196,7 @@ def _problem(config: ReasoningGymConfig, index: int, entry: JsonDict) -> Problem
   truth = {
     'dataset': config.dataset,
     'settings': config.settings,
-    'answer': plain['answer'],
+    'answer': plain['answer'] or '',
     'metadata': plain['metadata'],
   }
   name = f'{config.dataset}-{index}'
@@ -210,9 +212,9 @@ def generate(config: ReasoningGymConfig, split: str) -> Iterator[Problem]:
   """Yields every problem of a split, one of `splits.SPLITS`, in a fixed order.
 
   Raises:
-    ValueError: see `_all_problems`.
+    ValueError: see `problems`.
   """
-  return of_split(_all_problems(config), split, group)
+  return of_split(problems(config), split, group)
 
 
 def verify(problem: Problem, answer: str) -> bool:
@@ -225,7 +227,7 @@ def verify(problem: Problem, answer: str) -> bool:
   if not answer or (_NAN.search(answer) and not _NAN.search(truth['answer'])):
     return False
   library = _library(ReasoningGymConfig(truth['dataset'], truth['settings']))
-  # A copy, since scorers may write into the metadata.
+  # A copy, since a scorer (of knight_swap) writes into the metadata.
   entry = copy.deepcopy({key: truth[key] for key in ('answer', 'metadata')})
   try:
     with warnings.catch_warnings():  # numpy's, of odd answers
