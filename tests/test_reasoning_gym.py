@@ -187,7 +187,7 @@ def test_questions_are_the_same_in_another_process_unless_refused():
 @pytest.mark.parametrize(
   ('task', 'text', 'message'),
   [
-    ('chess', '', 'task: expected one of .*, reasoning_gym:NAME, got .chess.'),
+    ('chess', '', r"task: expected one of .*, 'reasoning_gym:NAME'\], got 'chess'"),
     ('reasoning_gym', '', 'task: expected reasoning_gym:NAME with .* chain_sum, '),
     ('reasoning_gym:sum', '', 'one of the data sets ab, .*, got reasoning_gym:sum'),
     ('reasoning_gym:n_queens', '', 'reasoning_gym:n_queens cannot be used: .*sandbox'),

@@ -76,9 +76,9 @@ def module(task: str) -> Any:
     ValueError: the name is unknown, or a package that the task needs is missing.
   """
   name = module_name(task)
-  expected = (*sorted((*REASONING, *GENERAL, *PUBLISHED)), f'{LIBRARY}:NAME')
+  expected = [*sorted((*REASONING, *GENERAL, *PUBLISHED)), f'{LIBRARY}:NAME']
   if name not in (*expected, OWN, LIBRARY):
-    raise ValueError(f'task: expected one of {", ".join(expected)}, got {task!r}')
+    raise ValueError(f'task: expected one of {expected}, got {task!r}')
   return importlib.import_module(f'r1jax.tasks.{name}')
 
 
