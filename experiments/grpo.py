@@ -3,6 +3,8 @@
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --task gsm8k
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --data problems.jsonl
   python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B --data tfds:gsm8k …
+  python -m experiments.grpo --model.path ~/models/Qwen2.5-0.5B \
+    --task reasoning_gym:chain_sum --task-settings '{"max_terms": 3}'
 
 The folder has config.json, safetensors, tokenizer.json and a chat template.
 `python -m scripts.convert WORKDIR --to hf OUT` writes the trained model in the same
@@ -24,7 +26,7 @@ from r1jax.stages.experiment import Experiment, StageConfig, Trained
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
-from r1jax.tasks import verifiers
+from r1jax.tasks import settings, verifiers
 from r1jax.tasks.data import DataConfig
 
 
@@ -33,7 +35,9 @@ class GRPO(StageConfig):
   """GRPO on a pretrained model."""
 
   workdir: str = 'runs/grpo'  # all files of the run; an existing run is resumed
-  task: str = 'countdown'  # a module of r1jax.tasks, at its own difficulty
+  task: str = 'countdown'  # a module of r1jax.tasks, or reasoning_gym:NAME
+  # Its difficulty in JSON: {"numbers": 4}; '' is its own
+  task_settings: str = ''
   data: DataConfig = DataConfig()  # problems of your own, instead of a task's
   accuracy_weight: float = 1.0  # weight of the accuracy reward
   format_weight: float = 1.0  # weight of the format reward (R1-Zero: the same)
@@ -61,9 +65,13 @@ class GRPO(StageConfig):
       )
     if self.data.path and self.task != type(self).task:
       raise ValueError(f'task: expected none with --data, got {self.task!r}')
+    if self.data.path and self.task_settings:
+      raise ValueError(
+        f'task_settings: expected none with --data, got {self.task_settings!r}'
+      )
     if self.task == tasks.OWN:
       raise ValueError('task: expected --data FILE for your own problems, got none')
-    tasks.module(self.task)  # says which there are
+    settings.read(self.task, self.task_settings)  # says which there are
     check_rewards(self.all_rewards())
 
   def task_names(self) -> Sequence[str]:
@@ -82,7 +90,9 @@ class GRPO(StageConfig):
 def run(stage: Stage, config: GRPO) -> Trained:
   """Reads the checkpoint and trains it."""
   problem_at = stage.problem_stream([1.0])
-  imports = verifiers.imports(config.data.verify) if config.data.path else ()
+  imports = tasks.imports(config.task)
+  if config.data.path:
+    imports = verifiers.imports(config.data.verify)
   with reward_pool(config.rl, config.all_rewards(), imports=imports) as rewarder:
     params = stage.rl(stage.params, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})

@@ -10,13 +10,14 @@ from hub import checkpoint
 
 from experiments import grpo
 from experiments.grpo import GRPO
+from r1jax import tasks
 from r1jax.hub.chat_template import HubError
 from r1jax.rewards import rules, weighted
 from r1jax.rewards.pool import RewardPool
 from r1jax.stages import artifact, from_hub
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
-from r1jax.tasks import Problem
+from r1jax.tasks import Problem, settings
 from r1jax.tasks.data import DataConfig
 from r1jax.text import templates
 
@@ -64,6 +65,36 @@ def test_a_data_file_is_the_problems_of_a_run(folder, tmp_path):
   # A changed file is refused when the run resumes, as changed checkpoints are.
   with open(file, 'rb') as content:
     assert origin.digests[file] == hashlib.sha256(content.read()).hexdigest()
+
+
+def test_a_data_set_of_a_library_is_the_problems_of_a_run(folder, tmp_path):
+  config = GRPO(
+    workdir=str(tmp_path / 'run'),
+    data_dir=str(tmp_path / 'data'),
+    task='reasoning_gym:chain_sum',
+    task_settings='{"size": 60}',
+    model=HubConfig(str(folder), template='plain', dtype='float32'),
+    rl=RLConfig(max_prompt_length=96, max_length=((0, 64),)),
+  )
+  assert config.task_names() == ['reasoning_gym:chain_sum']
+  problems = from_hub.origin(config).problems
+  policy = from_hub.look_up(config.model).policy
+  generate = tasks.module(config.task).generate
+  every = settings.read(config.task, config.task_settings)
+  for split, found in (
+    ('train', problems.train),
+    ('validation', problems.validation),
+    ('test', problems.test),
+  ):
+    fit = {
+      p.question
+      for p in generate(every, split)
+      if len(policy.tokenizer.prompt_ids('plain', p.question)) <= 96
+    }
+    assert {p.question for p in found[0]} == fit
+    assert 0 < len(fit) < len(list(generate(every, split)))
+  assert problems.remarks[-1].startswith(f'{len(problems.train[0])} problems for train')
+  assert sum('rl.max_prompt_length = 96 tokens' in x for x in problems.remarks) == 3
 
 
 def test_a_file_of_long_prompts_alone_is_refused(folder, tmp_path):

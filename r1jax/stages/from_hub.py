@@ -36,8 +36,9 @@ from r1jax.sharding.place import param_shardings, replicate
 from r1jax.stages import artifact, problem_sets, product_type
 from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.experiment import Origin
-from r1jax.stages.own_problems import own_problems
-from r1jax.tasks import data
+from r1jax.stages.fitting_prompts import fitting
+from r1jax.stages.problem_sets import Problems
+from r1jax.tasks import data, dataset_of, settings
 from r1jax.text import templates
 
 
@@ -161,8 +162,8 @@ def origin(config: Any) -> Origin:
   These are the problems of a task, or those of data files.
 
   Args:
-    config: of the stage, with the fields model (`HubConfig`), task, data
-      (`DataConfig`), rl and mesh.
+    config: of the stage, with the fields model (`HubConfig`), task, task_settings,
+      data (`DataConfig`), rl and mesh.
   """
   files = data.load(config.data, config.data_dir) if config.data.path else None
   started = began(config.workdir, config.model.dtype)
@@ -174,9 +175,16 @@ def origin(config: Any) -> Origin:
     'max_positions': families.max_positions(found.checkpoint.raw),
   }
   if files:
-    problems = own_problems(files, policy, **limits)
+    problems = Problems(
+      [files.train], [files.validation], **limits, remarks=files.remarks
+    )
   else:
-    problems = problem_sets.problems_of_task(config.task, config.data_dir, **limits)
+    difficulty = settings.read(config.task, config.task_settings)
+    problems = problem_sets.problems_of_task(
+      config.task, difficulty, config.data_dir, **limits
+    )
+  if files or dataset_of(config.task) is not None:  # their prompts have any length
+    problems = fitting(problems, policy)
   problems = problems.in_form(templates.form(policy.template)).without_padding(
     policy.tokenizer, policy.template, config.mesh.context
   )

@@ -19,7 +19,7 @@ from r1jax.stages.artifact import Artifact, ArtifactError
 from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import PretrainConfig, SFTConfig
-from r1jax.tasks import GENERAL, REASONING, Problem, splits, store
+from r1jax.tasks import GENERAL, REASONING, Difficulty, Problem, splits, store
 from r1jax.text import parsing
 from r1jax.text.tokenizer import Tokenizer, pad_left
 
@@ -241,10 +241,14 @@ def new_problems(
 
 
 def problems_of_task(
-  task: str, data_dir: str | None, *, max_prompt_length: int, max_positions: int
+  task: str,
+  difficulty: Difficulty,
+  data_dir: str | None,
+  *,
+  max_prompt_length: int,
+  max_positions: int,
 ) -> Problems:
-  """Returns the problems of one task, at its own difficulty."""
-  difficulty = tasks.module(task).SETTINGS()
+  """Returns the problems of one task."""
   train, validation, test = (
     store.load(task, difficulty, split, data_dir) for split in splits.SPLITS
   )

@@ -3,7 +3,8 @@
 A task is a module of this package with
 
   SETTINGS                      the class of its config, which sets the difficulty
-  VERSION                       of its problems
+  VERSION                       of its problems: three numbers, and for problems of a
+                                library + and its version
   generate(config, split)       every problem of a split; a published data set has
                                 load(config, split, data_dir) instead
   group(problem)                the name of what is held out together; see `splits`
@@ -25,6 +26,7 @@ REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
 PUBLISHED = ('gsm8k',)
 OWN = 'data'  # a file of the user's, or a data set by name
+LIBRARY = 'reasoning_gym'  # a library of data sets, each a task: reasoning_gym:NAME
 
 
 class Difficulty(Protocol):
@@ -71,9 +73,26 @@ def module(task: str) -> Any:
   """Returns the module of a task.
 
   Raises:
-    ValueError: the name is unknown.
+    ValueError: the name is unknown, or a package that the task needs is missing.
   """
-  expected = sorted((*REASONING, *GENERAL, *PUBLISHED))
-  if task not in (*expected, OWN):
+  name = module_name(task)
+  expected = [*sorted((*REASONING, *GENERAL, *PUBLISHED)), f'{LIBRARY}:NAME']
+  if name not in (*expected, OWN, LIBRARY):
     raise ValueError(f'task: expected one of {expected}, got {task!r}')
-  return importlib.import_module(f'r1jax.tasks.{task}')
+  return importlib.import_module(f'r1jax.tasks.{name}')
+
+
+def module_name(task: str) -> str:
+  """Returns the name of a task's module, which is LIBRARY for its data sets."""
+  return task if dataset_of(task) is None else LIBRARY
+
+
+def dataset_of(task: str) -> str | None:
+  """Returns NAME of a task `reasoning_gym:NAME`, None for another task."""
+  library, _, name = task.partition(':')
+  return name if library == LIBRARY else None
+
+
+def imports(task: str) -> tuple[str, ...]:
+  """Returns modules that verifying needs and that take long to import."""
+  return () if dataset_of(task) is None else (LIBRARY,)

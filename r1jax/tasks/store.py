@@ -35,11 +35,11 @@ def load(
   """
   import tensorflow_datasets as tfds  # imported late, since it takes a second
 
-  module = tasks.module(task)
+  module, task = tasks.module(task), tasks.module_name(task)
   if task in tasks.PUBLISHED:
     return module.load(config, split, data_dir)
   place = paths.local('data_dir', data_dir or str(tfds.core.constants.DATA_DIR))
-  folder = place / task / config.name / module.VERSION
+  folder = place / task / config.name / _version(module)
   if folder.exists():
     _check_readable(folder)
   else:
@@ -109,6 +109,11 @@ def _check_splits(task: str, config: Difficulty) -> None:
       )
 
 
+def _version(module: Any) -> str:
+  """Returns the three numbers of a version, as tensorflow-datasets takes them."""
+  return module.VERSION.partition('+')[0]
+
+
 def _builder(task: str, config: Difficulty, data_dir: str | None) -> Any:
   """Returns the tensorflow-datasets builder of a difficulty."""
   import tensorflow_datasets as tfds
@@ -136,7 +141,7 @@ def _builder(task: str, config: Difficulty, data_dir: str | None) -> Any:
     (tfds.core.GeneratorBasedBuilder,),
     {
       '__doc__': module.__doc__,
-      'VERSION': tfds.core.Version(module.VERSION),
+      'VERSION': tfds.core.Version(_version(module)),
       'pkg_dir_path': Path(__file__).parent,  # the class has no package of its own
       '_info': _info,
       '_split_generators': _split_generators,
@@ -149,7 +154,7 @@ def _builder(task: str, config: Difficulty, data_dir: str | None) -> Any:
     logging.ERROR
   )  # tfds warns about every custom config
   return builder(
-    config=tfds.core.BuilderConfig(name=config.name, version=module.VERSION),
+    config=tfds.core.BuilderConfig(name=config.name, version=_version(module)),
     data_dir=data_dir,
     file_format='array_record',
   )
