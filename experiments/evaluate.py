@@ -121,19 +121,23 @@ class Found(NamedTuple):
 
   Fields:
     model: see `any_model.look_up`.
-    policies: the model's, with the template for the benchmark.
     problems: of the benchmark.
-    prompt_lengths: S, tokens.
+    draws: how to sample its outputs.
+    samplers: of the model, with the template for the benchmark.
   """
 
   model: Model
-  policies: dict[str, Policy]
   problems: dict[str, list[Problem]]
-  prompt_lengths: dict[str, int]
+  draws: dict[str, Draw]
+  samplers: dict[str, Sampler]
 
 
 def look_up(config: Evaluate) -> Found:
-  """Returns what an evaluation starts from; see `evaluate` for what it raises."""
+  """Returns what an evaluation starts from, before anything expensive.
+
+  Raises:
+    ValueError: see `evaluate`.
+  """
   dtype = config.dtype
   if dtype == 'auto':  # an evaluation that goes on keeps its type
     dtype = read_settings(config.workdir).get('dtype') or dtype
@@ -145,17 +149,28 @@ def look_up(config: Evaluate) -> Found:
     chat_template_kwargs=config.chat_template_kwargs,
     dtype=dtype,
   )
-  policies = {name: _policy(model.policy, name) for name in config.benchmarks}
-  problems = {
-    name: load(name, config.data_dir, templates.form(one.template), config.limit)
-    for name, one in policies.items()
-  }
-  limits = config.max_length, model.max_positions
-  lengths = {
-    name: benchmarks.prompt_length(policies[name], name, found, *limits)
-    for name, found in problems.items()
-  }
-  return Found(model, policies, problems, lengths)
+  size = {'prompts_per_batch': config.prompts_per_batch}
+  mesh = fit_mesh(size, config.mesh, size)
+  found = Found(model, {}, {}, {})
+  for name in config.benchmarks:
+    policy = _policy(model.policy, name)
+    form = templates.form(policy.template)
+    problems = load(name, config.data_dir, form, config.limit)
+    limits = config.max_length, model.max_positions
+    length = benchmarks.prompt_length(policy, name, problems, *limits)
+    draw = _draw(config, len(problems), mesh)
+    sampler = Sampler(policy, length, mesh, config.mesh)
+    sample_memory.check(
+      sampler,
+      prompts=draw.prompts_per_batch,
+      group_size=config.samples,
+      max_length=config.max_length,
+      param_dtype=model.param_dtype,
+      memory=memory.of_device(mesh.devices.flat[0]),
+    )
+    found.problems[name], found.draws[name] = problems, draw
+    found.samplers[name] = sampler
+  return found
 
 
 def evaluate(config: Evaluate) -> list[str]:
@@ -169,23 +184,8 @@ def evaluate(config: Evaluate) -> list[str]:
   """
   compilation.keep_on_disk()
   memory.keep_large_blocks()
-  model, policies, problems, lengths = look_up(config)
-  size = {'prompts_per_batch': config.prompts_per_batch}
-  mesh = fit_mesh(size, config.mesh, size)
+  model, problems, draws, samplers = look_up(config)
   config = dataclasses.replace(config, dtype=model.policy.config.dtype)
-  draws = {name: _draw(config, len(found), mesh) for name, found in problems.items()}
-  samplers = {
-    name: Sampler(policies[name], lengths[name], mesh, config.mesh) for name in problems
-  }
-  for name, sampler in samplers.items():
-    sample_memory.check(
-      sampler,
-      prompts=draws[name].prompts_per_batch,
-      group_size=config.samples,
-      max_length=config.max_length,
-      param_dtype=model.param_dtype,
-      memory=memory.of_device(mesh.devices.flat[0]),
-    )
   settings = Evaluation(**vars(config), checkpoint=model.digest)
   workdir = open_workdir(
     config.workdir, settings, may_change=machine_settings(settings)

@@ -56,7 +56,7 @@ def test_an_answer_begins_with_the_box_that_its_prompt_has_opened(folder):
   session = chat.open_session(str(folder), 'chat_answer', GREEDY)
   messages = [{'role': 'user', 'content': '3+5'}]
   chunks = list(session.answer(messages, jax.random.key(0), 4))
-  assert chunks[0] == ('\\boxed{', False)
+  assert chunks[0] == ('The answer is \\boxed{', False)
   assert len(chunks) > 1
 
 

@@ -390,7 +390,7 @@ def test_chat_answer_opens_the_box_of_the_answer(tmp_path):
   checkpoint(tmp_path / 'm')
   tokenizer = tokenizer_files.open_tokenizer(tmp_path / 'm')
   prompt = tokenizer.prompt('chat_answer', '3+5')
-  assert prompt == tokenizer.prompt('chat', '3+5') + '\\boxed{'
+  assert prompt == tokenizer.prompt('chat', '3+5') + 'The answer is \\boxed{'
   # What the model writes after it is an output in the form that the template asks for.
   whole = parsing.opened(prompt) + '8}'
   parsed = parsing.parse(whole, templates.form('chat_answer'))

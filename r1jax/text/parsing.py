@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 TAG_PATTERN = re.compile('|'.join(TAGS))
-OPEN_BOX = '\\boxed{'
+OPEN_BOX = 'The answer is \\boxed{'
 
 
 class Parsed(NamedTuple):
@@ -109,7 +109,7 @@ def opened(prompt: str) -> str:
 
   R1's chat template ends with '<think>', and the model continues inside the thoughts.
   The template of a model that should not think ends with empty thoughts, and that of
-  one that should answer at once with `\\boxed{`.
+  one that should answer at once with `OPEN_BOX`.
   """
   if prompt.endswith(OPEN_BOX):
     return OPEN_BOX
