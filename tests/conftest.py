@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import hypothesis
 import machines
@@ -13,7 +14,6 @@ flags = os.environ.get('XLA_FLAGS', '')
 os.environ['XLA_FLAGS'] = f'{machines.cpus(8)} {flags}'.strip()
 # [B] + [B, T] is a mistake more often than it is meant.
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
-os.environ['JAX_DEBUG_KEY_REUSE'] = '1'
 
 import jax  # noqa: E402
 
@@ -36,3 +36,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Puts long files at the beginning, or one core would be left with one at the end."""
   place = {name: number for number, name in enumerate(LONG)}
   items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
+# Files with the code that draws. The check makes every call of a program slower.
+DRAWS = (
+  *('test_sampling', 'test_rollout', 'test_continuous', 'test_rl', 'test_grpo_step'),
+  *('test_compile_ahead', 'test_evaluation', 'test_sft', 'test_stage'),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_random_key_is_used_twice(request: pytest.FixtureRequest) -> Iterator[None]:
+  """JAX raises an error for it, in some files."""
+  with jax.debug_key_reuse(request.path.stem in DRAWS):
+    yield

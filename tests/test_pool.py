@@ -248,6 +248,17 @@ def test_a_worker_killed_between_batches_is_replaced():
   assert first not in scores.values
 
 
+def test_workers_that_stand_still_are_replaced(monkeypatch):
+  monkeypatch.setattr(pool_module, 'LOST_AFTER', 1.0)
+  with RewardPool([Weighted('process', process, 1.0)], workers=1, timeout=1.0) as pool:
+    first = int(score(pool, ['']).values[0, 0])
+    os.kill(first, signal.SIGSTOP)
+    scores = score(pool, [''] * 3)
+  assert (scores.failures, scores.timeouts) == (0, 0)
+  assert (scores.values > 0).all()
+  assert first not in scores.values
+
+
 def test_closing_leaves_no_process():
   with RewardPool([Weighted('process', process, 1.0)], workers=2) as pool:
     processes = set(score(pool, [''] * 50).values[:, 0].astype(int).tolist())

@@ -28,6 +28,7 @@ def start(tmp_path_factory):
     'JAX_COMPILATION_CACHE_DIR': str(shared / 'compiled'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'XLA_FLAGS': '',  # compiled as for a user, not as in other tests
+    'JAX_DEBUG_KEY_REUSE': '1',
   }
 
   def start(workdir: Path, *words: str) -> subprocess.Popen:

@@ -23,6 +23,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import context, resource_tracker
 from typing import Any, NamedTuple, Protocol, Self
@@ -37,6 +38,9 @@ SENTENCES = 5  # failures that are described; the rest are counted
 START_LIMIT = 120.0  # seconds for a first worker to import what it needs
 HOPELESS = 16  # outputs; if these first ones all time out, so will the rest
 POLL = 1.0  # seconds between checks that the workers are alive
+# Seconds beyond two time limits in which no output is scored; then one was lost: its
+# worker stands still, or the clock that the time limit goes by was set back.
+LOST_AFTER = 120.0
 
 
 class RewardError(RuntimeError):
@@ -211,7 +215,11 @@ class RewardPool:
     future = self._pool.schedule(
       worker.score, args=(rewards, problem, text), timeout=self._timeout
     )
+    future.add_done_callback(lambda _: self._note_progress())
     return _Task(future, self._pool)
+
+  def _note_progress(self) -> None:
+    self._last_done = time.monotonic()
 
   def _collect(
     self, outputs: Sequence[tuple[Problem, str]], tasks: Sequence[_Task]
@@ -287,16 +295,21 @@ class RewardPool:
     """Returns the result of a task, or one failure if its process did not survive.
 
     Raises:
-      BrokenExecutor: the pool broke before the task was done.
+      BrokenExecutor: the pool broke before the task was done, or lost it.
     """
     try:
       self._started.result(START_LIMIT)
     except (concurrent.futures.BrokenExecutor, TimeoutError) as error:
       raise RewardError(_lost(error)) from error
+    self._note_progress()
     while not task.future.done():
       # A broken pool never finishes the tasks in its queue.
       if not task.pool.active and not task.future.done():
         raise concurrent.futures.BrokenExecutor('all workers ended')
+      if time.monotonic() - self._last_done > LOST_AFTER + 2 * self._timeout:
+        self._stop()
+        self._start()
+        raise concurrent.futures.BrokenExecutor('no worker scored an output')
       concurrent.futures.wait([task.future], POLL)
     try:
       return task.future.result()
