@@ -4,8 +4,7 @@
 
 Trains on the set's train split, of which a hash holds out 15 % for the curve. Then the
 models before and after answer the test split, as in the paper's evaluations: one table
-with a paired test, and a page. Stopped at any time, the same command goes on. What a
-model of 0.5B parameters reached on two cores: docs/gsm8k.md.
+with a paired test, and a page. Stopped at any time, the same command goes on.
 """
 
 import dataclasses
