@@ -228,6 +228,7 @@ def begin(shared):
       'JAX_COMPILATION_CACHE_DIR': str(shared / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'XLA_FLAGS': machines.cpus(1),
+      'JAX_DEBUG_KEY_REUSE': '1',
     }
     return subprocess.Popen(
       [*command, '--data-dir', str(shared / 'data')],
@@ -384,11 +385,12 @@ def reached(folder: Path, phase: str, count: int) -> bool:
   return any(int(step.name) >= count for step in saved if step.name.isdecimal())
 
 
-# Those of a base model and of RL: tests/test_smoke.py
 KILLS = (
   ('cold_start', 'sampling', 16),
   ('cold_start', 'sft', 1),
+  ('reasoning_rl', 'rl', 2),
   ('final_rl', 'preference', 1),
+  ('distill_small', 'base', 100),
   ('distill_small', 'forward_kl', 1),
 )
 
