@@ -97,6 +97,7 @@ class PackedRows:
   ref_logp: Array | None  # float32 [N, P, B, T]; None without a reference
   sampler_logp: Array | None  # float32 [N, P, B, T]; None if the policy sampled
   advantage: Array  # float32 [N, P, O]
+  group_tokens: Array  # int32 [N, P, O], tokens of all outputs to the same prompt
   starts: Array  # int32 [N, P, O], first position of an output in the B * T positions
   lengths: Array  # int32 [N, P, O], tokens of an output; 0 for none
 
@@ -306,12 +307,15 @@ def pack(
   def by_token(x_PGT: np.ndarray | None) -> np.ndarray | None:
     return None if x_PGT is None else layout.by_token(x_PGT)
 
+  prompt, used = layout.outputs // advantage.shape[1], layout.outputs >= 0
+  group_tokens = np.bincount(prompt[used], layout.lengths[used], len(advantage))
   return PackedRows(
     *layout.inputs(prompts, prompt_mask, tokens),
     old_logp=layout.by_token(old_logp),
     ref_logp=by_token(ref_logp),
     sampler_logp=by_token(sampler_logp),
     advantage=layout.by_output(advantage),
+    group_tokens=np.where(used, group_tokens[prompt], 0).astype(np.int32),
     starts=layout.starts,
     lengths=layout.lengths,
   )

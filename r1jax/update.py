@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from r1jax import optim
-from r1jax.grpo import GRPOConfig, Totals, objective
+from r1jax.grpo import GRPOConfig, objective
 from r1jax.optim import Metrics, TrainState
 from r1jax.packing import PackedRows, unpack
+from r1jax.terms.inputs import Totals
 
 
 def gradients(
@@ -40,9 +41,12 @@ def gradients(
     `entropy` (nats per token). KL and entropy are at `temperature`; at another one the
     same models have other values.
   """
+  shared = jnp.maximum(rollout.group_tokens, 1)
   total = Totals(
     jnp.maximum(jnp.sum(rollout.lengths > 0), 1),
     jnp.maximum(rollout.lengths.sum(), 1),
+    # Each output's share of its group; the outputs of one may be in several places.
+    jnp.maximum(jnp.round(jnp.sum(rollout.lengths / shared)), 1),
   )
 
   def loss(params: optax.Params, part: PackedRows) -> tuple[jax.Array, Metrics]:
@@ -60,6 +64,7 @@ def gradients(
       sampler_logp=sampler_logp,
       config=config,
       total=total,
+      group_tokens=jnp.asarray(part.group_tokens),
     )
     metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
     return value, metrics

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
@@ -138,7 +139,8 @@ def iterate(
   sampled = time.monotonic()
   scores = stage.learner.score(state.params, reference, rollout, 1.0)
   referred = time.monotonic()
-  advantage = stage.learner.advantage(np.mean(rollout.tokens % 2 == 0, axis=-1))
+  reward = np.mean(rollout.tokens % 2 == 0, axis=-1)
+  advantage = stage.learner.advantage(grpo.outcomes(reward))
   state = stage.learner.update(state, rollout, advantage, scores, key, 1.0).state
   jax.block_until_ready(state)
   return state, {

@@ -17,6 +17,7 @@ os.environ['XLA_FLAGS'] = machines.cpus(8 // count)
 
 import numpy as np  # noqa: E402
 
+from r1jax import grpo  # noqa: E402
 from r1jax.model.config import ModelConfig  # noqa: E402
 from r1jax.optim import OptimConfig  # noqa: E402
 from r1jax.rollout.policy import Policy  # noqa: E402
@@ -87,7 +88,9 @@ def main(folder: Path) -> None:
   assert len(pairs) == len(problems)  # no output is rewarded by two hosts
   reward_PG = np.stack([reward for _, reward in sorted(pairs)])
   scores = learner.score(state.params, reference, rollout, 1.0)
-  advantage_PG = learner.advantage(reward_PG)[rollout.rows]
+  advantage_PG = learner.advantage(grpo.outcomes(jax.numpy.asarray(reward_PG)))[
+    rollout.rows
+  ]
   updated = learner.update(state, rollout, advantage_PG, scores, key, 1.0)
   state, metrics = updated.state, updated.metrics
   kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)}

@@ -12,7 +12,7 @@ from pages import DOCS, PAGES, ROOT, anchors, commands, fenced, paragraphs, pros
 from experiments.paper import choices
 from r1jax import grpo
 from r1jax.grpo import GRPOConfig
-from scripts import module_map
+from scripts import algorithm_page, module_map
 
 EXTENDING = (DOCS / 'extending.md').read_text()
 # Spellings that a command no longer has; docs/stages.md lists them in a table.
@@ -39,7 +39,7 @@ def test_the_example_of_a_reward_counts_characters(examples):
 def test_the_example_of_an_advantage_is_a_sign(examples):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
   config = GRPOConfig(advantage=examples['sign_advantage'])
-  got = grpo.group_advantage(reward, config=config)
+  got = grpo.group_advantage(grpo.outcomes(reward), config=config)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 
@@ -53,6 +53,7 @@ def test_the_notebook_computes_a_loss(examples):
 
 def test_the_page_of_choices_is_generated_from_them():
   assert (DOCS / 'paper_choices.md').read_text() == choices.markdown()
+  assert algorithm_page.FILE.read_text() == algorithm_page.markdown()
 
 
 def test_the_table_of_modules_is_generated_from_their_docstrings():

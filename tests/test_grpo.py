@@ -1,6 +1,7 @@
-"""Every function of `grpo` against numbers worked out by hand, then the objective.
+"""The objective against numbers worked out by hand, and the checks of a config.
 
-`test_grpo_oracle` has TRL's numbers, `test_grpo_step` the update.
+`test_terms` has the terms, `test_grpo_oracle` TRL's numbers, `test_grpo_step` the
+update.
 """
 
 import dataclasses
@@ -13,7 +14,11 @@ import numpy as np
 import pytest
 
 from r1jax import algorithms, grpo
-from r1jax.grpo import GRPOConfig, Totals, objective
+from r1jax.grpo import GRPOConfig, objective, outcomes
+from r1jax.terms.advantages import group_zscore
+from r1jax.terms.inputs import Numbers, Outcomes, Tokens
+from r1jax.terms.means import mean_outputs
+from r1jax.terms.surrogates import clipped
 
 objective = jax.jit(objective, static_argnames='config')
 gradient = jax.jit(
@@ -24,175 +29,16 @@ TOLERANCE = 1e-6
 LN2 = math.log(2)
 
 
-def test_group_zscore_divides_by_the_unbiased_std_of_the_group():
-  # [1,0,0,1]: mean 1/2, squared deviations 4/4, variance 1/3
-  # [0,0,0,3]: mean 3/4, 3 * 9/16 + 81/16 = 27/4, variance 9/4
-  first, second = math.sqrt(1 / 3) + 1e-4, 1.5 + 1e-4
-  expected = np.array(
-    [
-      [0.5 / first, -0.5 / first, -0.5 / first, 0.5 / first],
-      [-0.75 / second, -0.75 / second, -0.75 / second, 2.25 / second],
-    ]
-  )
-  got = grpo.group_zscore(jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 3]]))
-  np.testing.assert_allclose(got, expected, atol=TOLERANCE)
-
-
-def test_group_centred_subtracts_the_mean_of_the_group():
-  got = grpo.group_centred(jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 3]]))
-  expected = [[0.5, -0.5, -0.5, 0.5], [-0.75, -0.75, -0.75, 2.25]]
-  np.testing.assert_allclose(got, expected, atol=TOLERANCE)
-
-
-def test_leave_one_out_subtracts_the_mean_of_the_others():
-  # [1,0,0,1]: the others' mean is 1/3 for a 1, 2/3 for a 0; [0,0,0,3]: 1 or 0
-  got = grpo.leave_one_out(jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 3]]))
-  expected = np.array([[2 / 3, -2 / 3, -2 / 3, 2 / 3], [-1, -1, -1, 3]])
-  np.testing.assert_allclose(got, expected, atol=TOLERANCE)
-
-
-def test_batch_whitened_takes_mean_and_std_of_all_outputs():
-  # mean 2, deviations -2 -1 0 3, squares 14, variance 14/3
-  std = math.sqrt(14 / 3) + 1e-4
-  got = grpo.batch_whitened(jnp.array([[0.0, 1], [2, 5]]))
-  np.testing.assert_allclose(got, [[-2 / std, -1 / std], [0, 3 / std]], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize('name', grpo.ADVANTAGES)
-@pytest.mark.parametrize('reward', [0.0, 1.0, 0.1])
-def test_equal_rewards_give_zero_advantage(name, reward):
-  config = GRPOConfig(advantage=name)
-  # 3 and 16: the mean of 16 times 1.1 is off by rounding.
-  for group_size in (3, 16):
-    got = grpo.group_advantage(jnp.full((2, group_size), reward), config=config)
-    np.testing.assert_array_equal(got, np.zeros((2, group_size)))
-
-
 def test_group_advantage_uses_the_configured_function():
-  reward = jnp.array([[0.0, 1], [2, 5]])
+  given = outcomes(jnp.array([[0.0, 1, 3, 7], [2, 5, 5, 1]]))
   for name, function in grpo.ADVANTAGES.items():
-    got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
-    np.testing.assert_array_equal(got, function(reward))
-
-
-def ratios(name):
-  """Of one prompt's two outputs, lengths 2 and 0; position 2 must not count."""
-  log_ratio = jnp.log(jnp.array([[[2.0, 8, 5], [3, 3, 3]]]))
-  mask = jnp.array([[[True, True, False], [False, False, False]]])
-  return grpo.RATIOS[name](log_ratio, mask)
-
-
-def test_token_ratio_is_each_tokens_own():
-  np.testing.assert_allclose(ratios('token')[0, 0, :2], [2, 8], rtol=TOLERANCE)
-
-
-def test_sequence_ratio_is_the_product_of_the_tokens():
-  # 2 * 8 = 16; the empty product is 1
-  expected = [[[16, 16, 16], [1, 1, 1]]]
-  np.testing.assert_allclose(ratios('sequence'), expected, rtol=TOLERANCE)
-
-
-def test_geometric_ratio_is_the_geometric_mean_of_the_tokens():
-  # sqrt(2 * 8) = 4; the empty mean is 1
-  expected = [[[4, 4, 4], [1, 1, 1]]]
-  np.testing.assert_allclose(ratios('geometric'), expected, rtol=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-  ('ratio', 'advantage', 'gain', 'slope'),
-  [  # bounds 0.8 and 1.3; slope is d gain / d ratio
-    (1.1, 2.0, 2.2, 2.0),
-    (1.5, 1.0, 1.3, 0.0),  # a good token is not raised further
-    (1.5, -1.0, -1.5, -1.0),  # a bad one is always lowered
-    (0.5, 1.0, 0.5, 1.0),  # a good one is always raised
-    (0.5, -1.0, -0.8, 0.0),  # a bad one is not lowered further
-  ],
-)
-def test_clipped_is_the_pessimistic_bound(ratio, advantage, gain, slope):
-  config = GRPOConfig(clip_low=0.2, clip_high=0.3)
-  got = jax.value_and_grad(grpo.clipped)(ratio, advantage, -7.0, config)
-  np.testing.assert_allclose(got, (gain, slope), rtol=TOLERANCE)
-
-
-def test_unclipped_is_the_product():
-  got = jax.value_and_grad(grpo.unclipped)(1.5, -2.0, -7.0, GRPOConfig())
-  np.testing.assert_allclose(got, (-3.0, -2.0))
-
-
-@pytest.mark.parametrize(
-  ('ratio', 'advantage', 'gain', 'slope'),
-  [  # the cap is 1.3, and there is no floor; slope is d gain / d logp
-    (1.5, 2.0, 1.3 * 2 * -3, 1.3 * 2),
-    (1.5, -2.0, 1.3 * -2 * -3, 1.3 * -2),
-    (0.1, -1.0, 0.1 * -1 * -3, -0.1),
-  ],
-)
-def test_clipped_weight_keeps_every_tokens_gradient(ratio, advantage, gain, slope):
-  config = GRPOConfig(clip_high=0.3)
-  value, (to_ratio, to_logp) = jax.value_and_grad(grpo.clipped_weight, (0, 2))(
-    ratio, advantage, -3.0, config
-  )
-  np.testing.assert_allclose((value, to_logp), (gain, slope), rtol=TOLERANCE)
-  assert to_ratio == 0
-
-
-def test_kl_estimates_of_one_token():
-  # policy 1/2, reference 1/4 and back: log-ratios ln 1/2 and ln 2
-  logp, ref_logp = jnp.log(jnp.array([0.5, 0.25])), jnp.log(jnp.array([0.25, 0.5]))
-  np.testing.assert_array_equal(grpo.kl_none(logp, ref_logp), [0, 0])
-  np.testing.assert_allclose(
-    grpo.kl_k2(logp, ref_logp), [LN2**2 / 2, LN2**2 / 2], rtol=TOLERANCE
-  )
-  # ref/pi - ln(ref/pi) - 1: 1/2 + ln 2 - 1 and 2 - ln 2 - 1
-  np.testing.assert_allclose(
-    grpo.kl_k3(logp, ref_logp), [LN2 - 0.5, 1 - LN2], rtol=TOLERANCE
-  )
-
-
-def test_kl_k3_is_unbiased_and_the_gradient_of_k2_is_the_kls():
-  policy = np.array([0.5, 0.3, 0.2])
-  reference = np.array([0.2, 0.2, 0.6])
-  kl = np.sum(policy * np.log(policy / reference))
-  k3 = grpo.kl_k3(jnp.log(policy), jnp.log(reference))
-  np.testing.assert_allclose(np.sum(policy * k3), kl, atol=TOLERANCE)
-
-  def expected_k2(logits):
-    return jnp.sum(policy * grpo.kl_k2(jax.nn.log_softmax(logits), jnp.log(reference)))
-
-  # d KL / d logits = pi * (log(pi / ref) - KL)
-  np.testing.assert_allclose(
-    jax.grad(expected_k2)(jnp.log(policy)),
-    policy * (np.log(policy / reference) - kl),
-    atol=TOLERANCE,
-  )
+    config = GRPOConfig(advantage=name)
+    got = grpo.group_advantage(given, config=config)
+    np.testing.assert_array_equal(got, function(given, config))
 
 
 # Two prompts, two outputs each, of lengths 3, 1, 0 and 2.
 MASK = jnp.array([[[1, 1, 1], [1, 0, 0]], [[0, 0, 0], [1, 1, 0]]], bool)
-
-
-def test_totals_count_outputs_and_tokens():
-  assert [float(x) for x in grpo.totals(MASK)] == [4, 6]
-
-
-def test_totals_of_nothing_do_not_divide_by_zero():
-  assert [float(x) for x in grpo.totals(jnp.zeros((1, 2, 3), bool))] == [2, 1]
-
-
-@pytest.mark.parametrize(
-  ('name', 'shares'),
-  [  # the weight of one token in outputs of length 3, 1 and 2
-    ('outputs', (1 / 12, 1 / 4, 1 / 8)),  # 1 / length / 4 outputs
-    ('tokens', (1 / 6, 1 / 6, 1 / 6)),
-    ('constant', (1 / 20, 1 / 20, 1 / 20)),  # 1 / 5 / 4 outputs
-  ],
-)
-def test_weights_of_the_means(name, shares):
-  a, b, c = shares
-  config = GRPOConfig(constant_length=5)
-  got = grpo.MEANS[name](MASK, grpo.totals(MASK), config)
-  expected = [[[a, a, a], [b, 0, 0]], [[0, 0, 0], [c, c, 0]]]
-  np.testing.assert_allclose(got, expected, rtol=TOLERANCE)
 
 
 def hand_case(**changes):
@@ -249,14 +95,14 @@ def test_kl_metric_is_k3_whatever_the_penalty():
     np.testing.assert_allclose(metrics['kl'], 1 - LN2, rtol=TOLERANCE)
 
 
-def test_full_outputs_make_the_three_means_one():
+def test_full_outputs_make_means_of_any_kind_one():
   mask = jnp.ones((1, 2, 2), bool)
   losses = [
     hand_case(mask=mask, config=GRPOConfig(mean=mean, constant_length=2))[0]
-    for mean in grpo.MEANS
+    for mean in sorted(set(grpo.MEANS) - {'sums'})
   ]
   # gains 1.2, 1.2 and -0.8, -9
-  np.testing.assert_allclose(losses, 3 * [-(1.2 + 1.2 - 0.8 - 9) / 4], rtol=TOLERANCE)
+  np.testing.assert_allclose(losses, 4 * [-(1.2 + 1.2 - 0.8 - 9) / 4], rtol=TOLERANCE)
 
 
 # Rewards [[1, 0], [3, 0]]: group stds 1/sqrt(2) and 3/sqrt(2); batch mean 1, deviations
@@ -287,13 +133,41 @@ LENGTHS = np.array([[2, 1], [1, 1]])
     ('rloo', -np.array([[1, -1], [3, -3]]) / 4),
     # d k2 / d logp = ln(pi/ref) = ln 2
     ('reinforce_pp', (-WHITENED + 0.001 * LN2) / 5),
+    # centred, -1/2 1/2 3/2 -3/2 squared: 5, std sqrt(5/3)
+    (
+      'reinforce_pp_baseline',
+      (-CENTRED / (math.sqrt(5 / 3) + 1e-4) + 0.001 * LN2) / 5,
+    ),
+    ('lite_ppo', -CENTRED / (math.sqrt(2) + 1e-4) / 5),
+    # group means 1/2 and 3/2: all successes are one of two
+    ('max_rl', -CENTRED / np.array([[0.5001], [1.5001]]) / 5),
+    # baselines (2 * 1 + 0) / 3 and 3/2
+    ('opo', -np.array([[1 / 3, -2 / 3], [1.5, -1.5]]) / 5),
+    # of one reward: the z-scores, whose mean is 0, over their own std
+    ('gdpo', (-ZSCORE / (ZSCORE.std(ddof=1) + 1e-4) + 0.001 / 2) / LENGTHS / 4),
+    # the best by its lead over the second
+    ('pkpo', -np.array([[1, 0], [3, 0]]) / LENGTHS / 4),
+    ('dual_clip', (-ZSCORE + 0.001 / 2) / LENGTHS / 4),
+    # 4 sigmoid' at 0 is 1, whatever the temperature
+    ('sapo', -ZSCORE / LENGTHS / 4),
+    ('gmpo', -ZSCORE / LENGTHS / 4),
+    ('luspo', -ZSCORE / 4),
+    ('vespo', -ZSCORE / 5),
+    ('dppo', -ZSCORE / 5),
+    ('vaco', -ZSCORE / LENGTHS / 4),
+    ('icepop', -ZSCORE / LENGTHS / 4),
+    # 3 tokens of one prompt, 2 of the other
+    ('scale_rl', -CENTRED / (math.sqrt(2) + 1e-4) / np.array([[3], [2]]) / 2),
+    # k3 weighted: the slope of r k3 is k3 + 1 - ref/pi = 1/2 + ln 2 - 1 + 1/2
+    ('deepseek_v32', (-ZSCORE + 0.001 * LN2) / LENGTHS / 4),
   ],
 )
 def test_slopes_of_the_presets(name, slope):
-  config = algorithms.PRESETS[name]
+  config = dataclasses.replace(algorithms.PRESETS[name], pass_k=2)
   mask = np.arange(3) < LENGTHS[..., None]
   logp = np.full((2, 2, 3), -1.5, np.float32)
-  advantage = grpo.group_advantage(jnp.array([[1.0, 0], [3, 0]]), config=config)
+  given = outcomes(jnp.array([[1.0, 0], [3, 0]]), lengths=jnp.asarray(LENGTHS))
+  advantage = grpo.group_advantage(given, config=config)
   _, got = gradient(
     logp,
     advantage,
@@ -430,8 +304,8 @@ def test_loss_ignores_masked_tokens(name):
     ),
     (
       {'advantage': 'group_zcore'},
-      'grpo.advantage: expected one of group_zscore, group_centred, leave_one_out, '
-      "batch_whitened, got 'group_zcore'; did you mean 'group_zscore'?",
+      f'grpo.advantage: expected one of {", ".join(grpo.ADVANTAGES)}, got '
+      "'group_zcore'; did you mean 'group_zscore'?",
     ),
     (
       {'ratio': 'word'},
@@ -439,17 +313,52 @@ def test_loss_ignores_masked_tokens(name):
     ),
     (
       {'surrogate': 'clip_weight'},
-      "grpo.surrogate: expected one of clip, none, clipped_weight, got 'clip_weight'; "
-      "did you mean 'clipped_weight'?",
+      f'grpo.surrogate: expected one of {", ".join(grpo.SURROGATES)}, got '
+      "'clip_weight'; did you mean 'clipped_weight'?",
     ),
     (
-      {'kl': 'k1'},
-      "grpo.kl: expected one of none, k2, k3, got 'k1'",
+      {'correction': 'clamp'},
+      'grpo.correction: expected one of none, truncate, mask, sequence_truncate, '
+      "sequence_mask, geometric_mask, off_policy_mask, got 'clamp'",
+    ),
+    (
+      {'kl': 'k4'},
+      "grpo.kl: expected one of none, k1, k2, k3, k3_weighted, got 'k4'",
     ),
     (
       {'mean': 'output'},
-      "grpo.mean: expected one of outputs, tokens, constant, got 'output'; "
-      "did you mean 'outputs'?",
+      'grpo.mean: expected one of outputs, tokens, prompts, constant, sums, got '
+      "'output'; did you mean 'outputs'?",
+    ),
+    ({'pass_k': 1}, 'grpo.pass_k: expected 2 or more, got 1'),
+    (
+      {'importance_floor': 2.0},
+      'grpo.importance_floor: expected less than grpo.importance_cap = 2.0, got 2.0',
+    ),
+    (
+      {'kl': 'none', 'kl_coef': 0.0, 'kl_in': 'reward'},
+      "grpo.kl_in: expected 'loss' with grpo.kl 'none', got 'reward'; set grpo.kl to "
+      "'k1'",
+    ),
+    (
+      {'advantage': 'reward_decoupled', 'kl_in': 'reward'},
+      "grpo.kl_in: expected 'loss' with grpo.advantage 'reward_decoupled', which takes "
+      "each reward by itself, got 'reward'",
+    ),
+    (
+      {'surrogate': 'geometric_mean', 'ratio': 'geometric'},
+      "grpo.ratio: expected 'token' with grpo.surrogate 'geometric_mean', which takes "
+      "the ratio of outputs by itself, got 'geometric'",
+    ),
+    (
+      {'surrogate': 'gamma_kernel'},
+      "grpo.correction: expected 'none' with grpo.surrogate 'gamma_kernel', which "
+      "corrects by itself, got 'truncate'",
+    ),
+    (
+      {'surrogate': 'dual_clip', 'ratio_cap': 1.1},
+      'grpo.ratio_cap: expected at least 1 + grpo.clip_high with grpo.surrogate '
+      "'dual_clip', 1.2, got 1.1",
     ),
     ({'clip_low': -0.1}, 'grpo.clip_low: expected 0 to 1, got -0.1'),
     (
@@ -471,7 +380,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 @pytest.mark.parametrize('name', sorted(set(grpo.ADVANTAGES) - {'batch_whitened'}))
 def test_a_group_of_one_is_refused(name):
-  config = GRPOConfig(advantage=name)
+  config = GRPOConfig(advantage=name, pass_k=2)
   message = (
     f'rl.group_size: the advantage {name!r} compares the samples of a prompt and needs '
     '2 or more, got 1; raise rl.group_size, or set rl.grpo.advantage to '
@@ -479,7 +388,7 @@ def test_a_group_of_one_is_refused(name):
   )
   for call in (
     lambda: grpo.check_group_size(config, 1, 4),
-    lambda: grpo.group_advantage(jnp.zeros((4, 1)), config=config),
+    lambda: grpo.group_advantage(outcomes(jnp.zeros((4, 1))), config=config),
   ):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - compared whole, below
       call()
@@ -488,10 +397,12 @@ def test_a_group_of_one_is_refused(name):
 
 
 def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
-  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward - 0.5)
+  monkeypatch.setitem(
+    grpo.ADVANTAGES, 'own', lambda outcomes, numbers: outcomes.reward - 0.5
+  )
   config = GRPOConfig(advantage='own')
   grpo.check_group_size(config, 1, 1)
-  got = grpo.group_advantage(jnp.array([[0.0], [1.0]]), config=config)
+  got = grpo.group_advantage(outcomes(jnp.array([[0.0], [1.0]])), config=config)
   assert got.tolist() == [[-0.5], [0.5]]
   # One that says that it does is refused.
   monkeypatch.setattr(grpo, 'WITHIN_GROUP', {*grpo.WITHIN_GROUP, 'own'})
@@ -500,33 +411,45 @@ def test_an_advantage_that_compares_no_group_takes_one_output(monkeypatch):
 
 
 def test_an_advantage_of_another_shape_is_named(monkeypatch):
-  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward.mean(1))
+  monkeypatch.setitem(
+    grpo.ADVANTAGES, 'own', lambda outcomes, numbers: outcomes.reward.mean(1)
+  )
   expected = r"expected 'own' to return one .* output, \(4, 2\), got \(4,\); fix"
   with pytest.raises(ValueError, match=expected):
-    grpo.group_advantage(jnp.zeros((4, 2)), config=GRPOConfig(advantage='own'))
+    grpo.group_advantage(
+      outcomes(jnp.zeros((4, 2))), config=GRPOConfig(advantage='own')
+    )
 
 
-def signs(reward: jax.Array) -> jax.Array:
-  return jnp.sign(reward - reward.mean(1, keepdims=True))
+def signs(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
+  del numbers
+  return jnp.sign(outcomes.reward - outcomes.reward.mean(1, keepdims=True))
 
 
-def squared_ratio(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
-  del mask
-  return jnp.exp(2 * log_ratio)
+def squared_ratio(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  del numbers
+  return jnp.exp(2 * (tokens.logp - tokens.old_logp))
 
 
-def gain_per_ratio(ratio, advantage, logp, config) -> jax.Array:
-  del logp, config
-  return advantage / ratio
+def gain_per_ratio(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  del numbers
+  return tokens.advantage / tokens.ratio
 
 
-def kl_k1(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
-  return logp - ref_logp
+def halved(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  del numbers
+  return jnp.full_like(tokens.logp, 0.5)
 
 
-def summed(mask: jax.Array, total: Totals, config: GRPOConfig) -> jax.Array:
-  del total, config
-  return mask
+def difference(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  del numbers
+  assert tokens.ref_logp is not None
+  return tokens.logp - tokens.ref_logp
+
+
+def summed(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  del numbers
+  return tokens.mask
 
 
 def test_a_choice_may_be_a_function_of_an_experiment():
@@ -534,12 +457,13 @@ def test_a_choice_may_be_a_function_of_an_experiment():
     advantage=signs,
     ratio=squared_ratio,
     surrogate=gain_per_ratio,
-    kl=kl_k1,
+    correction=halved,
+    kl=difference,
     mean=summed,
     kl_coef=0.5,
   )
   reward = jnp.array([[0.0, 1.0, 1.0]])
-  advantage = grpo.group_advantage(reward, config=config)
+  advantage = grpo.group_advantage(outcomes(reward), config=config)
   assert advantage.tolist() == [[-1.0, 1.0, 1.0]]
   loss, metrics = objective(
     jnp.log(jnp.full((1, 3, 2), 0.5)),
@@ -549,16 +473,14 @@ def test_a_choice_may_be_a_function_of_an_experiment():
     ref_logp=jnp.log(jnp.full((1, 3, 2), 1.0)),
     config=config,
   )
-  # Ratios are (0.5 / 0.25)^2 = 4, gains -1/4 twice and 1/4 twice, which cancel. Each of
+  # Ratios are (0.5 / 0.25)^2 = 4, gains -1/8 twice and 1/8 twice, which cancel. Each of
   # the four tokens has a penalty of 0.5 log(0.5 / 1).
   np.testing.assert_allclose(loss, 4 * 0.5 * math.log(0.5), rtol=1e-6)
   assert 'clip_up' not in metrics
 
 
 def test_a_function_of_a_table_is_the_choice_of_its_name():
-  config = GRPOConfig(
-    advantage=grpo.group_zscore, surrogate=grpo.clipped, mean=grpo.mean_outputs
-  )
+  config = GRPOConfig(advantage=group_zscore, surrogate=clipped, mean=mean_outputs)
   assert config == GRPOConfig()
   assert algorithms.preset_of(config) == 'grpo'
   with pytest.raises(ValueError, match="advantage 'group_zscore' compares"):
@@ -577,7 +499,7 @@ def test_a_function_that_compares_a_group_may_say_so(monkeypatch):
 def test_a_function_without_a_name_is_refused():
   # A run could not record which one it was.
   with pytest.raises(ValueError, match=r'^grpo.kl: expected a name or a function with'):
-    GRPOConfig(kl=functools.partial(kl_k1))
+    GRPOConfig(kl=functools.partial(difference))
 
 
 def test_a_preset_is_recognised_with_any_constant():
@@ -594,12 +516,45 @@ def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
     'dr_grpo': ('constant_length', 'max_length'),
     'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
     'cispo': ('without its dynamic sampling', 'length penalty', '0.28'),
-    'rloo': ('without its KL', 'from the reward'),
+    'rloo': ('without its KL', "'k1' with rl.grpo.kl_in 'reward'"),
     'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
+    'gdpo': ('with one reward',),
+    'pkpo': ('pass_k',),
+    'dppo': ('0.2 here', 'clip_low'),
+    'vaco': ('0.2 here', 'realigned'),
+    'icepop': ('int8_rollout',),
+    'scale_rl': ('float32 head', 'equal rewards', 'asynchronous'),
+    'deepseek_v32': ('two of the four', 'experts', 'top-p'),
   }
-  assert algorithms.PUBLISHED.keys() == expected.keys()
+  notes = {name: row.note for name, row in algorithms.ALGORITHMS.items() if row.note}
+  assert notes.keys() == expected.keys()
   for name, words in expected.items():
-    assert all(word in algorithms.PUBLISHED[name] for word in words)
+    assert all(word in notes[name] for word in words)
+
+
+def test_more_outputs_than_a_group_has_cannot_be_chosen_from():
+  config = GRPOConfig(advantage='pass_at_k', pass_k=5)
+  with pytest.raises(ValueError, match=r'pass_k: expected at most rl.group_size = 4'):
+    grpo.check_group_size(config, 4, 1)
+  grpo.check_group_size(config, 5, 1)
+
+
+def test_a_function_with_other_arguments_is_refused():
+  def by_ratio(ratio, mask, config):
+    del mask, config
+    return ratio
+
+  def by_reward(reward):
+    return reward
+
+  expected = r'grpo.ratio: expected a function of \(tokens, numbers\), see r1jax/terms/'
+  with pytest.raises(
+    ValueError, match=expected + r'.*by_ratio\(ratio, mask, config\)$'
+  ):
+    GRPOConfig(ratio=by_ratio)
+  expected = r'grpo.advantage: expected a function of \(outcomes, numbers\), see .*'
+  with pytest.raises(ValueError, match=expected + r'by_reward\(reward\)$'):
+    GRPOConfig(advantage=by_reward)
 
 
 def test_one_output_cannot_be_whitened():
@@ -613,7 +568,7 @@ def test_one_output_cannot_be_whitened():
 def test_a_group_of_one_can_be_whitened():
   # mean 1, deviations -1 and 1, variance 2
   config = GRPOConfig(advantage='batch_whitened')
-  got = grpo.group_advantage(jnp.array([[0.0], [2.0]]), config=config)
+  got = grpo.group_advantage(outcomes(jnp.array([[0.0], [2.0]])), config=config)
   std = math.sqrt(2) + 1e-4
   np.testing.assert_allclose(got, [[-1 / std], [1 / std]], rtol=TOLERANCE)
 

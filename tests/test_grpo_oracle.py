@@ -28,7 +28,7 @@ TYPES = {
   'bnpo': dataclasses.replace(algorithms.PRESETS['grpo'], mean='tokens'),
   'dr_grpo': algorithms.PRESETS['dr_grpo'],
   'dapo': algorithms.PRESETS['dapo'],
-  'cispo': algorithms.PRESETS['cispo'],
+  'cispo': algorithms.PRESETS['cispo'],  # without a lower bound
 }
 # Ours -> TRL's, which round to float32.
 METRICS = {
@@ -65,7 +65,7 @@ def settings(case):
     config,
     kl='k3',
     kl_coef=float(beta.removeprefix('beta')),
-    clip_low=float(VECTORS['epsilon_low']),
+    clip_low=1.0 if kind == 'cispo' else float(VECTORS['epsilon_low']),
     clip_high=high,
     constant_length=int(VECTORS['max_completion_length']),
   )
@@ -103,12 +103,18 @@ def test_loss_gradient_and_metrics_equal_trls(case):
 
 
 @pytest.mark.parametrize(
-  ('ours', 'theirs'), [('group_zscore', 'group'), ('group_centred', 'none')]
+  ('ours', 'theirs'),
+  [
+    ('group_zscore', 'group'),
+    ('group_centred', 'none'),
+    ('group_centred_batch_std', 'batch'),
+  ],
 )
 def test_advantages_equal_trls(ours, theirs):
   with jax.enable_x64(True):
     reward = jnp.asarray(VECTORS['adv/random/rewards']).reshape(2, 4)
-    got = grpo.group_advantage(reward, config=GRPOConfig(advantage=ours))
+    given = grpo.outcomes(reward)
+    got = grpo.group_advantage(given, config=GRPOConfig(advantage=ours))
   expected = VECTORS[f'adv/random/{theirs}'].reshape(2, 4)
   # 4e-8: TRL rounds to float32 on the way
   np.testing.assert_allclose(got, expected, atol=4e-8)

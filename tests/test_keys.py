@@ -92,6 +92,7 @@ class Pool:
   """Stands for a reward pool."""
 
   names = ('accuracy',)
+  weights = (1.0,)
 
   def __init__(self, *arguments):
     del arguments

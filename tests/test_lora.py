@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub import FAMILIES, VOCAB, checkpoint, theirs
 
+from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.hub import peft, peft_config, weights
 from r1jax.hub.hf_checkpoint import open_checkpoint
@@ -312,7 +313,7 @@ def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
     small = (rollout.tokens < 150) & (np.arange(4) < rollout.lengths[..., None])
     reward = small.sum(-1) / rollout.lengths
     scores = learner.score(state.params, saved['reference'], rollout, 1.0)
-    advantage = learner.advantage(reward.astype(np.float32))
+    advantage = learner.advantage(grpo.outcomes(reward.astype(np.float32)))
     updated = learner.update(state, rollout, advantage, scores, key, 1.0)
     state = updated.state
     # The sampler reads what the learner does.

@@ -29,6 +29,7 @@ from experiments.paper.stage import RL, SFT
 from r1jax import grpo
 from r1jax.model import decoder, presets
 from r1jax.stages.rl_config import value_at
+from r1jax.terms.surrogates import clipped
 from r1jax.text import templates
 
 BASE = 'DeepSeek-V3-Base'
@@ -106,6 +107,16 @@ def test_the_stages_of_examples(config, epochs):
   assert_cosine(config.sft.optim, 5e-5, 5e-6)
 
 
+def tokens_of(ratio, advantage):
+  """Tokens [1, 1, T] of these ratios."""
+  logp = jnp.log(ratio)[None, None]
+  outputs = jnp.full((1, 1), jnp.float32(advantage))
+  mask = jnp.ones(logp.shape, bool)
+  return grpo.tokens_of(logp, outputs, mask, old_logp=jnp.zeros_like(logp))._replace(
+    ratio=ratio[None, None]
+  )
+
+
 def test_stage_2_is_r1_zero_with_another_clip_range_and_language():
   config = r1.REASONING
   assert dataclasses.replace(config.rl, grpo=ZERO.rl.grpo) == ZERO.rl
@@ -116,9 +127,8 @@ def test_stage_2_is_r1_zero_with_another_clip_range_and_language():
   ratio = np.array([1e-30, 0.01, 5.0, 10.9, 11.1, 1e6], np.float32)
   for sign in (1, -1):
     expected = np.minimum(ratio * sign, np.clip(ratio, -9, 11) * sign)
-    given = jnp.asarray(ratio)
-    got = grpo.clipped(given, jnp.float32(sign), given, config.rl.grpo)
-    np.testing.assert_array_equal(got, expected)
+    got = clipped(tokens_of(jnp.asarray(ratio), sign), config.rl.grpo)
+    np.testing.assert_array_equal(got[0, 0], expected)
   assert (
     dataclasses.replace(config.rl.grpo, clip_low=0.2, clip_high=0.2) == ZERO.rl.grpo
   )
@@ -137,7 +147,7 @@ def test_the_miniature_clips_ratios_as_the_paper_does():
     assert (config.rl.grpo.clip_low, config.rl.grpo.clip_high) == (1.0, 10.0)
     # A token of a wrong output keeps its gradient however rare it has become: A = -1
     slope = jax.grad(
-      lambda x, ours=ours: grpo.clipped(jnp.exp(x), jnp.float32(-1), x, ours)
+      lambda x, ours=ours: clipped(tokens_of(jnp.exp(x)[None], -1), ours)[0, 0, 0]
     )(jnp.log(0.5))
     np.testing.assert_allclose(slope, -0.5, rtol=1e-6)  # the ratio times A
 

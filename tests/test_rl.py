@@ -246,6 +246,46 @@ def test_the_penalty_is_measured_against_the_reference(monkeypatch):
   assert scores == (None, 2.5, 2.0)  # the sampler is the policy, which needs no pass
 
 
+def test_a_penalty_in_the_reward_is_summed_over_each_output():
+  rollout = dataclasses.replace(
+    rollout_of(2),
+    tokens=np.zeros((2, 2, 3), np.int32),
+    logp=np.full((2, 2, 3), -1.0, np.float32),
+    lengths=np.array([[3, 1], [2, 3]]),
+  )
+  scores = ScoredRollout(None, np.full((2, 2, 3), -1.5, np.float32), 0.0)
+  config = GRPOConfig(kl='k1', kl_coef=0.1, kl_in='reward')
+  got = learner_on(1, RLConfig(grpo=config)).kl_penalty(rollout, scores)
+  # 0.1 * 0.5 a token
+  np.testing.assert_allclose(got, [[0.15, 0.05], [0.1, 0.15]], rtol=1e-5)
+  # Of the policy's own log-probs, if another sampled.
+  scores = scores._replace(old_logp=rollout.logp - 0.5)
+  got = learner_on(1, RLConfig(grpo=config)).kl_penalty(rollout, scores)
+  np.testing.assert_allclose(got, np.zeros((2, 2)), atol=1e-6)
+  in_loss = learner_on(1, RLConfig(grpo=GRPOConfig(kl_coef=0.1)))
+  assert in_loss.kl_penalty(rollout, scores) is None
+
+
+def test_a_penalty_in_the_reward_moves_the_advantage(tmp_path, monkeypatch):
+  taken = []
+  monkeypatch.setattr(
+    Learner, 'kl_penalty', lambda *_: np.array([[0.0, 0.25]] * 2, np.float32)
+  )
+
+  def take(self, outcomes):
+    del self
+    taken.append(outcomes)
+    return np.zeros_like(outcomes.reward)
+
+  monkeypatch.setattr(Learner, 'advantage', take)
+  config = RLConfig(steps=1, prompts_per_step=2, group_size=2, minibatches=1)
+  train_written(tmp_path / 'run', config, Right())
+  (outcomes,) = taken
+  assert outcomes.reward.tolist() == [[1, 0.75]] * 2
+  assert outcomes.values.tolist() == [[[1], [1]]] * 2  # each reward as it was
+  assert outcomes.weights.tolist() == [1]
+
+
 def test_quantized_weights_sample_and_the_policy_itself_is_evaluated(tmp_path):
   config = RLConfig(
     steps=2, prompts_per_step=2, group_size=2, minibatches=1, evaluate_every=2
@@ -363,6 +403,7 @@ class Right:
   """Stands for a rewarder: every output is right."""
 
   names = ('accuracy',)
+  weights = (1.0,)
 
   def submit(self, problems, texts):
     one = np.ones(len(texts), np.float32)
@@ -517,8 +558,9 @@ def steps_of(count, group_size, algorithm=algorithms.PRESETS['grpo']):
   )
 
 
-def half_is_the_baseline(reward):
-  return reward - 0.5
+def half_is_the_baseline(outcomes, numbers):
+  del numbers
+  return outcomes.reward - 0.5
 
 
 @pytest.mark.parametrize('group_size', [1, 2])
@@ -580,15 +622,21 @@ def test_a_reward_beyond_float32_is_not_blamed_on_the_learning_rate(tmp_path, va
 @pytest.mark.parametrize('name', ['group_zscore', 'batch_whitened'])
 def test_the_largest_reward_allowed_still_has_an_advantage(name):
   reward = jnp.zeros((2, 4)).at[0, 0].set(LARGEST_REWARD)
-  got = grpo.group_advantage(reward, config=GRPOConfig(advantage=name))
+  outcomes = grpo.outcomes(reward)
+  got = grpo.group_advantage(outcomes, config=GRPOConfig(advantage=name))
   outputs = reward.size if name == 'batch_whitened' else 4
   # One of n: mean 1/n, variance (1 - 1/n) / (n - 1) = 1/n
   expected = (1 - 1 / outputs) * math.sqrt(outputs)
   np.testing.assert_allclose(got[0, 0], expected, rtol=1e-5)
 
 
+def infinite(outcomes, numbers):
+  del numbers
+  return outcomes.reward / 0.0
+
+
 def test_an_infinite_advantage_is_named(tmp_path, monkeypatch):
-  monkeypatch.setitem(grpo.ADVANTAGES, 'own', lambda reward: reward / 0.0)
+  monkeypatch.setitem(grpo.ADVANTAGES, 'own', infinite)
   config = steps_of(2, 2, GRPOConfig(advantage='own'))
   with pytest.raises(TrainingError, match=r"advantage 'own' is inf for 8 of 8 outputs"):
     train_written(tmp_path / 'run', config, Right())

@@ -13,6 +13,7 @@ import machines
 import numpy as np
 import pytest
 
+from r1jax import grpo
 from r1jax.model.config import Experts, Latent, ModelConfig, Rope, Sliding
 from r1jax.optim import OptimConfig
 from r1jax.rollout.policy import Policy
@@ -125,7 +126,8 @@ def step(model_name, mesh_name):
   learned = step(model_name, 'one')[0] if mesh_name in MESHES else rollout
   reward = (learned.tokens.sum(-1) % 7).astype(np.float32)
   scores = learner.score(state.params, reference, learned, 1.0)
-  updated = learner.update(state, learned, learner.advantage(reward), scores, key, 1.0)
+  advantage = learner.advantage(grpo.outcomes(reward))
+  updated = learner.update(state, learned, advantage, scores, key, 1.0)
   assert jax.tree.map(lambda leaf: leaf.sharding, updated.state) == shardings
   return rollout, scores, updated.metrics, jax.device_get(updated.state)
 

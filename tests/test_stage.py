@@ -136,10 +136,8 @@ def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name
   config = dataclasses.replace(r1_zero.R1Zero().rl, grpo=algorithms.PRESETS[name])
   nothing: Any = None
   stage_of(policy, 0, run).rl(nothing, nothing, nothing, config, EvalConfig())
-  expected = name in algorithms.PUBLISHED
-  assert said == (
-    [f'The algorithm is {algorithms.PUBLISHED[name]}.'] if expected else []
-  )
+  note = algorithms.ALGORITHMS[name].note
+  assert said == ([f'The algorithm is {note}.'] if note else [])
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):

@@ -3,7 +3,7 @@
 Learning rate, group size and gradient clipping are those of the base. Objectives are as
 published (`algorithms.PRESETS`), and nothing is tuned for any of them. Other parts of
 the algorithms are left out, such as DAPO's dynamic sampling and overlong reward
-shaping; see `algorithms.PUBLISHED`.
+shaping; see docs/algorithms.md.
 """
 
 import dataclasses

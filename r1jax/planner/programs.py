@@ -301,6 +301,7 @@ def packed(plan: PlannedRun, mesh: jax.sharding.Mesh) -> PackedRows:
     ref_logp=token(dtype=jnp.float32) if plan.rl.grpo.kl_coef else None,
     sampler_logp=None,
     advantage=output(dtype=jnp.float32),
+    group_tokens=output(dtype=jnp.int32),
     starts=output(dtype=jnp.int32),
     lengths=output(dtype=jnp.int32),
   )

@@ -121,6 +121,11 @@ class Rewarder(Protocol):
     """The rewards' names, in the order of `Scores.values`."""
     ...
 
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Their weights in `Scores.total`, in the same order."""
+    ...
+
   def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
     """Starts to score `texts[i]` as output for `problems[i]`."""
     ...
@@ -168,6 +173,11 @@ class RewardPool:
   def names(self) -> tuple[str, ...]:
     """The rewards' names, in the order of the columns of `Scores.values`."""
     return tuple(reward.name for reward in self._rewards)
+
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """The rewards' weights in `Scores.total`, in the order of `names`."""
+    return tuple(reward.weight for reward in self._rewards)
 
   def __enter__(self) -> Self:
     self._start()
@@ -242,7 +252,7 @@ class RewardPool:
     timeouts = sum(failure.timeout for column in failed for failure in column)
     return Scores(
       values=values,
-      total=weighted_sum(values, [reward.weight for reward in self._rewards]),
+      total=weighted_sum(values, self.weights),
       errors=errors[:SENTENCES],
       failures=len(errors) - timeouts,
       timeouts=timeouts,

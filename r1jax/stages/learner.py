@@ -14,7 +14,7 @@ import optax
 from r1jax import grpo, optim, packing
 from r1jax.optim import TrainState
 from r1jax.rollout.sampler import Rollout
-from r1jax.runtime import compilation
+from r1jax.runtime import compilation, hosts
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import local_shards
 from r1jax.sharding.place import (
@@ -26,6 +26,7 @@ from r1jax.sharding.place import (
 from r1jax.sharding.rules import shard_count
 from r1jax.stages.learner_program import Join, LearnerProgram, all_learned, offloaded
 from r1jax.stages.rl_config import RLConfig
+from r1jax.terms.inputs import Outcomes
 from r1jax.trees import Matrices, T
 
 
@@ -145,11 +146,22 @@ class Learner:
     inputs = layout.inputs(rollout.prompts, rollout.prompt_mask, rollout.tokens)
     return layout, self.feed(inputs)
 
-  def advantage(self, reward_PG: np.ndarray) -> np.ndarray:
-    """Returns `grpo.group_advantage` [P, G] of rewards in host memory."""
-    return np.asarray(
-      grpo.group_advantage(jnp.asarray(reward_PG), config=self.config.grpo)
-    )
+  def advantage(self, outcomes: Outcomes) -> np.ndarray:
+    """Returns `grpo.group_advantage` [P, G] in host memory."""
+    return np.asarray(grpo.group_advantage(outcomes, config=self.config.grpo))
+
+  def kl_penalty(self, rollout: Rollout, scores: ScoredRollout) -> np.ndarray | None:
+    """Returns `grpo.kl_penalty` of all hosts' outputs; None if no reward has it."""
+    config = self.config.grpo
+    if config.kl_in == 'loss' or scores.ref_logp is None:
+      return None
+    logp = rollout.logp if scores.old_logp is None else scores.old_logp
+    mask = np.arange(logp.shape[-1]) < rollout.lengths[..., None]
+    arrays = (jnp.asarray(x) for x in (logp, scores.ref_logp, mask))
+    found = np.asarray(grpo.kl_penalty(*arrays, config=config))
+    own = list(zip(rollout.rows[rollout.own], found[rollout.own], strict=True))
+    pairs = [pair for part in hosts.all_gather('penalties', own) for pair in part]
+    return np.stack([penalty for _, penalty in sorted(pairs, key=lambda x: x[0])])
 
   def update(
     self,

@@ -162,6 +162,11 @@ class PreferenceReward:
     """Names of the pool's rewards, then 'preference'."""
     return (*self.pool.names, 'preference')
 
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Their weights in the sum, in the order of `names`."""
+    return (*self.pool.weights, self.weight)
+
   def submit(self, problems: Sequence[Problem], texts: Sequence[str]) -> Pending:
     """Starts to score `texts[i]` as output for `problems[i]`."""
     pending = self.pool.submit(problems, texts)

@@ -37,6 +37,7 @@ from r1jax.stages.rl_checks import (
 )
 from r1jax.stages.rl_config import value_at
 from r1jax.tasks import Problem
+from r1jax.terms.inputs import Outcomes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,10 @@ def step(
     rewards, waited = reward(rewarder, problems, rollout, config.logged_samples)
     scores = scoring.result()
   check_finite_rewards(number, rewards, rewarder.names)
-  advantage_PG = learner.advantage(rewards.total)
+  penalty_PG = learner.kl_penalty(rollout, scores)
+  total_PG = rewards.total if penalty_PG is None else rewards.total - penalty_PG
+  outcomes = total_PG, rewards.values, rewarder.weights, rollout.all_lengths
+  advantage_PG = learner.advantage(Outcomes(*map(jnp.asarray, outcomes)))
   check_advantages(number, advantage_PG, label(config.grpo.advantage))
   learned = learner.update(
     state,

@@ -262,8 +262,7 @@ class Stage:
       config: of the stage.
       evals: how to evaluate on the validation split during training.
     """
-    note = algorithms.PUBLISHED.get(algorithms.preset_of(config.grpo) or '')
-    if note:
+    if note := algorithms.note_of(config.grpo):
       self.run.progress.say(f'The algorithm is {note}.')
     learner, params = rl_state.learner_of(
       self.policy, self.mesh, config, params, self.seed

@@ -1,0 +1,88 @@
+"""Writes docs/algorithms.md from the tables: `python -m scripts.algorithm_page`."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+from r1jax import grpo
+from r1jax.algorithms import ALGORITHMS
+from r1jax.grpo import GRPOConfig
+
+FILE = pathlib.Path(__file__).parents[1] / 'docs/algorithms.md'
+INTRODUCTION = """\
+# Algorithms
+
+A published algorithm is a row of choices: `--rl.grpo dapo`, or in an experiment
+`algorithms.PRESETS['dapo']`. Each choice is a function of a table below; flags change
+one at a time, as in `--rl.grpo sapo --rl.grpo.mean tokens`. A test compares this page
+with the tables; `python -m scripts.algorithm_page` writes it.
+
+## By paper
+
+A note says which parts of a method its row leaves out; a run says it, too.
+"""
+# Field of GRPOConfig -> title and what is in the table
+TITLES = {
+  'advantage': 'Advantages',
+  'ratio': 'Ratios',
+  'surrogate': 'Surrogates',
+  'correction': 'Corrections for another sampler',
+  'kl': 'KL estimates',
+  'mean': 'Means',
+}
+
+
+def settings(config: GRPOConfig) -> str:
+  """Returns the fields that differ from GRPO's, as `name value, …`."""
+  plain = GRPOConfig()
+  fields = sorted(
+    (field.name for field in dataclasses.fields(GRPOConfig)),
+    key=lambda name: name not in grpo.TABLES,
+  )
+  found = {name: getattr(config, name) for name in fields}
+  return (
+    ', '.join(
+      f'`{name} {value}`'
+      for name, value in found.items()
+      if value != getattr(plain, name)
+    )
+    or '—'
+  )
+
+
+def first_sentence(function: object) -> str:
+  """Returns the first paragraph of a docstring in one line."""
+  paragraph = (function.__doc__ or '').split('\n\n')[0]
+  return re.sub(r'\s+', ' ', paragraph).strip().replace('|', r'\|')
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [head, ('---',) * len(head), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def markdown() -> str:
+  """Returns docs/algorithms.md."""
+  papers = [
+    (
+      f'`{name}`',
+      row.paper,
+      row.difference,
+      settings(row.config),
+      row.note or '—',
+      row.checked,
+    )
+    for name, row in ALGORITHMS.items()
+  ]
+  head = ('name', 'paper', 'differs from GRPO', 'settings', 'note', 'checked against')
+  parts = [INTRODUCTION, table(head, papers)]
+  for field, functions in grpo.TABLES.items():
+    rows = [(f'`{name}`', first_sentence(f)) for name, f in functions.items()]
+    parts.append(f'\n## {TITLES[field]}\n\n{table((field, "what it is"), rows)}')
+  return '\n'.join(parts) + '\n'
+
+
+if __name__ == '__main__':
+  FILE.write_text(markdown())
