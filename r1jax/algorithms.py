@@ -55,8 +55,7 @@ ALGORITHMS = {
     'a wider clip above, the mean over all tokens',
     f'{TRL}; {FORMULA}',
     'two of the four parts of DAPO (2503.14476), the higher clip above and the mean '
-    'over tokens; without its dynamic sampling (groups of equal rewards are kept, and '
-    'give no gradient) and its overlong reward shaping',
+    "over tokens; the other two are rl.equal_groups 'replace' and rl.overlong_tokens",
   ),
   'gspo': Algorithm(
     _free(ratio='geometric', clip_low=3e-4, clip_high=4e-4),
@@ -69,8 +68,9 @@ ALGORITHMS = {
     'CISPO (MiniMax-M1), 2506.13585',
     'the weight is clipped and not the gain, so that no token loses its gradient',
     f'{TRL}; {FORMULA}',
-    'the objective of CISPO (2506.13585), without its dynamic sampling and length '
-    "penalty; the upper bound is DAPO's 0.28, since the paper gives none",
+    "the objective of CISPO (2506.13585), which the paper trains with DAPO's "
+    "rl.equal_groups 'replace' and rl.overlong_tokens; the upper bound is DAPO's 0.28, "
+    'since the paper gives none',
   ),
   'scale_rl': Algorithm(
     _free(
@@ -83,9 +83,10 @@ ALGORITHMS = {
     'ScaleRL, 2510.13786',
     "CISPO, the batch's std, the mean over a prompt's tokens, then over prompts",
     FORMULA,
-    'the objective of ScaleRL (2510.13786), with weights of at most 5; without the '
-    'float32 head, the dropping of groups of equal rewards and of problems that are '
-    'solved nine times in ten, the asynchronous rollouts and the limit on thoughts',
+    'the objective of ScaleRL (2510.13786), with weights of at most 5; it also '
+    "has rl.equal_groups 'drop', and without counterpart here the float32 head, the "
+    'dropping of problems that are solved nine times in ten, asynchronous rollouts and '
+    'a limit on thoughts',
   ),
   'rloo': Algorithm(
     _free(advantage='leave_one_out', ratio='sequence', surrogate='none'),
@@ -144,6 +145,32 @@ ALGORITHMS = {
     'all choices of k outputs, one by one',
     'the advantage of PKPO (2505.15201) with the rest of GRPO; the best of '
     'rl.grpo.pass_k outputs counts',
+  ),
+  'top_entropy': Algorithm(
+    _free(mean='tokens', clip_high=0.28, tokens='top_entropy'),
+    '80/20 rule, 2506.01939',
+    'DAPO on the fifth of tokens of the highest entropy',
+    TRL,
+  ),
+  'clip_cov': Algorithm(
+    _free(mean='tokens', tokens='clip_cov', token_share=2e-4),
+    'Clip-Cov, 2505.22617',
+    'a few tokens of large covariance of log-prob and advantage do not learn',
+    HAND,
+    'Clip-Cov (2505.22617), where the tokens are drawn among all, not among those '
+    'that the clip leaves',
+  ),
+  'kl_cov': Algorithm(
+    _free(
+      surrogate='kl_cov',
+      mean='tokens',
+      tokens='top_covariance',
+      token_share=2e-4,
+      log_ratio_coef=1.0,
+    ),
+    'KL-Cov, 2505.22617',
+    'a KL to the old policy for the tokens of the largest covariance, and no clip',
+    FORMULA,
   ),
   'dual_clip': Algorithm(
     GRPOConfig(surrogate='dual_clip'),

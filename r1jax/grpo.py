@@ -1,8 +1,8 @@
 """Group Relative Policy Optimization: an algorithm as a row of choices, and its loss.
 
-An algorithm is six choices, each a small pure function: advantage, ratio, surrogate,
-correction, KL estimate, mean. A choice is a name in a table of `r1jax.terms` or any
-function of the same signature. `algorithms.PRESETS` names the published combinations.
+An algorithm is seven choices, each a small pure function: advantage, ratio, surrogate,
+correction, KL estimate, tokens, mean. A choice is a name in a table of `r1jax.terms` or
+any function of the same signature. `algorithms.PRESETS` names the published ones.
 Arrays are [P, G, T] (prompts, samples of a prompt, positions) or [P, G]; the group is
 an axis.
 
@@ -24,6 +24,7 @@ from r1jax.terms.inputs import Numbers, Outcomes, Tokens, Totals, exp
 from r1jax.terms.kls import KLS, k3
 from r1jax.terms.means import MEANS
 from r1jax.terms.ratios import RATIOS
+from r1jax.terms.selections import SELECTIONS
 from r1jax.terms.surrogates import SURROGATES
 
 TABLES: dict[str, Mapping[str, Function]] = {
@@ -32,6 +33,7 @@ TABLES: dict[str, Mapping[str, Function]] = {
   'surrogate': SURROGATES,
   'correction': CORRECTIONS,
   'kl': KLS,
+  'tokens': SELECTIONS,
   'mean': MEANS,
 }
 # Advantages that compare the outputs of a prompt, and so need two or more of them. Add
@@ -40,11 +42,12 @@ WITHIN_GROUP: set[Choice] = {name for name in ADVANTAGES if name != 'batch_white
 # Surrogates that average over an output, or correct for the sampler, by themselves.
 _OWN_RATIO = ('geometric_mean', 'gamma_kernel')
 _OWN_CORRECTION = ('gamma_kernel',)
+_OWN_TOKENS = ('kl_cov',)  # penalises what was chosen, and learns from all
 
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig(Numbers):
-  """One algorithm: six choices and their numbers. The default is R1's GRPO."""
+  """One algorithm: seven choices and their numbers. The default is R1's GRPO."""
 
   advantage: Choice = 'group_zscore'  # A; a name in terms.advantages
   ratio: Choice = 'token'  # pi / pi_old per token or output; a name in terms.ratios
@@ -52,6 +55,7 @@ class GRPOConfig(Numbers):
   correction: Choice = 'truncate'  # for another sampler; a name in terms.corrections
   kl: Choice = 'k3'  # estimate of KL(pi || pi_ref); a name in terms.kls
   kl_in: Literal['loss', 'reward'] = 'loss'  # of each token, or the sum of an output
+  tokens: Choice = 'all'  # that learn; a name in terms.selections
   mean: Choice = 'outputs'  # how tokens are averaged; a name in terms.means
 
   def __post_init__(self) -> None:
@@ -65,7 +69,8 @@ class GRPOConfig(Numbers):
 
 
 def _check_signature(field: str, value: Choice) -> None:
-  takes = '(outcomes, numbers)' if field == 'advantage' else '(tokens, numbers)'
+  first = {'advantage': 'outcomes', 'tokens': 'seen'}.get(field, 'tokens')
+  takes = f'({first}, numbers)'
   if isinstance(value, str):
     return
   try:
@@ -106,6 +111,11 @@ def _check_surrogate(config: GRPOConfig) -> None:
     raise ValueError(
       f"grpo.correction: expected 'none' with grpo.surrogate {surrogate!r}, which "
       f'corrects by itself, got {label(config.correction)}'
+    )
+  if (surrogate in _OWN_TOKENS) != (config.tokens == 'top_covariance'):
+    raise ValueError(
+      "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with "
+      f'no other, got {label(config.tokens)} with {label(surrogate)}'
     )
   if surrogate == 'dual_clip' and config.ratio_cap < 1 + config.clip_high:
     raise ValueError(
@@ -197,6 +207,7 @@ def tokens_of(
   sampler_logp: jax.Array | None = None,
   total: Totals | None = None,
   group_tokens: jax.Array | None = None,
+  chosen: jax.Array | None = None,
 ) -> Tokens:
   """Returns the terms' input; arguments as of `objective`. Its ratio is still 1.
 
@@ -216,6 +227,7 @@ def tokens_of(
     advantage=advantage[..., None],
     mask=mask.astype(logp.dtype),
     group_tokens=group_tokens[..., None],
+    chosen=(mask if chosen is None else chosen & mask).astype(logp.dtype),
     total=totals(mask) if total is None else total,
     ratio=jnp.ones_like(logp),
   )
@@ -233,6 +245,7 @@ def objective(
   config: GRPOConfig,
   total: Totals | None = None,
   group_tokens: jax.Array | None = None,
+  chosen: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the loss to minimise, -E[correction surrogate - beta KL], and its metrics.
 
@@ -249,6 +262,7 @@ def objective(
       metrics of the parts then add up to the batch's.
     group_tokens: [P, G], tokens of all outputs to the same prompt, if some of them are
       in other parts.
+    chosen: [P, G, T], true on tokens that `config.tokens` chose; None is all.
 
   Returns:
     The loss, and means over tokens: `ratio`, `drift` (|logp - sampler's logp|) and `kl`
@@ -266,11 +280,14 @@ def objective(
     sampler_logp=sampler_logp,
     total=total,
     group_tokens=group_tokens,
+    chosen=chosen,
   )
   tokens = tokens._replace(ratio=choose(RATIOS, config.ratio)(tokens, config))
   gain = choose(SURROGATES, config.surrogate)(tokens, config)
   correction = choose(CORRECTIONS, config.correction)(tokens, config)
   gain *= correction
+  if config.surrogate not in _OWN_TOKENS:
+    gain *= tokens.chosen
   if ref_logp is not None and config.kl_in == 'loss':
     gain -= config.kl_coef * choose(KLS, config.kl)(tokens, config)
   weight = choose(MEANS, config.mean)(tokens, config)

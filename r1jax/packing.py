@@ -153,7 +153,7 @@ def plan(
   """Returns a layout for outputs of these lengths.
 
   Args:
-    length_PG: tokens of each output, 1 to `length`.
+    length_PG: tokens of each output, 1 to `length`; 0 takes no place.
     length: T, positions of a row.
     micro_batch_rows: P' * B.
     prompt_rows: B, a divisor of `micro_batch_rows`; see `rows_of_a_prompt`.
@@ -279,6 +279,8 @@ def first_fit(
   room: list[int] = []
   for index in np.argsort(-lengths, kind='stable').tolist():
     wanted = int(lengths[index])
+    if not wanted:
+      break  # not to be learned from
     for row, free in enumerate(room):
       if free >= wanted and len(rows[row]) < row_outputs:
         break

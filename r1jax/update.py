@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r1jax import optim
+from r1jax import gradient_sums, optim
+from r1jax.choice import choose
 from r1jax.grpo import GRPOConfig, objective
 from r1jax.optim import Metrics, TrainState
 from r1jax.packing import PackedRows, unpack
 from r1jax.terms.inputs import Totals
+from r1jax.terms.selections import SELECTIONS, Seen
 
 
 def gradients(
@@ -49,11 +51,15 @@ def gradients(
     jnp.maximum(jnp.round(jnp.sum(rollout.lengths / shared)), 1),
   )
 
-  def loss(params: optax.Params, part: PackedRows) -> tuple[jax.Array, Metrics]:
+  def loss(
+    params: optax.Params, both: tuple[PackedRows, jax.Array | None]
+  ) -> tuple[jax.Array, Metrics]:
+    part, its_chosen = both
     logp, entropy = score(params, *part.inputs, temperature=temperature)
-    logp, old_logp, ref_logp, sampler_logp = jax.tree.map(
+    logp, old_logp, ref_logp, sampler_logp, its_chosen = jax.tree.map(
       lambda x_PBT: unpack(x_PBT, part.starts),
-      (logp, part.old_logp, part.ref_logp, part.sampler_logp),  # None stays None
+      # None stays None
+      (logp, part.old_logp, part.ref_logp, part.sampler_logp, its_chosen),
     )
     value, metrics = objective(
       logp,
@@ -65,11 +71,47 @@ def gradients(
       config=config,
       total=total,
       group_tokens=jnp.asarray(part.group_tokens),
+      chosen=its_chosen,
     )
     metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
+    if config.entropy_coef:
+      value -= config.entropy_coef * metrics['entropy']
     return value, metrics
 
-  return optim.gradients(params, rollout, loss=loss, count=count, in_place=in_place)
+  chosen = None
+  if config.tokens != 'all':
+    opened = gradient_sums.opened(params) if not in_place else params
+    chosen = choose_tokens(opened, rollout, count, temperature, score, config)
+  parts = rollout, chosen
+  return optim.gradients(params, parts, loss=loss, count=count, in_place=in_place)
+
+
+def choose_tokens(
+  params: optax.Params,
+  rollout: PackedRows,
+  count: jax.Array,
+  temperature: jax.Array,
+  score: Callable[..., tuple[jax.Array, jax.Array]],
+  config: GRPOConfig,
+) -> jax.Array:
+  """Returns which tokens `config.tokens` chooses of a mini-batch, bool [N, P, B, T].
+
+  Arguments as of `gradients`.
+  """
+
+  def one(index: jax.Array, found: Seen) -> Seen:
+    part = jax.tree.map(lambda x: x[index], rollout)
+    logp, entropy = score(params, *part.inputs, temperature=temperature)
+    slot = part.documents.reshape(len(part.documents), -1)
+    padded = jnp.pad(part.advantage, ((0, 0), (1, 0)))  # slot 0 is padding
+    advantage = jnp.take_along_axis(padded, slot, 1).reshape(logp.shape)
+    values = logp, entropy, advantage, part.documents > 0
+    return Seen(*(x.at[index].set(y) for x, y in zip(found, values, strict=True)))
+
+  shape = rollout.tokens.shape
+  zeros = Seen(*(jnp.zeros(shape, d) for d in (float, float, float, bool)))
+  seen = jax.lax.fori_loop(0, count, one, zeros)
+  return choose(SELECTIONS, config.tokens)(seen, config)
 
 
 def step(

@@ -20,7 +20,22 @@ with the tables; `python -m scripts.algorithm_page` writes it.
 
 ## By paper
 
-A note says which parts of a method its row leaves out; a run says it, too.
+A note says which parts of a method its row leaves out; a run says it, too. The whole of
+DAPO is `--rl.grpo dapo --rl.equal-groups replace --rl.overlong-tokens 4096`.
+"""
+# ruff: noqa: E501 - rows of a table
+ROLLOUTS = """
+## Which outputs are learned from
+
+These are settings of the stage, beside the objective:
+
+| setting | what it does |
+| --- | --- |
+| `--rl.equal-groups drop` | groups of equal rewards, which give no gradient, are left out of updates and of their means |
+| `--rl.equal-groups replace` | such groups are replaced by those of further prompts (DAPO), at most `--rl.most-prompts` times those of a step; the log has `prompts_asked` |
+| `--rl.overlong-tokens N` | the reward falls by 1 over the last N tokens before the limit (DAPO) |
+| `--rl.learn-cut-off False` | outputs without a stop token are left out of updates |
+| `--rl.grpo.kl k1 --rl.grpo.kl-in reward` | the penalty is taken off the reward of an output, not off each token's gain |
 """
 # Field of GRPOConfig -> title and what is in the table
 TITLES = {
@@ -29,6 +44,7 @@ TITLES = {
   'surrogate': 'Surrogates',
   'correction': 'Corrections for another sampler',
   'kl': 'KL estimates',
+  'tokens': 'Tokens that learn',
   'mean': 'Means',
 }
 
@@ -77,7 +93,7 @@ def markdown() -> str:
     for name, row in ALGORITHMS.items()
   ]
   head = ('name', 'paper', 'differs from GRPO', 'settings', 'note', 'checked against')
-  parts = [INTRODUCTION, table(head, papers)]
+  parts = [INTRODUCTION, table(head, papers), ROLLOUTS.rstrip()]
   for field, functions in grpo.TABLES.items():
     rows = [(f'`{name}`', first_sentence(f)) for name, f in functions.items()]
     parts.append(f'\n## {TITLES[field]}\n\n{table((field, "what it is"), rows)}')

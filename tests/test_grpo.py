@@ -149,6 +149,10 @@ LENGTHS = np.array([[2, 1], [1, 1]])
     ('pkpo', -np.array([[1, 0], [3, 0]]) / LENGTHS / 4),
     ('dual_clip', (-ZSCORE + 0.001 / 2) / LENGTHS / 4),
     # 4 sigmoid' at 0 is 1, whatever the temperature
+    # all tokens, as none is chosen here
+    ('top_entropy', -ZSCORE / 5),
+    ('clip_cov', -ZSCORE / 5),
+    ('kl_cov', -ZSCORE / 5),
     ('sapo', -ZSCORE / LENGTHS / 4),
     ('gmpo', -ZSCORE / LENGTHS / 4),
     ('luspo', -ZSCORE / 4),
@@ -329,6 +333,17 @@ def test_loss_ignores_masked_tokens(name):
       {'mean': 'output'},
       'grpo.mean: expected one of outputs, tokens, prompts, constant, sums, got '
       "'output'; did you mean 'outputs'?",
+    ),
+    ({'token_share': 0.0}, 'grpo.token_share: expected above 0, at most 1, got 0.0'),
+    (
+      {'surrogate': 'kl_cov'},
+      "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with "
+      "no other, got 'all' with 'kl_cov'",
+    ),
+    (
+      {'tokens': 'top_covariance'},
+      "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with "
+      "no other, got 'top_covariance' with 'clip'",
     ),
     ({'pass_k': 1}, 'grpo.pass_k: expected 2 or more, got 1'),
     (
@@ -514,16 +529,17 @@ def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
   # Parts of the papers that are not in the objective, or are elsewhere in it.
   expected = {
     'dr_grpo': ('constant_length', 'max_length'),
-    'dapo': ('two of the four', 'without its dynamic sampling', 'overlong'),
-    'cispo': ('without its dynamic sampling', 'length penalty', '0.28'),
+    'dapo': ('two of the four', "equal_groups 'replace'", 'overlong_tokens'),
+    'cispo': ("equal_groups 'replace'", 'overlong_tokens', '0.28'),
     'rloo': ('without its KL', "'k1' with rl.grpo.kl_in 'reward'"),
     'reinforce_pp': ('k2 in the loss', 'k1 from the reward'),
     'gdpo': ('with one reward',),
     'pkpo': ('pass_k',),
+    'clip_cov': ('drawn among all',),
     'dppo': ('0.2 here', 'clip_low'),
     'vaco': ('0.2 here', 'realigned'),
     'icepop': ('int8_rollout',),
-    'scale_rl': ('float32 head', 'equal rewards', 'asynchronous'),
+    'scale_rl': ('float32 head', "equal_groups 'drop'", 'asynchronous'),
     'deepseek_v32': ('two of the four', 'experts', 'top-p'),
   }
   notes = {name: row.note for name, row in algorithms.ALGORITHMS.items() if row.note}

@@ -24,13 +24,14 @@ from r1jax.runtime.run import start
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sharding.mesh import make_mesh
 from r1jax.sharding.place import feed_rows, replicate
-from r1jax.stages import rl, rl_state
+from r1jax.stages import rl, rl_groups, rl_state
 from r1jax.stages.learner import Learner, ScoredRollout, Updated
 from r1jax.stages.learner_program import LearnerProgram
 from r1jax.stages.problem_sets import problem_stream
-from r1jax.stages.rl import Actors, train
+from r1jax.stages.rl import train
 from r1jax.stages.rl_checks import FLAT, LARGEST_REWARD, short_updates
 from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.stages.rl_groups import Actors
 from r1jax.tasks import Problem
 from r1jax.trees import Head
 
@@ -105,6 +106,19 @@ def test_any_stretch_of_the_stream_mixes_tasks_by_their_weights():
     ({'temperature': ((0, -1.0),)}, 'rl.temperature'),
     ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected values from 0.01'),
     ({'max_length': ()}, 'rl.max_length: expected pairs'),
+    ({'most_prompts': 0}, 'rl.most_prompts: expected 1 or more, got 0'),
+    (
+      {'overlong_tokens': 30, 'max_length': ((0, 20), (5, 40))},
+      'rl.overlong_tokens: expected at most the least rl.max_length = 20, got 30',
+    ),
+    (
+      {
+        'equal_groups': 'drop',
+        'group_size': 1,
+        'grpo': GRPOConfig(advantage='batch_whitened'),
+      },
+      "rl.equal_groups: expected 'keep' with rl.group_size 1, .* got 'drop'",
+    ),
     ({'max_length': ((5, 100),)}, 'rl.max_length: expected pairs'),
     ({'max_length': ((0, 100), (0, 200))}, 'rising steps'),
     ({'max_length': ((0, 0),)}, 'values from 1 to 1048576'),
@@ -386,8 +400,9 @@ class Written:
   def __init__(self):
     self.rollouts, self.evaluations = [], []
 
-  def sample(self, params, key, problems, *, group_size, max_length, draw):
+  def sample(self, params, key, problems, *, group_size, max_length, draw, first=0):
     asked = {
+      'first': first,
       'policy': float(params['x']),
       'key': tuple(jax.random.key_data(key).tolist()),
       'problems': [problem.id for problem in problems],
@@ -446,6 +461,75 @@ def train_written(workdir, config, rewarder, quantize=None):
         seed=0,
       )
   return policy, sampler, learned
+
+
+class SomeDiffer(Right):
+  """The two rewards of a group differ for three problems of ten."""
+
+  def __init__(self, fails_at=0):
+    self.calls, self.fails_at = 0, fails_at
+
+  def submit(self, problems, texts):
+    self.calls += 1
+    if self.calls == self.fails_at:
+      raise KeyboardInterrupt
+    total = np.ones(len(texts), np.float32)
+    total[1::2] = [int(p.id) >= 3 for p in problems[1::2]]
+    return Pending(lambda: Scores(total[:, None], total, [], 0, 0))
+
+
+def test_replacing_groups_asks_the_same_after_a_kill(tmp_path):
+  config = RLConfig(
+    steps=6,
+    prompts_per_step=4,
+    group_size=2,
+    minibatches=1,
+    equal_groups='replace',
+    evaluate_every=6,
+    checkpoint_every=1,
+  )
+  whole = train_written(tmp_path / 'whole', config, SomeDiffer())
+  asked = whole[1].rollouts
+  # A call of one problem each, numbered within the step; the first wave has four.
+  firsts = [call['first'] for call in asked]
+  waves = np.split(np.array(firsts), np.flatnonzero(np.array(firsts) == 0)[1:])
+  assert [wave.tolist() for wave in waves] == [list(range(len(w))) for w in waves]
+  assert len(waves) == 6
+  assert len(waves[0]) > 4
+  lines = map(json.loads, (tmp_path / 'whole/metrics.jsonl').read_text().splitlines())
+  steps = [line for line in lines if line['phase'] == 'rl']
+  assert [line['prompts_asked'] for line in steps] == [len(wave) for wave in waves]
+  assert [line['dropped'] for line in steps] == [
+    max(0, 1 - round(len(w) * (1 - line['zero_variance_groups'])) / 4)
+    for w, line in zip(waves, steps, strict=True)
+  ]
+
+  rewarder = SomeDiffer(fails_at=2 + len(waves[0]) + len(waves[1]) + 2)
+  with pytest.raises(KeyboardInterrupt):
+    train_written(tmp_path / 'killed', config, rewarder)
+  again = train_written(tmp_path / 'killed', config, SomeDiffer())
+  rest = asked[len(waves[0]) + len(waves[1]) :]
+  assert again[1].rollouts == rest
+  assert again[2] == whole[2][2:]
+
+
+def test_equal_groups_and_cut_off_outputs_are_dropped_from_the_update():
+  rewards: Any = SimpleNamespace(
+    total=np.array([[1.0, 1], [0, 1], [1, 0]]),
+    cut_off=np.array([[False, False], [False, True], [False, False]]),
+  )
+
+  def dropped(**fields):
+    return rl_groups.dropped(RLConfig(**fields), rewards).astype(int).tolist()
+
+  assert dropped() == [[0, 0], [0, 0], [0, 0]]
+  assert dropped(equal_groups='drop') == [[1, 1], [0, 0], [0, 0]]
+  assert dropped(learn_cut_off=False) == [[0, 0], [0, 1], [0, 0]]
+  assert dropped(equal_groups='replace', learn_cut_off=False) == [
+    [1, 1],
+    [0, 1],
+    [0, 0],
+  ]
 
 
 @pytest.mark.parametrize(

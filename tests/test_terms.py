@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 
 from r1jax import grpo
-from r1jax.terms import advantages, corrections, kls, means, ratios, surrogates
+from r1jax.terms import (
+  advantages,
+  corrections,
+  kls,
+  means,
+  ratios,
+  selections,
+  surrogates,
+)
 from r1jax.terms.inputs import Numbers, Tokens, Totals
+from r1jax.terms.selections import Seen
 
 # float32 rounds at 6e-8; a dozen roundings of numbers near 1
 TOLERANCE = 1e-6
@@ -407,6 +416,40 @@ def test_which_estimates_are_the_kl_and_which_have_its_gradient():
     close(jax.grad(mean_kl, 1)(name, logits, policy, reference), expected)
   k3 = jax.grad(mean_kl, 1)('k3', logits, policy, reference)
   assert np.abs(k3 - slope).max() > 0.01
+
+
+# --- which tokens learn --------------------------------------------------------------
+
+
+def seen_of(logp, entropy, advantage, mask):
+  arrays = (jnp.asarray(x, jnp.float32) for x in (logp, entropy, advantage))
+  return Seen(*arrays, jnp.asarray(mask, bool))
+
+
+def test_top_entropy_keeps_the_share_of_the_highest():
+  # floor(4 * 0.4) + 1 = 2 of 5 tokens; the highest of all is after an output's end
+  mask = [[1, 1, 1], [1, 1, 0]]
+  seen = seen_of(np.zeros((2, 3)), [[1, 5, 2], [0, 4, 9]], np.zeros((2, 3)), mask)
+  got = selections.top_entropy(seen, Numbers(token_share=0.4))
+  assert got.astype(int).tolist() == [[0, 1, 0], [0, 1, 0]]
+  everything = selections.top_entropy(seen, Numbers(token_share=1.0))
+  assert everything.astype(int).tolist() == mask
+  assert selections.every(seen, Numbers()).astype(int).tolist() == mask
+
+
+def test_top_covariance_is_of_log_prob_and_advantage():
+  # means -2 and 0.5 of 4 tokens; covariances 1 * 1.5, 1 * 0.5, -1 * -0.5, -1 * -1.5
+  logp, advantage = [[-1, -1, 7], [-3, -3, 7]], [[2, 1, 9], [0, -1, 9]]
+  seen = seen_of(logp, np.zeros((2, 3)), advantage, [[1, 1, 0], [1, 1, 0]])
+  got = selections.top_covariance(seen, Numbers(token_share=0.5))
+  assert got.astype(int).tolist() == [[1, 0, 0], [0, 1, 0]]
+  # Clip-Cov: one of the two within 1 to 5 does not learn
+  got = selections.without_clip_cov(seen, Numbers(token_share=0.25))
+  assert got.sum() == 3
+  assert got[0, 1]
+  assert got[1, 0]
+  none = seen._replace(advantage=seen.advantage / 10)
+  assert selections.without_clip_cov(none, Numbers()).sum() == 4
 
 
 # --- means ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from r1jax import algorithms, grpo
 from r1jax.grpo import GRPOConfig, objective
 from r1jax.terms.inputs import Numbers
+from r1jax.terms.selections import SELECTIONS, Seen
 
 HERE = pathlib.Path(__file__).parent / 'vectors'
 INPUTS = dict(np.load(HERE / 'grpo_family.npz', allow_pickle=False))
@@ -32,13 +33,19 @@ def changed(preset, **fields):
   return dataclasses.replace(algorithms.PRESETS[preset], **fields)
 
 
-def loss_of(config, sampler=None):
+def loss_of(config, sampler=None, entropies=None):
   """Our loss and gradient [8, 12] of the eight outputs."""
+  chosen = None
   with jax.enable_x64(True):
 
     def groups(array):
       return None if array is None else jnp.asarray(array).reshape(2, 4, -1)
 
+    if config.tokens != 'all':
+      some = np.zeros(MASK.shape) if entropies is None else entropies
+      outputs = np.broadcast_to(INPUTS['advantages'][:, None], MASK.shape)
+      arrays = (groups(x) for x in (INPUTS['policy'], some, outputs, MASK > 0))
+      chosen = SELECTIONS[config.tokens](Seen(*arrays), config)
     (loss, _), slope = gradient(
       groups(INPUTS['policy']),
       jnp.asarray(INPUTS['advantages']).reshape(2, 4),
@@ -47,6 +54,7 @@ def loss_of(config, sampler=None):
       ref_logp=groups(INPUTS['ref']) if config.kl_coef else None,
       sampler_logp=groups(sampler),
       config=config,
+      chosen=chosen,
     )
   assert loss.dtype == slope.dtype == np.float64
   return np.asarray(loss), np.asarray(slope).reshape(8, 12)
@@ -82,18 +90,19 @@ BY_TRL = {
   'k3_weighted_sequence': dataclasses.replace(
     PPO, kl='k3_weighted', kl_coef=0.04, ratio='geometric'
   ),
+  'top_entropy': algorithms.PRESETS['top_entropy'],
   **WITH_SAMPLER,
 }
 
 
 def test_every_case_of_trls_is_compared():
-  assert {key.split('/')[0] for key in TRL} == {'sampler', *BY_TRL}
+  assert {key.split('/')[0] for key in TRL} == {'sampler', 'entropies', *BY_TRL}
 
 
 @pytest.mark.parametrize('name', BY_TRL)
 def test_loss_and_gradient_equal_trls(name):
   sampler = TRL['sampler'] if name in WITH_SAMPLER else None
-  got = loss_of(BY_TRL[name], sampler)
+  got = loss_of(BY_TRL[name], sampler, TRL['entropies'])
   equal(got, (TRL[f'{name}/value'], TRL[f'{name}/grad']))
   if name in WITH_SAMPLER:  # which changes something
     plain = loss_of(dataclasses.replace(BY_TRL[name], correction='none'), sampler)
@@ -172,9 +181,22 @@ def opo(policy, old, advantage, mask):
   return mean_of_tokens((policy - old).exp() * advantage, mask)
 
 
+def kl_cov(policy, old, advantage, mask):
+  # 2505.22617: |log ratio| on the tokens of the largest covariance, a tenth of 60
+  def centred(x):
+    return x - (x * mask).sum() / mask.sum()
+
+  covariance = (centred(policy) * centred(advantage.expand(8, 12))).detach()
+  places = torch.where(mask > 0, covariance, -torch.inf).flatten().topk(6).indices
+  chosen = torch.zeros(96).index_fill(0, places, 1.0).view(8, 12)
+  gain = (policy - old).exp() * advantage - chosen * (policy - old).abs()
+  return mean_of_tokens(gain, mask)
+
+
 @pytest.mark.parametrize(
   ('formula', 'config'),
   [
+    (kl_cov, changed('kl_cov', token_share=0.1)),
     (gmpo, algorithms.PRESETS['gmpo']),
     (dppo_tv, changed('dppo', clip_low=0.1, clip_high=0.1, ratio_cap=1.3)),
     (

@@ -32,9 +32,15 @@ class Rewards(NamedTuple):
   samples: Mapping[int, JsonObject]  # by row, lines of samples.jsonl
 
   def metrics(
-    self, rollout: Rollout, advantage_PG: np.ndarray, names: Sequence[str]
+    self, lengths_PG: np.ndarray, advantage_PG: np.ndarray, names: Sequence[str]
   ) -> JsonDict:
-    """Returns the metrics of a step's outputs for metrics.jsonl."""
+    """Returns the metrics of a step's outputs for metrics.jsonl.
+
+    Args:
+      lengths_PG: tokens of these outputs.
+      advantage_PG: of the outputs that are learned from.
+      names: of the rewards.
+    """
     spread = self.total.max(1) - self.total.min(1)
     return {
       'reward': float(self.total.mean()),
@@ -42,7 +48,7 @@ class Rewards(NamedTuple):
       'rewards': {
         name: float(self.values[..., i].mean()) for i, name in enumerate(names)
       },
-      'length': float(rollout.all_lengths.mean()),
+      'length': float(lengths_PG.mean()),
       'zero_variance_groups': float((spread == 0).mean()),
       'zero_advantages': float((advantage_PG == 0).mean()),
       'cut_off': float(self.cut_off.mean()),
@@ -54,6 +60,17 @@ class Rewards(NamedTuple):
       'reward_timeouts': self.timeouts,
       'errors': self.errors,
     }
+
+
+def overlong_penalty(
+  lengths: np.ndarray, max_length: int, soft_tokens: int
+) -> np.ndarray:
+  """Returns 0 to -1, in the last tokens before the limit (DAPO, 2503.14476, eq. 13).
+
+  It falls in a line from 0 at `max_length - soft_tokens` to -1 at `max_length`.
+  """
+  over = lengths - (max_length - soft_tokens)
+  return -np.clip(over / soft_tokens, 0, 1).astype(np.float32)
 
 
 def reward(

@@ -93,6 +93,7 @@ class Sampler:
     group_size: int,
     max_length: int,
     draw: SamplingConfig,
+    first: int = 0,
   ) -> Rollout:
     """Returns `group_size` outputs of each problem.
 
@@ -100,17 +101,18 @@ class Sampler:
 
     Args:
       params: of the policy.
-      key: its n-th child is the key of problem n.
+      key: its child `first` + n is the key of problem n.
       problems: to answer.
       group_size: G.
       max_length: T, tokens.
       draw: how to sample a token.
+      first: number of the first problem, if others were asked with this key.
     """
     began = time.monotonic()
     rows, own = local_rows(self.mesh, len(problems))
     mine = [problems[n] for n in rows]
     prompts, prompt_mask = self.encode(mine)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + rows)
     key_data = np.asarray(jax.random.key_data(keys))
     parts = self.program.parallel_parts(len(mine), params)
     sample = functools.partial(

@@ -231,8 +231,8 @@ class Learner:
     if minibatches == 1:
       return np.arange(prompts)[None]
     order = np.asarray(jax.random.permutation(key, prompts))
-    of_part = order // (prompts // self._shards)
-    dealt = order[np.argsort(of_part, kind='stable')].reshape(self._shards, -1)
+    of_part = order // (prompts // self.shards)
+    dealt = order[np.argsort(of_part, kind='stable')].reshape(self.shards, -1)
     return dealt.T.reshape(minibatches, -1)
 
   def layout(self, rollout: Rollout, chosen: np.ndarray) -> packing.Layout:
@@ -245,12 +245,13 @@ class Learner:
       length=rollout.tokens.shape[-1],
       prompt_length=rollout.prompts.shape[1],
       micro_batch_rows=self.config.micro_batch_rows,
-      shards=self._shards,
+      shards=self.shards,
       held=local_shards(self.mesh),
     )
 
   @property
-  def _shards(self) -> int:
+  def shards(self) -> int:
+    """Number of devices, or groups of them, that prompts are sharded over."""
     return shard_count(self.mesh, 'prompt')
 
   def feed(self, parts: T) -> T:

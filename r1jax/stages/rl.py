@@ -5,29 +5,27 @@ random access, the samples and the split into mini-batches from children of one 
 random state is stored, and a resumed run is bit-for-bit identical.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax.choice import label
 from r1jax.evaluation.evaluate import EvalConfig, evaluate_and_log
 from r1jax.optim import TrainState
 from r1jax.plain import JsonDict
-from r1jax.rewards.pool import Rewarder
-from r1jax.rollout.rewarding import reward
-from r1jax.rollout.sampler import Sampler
+from r1jax.rollout import replacing
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.loop import SETTLED, Loop
 from r1jax.runtime.run import Run
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.place import to_device
-from r1jax.stages import rl_state
+from r1jax.stages import rl_groups, rl_state
 from r1jax.stages.compile_ahead import compile_ahead
-from r1jax.stages.learner import Learner
 from r1jax.stages.rl_checks import (
   FLAT,
   check_advantages,
@@ -36,17 +34,8 @@ from r1jax.stages.rl_checks import (
   short_updates,
 )
 from r1jax.stages.rl_config import value_at
+from r1jax.stages.rl_groups import Actors
 from r1jax.tasks import Problem
-from r1jax.terms.inputs import Outcomes
-
-
-@dataclasses.dataclass(frozen=True)
-class Actors:
-  """The parts of an RL step: sampler, rewarder and learner."""
-
-  sampler: Sampler
-  rewarder: Rewarder
-  learner: Learner
 
 
 def step(
@@ -56,66 +45,87 @@ def step(
   problems: Sequence[Problem],
   key: jax.Array,
   number: int,
+  useful_share: float = 1.0,
 ) -> tuple[TrainState, JsonDict, list[JsonDict]]:
   """Makes one rollout and its updates; steps are numbered from 1.
 
   Returns the new state, the metrics, and lines for samples.jsonl.
-  """
-  sampler, rewarder, learner = actors.sampler, actors.rewarder, actors.learner
-  config, before = learner.config, number - 1
-  temperature = value_at(config.temperature, before)
 
+  Args:
+    actors: see `Actors`.
+    state: of the policy.
+    reference: its parameters.
+    problems: of the step, or candidates; see `RLConfig.problem_numbers`.
+    key: of everything random.
+    number: of the step.
+    useful_share: of groups in the last step, if others are replaced.
+  """
+  learner, config, before = actors.learner, actors.learner.config, number - 1
+  names, temperature = actors.rewarder.names, value_at(config.temperature, before)
+  length = value_at(config.max_length, before)
   with ThreadPoolExecutor(1) as executor:
-    length = value_at(config.max_length, before)
     compiling = executor.submit(
-      compile_ahead, learner, state, reference, sampler.max_prompt_length, length
+      compile_ahead,
+      learner,
+      state,
+      reference,
+      actors.sampler.max_prompt_length,
+      length,
     )
-    rollout = sampler.sample(  # tokens, log-probs [P, G, T]
+    sample = functools.partial(
+      actors.sampler.sample,
       learner.for_sampling(state.params),
       named_key(key, 'sample'),
-      problems,
       group_size=config.group_size,
       max_length=length,
       draw=SamplingConfig(temperature),
     )
-    compiling.result()
-    # Tokens are scored while texts are rewarded.
-    scoring = executor.submit(
-      learner.score, state.params, reference, rollout, temperature
+    collected = (
+      rl_groups.replaced if config.equal_groups == 'replace' else rl_groups.as_they_are
     )
-    rewards, waited = reward(rewarder, problems, rollout, config.logged_samples)
-    scores = scoring.result()
-  check_finite_rewards(number, rewards, rewarder.names)
-  penalty_PG = learner.kl_penalty(rollout, scores)
-  total_PG = rewards.total if penalty_PG is None else rewards.total - penalty_PG
-  outcomes = total_PG, rewards.values, rewarder.weights, rollout.all_lengths
-  advantage_PG = learner.advantage(Outcomes(*map(jnp.asarray, outcomes)))
+    groups = collected(
+      actors,
+      problems,
+      sample,
+      lambda rollout: executor.submit(
+        learner.score, state.params, reference, rollout, temperature
+      ),
+      useful_share,
+    )
+    compiling.result()
+  rollout, rewards = groups.rollout, groups.rewards
+  check_finite_rewards(number, groups.all_rewards, names)
+  advantage_PG = learner.advantage(rl_groups.outcomes(actors, groups, length))
   check_advantages(number, advantage_PG, label(config.grpo.advantage))
+  dropped_PG = rl_groups.dropped(config, rewards)
   learned = learner.update(
     state,
-    rollout,
+    replacing.without(rollout, dropped_PG) if dropped_PG.any() else rollout,
     advantage_PG[rollout.rows],
-    scores,
+    groups.scores,
     named_key(key, 'minibatch'),
     temperature,
   )
   metrics = {
-    **rewards.metrics(rollout, advantage_PG, rewarder.names),
+    **groups.all_rewards.metrics(groups.all_lengths, advantage_PG, names),
     **learned.metrics,
+    **rl_groups.counts(config, groups, dropped_PG),
     'temperature': temperature,
     'time': {
       'rollout': rollout.seconds,
-      'reward': waited,
-      'reference': scores.seconds,
+      'reward': groups.waited,
+      'reference': groups.scores.seconds,
       'update': learned.seconds,
-      'device': rollout.device_seconds + scores.seconds + learned.device_seconds,
+      'device': rollout.device_seconds + groups.scores.seconds + learned.device_seconds,
     },
+    'tokens': int(groups.all_lengths.sum()),
   }
   samples = [
     {**sample, 'advantage': float(advantage_PG[row, 0])}
     for row, sample in sorted(rewards.samples.items())
+    if row < config.logged_samples
   ]
-  return learned.state, metrics | {'tokens': int(rollout.all_lengths.sum())}, samples
+  return learned.state, metrics, samples
 
 
 def train(
@@ -151,7 +161,7 @@ def train(
     CheckpointError, Interruption: see `Loop.save`.
   """
   learner, config = actors.learner, actors.learner.config
-  state, reference, first = rl_state.resume(learner, params, run, phase)
+  state, reference, share, first = rl_state.resume(learner, params, run, phase)
   root = jax.random.key(seed)
   loop = Loop(
     run,
@@ -175,13 +185,16 @@ def train(
     problems = [problem_at(n) for n in config.problem_numbers(number)]
     key = jax.random.fold_in(root, number)
     with loop.traced(config.profile_step):
-      state, metrics, samples = step(actors, state, reference, problems, key, number)
+      state, metrics, samples = step(
+        actors, state, reference, problems, key, number, share
+      )
     for sentence in metrics.pop('errors'):
       loop.say(sentence)
     device = metrics['time'].pop('device')
     tokens = metrics.pop('tokens')
     logged = loop.log(metrics, tokens=tokens, device=device, samples=samples)
     flat = flat and logged['zero_advantages'] == 1
+    share = float(np.float32(1 - logged['zero_variance_groups']))  # as it is saved
     if flat and number == FLAT:
       raise nothing_learned(phase, logged['reward'])
     if config.reference_every and number % config.reference_every == 0:
@@ -196,7 +209,7 @@ def train(
     if settling and (warning := short_updates(config, number, logged, weights)):
       loop.say(warning)
     if loop.must_save():
-      loop.save(to_device({'policy': state, 'reference': reference}))
+      loop.save(to_device(rl_state.saved(learner, state, reference, share)))
   return state.params
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from r1jax import grpo
 from r1jax.grpo import GRPOConfig
@@ -41,6 +41,12 @@ class RLConfig:
   profile_step: int = dataclasses.field(
     default=0, metadata=MACHINE
   )  # step to trace into <workdir>/profile; 0 is none
+  # Groups of equal rewards, which give no gradient: 'keep' them in the means, 'drop'
+  # them from updates, or 'replace' them by further prompts (DAPO)
+  equal_groups: Literal['keep', 'drop', 'replace'] = 'keep'
+  most_prompts: int = 4  # times prompts_per_step that a step asks to replace groups
+  overlong_tokens: int = 0  # last tokens in which the reward falls by 1 (DAPO); 0: none
+  learn_cut_off: bool = True  # outputs without a stop token; False drops them
   logged_samples: int = 4  # outputs per step that are written to samples.jsonl
   reward_workers: int = dataclasses.field(default=2, metadata=MACHINE)  # processes
   reward_timeout: float = dataclasses.field(
@@ -50,10 +56,11 @@ class RLConfig:
   grpo: GRPOConfig = GRPOConfig()
 
   def __post_init__(self) -> None:
-    zero = {'reference_every', 'logged_samples', 'profile_step'}
+    zero = {'reference_every', 'logged_samples', 'profile_step', 'overlong_tokens'}
     for name in ('steps', 'prompts_per_step', 'group_size', 'max_prompt_length',
                  'epochs', 'minibatches', 'micro_batch_rows', 'evaluate_every',
-                 'checkpoint_every', 'reward_workers', *zero):  # fmt: skip
+                 'checkpoint_every', 'reward_workers', 'most_prompts',
+                 *zero):  # fmt: skip
       least = 0 if name in zero else 1
       if getattr(self, name) < least:
         raise ValueError(
@@ -83,6 +90,17 @@ class RLConfig:
     _check_schedule('max_length', self.max_length, 1, LONGEST)
     # Not 0, as equal outputs have no advantage.
     _check_schedule('temperature', self.temperature, 0.01, 100)
+    shortest = min(length for _, length in self.max_length)
+    if self.overlong_tokens > shortest:
+      raise ValueError(
+        f'rl.overlong_tokens: expected at most the least rl.max_length = {shortest}, '
+        f'got {self.overlong_tokens}'
+      )
+    if self.equal_groups != 'keep' and self.group_size < 2:
+      raise ValueError(
+        "rl.equal_groups: expected 'keep' with rl.group_size 1, as one reward is "
+        f'always equal to itself, got {self.equal_groups!r}'
+      )
 
   @property
   def longest(self) -> int:
@@ -90,8 +108,13 @@ class RLConfig:
     return max(length for _, length in self.max_length)
 
   def problem_numbers(self, step: int) -> range:
-    """Returns the indices of a step's problems, of all that the stage asks in order."""
-    return range((step - 1) * self.prompts_per_step, step * self.prompts_per_step)
+    """Returns the indices of a step's problems, of all that the stage asks in order.
+
+    With 'replace' these are the most that it may ask.
+    """
+    times = self.most_prompts if self.equal_groups == 'replace' else 1
+    each = self.prompts_per_step * times
+    return range((step - 1) * each, step * each)
 
 
 def _check_schedule(name: str, schedule: tuple, least: float, most: float) -> None:

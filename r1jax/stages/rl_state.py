@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax import optim
@@ -20,6 +21,7 @@ from r1jax.rollout.policy import Policy
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
 from r1jax.sharding.place import abstract_like_params, like_params, replicate
+from r1jax.sharding.rules import named_sharding
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
 
@@ -73,6 +75,7 @@ def start(learner: Learner, params: optax.Params) -> dict[str, Any]:
   before = {
     'policy': optim.init(jax.tree.map(jnp.copy, params), learner.tx),
     'reference': learner.reference(params),
+    **_shares(learner.config),
   }
   # Placed now, as another sharding in the second step would compile again.
   return like_params(learner.mesh, before, params)
@@ -84,16 +87,37 @@ def like(learner: Learner, params: optax.Params) -> dict[str, Any]:
     lambda params: {
       'policy': optim.init(params, learner.tx),
       'reference': learner.reference(params),
+      **_shares(learner.config),
     },
     params,
   )
   return abstract_like_params(learner.mesh, shapes, params)
 
 
+def _shares(config: RLConfig) -> dict[str, jax.Array]:
+  """What replacing groups needs of the last step."""
+  return {'useful_share': jnp.float32(1)} if config.equal_groups == 'replace' else {}
+
+
+def saved(
+  learner: Learner, state: TrainState, reference: optax.Params, share: float
+) -> dict[str, Any]:
+  """Returns the content of a checkpoint; the share is that of `resume`."""
+  at_all = jax.device_put(np.float32(share), named_sharding(learner.mesh))
+  return {
+    'policy': state,
+    'reference': reference,
+    **dict.fromkeys(_shares(learner.config), at_all),
+  }
+
+
 def resume(
   learner: Learner, params: Callable[[], optax.Params], run: Run, phase: str
-) -> tuple[TrainState, optax.Params, int]:
-  """Returns state, reference and step of the last checkpoint, or of the start.
+) -> tuple[TrainState, optax.Params, float, int]:
+  """Returns the last checkpoint, or the start.
+
+  That is state, reference, the share of groups with different rewards (1 if they are
+  not replaced) and the step.
 
   Raises:
     ValueError: the learning rate is too small for the policy to change.
@@ -107,4 +131,5 @@ def resume(
   del before  # a large model would not fit a second time
   saved = saved or checkpoints.restore(shapes)
   state = learner.offload_state(saved.pop('policy'))
-  return state, learner.offload_reference(saved.pop('reference')), first
+  reference = learner.offload_reference(saved.pop('reference'))
+  return state, reference, float(saved.pop('useful_share', 1)), first

@@ -29,6 +29,7 @@ from r1jax.stages import (
   problem_sets,
   rejection,
   rl,
+  rl_groups,
   rl_state,
   supervised,
 )
@@ -271,7 +272,7 @@ class Stage:
       self.run,
       'rl',
       params,
-      actors=rl.Actors(self.sampler, rewarder, learner),
+      actors=rl_groups.Actors(self.sampler, rewarder, learner),
       problem_at=problem_at,
       held_out=self.problems.reasoning('validation'),
       evals=evals,

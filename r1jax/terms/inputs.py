@@ -16,7 +16,9 @@ class Numbers:
   clip_low: float = 0.2  # epsilon below 1; of dppo_tv, dppo_kl and gmpo their own bound
   clip_high: float = 0.2  # epsilon above 1; of those and of vaco their own bound
   ratio_cap: float = 3.0  # largest ratio of surrogates dual_clip, dppo_tv, dppo_kl
-  log_ratio_coef: float = 0.001  # of surrogate squared_log_ratio
+  log_ratio_coef: float = 0.001  # of surrogates squared_log_ratio and kl_cov
+  token_share: float = 0.2  # of a mini-batch's tokens, for the choice of tokens
+  entropy_coef: float = 0.0  # of the entropy bonus, nats a token
   kl_coef: float = 0.001  # beta (R1: 0.001), at rl.temperature; 0: no reference pass
   constant_length: int = 1024  # tokens, of mean 'constant' (Dr. GRPO: rl.max_length)
   importance_floor: float = 0.0  # of corrections that mask: less is 0
@@ -26,7 +28,9 @@ class Numbers:
   def __post_init__(self) -> None:
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
-    for field in ('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor'):
+    for field in (
+      *('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor', 'entropy_coef'),
+    ):
       if not 0 <= getattr(self, field) < math.inf:
         raise ValueError(
           f'grpo.{field}: expected a finite number of 0 or more, got '
@@ -37,6 +41,10 @@ class Numbers:
         raise ValueError(
           f'grpo.{field}: expected a finite number above 0, got {getattr(self, field)}'
         )
+    if not 0 < self.token_share <= 1:
+      raise ValueError(
+        f'grpo.token_share: expected above 0, at most 1, got {self.token_share}'
+      )
     for field, least in (('constant_length', 1), ('pass_k', 2)):
       if getattr(self, field) < least:
         raise ValueError(
@@ -79,6 +87,7 @@ class Tokens(NamedTuple):
   advantage: jax.Array  # of the output, the same for all its tokens
   mask: jax.Array  # 1.0 on tokens of the output, 0.0 after its end
   group_tokens: jax.Array  # [P, G, 1], tokens of all outputs to the same prompt
+  chosen: jax.Array  # 1.0 on tokens that the term `tokens` chose
   total: Totals
   ratio: jax.Array  # pi / pi_old by the term `ratio`, whose own input has 1 here
 

@@ -2,7 +2,7 @@
 
 Sources: clip PPO 1707.06347; CISPO 2506.13585; dual clip 1912.09729, two-sided clip
 INTELLECT-2 2505.07291; SAPO 2511.20347; GMPO 2507.20673; VESPO 2602.10693; DPPO
-2602.04879; VACO 2603.01365; squared log-ratio Kimi K2.5 2602.02276.
+2602.04879; VACO 2603.01365; squared log-ratio Kimi K2.5 2602.02276; KL-Cov 2505.22617.
 """
 
 import jax
@@ -129,6 +129,15 @@ def squared_log_ratio(tokens: Tokens, numbers: Numbers) -> jax.Array:
   return tokens.ratio * tokens.advantage - numbers.log_ratio_coef * log_ratio**2
 
 
+def kl_cov(tokens: Tokens, numbers: Numbers) -> jax.Array:
+  """ratio A - coef |log ratio| on tokens of the largest covariance, else ratio A."""
+  log_ratio = tokens.logp - tokens.old_logp
+  # Not jnp.abs, whose slope at 0, where a policy has not moved yet, is 1.
+  distance = log_ratio * stop_gradient(jnp.sign(log_ratio))
+  penalty = numbers.log_ratio_coef * distance
+  return tokens.ratio * tokens.advantage - tokens.chosen * penalty
+
+
 SURROGATES: dict[str, Term] = {
   'clip': clipped,
   'dual_clip': dual_clipped,
@@ -141,4 +150,5 @@ SURROGATES: dict[str, Term] = {
   'dppo_kl': dppo_kl,
   'vaco': vaco,
   'squared_log_ratio': squared_log_ratio,
+  'kl_cov': kl_cov,
 }

@@ -8,6 +8,7 @@ model. Keys are `<case>/value` and `<case>/grad`, d value / d policy, [8, 12].
 """
 
 import collections
+import functools
 import pathlib
 import types
 from typing import Any
@@ -23,6 +24,7 @@ INPUTS = {
   if name in ('policy', 'old', 'ref', 'advantages', 'mask/ragged')
 }
 # The sampler's log-probs: the old policy's, moved by up to 0.8 nats.
+ENTROPIES = 1 + torch.sin(7 * torch.arange(96.0, dtype=torch.float64)).view(8, 12)
 SAMPLER = INPUTS['old'] + 0.8 * torch.sin(torch.arange(96.0, dtype=torch.float64)).view(
   8, 12
 )
@@ -34,11 +36,13 @@ DEFAULTS: dict[str, Any] = {
   'use_bias_correction_kl': False,
   'off_policy_mask_threshold': None,
   'mode': None,
+  'top_entropy_quantile': 1.0,
   'clip_min': None,
   'clip_max': 2.0,
 }
 CASES: dict[str, dict[str, Any]] = {
   'sapo': {'loss_type': 'sapo'},
+  'top_entropy': {'loss_type': 'bnpo', 'top_entropy_quantile': 0.2},
   'luspo': {'loss_type': 'luspo', 'importance_sampling_level': 'sequence'},
   'vespo': {'loss_type': 'vespo'},
   'delta': {'delta': 1.5},
@@ -63,6 +67,10 @@ class Accelerator:
   sync_gradients = True
 
   def gather(self, x: torch.Tensor) -> torch.Tensor:
+    return x
+
+  def pad_across_processes(self, x: torch.Tensor, **how: int) -> torch.Tensor:
+    del how
     return x
 
   def reduce(self, x: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -106,7 +114,7 @@ def trainer(settings: dict, policy: torch.Tensor) -> types.SimpleNamespace:
     use_vllm=settings['mode'] is not None,
     vllm_importance_sampling_correction=True,
     max_completion_length=16,
-    top_entropy_quantile=1.0,
+    top_entropy_quantile=settings['top_entropy_quantile'],
     aux_loss_enabled=False,
     _entropy_bonus_enabled=False,
     current_gradient_accumulation_steps=1,
@@ -116,8 +124,12 @@ def trainer(settings: dict, policy: torch.Tensor) -> types.SimpleNamespace:
     get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
     _get_per_token_logps_and_entropies=lambda *args, **kwargs: (
       policy,
-      torch.zeros_like(policy),
+      ENTROPIES,
       None,
+    ),
+    get_high_entropy_mask=functools.partial(
+      GRPOTrainer.get_high_entropy_mask,
+      types.SimpleNamespace(accelerator=Accelerator()),
     ),
     _metrics={'train': collections.defaultdict(list)},
   )
@@ -125,7 +137,10 @@ def trainer(settings: dict, policy: torch.Tensor) -> types.SimpleNamespace:
 
 def main() -> None:
   torch.set_default_dtype(torch.float64)  # of the temperatures of sapo, too
-  found: dict[str, Any] = {'sampler': SAMPLER.numpy()}
+  found: dict[str, Any] = {
+    'sampler': SAMPLER.numpy(),
+    'entropies': ENTROPIES.numpy(),
+  }
   mask = INPUTS['mask/ragged']
   for name, changes in CASES.items():
     settings = DEFAULTS | changes
