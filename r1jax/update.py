@@ -20,6 +20,7 @@ def gradients(
   rollout: PackedRows,
   count: jax.Array,
   temperature: jax.Array,
+  entropy_coef: jax.Array | None = None,
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   config: GRPOConfig,
@@ -33,6 +34,7 @@ def gradients(
     count: int32 [], the number of micro-batches in use; the others are not computed.
     temperature: of sampling; log-probs of policy and reference are at this temperature
       too.
+    entropy_coef: of the entropy bonus; None is `config.entropy_coef`.
     score: (params, prompts, prompt_mask, tokens, offsets, documents, temperature=...)
       -> log-probs and entropies [P, B, T]; see `score_tokens`.
     config: the algorithm.
@@ -74,8 +76,9 @@ def gradients(
       chosen=its_chosen,
     )
     metrics['entropy'] = jnp.sum((part.documents > 0) * entropy) / total.tokens
-    if config.entropy_coef:
-      value -= config.entropy_coef * metrics['entropy']
+    if config.entropy_coef or entropy_coef is not None:
+      coef = config.entropy_coef if entropy_coef is None else entropy_coef
+      value -= coef * metrics['entropy']
     return value, metrics
 
   chosen = None
@@ -119,6 +122,7 @@ def step(
   rollout: PackedRows,
   count: jax.Array,
   temperature: jax.Array,
+  entropy_coef: jax.Array | None = None,
   *,
   score: Callable[..., tuple[jax.Array, jax.Array]],
   optimizer: optax.GradientTransformation,
@@ -134,6 +138,7 @@ def step(
     rollout,
     count,
     temperature,
+    entropy_coef,
     score=score,
     config=config,
     in_place=in_place,

@@ -1,5 +1,6 @@
 """One update of a policy: invariances that hold for every algorithm and any model."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -115,6 +116,34 @@ def test_a_step_does_not_depend_on_the_micro_batches(name):
   # float32 sums in another order: 60 terms near 1
   close(two, one, rtol=2e-5, atol=2e-6)
   close(four, one, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('constant', [True, False])
+def test_the_entropy_bonus_is_the_slope_of_the_mean_entropy(constant):
+  outputs = random_outputs(prompts=4, group_size=3, length=5)
+  batch, count = outputs.packed(4)
+  params, temperature = table(), jnp.float32(0.7)
+  config = algorithms.PRESETS['dapo']
+  with_bonus = dataclasses.replace(config, entropy_coef=0.3) if constant else config
+
+  @functools.partial(jax.jit, compiler_options=QUICK, static_argnames='config')
+  def slope(coef, config):
+    return update.gradients(
+      params, batch, count, temperature, coef, score=bigram, config=config
+    )
+
+  plain, _ = slope(None, config)
+  got, metrics = slope(None if constant else jnp.float32(0.3), with_bonus)
+
+  def mean_entropy(params):
+    prompts = jnp.asarray(outputs.prompts)
+    rest = jnp.asarray(outputs.prompt_mask), jnp.asarray(outputs.tokens)
+    _, entropy = bigram(params, prompts, *rest, temperature=temperature)
+    return jnp.sum(entropy * outputs.mask) / outputs.mask.sum()
+
+  mean, bonus = jax.value_and_grad(mean_entropy)(params)
+  np.testing.assert_allclose(metrics['entropy'], mean, rtol=1e-5)
+  close(got, jax.tree.map(lambda x, y: x - 0.3 * y, plain, bonus), atol=2e-6)
 
 
 @pytest.mark.parametrize('sampled_by_another', [False, True])

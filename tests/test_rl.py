@@ -434,14 +434,15 @@ def train_written(workdir, config, rewarder, quantize=None):
       assert policy['x'] == rollout.logp[0, 0, 0]  # the one that sampled
     return ScoredRollout(None, np.array([reference['x'], temperature]), 0.0)
 
-  def update(self, state, rollout, advantage, scores, key, temperature):
+  def update(self, state, rollout, advantage, scores, key, temperature, coef):
+    del coef
     key = tuple(jax.random.key_data(key).tolist())
     reference, its_temperature = scores.ref_logp
     assert its_temperature == temperature
     learned.append((float(reference), key, temperature))
     params = jax.tree.map(lambda x: x + 1, state.params)  # counts the steps
     state = dataclasses.replace(state, params=params)
-    return Updated(state, {'loss': 0.0, 'grad_norm': 0.0}, 0.0, 0.0)
+    return Updated(state, {'loss': 0.0, 'grad_norm': 0.0, 'entropy': 1.0}, 0.0, 0.0)
 
   sampler: Any = Written()
   learner = learner_on(1, config, quantize=quantize)
@@ -511,6 +512,23 @@ def test_replacing_groups_asks_the_same_after_a_kill(tmp_path):
   rest = asked[len(waves[0]) + len(waves[1]) :]
   assert again[1].rollouts == rest
   assert again[2] == whole[2][2:]
+
+
+def test_the_entropy_bonus_is_held_to_its_target():
+  config = GRPOConfig(entropy_target=0.5, entropy_coef=0.008)
+  said = []
+  feedback = rl_state.Feedback(entropy_coef=0.008)
+  for entropy in (0.4, 0.6, 0.7, 0.8, 0.5):
+    said.append(feedback.bonus(config))
+    feedback = feedback.after(
+      config, {'entropy': entropy, 'zero_variance_groups': 0.25}
+    )
+  # +0.005 at or below the target, else -0.005 down to 0, and off
+  np.testing.assert_allclose(said, [0.008, 0.013, 0, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(feedback, (0.75, 0.5, 0.005), rtol=1e-6)
+  rounded = np.array(feedback, np.float32).tolist()
+  assert feedback == rl_state.Feedback(*rounded)  # as it is saved
+  assert feedback.bonus(GRPOConfig(entropy_coef=0.1)) is None
 
 
 def test_equal_groups_and_cut_off_outputs_are_dropped_from_the_update():

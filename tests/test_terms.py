@@ -422,8 +422,12 @@ def test_which_estimates_are_the_kl_and_which_have_its_gradient():
 
 
 def seen_of(logp, entropy, advantage, mask):
-  arrays = (jnp.asarray(x, jnp.float32) for x in (logp, entropy, advantage))
-  return Seen(*arrays, jnp.asarray(mask, bool))
+  return Seen(
+    logp=jnp.asarray(logp, jnp.float32),
+    entropy=jnp.asarray(entropy, jnp.float32),
+    advantage=jnp.asarray(advantage, jnp.float32),
+    mask=jnp.asarray(mask, bool),
+  )
 
 
 def test_top_entropy_keeps_the_share_of_the_highest():

@@ -153,7 +153,8 @@ def _learning(
       offloaded(optimizer),
     )
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  updates, rest = plan.rl.minibatches * plan.rl.epochs, (None, rollout, count, scalar)
+  numbers = (scalar, scalar) if plan.rl.grpo.entropy_target else (scalar,)
+  updates, rest = plan.rl.minibatches * plan.rl.epochs, (None, rollout, count, *numbers)
   loops = (updates, parts, share, offloaded(waiting))
   inputs = {'policy': state.params, 'rows': rollout}
   kept = {'policy': state.params, 'optimizer': state.opt_state}

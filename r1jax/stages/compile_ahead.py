@@ -49,7 +49,8 @@ def compile_ahead(
   (chosen, *_) = learner.minibatches(jax.random.key(0))
   advantage = np.zeros(rollout.lengths.shape, np.float32)
   packed, count = learner.packed(rollout, chosen, advantage, scores)
-  program.compile_update(state, learner.frozen, learner.feed(packed), count, scalar)
+  numbers = [scalar, scalar] if config.grpo.entropy_target else [scalar]
+  program.compile_update(state, learner.frozen, learner.feed(packed), count, *numbers)
 
 
 def _blank(learner: Learner, prompt_length: int, length: int) -> Rollout:

@@ -171,6 +171,7 @@ class Learner:
     scores: ScoredRollout,
     key: jax.Array,
     temperature: float,
+    entropy_coef: float | None = None,
   ) -> Updated:
     """Makes all updates of one rollout: `epochs` passes of `minibatches` each.
 
@@ -181,14 +182,18 @@ class Learner:
       scores: log-probs of the outputs of this host.
       key: of the split into mini-batches.
       temperature: of the rollout.
+      entropy_coef: of the bonus, if it varies.
     """
+    numbers = [np.float32(temperature)]
+    if entropy_coef is not None:
+      numbers.append(np.float32(entropy_coef))
     began, first, values = time.monotonic(), None, []
     for epoch in range(self.config.epochs):
       for chosen in self.minibatches(jax.random.fold_in(key, epoch)):
         packed, count = self.packed(rollout, chosen, advantage_PG, scores)
         first = first or time.monotonic()
         state, metrics = self.program.update(
-          state, self.frozen, self.feed(packed), count, np.float32(temperature)
+          state, self.frozen, self.feed(packed), count, *numbers
         )
         values.append(metrics)  # fetched later: the next mini-batch is packed meanwhile
     values = jax.device_get(values)

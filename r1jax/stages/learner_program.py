@@ -75,8 +75,8 @@ class LearnerProgram:
   def update(self, state: TrainState, *args: Any) -> tuple[TrainState, Metrics]:
     """One update, by `step` or its `halves`.
 
-    (state, frozen, rollout, count, temperature) -> the new state, and metrics. Donates
-    the state.
+    (state, frozen, rollout, count, temperature, and the coefficient of an entropy bonus
+    that varies) -> the new state, and metrics. Donates the state.
     """
     if not self.config.offload:
       (step,) = self._compiled_for(state)

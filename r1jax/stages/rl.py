@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from r1jax.choice import label
@@ -35,6 +34,7 @@ from r1jax.stages.rl_checks import (
 )
 from r1jax.stages.rl_config import value_at
 from r1jax.stages.rl_groups import Actors
+from r1jax.stages.rl_state import Feedback
 from r1jax.tasks import Problem
 
 
@@ -45,7 +45,7 @@ def step(
   problems: Sequence[Problem],
   key: jax.Array,
   number: int,
-  useful_share: float = 1.0,
+  feedback: Feedback,
 ) -> tuple[TrainState, JsonDict, list[JsonDict]]:
   """Makes one rollout and its updates; steps are numbered from 1.
 
@@ -58,7 +58,7 @@ def step(
     problems: of the step, or candidates; see `RLConfig.problem_numbers`.
     key: of everything random.
     number: of the step.
-    useful_share: of groups in the last step, if others are replaced.
+    feedback: of the last step.
   """
   learner, config, before = actors.learner, actors.learner.config, number - 1
   names, temperature = actors.rewarder.names, value_at(config.temperature, before)
@@ -90,7 +90,7 @@ def step(
       lambda rollout: executor.submit(
         learner.score, state.params, reference, rollout, temperature
       ),
-      useful_share,
+      feedback.useful_share,
     )
     compiling.result()
   rollout, rewards = groups.rollout, groups.rewards
@@ -105,6 +105,7 @@ def step(
     groups.scores,
     named_key(key, 'minibatch'),
     temperature,
+    feedback.bonus(config.grpo),
   )
   metrics = {
     **groups.all_rewards.metrics(groups.all_lengths, advantage_PG, names),
@@ -161,7 +162,7 @@ def train(
     CheckpointError, Interruption: see `Loop.save`.
   """
   learner, config = actors.learner, actors.learner.config
-  state, reference, share, first = rl_state.resume(learner, params, run, phase)
+  state, reference, feedback, first = rl_state.resume(learner, params, run, phase)
   root = jax.random.key(seed)
   loop = Loop(
     run,
@@ -186,7 +187,7 @@ def train(
     key = jax.random.fold_in(root, number)
     with loop.traced(config.profile_step):
       state, metrics, samples = step(
-        actors, state, reference, problems, key, number, share
+        actors, state, reference, problems, key, number, feedback
       )
     for sentence in metrics.pop('errors'):
       loop.say(sentence)
@@ -194,7 +195,7 @@ def train(
     tokens = metrics.pop('tokens')
     logged = loop.log(metrics, tokens=tokens, device=device, samples=samples)
     flat = flat and logged['zero_advantages'] == 1
-    share = float(np.float32(1 - logged['zero_variance_groups']))  # as it is saved
+    feedback = feedback.after(config.grpo, logged)
     if flat and number == FLAT:
       raise nothing_learned(phase, logged['reward'])
     if config.reference_every and number % config.reference_every == 0:
@@ -209,7 +210,7 @@ def train(
     if settling and (warning := short_updates(config, number, logged, weights)):
       loop.say(warning)
     if loop.must_save():
-      loop.save(to_device(rl_state.saved(learner, state, reference, share)))
+      loop.save(to_device(rl_state.saved(learner, state, reference, feedback)))
   return state.params
 
 

@@ -7,7 +7,7 @@ the stage starts from.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ import numpy as np
 import optax
 
 from r1jax import optim
+from r1jax.grpo import GRPOConfig
 from r1jax.model import decoder, lora
 from r1jax.optim import TrainState
+from r1jax.plain import JsonObject
 from r1jax.rollout.policy import Policy
 from r1jax.runtime.keys import named_key
 from r1jax.runtime.run import Run
@@ -24,6 +26,8 @@ from r1jax.sharding.place import abstract_like_params, like_params, replicate
 from r1jax.sharding.rules import named_sharding
 from r1jax.stages.learner import Learner
 from r1jax.stages.rl_config import RLConfig
+
+ENTROPY_STEP = 0.005  # of the bonus' coefficient, each step (Skywork-OR1)
 
 
 def learner_of(
@@ -75,7 +79,7 @@ def start(learner: Learner, params: optax.Params) -> dict[str, Any]:
   before = {
     'policy': optim.init(jax.tree.map(jnp.copy, params), learner.tx),
     'reference': learner.reference(params),
-    **_shares(learner.config),
+    **_feedback(learner.config),
   }
   # Placed now, as another sharding in the second step would compile again.
   return like_params(learner.mesh, before, params)
@@ -87,37 +91,62 @@ def like(learner: Learner, params: optax.Params) -> dict[str, Any]:
     lambda params: {
       'policy': optim.init(params, learner.tx),
       'reference': learner.reference(params),
-      **_shares(learner.config),
+      **_feedback(learner.config),
     },
     params,
   )
   return abstract_like_params(learner.mesh, shapes, params)
 
 
-def _shares(config: RLConfig) -> dict[str, jax.Array]:
-  """What replacing groups needs of the last step."""
-  return {'useful_share': jnp.float32(1)} if config.equal_groups == 'replace' else {}
+class Feedback(NamedTuple):
+  """What a step needs of the last one."""
+
+  useful_share: float = 1.0  # of groups with different rewards, for 'replace'
+  entropy: float = 0.0  # nats a token, for an entropy target
+  entropy_coef: float = 0.0  # of the bonus, if entropy is at most the target
+
+  def after(self, config: GRPOConfig, logged: JsonObject) -> 'Feedback':
+    """Returns it after a step with these metrics, rounded as it is saved."""
+    step = ENTROPY_STEP if logged['entropy'] <= config.entropy_target else -ENTROPY_STEP
+    coef = min(max(self.entropy_coef + step, 0.0), 1.0)
+    share = 1 - logged['zero_variance_groups']
+    rounded = np.array([share, logged['entropy'], coef], np.float32)
+    return Feedback(*rounded.tolist())
+
+  def bonus(self, config: GRPOConfig) -> float | None:
+    """Returns the coefficient of the entropy bonus; None if it is constant.
+
+    Skywork-OR1, 2505.22312: the bonus holds entropy above a target, and only there.
+    """
+    if not config.entropy_target:
+      return None
+    return self.entropy_coef if self.entropy <= config.entropy_target else 0.0
+
+
+def _feedback(config: RLConfig) -> dict[str, jax.Array]:
+  """Returns the first feedback as a part of a checkpoint, if the stage uses it."""
+  if config.equal_groups != 'replace' and not config.grpo.entropy_target:
+    return {}
+  return {'feedback': jnp.array(Feedback(entropy_coef=config.grpo.entropy_coef))}
 
 
 def saved(
-  learner: Learner, state: TrainState, reference: optax.Params, share: float
+  learner: Learner, state: TrainState, reference: optax.Params, feedback: Feedback
 ) -> dict[str, Any]:
-  """Returns the content of a checkpoint; the share is that of `resume`."""
-  at_all = jax.device_put(np.float32(share), named_sharding(learner.mesh))
+  """Returns the content of a checkpoint."""
+  rounded = np.array(feedback, np.float32)
+  numbers = jax.device_put(rounded, named_sharding(learner.mesh))
   return {
     'policy': state,
     'reference': reference,
-    **dict.fromkeys(_shares(learner.config), at_all),
+    **dict.fromkeys(_feedback(learner.config), numbers),
   }
 
 
 def resume(
   learner: Learner, params: Callable[[], optax.Params], run: Run, phase: str
-) -> tuple[TrainState, optax.Params, float, int]:
-  """Returns the last checkpoint, or the start.
-
-  That is state, reference, the share of groups with different rewards (1 if they are
-  not replaced) and the step.
+) -> tuple[TrainState, optax.Params, Feedback, int]:
+  """Returns state, reference, feedback and step of the last checkpoint, or the start.
 
   Raises:
     ValueError: the learning rate is too small for the policy to change.
@@ -132,4 +161,5 @@ def resume(
   saved = saved or checkpoints.restore(shapes)
   state = learner.offload_state(saved.pop('policy'))
   reference = learner.offload_reference(saved.pop('reference'))
-  return state, reference, float(saved.pop('useful_share', 1)), first
+  numbers = np.asarray(saved['feedback']).tolist() if 'feedback' in saved else []
+  return state, reference, Feedback(*numbers), first

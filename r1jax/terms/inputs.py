@@ -8,6 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Fields that are 0 or more
+_FROM_0 = (
+  *('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor'),
+  *('entropy_coef', 'entropy_target'),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
@@ -18,7 +24,9 @@ class Numbers:
   ratio_cap: float = 3.0  # largest ratio of surrogates dual_clip, dppo_tv, dppo_kl
   log_ratio_coef: float = 0.001  # of surrogates squared_log_ratio and kl_cov
   token_share: float = 0.2  # of a mini-batch's tokens, for the choice of tokens
-  entropy_coef: float = 0.0  # of the entropy bonus, nats a token
+  entropy_coef: float = 0.0  # of the entropy bonus, at the start if there is a target
+  # Nats a token, below which the bonus grows by 0.005 a step; above it falls and is off
+  entropy_target: float = 0.0  # 0: a constant bonus
   kl_coef: float = 0.001  # beta (R1: 0.001), at rl.temperature; 0: no reference pass
   constant_length: int = 1024  # tokens, of mean 'constant' (Dr. GRPO: rl.max_length)
   importance_floor: float = 0.0  # of corrections that mask: less is 0
@@ -28,9 +36,7 @@ class Numbers:
   def __post_init__(self) -> None:
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
-    for field in (
-      *('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor', 'entropy_coef'),
-    ):
+    for field in _FROM_0:
       if not 0 <= getattr(self, field) < math.inf:
         raise ValueError(
           f'grpo.{field}: expected a finite number of 0 or more, got '
