@@ -524,8 +524,8 @@ def test_the_entropy_bonus_is_held_to_its_target():
       config, {'entropy': entropy, 'zero_variance_groups': 0.25}
     )
   # +0.005 at or below the target, else -0.005 down to 0, and off
-  np.testing.assert_allclose(said, [0.008, 0.013, 0, 0, 0], rtol=1e-6)
-  np.testing.assert_allclose(feedback, (0.75, 0.5, 0.005), rtol=1e-6)
+  assert said == pytest.approx([0.008, 0.013, 0, 0, 0], rel=1e-6)
+  assert feedback == pytest.approx((0.75, 0.5, 0.005), rel=1e-6)
   rounded = np.array(feedback, np.float32).tolist()
   assert feedback == rl_state.Feedback(*rounded)  # as it is saved
   assert feedback.bonus(GRPOConfig(entropy_coef=0.1)) is None
