@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,16 @@ from examples import evaluation
 from experiments import final_rl, reasoning_rl
 from experiments.ablations import (
   ablation,
+  algorithms,
   brevity,
   kl,
   language,
   more_sft,
   preference_hacking,
+  sweep,
 )
 from r1jax import __version__, tasks
+from r1jax.algorithms import PRESETS
 from r1jax.model.config import ModelConfig
 from r1jax.model.lora import LoraConfig
 from r1jax.runtime import workdir
@@ -258,7 +262,6 @@ CHANGES: dict[str, dict[str, dict[str, object]]] = {
       'rl.grpo.surrogate': 'clipped_weight',
       'rl.grpo.kl': 'none',
       'rl.grpo.kl_coef': 0.0,
-      'rl.grpo.clip_low': 0.2,
       'rl.grpo.clip_high': 0.28,
     },
   },
@@ -276,14 +279,76 @@ CHANGES: dict[str, dict[str, dict[str, object]]] = {
 @pytest.mark.parametrize('name', CHANGES)
 def test_a_variant_changes_what_it_is_about_and_nothing_else(name):
   module = importlib.import_module(f'experiments.ablations.{name}')
+  fixed = name != 'algorithms'
+  which = module.ABLATION if fixed else algorithms.ablation_of(algorithms.Algorithms())
   hacking = name == 'preference_hacking'
   base = final_rl.FinalRL() if hacking else reasoning_rl.ReasoningRL()
   before = workdir.leaves(workdir.plain_config(base))
-  assert list(module.ABLATION.variants) == list(CHANGES[name])
-  for variant, change in module.ABLATION.variants.items():
+  assert list(which.variants) == list(CHANGES[name])
+  for variant, change in which.variants.items():
     after = workdir.leaves(workdir.plain_config(change(base)))
     changed = {x: y for x, y in after.items() if before.get(x, '') != y}
     assert changed == CHANGES[name][variant]
+
+
+def test_any_algorithms_can_be_compared():
+  names = ('grpo', 'sapo', 'max_rl', 'scale_rl')
+  found = algorithms.ablation_of(algorithms.Algorithms(algorithms=names))
+  assert list(found.variants) == list(names)
+  base = reasoning_rl.ReasoningRL()
+  assert found.variants['sapo'](base).rl.grpo == PRESETS['sapo']
+
+
+@pytest.mark.parametrize(
+  ('names', 'expected'),
+  [
+    (
+      ('grpo', 'sap'),
+      "algorithms: expected one of grpo, .* 'sap'; did you mean 'sapo'",
+    ),
+    (('grpo',), 'algorithms: expected two or more different names, got grpo'),
+    (('grpo', 'grpo', 'dapo'), 'two or more different names, got grpo grpo dapo'),
+  ],
+)
+def test_algorithms_that_cannot_be_compared_are_refused(names, expected):
+  with pytest.raises(ValueError, match=expected):
+    algorithms.Algorithms(algorithms=names)
+
+
+def test_a_sweep_takes_values_of_any_flag():
+  base = reasoning_rl.ReasoningRL()
+  command = sweep.Sweep(field='rl.temperature', values=('0 1.0', '0 1.0 10 0.6'))
+  variants = sweep.ablation_of(command).variants
+  assert list(variants) == ['temperature-0_1.0', 'temperature-0_1.0_10_0.6']
+  found = [change(base).rl.temperature for change in variants.values()]
+  assert found == [((0, 1.0),), ((0, 1.0), (10, 0.6))]
+  command = sweep.Sweep(field='rl.grpo', values=('grpo', 'sapo'))
+  variants = sweep.ablation_of(command).variants
+  assert variants['grpo-sapo'](base) == ablation.with_rl(base, grpo=PRESETS['sapo'])
+
+
+@pytest.mark.parametrize(
+  ('field', 'values', 'expected'),
+  [
+    ('rl.step', ('1', '2'), '--rl.step.*did you mean'),
+    ('rl.steps', ('5', 'x'), 'rl.steps'),
+    ('rl.steps', ('5', '0'), 'rl.steps: expected 1 or more, got 0'),
+  ],
+)
+def test_a_value_that_cannot_be_is_one_sentence(capsys, field, values, expected):
+  with pytest.raises(SystemExit) as error:
+    sweep.ablation_of(sweep.Sweep(field=field, values=values))
+  assert error.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(expected, line)
+
+
+def test_a_sweep_of_one_value_is_refused():
+  expected = 'values: expected two or more different values of rl.steps, got 5'
+  with pytest.raises(ValueError, match=expected):
+    sweep.Sweep(field='rl.steps', values=('5',))
+  with pytest.raises(ValueError, match='-rate, got none'):
+    sweep.Sweep()
 
 
 def test_group_sizes_that_leave_other_outputs_a_step_are_refused():

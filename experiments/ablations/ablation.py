@@ -145,6 +145,10 @@ def run(ablation: Ablation, config: Command) -> Comparison:
 def main(ablation: Ablation, default: Command) -> None:
   """Runs the command line of an ablation."""
   with user_errors():
-    config = cli.parse(default)
-    print('\n'.join([ablation.question, *run(ablation, config).lines]))
-    print(Path(config.workdir) / 'ablation.html')
+    show(ablation, cli.parse(default))
+
+
+def show(ablation: Ablation, config: Command) -> None:
+  """Runs an ablation, and prints its result and where the page is."""
+  print('\n'.join([ablation.question, *run(ablation, config).lines]))
+  print(Path(config.workdir) / 'ablation.html')
