@@ -348,7 +348,7 @@ def test_a_sweep_of_one_value_is_refused():
   with pytest.raises(ValueError, match=expected):
     sweep.Sweep(field='rl.steps', values=('5',))
   with pytest.raises(ValueError, match='-rate, got none'):
-    sweep.Sweep()
+    sweep.Sweep(values=())
 
 
 def test_group_sizes_that_leave_other_outputs_a_step_are_refused():

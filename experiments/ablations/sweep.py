@@ -6,7 +6,9 @@ A value with several words, such as a schedule, is quoted: `--values '0 1.0' '0 
 """
 
 import dataclasses
+import functools
 import re
+from typing import Any
 
 from experiments.ablations import ablation
 from r1jax.runtime import cli
@@ -20,7 +22,7 @@ class Sweep(ablation.Command):
 
   workdir: str = 'runs/ablations/sweep'  # a folder for each run, and the page
   field: str = 'rl.optim.learning-rate'  # a flag of the base without --
-  values: tuple[str, ...] = ()  # the first is compared with the others
+  values: tuple[str, ...] = ('4e-4', '8e-4')  # the first is compared with the others
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -43,10 +45,15 @@ def ablation_of(config: Sweep) -> ablation.Ablation:
     question=f'What does {config.field} change?',
     variants={
       # The name of a folder
-      f'{last}-{re.sub("[^A-Za-z0-9.+-]", "_", value)}': lambda _, found=found: found
+      f'{last}-{re.sub("[^A-Za-z0-9.+-]", "_", value)}': functools.partial(_is, found)
       for value, found in configs.items()
     },
   )
+
+
+def _is(found: Any, base: Any) -> Any:
+  del base
+  return found
 
 
 if __name__ == '__main__':
