@@ -33,6 +33,21 @@ _SPECIALS = (PAD, EOS)
 _SMALLEST_VOCABULARY = len(_SPECIALS) + 256 + len(TAGS)  # 256 bytes encode any text
 
 
+def _bytes_by_letter() -> dict[str, int]:
+  """The letters that byte-level BPE writes for bytes, as GPT-2 does.
+
+  A printable byte is its own Latin-1 letter, the others follow from U+0100 on.
+  """
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printable]
+  return {chr(byte): byte for byte in printable} | {
+    chr(256 + n): byte for n, byte in enumerate(others)
+  }
+
+
+_BYTES = _bytes_by_letter()
+
+
 class Tokenizer:
   """Text to ids and back, with a tokenizer of `train` or of the hub (`r1jax.hub`).
 
@@ -248,6 +263,20 @@ class Tokenizer:
   def decode_batch(self, rows: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
     """Returns the text of every row; see `decode`."""
     return self._tokenizer.decode_batch([list(row) for row in rows])
+
+  def token_bytes(self) -> list[bytes]:
+    """Returns what each id adds to a text, of a byte-level tokenizer of `train`.
+
+    Control tokens add nothing.
+    """
+    added = self._tokenizer.get_added_tokens_decoder()
+    found = [b''] * self.vocab_size
+    for text, token in self._tokenizer.get_vocab().items():
+      if token in added:
+        found[token] = b'' if added[token].special else text.encode()
+      else:
+        found[token] = bytes(_BYTES[letter] for letter in text)
+    return found
 
   def stream(self) -> Callable[[int], str]:
     """Returns a function that takes one id at a time and returns the new text.

@@ -1,0 +1,125 @@
+"""RL of many seeds as one program: what `fused.program` needs from host data."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r1jax import optim, tasks
+from r1jax.fused import texts
+from r1jax.fused.program import Problems, Settings, Step
+from r1jax.fused.verify import LARGEST, Truth
+from r1jax.rollout.policy import Policy
+from r1jax.stages.rl_config import RLConfig, value_at
+from r1jax.tasks import Problem
+from r1jax.text.tokenizer import pad_left
+
+# Settings of RLConfig that only the ordinary loop has, and what they must be
+FIXED = {
+  'equal_groups': 'keep',
+  'learn_cut_off': True,
+  'overlong_tokens': 0,
+  'int8_rollout': False,
+  'offload': False,
+}
+
+
+def check(config: RLConfig) -> None:
+  """Raises ValueError for settings that a fused run does not have."""
+  for name, expected in FIXED.items():
+    if (value := getattr(config, name)) != expected:
+      raise ValueError(
+        f'rl.{name}: expected {expected!r} in a fused run, got {value!r}'
+      )
+  if len(config.max_length) > 1:
+    raise ValueError(
+      'rl.max_length: expected one length in a fused run, as it is the shape of its '
+      f'arrays, got {config.max_length}'
+    )
+  if config.grpo.entropy_target:
+    raise ValueError(
+      'rl.grpo.entropy_target: expected 0 in a fused run, got '
+      f'{config.grpo.entropy_target}'
+    )
+  if config.grpo.advantage == 'reward_decoupled':
+    raise ValueError(
+      'rl.grpo.advantage: expected another one in a fused run, which has one reward, '
+      "got 'reward_decoupled'"
+    )
+
+
+def settings_of(policy: Policy, config: RLConfig) -> Settings:
+  """Returns what all runs share."""
+  check(config)
+  updates = config.steps * config.epochs * config.minibatches
+  group_size = config.group_size
+  prompts = config.prompts_per_step // config.minibatches
+  most = max(1, config.micro_batch_rows // group_size)
+  return Settings(
+    model=policy.functions,
+    optimizer=optim.make(config.optim, updates, policy.matrices),
+    config=config.grpo,
+    group_size=group_size,
+    length=config.longest,
+    prompts=config.prompts_per_step,
+    minibatches=config.minibatches,
+    epochs=config.epochs,
+    micro_batch_prompts=max(n for n in range(1, most + 1) if prompts % n == 0),
+    stop_ids=tuple(policy.tokenizer.stop_ids),
+    learning_rate=config.optim.learning_rate,
+  )
+
+
+def pieces_of(policy: Policy) -> texts.Pieces:
+  """Returns the bytes of the tokenizer's tokens."""
+  return texts.pieces(policy.tokenizer.token_bytes())
+
+
+def problems_of(
+  policy: Policy, problems: Sequence[Problem], max_prompt_length: int
+) -> Problems:
+  """Returns the problems as arrays; raises ValueError for a prompt that is too long."""
+  tokenizer = policy.tokenizer
+  rows = [tokenizer.prompt_ids(policy.template, p.question) for p in problems]
+  prompts, mask = pad_left(rows, max_prompt_length, tokenizer.pad_id)
+  counts = [
+    np.bincount(problem.truth.get('numbers', []), minlength=LARGEST + 1)
+    for problem in problems
+  ]
+  return Problems(
+    jnp.asarray(prompts),
+    jnp.asarray(mask),
+    Truth(
+      jnp.array([tasks.REASONING.index(p.task) for p in problems], jnp.int32),
+      jnp.array([_result(p) for p in problems], jnp.int32),
+      jnp.array(counts, jnp.int32),
+    ),
+  )
+
+
+def _result(problem: Problem) -> int:
+  truth = problem.truth
+  return truth[{'countdown': 'target', 'equations': 'x'}.get(problem.task, 'result')]
+
+
+def steps_of(config: RLConfig, seed: int, number_at: Callable[[int], int]) -> Step:
+  """Returns the steps of a run, those of the ordinary loop with this seed.
+
+  Args:
+    config: of the stage.
+    seed: of everything random.
+    number_at: index of a problem that the stage asks -> its number in the arrays.
+  """
+  root, numbers = jax.random.key(seed), np.arange(1, config.steps + 1)
+  chosen = [[number_at(n) for n in config.problem_numbers(step)] for step in numbers]
+  every = config.reference_every
+  return Step(
+    chosen=jnp.array(chosen, jnp.int32),
+    key=jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(numbers)),
+    temperature=jnp.array(
+      [value_at(config.temperature, step - 1) for step in numbers], jnp.float32
+    ),
+    renew=jnp.array([bool(every) and step % every == 0 for step in numbers]),
+  )
