@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,16 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import fused as experiment
 from r1jax.fused import program
 from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
 from r1jax.optim import OptimConfig
+from r1jax.report import fused as page
 from r1jax.rewards.pool import Pending, Scores
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import fused, rl, rl_state
 from r1jax.stages.learner import Learner
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rl_groups import Actors
 from r1jax.tasks import countdown
@@ -49,8 +54,8 @@ def order(seed):
   return lambda index: drawn[index]
 
 
-@pytest.fixture(autouse=True)
-def even_lengths_are_right(monkeypatch):
+@pytest.fixture(autouse=True, scope='module')
+def even_lengths_are_right():
   """An untrained model answers nothing, so another reward stands for the verdict."""
 
   def parse(text):
@@ -58,10 +63,12 @@ def even_lengths_are_right(monkeypatch):
     inside = jnp.arange(text.bytes.shape[1])[None] < text.lengths[:, None]
     return jnp.sum(inside & (text.bytes < 128), axis=1) % 2 == 0, text
 
-  monkeypatch.setattr(program.texts, 'parse', parse)
-  monkeypatch.setattr(
-    program.verify, 'right', lambda answer, truth: jnp.ones(len(truth.task), bool)
-  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program.texts, 'parse', parse)
+    patch.setattr(
+      program.verify, 'right', lambda answer, truth: jnp.ones(len(truth.task), bool)
+    )
+    yield
 
 
 class EvenLengths:
@@ -83,18 +90,25 @@ def base():
   return POLICY.init(mesh, 0)
 
 
+@functools.cache
+def compiled(config, together):
+  return jax.jit(
+    functools.partial(
+      program.train_all,
+      problems=fused.problems_of(POLICY, PROBLEMS, config.max_prompt_length),
+      pieces=fused.pieces_of(POLICY),
+      settings=fused.settings_of(POLICY, config),
+      together=together,
+    )
+  )
+
+
 def trained(config, seeds, numbers=None, together=False):
   """Parameters and metrics of these seeds, in one program."""
   steps = [fused.steps_of(config, seed, order(seed)) for seed in seeds]
-  run = functools.partial(
-    program.train_all,
-    problems=fused.problems_of(POLICY, PROBLEMS, config.max_prompt_length),
-    pieces=fused.pieces_of(POLICY),
-    settings=fused.settings_of(POLICY, config),
-    together=together,
-  )
   varied = {name: jnp.asarray(x, jnp.float32) for name, x in (numbers or {}).items()}
-  return jax.jit(run)(base(), jax.tree.map(lambda *x: jnp.stack(x), *steps), varied)
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)
+  return compiled(config, together)(base(), stacked, varied)
 
 
 def ordinary(config, seed):
@@ -155,17 +169,17 @@ def test_seeds_of_one_program_are_those_of_single_runs():
 def test_numbers_vary_between_the_runs_of_a_program():
   numbers = {'learning_rate': [3e-3, 1e-3], 'kl_coef': [0.1, 0.4]}
   params, metrics = trained(SHORT, [1, 1], numbers)
-  for n in range(2):
-    config = dataclasses.replace(
-      SHORT,
-      optim=dataclasses.replace(SHORT.optim, learning_rate=numbers['learning_rate'][n]),
-      grpo=dataclasses.replace(SHORT.grpo, kl_coef=numbers['kl_coef'][n]),
-    )
-    alone, seen = trained(config, [1])
-    jax.tree.map(
-      lambda x, y, n=n: np.testing.assert_allclose(x[n], y[0], atol=1e-6), params, alone
-    )
-    np.testing.assert_allclose(metrics['loss'][n], seen['loss'][0], rtol=1e-5)
+  config = dataclasses.replace(
+    SHORT,
+    optim=dataclasses.replace(SHORT.optim, learning_rate=1e-3),
+    grpo=dataclasses.replace(SHORT.grpo, kl_coef=0.4),
+  )
+  alone, seen = trained(config, [1])
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x[1], y[0], atol=1e-6), params, alone
+  )
+  np.testing.assert_allclose(metrics['loss'][1], seen['loss'][0], rtol=1e-5)
+  assert np.abs(metrics['loss'][0] - metrics['loss'][1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -183,3 +197,94 @@ def test_numbers_vary_between_the_runs_of_a_program():
 def test_settings_of_the_ordinary_loop_alone_are_refused(fields, expected):
   with pytest.raises(ValueError, match=expected):
     fused.check(dataclasses.replace(CONFIG, **fields))
+
+
+def test_all_seeds_are_trained_with_each_value(monkeypatch):
+  seen: dict[str, Any] = {}
+
+  def train_all(params, steps, numbers, *, together, **rest):
+    seen.update(steps=steps, numbers=numbers, together=together)
+    runs = len(numbers['kl_coef'])
+    reward = jnp.arange(2 * runs, dtype=jnp.float32).reshape(runs, 2)
+    return params, {'reward': reward}
+
+  monkeypatch.setattr(fused, 'train_all', train_all)
+  got = fused.train(
+    POLICY,
+    {},
+    dataclasses.replace(CONFIG, steps=2),
+    [PROBLEMS],
+    [1.0],
+    seeds=[4, 5, 6],
+    vary='kl_coef',
+    values=(0.1, 0.2),
+    together=True,
+  )
+  assert got['reward'].tolist() == np.arange(12).reshape(2, 3, 2).tolist()
+  varied = seen['numbers']['kl_coef'].tolist()
+  assert varied == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.2, 0.2])
+  # The same problems for the same seed, those of the ordinary stream.
+  chosen = seen['steps'].chosen.reshape(2, 3, 2, -1)
+  assert chosen[0].tolist() == chosen[1].tolist()
+  stream = problem_stream([PROBLEMS], [1.0], 5)
+  expected = [PROBLEMS.index(stream(n)) for n in range(8)]
+  assert chosen[0, 1].reshape(-1).tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ('vary', 'values', 'expected'),
+  [
+    ('clip', (0.1,), 'vary: expected one of learning_rate, clip_low, .* got .clip.'),
+    ('clip_low', (), 'values: expected values of clip_low, got none'),
+    ('', (0.1, 0.2), 'values: expected values of no number, as vary is empty, got 0.1'),
+    ('clip_low', (0.1, 2.0), 'grpo.clip_low: expected 0 to 1, got 2.0'),
+    ('learning_rate', (-1.0,), 'learning_rate: expected'),
+  ],
+)
+def test_numbers_that_cannot_vary_are_refused(vary, values, expected):
+  with pytest.raises(ValueError, match=expected):
+    fused.check_numbers(CONFIG, vary, values)
+  free = dataclasses.replace(CONFIG, grpo=GRPOConfig(kl='none', kl_coef=0.0))
+  with pytest.raises(ValueError, match='kl_coef: expected above 0 where it varies'):
+    fused.check_numbers(free, 'kl_coef', (0.0, 0.1))
+
+
+def test_the_page_compares_values_by_seed(tmp_path):
+  # By seed the second value is 10 points better, by as much as seeds differ.
+  seeds = np.array([[0.2, 0.3, 0.4], [0.3, 0.41, 0.49]])
+  reward = np.repeat(seeds[..., None], 12, axis=-1)
+  runs = page.Runs(['kl 0', 'kl 1'], 7, {'reward': reward, 'length': 10 * reward}, 90.0)
+  lines = page.write(tmp_path, 'Why?', runs)
+  assert lines[0].split()[:6] == ['right', 'in', 'the', 'last', '10', 'steps,']
+  assert lines[1].startswith('kl 0  30.0 (5.2 to 54.8)')  # 10 * 4.303 / sqrt(3)
+  (sentence,) = [line for line in lines if line.startswith('kl 1 is')]
+  assert sentence.startswith('kl 1 is higher than kl 0, +10.0 points (+7.5 to +12.5)')
+  assert 'one program, 1.5 min' in (tmp_path / 'fused.html').read_text()
+  rows = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert len(rows) == 2 * 3 * 12
+  assert rows[12] == {'value': 'kl 0', 'seed': 8, 'step': 1, 'reward': 0.3, 'length': 3}
+
+
+def test_the_notebooks_cells_run_in_order(tmp_path, monkeypatch):
+  file = Path(experiment.__file__).parent / 'notebooks' / 'seeds.ipynb'
+  (tmp_path / 'r1_smoke').mkdir()
+  (tmp_path / 'r1_smoke/pipeline.json').write_text('{"r1_zero": "r1_zero-1"}')
+  monkeypatch.setenv('SMOKE', '1')
+  monkeypatch.setenv('RUNS', str(tmp_path))
+  asked = []
+
+  def run(config):
+    asked.append(config)
+    reward = np.full((2, config.seeds, 3), 0.25)
+    names = [f'{config.vary} {value}' for value in config.values]
+    return page.Runs(names, 0, {'reward': reward, 'length': reward}, 1.0)
+
+  monkeypatch.setattr(experiment, 'run', run)
+  names: dict[str, Any] = {}
+  for cell in json.loads(file.read_text())['cells']:
+    if cell['cell_type'] == 'code':
+      exec(''.join(cell['source']), names)
+      assert not cell['outputs']
+  (config,) = asked
+  assert (config.parent, config.seeds) == (str(tmp_path / 'r1_smoke/r1_zero-1'), 2)
+  assert 'clip_high 0.28' in names['result'].html

@@ -1,17 +1,21 @@
 """RL of many seeds as one program: what `fused.program` needs from host data."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from r1jax import optim, tasks
 from r1jax.fused import texts
-from r1jax.fused.program import Problems, Settings, Step
+from r1jax.fused.program import LEARNING_RATE, Problems, Settings, Step, train_all
 from r1jax.fused.verify import LARGEST, Truth
 from r1jax.rollout.policy import Policy
+from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.tasks import Problem
 from r1jax.text.tokenizer import pad_left
@@ -26,6 +30,9 @@ FIXED = {
 }
 
 
+VARIED = (LEARNING_RATE, 'clip_low', 'clip_high', 'kl_coef')  # numbers that may vary
+
+
 def check(config: RLConfig) -> None:
   """Raises ValueError for settings that a fused run does not have."""
   for name, expected in FIXED.items():
@@ -38,6 +45,8 @@ def check(config: RLConfig) -> None:
       'rl.max_length: expected one length in a fused run, as it is the shape of its '
       f'arrays, got {config.max_length}'
     )
+  if not config.optim.learning_rate:
+    raise ValueError('rl.optim.learning_rate: expected above 0 in a fused run, got 0')
   if config.grpo.entropy_target:
     raise ValueError(
       'rl.grpo.entropy_target: expected 0 in a fused run, got '
@@ -112,14 +121,87 @@ def steps_of(config: RLConfig, seed: int, number_at: Callable[[int], int]) -> St
     seed: of everything random.
     number_at: index of a problem that the stage asks -> its number in the arrays.
   """
-  root, numbers = jax.random.key(seed), np.arange(1, config.steps + 1)
+  root, numbers = jax.random.key(seed), range(1, config.steps + 1)
   chosen = [[number_at(n) for n in config.problem_numbers(step)] for step in numbers]
   every = config.reference_every
   return Step(
     chosen=jnp.array(chosen, jnp.int32),
-    key=jax.vmap(functools.partial(jax.random.fold_in, root))(jnp.asarray(numbers)),
+    key=jax.vmap(functools.partial(jax.random.fold_in, root))(
+      jnp.arange(1, config.steps + 1)
+    ),
     temperature=jnp.array(
       [value_at(config.temperature, step - 1) for step in numbers], jnp.float32
     ),
     renew=jnp.array([bool(every) and step % every == 0 for step in numbers]),
   )
+
+
+def check_numbers(config: RLConfig, vary: str, values: Sequence[float]) -> None:
+  """Raises ValueError for a number that cannot vary, or values that it can't have."""
+  if vary and vary not in VARIED:
+    raise ValueError(f'vary: expected one of {", ".join(VARIED)}, got {vary!r}')
+  if bool(vary) != bool(values):
+    raise ValueError(
+      f'values: expected values of {vary or "no number, as vary is empty"}, got '
+      f'{" ".join(map(str, values)) or "none"}'
+    )
+  if vary == 'kl_coef' and not config.grpo.kl_coef:
+    raise ValueError(
+      'rl.grpo.kl_coef: expected above 0 where it varies, as with 0 the reference is '
+      'not computed'
+    )
+  for value in values:
+    if vary == LEARNING_RATE:
+      dataclasses.replace(config.optim, learning_rate=value)
+    else:
+      change: dict[str, Any] = {vary: value}
+      dataclasses.replace(config.grpo, **change)
+
+
+def train(
+  policy: Policy,
+  params: optax.Params,
+  config: RLConfig,
+  sources: Sequence[Sequence[Problem]],
+  shares: Sequence[float],
+  *,
+  seeds: Sequence[int],
+  vary: str = '',
+  values: Sequence[float] = (),
+  together: bool = False,
+) -> dict[str, np.ndarray]:
+  """Trains all seeds with each value; returns metrics [values, seeds, steps].
+
+  Args:
+    policy: the model, its tokenizer and template.
+    params: that all runs start from.
+    config: of the stage; see `check`.
+    sources: training problems of each task.
+    shares: of the tasks.
+    seeds: of everything random.
+    vary: a field of GRPOConfig, or `LEARNING_RATE`; empty varies none.
+    values: of it; none counts as one.
+    together: see `program.train_all`.
+  """
+  problems = [problem for source in sources for problem in source]
+  place = {(p.task, p.id): n for n, p in enumerate(problems)}
+
+  def steps(seed: int) -> Step:
+    at = problem_stream(sources, shares, seed)
+    return steps_of(config, seed, lambda index: place[at(index).task, at(index).id])
+
+  repeats = max(1, len(values))
+  runs = [steps(seed) for seed in seeds]
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *(runs * repeats))
+  numbers = {vary: jnp.repeat(jnp.float32(values), len(seeds))} if vary else {}
+  program = functools.partial(
+    train_all,
+    problems=problems_of(policy, problems, config.max_prompt_length),
+    pieces=pieces_of(policy),
+    settings=settings_of(policy, config),
+    together=together,
+  )
+  _, metrics = jax.jit(program)(params, stacked, numbers)
+  return {
+    name: np.asarray(x).reshape(repeats, len(seeds), -1) for name, x in metrics.items()
+  }
