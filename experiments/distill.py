@@ -66,6 +66,11 @@ class Distill(StageConfig):
     super().__post_init__()
     problem_sets.check_shares(self.shares, problem_sets.TASKS)
     distillation.check_methods(self.methods, self.rejection, self.rl, self.student)
+    if self.rl.equal_groups == 'replace':
+      raise ValueError(
+        "rl.equal_groups: expected 'keep' or 'drop' in distillation, where methods get "
+        "the same outputs, got 'replace'"
+      )
 
 
 def run(stage: Stage, config: Distill) -> Trained:

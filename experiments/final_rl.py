@@ -78,7 +78,7 @@ class FinalRL(StageConfig):
 def run(stage: Stage, config: FinalRL) -> Trained:
   """Trains the preference model, then the policy by RL."""
   before, train = stage.params(), stage.problems.train
-  first = config.general_after * config.rl.prompts_per_step
+  first = config.rl.problem_numbers(config.general_after + 1).start
   problem_at = problem_sets.stream_with_general(
     train, config.shares, stage.seed, general_share=config.general_share, first=first
   )

@@ -15,7 +15,7 @@ import time
 import jax
 
 from experiments.r1_zero import R1Zero
-from r1jax import algorithms
+from r1jax import algorithms, tasks
 from r1jax.report import fused as page
 from r1jax.runtime import cli, compilation
 from r1jax.runtime.errors import user_errors
@@ -48,6 +48,7 @@ class Fused:
   def __post_init__(self) -> None:
     problem_sets.check_folders(self.workdir, self.data_dir)
     problem_sets.check_seed(self.seed)
+    problem_sets.check_shares(self.shares, tasks.REASONING)
     fused.check(self.rl)
     if self.seeds < 1:
       raise ValueError(f'seeds: expected 1 or more, got {self.seeds}')
@@ -67,7 +68,7 @@ def run(config: Fused) -> page.Runs:
     parent.policy,
     parent.params(mesh, config.start),
     config.rl,
-    problems.train,
+    problems.train[: len(config.shares)],
     config.shares,
     seeds=range(config.seed, config.seed + config.seeds),
     vary=config.vary,

@@ -74,14 +74,14 @@ ALGORITHMS = {
   ),
   'scale_rl': Algorithm(
     _free(
-      advantage='group_centred_batch_std',
+      advantage='group_centred_whitened',
       surrogate='clipped_weight',
       mean='prompts',
       clip_low=1.0,
       clip_high=4.0,
     ),
     'ScaleRL, 2510.13786',
-    "CISPO, the batch's std, the mean over a prompt's tokens, then over prompts",
+    "CISPO, advantages over their std in the batch, the mean of prompts' tokens",
     FORMULA,
     'the objective of ScaleRL (2510.13786), with weights of at most 5; it also '
     "has rl.equal_groups 'drop', and without counterpart here the float32 head, the "
@@ -151,6 +151,8 @@ ALGORITHMS = {
     '80/20 rule, 2506.01939',
     'DAPO on the fifth of tokens of the highest entropy',
     TRL,
+    "the objective of the 80/20 rule (2506.01939), which the paper trains with DAPO's "
+    "rl.equal_groups 'replace' and rl.overlong_tokens",
   ),
   'clip_cov': Algorithm(
     _free(mean='tokens', tokens='clip_cov', token_share=2e-4),

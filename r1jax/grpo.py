@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from r1jax.choice import Choice, Function, checked, choose, label
-from r1jax.terms.advantages import ADVANTAGES
+from r1jax.terms.advantages import ADVANTAGES, UNPENALISED
 from r1jax.terms.corrections import CORRECTIONS
 from r1jax.terms.inputs import Numbers, Outcomes, Tokens, Totals, exp
 from r1jax.terms.kls import KLS, k3
@@ -83,65 +83,76 @@ def _check_signature(field: str, value: Choice) -> None:
 
 
 def _check_kl(config: GRPOConfig) -> None:
-  if config.kl == 'none' and config.kl_coef:
-    raise ValueError(
-      f"grpo.kl_coef: expected 0 with grpo.kl 'none', got {config.kl_coef}; set "
-      "grpo.kl to 'k3', or the coefficient to 0"
-    )
-  if config.kl_in == 'reward' and config.kl == 'none':
-    raise ValueError(
+  _refuse(
+    config.kl == 'none' and config.kl_coef > 0,
+    f"grpo.kl_coef: expected 0 with grpo.kl 'none', got {config.kl_coef}; set grpo.kl "
+    "to 'k3', or the coefficient to 0",
+  )
+  if config.kl_in == 'reward':
+    _refuse(
+      config.kl == 'none',
       "grpo.kl_in: expected 'loss' with grpo.kl 'none', got 'reward'; set grpo.kl to "
-      "'k1'"
+      "'k1'",
     )
-  if config.kl_in == 'reward' and config.advantage == 'reward_decoupled':
-    raise ValueError(
-      "grpo.kl_in: expected 'loss' with grpo.advantage 'reward_decoupled', which takes "
-      "each reward by itself, got 'reward'"
+    _refuse(
+      not config.kl_coef,
+      "grpo.kl_coef: expected above 0 with grpo.kl_in 'reward', got 0",
+    )
+    _refuse(
+      config.advantage in UNPENALISED,
+      f"grpo.kl_in: expected 'loss' with grpo.advantage {label(config.advantage)}, "
+      f"{UNPENALISED.get(str(config.advantage))}, got 'reward'",
     )
 
 
 def _check_surrogate(config: GRPOConfig) -> None:
-  surrogate = config.surrogate
-  if surrogate in _OWN_RATIO and config.ratio != 'token':
-    raise ValueError(
-      f"grpo.ratio: expected 'token' with grpo.surrogate {surrogate!r}, which takes "
-      f'the ratio of outputs by itself, got {label(config.ratio)}'
-    )
-  if surrogate in _OWN_CORRECTION and config.correction != 'none':
-    raise ValueError(
-      f"grpo.correction: expected 'none' with grpo.surrogate {surrogate!r}, which "
-      f'corrects by itself, got {label(config.correction)}'
-    )
-  if (surrogate in _OWN_TOKENS) != (config.tokens == 'top_covariance'):
-    raise ValueError(
-      "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with "
-      f'no other, got {label(config.tokens)} with {label(surrogate)}'
-    )
-  if surrogate == 'dual_clip' and config.ratio_cap < 1 + config.clip_high:
-    raise ValueError(
-      'grpo.ratio_cap: expected at least 1 + grpo.clip_high with grpo.surrogate '
-      f"'dual_clip', {1 + config.clip_high}, got {config.ratio_cap}"
-    )
+  surrogate = label(config.surrogate)
+  _refuse(
+    config.surrogate in _OWN_RATIO and config.ratio != 'token',
+    f"grpo.ratio: expected 'token' with grpo.surrogate {surrogate}, which takes the "
+    f'ratio of outputs by itself, got {label(config.ratio)}',
+  )
+  _refuse(
+    config.surrogate in _OWN_CORRECTION and config.correction != 'none',
+    f"grpo.correction: expected 'none' with grpo.surrogate {surrogate}, which corrects "
+    f'by itself, got {label(config.correction)}',
+  )
+  _refuse(
+    (config.surrogate in _OWN_TOKENS) != (config.tokens == 'top_covariance'),
+    "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with no "
+    f'other, got {label(config.tokens)} with {surrogate}',
+  )
+  least = 1 + config.clip_high
+  _refuse(
+    config.surrogate == 'dual_clip' and config.ratio_cap < least,
+    'grpo.ratio_cap: expected at least 1 + grpo.clip_high with grpo.surrogate '
+    f"'dual_clip', {least}, got {config.ratio_cap}",
+  )
+
+
+def _refuse(wrong: bool, sentence: str) -> None:
+  if wrong:
+    raise ValueError(sentence)
 
 
 def check_group_size(config: GRPOConfig, group_size: int, prompts: int) -> None:
   """Raises ValueError if the rollout is too small for the advantage to compare."""
-  if group_size < 2 and config.advantage in WITHIN_GROUP:
-    raise ValueError(
-      f'rl.group_size: the advantage {label(config.advantage)} compares the samples '
-      f'of a prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
-      "rl.grpo.advantage to 'batch_whitened'"
-    )
-  if config.advantage == 'pass_at_k' and config.pass_k > group_size:
-    raise ValueError(
-      f'rl.grpo.pass_k: expected at most rl.group_size = {group_size}, got '
-      f'{config.pass_k}'
-    )
-  if group_size * prompts < 2 and config.advantage == 'batch_whitened':
-    raise ValueError(
-      "rl.prompts_per_step: the advantage 'batch_whitened' compares the outputs of a "
-      'rollout and needs 2 or more, got 1; raise rl.prompts_per_step or rl.group_size'
-    )
+  _refuse(
+    group_size < 2 and config.advantage in WITHIN_GROUP,
+    f'rl.group_size: the advantage {label(config.advantage)} compares the samples of a '
+    f'prompt and needs 2 or more, got {group_size}; raise rl.group_size, or set '
+    "rl.grpo.advantage to 'batch_whitened'",
+  )
+  _refuse(
+    config.advantage == 'pass_at_k' and config.pass_k > group_size,
+    f'rl.grpo.pass_k: expected at most rl.group_size = {group_size}, got '
+    f'{config.pass_k}',
+  )
+  _refuse(
+    group_size * prompts < 2 and config.advantage == 'batch_whitened',
+    "rl.prompts_per_step: the advantage 'batch_whitened' compares the outputs of a "
+    'rollout and needs 2 or more, got 1; raise rl.prompts_per_step or rl.group_size',
+  )
 
 
 def group_advantage(outcomes: Outcomes, *, config: GRPOConfig) -> jax.Array:
@@ -201,7 +212,6 @@ def tokens_of(
   logp: jax.Array,
   advantage: jax.Array,
   mask: jax.Array,
-  *,
   old_logp: jax.Array,
   ref_logp: jax.Array | None = None,
   sampler_logp: jax.Array | None = None,
@@ -272,15 +282,8 @@ def objective(
     whose own pi_old / pi_sampler is above the cap.
   """
   tokens = tokens_of(
-    logp,
-    advantage,
-    mask,
-    old_logp=old_logp,
-    ref_logp=ref_logp,
-    sampler_logp=sampler_logp,
-    total=total,
-    group_tokens=group_tokens,
-    chosen=chosen,
+    *(logp, advantage, mask, old_logp, ref_logp, sampler_logp),
+    *(total, group_tokens, chosen),
   )
   tokens = tokens._replace(ratio=choose(RATIOS, config.ratio)(tokens, config))
   gain = choose(SURROGATES, config.surrogate)(tokens, config)

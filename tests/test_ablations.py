@@ -343,6 +343,25 @@ def test_a_value_that_cannot_be_is_one_sentence(capsys, field, values, expected)
   assert re.search(expected, line)
 
 
+@pytest.mark.parametrize('field', ['seed', 'workdir', 'data-dir', 'parent'])
+def test_a_field_that_the_ablation_sets_cannot_be_swept(field):
+  expected = f'field: expected one that the ablation does not set itself, got .{field}.'
+  with pytest.raises(ValueError, match=expected):
+    sweep.Sweep(field=field, values=('1', '2'))
+
+
+def test_values_that_are_the_same_are_refused():
+  command = sweep.Sweep(field='rl.grpo.kl-coef', values=('0.1', '0.10'))
+  with pytest.raises(ValueError, match=r'expected different ones, got 0.1 and 0.10'):
+    sweep.ablation_of(command)
+
+
+def test_an_algorithm_of_the_base_is_refused():
+  base = ablation.with_rl(reasoning_rl.ReasoningRL(), grpo={'kl_coef': 0.04})
+  with pytest.raises(ValueError, match=r'base.rl.grpo: expected the default, as each'):
+    algorithms.Algorithms(base=base)
+
+
 def test_a_sweep_of_one_value_is_refused():
   expected = 'values: expected two or more different values of rl.steps, got 5'
   with pytest.raises(ValueError, match=expected):

@@ -13,26 +13,29 @@ import numpy as np
 import pytest
 
 from experiments import fused as experiment
+from r1jax.algorithms import PRESETS
 from r1jax.fused import program
 from r1jax.grpo import GRPOConfig
 from r1jax.model.config import ModelConfig
+from r1jax.model.lora import LoraConfig
 from r1jax.optim import OptimConfig
 from r1jax.report import fused as page
 from r1jax.rewards.pool import Pending, Scores
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
+from r1jax.runtime.errors import TrainingError
 from r1jax.sharding.mesh import make_mesh
 from r1jax.stages import fused, rl, rl_state
 from r1jax.stages.learner import Learner
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.rl_groups import Actors
-from r1jax.tasks import countdown
+from r1jax.tasks import Problem, countdown
 from r1jax.text.tokenizer import Tokenizer
 
 PROBLEMS = list(countdown.generate(countdown.CountdownConfig(), 'train'))[:40]
 TOKENIZER = Tokenizer.train([p.question for p in PROBLEMS], 300)
-TINY = ModelConfig(d_model=32, layers=2, heads=2, kv_heads=1, head_dim=16, d_ff=64)
+TINY = ModelConfig(d_model=32, layers=1, heads=2, kv_heads=1, head_dim=16, d_ff=64)
 POLICY = Policy(TINY, TOKENIZER, 'plain')
 CONFIG = RLConfig(
   steps=3,
@@ -138,8 +141,10 @@ def test_a_fused_run_is_the_ordinary_loop():
   expected, lines = ordinary(CONFIG, 5)
   assert [line['reward'] for line in lines] == metrics['reward'][0].tolist()
   assert len({line['reward'] for line in lines}) > 1
-  for name in ('length', 'zero_variance_groups'):
-    assert [line[name] for line in lines] == pytest.approx(metrics[name][0].tolist())
+  names = ('length', 'zero_variance_groups', 'kl', 'entropy', 'drift', 'grad_norm')
+  for name in (*names, 'loss'):
+    got = metrics[name][0].tolist()
+    assert [line[name] for line in lines] == pytest.approx(got, rel=1e-3, abs=1e-5)
   moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), expected, base())
   assert max(jax.tree.leaves(moved)) > 1e-3
   # float32 sums in another order, over six updates
@@ -206,7 +211,7 @@ def test_all_seeds_are_trained_with_each_value(monkeypatch):
     seen.update(steps=steps, numbers=numbers, together=together)
     runs = len(numbers['kl_coef'])
     reward = jnp.arange(2 * runs, dtype=jnp.float32).reshape(runs, 2)
-    return params, {'reward': reward}
+    return params, {'reward': reward, 'loss': reward, 'grad_norm': reward}
 
   monkeypatch.setattr(fused, 'train_all', train_all)
   got = fused.train(
@@ -238,22 +243,77 @@ def test_all_seeds_are_trained_with_each_value(monkeypatch):
     ('clip_low', (), 'values: expected values of clip_low, got none'),
     ('', (0.1, 0.2), 'values: expected values of no number, as vary is empty, got 0.1'),
     ('clip_low', (0.1, 2.0), 'grpo.clip_low: expected 0 to 1, got 2.0'),
-    ('learning_rate', (-1.0,), 'learning_rate: expected'),
+    ('learning_rate', (-1.0, 1.0), 'learning_rate: expected'),
+    ('clip_low', (0.1,), 'values: expected 2 to 5 different values of clip_low, got'),
+    ('kl_coef', (0.1, 0.1), 'different values of kl_coef, got 0.1 0.1'),
   ],
 )
 def test_numbers_that_cannot_vary_are_refused(vary, values, expected):
   with pytest.raises(ValueError, match=expected):
     fused.check_numbers(CONFIG, vary, values)
+  sapo = dataclasses.replace(CONFIG, grpo=PRESETS['sapo'])
+  with pytest.raises(ValueError, match="surrogate 'soft_gate' reads, got 'clip_low'"):
+    fused.check_numbers(sapo, 'clip_low', (0.1, 0.2))
   free = dataclasses.replace(CONFIG, grpo=GRPOConfig(kl='none', kl_coef=0.0))
   with pytest.raises(ValueError, match='kl_coef: expected above 0 where it varies'):
     fused.check_numbers(free, 'kl_coef', (0.0, 0.1))
+
+
+@pytest.mark.parametrize(
+  ('change', 'expected'),
+  [
+    ({'lora': LoraConfig(rank=4)}, 'model.lora.rank: expected 0 in a fused run, got 4'),
+    ({'template': 'r1_chat'}, 'template: expected one that leaves <think> to the'),
+  ],
+)
+def test_models_that_the_device_cannot_judge_are_refused(change, expected):
+  with pytest.raises(ValueError, match=expected):
+    fused.settings_of(dataclasses.replace(POLICY, **change), CONFIG)
+
+
+@pytest.mark.parametrize(
+  ('problem', 'expected'),
+  [
+    (Problem('1', 'instructions', 'sort', {}), 'expected countdown, .* instructions'),
+    (
+      Problem('25-1=2', 'countdown', 'make', {'numbers': [25, 1], 'target': 2}),
+      'countdown.largest: expected at most 20 .* problem 25-1=2',
+    ),
+  ],
+)
+def test_problems_that_the_device_cannot_judge_are_refused(problem, expected):
+  with pytest.raises(ValueError, match=expected):
+    fused.problems_of(POLICY, [*PROBLEMS, problem], 48)
+
+
+def test_a_run_that_diverges_is_named(monkeypatch):
+  def train_all(params, steps, numbers, **rest):
+    loss = jnp.zeros((4, 2)).at[3, 1].set(jnp.nan)
+    return params, {'loss': loss, 'grad_norm': loss * 0}
+
+  monkeypatch.setattr(fused, 'train_all', train_all)
+  config = dataclasses.replace(CONFIG, steps=2)
+  with pytest.raises(
+    TrainingError, match=r'loss is nan at step 2 with kl_coef 0.2, se'
+  ):
+    fused.train(
+      *(POLICY, {}, config, [PROBLEMS], [1.0]),
+      seeds=[4, 5],
+      vary='kl_coef',
+      values=(0.1, 0.2),
+    )
 
 
 def test_the_page_compares_values_by_seed(tmp_path):
   # By seed the second value is 10 points better, by as much as seeds differ.
   seeds = np.array([[0.2, 0.3, 0.4], [0.3, 0.41, 0.49]])
   reward = np.repeat(seeds[..., None], 12, axis=-1)
-  runs = page.Runs(['kl 0', 'kl 1'], 7, {'reward': reward, 'length': 10 * reward}, 90.0)
+  metrics = {
+    'reward': reward,
+    'length': 10 * reward,
+    'zero_variance_groups': 0 * reward,
+  }
+  runs = page.Runs(['kl 0', 'kl 1'], 7, metrics, 90.0)
   lines = page.write(tmp_path, 'Why?', runs)
   assert lines[0].split()[:6] == ['right', 'in', 'the', 'last', '10', 'steps,']
   assert lines[1].startswith('kl 0  30.0 (5.2 to 54.8)')  # 10 * 4.303 / sqrt(3)
@@ -262,7 +322,18 @@ def test_the_page_compares_values_by_seed(tmp_path):
   assert 'one program, 1.5 min' in (tmp_path / 'fused.html').read_text()
   rows = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert len(rows) == 2 * 3 * 12
-  assert rows[12] == {'value': 'kl 0', 'seed': 8, 'step': 1, 'reward': 0.3, 'length': 3}
+  assert rows[12] == {
+    'value': 'kl 0',
+    'seed': 8,
+    'step': 1,
+    'reward': 0.3,
+    'length': 3,
+    'zero_variance_groups': 0,
+  }
+  flat = runs._replace(metrics={**metrics, 'zero_variance_groups': 0 * reward + 1})
+  assert page.statements(flat) == [
+    'The rewards of a group differed in no step, so nothing was learned.'
+  ]
 
 
 def test_the_notebooks_cells_run_in_order(tmp_path, monkeypatch):
@@ -277,7 +348,8 @@ def test_the_notebooks_cells_run_in_order(tmp_path, monkeypatch):
     asked.append(config)
     reward = np.full((2, config.seeds, 3), 0.25)
     names = [f'{config.vary} {value}' for value in config.values]
-    return page.Runs(names, 0, {'reward': reward, 'length': reward}, 1.0)
+    found = dict.fromkeys(('reward', 'length', 'zero_variance_groups'), reward)
+    return page.Runs(names, 0, found, 1.0)
 
   monkeypatch.setattr(experiment, 'run', run)
   names: dict[str, Any] = {}

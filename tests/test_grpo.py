@@ -160,8 +160,8 @@ LENGTHS = np.array([[2, 1], [1, 1]])
     ('dppo', -ZSCORE / 5),
     ('vaco', -ZSCORE / LENGTHS / 4),
     ('icepop', -ZSCORE / LENGTHS / 4),
-    # 3 tokens of one prompt, 2 of the other
-    ('scale_rl', -CENTRED / (math.sqrt(2) + 1e-4) / np.array([[3], [2]]) / 2),
+    # 3 tokens of one prompt, 2 of the other; the std of advantages as above
+    ('scale_rl', -CENTRED / (math.sqrt(5 / 3) + 1e-4) / np.array([[3], [2]]) / 2),
     # k3 weighted: the slope of r k3 is k3 + 1 - ref/pi = 1/2 + ln 2 - 1 + 1/2
     ('deepseek_v32', (-ZSCORE + 0.001 * LN2) / LENGTHS / 4),
   ],
@@ -356,6 +356,15 @@ def test_loss_ignores_masked_tokens(name):
       "'k1'",
     ),
     (
+      {'kl': 'k1', 'kl_coef': 0.0, 'kl_in': 'reward'},
+      "grpo.kl_coef: expected above 0 with grpo.kl_in 'reward', got 0",
+    ),
+    (
+      {'advantage': 'group_relative_to_mean', 'kl_in': 'reward'},
+      "grpo.kl_in: expected 'loss' with grpo.advantage 'group_relative_to_mean', whose "
+      "rewards must not be below 0, got 'reward'",
+    ),
+    (
       {'advantage': 'reward_decoupled', 'kl_in': 'reward'},
       "grpo.kl_in: expected 'loss' with grpo.advantage 'reward_decoupled', which takes "
       "each reward by itself, got 'reward'",
@@ -536,6 +545,7 @@ def test_presets_say_which_parts_of_an_algorithm_they_leave_out():
     'gdpo': ('with one reward',),
     'pkpo': ('pass_k',),
     'clip_cov': ('drawn among all',),
+    'top_entropy': ("equal_groups 'replace'", 'overlong_tokens'),
     'dppo': ('0.2 here', 'clip_low'),
     'vaco': ('0.2 here', 'realigned'),
     'icepop': ('int8_rollout',),

@@ -94,7 +94,6 @@ def test_groups_of_equal_rewards_are_replaced_by_the_next_useful_ones():
   assert host.calls == [[n, n + 1] for n in range(0, 12, 2)]
   assert numbers(found) == [0, 1, 3, 4, 7, 9, 10, 11]
   assert found.useful_share == 8 / 12
-  assert found.waited == 6 * 0.25
   # Everything of a group comes along.
   rollout, rewards = found.rollout, found.rewards
   assert rollout.rows.tolist() == list(range(8))

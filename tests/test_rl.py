@@ -18,6 +18,7 @@ from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig, TrainState
 from r1jax.rewards.pool import Pending, Scores
+from r1jax.rollout import replacing
 from r1jax.rollout.sampler import Rollout
 from r1jax.runtime.errors import TrainingError
 from r1jax.runtime.run import start
@@ -95,6 +96,11 @@ def test_any_stretch_of_the_stream_mixes_tasks_by_their_weights():
   assert by_task['countdown'] != by_task['arithmetic']  # in another order
 
 
+def half_is_the_baseline(outcomes, numbers):
+  del numbers
+  return outcomes.reward - 0.5
+
+
 @pytest.mark.parametrize(
   ('fields', 'expected'),
   [
@@ -106,6 +112,18 @@ def test_any_stretch_of_the_stream_mixes_tasks_by_their_weights():
     ({'temperature': ((0, -1.0),)}, 'rl.temperature'),
     ({'temperature': ((0, 0.0),)}, 'rl.temperature: expected values from 0.01'),
     ({'max_length': ()}, 'rl.max_length: expected pairs'),
+    (
+      {'equal_groups': 'replace', 'most_prompts': 1},
+      "rl.most_prompts: expected 2 or more with rl.equal_groups 'replace', got 1",
+    ),
+    (
+      {'equal_groups': 'drop', 'grpo': algorithms.PRESETS['reinforce_pp']},
+      "rl.equal_groups: expected 'keep' with rl.grpo.advantage 'batch_whitened'",
+    ),
+    (
+      {'overlong_tokens': 4, 'grpo': algorithms.PRESETS['gdpo']},
+      "rl.overlong_tokens: expected 0 with rl.grpo.advantage 'reward_decoupled', which",
+    ),
     ({'most_prompts': 0}, 'rl.most_prompts: expected 1 or more, got 0'),
     (
       {'overlong_tokens': 30, 'max_length': ((0, 20), (5, 40))},
@@ -115,7 +133,7 @@ def test_any_stretch_of_the_stream_mixes_tasks_by_their_weights():
       {
         'equal_groups': 'drop',
         'group_size': 1,
-        'grpo': GRPOConfig(advantage='batch_whitened'),
+        'grpo': GRPOConfig(advantage=half_is_the_baseline),
       },
       "rl.equal_groups: expected 'keep' with rl.group_size 1, .* got 'drop'",
     ),
@@ -514,6 +532,55 @@ def test_replacing_groups_asks_the_same_after_a_kill(tmp_path):
   assert again[2] == whole[2][2:]
 
 
+def test_mini_batches_without_anything_to_learn_are_skipped(monkeypatch):
+  config = RLConfig(prompts_per_step=4, group_size=2, minibatches=4)
+  rollout = rollout_of(4)
+  dropped = np.ones((4, 2), bool)
+  dropped[2] = False
+  calls = []
+
+  def step(self, state, *args):
+    calls.append(args)
+    return state + 1, {'loss': jnp.float32(0.5), 'drift': jnp.float32(0.25)}
+
+  monkeypatch.setattr(LearnerProgram, 'update', step)
+  learner = learner_on(1, config)
+
+  def update(dropped):
+    given = replacing.without(rollout, dropped), np.zeros((4, 2), np.float32)
+    scores = ScoredRollout(None, None, 0.0)
+    start: Any = 0
+    return learner.update(start, *given, scores, jax.random.key(0), 1.0)
+
+  learned = update(dropped)
+  assert (learned.state, len(calls)) == (1, 1)
+  assert learned.metrics == {'loss': 0.5, 'drift': 0.25}
+  learned = update(np.ones((4, 2), bool))
+  assert (learned.state, len(calls)) == (0, 1)
+  assert learned.metrics == {'loss': 0.0, 'grad_norm': 0.0, 'update_size': 0.0}
+  # The entropy of nothing is not 0.
+  before = rl_state.Feedback(0.5, 0.8, 0.02)
+  after = before.after(GRPOConfig(entropy_target=0.5), {'zero_variance_groups': 1.0})
+  assert after == rl_state.Feedback(0.0, *before[1:])
+
+
+def test_negative_rewards_are_refused_where_they_turn_the_sign(tmp_path):
+  class Negative(Right):
+    def submit(self, problems, texts):
+      total = np.array([-0.5, 1] * (len(texts) // 2), np.float32)
+      return Pending(lambda: Scores(total[:, None], total, [], 0, 0))
+
+  config = RLConfig(
+    steps=1,
+    prompts_per_step=2,
+    group_size=2,
+    minibatches=1,
+    grpo=algorithms.PRESETS['max_rl'],
+  )
+  with pytest.raises(TrainingError, match=r'add up to -0.5, expected 0 or more with'):
+    train_written(tmp_path / 'run', config, Negative())
+
+
 def test_the_entropy_bonus_is_held_to_its_target():
   config = GRPOConfig(entropy_target=0.5, entropy_coef=0.008)
   said = []
@@ -658,11 +725,6 @@ def steps_of(count, group_size, algorithm=algorithms.PRESETS['grpo']):
     checkpoint_every=100,
     grpo=algorithm,
   )
-
-
-def half_is_the_baseline(outcomes, numbers):
-  del numbers
-  return outcomes.reward - 0.5
 
 
 @pytest.mark.parametrize('group_size', [1, 2])

@@ -31,8 +31,10 @@ def start(tmp_path_factory):
     'JAX_DEBUG_KEY_REUSE': '1',
   }
 
-  def start(workdir: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'experiments.smoke', '--workdir', str(workdir)]
+  def start(
+    workdir: Path, *words: str, module: str = 'experiments.smoke'
+  ) -> subprocess.Popen:
+    command = [sys.executable, '-m', module, '--workdir', str(workdir)]
     command += ['--data-dir', str(shared / 'data'), *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -143,6 +145,26 @@ def test_lower_precision_and_a_trace_are_settings(start, tmp_path):
       assert line['importance_capped'] == 0
   assert f'The trace of this step is in {tmp_path}/run/profile.' in output
   assert len(list((tmp_path / 'run/profile').rglob('perfetto_trace.json.gz'))) == 1
+
+
+def test_many_seeds_start_from_its_base(start, unbroken, tmp_path):
+  sizes = '--rl.steps 2 --rl.prompts-per-step 2 --rl.group-size 2 --rl.max-length 0 16'
+  words = [*sizes.split(), *['--rl.max-prompt-length', '32', '--rl.minibatches', '1']]
+  process = start(
+    tmp_path / 'fused',
+    *('--parent', str(unbroken[0]), '--seeds', '2', *words),
+    module='experiments.fused',
+  )
+  output, errors = process.communicate(timeout=900)
+  assert process.returncode == 0, errors
+  rows = lines(tmp_path / 'fused/metrics.jsonl')
+  assert [(row['seed'], row['step']) for row in rows] == [
+    (0, 1),
+    (0, 2),
+    (1, 1),
+    (1, 2),
+  ]
+  assert 'nothing was learned' in output  # the base has read 20 batches
 
 
 def test_killed_run_ends_with_the_same_bits(start, unbroken, tmp_path):

@@ -170,6 +170,17 @@ def test_equal_rewards_give_zero_advantage(name, reward):
     np.testing.assert_array_equal(got, np.zeros((2, group_size)))
 
 
+@pytest.mark.parametrize(
+  'name', sorted(set(advantages.ADVANTAGES) - {'batch_whitened'})
+)
+def test_equal_rewards_give_zero_advantage_beside_other_groups(name):
+  # thirds: sums that round
+  reward = [[0.1, 0.1, 0.1, 0.1], [1 / 3, 0, 2 / 3, 1 / 3], [0.7, 0, 0, 0]]
+  got = advantage(name, reward)
+  assert got[0].tolist() == [0, 0, 0, 0]
+  assert np.abs(got[1:]).max() > 0.1
+
+
 # --- ratios --------------------------------------------------------------------------
 
 

@@ -164,7 +164,7 @@ def vaco(policy, old, advantage, mask):
 
 
 def kimi(policy, old, advantage, mask):
-  # 2602.02276: the squared log-ratio instead of a clip
+  # 2602.02276: the squared log-ratio, without the mask by log-ratio
   gain = (policy - old).exp() * advantage - 0.1 * (policy - old) ** 2
   return mean_of_tokens(gain, mask)
 

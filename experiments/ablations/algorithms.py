@@ -31,6 +31,12 @@ class Algorithms(ablation.Command):
     super().__post_init__()
     for name in self.algorithms:
       checked('algorithms', name, dict.fromkeys(algorithms.PRESETS, algorithm))
+    standard = type(self.base)().rl.grpo
+    if self.base.rl.grpo != standard:
+      raise ValueError(
+        'base.rl.grpo: expected the default, as each run gets an algorithm of its own, '
+        'got other settings; choose from algorithms instead'
+      )
     if len(set(self.algorithms)) < max(2, len(self.algorithms)):
       raise ValueError(
         'algorithms: expected two or more different names, got '

@@ -26,6 +26,10 @@ class Sweep(ablation.Command):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    if self.field.replace('-', '_') in (*ablation.PLANNED, 'seed'):
+      raise ValueError(
+        f'field: expected one that the ablation does not set itself, got {self.field!r}'
+      )
     if len(set(self.values)) < max(2, len(self.values)):
       raise ValueError(
         f'values: expected two or more different values of {self.field}, got '
@@ -40,6 +44,10 @@ def ablation_of(config: Sweep) -> ablation.Ablation:
     value: cli.parse(config.base, [f'--{config.field}', *value.split()], presets)
     for value in config.values
   }
+  for n, value in enumerate(config.values):
+    same = [x for x in config.values[:n] if configs[x] == configs[value]]
+    if same:
+      raise ValueError(f'values: expected different ones, got {same[0]} and {value}')
   last = config.field.rpartition('.')[2]
   return ablation.Ablation(
     question=f'What does {config.field} change?',

@@ -8,7 +8,7 @@ so are the random keys; only packing is left out, as it needs the host.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +53,8 @@ class Settings:
   """What all runs of a program share."""
 
   model: DecoderFns
-  optimizer: optax.GradientTransformation
+  # learning rate, which may be traced -> optimizer
+  optimizer: Callable[[jax.Array | float], optax.GradientTransformation]
   config: GRPOConfig
   group_size: int  # G
   length: int  # T, tokens
@@ -62,13 +63,13 @@ class Settings:
   epochs: int
   micro_batch_prompts: int  # whose gradients are computed at a time
   stop_ids: tuple[int, ...]
-  learning_rate: float  # that `LEARNING_RATE` is compared with
+  learning_rate: float  # unless it varies
 
 
-class _Varied:
-  """A GRPOConfig with some numbers replaced, which may be traced."""
+class Varied:
+  """A config with some numbers replaced, which may be traced."""
 
-  def __init__(self, config: GRPOConfig, numbers: Mapping[str, jax.Array]) -> None:
+  def __init__(self, config: object, numbers: Mapping[str, Any]) -> None:
     self._config, self._numbers = config, dict(numbers)
 
   def __getattr__(self, name: str) -> Any:
@@ -95,30 +96,37 @@ def train(
   """
   numbers = dict(numbers)
   rate = numbers.pop(LEARNING_RATE, settings.learning_rate)
-  optimizer = optax.chain(
-    settings.optimizer, optax.scale(rate / settings.learning_rate)
-  )
-  config: Any = _Varied(settings.config, numbers)
+  optimizer = settings.optimizer(rate)
+  config: Any = Varied(settings.config, numbers)
 
   def one(carry: tuple[Any, Any], step: Step) -> tuple[tuple[Any, Any], Metrics]:
     state, reference = carry
     asked = jax.tree.map(lambda x: x[step.chosen], problems)
-    found, reward = rollout(state.params, asked, step, pieces, settings)
+    found, right = rollout(state.params, asked, step, pieces, settings)
+    reward = right
+    ref_logp = _reference_logp(reference, asked, found, step, settings)
+    if ref_logp is not None and config.kl_in == 'reward':
+      logps = found.logp, ref_logp, found.mask
+      reward = reward - grpo.kl_penalty(*logps, config=config)
     outcomes = grpo.outcomes(reward, lengths=found.mask.sum(-1))
     advantage = grpo.group_advantage(outcomes, config=config)
-    rows = _rows(found, advantage, asked, reference, step, settings)
+    rows = _rows(found, advantage, asked, ref_logp)
+    seen = []
     for epoch in range(settings.epochs):
       key = jax.random.fold_in(named_key(step.key, 'minibatch'), epoch)
       for chosen in _minibatches(key, settings):
         part = jax.tree.map(lambda x, chosen=chosen: x[chosen], rows)
         state, metrics = _update(state, part, step, optimizer, config, settings)
+        seen.append(metrics)
+    metrics = jax.tree.map(lambda *x: jnp.mean(jnp.stack(x)), *seen)
+    metrics['drift'] = seen[0]['drift']  # as in the ordinary loop
     reference = jax.tree.map(
       lambda old, new: jnp.where(step.renew, new, old), reference, state.params
     )
     logged = {
-      'reward': reward.mean(),
+      'reward': right.mean(),
       'length': found.mask.sum(-1).mean(),
-      'zero_variance_groups': jnp.mean(reward.max(1) == reward.min(1)),
+      'zero_variance_groups': jnp.mean(right.max(1) == right.min(1)),
       **metrics,
     }
     return (state, reference), logged
@@ -200,26 +208,33 @@ def _minibatches(key: jax.Array, settings: Settings) -> jax.Array:
   return order.reshape(settings.minibatches, -1)
 
 
+def _reference_logp(
+  reference: optax.Params,
+  asked: Problems,
+  found: generate.Completions,
+  step: Step,
+  settings: Settings,
+) -> jax.Array | None:
+  """Returns the reference's log-probs [P, G, T]; None without a penalty."""
+  if not settings.config.kl_coef:
+    return None
+  return jax.lax.map(
+    lambda one: score_tokens(
+      reference, *one, model=settings.model, temperature=step.temperature
+    )[0][0],
+    (asked.prompts[:, None], asked.prompt_mask[:, None], found.tokens[:, None]),
+  )
+
+
 def _rows(
   found: generate.Completions,
   advantage: jax.Array,
   asked: Problems,
-  reference: optax.Params,
-  step: Step,
-  settings: Settings,
+  ref_logp: jax.Array | None,
 ) -> PackedRows:
   """Returns a rollout with each output in a row of its own, arrays [P, ...]."""
   group_size, length = found.tokens.shape[1:]
-  lengths = found.mask.sum(-1)
-  slot = jnp.arange(group_size)[None]
-  ref_logp = None
-  if settings.config.kl_coef:
-    ref_logp = jax.lax.map(
-      lambda one: score_tokens(
-        reference, *one, model=settings.model, temperature=step.temperature
-      )[0][0],
-      (asked.prompts[:, None], asked.prompt_mask[:, None], found.tokens[:, None]),
-    )
+  lengths, slot = found.mask.sum(-1), jnp.arange(group_size)[None]
   return PackedRows(
     prompts=asked.prompts,
     prompt_mask=asked.prompt_mask,

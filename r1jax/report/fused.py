@@ -53,7 +53,7 @@ def write(workdir: Path, question: str, runs: Runs) -> list[str]:
       for step in range(steps):
         values = {key: float(x[n, seed, step]) for key, x in runs.metrics.items()}
         line = {'value': name, 'seed': runs.first + seed, 'step': step + 1, **values}
-        lines.append(json.dumps(line))
+        lines.append(json.dumps(line, allow_nan=False))
   write_whole(workdir / METRICS, '\n'.join(lines) + '\n')
   result = comparison(question, runs)
   write_whole(workdir / PAGE, result.html)
@@ -98,6 +98,8 @@ def comparison(question: str, runs: Runs) -> Comparison:
 
 def statements(runs: Runs) -> list[str]:
   """Returns sentences on how each value differs from the first, seed by seed."""
+  if runs.metrics['zero_variance_groups'].min() == 1:
+    return ['The rewards of a group differed in no step, so nothing was learned.']
   (first, *others), (base, *rest) = runs.names, runs.solved
   if not others or len(base) < 2:
     return []

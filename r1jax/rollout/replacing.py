@@ -7,6 +7,7 @@ alone, and so does which groups are taken: a resumed run has the same bits.
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Collected(NamedTuple):
   asked: Rewards  # of all sampled groups
   asked_lengths: np.ndarray  # int [asked, G]
   useful_share: float  # of all sampled groups
-  waited: float  # seconds for rewards
+  waited: float  # seconds for rewards, while nothing was sampled
 
 
 def is_useful(rewards: Rewards) -> np.ndarray:
@@ -65,7 +66,7 @@ def collect(
     shards: of prompts over devices; a group stays where it was sampled.
     share: of useful groups in the last step.
     sample: (problems, the first one's number) -> outputs of this host.
-    reward: (problems, outputs of this host) -> rewards of all hosts, seconds waited.
+    reward: (problems, outputs of this host) -> rewards of all hosts, and seconds.
   """
   size = prompts_of_a_call(wanted, shards)
   calls = [problems[n : n + size] for n in range(0, len(problems), size)]
@@ -79,9 +80,9 @@ def collect(
         rollout = sample(calls[number], number * size)
         pending.append((rollout, executor.submit(reward, calls[number], rollout)))
       for rollout, scoring in pending:
-        rewards, seconds = scoring.result()
-        found.append((rollout, rewards))
-        waited += seconds
+        began = time.monotonic()
+        found.append((rollout, scoring.result()[0]))
+        waited += time.monotonic() - began
       places = _choose([is_useful(x) for _, x in found], wanted, shards)
       if all(is_useful(found[call][1])[row] for call, row in places):
         break

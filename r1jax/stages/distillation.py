@@ -292,7 +292,9 @@ def tokens_of(
       prompts=sum(map(len, ids)),
       outputs=config.prompts_per_step * config.group_size,
       epochs=config.epochs,
-      passes=bool(config.grpo.kl_coef) + config.int8_rollout,
+      passes=bool(config.grpo.kl_coef)
+      + config.int8_rollout
+      + config.epochs * (config.grpo.tokens != 'all'),
     )
   epochs = lesson.epochs
   if method == 'on_policy':

@@ -11,13 +11,24 @@ import numpy as np
 import optax
 
 from r1jax import optim, tasks
+from r1jax.choice import label
 from r1jax.fused import texts
-from r1jax.fused.program import LEARNING_RATE, Problems, Settings, Step, train_all
+from r1jax.fused.program import (
+  LEARNING_RATE,
+  Problems,
+  Settings,
+  Step,
+  Varied,
+  train_all,
+)
 from r1jax.fused.verify import LARGEST, Truth
+from r1jax.report.chart import ROLES
 from r1jax.rollout.policy import Policy
+from r1jax.runtime.errors import TrainingError
 from r1jax.stages.problem_sets import problem_stream
 from r1jax.stages.rl_config import RLConfig, value_at
 from r1jax.tasks import Problem
+from r1jax.text import parsing
 from r1jax.text.tokenizer import pad_left
 
 # Settings of RLConfig that only the ordinary loop has, and what they must be
@@ -31,6 +42,15 @@ FIXED = {
 
 
 VARIED = (LEARNING_RATE, 'clip_low', 'clip_high', 'kl_coef')  # numbers that may vary
+BOUNDED = (
+  'clip',
+  'dual_clip',
+  'clipped_weight',
+  'geometric_mean',
+  'dppo_tv',
+  'dppo_kl',
+)
+READ_BY = {'clip_low': BOUNDED, 'clip_high': (*BOUNDED, 'vaco')}  # surrogates
 
 
 def check(config: RLConfig) -> None:
@@ -59,16 +79,35 @@ def check(config: RLConfig) -> None:
     )
 
 
+def check_policy(policy: Policy) -> None:
+  """Raises ValueError for a model whose outputs the device cannot judge."""
+  if policy.lora.rank:
+    raise ValueError(
+      f'model.lora.rank: expected 0 in a fused run, got {policy.lora.rank}'
+    )
+  if parsing.opened(policy.prompt('')):
+    raise ValueError(
+      f'template: expected one that leaves {parsing.TAGS[0]} to the model in a fused '
+      f'run, got {policy.template!r}'
+    )
+
+
 def settings_of(policy: Policy, config: RLConfig) -> Settings:
   """Returns what all runs share."""
   check(config)
+  check_policy(policy)
   updates = config.steps * config.epochs * config.minibatches
   group_size = config.group_size
   prompts = config.prompts_per_step // config.minibatches
   most = max(1, config.micro_batch_rows // group_size)
+
+  def optimizer(rate: jax.Array | float) -> optax.GradientTransformation:
+    varied: Any = Varied(config.optim, {'learning_rate': rate})
+    return optim.make(varied, updates, policy.matrices)
+
   return Settings(
     model=policy.functions,
-    optimizer=optim.make(config.optim, updates, policy.matrices),
+    optimizer=optimizer,
     config=config.grpo,
     group_size=group_size,
     length=config.longest,
@@ -90,6 +129,17 @@ def problems_of(
   policy: Policy, problems: Sequence[Problem], max_prompt_length: int
 ) -> Problems:
   """Returns the problems as arrays; raises ValueError for a prompt that is too long."""
+  for problem in problems:
+    if problem.task not in tasks.REASONING or problem.form != 'tags':
+      raise ValueError(
+        f'tasks: expected {", ".join(tasks.REASONING)} in a fused run, got '
+        f'{problem.task} with the form {problem.form}'
+      )
+    if max(problem.truth.get('numbers', [0])) > LARGEST:
+      raise ValueError(
+        f'tasks.countdown.largest: expected at most {LARGEST} in a fused run, got the '
+        f'problem {problem.id}'
+      )
   tokenizer = policy.tokenizer
   rows = [tokenizer.prompt_ids(policy.template, p.question) for p in problems]
   prompts, mask = pad_left(rows, max_prompt_length, tokenizer.pad_id)
@@ -150,6 +200,22 @@ def check_numbers(config: RLConfig, vary: str, values: Sequence[float]) -> None:
       'rl.grpo.kl_coef: expected above 0 where it varies, as with 0 the reference is '
       'not computed'
     )
+  if vary and not 2 <= len(set(values)) == len(values) <= len(ROLES):
+    raise ValueError(
+      f'values: expected 2 to {len(ROLES)} different values of {vary}, got '
+      f'{" ".join(map(str, values))}'
+    )
+  surrogate = config.grpo.surrogate
+  if surrogate not in READ_BY.get(vary, (surrogate,)):
+    raise ValueError(
+      f'vary: expected a number that rl.grpo.surrogate {label(surrogate)} reads, got '
+      f'{vary!r}'
+    )
+  if vary == LEARNING_RATE and config.optim.muon_learning_rate:
+    raise ValueError(
+      'rl.optim.muon_learning_rate: expected 0 where learning_rate varies, as that is '
+      f'not of the weight matrices, got {config.optim.muon_learning_rate}'
+    )
   for value in values:
     if vary == LEARNING_RATE:
       dataclasses.replace(config.optim, learning_rate=value)
@@ -202,6 +268,14 @@ def train(
     together=together,
   )
   _, metrics = jax.jit(program)(params, stacked, numbers)
-  return {
+  found = {
     name: np.asarray(x).reshape(repeats, len(seeds), -1) for name, x in metrics.items()
   }
+  for name in ('loss', 'grad_norm'):
+    for value, seed, step in np.argwhere(~np.isfinite(found[name])).tolist():
+      what = f'{vary} {values[value]:g}, ' if vary else ''
+      raise TrainingError(
+        f'{name} is {found[name][value, seed, step]} at step {step + 1} with '
+        f'{what}seed {seeds[seed]}; lower rl.optim.learning_rate'
+      )
+  return found

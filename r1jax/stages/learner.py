@@ -29,6 +29,9 @@ from r1jax.stages.rl_config import RLConfig
 from r1jax.terms.inputs import Outcomes
 from r1jax.trees import Matrices, T
 
+# The metrics of a rollout of which nothing is learned from
+NOTHING = {'loss': 0.0, 'grad_norm': 0.0, 'update_size': 0.0}
+
 
 class ScoredRollout(NamedTuple):
   """Log-probs [P, G, T] of a rollout's tokens."""
@@ -191,6 +194,8 @@ class Learner:
     for epoch in range(self.config.epochs):
       for chosen in self.minibatches(jax.random.fold_in(key, epoch)):
         packed, count = self.packed(rollout, chosen, advantage_PG, scores)
+        if not count:
+          continue  # nothing of it is learned from
         first = first or time.monotonic()
         state, metrics = self.program.update(
           state, self.frozen, self.feed(packed), count, *numbers
@@ -198,6 +203,8 @@ class Learner:
         values.append(metrics)  # fetched later: the next mini-batch is packed meanwhile
     values = jax.device_get(values)
     ended = time.monotonic()
+    if not values:
+      return Updated(state, dict(NOTHING), 0.0, ended - began)
     means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
     # Before the first update, learner and sampler differ by rounding alone.
     means['drift'] = float(values[0]['drift'])

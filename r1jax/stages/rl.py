@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r1jax.choice import label
@@ -29,6 +30,7 @@ from r1jax.stages.rl_checks import (
   FLAT,
   check_advantages,
   check_finite_rewards,
+  check_not_negative,
   nothing_learned,
   short_updates,
 )
@@ -95,9 +97,11 @@ def step(
     compiling.result()
   rollout, rewards = groups.rollout, groups.rewards
   check_finite_rewards(number, groups.all_rewards, names)
+  check_not_negative(number, groups.all_rewards, config.grpo.advantage)
   advantage_PG = learner.advantage(rl_groups.outcomes(actors, groups, length))
   check_advantages(number, advantage_PG, label(config.grpo.advantage))
   dropped_PG = rl_groups.dropped(config, rewards)
+  advantage_PG = np.where(dropped_PG, 0.0, advantage_PG)
   learned = learner.update(
     state,
     replacing.without(rollout, dropped_PG) if dropped_PG.any() else rollout,

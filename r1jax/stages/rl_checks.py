@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1jax import optim
+from r1jax.choice import Choice, label
 from r1jax.plain import JsonObject
 from r1jax.rollout.rewarding import Rewards
 from r1jax.runtime.errors import TrainingError
 from r1jax.stages.rl_config import RLConfig
+from r1jax.terms.advantages import NOT_NEGATIVE
 
 LARGEST_REWARD = 1e15  # sums of its squares over a batch fit into float32
 FLAT = 20  # a run ends if every advantage of its first 20 steps was 0
@@ -61,6 +63,16 @@ def check_finite_rewards(step: int, rewards: Rewards, names: Sequence[str]) -> N
       + ', '.join(f'{name} {value:.3g}' for name, value in parts)
       + f'), expected at most {LARGEST_REWARD:g}; lower that reward or its weight, in '
       'another --workdir'
+    )
+
+
+def check_not_negative(step: int, rewards: Rewards, advantage: Choice) -> None:
+  """Raises TrainingError for rewards below 0 with an advantage that takes none."""
+  if advantage in NOT_NEGATIVE and (least := rewards.total.min()) < 0:
+    raise TrainingError(
+      f'the rewards of an output of step {step} add up to {least:.3g}, expected 0 or '
+      f'more with the advantage {label(advantage)}; raise that reward, or choose '
+      'another rl.grpo.advantage, in another --workdir'
     )
 
 

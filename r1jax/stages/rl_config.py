@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from r1jax import grpo
 from r1jax.grpo import GRPOConfig
 from r1jax.optim import OptimConfig
+from r1jax.terms.advantages import UNPENALISED
 
 Value = TypeVar('Value')
 MOST_WORKERS = 256  # processes
@@ -41,7 +42,7 @@ class RLConfig:
   profile_step: int = dataclasses.field(
     default=0, metadata=MACHINE
   )  # step to trace into <workdir>/profile; 0 is none
-  # Groups of equal rewards, which give no gradient: 'keep' them in the means, 'drop'
+  # Groups whose rewards, before penalties, are equal: 'keep' them in the means, 'drop'
   # them from updates, or 'replace' them by further prompts (DAPO)
   equal_groups: Literal['keep', 'drop', 'replace'] = 'keep'
   most_prompts: int = 4  # times prompts_per_step that a step asks to replace groups
@@ -95,6 +96,22 @@ class RLConfig:
       raise ValueError(
         f'rl.overlong_tokens: expected at most the least rl.max_length = {shortest}, '
         f'got {self.overlong_tokens}'
+      )
+    if self.overlong_tokens and self.grpo.advantage in UNPENALISED:
+      raise ValueError(
+        f'rl.overlong_tokens: expected 0 with rl.grpo.advantage '
+        f'{self.grpo.advantage!r}, {UNPENALISED[self.grpo.advantage]}, got '
+        f'{self.overlong_tokens}'
+      )
+    if self.equal_groups != 'keep' and self.grpo.advantage == 'batch_whitened':
+      raise ValueError(
+        "rl.equal_groups: expected 'keep' with rl.grpo.advantage 'batch_whitened', "
+        f'which learns from equal groups too, got {self.equal_groups!r}'
+      )
+    if self.equal_groups == 'replace' and self.most_prompts < 2:
+      raise ValueError(
+        "rl.most_prompts: expected 2 or more with rl.equal_groups 'replace', got "
+        f'{self.most_prompts}'
       )
     if self.equal_groups != 'keep' and self.group_size < 2:
       raise ValueError(

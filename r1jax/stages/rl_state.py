@@ -107,10 +107,12 @@ class Feedback(NamedTuple):
 
   def after(self, config: GRPOConfig, logged: JsonObject) -> 'Feedback':
     """Returns it after a step with these metrics, rounded as it is saved."""
-    step = ENTROPY_STEP if logged['entropy'] <= config.entropy_target else -ENTROPY_STEP
+    share, entropy = 1 - logged['zero_variance_groups'], logged.get('entropy')
+    if entropy is None:  # nothing was learned from
+      return self._replace(useful_share=float(np.float32(share)))
+    step = ENTROPY_STEP if entropy <= config.entropy_target else -ENTROPY_STEP
     coef = min(max(self.entropy_coef + step, 0.0), 1.0)
-    share = 1 - logged['zero_variance_groups']
-    rounded = np.array([share, logged['entropy'], coef], np.float32)
+    rounded = np.array([share, entropy, coef], np.float32)
     return Feedback(*rounded.tolist())
 
   def bonus(self, config: GRPOConfig) -> float | None:

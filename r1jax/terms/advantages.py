@@ -34,26 +34,28 @@ def leave_one_out(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
 def batch_whitened(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
   """A = (r - mean) / std over all outputs of the batch, 2 or more (REINFORCE++)."""
   del numbers
-  return _whitened(outcomes.reward)
+  return _over_std(_centred(outcomes.reward, axis=None), outcomes.reward, axis=None)
 
 
 def group_centred_batch_std(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
-  """A = (r - the group's mean) / the batch's std (Lite PPO, 2508.08221; ScaleRL)."""
+  """A = (r - the group's mean) / the batch's std (Lite PPO, 2508.08221)."""
   return _over_std(group_centred(outcomes, numbers), outcomes.reward, axis=None)
 
 
 def group_centred_whitened(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
-  """r - the group's mean, then (x - mean) / std over the batch (REINFORCE++-baseline).
+  """r - the group's mean, over the std of these in the batch (REINFORCE++-baseline).
 
-  2501.03262. The std is that of what is divided, not of the rewards.
+  2501.03262; ScaleRL, 2510.13786. Their mean over the batch is 0 already.
   """
-  return _whitened(group_centred(outcomes, numbers))
+  centred = group_centred(outcomes, numbers)
+  return _over_std(centred, centred, axis=None)
 
 
 def group_relative_to_mean(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
   """A = (r - mean(r)) / mean(r) in the group, of rewards >= 0 (MaxRL, 2602.02710).
 
-  With rewards of 0 and 1 it maximises the log of the chance of success.
+  With rewards of 0 and 1 it maximises the log of the chance of success. A mean below 0
+  would turn the sign.
   """
   mean = jnp.mean(outcomes.reward, axis=1, keepdims=True)
   return group_centred(outcomes, numbers) / (mean + STD_EPS)
@@ -75,9 +77,9 @@ def length_weighted_baseline(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
 def pass_at_k(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
   """A = mean of max(r - the best of k - 1 others, 0), over all choices of these.
 
-  The gradient is that of the best reward of k outputs (PKPO, 2505.15201, with its
-  baseline of the others); at k = G only the best output counts, by its lead over the
-  second (2503.19595).
+  The gradient is 1 / k of that of the best reward of k outputs (PKPO, 2505.15201, with
+  its baseline of the others). At k = G only the best output counts, by its lead over
+  the second (2503.19595).
   """
   reward, k = outcomes.reward, numbers.pass_k
   group_size = reward.shape[1]
@@ -90,13 +92,15 @@ def pass_at_k(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
 
 
 def reward_decoupled(outcomes: Outcomes, numbers: Numbers) -> jax.Array:
-  """Each reward's z-score in the group, the weighted sum, then over the batch (GDPO).
+  """Each reward's z-score in the group, their weighted sum, over its std (GDPO).
 
-  2601.05242: a reward that hardly varies counts as much as one that varies a lot.
+  2601.05242. The std is that of the batch, whose mean is 0 already. A reward that
+  hardly varies counts as much as one that varies a lot.
   """
   del numbers
   each = _over_std(_centred(outcomes.values, axis=1), outcomes.values, axis=1)
-  return _whitened(each @ outcomes.weights)
+  summed = each @ outcomes.weights
+  return _over_std(summed, summed, axis=None)
 
 
 def _centred(reward: jax.Array, axis: int | None) -> jax.Array:
@@ -110,10 +114,6 @@ def _over_std(centred: jax.Array, reward: jax.Array, axis: int | None) -> jax.Ar
   return centred / (jnp.std(reward, axis=axis, keepdims=True, ddof=1) + STD_EPS)
 
 
-def _whitened(x: jax.Array) -> jax.Array:
-  return _over_std(_centred(x, axis=None), x, axis=None)
-
-
 ADVANTAGES: dict[str, Advantage] = {
   'group_zscore': group_zscore,
   'group_centred': group_centred,
@@ -125,4 +125,11 @@ ADVANTAGES: dict[str, Advantage] = {
   'length_weighted_baseline': length_weighted_baseline,
   'pass_at_k': pass_at_k,
   'reward_decoupled': reward_decoupled,
+}
+# Of rewards of 0 or more alone
+NOT_NEGATIVE = ('group_relative_to_mean',)
+# Those that know no penalty on the sum of rewards, and why
+UNPENALISED = {
+  'reward_decoupled': 'which takes each reward by itself',
+  'group_relative_to_mean': 'whose rewards must not be below 0',
 }

@@ -96,7 +96,8 @@ def dppo_tv(tokens: Tokens, numbers: Numbers) -> jax.Array:
 
 def dppo_kl(tokens: Tokens, numbers: Numbers) -> jax.Array:
   """As `dppo_tv`, by the KL from pi_old to pi of "this token or another" (DPPO)."""
-  old, new = jnp.exp(tokens.old_logp), jnp.exp(tokens.logp)
+  # A rounded log-prob may be above 0.
+  old, new = (jnp.minimum(jnp.exp(x), 1) for x in (tokens.old_logp, tokens.logp))
   others = jnp.log((1 - old + 1e-8) / (1 - new + 1e-8))
   divergence = old * (tokens.old_logp - tokens.logp) + (1 - old) * others
   good = (divergence <= numbers.clip_high) | (new <= old)
@@ -124,7 +125,7 @@ def vaco(tokens: Tokens, numbers: Numbers) -> jax.Array:
 
 
 def squared_log_ratio(tokens: Tokens, numbers: Numbers) -> jax.Array:
-  """ratio A - coef log(ratio)^2: the square is the only brake (Kimi K2.5)."""
+  """ratio A - coef log(ratio)^2: the regulariser of Kimi K2.5, without its mask."""
   log_ratio = tokens.logp - tokens.old_logp
   return tokens.ratio * tokens.advantage - numbers.log_ratio_coef * log_ratio**2
 

@@ -268,6 +268,9 @@ class Tokenizer:
     """Returns what each id adds to a text, of a byte-level tokenizer of `train`.
 
     Control tokens add nothing.
+
+    Raises:
+      ValueError: the tokenizer is not byte-level.
     """
     added = self._tokenizer.get_added_tokens_decoder()
     found = [b''] * self.vocab_size
@@ -275,6 +278,10 @@ class Tokenizer:
       if token in added:
         found[token] = b'' if added[token].special else text.encode()
       else:
+        if not set(text) <= _BYTES.keys():
+          raise ValueError(
+            f'tokenizer: expected one whose tokens are bytes, got the token {text!r}'
+          )
         found[token] = bytes(_BYTES[letter] for letter in text)
     return found
 
