@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import pytest
 from pages import DOCS, README, ROOT, fenced, tables
 
+from r1jax import grpo
+
 TEXT = README.read_text()
 
 
@@ -28,7 +30,7 @@ def test_its_reward_counts_characters(names):
 
 def test_its_advantage_is_a_sign(names):
   reward = jnp.array([[0.0, 0, 3, 0], [0.1, 0.1, 0.1, 0.1]])
-  got = names['sign_advantage'](reward)
+  got = names['sign_advantage'](grpo.outcomes(reward), None)
   assert got.tolist() == [[-1, -1, 1, -1], [0, 0, 0, 0]]
 
 
