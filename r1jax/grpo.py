@@ -12,7 +12,7 @@ Sources: GRPO DeepSeekMath (arXiv 2402.03300) and DeepSeek-R1; each term has its
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,20 +89,23 @@ def _check_kl(config: GRPOConfig) -> None:
     "to 'k3', or the coefficient to 0",
   )
   if config.kl_in == 'reward':
-    _refuse(
-      config.kl == 'none',
-      "grpo.kl_in: expected 'loss' with grpo.kl 'none', got 'reward'; set grpo.kl to "
-      "'k1'",
-    )
-    _refuse(
-      not config.kl_coef,
-      "grpo.kl_coef: expected above 0 with grpo.kl_in 'reward', got 0",
-    )
-    _refuse(
-      config.advantage in UNPENALISED,
-      f"grpo.kl_in: expected 'loss' with grpo.advantage {label(config.advantage)}, "
-      f"{UNPENALISED.get(str(config.advantage))}, got 'reward'",
-    )
+    _check_kl_in_reward(config)
+
+
+def _check_kl_in_reward(config: GRPOConfig) -> None:
+  _refuse(
+    config.kl == 'none',
+    "grpo.kl_in: expected 'loss' with grpo.kl 'none', got 'reward'; set grpo.kl to "
+    "'k1'",
+  )
+  _refuse(
+    not config.kl_coef, "grpo.kl_coef: expected above 0 with grpo.kl_in 'reward', got 0"
+  )
+  _refuse(
+    config.advantage in UNPENALISED,
+    f"grpo.kl_in: expected 'loss' with grpo.advantage {label(config.advantage)}, "
+    f"{UNPENALISED.get(str(config.advantage))}, got 'reward'",
+  )
 
 
 def _check_surrogate(config: GRPOConfig) -> None:
@@ -117,6 +120,11 @@ def _check_surrogate(config: GRPOConfig) -> None:
     f"grpo.correction: expected 'none' with grpo.surrogate {surrogate}, which corrects "
     f'by itself, got {label(config.correction)}',
   )
+  _check_tokens(config)
+
+
+def _check_tokens(config: GRPOConfig) -> None:
+  surrogate = label(config.surrogate)
   _refuse(
     (config.surrogate in _OWN_TOKENS) != (config.tokens == 'top_covariance'),
     "grpo.tokens: expected 'top_covariance' with grpo.surrogate 'kl_cov', and with no "
@@ -224,16 +232,17 @@ def tokens_of(
   Values after an output's end become 0, as they must not reach exp: 0 * inf is NaN, and
   so is its gradient.
   """
-  old_logp = jnp.where(mask, old_logp, 0.0)
+
+  def inside(x: jax.Array | None, otherwise: Any = None) -> Any:
+    return otherwise if x is None else jnp.where(mask, x, 0.0)
+
   if group_tokens is None:
     group_tokens = jnp.broadcast_to(mask.sum((1, 2))[:, None], advantage.shape)
   return Tokens(
-    logp=jnp.where(mask, logp, 0.0),
-    old_logp=old_logp,
-    sampler_logp=old_logp
-    if sampler_logp is None
-    else jnp.where(mask, sampler_logp, 0.0),
-    ref_logp=None if ref_logp is None else jnp.where(mask, ref_logp, 0.0),
+    logp=inside(logp),
+    old_logp=inside(old_logp),
+    sampler_logp=inside(sampler_logp, inside(old_logp)),
+    ref_logp=inside(ref_logp),
     advantage=advantage[..., None],
     mask=mask.astype(logp.dtype),
     group_tokens=group_tokens[..., None],
@@ -315,9 +324,14 @@ def _metrics(
     metrics['importance'] = mean(correction)
     metrics['importance_capped'] = mean(importance > config.importance_cap)
   if config.surrogate in ('clip', 'dual_clip'):
-    up = (tokens.ratio > 1 + config.clip_high) & (tokens.advantage > 0)
-    down = (tokens.ratio < 1 - config.clip_low) & (tokens.advantage < 0)
-    metrics |= {'clip_up': mean(up), 'clip_down': mean(down)}
+    metrics |= {name: mean(x) for name, x in _clipped(tokens, config).items()}
   if tokens.ref_logp is not None:
     metrics['kl'] = mean(k3(tokens, config))
   return metrics
+
+
+def _clipped(tokens: Tokens, config: GRPOConfig) -> dict[str, jax.Array]:
+  """Returns where a bound of the ratio stops a token."""
+  up = (tokens.ratio > 1 + config.clip_high) & (tokens.advantage > 0)
+  down = (tokens.ratio < 1 - config.clip_low) & (tokens.advantage < 0)
+  return {'clip_up': up, 'clip_down': down}

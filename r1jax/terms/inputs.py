@@ -8,10 +8,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Fields that are 0 or more
-_FROM_0 = (
-  *('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor'),
-  *('entropy_coef', 'entropy_target'),
+# Fields, what they may be, and that in words
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+  (('clip_low',), lambda x: 0 <= x <= 1, '0 to 1'),
+  (
+    (
+      *('clip_high', 'log_ratio_coef', 'kl_coef', 'importance_floor'),
+      *('entropy_coef', 'entropy_target'),
+    ),
+    lambda x: 0 <= x < math.inf,
+    'a finite number of 0 or more',
+  ),
+  (
+    ('ratio_cap', 'importance_cap'),
+    lambda x: 0 < x < math.inf,
+    'a finite number above 0',
+  ),
+  (('token_share',), lambda x: 0 < x <= 1, 'above 0, at most 1'),
+  (('constant_length',), lambda x: x >= 1, '1 or more'),
+  (('pass_k',), lambda x: x >= 2, '2 or more'),
 )
 
 
@@ -34,28 +49,10 @@ class Numbers:
   pass_k: int = 4  # outputs of which the best counts, of advantage 'pass_at_k'
 
   def __post_init__(self) -> None:
-    if not 0 <= self.clip_low <= 1:
-      raise ValueError(f'grpo.clip_low: expected 0 to 1, got {self.clip_low}')
-    for field in _FROM_0:
-      if not 0 <= getattr(self, field) < math.inf:
-        raise ValueError(
-          f'grpo.{field}: expected a finite number of 0 or more, got '
-          f'{getattr(self, field)}'
-        )
-    for field in ('ratio_cap', 'importance_cap'):
-      if not 0 < getattr(self, field) < math.inf:
-        raise ValueError(
-          f'grpo.{field}: expected a finite number above 0, got {getattr(self, field)}'
-        )
-    if not 0 < self.token_share <= 1:
-      raise ValueError(
-        f'grpo.token_share: expected above 0, at most 1, got {self.token_share}'
-      )
-    for field, least in (('constant_length', 1), ('pass_k', 2)):
-      if getattr(self, field) < least:
-        raise ValueError(
-          f'grpo.{field}: expected {least} or more, got {getattr(self, field)}'
-        )
+    for fields, allowed, expected in _RANGES:
+      for field in fields:
+        if not allowed(value := getattr(self, field)):
+          raise ValueError(f'grpo.{field}: expected {expected}, got {value}')
     if self.importance_floor >= self.importance_cap:
       raise ValueError(
         'grpo.importance_floor: expected less than grpo.importance_cap = '
