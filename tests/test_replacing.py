@@ -76,7 +76,7 @@ def collect(host, share=1.0, most=4):
 
 
 def numbers(found):
-  return [int(problem.id) for problem in found.problems]
+  return [int(line['problem']) for _, line in sorted(found.rewards.samples.items())]
 
 
 def test_nothing_is_asked_again_if_all_groups_are_useful():

@@ -15,13 +15,12 @@ LONGEST = 80  # bytes of an answer that Countdown reads; see tasks.expressions
 LARGEST = 20  # number of a Countdown problem; see CountdownConfig
 _DEPTH = LONGEST // 2 + 1  # of parentheses
 DIGITS = 9  # of a number that is an answer by itself
-COUNTDOWN, EQUATIONS, ARITHMETIC = range(3)  # as in tasks.REASONING
 
 
 class Truth(NamedTuple):
   """What is right, for B outputs."""
 
-  task: jax.Array  # int32 [B], COUNTDOWN, EQUATIONS or ARITHMETIC
+  task: jax.Array  # int32 [B], its place in tasks.REASONING
   result: jax.Array  # int32 [B], the target, or the number that is the answer
   numbers: jax.Array  # int32 [B, LARGEST + 1], how often Countdown has each number
 

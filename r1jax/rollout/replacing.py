@@ -27,7 +27,6 @@ Place = tuple[int, int]  # number of the call, and of the prompt in it
 class Collected(NamedTuple):
   """The groups to learn from, and all that were sampled for them."""
 
-  problems: list[Problem]
   rollout: Rollout
   rewards: Rewards
   asked: Rewards  # of all sampled groups
@@ -89,7 +88,6 @@ def collect(
       wave = 1
   asked = _joined([rewards for _, rewards in found])
   return Collected(
-    [calls[call][row] for call, row in places],
     _merged([rollout for rollout, _ in found], places),
     _taken([rewards for _, rewards in found], places),
     asked,

@@ -31,7 +31,6 @@ class Actors:
 class Groups(NamedTuple):
   """What a step learns from, and what it measured on all that it sampled."""
 
-  problems: Sequence[Problem]
   rollout: Rollout
   rewards: Rewards
   scores: ScoredRollout
@@ -57,15 +56,8 @@ def as_they_are(
   scoring = score(rollout)
   logged = actors.learner.config.logged_samples
   rewards, waited = reward(actors.rewarder, problems, rollout, logged)
-  return Groups(
-    problems,
-    rollout,
-    rewards,
-    scoring.result(),
-    rewards,
-    rollout.all_lengths,
-    waited,
-  )
+  scores = scoring.result()
+  return Groups(rollout, rewards, scores, rewards, rollout.all_lengths, waited)
 
 
 def replaced(
@@ -86,7 +78,6 @@ def replaced(
     lambda some, rollout: reward(actors.rewarder, some, rollout, len(some)),
   )
   return Groups(
-    found.problems,
     found.rollout,
     found.rewards,
     score(found.rollout).result(),
