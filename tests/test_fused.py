@@ -48,7 +48,10 @@ CONFIG = RLConfig(
   temperature=((0, 1.0), (1, 0.9)),
   reference_every=2,
   optim=OptimConfig(learning_rate=3e-3, warmup_steps=0, eps=1e-4),
-  grpo=GRPOConfig(kl_coef=0.1, mean='tokens'),
+  # Not the z-score, which blows up the rounding of a penalty between equal verdicts.
+  grpo=GRPOConfig(
+    advantage='group_centred', kl='k1', kl_in='reward', kl_coef=0.3, mean='tokens'
+  ),
 )
 
 
