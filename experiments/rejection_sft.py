@@ -52,7 +52,7 @@ def general_data(
   for index in range(config.general):
     problem = problems[index % len(problems)]
     rng = random.Random(f'{seed} {index} general')
-    found.append((problem.question, corpus.write(config.writers, problem, rng)))
+    found.append((problem.text, corpus.write(config.writers, problem, rng)))
   return found
 
 

@@ -110,6 +110,62 @@ def test_fields_may_lie_within_objects_and_lists(tmp_path):
   assert len(files.train) == 9
 
 
+SYSTEM = {'role': 'system', 'content': 'Be brief.'}
+ASKED = {'role': 'user', 'content': 'What is 1+1?'}
+SAID = {'role': 'assistant', 'content': '2'}
+AGAIN = {'role': 'user', 'content': ' And 2+2? '}
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'write'), [('jsonl', jsonl), ('parquet', as_parquet)]
+)
+def test_a_question_may_be_a_conversation(tmp_path, suffix, write):
+  def messages(n):
+    return [SYSTEM, ASKED, {**SAID, 'name': 'me'}, {**AGAIN, 'content': f' And {n}? '}]
+
+  rows = [{'prompt': messages(n), 'answer': n} for n in range(40)]
+  write(path := tmp_path / f'mine.{suffix}', rows)
+  files = data.load(DataConfig(str(path), question='prompt'))
+  problems = {p.truth['answer']: p for p in (*files.train, *files.validation)}
+  assert len(problems) == 40
+  last = {'role': 'user', 'content': 'And 7?'}
+  assert problems['7'].question == (SYSTEM, ASKED, SAID, last)
+  assert problems['7'].text == 'Be brief.\nWhat is 1+1?\n2\nAnd 7?'
+
+
+def test_a_single_message_of_the_user_is_a_text(tmp_path):
+  rows = [
+    {'prompt': [{'role': 'user', 'content': f'{n}?'}], 'answer': n} for n in range(40)
+  ]
+  files = data.load(DataConfig(jsonl(tmp_path / 'a.jsonl', rows), question='prompt'))
+  assert {p.question for p in (*files.train, *files.validation)} == {
+    f'{n}?' for n in range(40)
+  }
+
+
+@pytest.mark.parametrize(
+  ('messages', 'fault'),
+  [
+    ([], "has none as the last message of 'prompt', not one of the user"),
+    ([ASKED, SAID], 'has one of the assistant as the last message'),
+    (
+      [ASKED, SYSTEM, ASKED],
+      "has the role 'system' in message 2 of 'prompt', not user",
+    ),
+    ([{**ASKED, 'role': 'human'}], "has the role 'human' in message 1"),
+    ([SYSTEM, {'role': 'user'}], 'has no object with role and content as message 2'),
+    (['What is 1+1?'], 'has no object with role and content as message 1'),
+    ([{**ASKED, 'content': ''}], 'has no text as the content of message 1'),
+    ([{**ASKED, 'content': [{'type': 'text'}]}], 'has no text as the content'),
+  ],
+)
+def test_a_wrong_message_is_named(tmp_path, messages, fault):
+  rows = [{'prompt': [ASKED], 'answer': 2}, {'prompt': messages, 'answer': 4}]
+  path = jsonl(tmp_path / 'mine.jsonl', rows)
+  with pytest.raises(ValueError, match=f'line 2 {fault}'):
+    data.load(DataConfig(path, question='prompt'))
+
+
 def test_a_text_may_have_fields_in_it(tmp_path):
   rows = [{'a': {'b': 1.0}, 'c': ['x', n], 'answer': n} for n in range(40)]
   path = jsonl(tmp_path / 'a.jsonl', rows)

@@ -157,12 +157,26 @@ def test_other_numbers_with_a_unit_or_beyond_the_tolerance_are_wrong(truth):
     ('0.6054', '\\cos ^{10}(\\frac{\\pi}{10})', '1e-4', True),
     ('7.1 \\cdot 10^{35}', '7 \\times 10^{35}', 1e34, True),
     ('7.1 \\cdot 10^{35}', '7 \\times 10^{35}', 1e33, False),
+    ('0.001, 7.1 \\cdot 10^{35}', '7 \\times 10^{35}, 0.002', [1e34, 1e-3], True),
+    ('0.002, 5.234', '0.003, 5.233', 1e-3, True),
+    # Its rule by hand: each value of the truth has its own tolerance, and one partner.
+    ('0.001, 7.1 \\cdot 10^{35}', '7 \\times 10^{35}, 0.002', '1e33, 1e-3', False),
+    ('0.001, 7.1 \\cdot 10^{35}', '7 \\times 10^{35}, 0.002', '1e34, 1e-4', False),
+    ('5.234, 5.233', '0.003, 5.233', 1e-3, False),
+    ('0.002', '0.003, 5.233', 1e-3, False),
+    ('0.002, 5.234, 5.234', '0.003, 5.233', 1e-3, False),
+    ('5.232, 5.232', '5.233, 5.232', 0, False),
     ('7', '8', 1, True),
     ('7', '9', 1, False),
   ],
 )
 def test_a_tolerance_is_the_largest_difference(answer, truth, tolerance, right):
   assert equal(answer, truth, tolerance=tolerance) == right
+
+
+def test_a_tolerance_for_each_value_is_one_number_for_each():
+  with pytest.raises(ValueError, match=r'each of 2 values, got \(1.0, 2.0, 3.0\)'):
+    equal('1, 2', '1, 2', tolerance='1, 2, 3')
 
 
 def test_the_last_of_neighbouring_boxes_counts():

@@ -1,5 +1,6 @@
 """Your own problems, rewards and system line in GRPO on a checkpoint of the hub."""
 
+import dataclasses
 import hashlib
 import json
 from types import SimpleNamespace
@@ -47,6 +48,22 @@ def config_of(folder, tmp_path, rows=(*ROWS, LONG), **settings):
     model=HubConfig(str(folder), template='chat_boxed', **settings),
     rl=RLConfig(max_prompt_length=128, max_length=((0, 64),)),
   )
+
+
+def test_a_conversation_is_a_prompt_with_all_its_messages(folder, tmp_path):
+  def row(n):
+    said = ('user', 'Hi.'), ('assistant', 'Yes?'), ('user', f'{n}?')
+    messages = [{'role': role, 'content': content} for role, content in said]
+    return {'question': messages, 'answer': n}
+
+  config = config_of(folder, tmp_path, list(map(row, range(40))))
+  origin = from_hub.origin(config)
+  problem = next(p for p in origin.problems.train[0] if p.truth['answer'] == '7')
+  expected = f'user: Hi.\nassistant: Yes?\nuser: 7?\n\n{templates.BOXED}\n'
+  assert origin.policy.prompt(problem.question) == expected
+  plain = HubConfig(str(folder), template='plain')
+  with pytest.raises(ValueError, match=r'expected one of chat, .* several messages'):
+    from_hub.origin(dataclasses.replace(config, model=plain))
 
 
 def test_a_data_file_is_the_problems_of_a_run(folder, tmp_path):

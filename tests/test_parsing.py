@@ -186,6 +186,30 @@ def test_a_boxed_output_needs_a_box_after_its_thoughts(text, parts, fault):
 @pytest.mark.parametrize(
   ('text', 'parts', 'fault'),
   [
+    ('Add.\nAnswer: 4', ('', 'Add.\nAnswer: 4', '4'), ''),
+    ('<think>Answer: 3</think>\nAnswer: 4\n', ('Answer: 3', 'Answer: 4', '4'), ''),
+    ('Answer: 3\n**ANSWER:** $4$.', ('', 'Answer: 3\n**ANSWER:** $4$.', '$4$.'), ''),
+    ('**Final answer : 4**', ('', '**Final answer : 4**', '4'), ''),
+    ('Answer: 4\nAnswer:', ('', 'Answer: 4\nAnswer:', '4'), ''),  # cut off
+    ('<think>Answer: 4', None, 'thoughts'),
+    ('Answer 4', None, 'answer'),
+    ('Answer:\n4', None, 'answer'),
+    ('<answer>4</answer>', None, 'answer'),
+  ],
+)
+def test_a_line_says_the_answer_after_the_thoughts(text, parts, fault):
+  assert parsing.parse(text, 'line') == parts
+  assert parsing.fault(text, 'line') == fault
+
+
+@pytest.mark.parametrize('text', ['answer ', 'answer', 'answer *', 'answer:\n', ' *\n'])
+def test_many_lines_take_linear_time(text):
+  assert parsing.last_line(text * (1_000_000 // len(text))) is None
+
+
+@pytest.mark.parametrize(
+  ('text', 'parts', 'fault'),
+  [
     (' So it is. \n', ('', 'So it is.', 'So it is.'), ''),
     ('<think>2+2</think>\n\n4', ('2+2', '4', '4'), ''),
     ('2+2</think> 4', ('2+2', '4', '4'), ''),

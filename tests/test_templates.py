@@ -29,6 +29,14 @@ def test_render_leaves_braces_of_a_question_alone():
   assert templates.render('plain', question) == f'User: {question}\nAssistant:'
 
 
+def test_a_plain_template_takes_no_conversation():
+  question = [{'role': 'user', 'content': 'a'}, {'role': 'user', 'content': 'b'}]
+  with pytest.raises(
+    ValueError, match=r"chat, chat_tags, .* several messages, got 'plain'"
+  ):
+    templates.render('plain', question)
+
+
 def test_render_suggests_the_template_that_was_meant():
   with pytest.raises(ValueError, match="got 'r1-zero'; did you mean 'r1_zero'"):
     templates.render('r1-zero', 'q')

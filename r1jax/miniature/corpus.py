@@ -129,7 +129,7 @@ def _document(
   if task == 'countdown':
     return writers.document(config.countdown, tasks.countdown, rng)
   problem = _draw(task, getattr(tasks, task), rng)
-  return problem.question, write(config, problem, rng)
+  return problem.text, write(config, problem, rng)
 
 
 def _draw(task: str, config: object, rng: random.Random) -> Problem:

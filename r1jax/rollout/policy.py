@@ -64,11 +64,13 @@ class Policy:
     """Returns random parameters, with names of their axes."""
     return decoder.init(self.config, self.vocab_size, key)
 
-  def prompt(self, question: str) -> str:
+  def prompt(self, question: templates.Question) -> str:
     """Returns the prompt of a question."""
     return self.tokenizer.prompt(self.template, question)
 
-  def example_ids(self, question: str, output: str) -> tuple[list[int], list[int]]:
+  def example_ids(
+    self, question: templates.Question, output: str
+  ) -> tuple[list[int], list[int]]:
     """Returns token ids of a question's prompt, and of an output with its end."""
     output = parsing.remainder(self.prompt(question), output)
     if not templates.is_chat(self.template):

@@ -30,6 +30,7 @@ from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, reward_pool
 from r1jax.stages.supervised import SFTConfig
 from r1jax.tasks import Problem
+from r1jax.text.templates import Question
 
 TOKEN_LEVEL = ('forward_kl', 'reverse_kl', 'on_policy')
 
@@ -75,7 +76,7 @@ class Lesson:
     _ = self.epochs  # raises here, not after the training of a base model
 
   @property
-  def pairs(self) -> list[tuple[str, str]]:
+  def pairs(self) -> list[tuple[Question, str]]:
     """Pairs of a question and the teacher's output."""
     return [(line['question'], line['output']) for line in self.kept]
 
@@ -90,7 +91,7 @@ def sft(lesson: Lesson, base: optax.Params) -> optax.Params:
   return lesson.stage.sft(base, lesson.pairs, lesson.sft)
 
 
-def without_thoughts(lesson: Lesson) -> tuple[list[tuple[str, str]], SFTConfig]:
+def without_thoughts(lesson: Lesson) -> tuple[list[tuple[Question, str]], SFTConfig]:
   """Returns outputs without thoughts, and a config with more epochs of them.
 
   They are short; the epochs are chosen to train on as many tokens as `sft`.

@@ -42,6 +42,7 @@ from r1jax.stages.rejection import RejectionConfig
 from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.supervised import PretrainConfig, SFTConfig, StepFunction
 from r1jax.tasks import Problem
+from r1jax.text.templates import Question
 
 STEP_DOCUMENTS = 10_000  # more than a step of base training reads
 
@@ -122,7 +123,7 @@ class Stage:
     return self.train('base', params, batch, config.steps, config, 'base.optim')
 
   def epochs(
-    self, pairs: Sequence[tuple[str, str]], config: SFTConfig
+    self, pairs: Sequence[tuple[Question, str]], config: SFTConfig
   ) -> examples.Epochs:
     """Returns batches of rows made of pairs of a question and an output."""
     ids = [Example(*self.policy.example_ids(*pair)) for pair in pairs]
@@ -131,7 +132,7 @@ class Stage:
   def sft(
     self,
     params: optax.Params,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[Question, str]],
     config: SFTConfig,
     phase: str = 'sft',
   ) -> optax.Params:

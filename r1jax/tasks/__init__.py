@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from r1jax.plain import JsonObject
 from r1jax.text import parsing
+from r1jax.text.templates import Question, messages_of
 
 REASONING = ('countdown', 'equations', 'arithmetic')
 GENERAL = ('instructions',)
@@ -43,10 +44,15 @@ class Problem:
 
   id: str
   task: str  # the module in r1jax.tasks that checks answers
-  question: str
+  question: Question
   truth: JsonObject
   language: str = 'en'  # of a good output; see `r1jax.text.language`
   form: parsing.Form = 'tags'  # of a good output; see `r1jax.text.parsing`
+
+  @property
+  def text(self) -> str:
+    """The text of the question; of a conversation that of all messages."""
+    return '\n'.join(one['content'] for one in messages_of(self.question))
 
 
 def verify(problem: Problem, answer: str) -> bool:

@@ -8,8 +8,18 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from r1jax.tasks import OWN, Problem, mathematics, rows, sources, splits, verifiers
+from r1jax.tasks import (
+  OWN,
+  Problem,
+  conversations,
+  mathematics,
+  rows,
+  sources,
+  splits,
+  verifiers,
+)
 from r1jax.tasks.sources import Source
+from r1jax.text import templates
 
 VERSION = '1.0.0'  # of how rows become problems and are split
 SHOWN = 3  # rows that an error describes; the rest are counted
@@ -24,8 +34,8 @@ class DataConfig:
   # a data set: hf://datasets/owner/name, tfds:name, both also with /config
   path: str = ''
   split: str = 'train'  # of a data set
-  # Field of a row; `a.b.0` goes into objects and lists, and a text such as
-  # '{story} {choices.text}' has fields in it
+  # Field of a row, with a text or the messages of a chat; `a.b.0` goes into objects and
+  # lists, and a text such as '{story} {choices.text}' has fields in it
   question: str = 'question'
   answer: str = 'answer'  # the same
   # 'math', 'number', 'exact', 'choice', 'countdown' or package.module:function
@@ -135,7 +145,7 @@ def load(config: DataConfig, data_dir: str | None = None) -> Files:
 
 def group(problem: Problem) -> str:
   """Returns the question without case and white space: what is held out together."""
-  return ''.join(problem.question.lower().split())
+  return ''.join(problem.text.lower().split())
 
 
 def verify(problem: Problem, answer: str) -> bool:
@@ -179,7 +189,7 @@ def _problems(
   wrong: list[str] = []
   for name, place, row in source.rows:
     try:
-      question = _field(row, 'data.question', config.question)
+      question = _question(row, 'data.question', config.question)
       answer = _field(row, 'data.answer', config.answer)
     except ValueError as error:
       wrong.append(f'{place} {error}')
@@ -206,6 +216,17 @@ def _problems(
     f'{_first(wrong)}.'
   )
   return [one for one in found if one.id not in rejected], [remark] if wrong else []
+
+
+def _question(row: Any, flag: str, name: str) -> templates.Question:
+  """Returns a field of a row as a question, which may be a list of messages."""
+  try:
+    found = rows.field(row, name)
+  except KeyError:  # a template, or no such field
+    found = None
+  if isinstance(found, list):
+    return conversations.question(found, name)
+  return _field(row, flag, name)
 
 
 def _field(row: Any, flag: str, name: str) -> str:

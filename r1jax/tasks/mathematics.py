@@ -5,11 +5,12 @@ percent, thousands, times of day, numbers with a base. It leaves the rest to
 math-verify, which parses LaTeX with sympy.
 """
 
+import itertools
 import logging
 import math
 import re
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -57,9 +58,13 @@ _INTEGER = re.compile(r'[+-]?\d+')
 
 
 def equal(
-  answer: str, truth: str, *, unit: str = '', tolerance: float | str = 0.0
+  answer: str,
+  truth: str,
+  *,
+  unit: str = '',
+  tolerance: float | str | Sequence[float] = 0.0,
 ) -> bool:
-  """Returns whether an answer equals the truth; never raises.
+  """Returns whether an answer equals the truth, whatever a model wrote.
 
   Of a text with boxes, the last complete box counts. Equal are numbers in any notation,
   with or without unit, currency or degrees; expressions, equations, sets, tuples,
@@ -69,11 +74,20 @@ def equal(
   Args:
     answer, truth: to compare.
     unit: of the truth, which an answer may have, such as km/h; with % 4.2 % is 4.2.
-    tolerance: the most that numbers may differ by.
+    tolerance: the most that numbers may differ by; of values in a list one for all, or
+      one for each value of the truth, also as a text: '1e34, 1e-3'.
+
+  Raises:
+    ValueError: the tolerance is no number, or as many as the truth has values.
   """
   gold, given = plain(truth, unit), plain(answer, unit)
   if not gold or not given or max(len(gold), len(given)) > LONGEST:
     return False
+  limits, values = _limits(tolerance), _values(gold)
+  if len(limits) not in (1, len(values)):
+    raise ValueError(
+      f'tolerance: expected one, or one for each of {len(values)} values, got {limits}'
+    )
   key, given_key = _key(gold), _key(given)
   if key == given_key:
     return True
@@ -82,11 +96,48 @@ def equal(
   if based := _IN_BASE.fullmatch(gold):
     also = _IN_BASE.fullmatch(given)
     return given == based[1] or bool(also and also.groups() == based.groups())
-  if isinstance(key, int) and isinstance(given_key, int) and not float(tolerance):
+  if isinstance(key, int) and isinstance(given_key, int) and not any(limits):
     return False
   if _NAME.fullmatch(gold) or {_is_set(gold), _is_set(given)} == {True, False}:
     return False
-  return _equal_by_sympy(gold, given, float(tolerance))
+  if any(limits) and len(values) > 1:
+    return _equal_lists(values, _values(given), limits)
+  return _equal_by_sympy(gold, given, limits[0])
+
+
+def _limits(tolerance: float | str | Sequence[float]) -> tuple[float, ...]:
+  """Returns the tolerances, one for all values or one for each."""
+  if isinstance(tolerance, int | float):
+    return (float(tolerance),)
+  values = tolerance.split(',') if isinstance(tolerance, str) else tolerance
+  return tuple(map(float, values))
+
+
+def _values(text: str) -> list[str]:
+  """Returns the parts of a text between the commas outside of brackets."""
+  parts, depth = [''], 0
+  for letter in text:
+    depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and not depth:
+      parts.append('')
+    else:
+      parts[-1] += letter
+  return [part.strip() for part in parts]
+
+
+def _equal_lists(
+  gold: Sequence[str], given: Sequence[str], limits: Sequence[float]
+) -> bool:
+  """Returns whether values are equal in some order, each within its tolerance."""
+  if len(gold) != len(given):
+    return False
+  left = list(given)
+  for one, limit in zip(gold, itertools.cycle(limits), strict=False):
+    same = (n for n, other in enumerate(left) if _equal_by_sympy(one, other, limit))
+    if (found := next(same, None)) is None:
+      return False
+    del left[found]
+  return True
 
 
 def answer_key(answer: str) -> Hashable | None:

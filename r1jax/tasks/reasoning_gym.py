@@ -181,7 +181,7 @@ def problems(config: ReasoningGymConfig) -> tuple[Problem, ...]:
       ) from error
     one = _problem(config, index, entry)
     if verify(one, one.truth['answer']):
-      found.setdefault(one.question, one)
+      found.setdefault(one.text, one)
   if not found:
     raise ValueError(
       f'task: {LIBRARY}:{config.dataset} cannot be used with {config.settings}: its '
@@ -205,7 +205,7 @@ def _problem(config: ReasoningGymConfig, index: int, entry: JsonDict) -> Problem
 
 def group(problem: Problem) -> str:
   """Returns the question: what is held out together."""
-  return problem.question
+  return problem.text
 
 
 def generate(config: ReasoningGymConfig, split: str) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """Parses outputs: thoughts, summary, answer, reflective words."""
 
 import re
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 TAGS = ('<think>', '</think>', '<answer>', '</answer>')
@@ -16,7 +17,9 @@ class Parsed(NamedTuple):
   answer: str
 
 
-Form = Literal['tags', 'boxed', 'text']  # of an output; the template asks for it
+Form = Literal[
+  'tags', 'boxed', 'line', 'text'
+]  # of an output; the template asks for it
 
 
 def parse(text: str, form: Form = 'tags') -> Parsed | None:
@@ -28,6 +31,10 @@ def parse(text: str, form: Form = 'tags') -> Parsed | None:
 
   'boxed' is a text with a complete `\\boxed{…}`, after the thoughts if there are any.
   The answer is the content of the last one, and that text is the summary.
+
+  'line' is a text with a line `Answer: …`, after the thoughts if there are any. The
+  answer is what the last such line says, without stars around it, and that text is the
+  summary.
 
   'text' is any text, after the thoughts if there are any. All of it is the answer and
   the summary, without the tags of an answer around it.
@@ -42,7 +49,7 @@ def parse(text: str, form: Form = 'tags') -> Parsed | None:
     rest = rest.strip()
     if form == 'text':
       rest = rest.removeprefix('<answer>').removesuffix('</answer>').strip()
-    answer = rest if form == 'text' else last_box(rest)
+    answer = _ANSWERS[form](rest)
     return None if answer is None else Parsed(think.strip(), rest, answer)
   if any(text.count(tag) != 1 for tag in TAGS):
     return None
@@ -100,6 +107,25 @@ def last_box(text: str) -> str | None:
         content = text[start : found.start()].strip()
   return content
 
+
+_LINE = re.compile(r'\banswer[ \t*]*:([^\n]*)', re.IGNORECASE)
+
+
+def last_line(text: str) -> str | None:
+  """Returns what follows `Answer:` on the last line with it, or None without one.
+
+  The line is that of DAPO's prompts (arXiv 2503.14476), and like its reward this takes
+  any case and any words before. Takes linear time.
+  """
+  found = [said for line in _LINE.findall(text) if (said := line.strip(' \t\r*'))]
+  return found[-1] if found else None
+
+
+_ANSWERS: dict[Form, Callable[[str], str | None]] = {
+  'boxed': last_box,
+  'line': last_line,
+  'text': lambda text: text,
+}
 
 _OPENED = re.compile(r'<think>\s*(</think>\s*)?')
 

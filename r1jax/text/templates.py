@@ -22,17 +22,33 @@ TEMPLATES: dict[str, str] = {
 }
 
 
-def render(template_name: str, question: str) -> str:
+Message = Mapping[str, str]  # 'role' and 'content'
+Question = str | Sequence[Message]  # a text, or a conversation that ends with the user
+
+
+def messages_of(question: Question) -> Sequence[Message]:
+  """Returns the messages of a question; a text is one of the user."""
+  if isinstance(question, str):
+    return [{'role': 'user', 'content': question}]
+  return question
+
+
+def render(template_name: str, question: Question) -> str:
   """Returns the prompt: the template with `question` inserted.
 
   Raises:
-    ValueError: the name is not in TEMPLATES.
+    ValueError: the name is not in TEMPLATES, or the question is a conversation.
   """
   if template_name not in TEMPLATES:
     close = difflib.get_close_matches(template_name, TEMPLATES, n=1)
     hint = f'; did you mean {close[0]!r}?' if close else ''
     raise ValueError(
       f'template: expected one of {sorted(TEMPLATES)}, got {template_name!r}{hint}'
+    )
+  if not isinstance(question, str):
+    raise ValueError(
+      f'template: expected one of {", ".join(CHATS)} for a question of several '
+      f'messages, got {template_name!r}, which takes one text'
     )
   # Not str.format: a question may contain braces.
   return TEMPLATES[template_name].replace('{question}', question)
@@ -46,14 +62,20 @@ def is_chat(template: str) -> bool:
   return template not in ('r1_zero', 'plain')
 
 
-Message = Mapping[str, str]  # 'role' and 'content'
 Chat = Callable[[Sequence[Message]], str]  # messages -> a prompt
 CHAT = 'chat'  # the tokenizer's own template
 CHAT_TAGS = 'chat_tags'  # the same, after an example of the format with tags
 CHAT_BOXED = 'chat_boxed'  # the same, after BOXED at the end of the question
 # The tokenizer's own, and then `parsing.OPEN_BOX`: the model writes the answer at once.
 CHAT_ANSWER = 'chat_answer'
-CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED, CHAT_ANSWER)
+# The tokenizer's own, for questions that ask for a last line 'Answer: …', as DAPO's do.
+CHAT_LINE = 'chat_line'
+CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED, CHAT_ANSWER, CHAT_LINE)
+_FORMS: dict[str, parsing.Form] = {
+  CHAT_BOXED: 'boxed',
+  CHAT_ANSWER: 'boxed',
+  CHAT_LINE: 'line',
+}
 BOXED = 'Reason step by step, and write the final answer within \\boxed{}.'
 EXAMPLE: tuple[Message, ...] = (
   {
@@ -88,7 +110,7 @@ def beginning_with(system: str, chat: Chat) -> Chat:
 
 def form(template: str) -> parsing.Form:
   """Returns the form of outputs that a template asks for."""
-  return 'boxed' if template in (CHAT_BOXED, CHAT_ANSWER) else 'tags'
+  return _FORMS.get(template, 'tags')
 
 
 def with_request(template: str, messages: Sequence[Message]) -> list[Message]:

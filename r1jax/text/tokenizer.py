@@ -23,7 +23,9 @@ from r1jax.text.templates import (
   TEMPLATES,
   Chat,
   Message,
+  Question,
   is_chat,
+  messages_of,
   render,
   with_request,
 )
@@ -109,15 +111,16 @@ class Tokenizer:
     """The token that ends the texts that a model is trained on."""
     return self.stop_ids[0]
 
-  def prompt(self, template: str, question: str) -> str:
+  def prompt(self, template: str, question: Question) -> str:
     """Returns the prompt for a question, by one of TEMPLATES or CHATS.
 
     Raises:
-      ValueError: the template is unknown, or this tokenizer has no chat template.
+      ValueError: the template is unknown or no chat for a conversation, or this
+        tokenizer has no chat template.
     """
     if template not in CHATS:
       return render(template, question)
-    return self.chat_prompt(template, [{'role': 'user', 'content': question}])
+    return self.chat_prompt(template, messages_of(question))
 
   def chat_prompt(self, template: str, messages: Sequence[Message]) -> str:
     """Returns the prompt for a conversation, by one of CHATS.
@@ -133,7 +136,7 @@ class Tokenizer:
     prompt = self.chat(with_request(template, messages))
     return f'{prompt}{OPEN_BOX}' if template == CHAT_ANSWER else prompt
 
-  def prompt_ids(self, template: str, question: str) -> list[int]:
+  def prompt_ids(self, template: str, question: Question) -> list[int]:
     """Returns the ids of `prompt`, for plain templates after `begin_ids`.
 
     Tokens that end a text, such as EOS, are left out, since the model continues it.
