@@ -13,7 +13,7 @@ from r1jax.grpo import GRPOConfig
 class Algorithm:
   """An objective by the name of its paper.
 
-  Other parts of the paper, such as DAPO's dynamic sampling, are not in the objective.
+  What papers set beside it, such as DAPO's dynamic sampling, is in `stages.methods`.
   """
 
   config: GRPOConfig
@@ -54,8 +54,6 @@ ALGORITHMS = {
     'DAPO, 2503.14476',
     'a wider clip above, the mean over all tokens',
     f'{TRL}; {FORMULA}',
-    'two of the four parts of DAPO (2503.14476), the higher clip above and the mean '
-    "over tokens; the other two are rl.equal_groups 'replace' and rl.overlong_tokens",
   ),
   'gspo': Algorithm(
     _free(ratio='geometric', clip_low=3e-4, clip_high=4e-4),
@@ -68,9 +66,7 @@ ALGORITHMS = {
     'CISPO (MiniMax-M1), 2506.13585',
     'the weight is clipped and not the gain, so that no token loses its gradient',
     f'{TRL}; {FORMULA}',
-    "the objective of CISPO (2506.13585), which the paper trains with DAPO's "
-    "rl.equal_groups 'replace' and rl.overlong_tokens; the upper bound is DAPO's 0.28, "
-    'since the paper gives none',
+    "CISPO (2506.13585) with DAPO's upper bound of 0.28, since the paper gives none",
   ),
   'scale_rl': Algorithm(
     _free(
@@ -83,10 +79,9 @@ ALGORITHMS = {
     'ScaleRL, 2510.13786',
     "CISPO, advantages over their std in the batch, the mean of prompts' tokens",
     FORMULA,
-    'the objective of ScaleRL (2510.13786), with weights of at most 5; it also '
-    "has rl.equal_groups 'drop', and without counterpart here the float32 head, the "
-    'dropping of problems that are solved nine times in ten, asynchronous rollouts and '
-    'a limit on thoughts',
+    'that of ScaleRL (2510.13786), with weights of at most 5, without its float32 '
+    'head, the dropping of problems that are solved nine times in ten, asynchronous '
+    'rollouts and a limit on thoughts',
   ),
   'rloo': Algorithm(
     _free(advantage='leave_one_out', ratio='sequence', surrogate='none'),
@@ -151,8 +146,6 @@ ALGORITHMS = {
     '80/20 rule, 2506.01939',
     'DAPO on the fifth of tokens of the highest entropy',
     TRL,
-    "the objective of the 80/20 rule (2506.01939), which the paper trains with DAPO's "
-    "rl.equal_groups 'replace' and rl.overlong_tokens",
   ),
   'clip_cov': Algorithm(
     _free(mean='tokens', tokens='clip_cov', token_share=2e-4),
@@ -247,9 +240,3 @@ def preset_of(config: GRPOConfig) -> str | None:
     if config == dataclasses.replace(preset, constant_length=config.constant_length):
       return name
   return None
-
-
-def note_of(config: GRPOConfig) -> str:
-  """Returns how a preset differs from its paper; empty if it doesn't, or is none."""
-  name = preset_of(config)
-  return ALGORITHMS[name].note if name else ''

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from r1jax import grpo
 from r1jax.algorithms import ALGORITHMS
 from r1jax.grpo import GRPOConfig
+from r1jax.stages.methods import BESIDE
+from r1jax.stages.rl_config import RLConfig
 
+LENGTH = 20_480  # tokens of an output of DAPO
 FILE = pathlib.Path(__file__).parents[1] / 'docs/algorithms.md'
 INTRODUCTION = """\
 # Algorithms
@@ -18,10 +21,13 @@ A published algorithm is a row of choices: `--rl.grpo dapo`, or in an experiment
 one at a time, as in `--rl.grpo sapo --rl.grpo.mean tokens`. A test compares this page
 with the tables; `python -m scripts.algorithm_page` writes it.
 
+`--rl dapo` sets the method of the paper: the objective and what the column *beside it*
+says, there for outputs of 20,480 tokens. Other flags change it, in any order; the
+penalty is over the last fifth of the length that the experiment has by default.
+
 ## By paper
 
-A note says which parts of a method its row leaves out; a run says it, too. The whole of
-DAPO is `--rl.grpo dapo --rl.equal-groups replace --rl.overlong-tokens 4096`.
+A note says how a row differs from its paper; a run says it, too.
 """
 # ruff: noqa: E501 - rows of a table
 ROLLOUTS = """
@@ -67,6 +73,12 @@ def settings(config: GRPOConfig) -> str:
   )
 
 
+def beside(name: str) -> str:
+  """Returns what `--rl NAME` sets beside the objective, for outputs of DAPO's length."""
+  found = BESIDE[name](RLConfig(max_length=((0, LENGTH),))) if name in BESIDE else {}
+  return ', '.join(f'`{field} {value}`' for field, value in found.items()) or '—'
+
+
 def first_sentence(function: object) -> str:
   """Returns the first paragraph of a docstring in one line."""
   paragraph = (function.__doc__ or '').split('\n\n')[0]
@@ -87,12 +99,16 @@ def markdown() -> str:
       row.paper,
       row.difference,
       settings(row.config),
+      beside(name),
       row.note or '—',
       row.checked,
     )
     for name, row in ALGORITHMS.items()
   ]
-  head = ('name', 'paper', 'differs from GRPO', 'settings', 'note', 'checked against')
+  head = (
+    *('name', 'paper', 'differs from GRPO', 'settings', 'beside it', 'note'),
+    'checked against',
+  )
   parts = [INTRODUCTION, table(head, papers), ROLLOUTS.rstrip()]
   for field, functions in grpo.TABLES.items():
     rows = [(f'`{name}`', first_sentence(f)) for name, f in functions.items()]

@@ -194,7 +194,7 @@ def test_help_shows_fields_with_meaning_and_default_and_the_presets(capsys):
   assert end.value.code == 0
   text = ' '.join(capsys.readouterr().out.split())
   assert 'A small run.' in text
-  assert '--loss PRESET sets the whole group: plain, wide, gspo' in text
+  assert '--loss PRESET sets fields of the group: plain, wide, gspo' in text
   assert 'rows of an update (default: 8)' in text
   assert 'epsilon above 1 (default: 0.28)' in text  # the preset's, not the class's
 

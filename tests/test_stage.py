@@ -17,7 +17,15 @@ from r1jax.model.lora import LoraConfig
 from r1jax.rollout.policy import Policy
 from r1jax.sharding.mesh import MeshConfig, make_mesh
 from r1jax.sharding.rules import MeshError
-from r1jax.stages import artifact, distillation, problem_sets, rl, stage, supervised
+from r1jax.stages import (
+  artifact,
+  distillation,
+  methods,
+  problem_sets,
+  rl,
+  stage,
+  supervised,
+)
 from r1jax.stages.experiment import Experiment, Origin, child_of
 from r1jax.stages.fit import fit_stage_mesh
 from r1jax.stages.problem_sets import Problems
@@ -127,7 +135,7 @@ def test_on_policy_rows_hold_the_outputs_and_no_padding(monkeypatch):
 
 
 @pytest.mark.parametrize('name', algorithms.PRESETS)
-def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name):
+def test_a_run_says_what_its_preset_leaves_out_of_a_paper(monkeypatch, name):
   said: list[str] = []
   monkeypatch.setattr(Stage, 'sampler', None)
   monkeypatch.setattr(rl, 'train', lambda *_, **how: None)
@@ -136,8 +144,7 @@ def test_a_run_says_what_its_preset_leaves_out_of_an_algorithm(monkeypatch, name
   config = dataclasses.replace(r1_zero.R1Zero().rl, grpo=algorithms.PRESETS[name])
   nothing: Any = None
   stage_of(policy, 0, run).rl(nothing, nothing, nothing, config, EvalConfig())
-  note = algorithms.ALGORITHMS[name].note
-  assert said == ([f'The algorithm is {note}.'] if note else [])
+  assert said == methods.notes(config)
 
 
 def test_no_document_is_read_twice_and_a_step_reads_its_own(monkeypatch):

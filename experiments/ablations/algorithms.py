@@ -17,6 +17,7 @@ from r1jax.choice import checked
 from r1jax.report.ablation import PASS_AT_1, VariantFigure, over_rl_steps
 from r1jax.runtime import cli
 from r1jax.runtime.errors import user_errors
+from r1jax.stages import methods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
   """Returns the variant with this objective; Dr. GRPO's constant is `max_length`."""
 
   def change(base: Any) -> Any:
-    preset = algorithms.PRESETS[name]
-    if preset.mean == 'constant':
-      preset = dataclasses.replace(preset, constant_length=base.rl.longest)
-    return ablation.with_rl(base, grpo=preset)
+    return ablation.with_rl(base, grpo=methods.method(base.rl, name).grpo)
 
   return change
 

@@ -63,7 +63,7 @@ def parse(
     words, chosen = _split_presets(_with_paths(words, default), presets)
     _check_names(words, [*_field_flags(default), *map(_flag, presets)])
     start = copy.copy(default)
-    for group, preset in chosen.items():
+    for group, preset in sorted(chosen.items(), key=lambda one: one[0].count('.')):
       _set_unchecked(start, group, preset)
     config = _parse_fields(start, words, _description(default, presets))
     _check_paths(config)
@@ -184,7 +184,7 @@ def _suggestion(meant: Sequence[str]) -> str:
 def _description(default: plain.Config, presets: Presets) -> str:
   """Returns the head of --help: the experiment's docstring and its presets."""
   lines = [
-    f'{_flag(group)} PRESET sets the whole group: {", ".join(known)}'
+    f'{_flag(group)} PRESET sets fields of the group: {", ".join(known)}'
     for group, known in presets.items()
   ]
   return '\n\n'.join([inspect.getdoc(default) or '', *lines])

@@ -12,9 +12,8 @@ from typing import Generic, Protocol, TypeVar
 import jax
 import optax
 
-from r1jax import algorithms, report, tasks
+from r1jax import algorithms, plain, report, tasks
 from r1jax.evaluation.suite import SuiteConfig
-from r1jax.grpo import GRPOConfig
 from r1jax.rollout.policy import Policy
 from r1jax.runtime import cli, compilation, hosts
 from r1jax.runtime.errors import user_errors
@@ -23,6 +22,7 @@ from r1jax.sharding.mesh import MeshConfig
 from r1jax.stages import artifact, problem_sets
 from r1jax.stages.artifact import Artifact
 from r1jax.stages.fit import fit_stage_mesh, parts, stage_devices
+from r1jax.stages.methods import Methods
 from r1jax.stages.problem_sets import Problems
 from r1jax.stages.rl_config import MACHINE, RLConfig
 from r1jax.stages.stage import Stage
@@ -120,13 +120,15 @@ def child_of(*names: str) -> Callable[[ChildConfig], Origin]:
   return origin
 
 
-def algorithm_presets(
-  config: StageConfig, prefix: str = ''
-) -> dict[str, Mapping[str, GRPOConfig]]:
-  """Returns `algorithms.PRESETS` by the path of each algorithm in a config."""
-  found: dict[str, Mapping[str, GRPOConfig]] = {}
+Presets = dict[str, Mapping[str, plain.Config]]  # see `cli.Presets`
+
+
+def algorithm_presets(config: StageConfig, prefix: str = '') -> Presets:
+  """Returns the methods and algorithms by the path of each RL stage in a config."""
+  found: Presets = {}
   for name, part in parts(config):
     if isinstance(part, RLConfig):
+      found[f'{prefix}{name}'] = Methods(part)
       found[f'{prefix}{name}.grpo'] = algorithms.PRESETS
     elif isinstance(part, StageConfig):
       found |= algorithm_presets(part, f'{prefix}{name}.')
@@ -154,7 +156,8 @@ class Experiment(Generic[C]):
   def main(self, default: C, presets: cli.Presets | None = None) -> None:
     """Runs the stage with `default`, changed by the command line.
 
-    Besides `presets`, algorithms can be named for every `RLConfig`: `--rl.grpo dapo`.
+    Besides `presets`, every `RLConfig` has those of papers: `--rl dapo` for a method,
+    `--rl.grpo dapo` for its objective alone.
     """
     known = {**algorithm_presets(default), **(presets or {})}
     with user_errors():

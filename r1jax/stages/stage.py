@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import optax
 
-from r1jax import algorithms, sft
 from r1jax import optim as optimizers
+from r1jax import sft
 from r1jax.evaluation import suite
 from r1jax.evaluation.evaluate import EvalConfig
 from r1jax.evaluation.suite import SuiteConfig
@@ -25,6 +25,7 @@ from r1jax.sft import Batch
 from r1jax.sharding.mesh import MeshConfig, local_mesh
 from r1jax.stages import (
   examples,
+  methods,
   preference,
   problem_sets,
   rejection,
@@ -264,8 +265,8 @@ class Stage:
       config: of the stage.
       evals: how to evaluate on the validation split during training.
     """
-    if note := algorithms.note_of(config.grpo):
-      self.run.progress.say(f'The algorithm is {note}.')
+    for note in methods.notes(config):
+      self.run.progress.say(note)
     learner, params = rl_state.learner_of(
       self.policy, self.mesh, config, params, self.seed
     )
