@@ -1,13 +1,15 @@
-"""Three sweeps on the model of r1_zero: output length, group size, uneven lengths.
+"""Four sweeps on the model of r1_zero: lengths, group sizes, and two of what is uneven.
 
-  python -m scripts.sweeps [length group uneven]
+  python -m scripts.sweeps [length group uneven equal]
 
 prints a table for each. `length`: the same number of tokens in longer outputs, so that
 the share of attention grows. `group`: the same number of outputs from fewer prompts
 that are as long as an output, so that the prompts' share of the work falls as 1 / G.
 `uneven`: outputs with log-normal lengths, whose 99th percentile is ten times their
 median, in batches and in slots (`--mesh.sampler-slots`), against outputs that all have
-the mean length, also of the model `small`. The others are medians of five iterations.
+the mean length, also of the model `small`. `equal`: steps of which `EQUAL` of the
+groups have equal rewards, kept, or replaced by others (`--rl.equal-groups replace`).
+The others are medians of five iterations.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +27,12 @@ import numpy as np
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
+from r1jax import grpo
+from r1jax.rollout import replacing
 from r1jax.rollout.policy import Policy
-from r1jax.rollout.sampler import Sampler
+from r1jax.rollout.rewarding import Rewards
+from r1jax.rollout.sampler import Rollout, Sampler
+from r1jax.runtime.compilation import Compilations
 from r1jax.sampling.decoder_api import DecoderFns
 from r1jax.sampling.sampler import SamplingConfig
 from r1jax.sharding.mesh import MeshConfig
@@ -40,6 +46,7 @@ PROMPT = 24
 MEDIAN, TAIL = 64, 2.326  # tokens; 99th percentile of the standard normal
 SLOTS, WAITING = 32, 4  # outputs decoded at a time, groups that wait per slot
 STOP = 0  # the token that ends an output of uneven length
+EQUAL, STEPS = 0.3, 12  # share of groups with equal rewards, and steps with them
 
 
 def iterations(shape: Shape) -> tuple[dict[str, float], float]:
@@ -198,7 +205,90 @@ def _sample(
   return 1e6 * (time.monotonic() - began) / lengths.sum(), lengths
 
 
-SWEEPS = {'length': length, 'group': group, 'uneven': uneven}
+def equal() -> None:
+  """Prints seconds of a step per group and per useful one, kept and replaced."""
+  shape = SHAPES['r1_zero']
+  stage, saved = of_shape(shape)
+  problems = [Problem(str(n), '', '.' * n, {}) for n in range(4 * shape.prompts)]
+  state, reference = saved['policy'], saved['reference']
+
+  def sample(n: int, some: Sequence[Problem], first: int) -> Rollout:
+    return stage.sampler.sample(
+      stage.learner.for_sampling(state.params),
+      jax.random.key(n),
+      some,
+      group_size=shape.group_size,
+      max_length=shape.length,
+      draw=SamplingConfig(),
+      first=first,
+    )
+
+  def step(n: int, share: float | None) -> tuple[float, int, int, float]:
+    """Returns seconds, groups that are asked and useful, and the share of these."""
+    nonlocal state
+    began = time.monotonic()
+    reward = functools.partial(_rewards, np.random.default_rng(n))
+    if share is None:
+      rollout = sample(n, problems[: shape.prompts], 0)
+      rewards = asked = reward(problems[: shape.prompts], rollout)[0]
+    else:
+      found = replacing.collect(
+        problems,
+        shape.prompts,
+        stage.learner.shards,
+        share,
+        functools.partial(sample, n),
+        reward,
+      )
+      rollout, rewards, asked = found.rollout, found.rewards, found.asked
+    scores = stage.learner.score(state.params, reference, rollout, 1.0)
+    advantage = stage.learner.advantage(grpo.outcomes(jnp.asarray(rewards.total)))
+    key = jax.random.key(n)
+    state = stage.learner.update(state, rollout, advantage, scores, key, 1.0).state
+    jax.block_until_ready(state)
+    useful = replacing.is_useful(asked)
+    taken = int(replacing.is_useful(rewards).sum())
+    return time.monotonic() - began, len(useful), taken, float(useful.mean())
+
+  each = {}
+  for name, start in (('kept', None), ('replaced', 1.0)):
+    share = step(0, start)[3]  # compiles
+    rows = []
+    with Compilations() as compilations:
+      for n in range(1, STEPS + 1):
+        rows.append(step(n, start if start is None else share))
+        share = rows[-1][3]
+      compiled, _ = compilations.since()
+    seconds, asked, taken, _ = map(sum, zip(*rows, strict=True))
+    each[name] = seconds / asked, seconds / taken
+    print(
+      f'{name}: {asked} groups asked, {taken} of {STEPS * shape.prompts} learned from '
+      f'useful, {seconds / asked:.3f} s per group, {seconds / taken:.3f} s per useful '
+      f'one; {compiled} programs compiled after the first step',
+      flush=True,
+    )
+  group, useful = each['kept']
+  replaced = each['replaced'][1]
+  print(
+    f'a useful group of replaced ones takes {replaced / group:.2f} times a group, and '
+    f'{replaced / useful:.2f} times a useful group of kept ones'
+  )
+
+
+def _rewards(
+  rng: np.random.Generator, problems: Sequence[Problem], rollout: Rollout
+) -> tuple[Rewards, float]:
+  """Returns rewards of which the groups are equal with the chance `EQUAL`."""
+  total = np.mean(rollout.tokens % 2 == 0, axis=-1).astype(np.float32)
+  same = rng.random(len(problems)) < EQUAL
+  total = np.where(same[:, None], 0, total)
+  nothing = np.zeros(total.shape, np.bool_)
+  rows = np.arange(len(problems))
+  values, fault = total[..., None], np.full(total.shape, '')
+  return Rewards(rows, values, total, nothing, fault, nothing, 0, 0, [], {}), 0.0
+
+
+SWEEPS = {'length': length, 'group': group, 'uneven': uneven, 'equal': equal}
 
 
 def main() -> None:
