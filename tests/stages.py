@@ -43,7 +43,7 @@ PROBLEMS = [
   for n in range(40)
 ]
 OUTPUTS = [f'<think>{n}</think> {2 * n}' + ' so' * (n % 5) for n in range(40)]
-EXAMPLES = [(p.question, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]
+EXAMPLES = [(p.text, output) for p, output in zip(PROBLEMS, OUTPUTS, strict=True)]
 TOKENIZER = Tokenizer.train(map(' '.join, EXAMPLES), 288)
 STUDENT = ModelConfig(d_model=32, layers=2, heads=4, kv_heads=2, head_dim=8, d_ff=48)
 POLICY = Policy(STUDENT, TOKENIZER, 'plain', 288)

@@ -111,7 +111,7 @@ def test_separate_equations_are_found():
   assert list(stated('12+3x+4=19 3x+4=19+1')) == []
   for split in splits.SPLITS:
     for made in itertools.islice(generate(EquationsConfig(), split), 300):
-      assert list(stated(made.question)) == [equations.group(made)]
+      assert list(stated(made.text)) == [equations.group(made)]
 
 
 def test_equations_that_reduce_to_the_same_are_a_group():

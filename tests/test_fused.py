@@ -34,7 +34,7 @@ from r1jax.tasks import Problem, countdown
 from r1jax.text.tokenizer import Tokenizer
 
 PROBLEMS = list(countdown.generate(countdown.CountdownConfig(), 'train'))[:40]
-TOKENIZER = Tokenizer.train([p.question for p in PROBLEMS], 300)
+TOKENIZER = Tokenizer.train([p.text for p in PROBLEMS], 300)
 TINY = ModelConfig(d_model=32, layers=1, heads=2, kv_heads=1, head_dim=16, d_ff=64)
 POLICY = Policy(TINY, TOKENIZER, 'plain')
 CONFIG = RLConfig(

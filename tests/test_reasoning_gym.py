@@ -58,7 +58,7 @@ def test_problems_of_the_splits_are_those_of_the_library_once_each():
     for sign in '+-'
   }
   for p in (*found['train'], *found['validation'], *found['test']):
-    a, sign, b = p.question.split()[-4:-1]
+    a, sign, b = p.text.split()[-4:-1]
     right = int(a) + int(b) if sign == '+' else int(a) - int(b)
     assert tasks.verify(p, f' {right}\n')
     assert not tasks.verify(p, str(right + 1))
