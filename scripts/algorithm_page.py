@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from r1jax import grpo
 from r1jax.algorithms import ALGORITHMS
 from r1jax.grpo import GRPOConfig
-from r1jax.stages.methods import BESIDE
+from r1jax.stages import methods
 from r1jax.stages.rl_config import RLConfig
 
 LENGTH = 20_480  # tokens of an output of DAPO
@@ -75,7 +75,7 @@ def settings(config: GRPOConfig) -> str:
 
 def beside(name: str) -> str:
   """Returns what `--rl NAME` sets beside the objective, for outputs of DAPO's length."""
-  found = BESIDE[name](RLConfig(max_length=((0, LENGTH),))) if name in BESIDE else {}
+  found = methods.beside(RLConfig(max_length=((0, LENGTH),)), name)
   return ', '.join(f'`{field} {value}`' for field, value in found.items()) or '—'
 
 

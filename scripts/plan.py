@@ -43,6 +43,7 @@ from r1jax.planner.programs import PlannedRun
 from r1jax.runtime import cli
 from r1jax.runtime.errors import user_errors
 from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages.methods import Methods
 from r1jax.stages.rl_config import RLConfig
 
 
@@ -71,6 +72,11 @@ _ELSEWHERE = {
   '--model.dtype': 'give it as --dtype',
   '--model.remat': 'give it as --remat',
 }
+
+
+def named(config: Plan) -> cli.Presets:
+  """Returns the methods and objectives that a plan may name."""
+  return {'rl': Methods(config.rl), 'rl.grpo': algorithms.PRESETS}
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -189,10 +195,10 @@ if __name__ == '__main__':
     experiment = sys.argv[1] if len(sys.argv) > 1 else ''
     if experiment in ('-h', '--help'):
       print(__doc__.strip(), end='\n\n')
-      cli.parse(Plan(), ['--help'], presets={'rl.grpo': algorithms.PRESETS})
+      cli.parse(Plan(), ['--help'], named(Plan()))
     if not experiment or experiment.startswith('-'):
       raise programs.PlanError('expected an experiment first, such as experiments.grpo')
     check_words(sys.argv[2:])
     start, model_of_its_own = defaults(experiment)
-    chosen = cli.parse(start, sys.argv[2:], presets={'rl.grpo': algorithms.PRESETS})
+    chosen = cli.parse(start, sys.argv[2:], named(start))
     main(chosen, model_of_its_own)

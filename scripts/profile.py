@@ -139,12 +139,12 @@ def main() -> None:
     flags = f'--xla_dump_to={folder}/programs --xla_dump_hlo_as_text'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
     experiment, default = _experiment(name)
-    from r1jax import algorithms
     from r1jax.runtime import cli
     from r1jax.runtime.errors import user_errors
+    from r1jax.stages.experiment import algorithm_presets
 
     with user_errors():
-      config = cli.parse(default, presets={'rl.grpo': algorithms.PRESETS})
+      config = cli.parse(default, presets=algorithm_presets(default))
       config = dataclasses.replace(
         config, rl=dataclasses.replace(config.rl, profile_step=config.rl.steps)
       )

@@ -250,28 +250,30 @@ def equal() -> None:
     taken = int(replacing.is_useful(rewards).sum())
     return time.monotonic() - began, len(useful), taken, float(useful.mean())
 
-  each = {}
-  for name, start in (('kept', None), ('replaced', 1.0)):
-    share = step(0, start)[3]  # compiles
-    rows = []
-    with Compilations() as compilations:
-      for n in range(1, STEPS + 1):
-        rows.append(step(n, start if start is None else share))
-        share = rows[-1][3]
-      compiled, _ = compilations.since()
-    seconds, asked, taken, _ = map(sum, zip(*rows, strict=True))
-    each[name] = seconds / asked, seconds / taken
+  share = step(0, 1.0)[3]
+  step(0, None)  # both have compiled
+  rows: dict[str, list[tuple[float, int, int, float]]] = {'kept': [], 'replaced': []}
+  with Compilations() as compilations:
+    for n in range(1, STEPS + 1):  # by turns, as the machine's speed varies
+      rows['kept'].append(step(n, None))
+      rows['replaced'].append(step(n, share))
+      share = rows['replaced'][-1][3]
+    compiled, _ = compilations.since()
+  median = {name: statistics.median(row[0] for row in x) for name, x in rows.items()}
+  each = {}  # seconds of a useful group
+  for name, found in rows.items():
+    _, asked, taken, _ = map(sum, zip(*found, strict=True))
+    each[name] = median[name] * STEPS / taken
     print(
       f'{name}: {asked} groups asked, {taken} of {STEPS * shape.prompts} learned from '
-      f'useful, {seconds / asked:.3f} s per group, {seconds / taken:.3f} s per useful '
-      f'one; {compiled} programs compiled after the first step',
-      flush=True,
+      f'useful; a step takes {median[name]:.2f} s, the median of {STEPS}, so a useful '
+      f'group {each[name]:.3f} s'
     )
-  group, useful = each['kept']
-  replaced = each['replaced'][1]
+  ordinary = median['kept'] / shape.prompts
   print(
-    f'a useful group of replaced ones takes {replaced / group:.2f} times a group, and '
-    f'{replaced / useful:.2f} times a useful group of kept ones'
+    f'a useful group of replaced ones takes {each["replaced"] / ordinary:.2f} times a '
+    f'group, and {each["replaced"] / each["kept"]:.2f} times a useful group of kept '
+    f'ones; {compiled} programs compiled after the first steps'
   )
 
 

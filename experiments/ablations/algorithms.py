@@ -49,7 +49,7 @@ def algorithm(name: str) -> Callable[[Any], Any]:
   """Returns the variant with this objective; Dr. GRPO's constant is `max_length`."""
 
   def change(base: Any) -> Any:
-    return ablation.with_rl(base, grpo=methods.method(base.rl, name).grpo)
+    return ablation.with_rl(base, grpo=methods.objective(base.rl, name))
 
   return change
 

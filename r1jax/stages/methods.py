@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from r1jax import algorithms
+from r1jax.grpo import GRPOConfig
 from r1jax.stages.rl_config import RLConfig
 
 
@@ -26,17 +27,26 @@ BESIDE: dict[str, Callable[[RLConfig], dict[str, Any]]] = {
 }
 
 
+def objective(rl: RLConfig, name: str) -> GRPOConfig:
+  """Returns the objective of a paper; Dr. GRPO's constant is the longest output's."""
+  found = algorithms.PRESETS[name]
+  if found.mean != 'constant':
+    return found
+  return dataclasses.replace(found, constant_length=rl.longest)
+
+
+def beside(rl: RLConfig, name: str) -> dict[str, Any]:
+  """Returns the fields of `rl` that a paper sets beside the objective."""
+  return BESIDE[name](rl) if name in BESIDE else {}
+
+
 def method(rl: RLConfig, name: str) -> RLConfig:
   """Returns the config with the method of a paper.
 
   Raises:
     ValueError: it contradicts other settings, such as a group of one output.
   """
-  objective = algorithms.PRESETS[name]
-  if objective.mean == 'constant':  # of Dr. GRPO
-    objective = dataclasses.replace(objective, constant_length=rl.longest)
-  beside = BESIDE[name](rl) if name in BESIDE else {}
-  return dataclasses.replace(rl, grpo=objective, **beside)
+  return dataclasses.replace(rl, grpo=objective(rl, name), **beside(rl, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +70,12 @@ def notes(rl: RLConfig) -> list[str]:
   name = algorithms.preset_of(rl.grpo)
   if name is None:
     return []
-  row = algorithms.ALGORITHMS[name]
-  beside = BESIDE[name](rl) if name in BESIDE else {}
-  others = [f'rl.{field} {x}' for field, x in beside.items() if getattr(rl, field) != x]
+  note = algorithms.ALGORITHMS[name].note
+  if rl.grpo.mean == 'constant' and rl.grpo == objective(rl, name):
+    note = ''  # it asks for that constant
+  fields = beside(rl, name).items()
+  others = [f'rl.{field} {x}' for field, x in fields if getattr(rl, field) != x]
   return [
-    *([f'The algorithm is {row.note}.'] if row.note else []),
+    *([f'The algorithm is {note}.'] if note else []),
     *([f'The paper of {name} also has {" and ".join(others)}.'] if others else []),
   ]
