@@ -128,7 +128,10 @@ def _values(text: str) -> list[str]:
 def _equal_lists(
   gold: Sequence[str], given: Sequence[str], limits: Sequence[float]
 ) -> bool:
-  """Returns whether values are equal in some order, each within its tolerance."""
+  """Returns whether values are equal in any order, each within its tolerance.
+
+  A value of the truth takes the first that fits, as in OlympiadBench's own judge.
+  """
   if len(gold) != len(given):
     return False
   left = list(given)
