@@ -1,0 +1,381 @@
+"""The code that runs inside the sandbox; it imports the standard library alone.
+
+An interpreter is started before there is a program. It waits for a job on its standard
+input, limits itself, and does the job once: `run` runs a program. `serve` runs one and
+then calls its functions for another interpreter, which does `test`: it runs the tests
+with stand-ins for what the program defines. Between the two there are messages of plain
+data, see `encode`. What is no plain data stays where it is, and has a number.
+"""
+
+import builtins
+import decimal
+import fractions
+import importlib
+import io
+import json
+import linecache
+import os
+import resource
+import site
+import sys
+import tempfile
+import traceback
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+LENGTH = 8  # bytes before a message, its length
+PROGRAM = '<program>'  # file name in tracebacks
+NUMBER = 'number'  # of an object that stays in the program's interpreter
+OPEN_FILES = 64
+LARGE = 2**64
+TYPES = {n: value for n, value in vars(builtins).items() if isinstance(value, type)}
+CONTAINERS: dict[str, Callable[[Any], Any]] = {
+  'int': lambda parts: int(parts[0], 16),
+  'tuple': tuple,
+  'set': set,
+  'frozenset': frozenset,
+  'range': lambda parts: range(*parts),
+  'dict': dict,
+  'bytes': bytes,
+  'complex': lambda parts: complex(*parts),
+  'decimal': lambda parts: decimal.Decimal(*parts),
+  'fraction': lambda parts: fractions.Fraction(*parts),
+  'type': lambda parts: TYPES[parts[0]],
+}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+  'call': lambda function, args, kwargs: function(*args, **dict(kwargs)),
+  'get': getattr,
+  'set': setattr,
+  'iter': iter,
+  'next': lambda iterator: [item for _, item in zip([None], iterator, strict=False)],
+  'len': len,
+  'item': lambda container, key: container[key],
+  'has': lambda container, item: item in container,
+  'str': str,
+  'repr': repr,
+  'bool': bool,
+}
+
+
+class ProgramError(Exception):
+  """An exception of the program that is no built-in one, or its end."""
+
+
+class Channel:
+  """Messages between two interpreters, each a length and JSON."""
+
+  def __init__(self, reading: int, writing: int) -> None:
+    self._reading = os.fdopen(reading, 'rb', closefd=False)
+    self._writing = writing
+
+  def send(self, message: Any) -> None:
+    content = json.dumps(message).encode()
+    rest = memoryview(len(content).to_bytes(LENGTH, 'big') + content)
+    while rest:
+      rest = rest[os.write(self._writing, rest) :]
+
+  def receive(self) -> Any:
+    """Returns the next message; raises EOFError where there is none."""
+    size = self._reading.read(LENGTH)
+    if len(size) < LENGTH:
+      raise EOFError
+    content = self._reading.read(int.from_bytes(size, 'big'))
+    return json.loads(content)
+
+
+def encode(value: Any, number_of: Callable[[Any], int]) -> Any:
+  """Returns a value as JSON: plain data by value, anything else as a number.
+
+  Of a subclass of a plain type, such as a named tuple or a counter, the plain value is
+  taken.
+  """
+  if value is None or isinstance(value, bool | str):
+    return value if value is None or isinstance(value, bool) else str.__str__(value)
+  if isinstance(value, int):
+    plain = int.__int__(value)
+    # A decimal number takes quadratic time to read and write.
+    return plain if -LARGE < plain < LARGE else {'int': [hex(plain)]}
+  if isinstance(value, float):
+    return float.__float__(value)
+
+  def each(items: Any) -> list[Any]:
+    return [encode(item, number_of) for item in items]
+
+  if isinstance(value, list):
+    return each(list.__iter__(value))
+  for name, parts in _parts(value):
+    return {name: each(parts)}
+  if type(value).__module__ == 'numpy' and hasattr(value, 'tolist'):
+    return encode(value.tolist(), number_of)
+  return {NUMBER: number_of(value)}
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+  """Yields the name of a container in `CONTAINERS`, and what it is made of."""
+  match value:
+    case tuple():
+      yield 'tuple', tuple.__iter__(value)
+    case set():
+      yield 'set', set.__iter__(value)
+    case frozenset():
+      yield 'frozenset', frozenset.__iter__(value)
+    case range():
+      yield 'range', (value.start, value.stop, value.step)
+    case dict():
+      yield 'dict', dict.items(value)
+    case bytes() | bytearray():
+      yield 'bytes', bytes(value)
+    case complex():
+      yield 'complex', (value.real, value.imag)
+    case decimal.Decimal():
+      yield 'decimal', (str(value),)
+    case type() if TYPES.get(value.__name__) is value:
+      yield 'type', (value.__name__,)
+    case fractions.Fraction():
+      yield 'fraction', (value.numerator, value.denominator)
+
+
+def decode(value: Any, object_of: Callable[[int], Any]) -> Any:
+  """Returns the value of `encode`."""
+  if isinstance(value, list):
+    return [decode(item, object_of) for item in value]
+  if not isinstance(value, dict):
+    return value
+  ((name, parts),) = value.items()
+  if name == NUMBER:
+    return object_of(parts)
+  return CONTAINERS[name](decode(parts, object_of))
+
+
+def run(job: dict[str, Any]) -> None:
+  """Runs a program as the main module."""
+  with tempfile.TemporaryFile() as file:
+    file.write(job['stdin'].encode('utf-8', 'surrogateescape'))
+    file.seek(0)
+    os.dup2(file.fileno(), 0)
+  sys.stdin = os.fdopen(0, encoding='utf-8', errors='surrogateescape', closefd=False)
+  limit(job)
+  _execute(job['code'], '__main__')
+
+
+def serve(job: dict[str, Any]) -> None:
+  """Runs a program, and then what another interpreter asks of its objects."""
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  objects: list[Any] = []
+  numbers: dict[int, int] = {}
+
+  def number_of(value: Any) -> int:
+    if id(value) not in numbers:  # never freed, as `objects` holds it
+      numbers[id(value)] = len(objects)
+      objects.append(value)
+    return numbers[id(value)]
+
+  channel = Channel(job['socket'], job['socket'])
+  limit(job)
+  try:
+    module = _execute(job['code'], 'program')
+  except BaseException as error:
+    channel.send({'error': _described(error)})
+    raise
+  public = {n: v for n, v in vars(module).items() if not n.startswith('__')}
+  modules = [n for n, value in public.items() if isinstance(value, types.ModuleType)]
+  names = {n: encode(v, number_of) for n, v in public.items() if n not in modules}
+  channel.send({'names': names, 'modules': modules})
+  while True:
+    try:
+      operation, number, *rest = channel.receive()
+    except EOFError:
+      return
+    try:
+      args = [decode(arg, objects.__getitem__) for arg in rest]
+      value = OPERATIONS[operation](objects[number], *args)
+      answer = {'value': encode(value, number_of)}
+    except Exception as error:
+      answer = {'raised': [type(error).__name__, str(error)[:1000]]}
+    channel.send(answer)
+
+
+def test(job: dict[str, Any]) -> None:
+  """Runs tests of a program that another interpreter serves; prints a line for each.
+
+  The first line is what the program ended with, or null. Then, for each test, null if
+  it passed, or else the reason.
+  """
+  report = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  channel = Channel(job['socket'], job['socket'])
+
+  def say(reason: str | None) -> None:
+    print(json.dumps(reason), file=report, flush=True)
+
+  limit(job)
+  module = types.ModuleType('__main__')
+  sys.modules['__main__'] = module
+  space = vars(module)
+  exec(compile(job['setup'], '<setup>', 'exec'), space)
+  try:
+    _take_names(channel.receive(), job['names'], space, _remote(channel))
+  except EOFError:
+    say('it ended')
+    return
+  except Exception as error:  # also of a message that the program made up
+    say(_described(error))
+    return
+  say(None)
+  for source in job['tests']:
+    try:
+      exec(compile(source, '<test>', 'exec'), space)
+    except BaseException as error:
+      say(_described(error))
+    else:
+      say(None)
+
+
+def _take_names(
+  found: dict[str, Any],
+  wanted: Sequence[str] | None,
+  space: dict[str, Any],
+  object_of: Callable[[int], Any],
+) -> None:
+  """Gives the tests' module the names of the program.
+
+  Raises:
+    ProgramError: the program raised something.
+  """
+  if 'error' in found:
+    raise ProgramError(found['error'])
+  for name, value in found['names'].items():
+    # A test that calls `all` must not get the program's own.
+    if name in wanted if wanted is not None else not hasattr(builtins, name):
+      space[name] = decode(value, object_of)
+  for name in found['modules']:
+    if name in sys.stdlib_module_names:
+      space.setdefault(name, importlib.import_module(name))
+
+
+def _remote(channel: Channel) -> Callable[[int], Any]:
+  """Returns what makes stand-ins for the program's objects."""
+  known: dict[int, Any] = {}
+
+  def number_of(value: Any) -> int:
+    if type(value) is Remote:
+      return object.__getattribute__(value, '_number')
+    raise TypeError(f'a {type(value).__name__} can not be given to the program')
+
+  def ask(operation: str, number: int, *args: Any) -> Any:
+    channel.send([operation, number, *(encode(arg, number_of) for arg in args)])
+    try:
+      answer = channel.receive()
+    except EOFError:
+      raise ProgramError('the program ended') from None
+    if 'raised' in answer:
+      name, message = answer['raised']
+      known_error = getattr(builtins, name, None)
+      if isinstance(known_error, type) and issubclass(known_error, Exception):
+        raise known_error(message)
+      raise ProgramError(f'{name}: {message}')
+    return decode(answer['value'], object_of)
+
+  class Remote:
+    """Stands for an object of the program; equal to itself alone."""
+
+    __slots__ = ('_number',)
+
+    def __init__(self, number: int) -> None:
+      object.__setattr__(self, '_number', number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+      return ask('call', number_of(self), args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+      return ask('get', number_of(self), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+      ask('set', number_of(self), name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+      iterator = ask('iter', number_of(self))
+      if type(iterator) is not Remote:
+        raise TypeError('the program gave no iterator')
+      while item := ask('next', number_of(iterator)):
+        yield item[0]
+
+    def __len__(self) -> int:
+      return ask('len', number_of(self))
+
+    def __getitem__(self, key: Any) -> Any:
+      return ask('item', number_of(self), key)
+
+    def __contains__(self, item: Any) -> bool:
+      return ask('has', number_of(self), item)
+
+    def __bool__(self) -> bool:
+      return ask('bool', number_of(self))
+
+    def __str__(self) -> str:
+      return ask('str', number_of(self))
+
+    def __repr__(self) -> str:
+      return ask('repr', number_of(self))
+
+  def object_of(number: int) -> Any:
+    return known.setdefault(number, Remote(number))
+
+  return object_of
+
+
+def _execute(code: str, name: str) -> types.ModuleType:
+  """Returns a module of this name after its code has run."""
+  lines = code.splitlines(keepends=True)
+  linecache.cache[PROGRAM] = (len(code), None, lines, PROGRAM)
+  module = types.ModuleType(name)
+  sys.modules[name] = module
+  exec(compile(code, PROGRAM, 'exec'), vars(module))
+  return module
+
+
+def _described(error: BaseException) -> str:
+  return ' '.join(traceback.format_exception_only(error)[-1].split())[:500]
+
+
+def limit(job: dict[str, Any]) -> None:
+  """Bounds what this process may use from now on; nothing can raise it again."""
+  used = resource.getrusage(resource.RUSAGE_SELF)
+  cpu = int(used.ru_utime + used.ru_stime) + 1 + job['cpu']
+  for kind, soft, hard in (
+    (resource.RLIMIT_CPU, cpu, cpu + 1),
+    (resource.RLIMIT_AS, job['memory'], job['memory']),
+    (resource.RLIMIT_FSIZE, job['files'], job['files']),
+    (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+    (resource.RLIMIT_CORE, 0, 0),
+  ):
+    resource.setrlimit(kind, (soft, hard))
+
+
+def main() -> None:
+  """Waits for a job, and does it."""
+  site.setquit()  # exit() and quit(), without the packages of the machine
+  try:
+    job = Channel(0, 1).receive()
+  except EOFError:
+    return  # not needed
+  try:
+    sys.path.extend(job['path'])
+    {'run': run, 'serve': serve, 'test': test}[job['kind']](job)
+  except SystemExit:
+    raise
+  except BaseException as error:
+    here = error.__traceback__
+    while here and here.tb_frame.f_code.co_filename == __file__:
+      here = here.tb_next
+    stderr = io.StringIO()
+    traceback.print_exception(type(error), error, here, file=stderr)
+    sys.stdout.flush()
+    sys.stderr.write(stderr.getvalue())
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,192 @@
+"""A pool of started interpreters, each for one program."""
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Generic, Protocol, Self, TypeVar
+
+from r1jax.sandbox import Limits, Result, SandboxError, Status, Verdict
+from r1jax.sandbox.process import Process
+
+LIMITS = Limits()
+
+
+class Closable(Protocol):
+  """What is ended when it is not needed any more."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
+T = TypeVar('T', bound=Closable)
+
+
+class Stock(Generic[T]):
+  """Interpreters, or pairs of them, that are started and wait for a job.
+
+  Args:
+    start: returns a started one.
+    size: how many wait.
+    starter: a thread of its own; an interpreter ends with the thread that started it.
+  """
+
+  def __init__(self, start: Callable[[], T], size: int, starter: Executor) -> None:
+    self._start, self._starter = start, starter
+    self._ready: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
+    for _ in range(size):
+      self._add()
+
+  def _add(self) -> None:
+    self._ready.put(self._starter.submit(self._start))
+
+  @contextlib.contextmanager
+  def taken(self) -> Iterator[T]:
+    """Yields one and ends it afterwards; another one is started meanwhile."""
+    future = self._ready.get()
+    self._add()
+    with contextlib.closing(future.result()) as taken:
+      yield taken
+
+  def close(self) -> None:
+    """Ends all that wait."""
+    while not self._ready.empty():
+      with contextlib.suppress(SandboxError):  # of one that did not start
+        self._ready.get().result().close()
+
+
+class Pair:
+  """Two interpreters with a socket between them: of a program, and of its tests."""
+
+  def __init__(self, limits: Limits, packages: Sequence[str]) -> None:
+    here, there = socket.socketpair()
+    with here, there:  # each interpreter holds its own end alone
+      self.program = Process(limits, packages, here.fileno())
+      self.tests = Process(limits, packages, there.fileno())
+
+  def close(self) -> None:
+    """Ends both."""
+    self.program.close()
+    self.tests.close()
+
+
+class Sandbox:
+  """Runs programs; a context manager that ends all of them. Threads may share it.
+
+  Args:
+    limits: of each program, and of its tests.
+    packages: Python packages of this machine that programs and tests may import.
+    workers: programs that run at a time, and interpreters that wait; None is the number
+      of cores.
+
+  Raises:
+    SandboxError: no sandbox can be made on this machine.
+  """
+
+  def __init__(
+    self,
+    limits: Limits = LIMITS,
+    packages: Sequence[str] = (),
+    workers: int | None = None,
+  ) -> None:
+    self._settings = limits, tuple(packages)
+    self._workers = workers or os.cpu_count() or 1
+    self._room = threading.Semaphore(self._workers)
+    self._starter = ThreadPoolExecutor(1)
+    try:
+      result = self.run('print(1)')
+      if result.stdout != '1\n':
+        raise SandboxError(
+          f'no sandbox can be made on this machine: {result.stderr.strip()[-500:]}'
+        )
+    except SandboxError:
+      self.close()
+      raise
+
+  @functools.cached_property
+  def _single(self) -> Stock[Process]:
+    start = functools.partial(Process, *self._settings)
+    return Stock(start, self._workers, self._starter)
+
+  @functools.cached_property
+  def _pairs(self) -> Stock[Pair]:
+    start = functools.partial(Pair, *self._settings)
+    return Stock(start, self._workers, self._starter)
+
+  def run(self, code: str, stdin: str = '') -> Result:
+    """Returns what a program did."""
+    with self._room, self._single.taken() as process:
+      process.give({'kind': 'run', 'code': code, 'stdin': stdin})
+      status = process.wait()
+      return Result(status, process.exit_code, *process.output())
+
+  def judge(
+    self,
+    code: str,
+    tests: Sequence[str],
+    setup: str = '',
+    names: Sequence[str] | None = None,
+  ) -> Verdict:
+    """Returns which tests a program passes.
+
+    Args:
+      code: the program.
+      tests: Python, each passed if it raises nothing; they run in order and share their
+        names. What the program defines is there under its name. Plain data is given and
+        returned by value: what a test changes, or what a program changes in an
+        argument, the other does not see.
+      setup: Python that runs before them, without the program.
+      names: that the tests take from the program; None is all but those of built-ins,
+        such as `all`.
+    """
+    with self._room, self._pairs.taken() as pair:
+      pair.program.give({'kind': 'serve', 'code': code})
+      pair.tests.give({'kind': 'test', 'setup': setup, 'tests': tests, 'names': names})
+      ended = pair.tests.wait(pair.program)
+      statuses = ended, pair.program.finish()
+      return _verdict(statuses, *pair.tests.output(), len(tests))
+
+  def close(self) -> None:
+    """Ends all interpreters that wait."""
+    for name in ('_single', '_pairs'):
+      if name in vars(self):  # it was used
+        getattr(self, name).close()
+    self._starter.shutdown()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+
+def _verdict(
+  statuses: tuple[Status, Status], out: str, errors: str, count: int
+) -> Verdict:
+  """Returns the verdict of tests.
+
+  Args:
+    statuses: of the tests, and of the program.
+    out: what `inside.test` printed; a line that was cut off does not count.
+    errors: what the tests wrote to stderr.
+    count: of the tests.
+
+  Raises:
+    SandboxError: the tests could not begin, by no fault of the program.
+  """
+  lines = out[: out.rfind('\n') + 1].splitlines()
+  start, *reasons = [json.loads(line) for line in lines] or [None]
+  limits: tuple[Status, ...] = ('starved', 'clock', 'cpu')
+  status: Status = next((x for x in limits if x in statuses), 'ok')
+  if start:
+    return Verdict('error', (False,) * count, start)
+  if status == 'ok' and not reasons and count:
+    raise SandboxError(f'the tests could not begin: {errors.strip()[-500:]}')
+  reasons += [f'the tests ended early: {status}'] * (count - len(reasons))
+  reason = next(filter(None, reasons), '')
+  return Verdict(status, tuple(reason is None for reason in reasons), reason)
