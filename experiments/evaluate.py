@@ -42,9 +42,15 @@ from r1jax.stages.any_model import Model
 from r1jax.stages.rl_config import MACHINE
 from r1jax.tasks import Problem, verifiers
 from r1jax.tasks.benchmarks import BENCHMARKS, check_names, load
-from r1jax.text import templates
+from r1jax.text import parsing, templates
 
 TABLE = 'table.md'
+TIMEOUT = 5.0  # seconds in which an output is verified
+# Templates in place of one for boxes, by the form that a benchmark needs
+UNBOXED: dict[parsing.Form | None, str] = {
+  'text': templates.CHAT,
+  'code': templates.CHAT_CODE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Evaluate:
 
   # Folder of a checkpoint, GGUF file, or work directory of a finished stage
   model: str = dataclasses.field(default='', metadata=MACHINE)
-  # gsm8k, math500, aime24, aime25, amc23, olympiadbench, ifeval
+  # gsm8k, math500, aime24, aime25, amc23, olympiadbench, ifeval, humaneval, mbpp
   benchmarks: tuple[str, ...] = dataclasses.field(
     default=tuple(BENCHMARKS), metadata=MACHINE
   )
@@ -64,8 +70,8 @@ class Evaluate:
   limit: int = 0  # problems of each benchmark, of a fixed shuffle; 0 takes all
   max_length: int = 32768  # the most tokens of an output
   draw: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.95)  # as in the paper
-  # Of the prompts; None is that of a stage, and chat_boxed for a checkpoint. For ifeval
-  # chat_boxed is chat
+  # Of the prompts; None is that of a stage, and chat_boxed for a checkpoint. In place
+  # of chat_boxed, ifeval takes chat, and humaneval and mbpp take chat_code
   template: str | None = None
   # Variables of the chat template in JSON; None is those that a stage was trained with
   chat_template_kwargs: str | None = None
@@ -214,11 +220,11 @@ def evaluate(config: Evaluate) -> list[str]:
 
 
 def _policy(policy: Policy, name: str) -> Policy:
-  """Returns the policy for a benchmark; a text that is judged as a whole has no box."""
-  boxed = templates.form(policy.template) == 'boxed'
-  if BENCHMARKS[name].form != 'text' or not boxed:
+  """Returns the policy for a benchmark; texts and programs have no box."""
+  other = UNBOXED.get(BENCHMARKS[name].form)
+  if other is None or templates.form(policy.template) != 'boxed':
     return policy
-  return dataclasses.replace(policy, template=templates.CHAT)
+  return dataclasses.replace(policy, template=other)
 
 
 def _sample_missing(
@@ -233,10 +239,12 @@ def _sample_missing(
     return
   params = model.params(samplers[missing[0]].mesh)
   for name in missing:
+    verify = BENCHMARKS[name].verify
     with RewardPool(
       _rewards(name),
       config.workers,
-      imports=verifiers.imports(BENCHMARKS[name].verify),
+      max(TIMEOUT, verifiers.timeout(verify)),
+      verifiers.imports(verify),
     ) as pool:
       outputs[name].sample(
         params,

@@ -90,10 +90,11 @@ class GRPO(StageConfig):
 def run(stage: Stage, config: GRPO) -> Trained:
   """Reads the checkpoint and trains it."""
   problem_at = stage.problem_stream([1.0])
-  imports = tasks.imports(config.task)
-  if config.data.path:
-    imports = verifiers.imports(config.data.verify)
-  with reward_pool(config.rl, config.all_rewards(), imports=imports) as rewarder:
+  imports, timeout = tasks.imports(config.task), 0.0
+  if verify := config.data.path and config.data.verify:
+    imports, timeout = verifiers.imports(verify), verifiers.timeout(verify)
+  rewards = config.all_rewards()
+  with reward_pool(config.rl, rewards, imports=imports, timeout=timeout) as rewarder:
     params = stage.rl(stage.params, rewarder, problem_at, config.rl, config.evals)
   return Trained({'final': params})
 

@@ -324,7 +324,12 @@ def reward_pool(
   rewards: Sequence[Weighted],
   preference_weight: float = 0.0,
   imports: Sequence[str] = (),
+  timeout: float = 0.0,
 ) -> RewardPool:
-  """Returns the processes that reward outputs by rules; see `RewardPool`."""
+  """Returns the processes that reward outputs by rules; see `RewardPool`.
+
+  The time limit is that of the config, or `timeout` if that is longer.
+  """
   check_rewards(rewards, preference_weight)
-  return RewardPool(rewards, config.reward_workers, config.reward_timeout, imports)
+  seconds = max(timeout, config.reward_timeout)
+  return RewardPool(rewards, config.reward_workers, seconds, imports)

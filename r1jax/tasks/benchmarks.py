@@ -24,14 +24,17 @@ class Benchmark(NamedTuple):
 
   Fields:
     title: as papers write it.
-    question, answer: fields of a row; `a.0` goes into a list.
+    question, answer: fields of a row; `a.0` goes into a list. The question may be a
+      template with fields, see `rows.filled`.
     verify: see `verifiers.find`.
     rows: number of problems.
     digest: of the questions, answers and details; see `digest_of`.
     source: where to get the file.
     details: other fields of a row, by the argument of the verifier; rows may have none.
-    form: of a good output; None is the one that the template asks for.
+    form: of a good output; None is the one that the template asks for. Of programs the
+      template's tags are taken too.
     file: name of the file.
+    only: a field and its values in the rows of the test split; None takes all rows.
   """
 
   title: str
@@ -44,6 +47,7 @@ class Benchmark(NamedTuple):
   details: Mapping[str, str] = {}
   form: parsing.Form | None = None
   file: str = 'test.jsonl'
+  only: tuple[str, range] | None = None
 
 
 _QWEN = 'QwenLM/Qwen2.5-Math on GitHub, evaluation/data'
@@ -116,6 +120,31 @@ BENCHMARKS: dict[str, Benchmark] = {
     form='text',
     file='input_data.jsonl',
   ),
+  'humaneval': Benchmark(
+    'HumanEval',
+    'Complete this function:\n\n```python\n{prompt}\n```',
+    'test',
+    'r1jax.tasks.programs:completes',
+    164,
+    '673d46d0c8dacef55ef2e1f917927aaff353ea8e4da54513f1f3d5fc80f82f99',
+    'openai/human-eval on GitHub, data/HumanEval.jsonl.gz, unpacked',
+    details={'prompt': 'prompt', 'entry_point': 'entry_point'},
+    form='code',
+    file='HumanEval.jsonl',
+  ),
+  'mbpp': Benchmark(
+    'MBPP',
+    '{prompt} The program must pass this test:\n\n{test_list.0}',
+    'test_list',
+    'r1jax.tasks.programs:passes',
+    257,
+    'd4933b96ab2884bab249118f4afffb6b5d9b15b9597ed78e1fa1b841bb05ac96',
+    'google-research/google-research on GitHub, mbpp/sanitized-mbpp.json, a row a line',
+    details={'setup': 'test_imports', 'reference': 'code'},
+    form='code',
+    file='sanitized-mbpp.jsonl',
+    only=('task_id', range(11, 511)),
+  ),
 }
 
 
@@ -154,7 +183,9 @@ def load(
       f'get it from {benchmark.source}'
     )
   found = [
-    _read(file, number, row, benchmark) for number, row in rows.read('data_dir', file)
+    _read(file, number, row, benchmark)
+    for number, row in rows.read('data_dir', file)
+    if _is_tested(row, benchmark)
   ]
   if (count := len(found)) != benchmark.rows:
     raise ValueError(
@@ -177,13 +208,26 @@ def load(
         'verify': benchmark.verify,
         'details': row.details,
       },
-      form=benchmark.form or form,
+      form=_form(benchmark, form),
     )
     for number, row in enumerate(found, 1)
   ]
   if not limit:
     return problems
   return sorted(problems, key=lambda problem: splits.rank(problem.id))[:limit]
+
+
+def _is_tested(row: Any, benchmark: Benchmark) -> bool:
+  if benchmark.only is None or not isinstance(row, dict):  # which `_read` refuses
+    return True
+  name, values = benchmark.only
+  return row.get(name) in values
+
+
+def _form(benchmark: Benchmark, asked: parsing.Form) -> parsing.Form:
+  """Returns the form of a good output, where a template asks for that one."""
+  in_tags = benchmark.form == 'code' and asked == 'tags'
+  return asked if in_tags else benchmark.form or asked
 
 
 class Row(NamedTuple):
@@ -206,9 +250,9 @@ def digest_of(found: Sequence[Row]) -> str:
 def _read(file: Path, number: int, row: Mapping, benchmark: Benchmark) -> Row:
   """Returns question and answer of a row as texts, and its details."""
   found: list[str] = []
-  for name in (benchmark.question, benchmark.answer):
+  for name, read in ((benchmark.question, rows.filled), (benchmark.answer, _text)):
     try:
-      value = _text(rows.field(row, name))
+      value = read(row, name)
     except KeyError:
       value = None
     if not value:
@@ -222,8 +266,9 @@ def _read(file: Path, number: int, row: Mapping, benchmark: Benchmark) -> Row:
   return Row(question, answer, _without_none(details))
 
 
-def _text(value: Any) -> str | None:
-  """Returns a list in JSON, and any other value as `rows.text` does."""
+def _text(row: Any, name: str) -> str | None:
+  """Returns a list in JSON, and any other field as `rows.text` does."""
+  value = rows.field(row, name)
   return json.dumps(value) if isinstance(value, list) else rows.text(value)
 
 

@@ -5,6 +5,7 @@ are checked when they are read, before a model is.
 """
 
 import dataclasses
+import json
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ class DataConfig:
   # lists, and a text such as '{story} {choices.text}' has fields in it
   question: str = 'question'
   answer: str = 'answer'  # the same
-  # 'math', 'number', 'exact', 'choice', 'countdown' or package.module:function
+  # 'math', 'number', 'exact', 'choice', 'countdown', 'python' or
+  # package.module:function
   verify: str = 'math'
   # A file or data set for evaluations; '' holds out 15 % of the questions
   held_out: str = ''
@@ -190,11 +192,11 @@ def _problems(
   for name, place, row in source.rows:
     try:
       question = _question(row, 'data.question', config.question)
-      answer = _field(row, 'data.answer', config.answer)
+      answer = _answer(row, config)
     except ValueError as error:
       wrong.append(f'{place} {error}')
       continue
-    truth = {'answer': after_mark(answer), 'verify': config.verify}
+    truth = {'answer': answer, 'verify': config.verify}
     found.append(Problem(name, OWN, question, truth, 'latin'))
   if wrong and not config.skip_wrong:
     raise ValueError(
@@ -227,6 +229,19 @@ def _question(row: Any, flag: str, name: str) -> templates.Question:
   if isinstance(found, list):
     return conversations.question(found, name)
   return _field(row, flag, name)
+
+
+def _answer(row: Any, config: DataConfig) -> str:
+  """Returns the true answer of a row; of programs, its tests."""
+  if config.verify != 'python':
+    return after_mark(_field(row, 'data.answer', config.answer))
+  try:
+    tests = rows.field(row, config.answer)
+  except KeyError:  # a template, or no such field
+    tests = None
+  if isinstance(tests, list):
+    return json.dumps(tests)
+  return _field(row, 'data.answer', config.answer)
 
 
 def _field(row: Any, flag: str, name: str) -> str:

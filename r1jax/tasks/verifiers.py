@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import cache
 
 from r1jax import choice
-from r1jax.tasks import expressions, gsm8k, mathematics
+from r1jax.tasks import expressions, gsm8k, mathematics, programs
 
 Verifier = Callable[..., bool]  # (answer, truth) -> whether it is right
 
@@ -55,6 +55,7 @@ VERIFIERS: dict[str, Verifier] = {
   'exact': exact,
   'choice': letter_of_choice,
   'countdown': countdown,
+  'python': programs.passes,
 }
 
 
@@ -78,10 +79,13 @@ def find(name: str) -> Verifier:
 def accepts(name: str, truth: str) -> bool:
   """Returns whether an answer can be right by a truth.
 
-  This is so if the truth, as an answer, is right, or if it is a goal of Countdown.
+  This is so if the truth, as an answer, is right, if it is a goal of Countdown, or if
+  it is tests in Python.
   """
   if name == 'countdown':
     return _goal(truth) is not None
+  if name == 'python':
+    return bool(programs.tests_of(truth))
   return bool(find(name)(truth, truth))
 
 
@@ -90,6 +94,14 @@ def imports(name: str) -> tuple[str, ...]:
   if ':' in name:
     return (name.partition(':')[0],)
   return ('math_verify',) if name == 'math' else ()
+
+
+def timeout(name: str) -> float:
+  """Returns the least time limit of an output, seconds; 0 if any will do.
+
+  The sandbox of programs has its own limits, which don't count a busy machine.
+  """
+  return programs.TIMEOUT if find(name) in (programs.passes, programs.completes) else 0
 
 
 def _goal(truth: str) -> tuple[list[int], Fraction] | None:

@@ -17,9 +17,8 @@ class Parsed(NamedTuple):
   answer: str
 
 
-Form = Literal[
-  'tags', 'boxed', 'line', 'text'
-]  # of an output; the template asks for it
+# Of an output; the template asks for it
+Form = Literal['tags', 'boxed', 'line', 'code', 'text']
 
 
 def parse(text: str, form: Form = 'tags') -> Parsed | None:
@@ -35,6 +34,10 @@ def parse(text: str, form: Form = 'tags') -> Parsed | None:
   'line' is a text with a line `Answer: …`, after the thoughts if there are any. The
   answer is what the last such line says, without stars around it, and that text is the
   summary.
+
+  'code' is a text with a complete block of code between lines of backticks, after the
+  thoughts if there are any. The answer is the content of the last one, and that text is
+  the summary.
 
   'text' is any text, after the thoughts if there are any. All of it is the answer and
   the summary, without the tags of an answer around it.
@@ -121,9 +124,31 @@ def last_line(text: str) -> str | None:
   return found[-1] if found else None
 
 
+_FENCE = re.compile(r' {0,3}(`{3,})([^`]*)$')
+
+
+def last_block(text: str) -> str | None:
+  """Returns the content of the last complete block of code, or None without one.
+
+  A block is as in Markdown: from a line that begins with three backticks or more, and
+  maybe a language, to a line of as many alone. Takes linear time.
+  """
+  content, begun, fence = None, None, ''
+  start = 0
+  for line in text.splitlines(keepends=True):
+    if found := _FENCE.match(line):
+      if begun is None:
+        begun, fence = start + len(line), found[1]
+      elif len(found[1]) >= len(fence) and not found[2].strip():
+        content, begun = text[begun:start], None
+    start += len(line)
+  return content
+
+
 _ANSWERS: dict[Form, Callable[[str], str | None]] = {
   'boxed': last_box,
   'line': last_line,
+  'code': last_block,
   'text': lambda text: text,
 }
 

@@ -70,13 +70,17 @@ CHAT_BOXED = 'chat_boxed'  # the same, after BOXED at the end of the question
 CHAT_ANSWER = 'chat_answer'
 # The tokenizer's own, for questions that ask for a last line 'Answer: …', as DAPO's do.
 CHAT_LINE = 'chat_line'
-CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED, CHAT_ANSWER, CHAT_LINE)
+CHAT_CODE = 'chat_code'  # the same, after CODE at the end of the question
+CHATS = (CHAT, CHAT_TAGS, CHAT_BOXED, CHAT_ANSWER, CHAT_LINE, CHAT_CODE)
 _FORMS: dict[str, parsing.Form] = {
   CHAT_BOXED: 'boxed',
+  CHAT_CODE: 'code',
   CHAT_ANSWER: 'boxed',
   CHAT_LINE: 'line',
 }
 BOXED = 'Reason step by step, and write the final answer within \\boxed{}.'
+CODE = 'Write the whole program in Python, in one block that begins with ```python.'
+_REQUESTS = {CHAT_BOXED: BOXED, CHAT_CODE: CODE}
 EXAMPLE: tuple[Message, ...] = (
   {
     'role': 'user',
@@ -116,12 +120,12 @@ def form(template: str) -> parsing.Form:
 def with_request(template: str, messages: Sequence[Message]) -> list[Message]:
   """Returns the messages with what asks for the template's form of outputs.
 
-  For CHAT_TAGS that is EXAMPLE, after any system message; for CHAT_BOXED it is BOXED,
-  at the end of the last message.
+  For CHAT_TAGS that is EXAMPLE, after any system message; for CHAT_BOXED and CHAT_CODE
+  it is BOXED and CODE, at the end of the last message.
   """
-  if template == CHAT_BOXED:
+  if request := _REQUESTS.get(template):
     *before, last = messages
-    return [*before, {**last, 'content': f'{last["content"]}\n\n{BOXED}'}]
+    return [*before, {**last, 'content': f'{last["content"]}\n\n{request}'}]
   if template != CHAT_TAGS:
     return list(messages)
   first = 1 if messages[0]['role'] == 'system' else 0
