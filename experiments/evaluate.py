@@ -142,7 +142,7 @@ def look_up(config: Evaluate) -> Found:
   """Returns what an evaluation starts from, before anything expensive.
 
   Raises:
-    ValueError: see `evaluate`.
+    SandboxError, ValueError: see `evaluate`.
   """
   dtype = config.dtype
   if dtype == 'auto':  # an evaluation that goes on keeps its type
@@ -159,6 +159,7 @@ def look_up(config: Evaluate) -> Found:
   mesh = fit_mesh(size, config.mesh, size)
   found = Found(model, {}, {}, {})
   for name in config.benchmarks:
+    verifiers.check(BENCHMARKS[name].verify)
     policy = _policy(model.policy, name)
     form = templates.form(policy.template)
     problems = load(name, config.data_dir, form, config.limit)
@@ -183,6 +184,7 @@ def evaluate(config: Evaluate) -> list[str]:
   """Samples what is missing; writes the outputs and results; returns the table.
 
   Raises:
+    SandboxError: a benchmark needs a sandbox, and there can't be one here.
     ValueError: a benchmark's file is missing or has other problems, there is no such
       model, it knows too few positions, or its keys and values exceed the memory.
     WorkdirError: the work directory has an evaluation with other settings or of another

@@ -202,6 +202,35 @@ def test_a_line_says_the_answer_after_the_thoughts(text, parts, fault):
   assert parsing.fault(text, 'line') == fault
 
 
+@pytest.mark.parametrize(
+  ('text', 'code', 'fault'),
+  [
+    ('So:\n```python\nx = 1\n```', 'x = 1\n', ''),
+    ('```\nx = 1\n```\nbetter\n```py\nx = 2\n```\nDone.', 'x = 2\n', ''),
+    ('<think>```\nx = 1\n```</think>```\nx = 2\n```', 'x = 2\n', ''),
+    ('```\n```', '', ''),
+    ('  ```python title="a"\nx\n  ```  ', 'x\n', ''),
+    ('````md\n```python\nx\n```\n````', '```python\nx\n```\n', ''),
+    ('```\nx = "```"\n```', 'x = "```"\n', ''),  # not at the beginning of a line
+    ('```\nx = 1\n```\n```\nx = 2', 'x = 1\n', ''),  # the second is cut off
+    ('```python\nx = 1', None, 'answer'),
+    ('`x = 1`', None, 'answer'),
+    ('``` x ```', None, 'answer'),
+    ('x = 1', None, 'answer'),
+    ('<think>```\nx\n```', None, 'thoughts'),
+  ],
+)
+def test_the_last_block_of_code_is_the_program(text, code, fault):
+  found = parsing.parse(text, 'code')
+  assert (found and found.answer) == code
+  assert parsing.fault(text, 'code') == fault
+
+
+@pytest.mark.parametrize('text', ['```\n', '```x\n', '`', '```', 'a\n', ' ```\nb\n'])
+def test_many_blocks_take_linear_time(text):
+  assert parsing.last_block(text * (1_000_000 // len(text))) in ('', 'b\n', None)
+
+
 @pytest.mark.parametrize('text', ['answer ', 'answer', 'answer *', 'answer:\n', ' *\n'])
 def test_many_lines_take_linear_time(text):
   assert parsing.last_line(text * (1_000_000 // len(text))) is None

@@ -149,7 +149,11 @@ def test_tests_judge_a_program(sandbox):
     ('def double(x): return 1 / 0', 'ok', 'ZeroDivisionError: division by zero'),
     ('def triple(x): return 3 * x', 'ok', "NameError: name 'double' is not defined"),
     ('1 / 0', 'error', 'ProgramError: ZeroDivisionError: division by zero'),
-    ('def double(x:', 'error', "ProgramError: SyntaxError: '(' was never closed"),
+    (
+      'def double(x:',
+      'error',
+      "ProgramError: SyntaxError: '(' was never closed (<program>, line 1)",
+    ),
     ('', 'ok', "NameError: name 'double' is not defined"),
     ('import sys; sys.exit(0)', 'error', 'ProgramError: SystemExit: 0'),
     ('import os; os._exit(0)', 'error', 'it ended'),

@@ -64,6 +64,9 @@ def test_a_chat_may_end_with_a_request_for_a_box():
   assert user['content'] == 'user'  # unchanged
   assert parsing.last_box(templates.BOXED) == ''
   assert templates.form('chat_boxed') == 'boxed'
+  asked = templates.with_request('chat_code', [system, user])
+  assert asked == [system, {**user, 'content': f'user\n\n{templates.CODE}'}]
+  assert templates.form('chat_code') == 'code'
   assert {templates.form(name) for name in ('chat', 'chat_tags', 'plain')} == {'tags'}
 
 

@@ -12,6 +12,7 @@ from r1jax.rewards.pool import RewardError
 from r1jax.runtime.checkpoint import CheckpointError
 from r1jax.runtime.hosts import CleanStop, HostError
 from r1jax.runtime.workdir import WorkdirError
+from r1jax.sandbox import SandboxError
 
 
 class TrainingError(CleanStop):
@@ -45,6 +46,7 @@ def user_errors() -> Iterator[None]:
     CheckpointError,
     HostError,
     RewardError,
+    SandboxError,
     TrainingError,
     WorkdirError,
     OSError,

@@ -7,22 +7,21 @@ with stand-ins for what the program defines. Between the two there are messages 
 data, see `encode`. What is no plain data stays where it is, and has a number.
 """
 
+from __future__ import annotations
+
 import builtins
-import decimal
-import fractions
-import importlib
-import io
-import json
-import linecache
+import marshal
 import os
 import resource
 import site
 import sys
-import tempfile
-import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+
+# Others are imported where they are needed: an import takes as long as a short program.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+  from collections.abc import Callable, Iterator, Sequence
+  from typing import Any
 
 LENGTH = 8  # bytes before a message, its length
 PROGRAM = '<program>'  # file name in tracebacks
@@ -39,8 +38,8 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
   'dict': dict,
   'bytes': bytes,
   'complex': lambda parts: complex(*parts),
-  'decimal': lambda parts: decimal.Decimal(*parts),
-  'fraction': lambda parts: fractions.Fraction(*parts),
+  'Decimal': lambda parts: _imported('decimal').Decimal(*parts),
+  'Fraction': lambda parts: _imported('fractions').Fraction(*parts),
   'type': lambda parts: TYPES[parts[0]],
 }
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -65,23 +64,29 @@ class ProgramError(Exception):
 class Channel:
   """Messages between two interpreters, each a length and JSON."""
 
-  def __init__(self, reading: int, writing: int) -> None:
-    self._reading = os.fdopen(reading, 'rb', closefd=False)
-    self._writing = writing
+  def __init__(self, socket: int) -> None:
+    self._json = _imported('json')
+    self._socket = socket
+    self._reading = os.fdopen(socket, 'rb', closefd=False)
 
   def send(self, message: Any) -> None:
-    content = json.dumps(message).encode()
+    content = self._json.dumps(message).encode()
     rest = memoryview(len(content).to_bytes(LENGTH, 'big') + content)
     while rest:
-      rest = rest[os.write(self._writing, rest) :]
+      rest = rest[os.write(self._socket, rest) :]
 
   def receive(self) -> Any:
     """Returns the next message; raises EOFError where there is none."""
     size = self._reading.read(LENGTH)
     if len(size) < LENGTH:
       raise EOFError
-    content = self._reading.read(int.from_bytes(size, 'big'))
-    return json.loads(content)
+    return self._json.loads(self._reading.read(int.from_bytes(size, 'big')))
+
+
+def _imported(name: str) -> Any:
+  import importlib
+
+  return importlib.import_module(name)
 
 
 def encode(value: Any, number_of: Callable[[Any], int]) -> Any:
@@ -128,12 +133,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
       yield 'bytes', bytes(value)
     case complex():
       yield 'complex', (value.real, value.imag)
-    case decimal.Decimal():
-      yield 'decimal', (str(value),)
     case type() if TYPES.get(value.__name__) is value:
       yield 'type', (value.__name__,)
-    case fractions.Fraction():
-      yield 'fraction', (value.numerator, value.denominator)
+  kind = f'{type(value).__module__}.{type(value).__name__}'
+  if kind == 'decimal.Decimal':
+    yield 'Decimal', (str(value),)
+  if kind == 'fractions.Fraction':
+    yield 'Fraction', (value.numerator, value.denominator)
 
 
 def decode(value: Any, object_of: Callable[[int], Any]) -> Any:
@@ -150,10 +156,12 @@ def decode(value: Any, object_of: Callable[[int], Any]) -> Any:
 
 def run(job: dict[str, Any]) -> None:
   """Runs a program as the main module."""
-  with tempfile.TemporaryFile() as file:
-    file.write(job['stdin'].encode('utf-8', 'surrogateescape'))
-    file.seek(0)
-    os.dup2(file.fileno(), 0)
+  file = os.open('/tmp', os.O_TMPFILE | os.O_RDWR)
+  with os.fdopen(file, 'wb', closefd=False) as lines:
+    lines.write(job['stdin'].encode('utf-8', 'surrogateescape'))
+  os.lseek(file, 0, os.SEEK_SET)
+  os.dup2(file, 0)
+  os.close(file)
   sys.stdin = os.fdopen(0, encoding='utf-8', errors='surrogateescape', closefd=False)
   limit(job)
   _execute(job['code'], '__main__')
@@ -171,7 +179,7 @@ def serve(job: dict[str, Any]) -> None:
       objects.append(value)
     return numbers[id(value)]
 
-  channel = Channel(job['socket'], job['socket'])
+  channel = Channel(job['socket'])
   limit(job)
   try:
     module = _execute(job['code'], 'program')
@@ -205,10 +213,10 @@ def test(job: dict[str, Any]) -> None:
   report = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-  channel = Channel(job['socket'], job['socket'])
+  channel = Channel(job['socket'])
 
   def say(reason: str | None) -> None:
-    print(json.dumps(reason), file=report, flush=True)
+    print(_imported('json').dumps(reason), file=report, flush=True)
 
   limit(job)
   module = types.ModuleType('__main__')
@@ -252,7 +260,7 @@ def _take_names(
       space[name] = decode(value, object_of)
   for name in found['modules']:
     if name in sys.stdlib_module_names:
-      space.setdefault(name, importlib.import_module(name))
+      space.setdefault(name, _imported(name))
 
 
 def _remote(channel: Channel) -> Callable[[int], Any]:
@@ -328,8 +336,6 @@ def _remote(channel: Channel) -> Callable[[int], Any]:
 
 def _execute(code: str, name: str) -> types.ModuleType:
   """Returns a module of this name after its code has run."""
-  lines = code.splitlines(keepends=True)
-  linecache.cache[PROGRAM] = (len(code), None, lines, PROGRAM)
   module = types.ModuleType(name)
   sys.modules[name] = module
   exec(compile(code, PROGRAM, 'exec'), vars(module))
@@ -337,7 +343,8 @@ def _execute(code: str, name: str) -> types.ModuleType:
 
 
 def _described(error: BaseException) -> str:
-  return ' '.join(traceback.format_exception_only(error)[-1].split())[:500]
+  name, words = type(error).__name__, ' '.join(str(error).split())
+  return f'{name}: {words}'[:500] if words else name
 
 
 def limit(job: dict[str, Any]) -> None:
@@ -354,26 +361,40 @@ def limit(job: dict[str, Any]) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
+def _traceback(error: BaseException, code: str) -> str:
+  """Returns the traceback of an exception, without the frames of this file."""
+  import linecache
+  import traceback
+
+  lines = code.splitlines(keepends=True)
+  linecache.cache[PROGRAM] = (len(code), None, lines, PROGRAM)
+  here = error.__traceback__
+  while here and here.tb_frame.f_code.co_filename == __file__:
+    here = here.tb_next
+  return ''.join(traceback.format_exception(type(error), error, here))
+
+
+def _job() -> Any:
+  """Returns the job, of whoever made the sandbox; None without one."""
+  with os.fdopen(0, 'rb', closefd=False) as reading:
+    content = reading.read()
+  return marshal.loads(content) if content else None
+
+
 def main() -> None:
   """Waits for a job, and does it."""
   site.setquit()  # exit() and quit(), without the packages of the machine
-  try:
-    job = Channel(0, 1).receive()
-  except EOFError:
+  job = _job()
+  if job is None:
     return  # not needed
+  sys.path.extend(job['path'])
   try:
-    sys.path.extend(job['path'])
     {'run': run, 'serve': serve, 'test': test}[job['kind']](job)
   except SystemExit:
     raise
   except BaseException as error:
-    here = error.__traceback__
-    while here and here.tb_frame.f_code.co_filename == __file__:
-      here = here.tb_next
-    stderr = io.StringIO()
-    traceback.print_exception(type(error), error, here, file=stderr)
     sys.stdout.flush()
-    sys.stderr.write(stderr.getvalue())
+    sys.stderr.write(_traceback(error, job.get('code', '')))
     sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """One interpreter: started ahead, given one job, waited for, ended with all it made."""
 
 import contextlib
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from r1jax.plain import JsonObject
 from r1jax.sandbox import Limits, SandboxError, Status, isolation
-from r1jax.sandbox.inside import LENGTH
 
 OUT_OF_CPU = (signal.SIGXCPU, signal.SIGKILL)  # at the soft limit, and the hard one
 POLL = 0.5  # seconds between looks at a program that runs for long
@@ -52,10 +51,10 @@ class Process:
     limits = self._limits
     bounds = {'cpu': limits.cpu, 'memory': limits.memory, 'files': limits.files}
     rest = {'socket': self._socket, 'path': [isolation.PACKAGES]}
-    content = json.dumps({**job, **bounds, **rest}).encode()
+    content = marshal.dumps({**job, **bounds, **rest})
     assert self._process.stdin is not None
     try:
-      self._process.stdin.write(len(content).to_bytes(LENGTH, 'big') + content)
+      self._process.stdin.write(content)
       self._process.stdin.close()
     except BrokenPipeError:
       self.end()

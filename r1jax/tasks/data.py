@@ -102,9 +102,11 @@ def load(config: DataConfig, data_dir: str | None = None) -> Files:
   Raises:
     HubError: a download failed.
     OSError: a set of tensorflow-datasets cannot be downloaded or read.
+    SandboxError: the verifier needs a sandbox, and there can't be one here.
     ValueError: a file cannot be read, its rows are wrong, the verifier does not accept
       them, or a split is empty.
   """
+  verifiers.check(config.verify)
   remarks: list[str] = []
 
   def read(path: str, split: str, flag: str) -> tuple[Source, list[Problem]]:

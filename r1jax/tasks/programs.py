@@ -31,6 +31,11 @@ def sandbox() -> Sandbox:
   return made
 
 
+def check() -> None:
+  """Raises SandboxError if no sandbox can be made on this machine."""
+  Sandbox(LIMITS, PACKAGES, workers=1).close()
+
+
 def passes(
   answer: str, truth: str, *, setup: Sequence[str] = (), reference: str = ''
 ) -> bool:

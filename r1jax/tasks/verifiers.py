@@ -96,12 +96,22 @@ def imports(name: str) -> tuple[str, ...]:
   return ('math_verify',) if name == 'math' else ()
 
 
+def _runs_programs(name: str) -> bool:
+  return find(name) in (programs.passes, programs.completes)
+
+
 def timeout(name: str) -> float:
   """Returns the least time limit of an output, seconds; 0 if any will do.
 
   The sandbox of programs has its own limits, which don't count a busy machine.
   """
-  return programs.TIMEOUT if find(name) in (programs.passes, programs.completes) else 0
+  return programs.TIMEOUT if _runs_programs(name) else 0
+
+
+def check(name: str) -> None:
+  """Raises SandboxError if a verifier needs a sandbox, and there can't be one here."""
+  if _runs_programs(name):
+    programs.check()
 
 
 def _goal(truth: str) -> tuple[list[int], Fraction] | None:
