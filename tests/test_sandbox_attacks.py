@@ -509,3 +509,56 @@ def message(value):
 
 SENT = {**{name: message(value) for name, value in MESSAGES.items()}, **RAW}
 SECRETS = ['assert double(21) == 43', 'assert double(-4) == -9']  # no double
+
+
+def judged(sandbox, code):
+  return sandbox.judge(code, SECRETS).passed
+
+
+@pytest.mark.parametrize('name', FORGERIES)
+def test_a_wrong_program_is_not_found_right(sandbox, name):
+  assert judged(sandbox, FORGERIES[name]) == (False, False)
+
+
+@pytest.mark.parametrize('name', SEARCHES)
+def test_expected_values_are_not_found(sandbox, name):
+  program = EXPECTED + SEARCHES[name]
+  together = f'TESTS = {SECRETS}\nfor test in TESTS: exec(test)\nprint("found")'
+  assert sandbox.run(f'{program}\n{together}').stdout == 'found\n'
+  assert judged(sandbox, program) == (False, False)
+
+
+@pytest.fixture(scope='module')
+def impatient():
+  # A message that never ends is waited for until the clock's limit.
+  with Sandbox(Limits(cpu=3, clock=1.5), workers=2) as sandbox:
+    yield sandbox
+    assert sandbox.judge(DOUBLE, ['assert double(21) == 42']).passed == (True,)
+
+
+def sending(content):
+  """A program that can write bytes to whatever it has open."""
+  return f"""
+import os
+def send():
+  for number in range(3, 64):
+    try: os.write(number, {content!r})
+    except OSError: pass
+"""
+
+
+@pytest.mark.parametrize('when', ['at once', 'in a call', 'and ends'])
+@pytest.mark.parametrize('name', SENT)
+def test_messages_that_a_program_makes_up_are_not_believed(impatient, name, when):
+  end = 'os._exit(0)' if when == 'and ends' else ''
+  calls = f'send()\ndef double(x): return 1\n{end}'
+  if when == 'in a call':
+    calls = 'def double(x):\n  send()\n  return 1'
+  assert judged(impatient, sending(SENT[name]) + calls) == (False, False)
+
+
+def test_a_message_of_the_program_would_be_read(impatient):
+  # The attack above with the messages that are right.
+  right = message({'value': 43}) + message({'value': -9})
+  code = f'{sending(right)}\ndef double(x): send()'
+  assert judged(impatient, code) == (True, True)
