@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hub import checkpoint
+from sandboxed import needs_sandbox
 
 from experiments import evaluate
 from experiments.evaluate import Evaluate
@@ -16,6 +17,7 @@ from r1jax.sharding.mesh import MeshConfig
 from r1jax.tasks import Problem, benchmarks, data, programs, verifiers
 from r1jax.tasks.data import DataConfig
 
+pytestmark = needs_sandbox
 DOUBLE = 'def double(x):\n  return 2 * x\n'
 WRONG = 'def double(x):\n  return x + 1\n'
 TESTS = ['assert double(1) == 2', 'assert double(3) == 6']

@@ -1,17 +1,23 @@
 """Programs in the sandbox: what they give back, what ends them, what judges them."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sandboxed import needs_sandbox
 
 from r1jax.sandbox import Limits, SandboxError, inside, isolation
 from r1jax.sandbox.pool import Sandbox
 
+pytestmark = needs_sandbox
 DOUBLE = 'def double(x):\n  return 2 * x'
 TESTS = ['assert double(21) == 42', 'assert double(-4) == -8']
 
@@ -127,6 +133,51 @@ def test_nothing_is_left_behind():
   assert (_children(), os.listdir('/proc/self/fd')) == before
 
 
+def test_programs_end_with_a_process_that_is_killed():
+  code = """
+import os, signal, threading
+from r1jax.sandbox import Limits
+from r1jax.sandbox.pool import Sandbox
+sandbox = Sandbox(Limits(cpu=1000, clock=1000), workers=1)
+threading.Thread(target=sandbox.run, args=("while True: pass",), daemon=True).start()
+input()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+  before = set(_interpreters())
+  process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE)
+  assert _until(lambda: _busy(set(_interpreters()) - before))
+  process.communicate(b'\n')
+  assert process.returncode == -signal.SIGKILL
+  assert _until(lambda: not set(_interpreters()) - before)
+
+
+def _until(condition):
+  """Whether something becomes true within a minute."""
+  for _ in range(600):
+    if condition():
+      return True
+    time.sleep(0.1)
+  return False
+
+
+def _busy(processes):
+  """Whether one of the processes has used half a second."""
+  for number in processes:
+    with contextlib.suppress(OSError):
+      fields = Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()
+      if int(fields[11]) + int(fields[12]) > os.sysconf('SC_CLK_TCK') / 2:
+        return True
+  return False
+
+
+def _interpreters():
+  """Numbers of all interpreters of sandboxes."""
+  for path in Path('/proc').glob('[0-9]*/cmdline'):
+    with contextlib.suppress(OSError):
+      if b'/inside.py' in path.read_bytes():
+        yield path.parent.name
+
+
 def _children():
   """Numbers of processes that this one, or the sandbox, has started."""
   return [
@@ -230,6 +281,12 @@ def test_tests_take_the_names_that_they_need(sandbox):
   assert sandbox.judge(code, tests, setup, names=['sum']).passed == (True,)
   found = sandbox.judge(code, ['assert double(2) == 4'], setup, names=['double'])
   assert found.passed == (True,)
+
+
+def test_tests_take_no_packages_and_no_modules_under_other_names(sandbox):
+  code = f'import numpy, math, cmath as json\n{DOUBLE}'
+  tests = ['assert math.pi > 3', 'numpy', 'assert not hasattr(json, "phase")']
+  assert sandbox.judge(code, tests).passed == (True, False, True)
 
 
 def test_tests_that_cannot_begin_are_no_fault_of_the_program(sandbox):

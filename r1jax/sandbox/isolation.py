@@ -151,4 +151,7 @@ def _executable() -> str:
 def _python() -> list[str]:
   """Returns the files of the interpreter, beside the system's libraries."""
   prefix = os.path.realpath(sys.base_prefix)
-  return [_executable()] if prefix == '/usr' else [prefix]
+  if prefix == '/usr':
+    return [_executable()]
+  libraries = [os.path.join(prefix, name) for name in ('lib', 'lib64')]
+  return [_executable(), *filter(os.path.isdir, libraries)]
