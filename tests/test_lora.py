@@ -265,9 +265,7 @@ def test_impossible_adapters_are_refused(fields, message):
     LoraConfig(**fields)
 
 
-@pytest.mark.parametrize(
-  ('model_type', 'rank'), [('deepseek_v3', 0), ('deepseek_v3', 4), ('qwen3', 4)]
-)
+@pytest.mark.parametrize(('model_type', 'rank'), [('deepseek_v3', 4), ('qwen3', 0)])
 def test_grpo_learns_to_write_small_tokens(model_type, rank, tmp_path):
   checkpoint(tmp_path / 'model', model_type)
   settings = HubConfig(

@@ -76,7 +76,6 @@ MESHES = {
     'sampler_slots': 2,
   },
   'context 2 fsdp 4': {'context': 2, 'fsdp': 4},
-  'data 2 fsdp 4': {'data': 2, 'fsdp': 4},
   'expert 2 context 2 tensor 2': {'expert': 2, 'context': 2, 'tensor': 2},
   'data 2 expert 2 context 2': {
     'data': 2,
@@ -139,7 +138,6 @@ def step(model_name, mesh_name):
     ('qwen', 'fsdp 4 tensor 2'),
     ('qwen', 'fsdp 4 tensor 2 in slots'),
     ('qwen', 'context 2 fsdp 4'),
-    ('qwen', 'data 2 fsdp 4'),
     ('patterned', 'expert 2 context 2 tensor 2'),
     ('deepseek', 'data 2 expert 2 context 2'),
     ('deepseek', 'expert 4 fsdp 2'),
