@@ -124,6 +124,16 @@ def test_threads_share_a_sandbox_and_may_end(sandbox):
     assert found == [f'{n}\n']
 
 
+def test_interpreters_that_someone_ends_are_replaced():
+  with Sandbox(workers=2) as sandbox:
+    sandbox.judge(DOUBLE, TESTS)
+    for number in set(_children()):
+      os.kill(int(number), signal.SIGKILL)
+    assert _until(lambda: not _children())  # a zombie has no command line
+    assert sandbox.run('print(1)').stdout == '1\n'
+    assert sandbox.judge(DOUBLE, TESTS).passed == (True, True)
+
+
 def test_nothing_is_left_behind():
   before = _children(), os.listdir('/proc/self/fd')
   with Sandbox(workers=2) as sandbox:

@@ -17,14 +17,17 @@ from r1jax.sandbox.process import Process
 LIMITS = Limits()
 
 
-class Closable(Protocol):
-  """What is ended when it is not needed any more."""
+class Started(Protocol):
+  """An interpreter, or several."""
+
+  def waits(self) -> bool:
+    """Returns whether it waits for its job."""
 
   def close(self) -> None:
     """Ends it."""
 
 
-T = TypeVar('T', bound=Closable)
+T = TypeVar('T', bound=Started)
 
 
 class Stock(Generic[T]):
@@ -37,7 +40,7 @@ class Stock(Generic[T]):
   """
 
   def __init__(self, start: Callable[[], T], size: int, starter: Executor) -> None:
-    self._start, self._starter = start, starter
+    self._start, self._size, self._starter = start, size, starter
     self._ready: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
     for _ in range(size):
       self._add()
@@ -48,10 +51,18 @@ class Stock(Generic[T]):
   @contextlib.contextmanager
   def taken(self) -> Iterator[T]:
     """Yields one and ends it afterwards; another one is started meanwhile."""
-    future = self._ready.get()
-    self._add()
-    with contextlib.closing(future.result()) as taken:
+    taken = self._next()
+    for _ in range(self._size):
+      if taken.waits():
+        break
+      taken.close()  # someone ended it; those that start now may live
+      taken = self._next()
+    with contextlib.closing(taken):
       yield taken
+
+  def _next(self) -> T:
+    self._add()
+    return self._ready.get().result()
 
   def close(self) -> None:
     """Ends all that wait."""
@@ -68,6 +79,10 @@ class Pair:
     with here, there:  # each interpreter holds its own end alone
       self.program = Process(limits, packages, here.fileno())
       self.tests = Process(limits, packages, there.fileno())
+
+  def waits(self) -> bool:
+    """Returns whether both wait for their jobs."""
+    return self.program.waits() and self.tests.waits()
 
   def close(self) -> None:
     """Ends both."""

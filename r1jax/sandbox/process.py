@@ -46,6 +46,10 @@ class Process:
         start_new_session=True,  # Ctrl-C is for the run
       )
 
+  def waits(self) -> bool:
+    """Returns whether the interpreter has not ended before it had a job."""
+    return self._process.poll() is None
+
   def give(self, job: JsonObject) -> None:
     """Gives the interpreter its job."""
     limits = self._limits
