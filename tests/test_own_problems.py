@@ -18,7 +18,7 @@ from r1jax.rewards.pool import RewardPool
 from r1jax.stages import artifact, from_hub
 from r1jax.stages.from_hub import HubConfig
 from r1jax.stages.rl_config import RLConfig
-from r1jax.tasks import Problem, settings
+from r1jax.tasks import Problem, programs, settings
 from r1jax.tasks.data import DataConfig
 from r1jax.text import templates
 
@@ -203,13 +203,17 @@ def test_a_task_and_a_file_exclude_each_other(tmp_path):
 def test_workers_import_the_verifier_of_a_file_alone(monkeypatch):
   asked: list[Any] = []
 
-  def pool(config, rewards, imports):
-    asked.append(imports)
+  def pool(config, rewards, imports, timeout):
+    asked.append((imports, timeout))
     raise InterruptedError
 
   monkeypatch.setattr(grpo, 'reward_pool', pool)
   stage: Any = SimpleNamespace(problem_stream=lambda shares: None)
-  for data in (DataConfig('mine.jsonl'), DataConfig()):
+  for data in (
+    DataConfig('mine.jsonl'),
+    DataConfig(),
+    DataConfig('mine.jsonl', verify='python'),
+  ):
     with pytest.raises(InterruptedError):
       grpo.run(stage, GRPO(data=data))
-  assert asked == [('math_verify',), ()]
+  assert asked == [(('math_verify',), 0), ((), 0), ((), programs.TIMEOUT)]
