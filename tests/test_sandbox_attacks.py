@@ -313,7 +313,6 @@ BOMBS = {
   'deep folders': 'import os\nwhile True: os.mkdir("d"); os.chdir("d")',
   'links': 'import os\nfor n in range(10**9): os.symlink("x" * 4000, f"/tmp/{n}")',
   'pipes': 'import os\np = []\nwhile True: p.append(os.pipe())',
-  'a generator': 'sum(iter(int, 1))',
   'a signal': 'import os, signal; os.kill(os.getpid(), signal.SIGSEGV)',
   'a null pointer': 'import ctypes; ctypes.string_at(0)',
   'stopping itself': (
