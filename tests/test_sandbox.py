@@ -153,12 +153,12 @@ threading.Thread(target=sandbox.run, args=("while True: pass",), daemon=True).st
 input()
 os.kill(os.getpid(), signal.SIGKILL)
 """
-  before = set(_interpreters())
   process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE)
-  assert _until(lambda: _busy(set(_interpreters()) - before))
+  assert _until(lambda: _busy(_below(process.pid)))
+  below = _below(process.pid)
   process.communicate(b'\n')
   assert process.returncode == -signal.SIGKILL
-  assert _until(lambda: not set(_interpreters()) - before)
+  assert _until(lambda: not any(map(_runs, below)))
 
 
 def _until(condition):
@@ -180,12 +180,21 @@ def _busy(processes):
   return False
 
 
-def _interpreters():
-  """Numbers of all interpreters of sandboxes."""
-  for path in Path('/proc').glob('[0-9]*/cmdline'):
+def _runs(number):
+  """Whether there is such a process, and it is no zombie."""
+  with contextlib.suppress(OSError):
+    return ') Z ' not in Path(f'/proc/{number}/stat').read_text()
+  return False
+
+
+def _below(number):
+  """Numbers of the processes that a process has started, and that these have."""
+  found = []
+  for file in Path(f'/proc/{number}/task').glob('*/children'):
     with contextlib.suppress(OSError):
-      if b'/inside.py' in path.read_bytes():
-        yield path.parent.name
+      for child in file.read_text().split():
+        found += [child, *_below(child)]
+  return found
 
 
 def _children():
