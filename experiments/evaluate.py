@@ -22,7 +22,7 @@ from r1jax.evaluation import benchmarks, instruction_following
 from r1jax.evaluation.benchmarks import RESULTS, Draw, Outputs
 from r1jax.plain import JsonDict
 from r1jax.rewards import Weighted, ifeval, rules
-from r1jax.rewards.pool import RewardPool
+from r1jax.rewards.pool import TIMEOUT, RewardPool
 from r1jax.rollout import sample_memory
 from r1jax.rollout.policy import Policy
 from r1jax.rollout.sampler import Sampler
@@ -45,7 +45,6 @@ from r1jax.tasks.benchmarks import BENCHMARKS, check_names, load
 from r1jax.text import parsing, templates
 
 TABLE = 'table.md'
-TIMEOUT = 5.0  # seconds in which an output is verified
 # Templates in place of one for boxes, by the form that a benchmark needs
 UNBOXED: dict[parsing.Form | None, str] = {
   'text': templates.CHAT,
@@ -159,7 +158,7 @@ def look_up(config: Evaluate) -> Found:
   mesh = fit_mesh(size, config.mesh, size)
   found = Found(model, {}, {}, {})
   for name in config.benchmarks:
-    verifiers.check(BENCHMARKS[name].verify)
+    verifiers.check(f'benchmarks {name}', BENCHMARKS[name].verify)
     policy = _policy(model.policy, name)
     form = templates.form(policy.template)
     problems = load(name, config.data_dir, form, config.limit)

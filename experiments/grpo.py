@@ -28,6 +28,7 @@ from r1jax.stages.rl_config import RLConfig
 from r1jax.stages.stage import Stage, check_rewards, reward_pool
 from r1jax.tasks import settings, verifiers
 from r1jax.tasks.data import DataConfig
+from r1jax.text import templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,12 @@ class GRPO(StageConfig):
     if self.data.path and self.task_settings:
       raise ValueError(
         f'task_settings: expected none with --data, got {self.task_settings!r}'
+      )
+    programs = self.data.path and self.data.verify == 'python'
+    if programs and templates.form(self.model.template) not in ('code', 'tags'):
+      raise ValueError(
+        'model.template: expected chat_code, or one for tags, with --data.verify '
+        f'python, got {self.model.template!r}, whose answers are no programs'
       )
     if self.task == tasks.OWN:
       raise ValueError('task: expected --data FILE for your own problems, got none')

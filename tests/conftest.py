@@ -45,6 +45,22 @@ DRAWS = (
 )
 
 
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+  """The prompts that an evaluation asks, filled while it runs."""
+  from experiments import evaluate
+
+  seen: list[str] = []
+  original = evaluate.Sampler.sample
+
+  def sample(self, params, key, chosen, **settings):
+    seen.extend(self.policy.prompt(problem.question) for problem in chosen)
+    return original(self, params, key, chosen, **settings)
+
+  monkeypatch.setattr(evaluate.Sampler, 'sample', sample)
+  return seen
+
+
 @pytest.fixture(autouse=True, scope='module')
 def no_random_key_is_used_twice(request: pytest.FixtureRequest) -> Iterator[None]:
   """JAX raises an error for it, in some files."""

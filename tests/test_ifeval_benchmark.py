@@ -165,19 +165,11 @@ def config(model, data, tmp_path):
   )
 
 
-def test_a_model_is_evaluated_without_a_request_for_a_box(config, monkeypatch):
-  seen: list[str] = []
-  original = evaluate.Sampler.sample
-
-  def sample(self, params, key, chosen, **settings):
-    seen.extend(self.policy.prompt(problem.question) for problem in chosen)
-    return original(self, params, key, chosen, **settings)
-
-  monkeypatch.setattr(evaluate.Sampler, 'sample', sample)
+def test_a_model_is_evaluated_without_a_request_for_a_box(config, prompts):
   lines = evaluate.evaluate(config)
-  assert len(seen) == 2
-  assert all('boxed' not in prompt for prompt in seen)
-  assert ROWS[0]['prompt'] in seen[0]
+  assert len(prompts) == 2
+  assert all('boxed' not in prompt for prompt in prompts)
+  assert ROWS[0]['prompt'] in prompts[0]
   assert 'template chat,' in '\n'.join(lines)
   text = next(line for line in lines if line.startswith('IFEval: '))
   found = json.loads((Path(config.workdir) / 'results.json').read_text())

@@ -10,10 +10,12 @@ from sandboxed import needs_sandbox
 
 from experiments import evaluate
 from experiments.evaluate import Evaluate
+from experiments.grpo import GRPO
 from r1jax.rewards import rules
 from r1jax.sandbox import SandboxError, Verdict, isolation
 from r1jax.sandbox.pool import Sandbox
 from r1jax.sharding.mesh import MeshConfig
+from r1jax.stages.from_hub import HubConfig
 from r1jax.tasks import Problem, benchmarks, data, programs, verifiers
 from r1jax.tasks.data import DataConfig
 
@@ -153,16 +155,8 @@ def test_mbpp_asks_the_tasks_of_its_test_split(folder):
     assert rules.accuracy(problem, fenced('def add(x):\n  return x + 12')) == 0
 
 
-def test_a_model_is_asked_for_a_program(folder, tmp_path, monkeypatch):
+def test_a_model_is_asked_for_a_program(folder, tmp_path, prompts, monkeypatch):
   checkpoint(tmp_path / 'model')
-  seen: list[str] = []
-  original = evaluate.Sampler.sample
-
-  def sample(self, params, key, chosen, **settings):
-    seen.extend(self.policy.prompt(problem.question) for problem in chosen)
-    return original(self, params, key, chosen, **settings)
-
-  monkeypatch.setattr(evaluate.Sampler, 'sample', sample)
   config = Evaluate(
     model=str(tmp_path / 'model'),
     benchmarks=('mbpp',),
@@ -175,13 +169,13 @@ def test_a_model_is_asked_for_a_program(folder, tmp_path, monkeypatch):
     mesh=MeshConfig(sampler_slots=3),
   )
   lines = evaluate.evaluate(config)
-  assert len(seen) == 2
-  assert all('add(0.5)' in prompt and '```python' in prompt for prompt in seen)
-  assert not any('boxed' in prompt for prompt in seen)
+  assert len(prompts) == 2
+  assert all('add(0.5)' in prompt and '```python' in prompt for prompt in prompts)
+  assert not any('boxed' in prompt for prompt in prompts)
   assert 'template chat_code,' in '\n'.join(lines)
   monkeypatch.setattr(isolation.sys, 'platform', 'darwin')
   isolation.bubblewrap.cache_clear()
-  with pytest.raises(SandboxError, match='Linux only'):
+  with pytest.raises(SandboxError, match=r'benchmarks mbpp: .*Linux only'):
     evaluate.evaluate(config)
   monkeypatch.undo()
   isolation.bubblewrap.cache_clear()
@@ -203,8 +197,17 @@ def test_rows_of_your_own_have_tests_as_a_list_or_a_text(tmp_path):
   assert rules.accuracy(problem, fenced(WRONG)) == 0
   with file.open('a') as lines:
     lines.write(json.dumps({'question': 'Triple.', 'tests': ['assert (']}) + '\n')
-  with pytest.raises(ValueError, match=r'mine.jsonl:21 .*SyntaxError'):
+  with pytest.raises(ValueError, match=r'no tests .* mine.jsonl:21 .*SyntaxError'):
     data.load(config)
+
+
+def test_a_template_for_boxes_is_refused():
+  mine = DataConfig('mine.jsonl', verify='python')
+  for template in ('chat_code', 'chat_tags', 'r1_zero'):
+    GRPO(data=mine, model=HubConfig(template=template))
+  for template in ('chat_boxed', 'chat_line'):
+    with pytest.raises(ValueError, match=f'model.template: .*chat_code.*{template}'):
+      GRPO(data=mine, model=HubConfig(template=template))
 
 
 def test_the_time_limit_of_a_worker_is_above_those_of_the_sandbox():

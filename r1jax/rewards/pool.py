@@ -34,6 +34,7 @@ import pebble
 from r1jax.rewards import Weighted, worker
 from r1jax.tasks import Problem
 
+TIMEOUT = 5.0  # seconds of an output, unless another limit is set
 SENTENCES = 5  # failures that are described; the rest are counted
 START_LIMIT = 120.0  # seconds for a first worker to import what it needs
 HOPELESS = 16  # outputs; if these first ones all time out, so will the rest
@@ -143,7 +144,7 @@ class RewardPool:
     self,
     rewards: Sequence[Weighted],
     workers: int = 2,
-    timeout: float = 5.0,
+    timeout: float = TIMEOUT,
     imports: Sequence[str] = (),
   ):
     """Checks the settings; `__enter__` starts the workers.

@@ -214,6 +214,7 @@ def test(job: dict[str, Any]) -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   channel = Channel(job['socket'])
+  program = Program(channel)
 
   def say(reason: str | None) -> None:
     print(_imported('json').dumps(reason), file=report, flush=True)
@@ -224,7 +225,7 @@ def test(job: dict[str, Any]) -> None:
   space = vars(module)
   exec(compile(job['setup'], '<setup>', 'exec'), space)
   try:
-    _take_names(channel.receive(), job['names'], space, _remote(channel))
+    _take_names(channel.receive(), job['names'], space, program.object_of)
   except EOFError:
     say('it ended')
     return
@@ -263,75 +264,91 @@ def _take_names(
       space.setdefault(name, _imported(name))
 
 
-def _remote(channel: Channel) -> Callable[[int], Any]:
-  """Returns what makes stand-ins for the program's objects."""
-  known: dict[int, Any] = {}
+class Program:
+  """The program that another interpreter serves."""
 
-  def number_of(value: Any) -> int:
-    if type(value) is Remote:
-      return object.__getattribute__(value, '_number')
-    raise TypeError(f'a {type(value).__name__} can not be given to the program')
+  def __init__(self, channel: Channel) -> None:
+    self._channel = channel
+    self._known: dict[int, Remote] = {}
 
-  def ask(operation: str, number: int, *args: Any) -> Any:
-    channel.send([operation, number, *(encode(arg, number_of) for arg in args)])
+  def ask(self, operation: str, number: int, *args: Any) -> Any:
+    """Returns the result of one of `OPERATIONS` on the object of a number."""
+    encoded = [encode(arg, _number_of) for arg in args]
+    self._channel.send([operation, number, *encoded])
     try:
-      answer = channel.receive()
+      answer = self._channel.receive()
     except EOFError:
       raise ProgramError('the program ended') from None
     if 'raised' in answer:
-      name, message = answer['raised']
-      known_error = getattr(builtins, name, None)
-      if isinstance(known_error, type) and issubclass(known_error, Exception):
-        raise known_error(message)
-      raise ProgramError(f'{name}: {message}')
-    return decode(answer['value'], object_of)
+      raise _exception(*answer['raised'])
+    return decode(answer['value'], self.object_of)
 
-  class Remote:
-    """Stands for an object of the program; equal to itself alone."""
+  def object_of(self, number: int) -> Remote:
+    """Returns what stands for an object, always the same."""
+    return self._known.setdefault(number, Remote(self, number))
 
-    __slots__ = ('_number',)
 
-    def __init__(self, number: int) -> None:
-      object.__setattr__(self, '_number', number)
+class Remote:
+  """Stands for an object of the program; equal to itself alone."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-      return ask('call', number_of(self), args, kwargs)
+  __slots__ = ('_number', '_program')
 
-    def __getattr__(self, name: str) -> Any:
-      return ask('get', number_of(self), name)
+  def __init__(self, program: Program, number: int) -> None:
+    object.__setattr__(self, '_program', program)
+    object.__setattr__(self, '_number', number)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-      ask('set', number_of(self), name, value)
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    return _ask(self, 'call', args, kwargs)
 
-    def __iter__(self) -> Iterator[Any]:
-      iterator = ask('iter', number_of(self))
-      if type(iterator) is not Remote:
-        raise TypeError('the program gave no iterator')
-      while item := ask('next', number_of(iterator)):
-        yield item[0]
+  def __getattr__(self, name: str) -> Any:
+    return _ask(self, 'get', name)
 
-    def __len__(self) -> int:
-      return ask('len', number_of(self))
+  def __setattr__(self, name: str, value: Any) -> None:
+    _ask(self, 'set', name, value)
 
-    def __getitem__(self, key: Any) -> Any:
-      return ask('item', number_of(self), key)
+  def __iter__(self) -> Iterator[Any]:
+    iterator = _ask(self, 'iter')
+    if type(iterator) is not Remote:
+      raise TypeError('the program gave no iterator')
+    while item := _ask(iterator, 'next'):
+      yield item[0]
 
-    def __contains__(self, item: Any) -> bool:
-      return ask('has', number_of(self), item)
+  def __len__(self) -> int:
+    return _ask(self, 'len')
 
-    def __bool__(self) -> bool:
-      return ask('bool', number_of(self))
+  def __getitem__(self, key: Any) -> Any:
+    return _ask(self, 'item', key)
 
-    def __str__(self) -> str:
-      return ask('str', number_of(self))
+  def __contains__(self, item: Any) -> bool:
+    return _ask(self, 'has', item)
 
-    def __repr__(self) -> str:
-      return ask('repr', number_of(self))
+  def __bool__(self) -> bool:
+    return _ask(self, 'bool')
 
-  def object_of(number: int) -> Any:
-    return known.setdefault(number, Remote(number))
+  def __str__(self) -> str:
+    return _ask(self, 'str')
 
-  return object_of
+  def __repr__(self) -> str:
+    return _ask(self, 'repr')
+
+
+def _ask(remote: Remote, operation: str, *args: Any) -> Any:
+  program = object.__getattribute__(remote, '_program')
+  return program.ask(operation, _number_of(remote), *args)
+
+
+def _number_of(value: Any) -> int:
+  if type(value) is Remote:
+    return object.__getattribute__(value, '_number')
+  raise TypeError(f'a {type(value).__name__} can not be given to the program')
+
+
+def _exception(name: str, message: str) -> Exception:
+  """Returns the built-in exception of a name, or a `ProgramError` that names it."""
+  kind = TYPES.get(name)
+  if kind is not None and issubclass(kind, Exception):
+    return kind(message)
+  return ProgramError(f'{name}: {message}')
 
 
 def _execute(code: str, name: str) -> types.ModuleType:

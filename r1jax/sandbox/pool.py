@@ -33,6 +33,8 @@ T = TypeVar('T', bound=Started)
 class Stock(Generic[T]):
   """Interpreters, or pairs of them, that are started and wait for a job.
 
+  None is started before the first one is taken.
+
   Args:
     start: returns a started one.
     size: how many wait.
@@ -42,11 +44,6 @@ class Stock(Generic[T]):
   def __init__(self, start: Callable[[], T], size: int, starter: Executor) -> None:
     self._start, self._size, self._starter = start, size, starter
     self._ready: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
-    for _ in range(size):
-      self._add()
-
-  def _add(self) -> None:
-    self._ready.put(self._starter.submit(self._start))
 
   @contextlib.contextmanager
   def taken(self) -> Iterator[T]:
@@ -61,7 +58,8 @@ class Stock(Generic[T]):
       yield taken
 
   def _next(self) -> T:
-    self._add()
+    for _ in range(self._size + 1 - self._ready.qsize()):
+      self._ready.put(self._starter.submit(self._start))
     return self._ready.get().result()
 
   def close(self) -> None:
@@ -74,11 +72,10 @@ class Stock(Generic[T]):
 class Pair:
   """Two interpreters with a socket between them: of a program, and of its tests."""
 
-  def __init__(self, limits: Limits, packages: Sequence[str]) -> None:
+  def __init__(self, start: Callable[[int], Process]) -> None:
     here, there = socket.socketpair()
     with here, there:  # each interpreter holds its own end alone
-      self.program = Process(limits, packages, here.fileno())
-      self.tests = Process(limits, packages, there.fileno())
+      self.program, self.tests = start(here.fileno()), start(there.fileno())
 
   def waits(self) -> bool:
     """Returns whether both wait for their jobs."""
@@ -109,10 +106,12 @@ class Sandbox:
     packages: Sequence[str] = (),
     workers: int | None = None,
   ) -> None:
-    self._settings = limits, tuple(packages)
-    self._workers = workers or os.cpu_count() or 1
-    self._room = threading.Semaphore(self._workers)
+    workers = workers or os.cpu_count() or 1
+    self._room = threading.Semaphore(workers)
     self._starter = ThreadPoolExecutor(1)
+    start = functools.partial(Process, limits, packages)
+    self._single = Stock(start, workers, self._starter)
+    self._pairs = Stock(lambda: Pair(start), workers, self._starter)
     try:
       result = self.run('print(1)')
       if result.stdout != '1\n':
@@ -122,16 +121,6 @@ class Sandbox:
     except SandboxError:
       self.close()
       raise
-
-  @functools.cached_property
-  def _single(self) -> Stock[Process]:
-    start = functools.partial(Process, *self._settings)
-    return Stock(start, self._workers, self._starter)
-
-  @functools.cached_property
-  def _pairs(self) -> Stock[Pair]:
-    start = functools.partial(Pair, *self._settings)
-    return Stock(start, self._workers, self._starter)
 
   def run(self, code: str, stdin: str = '') -> Result:
     """Returns what a program did."""
@@ -168,9 +157,8 @@ class Sandbox:
 
   def close(self) -> None:
     """Ends all interpreters that wait."""
-    for name in ('_single', '_pairs'):
-      if name in vars(self):  # it was used
-        getattr(self, name).close()
+    self._single.close()
+    self._pairs.close()
     self._starter.shutdown()
 
   def __enter__(self) -> Self:
@@ -195,13 +183,14 @@ def _verdict(
     SandboxError: the tests could not begin, by no fault of the program.
   """
   lines = out[: out.rfind('\n') + 1].splitlines()
-  start, *reasons = [json.loads(line) for line in lines] or [None]
   limits: tuple[Status, ...] = ('starved', 'clock', 'cpu')
   status: Status = next((x for x in limits if x in statuses), 'ok')
+  if not lines and status == 'ok':
+    raise SandboxError(f'the tests could not begin: {errors.strip()[-500:]}')
+  start, *reasons = [json.loads(line) for line in lines] or [None]
   if start:
     return Verdict('error', (False,) * count, start)
-  if status == 'ok' and not reasons and count:
-    raise SandboxError(f'the tests could not begin: {errors.strip()[-500:]}')
-  reasons += [f'the tests ended early: {status}'] * (count - len(reasons))
+  early = 'the tests ended early' + (f': {status}' if status != 'ok' else '')
+  reasons += [early] * (count - len(reasons))
   reason = next(filter(None, reasons), '')
   return Verdict(status, tuple(reason is None for reason in reasons), reason)

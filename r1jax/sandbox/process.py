@@ -33,11 +33,12 @@ class Process:
     socket: int | None = None,
   ) -> None:
     self._limits, self._socket = limits, socket
-    self._stdout, self._stderr = os.memfd_create('out'), os.memfd_create('err')
     kept = [] if socket is None else [socket]
     with _file(isolation.seccomp_filter()) as rules:
+      words = isolation.command(limits, packages, rules)
+      self._stdout, self._stderr = os.memfd_create('out'), os.memfd_create('err')
       self._process = subprocess.Popen(
-        isolation.command(limits, packages, rules),
+        words,
         stdin=subprocess.PIPE,
         stdout=self._stdout,
         stderr=self._stderr,

@@ -106,7 +106,7 @@ def load(config: DataConfig, data_dir: str | None = None) -> Files:
     ValueError: a file cannot be read, its rows are wrong, the verifier does not accept
       them, or a split is empty.
   """
-  verifiers.check(config.verify)
+  verifiers.check(f'data.verify {config.verify}', config.verify)
   remarks: list[str] = []
 
   def read(path: str, split: str, flag: str) -> tuple[Source, list[Problem]]:
@@ -208,11 +208,16 @@ def _problems(
     )
   rejected = _rejected(found, config.verify)
   if rejected and not config.skip_wrong:
+    whose = f'the true answers of {len(rejected)} of {len(found)} rows of {source.path}'
+    fault = (
+      f'finds no tests in Python in {whose}'
+      if config.verify == 'python'
+      else f'rejects {whose} as answers to themselves'
+    )
     raise ValueError(
-      f'{flag}: the verifier {config.verify} rejects the true answers of '
-      f'{len(rejected)} of {len(found)} rows of {source.path} as answers to '
-      f'themselves: {_first(list(rejected.values()))}; correct or remove these rows, '
-      'leave them out with --data.skip-wrong True, or choose another --data.verify'
+      f'{flag}: the verifier {config.verify} {fault}: '
+      f'{_first(list(rejected.values()))}; correct or remove these rows, leave them '
+      'out with --data.skip-wrong True, or choose another --data.verify'
     )
   wrong += [f'{fault} is no answer for {config.verify}' for fault in rejected.values()]
   remark = (

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import cache
 
 from r1jax import choice
+from r1jax.sandbox import SandboxError
 from r1jax.tasks import expressions, gsm8k, mathematics, programs
 
 Verifier = Callable[..., bool]  # (answer, truth) -> whether it is right
@@ -108,10 +109,18 @@ def timeout(name: str) -> float:
   return programs.TIMEOUT if _runs_programs(name) else 0
 
 
-def check(name: str) -> None:
-  """Raises SandboxError if a verifier needs a sandbox, and there can't be one here."""
+def check(flag: str, name: str) -> None:
+  """Raises SandboxError if a verifier needs a sandbox, and there can't be one here.
+
+  Args:
+    flag: that asked for the verifier.
+    name: of the verifier.
+  """
   if _runs_programs(name):
-    programs.check()
+    try:
+      programs.check()
+    except SandboxError as error:
+      raise SandboxError(f'{flag}: it runs programs, but {error}') from error
 
 
 def _goal(truth: str) -> tuple[list[int], Fraction] | None:
