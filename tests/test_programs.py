@@ -34,15 +34,13 @@ def test_a_program_is_right_if_all_tests_pass(truth):
     assert not programs.passes(answer, truth)
 
 
-def test_tests_have_their_setup_and_take_the_names_of_the_reference():
-  tests = json.dumps(['assert math.isclose(sum([1, 2]), 3.5)'])
-  program = 'def sum(numbers):\n  return 3.5\n'
-  assert programs.passes(program, tests, setup=['import math'], reference=program)
-  assert not programs.passes(program, tests, setup=['import math'])  # the built-in sum
-  assert not programs.passes(program, tests, reference=program)  # no math
-  cheating = f'{program}class math:\n  isclose = print\n'
-  assert not programs.passes(cheating, tests, reference=program)
-  assert programs.defined(f'import os\nx = 1\n{DOUBLE}class A: pass') == ['double', 'A']
+def test_tests_have_their_setup_and_modules_of_their_own():
+  tests = json.dumps(['assert math.isclose(double(1), 2)'])
+  assert programs.passes(DOUBLE, tests, setup=['import math'])
+  assert not programs.passes(DOUBLE, tests)  # no math
+  assert programs.passes(f'import math\n{DOUBLE}', tests)
+  cheating = 'class math:\n  isclose = lambda *x: True\n'
+  assert not programs.passes(cheating + WRONG, tests)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +101,7 @@ def folder(tmp_path, monkeypatch):
     question = (
       f'{row["prompt"]} The program must pass this test:\n\n{row["test_list"][0]}'
     )
-    details = {'reference': row['code'], 'setup': row['test_imports']}
+    details = {'setup': row['test_imports']}
     contents['mbpp'].append([question, json.dumps(row['test_list']), details])
   for name, rows in (('humaneval', [HUMANEVAL]), ('mbpp', MBPP)):
     known = benchmarks.BENCHMARKS[name]

@@ -15,7 +15,7 @@ import pytest
 from sandboxed import needs_sandbox
 
 from r1jax.sandbox import Limits, SandboxError, inside, isolation
-from r1jax.sandbox.pool import Sandbox
+from r1jax.sandbox.pool import Sandbox, names_of
 
 pytestmark = needs_sandbox
 DOUBLE = 'def double(x):\n  return 2 * x'
@@ -292,9 +292,27 @@ def fails_too(): raise Own('x')
   assert sandbox.judge(code, tests) == ('ok', (True,) * len(tests), '')
 
 
+@pytest.mark.parametrize(
+  ('tests', 'names'),
+  [
+    (['assert double(1) == 2'], ['double']),
+    (['assert set(f(x) for x in range(3)) == all(g)', 'assert h'], list('fghx')),
+    (['assert sum(1) == 2', 'assert sum(2) == sum(3)'], ['sum']),  # MBPP's task 126
+    (['assert math.isclose(f(1), math.pi)'], ['f']),
+    (['import numpy as np\nassert np.all(f(1))'], ['f', 'np']),
+    (['node.left = Node(2)\nassert depth(node) == 1'], ['Node', 'depth', 'node']),
+    (['assert string("a") == 1'], ['string']),  # a function named like a module
+    ([], []),
+  ],
+)
+def test_tests_ask_for_names(tests, names):
+  assert names_of(tests) == names
+
+
 def test_tests_take_the_names_that_they_need(sandbox):
   code = f'{DOUBLE}\ndef all(x): return True\ndef sum(x): return 3'
   assert sandbox.judge(code, ['assert not all([double(1), 0])']).passed == (True,)
+  assert sandbox.judge(code, ['assert sum(5) == 3']).passed == (True,)
   tests = ['assert sum([1]) == 3 and helper() == 1']
   setup = 'def helper(): return 1\ndef double(x): return None'
   assert sandbox.judge(code, tests, setup, names=['sum']).passed == (True,)

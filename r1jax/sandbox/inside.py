@@ -244,7 +244,7 @@ def test(job: dict[str, Any]) -> None:
 
 def _take_names(
   found: dict[str, Any],
-  wanted: Sequence[str] | None,
+  wanted: Sequence[str],
   space: dict[str, Any],
   object_of: Callable[[int], Any],
 ) -> None:
@@ -256,8 +256,7 @@ def _take_names(
   if 'error' in found:
     raise ProgramError(found['error'])
   for name, value in found['names'].items():
-    # A test that calls `all` must not get the program's own.
-    if name in wanted if wanted is not None else not hasattr(builtins, name):
+    if name in wanted:
       space[name] = decode(value, object_of)
   for name in found['modules']:
     if name in sys.stdlib_module_names:

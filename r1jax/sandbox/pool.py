@@ -1,11 +1,14 @@
 """A pool of started interpreters, each for one program."""
 
+import ast
+import builtins
 import contextlib
 import functools
 import json
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -145,9 +148,14 @@ class Sandbox:
         returned by value: what a test changes, or what a program changes in an
         argument, the other does not see.
       setup: Python that runs before them, without the program.
-      names: that the tests take from the program; None is all but those of built-ins,
-        such as `all`.
+      names: that the tests take from the program; None is what they ask for, see
+        `names_of`.
+
+    Raises:
+      SandboxError: the tests could not begin, by no fault of the program.
+      SyntaxError: a test is no Python, and there are no names.
     """
+    names = names_of(tests) if names is None else names
     with self._room, self._pairs.taken() as pair:
       pair.program.give({'kind': 'serve', 'code': code})
       pair.tests.give({'kind': 'test', 'setup': setup, 'tests': tests, 'names': names})
@@ -166,6 +174,23 @@ class Sandbox:
 
   def __exit__(self, *error: object) -> None:
     self.close()
+
+
+def names_of(tests: Sequence[str]) -> list[str]:
+  """Returns the names that tests ask of a program.
+
+  Not those of modules, as in `math.pi`, and of built-in functions only if the tests use
+  no others: a test with `all(f(x))` must not get the program's own `all`.
+  """
+  nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
+  names = {node.id for node in nodes if isinstance(node, ast.Name)}
+  of_attributes = {
+    node.value.id
+    for node in nodes
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+  }
+  names -= of_attributes & sys.stdlib_module_names
+  return sorted({name for name in names if not hasattr(builtins, name)} or names)
 
 
 def _verdict(

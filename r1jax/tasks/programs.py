@@ -36,23 +36,18 @@ def check() -> None:
   Sandbox(LIMITS, PACKAGES, workers=1).close()
 
 
-def passes(
-  answer: str, truth: str, *, setup: Sequence[str] = (), reference: str = ''
-) -> bool:
+def passes(answer: str, truth: str, *, setup: Sequence[str] = ()) -> bool:
   """Returns whether a program passes all tests.
 
   Args:
     answer: the program, maybe in a block of code.
     truth: tests, each passed if it raises nothing: Python, or a list of it in JSON.
     setup: lines of Python before each test.
-    reference: a right program. The tests take the names that it defines; without one,
-      all names that are no built-in ones.
 
   Raises:
     SandboxError: it could not be run, by no fault of the program.
   """
-  tests = ['\n'.join([*setup, test]) for test in tests_of(truth)]
-  return _all_pass(answer, tests, names=defined(reference) if reference else None)
+  return _all_pass(answer, ['\n'.join([*setup, test]) for test in tests_of(truth)])
 
 
 def completes(answer: str, truth: str, *, prompt: str, entry_point: str) -> bool:
@@ -111,9 +106,3 @@ def tests_of(truth: str) -> list[str]:
   for test in tests:
     ast.parse(test)
   return tests
-
-
-def defined(code: str) -> list[str]:
-  """Returns the functions and classes that a program defines at the top."""
-  kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-  return [node.name for node in ast.parse(code).body if isinstance(node, kinds)]
